@@ -1,0 +1,93 @@
+# Two commands are enough: `make run` and `make test`. Both need python3 (3.11 or newer) and make,
+# nothing else. Lines ending in `## …` are what `make help` prints.
+
+PYTHON ?= python3
+UV ?= uv
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+MADE := $(VENV)/.made-in
+RUN_READY := $(VENV)/.ready-to-run
+DEV_READY := $(VENV)/.ready-to-develop
+
+# pip says little with -qq, but still its errors.
+define INSTALL
+@echo "Installing $$(grep '==' $(1) | grep -vc "== '\(win32\|emscripten\)'") packages into $(VENV) (a minute the first time) …"
+@$(PIP) install --require-hashes -r $(1)
+@$(PIP) install --no-deps --no-build-isolation -e .
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run dev test test-full check bench migrate lock clean
+
+help: ## show this list
+	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(DEV_READY) ## install everything for development into .venv
+
+run: $(RUN_READY) ## start the gateway on 127.0.0.1:8000 (ARGS='--port 9000')
+	@$(BIN)/gateway serve $(ARGS)
+
+dev: $(DEV_READY) ## like run, and start again whenever the code changes
+	@$(BIN)/watchfiles --filter python "$(BIN)/gateway serve $(ARGS)" gateway migrations
+
+test: $(DEV_READY) ## run the whole test suite (ARGS='-k budget')
+	@$(BIN)/pytest $(ARGS)
+
+test-full: $(DEV_READY) ## the tests, with the money tests at full size (minutes)
+	@$(BIN)/pytest -m "full or not full" $(ARGS)
+
+check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
+	@echo "ruff format"  && $(BIN)/ruff format --check --quiet . || { echo "Not formatted: run $(BIN)/ruff format ." >&2; exit 1; }
+	@echo "ruff check"   && $(BIN)/ruff check --quiet .
+	@echo "lint-imports" && { out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out" >&2; exit 1; }; }
+	@echo "mypy"         && $(BIN)/mypy --no-error-summary
+	@echo "style"        && $(BIN)/pytest -q --no-header tests/test_style.py
+
+bench: $(DEV_READY) ## measure speed and memory against the floor
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+migrate: $(RUN_READY) ## bring the database to the newest schema
+	@$(BIN)/gateway migrate $(ARGS)
+
+# Names, versions and hashes only. Constraining the second lock by the first keeps their versions equal.
+LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --group build \
+	--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
+lock: ## resolve the lock files again (needs uv; ARGS=--upgrade for newer versions)
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+	@$(LOCK) $(ARGS) -o requirements.lock
+	@$(LOCK) $(ARGS) --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove .venv and caches (no data)
+	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment holds absolute paths, so one that was copied or moved runs another checkout's
+# code; and one whose Python was removed runs nothing. Either is made again.
+ifneq ($(CURDIR),$(shell test -x $(BIN)/python && cat $(MADE) 2>/dev/null))
+.PHONY: $(MADE)
+endif
+
+$(MADE):
+	@command -v $(PYTHON) >/dev/null \
+		|| { echo "$(PYTHON) was not found. Install Python 3.11 or newer, or name one: make PYTHON=python3.13 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.13 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) -V) …"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "$(CURDIR)" > $@
+
+$(RUN_READY): $(MADE) requirements.lock pyproject.toml
+	$(call INSTALL,requirements.lock)
+	@touch $@
+
+# The second lock contains the first, so the gateway can run from here too.
+$(DEV_READY): $(MADE) requirements-dev.lock pyproject.toml
+	$(call INSTALL,requirements-dev.lock)
+	@touch $(RUN_READY) $@

@@ -1,0 +1,1 @@
+"""Money: prices, quotes, budgets, reservations and the ledger's reports."""

@@ -1,0 +1,72 @@
+"""Group commit: concurrent items share one statement and one durable commit.
+
+While one batch is being committed the next one gathers, so batches grow with the load and a
+lone item waits for nothing.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from gateway import telemetry
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Collects items and commits them together; every submitter waits for its own durability."""
+
+    def __init__(
+        self,
+        kind: str,
+        commit: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_batch: int,
+    ) -> None:
+        self._commit = commit
+        self._max_batch = max_batch
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._committer: asyncio.Task[None] | None = None
+        self._sizes = telemetry.batch_size.labels(kind)
+
+    async def submit(self, item: Item) -> Result:
+        """Commit `item` with whatever else is waiting; returns its own result.
+
+        A submitter that is cancelled before its batch starts takes its item back. Raises what the
+        commit raises, for every item of the batch alike.
+        """
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._committer is None:
+            self._committer = asyncio.create_task(self._commit_waiting())
+        return await future
+
+    async def _commit_waiting(self) -> None:
+        try:
+            while batch := self._take_batch():
+                await self._commit_batch(batch)
+        finally:
+            self._committer = None
+
+    def _take_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            item, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((item, future))
+        return batch
+
+    async def _commit_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        self._sizes.observe(len(batch))
+        try:
+            results = await self._commit([item for item, _ in batch])
+        except Exception as error:  # top: whatever it is, every submitter of the batch must hear it
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)

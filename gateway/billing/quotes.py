@@ -1,0 +1,58 @@
+"""What a call can cost at most, and what it did cost. Pure: no I/O, no clock."""
+
+from collections.abc import Iterable
+from math import isqrt
+
+from gateway.domain import ImageRequest, Price, Quote, Usage, parse_size
+from gateway.money import NanoUsd, token_cost
+
+PROMPT_OVERHEAD_TOKENS = 32
+"""What a provider may add around the prompt; a token is never shorter than one UTF-8 byte."""
+
+
+def quote(request: ImageRequest, price: Price) -> Quote:
+    """An upper bound for the cost of `request`; what the client left open counts as dearest."""
+    usage = Usage(
+        text_input_tokens=len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS,
+        image_input_tokens=0,
+        text_output_tokens=0,
+        image_output_tokens=request.n * _dearest_tokens(request),
+    )
+    return Quote(price=price, amount_nano=cost(usage, price))
+
+
+def cost(usage: Usage, price: Price) -> NanoUsd:
+    """The cost of what was used: each component rounded up once."""
+    return NanoUsd(
+        token_cost(usage.text_input_tokens, price.text_input_nano)
+        + token_cost(usage.image_input_tokens, price.image_input_nano)
+        + token_cost(usage.text_output_tokens, price.text_output_nano)
+        + token_cost(usage.image_output_tokens, price.image_output_nano)
+    )
+
+
+def _dearest_tokens(request: ImageRequest) -> int:
+    model = request.model
+    open_quality = request.quality in {None, "auto"}
+    qualities = [q for q in model.qualities if q != "auto"] if open_quality else [request.quality]
+    return max(
+        model.tokens.output_tokens(quality, width, height)
+        for quality in qualities
+        if quality is not None
+        for width, height in _possible_sizes(request)
+    )
+
+
+def _possible_sizes(request: ImageRequest) -> Iterable[tuple[int, int]]:
+    """The asked size; where it is open, all that the model may choose, or the dearest of them.
+
+    For a given number of pixels the formula is dearest for a square. A model left to choose stays
+    within the sizes its vendor does not call experimental.
+    """
+    if request.size not in {None, "auto"}:
+        return [parse_size(request.size or "")]
+    rule = request.model.sizes
+    if rule.fixed:
+        return [parse_size(size) for size in rule.fixed]
+    edge = isqrt(rule.auto_pixels)
+    return [(edge, edge)]

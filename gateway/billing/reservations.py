@@ -1,0 +1,257 @@
+"""Reserve before a paid call, settle after it: the only writers of money.
+
+States: held → posted | void | unknown; unknown → posted | posted_est | void. See docs/money.md.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID
+
+import orjson
+import structlog
+
+from gateway import telemetry
+from gateway.billing.group_commit import GroupCommit
+from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable
+from gateway.domain import Caller, Outcome, Quote, Usage
+from gateway.errors import BudgetExceeded
+from gateway.money import NanoUsd, format_usd_short
+
+SETTLE_BACKOFF_MS = (50, 100, 250, 500, 1000)
+log = structlog.get_logger(__name__)
+
+
+SettlementKind = Literal["post", "post_est", "void", "unknown"]
+KIND_BY_OUTCOME: dict[Outcome, SettlementKind] = {
+    Outcome.NOT_SENT: "void",
+    Outcome.REJECTED: "void",
+    Outcome.MODERATION: "void",
+    Outcome.SUCCESS: "post",
+    Outcome.SUCCESS_NO_USAGE: "post_est",
+    Outcome.AMBIGUOUS: "unknown",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRequest:
+    """What one call wants to hold, on every budget that applies to its caller."""
+
+    id: UUID
+    caller: Caller
+    quote: Quote
+    operation: str
+    requested_model: str
+    served_model: str
+    provider: str
+    credential: str
+    ttl_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One image in the store, to be written down with the settlement."""
+
+    id: str
+    path: str
+    media_type: str
+    size_bytes: int
+    ttl_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How one reservation ends."""
+
+    id: UUID
+    outcome: Outcome
+    amount_nano: NanoUsd
+    images: int = 0
+    usage: Usage | None = None
+    stored: tuple[StoredFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One row of `reserve`."""
+
+    refusal: BudgetExceeded | None
+
+
+class Reservations:
+    """Holds and settles, many concurrent calls in one commit each."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        instance: UUID,
+        max_batch: int,
+        admission_timeout_ms: int,
+    ) -> None:
+        self._database = database
+        self._instance = instance
+        self._admission_timeout_ms = admission_timeout_ms
+        self._holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
+            "reserve", self._reserve_batch, max_batch=max_batch
+        )
+        self._settlements: GroupCommit[Settlement, str] = GroupCommit(
+            "settle", self._settle_batch, max_batch=max_batch
+        )
+        self._undoing: set[asyncio.Task[None]] = set()
+
+    async def reserve(self, request: ReservationRequest) -> None:
+        """Hold the quote on every budget that applies, durably, or on none.
+
+        Raises:
+            BudgetExceeded: one of them is short; nothing is held.
+            DatabaseUnavailable: no acknowledgement in time. Should the hold have been committed
+                all the same, it is voided as soon as Postgres answers again.
+        """
+        try:
+            async with asyncio.timeout(self._admission_timeout_ms / 1000):
+                answer = await self._holds.submit(request)
+        except (DatabaseUnavailable, TimeoutError) as error:
+            self._undo_later(request.id)
+            raise DatabaseUnavailable from error
+        if answer.refusal is not None:
+            raise answer.refusal
+
+    async def settle(self, settlement: Settlement) -> str:
+        """Write down how a call ended; tries until Postgres acknowledges.
+
+        Returns `ok`, or `already` where an earlier attempt had succeeded unheard.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await self._settlements.submit(settlement)
+            except DatabaseUnavailable:
+                delay_ms = SETTLE_BACKOFF_MS[min(attempt, len(SETTLE_BACKOFF_MS) - 1)]
+                attempt += 1
+                log.warning("settle_waits_for_database", reservation=str(settlement.id))
+                await asyncio.sleep(delay_ms / 1000)
+
+    async def close(self) -> None:
+        """Stop undoing what may not have happened; the sweeper of another worker finishes it."""
+        for task in self._undoing:
+            task.cancel()
+        if self._undoing:
+            await asyncio.wait(self._undoing)
+
+    def _undo_later(self, reservation_id: UUID) -> None:
+        task = asyncio.create_task(self._undo(reservation_id))
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    async def _undo(self, reservation_id: UUID) -> None:
+        """Void a hold whose commit may or may not have happened; its call was never made.
+
+        A statement still running on the server ends within its own time limit, so one more look
+        after that limit is final.
+        """
+        void = Settlement(reservation_id, Outcome.NOT_SENT, NanoUsd(0))
+        if await self.settle(void) == "missing":
+            await asyncio.sleep(STATEMENT_TIMEOUT_MS / 1000)
+            await self.settle(void)
+
+    async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
+        rows = await self._database.call(
+            "SELECT * FROM reserve(CAST(:requests AS jsonb), :instance)",
+            {
+                "requests": _to_json([_hold_fields(r) for r in requests]),
+                "instance": self._instance,
+            },
+        )
+        answers = {
+            row.request_id: _Answer(
+                None
+                if row.outcome == "held"
+                else budget_refusal(
+                    row.owner,
+                    row.window_name,
+                    limit_nano=row.budget_limit,
+                    available_nano=row.available,
+                    resets_at=row.resets_at,
+                )
+            )
+            for row in rows
+        }
+        return [answers[request.id] for request in requests]
+
+    async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[str]:
+        rows = await self._database.call(
+            "SELECT * FROM settle(CAST(:settlements AS jsonb))",
+            {"settlements": _to_json([_settle_fields(s) for s in settlements])},
+        )
+        for row in rows:
+            if row.breach > 0:
+                telemetry.alarm("bound_breach", reservation=str(row.settled_id), nano=row.breach)
+            if row.result == "conflict":
+                telemetry.alarm("settle_conflict", reservation=str(row.settled_id))
+        results = {row.settled_id: row.result for row in rows}
+        return [str(results[settlement.id]) for settlement in settlements]
+
+
+def budget_refusal(
+    owner: str, window: str, *, limit_nano: int, available_nano: int, resets_at: datetime | None
+) -> BudgetExceeded:
+    """Say which budget is short, by how much it is filled, and when it starts anew."""
+    until = f"It resets at {resets_at.isoformat()}." if resets_at else "It does not reset."
+    seconds = (resets_at - datetime.now(UTC)).total_seconds() if resets_at else None
+    return BudgetExceeded(
+        f"The {owner}'s budget per {window} of {format_usd_short(limit_nano)} USD has "
+        f"{format_usd_short(available_nano)} USD left, less than this call can cost at most. "
+        f"{until}"
+        if window != "total"
+        else f"The {owner}'s total budget of {format_usd_short(limit_nano)} USD has "
+        f"{format_usd_short(available_nano)} USD left, less than this call can cost at most. "
+        f"{until}",
+        retry_after_seconds=None if seconds is None else max(1, int(seconds)),
+    )
+
+
+def _to_json(value: object) -> str:
+    """JSON text; asyncpg's own UUID class is one that orjson does not know."""
+    return orjson.dumps(value, default=str).decode()
+
+
+def _hold_fields(request: ReservationRequest) -> dict[str, object]:
+    caller = request.caller
+    return {
+        "id": request.id,
+        "tenant_id": caller.tenant_id,
+        "api_key_id": caller.api_key_id,
+        "user_id": caller.user_id,
+        "livemode": caller.livemode,
+        "operation": request.operation,
+        "requested_model": request.requested_model,
+        "served_model": request.served_model,
+        "provider": request.provider,
+        "credential": request.credential,
+        "price_id": request.quote.price.id,
+        "amount_nano": request.quote.amount_nano,
+        "ttl_seconds": request.ttl_seconds,
+    }
+
+
+def _settle_fields(settlement: Settlement) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "id": settlement.id,
+        "kind": KIND_BY_OUTCOME[settlement.outcome],
+        "amount_nano": settlement.amount_nano,
+        "outcome": settlement.outcome,
+        "images": settlement.images,
+    }
+    if settlement.usage is not None:
+        fields |= {
+            "text_input_tokens": settlement.usage.text_input_tokens,
+            "image_input_tokens": settlement.usage.image_input_tokens,
+            "text_output_tokens": settlement.usage.text_output_tokens,
+            "image_output_tokens": settlement.usage.image_output_tokens,
+        }
+    if settlement.stored:
+        fields["stored"] = list(settlement.stored)
+    return fields

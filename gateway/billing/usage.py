@@ -1,0 +1,227 @@
+"""Usage reports: sums over ledger entries, so that they cannot disagree with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, get_args
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import ColumnElement, Select, Text, cast, func, literal_column, select
+
+from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.tables import LedgerRow, TenantRow, TenantUserRow
+from gateway.errors import InvalidRequest
+
+GroupField = Literal["day", "model", "requested_model", "key", "user", "tenant"]
+GROUP_FIELDS: tuple[GroupField, ...] = get_args(GroupField)
+MAX_ROWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """One group of a report; `group` has one text per field asked for. Cost in nano-USD."""
+
+    group: tuple[str | None, ...]
+    requests: int
+    images: int
+    input_tokens: int
+    output_tokens: int
+    cost_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Sums over [start, end), grouped; `total` has an empty group."""
+
+    start: datetime
+    end: datetime
+    group_by: tuple[GroupField, ...]
+    rows: tuple[UsageRow, ...]
+    total: UsageRow
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The instants [start, end)."""
+
+    start: datetime
+    end: datetime
+
+
+def parse_period(start: str | None, end: str | None, zone: str) -> Period:
+    """Read a report's bounds: dates are whole days of `zone`, the last one included.
+
+    Without them: the current month until now.
+
+    Raises:
+        InvalidRequest: not ISO 8601, or an empty period.
+    """
+    now = datetime.now(ZoneInfo(zone))
+    starts = _moment(start, "start", zone, is_end=False) if start else None
+    ends = _moment(end, "end", zone, is_end=True) if end else now + timedelta(minutes=1)
+    starts = starts or datetime(now.year, now.month, 1, tzinfo=ZoneInfo(zone))
+    if starts >= ends:
+        raise InvalidRequest("start must lie before end.", param="start")
+    return Period(starts.astimezone(UTC), ends.astimezone(UTC))
+
+
+def _moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
+    try:
+        if len(text) == len("2026-11-20"):
+            day = date.fromisoformat(text) + timedelta(days=1 if is_end else 0)
+            return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=ZoneInfo(zone))
+        moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(
+            f"{param} must be an ISO 8601 date or date-time, such as 2026-11-20.", param=param
+        ) from None
+    return moment
+
+
+async def tenant_zone(session: TenantSession, tenant_id: UUID) -> str:
+    """The tenant's time zone, in which its days begin."""
+    query = select(TenantRow.time_zone).where(TenantRow.id == tenant_id)
+    return (await session.scalars(query)).one()
+
+
+def parse_group_by(text: str, *, allowed: Sequence[GroupField]) -> tuple[GroupField, ...]:
+    """Read `"day,model"`.
+
+    Raises:
+        InvalidRequest: an unknown or repeated field.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    fields = tuple(field for name in names for field in allowed if field == name)
+    if len(fields) != len(names) or len(set(fields)) != len(fields):
+        raise InvalidRequest(f"group_by takes any of: {', '.join(allowed)}.", param="group_by")
+    return fields
+
+
+async def tenant_report(
+    session: TenantSession,
+    tenant_id: UUID,
+    *,
+    livemode: bool,
+    period: Period,
+    group_by: tuple[GroupField, ...],
+    user_id: UUID | None = None,
+) -> UsageReport:
+    """What a tenant (or one of its users) used, in days of the tenant's time zone.
+
+    Raises:
+        InvalidRequest: the period is empty, or the report has too many rows.
+    """
+    query = _sums(tenant_id, livemode=livemode, period=period, group_by=group_by)
+    if user_id is not None:
+        query = query.where(LedgerRow.user_id == user_id)
+    return await _run(session, query, period, group_by)
+
+
+async def operator_report(
+    session: OperatorSession,
+    *,
+    livemode: bool,
+    period: Period,
+    group_by: tuple[GroupField, ...],
+) -> UsageReport:
+    """What every tenant used, in days of each tenant's own time zone.
+
+    Raises:
+        InvalidRequest: the period is empty, or the report has too many rows.
+    """
+    query = _sums(None, livemode=livemode, period=period, group_by=group_by)
+    return await _run(session, query, period, group_by)
+
+
+def _sums(
+    tenant_id: UUID | None, *, livemode: bool, period: Period, group_by: tuple[GroupField, ...]
+) -> Select[*tuple[Any, ...]]:
+    """The query, for one tenant or (None) for all that the session sees."""
+    columns = [_group_column(field) for field in group_by]
+    positions: list[ColumnElement[Any]] = [
+        literal_column(str(index + 1)) for index in range(len(columns))
+    ]
+    query = (
+        select(
+            *columns,
+            func.coalesce(func.sum(LedgerRow.requests), 0).label("requests"),
+            func.coalesce(func.sum(LedgerRow.images), 0).label("images"),
+            func.coalesce(
+                func.sum(LedgerRow.text_input_tokens + LedgerRow.image_input_tokens), 0
+            ).label("input_tokens"),
+            func.coalesce(
+                func.sum(LedgerRow.text_output_tokens + LedgerRow.image_output_tokens), 0
+            ).label("output_tokens"),
+            func.coalesce(func.sum(LedgerRow.amount_nano), 0).label("cost_nano"),
+        )
+        .join(TenantRow, TenantRow.id == LedgerRow.tenant_id)
+        .outerjoin(TenantUserRow, TenantUserRow.id == LedgerRow.user_id)
+        .where(
+            LedgerRow.livemode.is_(livemode),
+            LedgerRow.kind != "hold",
+            LedgerRow.at >= period.start,
+            LedgerRow.at < period.end,
+        )
+        .limit(MAX_ROWS + 1)
+    )
+    if tenant_id is not None:
+        query = query.where(LedgerRow.tenant_id == tenant_id)
+    if columns:
+        # A group of refused calls alone has nothing to report.
+        query = query.group_by(*positions).order_by(*positions)
+        query = query.having(
+            (func.sum(LedgerRow.requests) != 0) | (func.sum(LedgerRow.amount_nano) != 0)
+        )
+    return query
+
+
+def _group_column(field: GroupField) -> ColumnElement[str]:
+    columns: dict[GroupField, ColumnElement[str]] = {
+        "day": func.to_char(func.timezone(TenantRow.time_zone, LedgerRow.at), "YYYY-MM-DD"),
+        "model": LedgerRow.served_model.expression,
+        "requested_model": LedgerRow.requested_model.expression,
+        "key": cast(LedgerRow.api_key_id, Text),
+        "user": TenantUserRow.name.expression,
+        "tenant": TenantRow.name.expression,
+    }
+    return columns[field]
+
+
+async def _run(
+    session: TenantSession | OperatorSession,
+    query: Select[*tuple[Any, ...]],
+    period: Period,
+    group_by: tuple[GroupField, ...],
+) -> UsageReport:
+    result = (await session.execute(query)).all()
+    if len(result) > MAX_ROWS:
+        raise InvalidRequest(
+            f"This report has more than {MAX_ROWS} rows. Ask for a shorter period or "
+            "for fewer fields in group_by.",
+            param="group_by",
+        )
+    width = len(group_by)
+    rows = tuple(
+        UsageRow(
+            group=tuple(row[:width]),
+            requests=int(row.requests),
+            images=int(row.images),
+            input_tokens=int(row.input_tokens),
+            output_tokens=int(row.output_tokens),
+            cost_nano=int(row.cost_nano),
+        )
+        for row in result
+    )
+    total = UsageRow(
+        group=(),
+        requests=sum(row.requests for row in rows),
+        images=sum(row.images for row in rows),
+        input_tokens=sum(row.input_tokens for row in rows),
+        output_tokens=sum(row.output_tokens for row in rows),
+        cost_nano=sum(row.cost_nano for row in rows),
+    )
+    return UsageReport(period.start, period.end, group_by, rows if group_by else (), total)

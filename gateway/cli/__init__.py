@@ -1,0 +1,5 @@
+"""The command `gateway`: thin commands over the core."""
+
+from gateway.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,303 @@
+"""Commands for tenants, API keys and provider credentials."""
+
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from gateway.bootstrap import Core
+from gateway.cli.output import JsonOption, console, fields, print_json, refuse, run, show
+from gateway.db.engine import TenantSession
+from gateway.domain import Scope, SecretText
+from gateway.tenancy import api_keys
+from gateway.tenancy import credentials as vaulted
+from gateway.tenancy import tenants as tenancy
+from gateway.tenancy.api_keys import IssuedKey
+from gateway.tenancy.tenants import Tenant
+
+tenants = typer.Typer(help="Tenants: the customers that own everything.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of tenants and users.", no_args_is_help=True)
+credentials = typer.Typer(help="Provider keys of tenants and users.", no_args_is_help=True)
+
+TenantOption = Annotated[str, typer.Option("--tenant", help="Name or id of the tenant.")]
+UserOption = Annotated[str | None, typer.Option("--user", help="Name of a user of the tenant.")]
+_DURATION = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read `90d`, `24h`, `30m`, `45s` or `2w`."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a duration such as 90d, 24h or 30m")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@tenants.command("create")
+def create_tenant(
+    name: Annotated[str, typer.Argument(help="A name, unique here.")],
+    time_zone: Annotated[
+        str, typer.Option(help="Where the tenant's days and months begin, e.g. Europe/Madrid.")
+    ] = "UTC",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a tenant."""
+
+    async def work(core: Core) -> Tenant:
+        async with core.database.operator() as session:
+            return await tenancy.create(session, name, time_zone=time_zone)
+
+    tenant = run(work)
+    if as_json:
+        print_json(tenant)
+    else:
+        console.print(f"Tenant {tenant.name} is made: {tenant.id}")
+        console.print(f"Next: gateway keys create --tenant {tenant.name}")
+
+
+@tenants.command("list")
+def list_tenants(as_json: JsonOption = False) -> None:
+    """Show every tenant."""
+
+    async def work(core: Core) -> list[Tenant]:
+        async with core.database.operator() as session:
+            return await tenancy.list_all(session)
+
+    names = ("name", "id", "status", "time_zone", "created_at")
+    show([fields(tenant, *names) for tenant in run(work)], as_json=as_json, empty="No tenants yet.")
+
+
+@tenants.command("suspend")
+def suspend_tenant(tenant: str, as_json: JsonOption = False) -> None:
+    """Refuse every key of a tenant from now on."""
+    _set_status(tenant, "suspended", as_json=as_json)
+
+
+@tenants.command("resume")
+def resume_tenant(tenant: str, as_json: JsonOption = False) -> None:
+    """Let a suspended tenant's keys work again."""
+    _set_status(tenant, "active", as_json=as_json)
+
+
+def _set_status(name: str, status: str, *, as_json: bool) -> None:
+    async def work(core: Core) -> Tenant:
+        async with core.database.operator() as session:
+            return await tenancy.set_status(session, name, status)
+
+    tenant = run(work)
+    if as_json:
+        print_json(tenant)
+    else:
+        console.print(f"Tenant {tenant.name} is {tenant.status}.")
+
+
+@keys.command("create")
+def create_key(
+    tenant: TenantOption,
+    user: UserOption = None,
+    test: Annotated[bool, typer.Option("--test", help="A sandbox key: costs nothing.")] = False,
+    scopes: Annotated[
+        str | None, typer.Option(help=f"Comma-separated: {', '.join(Scope)}. Default: all.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Comma-separated models it may use. Default: all.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="E.g. 90d. Default: never.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an API key. Its secret is shown this once."""
+    wanted = _names(scopes)
+    unknown = sorted(set(wanted or ()) - set(Scope))
+    if unknown:
+        raise typer.BadParameter(f"unknown scope {unknown[0]}; choose from {', '.join(Scope)}")
+    expires_at = None if expires is None else datetime.now(UTC) + parse_duration(expires)
+
+    async def work(core: Core) -> IssuedKey:
+        allowed = _names(models)
+        strange = sorted(set(allowed or ()) - set(core.catalog.models))
+        if strange:
+            refuse(f"There is no model {strange[0]}. GET /v1/models lists them.")
+        async with core.database.operator() as session:
+            owner = await tenancy.find(session, tenant)
+            tenant_session = TenantSession(session)
+            user_id = (
+                None if user is None else await tenancy.ensure_user(tenant_session, owner.id, user)
+            )
+            return await api_keys.issue(
+                tenant_session,
+                owner.id,
+                pepper=core.pepper,
+                livemode=not test,
+                user_id=user_id,
+                scopes=wanted,
+                models=allowed,
+                expires_at=expires_at,
+            )
+
+    _show_issued(run(work), as_json=as_json)
+
+
+@keys.command("list")
+def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
+    """Show the keys of a tenant, without secrets."""
+
+    async def work(core: Core) -> list[dict[str, object]]:
+        async with core.database.operator() as session:
+            owner = await tenancy.find(session, tenant)
+            found = await api_keys.list_keys(TenantSession(session), owner.id)
+            users = await tenancy.user_names(TenantSession(session), owner.id)
+        return [
+            {
+                "id": key.id,
+                "key": f"igw_{'live' if key.livemode else 'test'}_…{key.last4}",
+                "user": None if key.user_id is None else users[key.user_id],
+                "scopes": key.scopes,
+                "models": key.models,
+                "expires_at": key.expires_at,
+                "revoked_at": key.revoked_at,
+                "created_at": key.created_at,
+            }
+            for key in found
+        ]
+
+    show(run(work), as_json=as_json, empty="No keys yet.")
+
+
+@keys.command("roll")
+def roll_key(
+    key_id: Annotated[UUID, typer.Argument(help="Id of the key, from `gateway keys list`.")],
+    grace: Annotated[str, typer.Option(help="How long the old key stays valid.")] = "24h",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a twin of a key; the old one ends after the grace time."""
+    grace_time = parse_duration(grace)
+
+    async def work(core: Core) -> IssuedKey:
+        async with core.database.operator() as session:
+            return await api_keys.roll(session, key_id, pepper=core.pepper, grace=grace_time)
+
+    _show_issued(run(work), as_json=as_json)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[UUID, typer.Argument(help="Id of the key, from `gateway keys list`.")],
+    as_json: JsonOption = False,
+) -> None:
+    """End a key now, on every worker within a second."""
+
+    async def work(core: Core) -> None:
+        async with core.database.operator() as session:
+            await api_keys.revoke(session, key_id)
+
+    run(work)
+    if as_json:
+        print_json({"id": key_id, "revoked": True})
+    else:
+        console.print(f"Key {key_id} is revoked.")
+
+
+def _show_issued(issued: IssuedKey, *, as_json: bool) -> None:
+    shown = {
+        "id": issued.id,
+        "key": issued.secret.reveal(),
+        "livemode": issued.livemode,
+        "scopes": list(issued.scopes),
+        "models": None if issued.models is None else list(issued.models),
+        "expires_at": issued.expires_at,
+    }
+    if as_json:
+        print_json(shown)
+        return
+    console.print(f"Key {issued.id}:")
+    console.print(f"\n    {issued.secret.reveal()}\n")
+    console.print("Keep it now; it is not shown again.")
+
+
+@credentials.command("set")
+def set_credential(
+    tenant: TenantOption,
+    provider: Annotated[str, typer.Option(help="E.g. openai.")] = "openai",
+    user: UserOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store a provider key, read from standard input or asked for; never from the command line."""
+    text = (
+        typer.prompt(f"{provider} key", hide_input=True)
+        if sys.stdin.isatty()
+        else sys.stdin.readline()
+    )
+    secret = SecretText(text.strip())
+
+    async def work(core: Core) -> vaulted.CredentialInfo:
+        async with core.database.operator() as session:
+            owner = await tenancy.find(session, tenant)
+        async with core.database.tenant(owner.id) as session:
+            user_id = None if user is None else await tenancy.ensure_user(session, owner.id, user)
+            return await vaulted.store(
+                session,
+                owner.id,
+                vault=core.vault,
+                user_id=user_id,
+                provider=provider,
+                secret=secret,
+            )
+
+    info = run(work)
+    if as_json:
+        print_json(info)
+    else:
+        console.print(f"The {info.owner}'s {info.provider} key …{info.last4} is stored.")
+
+
+@credentials.command("list")
+def list_credentials(tenant: TenantOption, as_json: JsonOption = False) -> None:
+    """Show what is stored, without secrets."""
+
+    async def work(core: Core) -> list[dict[str, object]]:
+        async with core.database.operator() as session:
+            owner = await tenancy.find(session, tenant)
+            users = await tenancy.user_names(TenantSession(session), owner.id)
+            found = await vaulted.list_credentials(TenantSession(session), owner.id)
+        return [
+            {
+                "provider": info.provider,
+                "owner": info.owner,
+                "user": None if info.user_id is None else users[info.user_id],
+                "key": f"…{info.last4}",
+                "updated_at": info.updated_at,
+            }
+            for info in found
+        ]
+
+    show(run(work), as_json=as_json, empty="No provider keys stored: calls use the house key.")
+
+
+@credentials.command("delete")
+def delete_credential(
+    tenant: TenantOption,
+    provider: Annotated[str, typer.Option(help="E.g. openai.")] = "openai",
+    user: UserOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget a stored provider key."""
+
+    async def work(core: Core) -> None:
+        async with core.database.operator() as session:
+            owner = await tenancy.find(session, tenant)
+        async with core.database.tenant(owner.id) as session:
+            user_id = None if user is None else await tenancy.ensure_user(session, owner.id, user)
+            await vaulted.delete(session, owner.id, user_id=user_id, provider=provider)
+
+    run(work)
+    if as_json:
+        print_json({"provider": provider, "deleted": True})
+    else:
+        console.print(f"The {provider} key is deleted.")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

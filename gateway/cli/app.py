@@ -1,0 +1,30 @@
+"""The command tree."""
+
+import typer
+
+from gateway.cli import accounts, billing, operations
+from gateway.cli.demo import demo
+
+app = typer.Typer(
+    name="gateway",
+    help="One place to make images with AI, and to know who spent what.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(operations.serve)
+app.command()(operations.migrate)
+app.command()(operations.doctor)
+app.command()(demo)
+app.command()(billing.usage)
+app.add_typer(accounts.tenants, name="tenants")
+app.add_typer(accounts.keys, name="keys")
+app.add_typer(accounts.credentials, name="credentials")
+app.add_typer(billing.budgets, name="budgets")
+app.add_typer(billing.prices, name="prices")
+app.add_typer(operations.master_key, name="master-key")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

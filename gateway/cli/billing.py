@@ -1,0 +1,300 @@
+"""Commands for budgets, prices and usage reports."""
+
+import tomllib
+from dataclasses import replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from gateway.billing import budgets as budgeting
+from gateway.billing import prices as pricing
+from gateway.billing import usage as reporting
+from gateway.bootstrap import Core
+from gateway.cli.accounts import TenantOption, UserOption
+from gateway.cli.output import JsonOption, console, print_json, refuse, run, show
+from gateway.db.engine import TenantSession
+from gateway.domain import Price, SeedPrice
+from gateway.money import format_usd, format_usd_short, parse_usd
+from gateway.rest.usage import render_budget, render_report, report_csv
+from gateway.tenancy import tenants
+
+budgets = typer.Typer(help="Money limits, held before each call.", no_args_is_help=True)
+prices = typer.Typer(help="Price versions; never edited, only added.", no_args_is_help=True)
+
+
+class ReportFormat(StrEnum):
+    """How a report is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@budgets.command("set")
+def set_budget(
+    tenant: TenantOption,
+    limit_usd: Annotated[str, typer.Option(help="E.g. 50 or 12.50.")],
+    window: Annotated[str, typer.Option(help="day, week, month or total.")] = "month",
+    key: Annotated[UUID | None, typer.Option(help="Only for this API key (its id).")] = None,
+    user: UserOption = None,
+    test: Annotated[bool, typer.Option("--test", help="For test keys instead of live.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Limit what a tenant, one of its users or one of its keys may spend."""
+    try:
+        limit = parse_usd(limit_usd)
+    except ValueError as error:
+        refuse(str(error))
+
+    async def work(core: Core) -> list[budgeting.Budget]:
+        async with core.database.operator() as session:
+            owner = await tenants.find(session, tenant)
+        async with core.database.tenant(owner.id) as session:
+            user_id = None if user is None else await tenants.ensure_user(session, owner.id, user)
+            await budgeting.set_limit(
+                session,
+                owner.id,
+                window=window,
+                limit_nano=limit,
+                livemode=not test,
+                api_key_id=key,
+                user_id=user_id,
+            )
+            found = await budgeting.list_budgets(session, owner.id)
+        return [
+            budget
+            for budget in found
+            if (budget.api_key_id, budget.user_id, budget.livemode, budget.window)
+            == (key, user_id, not test, window)
+        ]
+
+    budget = run(work)[0]
+    if as_json:
+        print_json(render_budget(budget))
+        return
+    console.print(
+        f"The {budget.owner} may spend {format_usd_short(budget.limit_nano)} USD per "
+        f"{budget.window}"
+        + (f" (until {budget.resets_at:%Y-%m-%d %H:%M %Z})." if budget.resets_at else ".")
+    )
+
+
+@budgets.command("list")
+def list_budgets(tenant: TenantOption, as_json: JsonOption = False) -> None:
+    """Show the budgets of a tenant and what they have left."""
+
+    async def work(core: Core) -> list[budgeting.Budget]:
+        async with core.database.operator() as session:
+            owner = await tenants.find(session, tenant)
+            return await budgeting.list_budgets(TenantSession(session), owner.id)
+
+    rows = [
+        {**render_budget(budget), "key": budget.api_key_id, "user": budget.user_id}
+        for budget in run(work)
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    names = [
+        *("owner", "key", "user", "livemode", "window"),
+        *("limit_usd", "spent_usd", "held_usd", "remaining_usd", "resets_at"),
+    ]
+    show(
+        [{name: row[name] for name in names} for row in rows],
+        as_json=False,
+        empty="No budgets: this tenant may spend without limit.",
+        right=[name for name in names if name.endswith("_usd")],
+    )
+
+
+@prices.command("list")
+def list_prices(
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every price version, in US dollars per million tokens."""
+
+    async def work(core: Core) -> list[Price]:
+        async with core.database.operator() as session:
+            return await pricing.list_prices(session)
+
+    rows = [_price_row(price) for price in run(work) if model in {None, price.model}]
+    show(rows, as_json=as_json, right=_RATES)
+
+
+@prices.command("add")
+def add_price(
+    model: Annotated[str, typer.Option(help="Model the price is for.")],
+    text_input: Annotated[str, typer.Option(help="USD per million text input tokens.")],
+    image_input: Annotated[str, typer.Option(help="USD per million image input tokens.")],
+    image_output: Annotated[str, typer.Option(help="USD per million image output tokens.")],
+    text_output: Annotated[
+        str | None, typer.Option(help="USD per million text output tokens. Default: as image.")
+    ] = None,
+    effective_from: Annotated[
+        datetime | None, typer.Option(help="Start of the version (UTC). Default: now.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a price version. Calls held before its start are settled with the old one."""
+    entry = {
+        "model": model,
+        "text_input": text_input,
+        "image_input": image_input,
+        "image_output": image_output,
+        "text_output": text_output,
+        "effective_from": effective_from,
+    }
+    _add([entry], as_json=as_json)
+
+
+@prices.command("import")
+def import_prices(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="TOML: [[prices]] …")],
+    as_json: JsonOption = False,
+) -> None:
+    """Add many price versions, all or none.
+
+    The file holds [[prices]] tables with model, text_input, image_input, image_output and, where
+    they apply, text_output and effective_from. Rates are strings: US dollars per million tokens.
+    """
+    try:
+        entries = tomllib.loads(file.read_text())["prices"]
+    except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError, OSError) as error:
+        refuse(f"{file} is not a price file ({type(error).__name__}: {error}).")
+    _add(entries, as_json=as_json)
+
+
+_RATES = ("text_input", "image_input", "image_output", "text_output")
+
+
+def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
+    try:
+        versions = [(str(entry["model"]), _rates(entry), _start(entry)) for entry in entries]
+    except (KeyError, TypeError, ValueError) as error:
+        refuse(f"A price cannot be read: {error}")
+
+    async def work(core: Core) -> list[Price]:
+        for model, _, _ in versions:
+            if model not in core.catalog.models:
+                refuse(f"There is no model {model} in the catalogue.")
+        async with core.database.operator() as session:
+            return [
+                await pricing.add(session, model, rates, effective_from=start)
+                for model, rates, start in versions
+            ]
+
+    show([_price_row(price) for price in run(work)], as_json=as_json, right=_RATES)
+
+
+def _rates(entry: dict[str, Any]) -> SeedPrice:
+    text_output = entry.get("text_output") or entry["image_output"]
+    return SeedPrice(
+        text_input_nano=parse_usd(str(entry["text_input"])),
+        image_input_nano=parse_usd(str(entry["image_input"])),
+        image_output_nano=parse_usd(str(entry["image_output"])),
+        text_output_nano=parse_usd(str(text_output)),
+    )
+
+
+def _start(entry: dict[str, Any]) -> datetime:
+    start = entry.get("effective_from") or datetime.now(UTC)
+    if not isinstance(start, datetime):
+        raise TypeError("effective_from must be a date-time, such as 2026-12-01T00:00:00Z")
+    return start if start.tzinfo is not None else start.replace(tzinfo=UTC)
+
+
+def _price_row(price: Price) -> dict[str, object]:
+    return {
+        "model": price.model,
+        "effective_from": price.effective_from,
+        "text_input": format_usd_short(price.text_input_nano),
+        "image_input": format_usd_short(price.image_input_nano),
+        "image_output": format_usd_short(price.image_output_nano),
+        "text_output": format_usd_short(price.text_output_nano),
+        "version": price.id,
+    }
+
+
+def usage(
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Name or id. Default: every tenant.")
+    ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="First day, e.g. 2026-11-01.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Last day, included.")] = None,
+    group_by: Annotated[
+        str, typer.Option(help=f"Any of {', '.join(reporting.GROUP_FIELDS)}.")
+    ] = "day,model",
+    mode: Annotated[str, typer.Option(help="live, test or all.")] = "all",
+    output: Annotated[ReportFormat, typer.Option("--format", help="How to print it.")] = (
+        ReportFormat.TABLE
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was used and what it cost. Default: this month, live and test apart."""
+    modes = {"live": (True,), "test": (False,), "all": (True, False)}.get(mode)
+    if modes is None:
+        raise typer.BadParameter("--mode is live, test or all")
+
+    async def work(core: Core) -> list[tuple[bool, reporting.UsageReport]]:
+        grouping = reporting.parse_group_by(group_by, allowed=reporting.GROUP_FIELDS)
+        async with core.database.operator() as session:
+            owner = None if tenant is None else await tenants.find(session, tenant)
+            zone = "UTC" if owner is None else owner.time_zone
+            period = reporting.parse_period(start, end, zone)
+            reports = []
+            for livemode in modes:
+                if owner is None:
+                    report = await reporting.operator_report(
+                        session, livemode=livemode, period=period, group_by=grouping
+                    )
+                else:
+                    report = await reporting.tenant_report(
+                        TenantSession(session),
+                        owner.id,
+                        livemode=livemode,
+                        period=period,
+                        group_by=grouping,
+                    )
+                reports.append((livemode, report))
+        return reports
+
+    _print_reports(run(work), ReportFormat.JSON if as_json else output)
+
+
+def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: ReportFormat) -> None:
+    if output is ReportFormat.JSON:
+        rendered = [{"livemode": live, **render_report(report)} for live, report in reports]
+        print_json(rendered[0] if len(rendered) == 1 else rendered)
+        return
+    for livemode, report in reports:
+        if output is ReportFormat.CSV:
+            console.out(report_csv(report), end="")
+            continue
+        if report.total.requests == 0 and len(reports) > 1:
+            continue
+        total = replace(report.total, group=("total", *[None] * (len(report.group_by) - 1)))
+        rows = [*report.rows, total] if report.group_by else [report.total]
+        show(
+            [
+                dict(zip(report.group_by, row.group, strict=False))
+                | {
+                    "requests": row.requests,
+                    "images": row.images,
+                    "input_tokens": row.input_tokens,
+                    "output_tokens": row.output_tokens,
+                    "cost_usd": format_usd(row.cost_nano),
+                }
+                for row in rows
+            ],
+            as_json=False,
+            title="Live" if livemode else "Test (sandbox: nothing was paid)",
+            right=("requests", "images", "input_tokens", "output_tokens", "cost_usd"),
+        )
+        console.print()
+    if output is ReportFormat.TABLE and not any(report.total.requests for _, report in reports):
+        console.print("Nothing was used in this period.")

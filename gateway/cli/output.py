@@ -1,0 +1,125 @@
+"""How commands speak: tables for people, JSON for programs, one sentence for a refusal."""
+
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Annotated, Any, NoReturn, TypeVar
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gateway.bootstrap import Core, open_core
+from gateway.config import load_settings
+from gateway.errors import ConfigurationError, GatewayError
+from gateway.telemetry import configure_logging
+
+T = TypeVar("T")
+REFUSED = 1
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+console = Console(soft_wrap=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
+    """Open the core, do the work, close; a refusal is one sentence and exit status 1."""
+
+    async def opened() -> T:
+        async with core() as opened_core:
+            return await work(opened_core)
+
+    return guarded(lambda: asyncio.run(opened()))
+
+
+@asynccontextmanager
+async def core() -> AsyncIterator[Core]:
+    """The core, opened with the environment's settings."""
+    settings = load_settings()
+    configure_logging("WARNING", "console")
+    async with open_core(settings) as opened:
+        yield opened
+
+
+def guarded(work: Callable[[], T]) -> T:
+    """Run `work`; what it refuses is said in one sentence."""
+    try:
+        return work()
+    except (ConfigurationError, GatewayError) as error:
+        refuse(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def refuse(message: str) -> NoReturn:
+    """Say why and end with status 1."""
+    errors.print(f"[bold red]Refused:[/] {_plain(message)}")
+    raise typer.Exit(REFUSED)
+
+
+def show(
+    rows: Sequence[Mapping[str, object]],
+    *,
+    as_json: bool,
+    title: str | None = None,
+    empty: str = "Nothing here yet.",
+    right: Sequence[str] = (),
+) -> None:
+    """Print rows as a table, or as a JSON array."""
+    if as_json:
+        print_json([dict(row) for row in rows])
+        return
+    if not rows:
+        console.print(empty)
+        return
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(
+            name.replace("_", " "), justify="right" if name in right else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(_plain(_cell(value)) for value in row.values()))
+    console.print(table)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON value."""
+    sys.stdout.write(json.dumps(value, default=_jsonable, indent=2, ensure_ascii=False) + "\n")
+
+
+def fields(value: object, *names: str) -> dict[str, object]:
+    """Some attributes of a value, by name."""
+    return {name: getattr(value, name) for name in names}
+
+
+def _plain(text: str) -> str:
+    """Text without console markup: names come from users."""
+    return text.replace("[", "\\[")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M %Z").strip()
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(sorted(str(item) for item in value))
+    return str(value)
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, tuple | set | frozenset):
+        return sorted(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(type(value).__name__)

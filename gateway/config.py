@@ -1,0 +1,151 @@
+"""Settings: the only reader of the environment. Every limit of the gateway has its name here."""
+
+import getpass
+import os
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from gateway.errors import ConfigurationError
+
+WELL_KNOWN_SECRETS = frozenset(
+    {"changeme", "change-me", "secret", "password", "admin", "test", "default", "sk-1234", "1234"}
+)
+
+
+def default_data_dir() -> Path:
+    """The user's data directory; for root, where services keep theirs."""
+    if sys.platform != "win32" and getpass.getuser() == "root":
+        return Path("/var/lib/image-gateway")
+    return Path(platformdirs.user_data_dir("image-gateway"))
+
+
+class Settings(BaseSettings):
+    """What the operator can set, by environment (`GATEWAY_…`) or a `.env` file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GATEWAY_", env_file=".env", extra="ignore", env_ignore_empty=False
+    )
+
+    data_dir: Path = Field(default_factory=default_data_dir)
+    database_url: SecretStr | None = None
+    migration_database_url: SecretStr | None = None
+    master_key: SecretStr | None = None
+    master_key_file: Path | None = None
+    admin_key: SecretStr | None = None
+    public_url: str = "http://127.0.0.1:8000"
+    allowed_hosts: list[str] = Field(default_factory=list)
+    storage_url: str | None = None
+    image_ttl_seconds: int = Field(default=86_400, ge=60, le=31_536_000)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] | None = None
+
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    openai_base_url: str = Field(
+        default="https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL"
+    )
+
+    prometheus_multiproc_dir: Path | None = Field(
+        default=None, validation_alias="PROMETHEUS_MULTIPROC_DIR"
+    )
+
+    default_model: str = "gpt-image-2.5-sunburst"
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    max_concurrent_generations: int = Field(default=512, ge=1)
+    database_pool_size: int = Field(default=8, ge=2, le=100)
+    admission_timeout_ms: int = Field(default=800, gt=0)
+    settle_wait_seconds: float = Field(default=2.0, gt=0)
+    group_commit_max_batch: int = Field(default=64, ge=1, le=1000)
+    cache_ttl_seconds: float = Field(default=30.0, gt=0)
+    cache_max_entries: int = Field(default=100_000, ge=100)
+    provider_connect_timeout_seconds: float = Field(default=5.0, gt=0)
+    provider_read_timeout_seconds: float | None = Field(default=None, gt=0)
+    provider_max_connections: int = Field(default=1000, ge=1)
+    hold_margin_seconds: int = Field(default=60, ge=1)
+    estimate_after_seconds: int = Field(default=3600, ge=1)
+    sweep_interval_seconds: float = Field(default=5.0, gt=0)
+    drain_seconds: float = Field(default=25.0, ge=0)
+
+    @model_validator(mode="after")
+    def _refuse_weak_secrets(self) -> Self:
+        named = {
+            "GATEWAY_MASTER_KEY": self.master_key,
+            "GATEWAY_ADMIN_KEY": self.admin_key,
+            "OPENAI_API_KEY": self.openai_api_key,
+        }
+        for name, secret in named.items():
+            if secret is None:
+                continue
+            text = secret.get_secret_value().strip()
+            if not text:
+                raise ValueError(f"{name} is set but empty. Set it, or remove it altogether.")
+            if text.lower() in WELL_KNOWN_SECRETS:
+                raise ValueError(f"{name} is a well-known value. Choose a random secret.")
+        return self
+
+    @model_validator(mode="after")
+    def _require_master_key(self) -> Self:
+        if self.database_url is not None and not (self.master_key or self.master_key_file):
+            raise ValueError(
+                "GATEWAY_DATABASE_URL is set, so GATEWAY_MASTER_KEY (or GATEWAY_MASTER_KEY_FILE) "
+                "is required: it seals the provider keys in that database. Make one with\n"
+                "    python3 -c 'import base64,os;"
+                "print(base64.urlsafe_b64encode(os.urandom(32)).decode())'\n"
+                "and keep it where the database's backups are not."
+            )
+        return self
+
+    @property
+    def uses_embedded_postgres(self) -> bool:
+        """Whether the gateway runs its own Postgres in the data directory."""
+        return self.database_url is None
+
+    @cached_property
+    def image_storage_url(self) -> str:
+        """Where images go: `file://…` or `s3://…`."""
+        return self.storage_url or (self.data_dir.absolute() / "images").as_uri()
+
+    @property
+    def resolved_master_key_file(self) -> Path:
+        """The file that holds the master keys where no variable does."""
+        return self.master_key_file or self.data_dir / "master.key"
+
+    @property
+    def resolved_log_format(self) -> Literal["console", "json"]:
+        """Readable lines for a person at a terminal, JSON for everything else."""
+        return self.log_format or ("console" if sys.stderr.isatty() else "json")
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        ConfigurationError: a setting cannot work; the message names it, never its value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from None
+    except SettingsError as error:
+        raise ConfigurationError(f"A setting cannot be read: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per wrong setting. Inputs are left out: they may be secrets."""
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        name = where if where.isupper() else f"GATEWAY_{where.upper()}"
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message}" if where else message)
+    return "\n".join(lines)
+
+
+def export_to_workers(**variables: str) -> None:
+    """Set variables for the processes that are started from here."""
+    os.environ.update(variables)

@@ -1,0 +1,1 @@
+"""Postgres: connections, tables, migrations, and the server that comes with the gateway."""

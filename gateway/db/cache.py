@@ -1,0 +1,129 @@
+"""Lookups kept in this process until the row behind them changes.
+
+Postgres announces changes (NOTIFY, from triggers); the time to live is the backstop for an
+announcement that got lost.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+import asyncpg
+import structlog
+
+from gateway.db.engine import Database
+from gateway.errors import Unavailable
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+CHANNEL = "gateway_changed"
+RECONNECT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
+log = structlog.get_logger(__name__)
+
+
+class Cache(Generic[K, V]):
+    """Values by key, each under a tag (a tenant's id, or a table's name) that clears it."""
+
+    def __init__(
+        self,
+        *,
+        ttl_seconds: float,
+        max_entries: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ttl_seconds = ttl_seconds
+        self._max_entries = max_entries
+        self._clock = clock
+        self._entries: OrderedDict[K, tuple[V, str, float]] = OrderedDict()
+        self._keys_by_tag: dict[str, set[K]] = {}
+        self._epoch = 0
+
+    async def get(self, key: K, load: Callable[[], Awaitable[tuple[V, str] | None]]) -> V | None:
+        """The cached value, or what `load` finds (value and tag); None is not kept."""
+        entry = self._entries.get(key)
+        if entry is not None and self._clock() - entry[2] < self._ttl_seconds:
+            self._entries.move_to_end(key)
+            return entry[0]
+        epoch = self._epoch
+        found = await load()
+        if found is None:
+            self._forget(key)
+            return None
+        # A change announced while the row was being read may not be in what was read.
+        if epoch == self._epoch:
+            self._keep(key, *found)
+        return found[0]
+
+    def clear(self, tag: str | None = None) -> None:
+        """Drop what stands under `tag`, or everything."""
+        self._epoch += 1
+        if tag is None:
+            self._entries.clear()
+            self._keys_by_tag.clear()
+            return
+        for key in self._keys_by_tag.pop(tag, set()):
+            self._entries.pop(key, None)
+
+    def _keep(self, key: K, value: V, tag: str) -> None:
+        self._forget(key)
+        self._entries[key] = (value, tag, self._clock())
+        self._keys_by_tag.setdefault(tag, set()).add(key)
+        while len(self._entries) > self._max_entries:
+            self._forget(next(iter(self._entries)))
+
+    def _forget(self, key: K) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        keys = self._keys_by_tag.get(entry[1])
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._keys_by_tag[entry[1]]
+
+
+class ChangeListener:
+    """Hears Postgres announce changed rows and clears them from the caches."""
+
+    def __init__(self, database: Database, clear: Callable[[str | None], None]) -> None:
+        self._database = database
+        self._clear = clear
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to listen, and again after each lost connection."""
+        self._task = asyncio.create_task(self._listen_for_ever(), name="change-listener")
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _listen_for_ever(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                log.warning("change_listener_lost", reason=type(error).__name__)
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _listen(self) -> None:
+        connection = await self._database.listen_connection()
+        try:
+            await connection.add_listener(CHANNEL, self._heard)
+            # What changed while nobody listened was not heard.
+            self._clear(None)
+            while True:
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+                await connection.execute("SELECT 1", timeout=HEARTBEAT_SECONDS)
+        finally:
+            self._clear(None)
+            connection.terminate()
+
+    def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        self._clear(str(payload))

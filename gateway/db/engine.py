@@ -1,0 +1,205 @@
+"""Connections to Postgres: transactions bound to one tenant, and single-statement calls.
+
+Every connection serves as `image_gateway_app`, a role that owns nothing. Row-level security shows
+it the rows of the tenant set for the transaction, and nothing where none is set.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NewType
+from uuid import UUID
+
+import asyncpg
+import orjson
+from sqlalchemy import Row, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from gateway.errors import ConfigurationError, Unavailable
+
+APP_ROLE = "image_gateway_app"
+CONNECT_TIMEOUT_SECONDS = 2.0
+STATEMENT_TIMEOUT_MS = 10_000
+
+TenantSession = NewType("TenantSession", AsyncSession)
+"""A transaction that sees one tenant's rows."""
+OperatorSession = NewType("OperatorSession", AsyncSession)
+"""A transaction that sees every tenant's rows: operators' commands and the sweeper."""
+
+LOST_CONNECTION = (InterfaceError, OperationalError, PoolTimeoutError, OSError, TimeoutError)
+
+
+class DatabaseUnavailable(Unavailable):
+    """Postgres did not answer in time. Whether a sent commit took effect is not known."""
+
+    code = "database_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway's database is not available right now. Nothing was bought; try again.",
+            retry_after_seconds=1,
+        )
+
+
+class Database:
+    """The pool of serving connections."""
+
+    def __init__(self, url: str, *, pool_size: int, connect_timeout_seconds: float) -> None:
+        self._url = database_url(url)
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._engine = create_engine(
+            self._url,
+            role=APP_ROLE,
+            pool_size=pool_size,
+            pool_timeout=connect_timeout_seconds,
+            connect_timeout_seconds=connect_timeout_seconds,
+        )
+        self._calls = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def close(self) -> None:
+        """Close every connection of the pool."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def tenant(self, tenant_id: UUID) -> AsyncIterator[TenantSession]:
+        """One transaction that sees the rows of `tenant_id` only; commits at the end.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away.
+        """
+        async with self._transaction("gateway.tenant_id", str(tenant_id)) as session:
+            yield TenantSession(session)
+
+    @asynccontextmanager
+    async def operator(self) -> AsyncIterator[OperatorSession]:
+        """One transaction that sees every tenant's rows; commits at the end.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away.
+        """
+        async with self._transaction("gateway.operator", "on") as session:
+            yield OperatorSession(session)
+
+    @asynccontextmanager
+    async def _transaction(self, setting: str, value: str) -> AsyncIterator[AsyncSession]:
+        try:
+            async with (
+                AsyncSession(self._engine, expire_on_commit=False) as session,
+                session.begin(),
+            ):
+                await session.execute(
+                    text("SELECT set_config(:setting, :value, true)"),
+                    {"setting": setting, "value": value},
+                )
+                yield session
+        except (DBAPIError, *LOST_CONNECTION) as error:
+            raise_if_lost(error)
+            raise
+
+    async def call(
+        self, statement: str, parameters: Mapping[str, object] | None = None
+    ) -> Sequence[Row[Any]]:
+        """Run one statement in its own commit: one round trip to Postgres.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away, or went away before it acknowledged.
+        """
+        try:
+            async with self._calls.connect() as connection:
+                result = await connection.execute(text(statement), parameters or {})
+                return result.all()
+        except (DBAPIError, *LOST_CONNECTION) as error:
+            raise_if_lost(error)
+            raise
+
+    async def listen_connection(self) -> asyncpg.Connection:
+        """A connection of its own, outside the pool, for LISTEN."""
+        arguments = dict(self._url.translate_connect_args(username="user"))
+        arguments |= _connect_arguments(self._url, role=APP_ROLE)
+        try:
+            return await asyncpg.connect(**arguments)
+        except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
+            raise DatabaseUnavailable from error
+
+
+def raise_if_lost(error: BaseException) -> None:
+    """Turn a lost connection into `DatabaseUnavailable`; any other error is a defect, left alone.
+
+    Postgres' own classes: 08 connection, 53 resources, 57 intervention (shutdown, cancel).
+    """
+    lost = isinstance(error, LOST_CONNECTION)
+    if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None) or ""
+        lost = (
+            error.connection_invalidated or (lost and not state) or state[:2] in {"08", "53", "57"}
+        )
+    if lost:
+        raise DatabaseUnavailable from error
+
+
+def database_url(url: str) -> URL:
+    """Read any usual form of a Postgres address as one for asyncpg.
+
+    Raises:
+        ConfigurationError: not a Postgres address. Its text is left out: it holds a password.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # Their messages repeat the address, and with it the password.
+        raise ConfigurationError("GATEWAY_DATABASE_URL is not a database address") from None
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise ConfigurationError("GATEWAY_DATABASE_URL must start with postgresql://")
+    return parsed.set(drivername="postgresql+asyncpg")
+
+
+def _connect_arguments(
+    url: URL,
+    *,
+    role: str | None,
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+    statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+) -> dict[str, Any]:
+    """What asyncpg needs beside user, password, host and database."""
+    settings = {
+        "application_name": "image-gateway",
+        "statement_timeout": str(statement_timeout_ms),
+        "idle_in_transaction_session_timeout": "15000",
+    }
+    if role is not None and url.username != role:
+        settings["role"] = role
+    arguments: dict[str, Any] = {"server_settings": settings, "timeout": connect_timeout_seconds}
+    # libpq's name for it, which is what people paste; asyncpg calls the same thing `ssl`.
+    if sslmode := url.query.get("sslmode"):
+        arguments["ssl"] = sslmode
+    if host := url.query.get("host"):
+        arguments["host"] = host
+    return arguments
+
+
+def create_engine(
+    url: URL,
+    *,
+    role: str | None,
+    pool_size: int = 1,
+    pool_timeout: float = 10.0,
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+    statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+) -> AsyncEngine:
+    """An engine whose connections serve as `role`, or as the address' own user."""
+    return create_async_engine(
+        url.difference_update_query(["sslmode", "host"]),
+        connect_args=_connect_arguments(
+            url,
+            role=role,
+            connect_timeout_seconds=connect_timeout_seconds,
+            statement_timeout_ms=statement_timeout_ms,
+        ),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=pool_timeout,
+        pool_use_lifo=True,
+        json_serializer=lambda value: orjson.dumps(value).decode(),
+    )

@@ -1,0 +1,67 @@
+"""Applying the migrations: one process at a time, as the owner of the database."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, text
+
+from gateway.db.engine import APP_ROLE, create_engine
+
+MIGRATION_TIMEOUT_MS = 600_000
+ADVISORY_LOCK = 4_702_111_234_567
+"""Any number, as long as every release uses the same."""
+
+
+def migrations_dir() -> Path:
+    """Where the migrations are: in the wheel beside this package, in a checkout at its root."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_dir()))
+    return config
+
+
+async def ensure_database(maintenance_url: URL, name: str) -> None:
+    """Create the database `name` where it does not exist yet."""
+    engine = create_engine(maintenance_url, role=None)
+    try:
+        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+            exists = text("SELECT 1 FROM pg_database WHERE datname = :name")
+            if (await connection.execute(exists, {"name": name})).first() is None:
+                await connection.execute(text(f'CREATE DATABASE "{name}"'))
+    finally:
+        await engine.dispose()
+
+
+async def migrate(owner_url: URL, *, login_role: bool = False) -> str:
+    """Bring the schema up to date and return its revision; other processes wait meanwhile.
+
+    `login_role` lets the serving role log in by itself: right for the embedded server, whose
+    socket trusts local users.
+    """
+    engine = create_engine(owner_url, role=None, statement_timeout_ms=MIGRATION_TIMEOUT_MS)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(
+                text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK}
+            )
+            await connection.run_sync(_upgrade)
+            if login_role:
+                await connection.execute(text(f"ALTER ROLE {APP_ROLE} LOGIN"))
+            revision = await connection.execute(text("SELECT version_num FROM alembic_version"))
+            return str(revision.scalar_one())
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

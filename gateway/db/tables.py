@@ -1,0 +1,310 @@
+"""The tables as SQLAlchemy sees them. Functions, views and policies live in the migrations."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Timestamp = TIMESTAMP(timezone=True)
+
+
+class Table(DeclarativeBase):
+    """Base of every table."""
+
+
+class TenantRow(Table):
+    """The paying customer, owner of everything below."""
+
+    __tablename__ = "tenant"
+    __table_args__ = (CheckConstraint("status IN ('active', 'suspended')", name="tenant_status"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    status: Mapped[str] = mapped_column(Text, server_default="active")
+    time_zone: Mapped[str] = mapped_column(Text, server_default="UTC")
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class TenantUserRow(Table):
+    """A person or application of a tenant."""
+
+    __tablename__ = "tenant_user"
+    __table_args__ = (UniqueConstraint("tenant_id", "name", name="tenant_user_name"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    name: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class ApiKeyRow(Table):
+    """A secret we issued; only its HMAC is kept."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (Index("api_key_tenant", "tenant_id", "created_at"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant_user.id", ondelete="RESTRICT"))
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    last4: Mapped[str] = mapped_column(Text)
+    livemode: Mapped[bool]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    models: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class OperatorKeyRow(Table):
+    """An admin key; only its HMAC is kept."""
+
+    __tablename__ = "operator_key"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    last4: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class SealedSecretRow(Table):
+    """A secret of the gateway itself (pepper, link key), sealed by the master key."""
+
+    __tablename__ = "sealed_secret"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    master_key_id: Mapped[str] = mapped_column(Text)
+
+
+class DataKeyRow(Table):
+    """A tenant's data key, wrapped by the master key."""
+
+    __tablename__ = "data_key"
+
+    tenant_id: Mapped[UUID] = mapped_column(
+        ForeignKey("tenant.id", ondelete="RESTRICT"), primary_key=True
+    )
+    version: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    wrapped: Mapped[bytes] = mapped_column(LargeBinary)
+    master_key_id: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class CredentialRow(Table):
+    """Somebody's secret for a provider, sealed by the tenant's data key."""
+
+    __tablename__ = "credential"
+    __table_args__ = (
+        UniqueConstraint(
+            "tenant_id",
+            "user_id",
+            "provider",
+            name="credential_owner",
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant_user.id", ondelete="RESTRICT"))
+    provider: Mapped[str] = mapped_column(Text)
+    version: Mapped[int]
+    data_key_version: Mapped[int] = mapped_column(SmallInteger)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    last4: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class PriceRow(Table):
+    """One version of a model's price, in nano-USD per million tokens. Never edited."""
+
+    __tablename__ = "price"
+    __table_args__ = (
+        UniqueConstraint("model", "effective_from", name="price_version"),
+        CheckConstraint(
+            "text_input_nano >= 0 AND image_input_nano >= 0"
+            " AND image_output_nano >= 0 AND text_output_nano >= 0",
+            name="price_not_negative",
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    model: Mapped[str] = mapped_column(Text)
+    effective_from: Mapped[datetime] = mapped_column(Timestamp)
+    text_input_nano: Mapped[int] = mapped_column(BigInteger)
+    image_input_nano: Mapped[int] = mapped_column(BigInteger)
+    image_output_nano: Mapped[int] = mapped_column(BigInteger)
+    text_output_nano: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class BudgetRow(Table):
+    """A money limit for a tenant, one of its users or one of its keys, per window."""
+
+    __tablename__ = "budget"
+    __table_args__ = (
+        UniqueConstraint(
+            "tenant_id",
+            "api_key_id",
+            "user_id",
+            "livemode",
+            "period",
+            name="budget_owner",
+            postgresql_nulls_not_distinct=True,
+        ),
+        CheckConstraint("period IN ('day', 'week', 'month', 'total')", name="budget_period_name"),
+        CheckConstraint("limit_nano BETWEEN 0 AND 1000000000000000000", name="budget_limit"),
+        CheckConstraint("api_key_id IS NULL OR user_id IS NULL", name="budget_one_owner"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_key.id", ondelete="RESTRICT"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant_user.id", ondelete="RESTRICT"))
+    livemode: Mapped[bool]
+    period: Mapped[str] = mapped_column(Text)
+    limit_nano: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class BudgetPeriodRow(Table):
+    """What one budget has spent and holds in one period.
+
+    `ceiling_nano` is the highest limit in force during the period, `breach_nano` what real costs
+    took beyond their holds: spent + held never exceeds their sum.
+    """
+
+    __tablename__ = "budget_period"
+    __table_args__ = (
+        UniqueConstraint("budget_id", "period_start", name="budget_period_start"),
+        CheckConstraint("spent_nano >= 0 AND held_nano >= 0", name="budget_period_not_negative"),
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    budget_id: Mapped[int] = mapped_column(ForeignKey("budget.id", ondelete="RESTRICT"))
+    tenant_id: Mapped[UUID]
+    period_start: Mapped[datetime] = mapped_column(Timestamp)
+    period_end: Mapped[datetime] = mapped_column(Timestamp)
+    ceiling_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    spent_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    held_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    breach_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+
+class ReservationRow(Table):
+    """The held part of budgets for one paid provider call, and how that call ended."""
+
+    __tablename__ = "reservation"
+    __table_args__ = (
+        CheckConstraint("held_nano > 0 AND held_nano <= 1000000000000000", name="reservation_held"),
+        CheckConstraint(
+            "state IN ('held', 'unknown', 'posted', 'posted_est', 'void')",
+            name="reservation_state",
+        ),
+        CheckConstraint(
+            "(state IN ('held', 'unknown')) = (final_nano IS NULL)", name="reservation_final"
+        ),
+        Index(
+            "reservation_open",
+            "deadline_at",
+            postgresql_where=text("state IN ('held', 'unknown')"),
+        ),
+        Index("reservation_tenant", "tenant_id", "admitted_at"),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    livemode: Mapped[bool]
+    api_key_id: Mapped[UUID]
+    user_id: Mapped[UUID | None]
+    periods: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    operation: Mapped[str] = mapped_column(Text)
+    requested_model: Mapped[str] = mapped_column(Text)
+    served_model: Mapped[str] = mapped_column(Text)
+    provider: Mapped[str] = mapped_column(Text)
+    credential: Mapped[str] = mapped_column(Text)
+    price_id: Mapped[int] = mapped_column(ForeignKey("price.id", ondelete="RESTRICT"))
+    held_nano: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(Text, server_default="held")
+    final_nano: Mapped[int | None] = mapped_column(BigInteger)
+    outcome: Mapped[str | None] = mapped_column(Text)
+    instance: Mapped[UUID]
+    admitted_at: Mapped[datetime] = mapped_column(Timestamp)
+    deadline_at: Mapped[datetime] = mapped_column(Timestamp)
+    resolved_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class LedgerRow(Table):
+    """One immutable posting. Every line but `hold` adds to what was spent."""
+
+    __tablename__ = "ledger"
+    __table_args__ = (
+        CheckConstraint(
+            "kind IN ('hold', 'post', 'post_est', 'void', 'adjust')", name="ledger_kind"
+        ),
+        Index(
+            "ledger_report", "tenant_id", "livemode", "at", postgresql_where=text("kind <> 'hold'")
+        ),
+    )
+
+    reservation_id: Mapped[UUID] = mapped_column(
+        ForeignKey("reservation.id", ondelete="RESTRICT"), primary_key=True
+    )
+    seq: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    at: Mapped[datetime] = mapped_column(Timestamp)
+    tenant_id: Mapped[UUID]
+    livemode: Mapped[bool]
+    api_key_id: Mapped[UUID]
+    user_id: Mapped[UUID | None]
+    requested_model: Mapped[str] = mapped_column(Text)
+    served_model: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    amount_nano: Mapped[int] = mapped_column(BigInteger)
+    requests: Mapped[int]
+    images: Mapped[int]
+    text_input_tokens: Mapped[int] = mapped_column(BigInteger)
+    image_input_tokens: Mapped[int] = mapped_column(BigInteger)
+    text_output_tokens: Mapped[int] = mapped_column(BigInteger)
+    image_output_tokens: Mapped[int] = mapped_column(BigInteger)
+
+
+class ImageRow(Table):
+    """One stored result."""
+
+    __tablename__ = "image"
+    __table_args__ = (
+        Index("image_tenant", "tenant_id", "livemode", "created_at"),
+        Index("image_expiry", "expires_at", postgresql_where=text("deleted_at IS NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[UUID]
+    livemode: Mapped[bool]
+    reservation_id: Mapped[UUID] = mapped_column(ForeignKey("reservation.id", ondelete="RESTRICT"))
+    path: Mapped[str] = mapped_column(Text)
+    media_type: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Timestamp)
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)

@@ -1,0 +1,171 @@
+"""Everything that the gateway refuses or reports, as nouns with a stable code and a status.
+
+    GatewayError
+    ├── InvalidRequest            400 invalid_value, unknown_parameter, missing_required_parameter
+    │   ├── ContentRefused        400 moderation_blocked
+    │   └── PayloadTooLarge       413 payload_too_large
+    ├── Unauthenticated           401 invalid_api_key
+    ├── BudgetExceeded            402 budget_exceeded
+    ├── Forbidden                 403 insufficient_scope, model_not_allowed, tenant_suspended
+    ├── NotFound                  404 not_found, model_not_found
+    ├── CredentialRejected        424 credential_rejected
+    ├── RateLimited               429 rate_limit_exceeded
+    ├── StorageFailed             500 storage_failed
+    ├── ProviderUnreachable       502 provider_unreachable, provider_error
+    ├── Unavailable               503 overloaded, database_unavailable, no_credential, …
+    └── OutcomeUnknown            504 outcome_unknown
+
+Configuration that cannot work raises `ConfigurationError`, which names the setting to mend.
+"""
+
+
+class GatewayError(Exception):
+    """A refusal with OpenAI's envelope fields; `retry` is None where the client may decide."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+    retry: bool | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequest(GatewayError):
+    """The request itself is wrong; `param` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContentRefused(InvalidRequest):
+    """The provider's safety system refused the prompt or the picture."""
+
+    type = "image_generation_user_error"
+    code = "moderation_blocked"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The body is larger than the gateway reads."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class Unauthenticated(GatewayError):
+    """No key, or none that opens anything."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class BudgetExceeded(GatewayError):
+    """The worst case of this call does not fit into what a budget has left."""
+
+    status = 402
+    type = "insufficient_quota"
+    code = "budget_exceeded"
+    retry = False
+
+
+class Forbidden(GatewayError):
+    """The key is valid but may not do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "insufficient_scope"
+
+
+class NotFound(GatewayError):
+    """No such thing, or none that this caller may see."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class CredentialRejected(GatewayError):
+    """The provider refused the tenant's own key."""
+
+    status = 424
+    type = "invalid_request_error"
+    code = "credential_rejected"
+    retry = False
+
+
+class RateLimited(GatewayError):
+    """The provider says: too many requests."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+
+class StorageFailed(GatewayError):
+    """The image was made and paid for, and could not be stored."""
+
+    code = "storage_failed"
+    retry = False
+
+
+class ProviderUnreachable(GatewayError):
+    """No connection to the provider came about; nothing was bought."""
+
+    status = 502
+    code = "provider_unreachable"
+
+
+class Unavailable(GatewayError):
+    """The gateway cannot serve this now; nothing was bought."""
+
+    status = 503
+    code = "overloaded"
+
+
+class OutcomeUnknown(GatewayError):
+    """The provider may have made and billed the image; buying again could pay twice."""
+
+    status = 504
+    code = "outcome_unknown"
+    retry = False
+
+
+class ConfigurationError(Exception):
+    """A setting that cannot work; the message names it and says what to do."""
+
+
+def envelope(error: GatewayError) -> dict[str, dict[str, str | None]]:
+    """OpenAI's error envelope, which its SDKs turn into the right exceptions."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def response_headers(error: GatewayError) -> dict[str, str]:
+    """What tells a client whether, when and with what to try again."""
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.retry is not None:
+        headers["X-Should-Retry"] = str(error.retry).lower()
+    if error.status == Unauthenticated.status:
+        headers["WWW-Authenticate"] = 'Bearer realm="image-gateway"'
+    return headers

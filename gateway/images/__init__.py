@@ -1,0 +1,1 @@
+"""Making images: the one pipeline, the catalogue of models, storage and links."""

@@ -1,0 +1,213 @@
+"""Checking a request against the catalogue: what OpenAI would refuse is refused before any money.
+
+Messages and codes follow OpenAI's, so that applications written for it understand them.
+"""
+
+import re
+from collections.abc import Mapping
+
+from gateway.domain import Caller, ImageRequest, Model
+from gateway.errors import InvalidRequest
+from gateway.images.catalog import Catalog
+
+MAX_IDENTIFIER_CHARACTERS = 512
+FULL_QUALITY = 100
+_SIZE_FORM = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
+COMMON = frozenset({"prompt", "model", "n", "size", "quality", "response_format", "stream"})
+STREAM_PARAMETERS = frozenset({"partial_images"})
+
+
+def parse_image_request(
+    body: Mapping[str, object],
+    caller: Caller,
+    catalog: Catalog,
+    *,
+    default_model: str,
+    default_response_format: str = "b64_json",
+) -> ImageRequest:
+    """Turn the fields of a request into a checked one.
+
+    Raises:
+        InvalidRequest: a field is missing, unknown, or has a wrong type or value (`param`).
+        NotFound, Forbidden: the model.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    name = _text(given, "model") or default_model
+    model = catalog.find(caller, name)
+    _refuse_unknown(given, model)
+    _refuse_streaming(given)
+    output_format = _choice(given, "output_format", model.output_formats)
+    background = _choice(given, "background", model.backgrounds)
+    if background == "transparent" and output_format == "jpeg":
+        raise InvalidRequest(
+            "Transparent background needs output_format png or webp.", param="background"
+        )
+    return ImageRequest(
+        model=model,
+        requested_model=name,
+        prompt=_prompt(given, model),
+        n=_integer(given, "n", 1, model.max_images) or 1,
+        size=_size(given, model),
+        quality=_choice(given, "quality", model.qualities),
+        background=background,
+        output_format=output_format,
+        output_compression=_compression(given, output_format),
+        moderation=_choice(given, "moderation", ("auto", "low")),
+        complexity=_choice(given, "complexity", model.complexities),
+        safety_identifier=_identifier(given, "safety_identifier"),
+        user=_identifier(given, "user"),
+        response_format=_choice(given, "response_format", ("url", "b64_json"))
+        or default_response_format,
+    )
+
+
+def _refuse_unknown(given: Mapping[str, object], model: Model) -> None:
+    for name in given:
+        if name not in COMMON | STREAM_PARAMETERS | model.parameters:
+            raise InvalidRequest(
+                f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name
+            )
+
+
+def _refuse_streaming(given: Mapping[str, object]) -> None:
+    stream = given.get("stream", False)
+    if not isinstance(stream, bool):
+        raise _wrong_type("stream", "a boolean", stream)
+    partial = given.get("partial_images", 0)
+    if stream or partial != 0:
+        raise InvalidRequest(
+            "Streaming is not offered here: leave out stream and partial_images.",
+            code="unsupported_parameter",
+            param="stream" if stream else "partial_images",
+        )
+
+
+def _prompt(given: Mapping[str, object], model: Model) -> str:
+    prompt = _text(given, "prompt")
+    if prompt is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'prompt'.",
+            code="missing_required_parameter",
+            param="prompt",
+        )
+    if not prompt.strip():
+        raise InvalidRequest("The prompt is empty.", param="prompt")
+    if len(prompt) > model.max_prompt_characters:
+        raise InvalidRequest(
+            f"Invalid 'prompt': string too long. Expected a string with maximum length "
+            f"{model.max_prompt_characters}, but got a string with length {len(prompt)} instead.",
+            code="string_above_max_length",
+            param="prompt",
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            "The prompt holds half of a surrogate pair, which is no character.", param="prompt"
+        ) from None
+    return prompt
+
+
+def _size(given: Mapping[str, object], model: Model) -> str | None:
+    size = _text(given, "size")
+    if size is None or size == "auto":
+        return size
+    rule = model.sizes
+    if rule.fixed:
+        if size not in rule.fixed:
+            raise _invalid_size(size, f"Supported sizes are {', '.join(rule.fixed)}, and auto.")
+        return size
+    form = _SIZE_FORM.fullmatch(size)
+    if form is None:
+        raise _invalid_size(size, "Expected 'auto' or WIDTHxHEIGHT, such as 1024x1024.")
+    width, height = int(form[1]), int(form[2])
+    short, long = sorted((width, height))
+    if width % rule.multiple_of or height % rule.multiple_of:
+        raise _invalid_size(size, f"Width and height must both be divisible by {rule.multiple_of}.")
+    if long > rule.max_edge:
+        raise _invalid_size(
+            size, f"The longest edge must be less than or equal to {rule.max_edge}."
+        )
+    if long > rule.max_ratio * short:
+        raise _invalid_size(size, f"The aspect ratio must not exceed {rule.max_ratio}:1.")
+    if width * height < rule.min_pixels:
+        raise _invalid_size(size, "Requested resolution is below the current minimum pixel budget.")
+    if width * height > rule.max_pixels:
+        raise _invalid_size(size, "Requested resolution is above the current maximum pixel budget.")
+    return size
+
+
+def _invalid_size(size: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid size '{size[:40]}'. {reason}", param="size")
+
+
+def _compression(given: Mapping[str, object], output_format: str | None) -> int | None:
+    compression = _integer(given, "output_compression", 0, FULL_QUALITY)
+    if (
+        compression is not None
+        and compression != FULL_QUALITY
+        and output_format not in {"jpeg", "webp"}
+    ):
+        raise InvalidRequest(
+            "output_compression applies to output_format jpeg and webp only.",
+            param="output_compression",
+        )
+    return compression
+
+
+def _choice(given: Mapping[str, object], name: str, allowed: tuple[str, ...]) -> str | None:
+    value = _text(given, name)
+    if value is not None and value not in allowed:
+        raise InvalidRequest(
+            f"Invalid value: '{value[:40]}'. Supported values are: "
+            f"{', '.join(repr(choice) for choice in allowed)}.",
+            param=name,
+        )
+    return value
+
+
+def _identifier(given: Mapping[str, object], name: str) -> str | None:
+    value = _text(given, name)
+    if value is not None and len(value) > MAX_IDENTIFIER_CHARACTERS:
+        raise InvalidRequest(
+            f"'{name}' has more than {MAX_IDENTIFIER_CHARACTERS} characters.", param=name
+        )
+    return value
+
+
+def _integer(given: Mapping[str, object], name: str, low: int, high: int) -> int | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong_type(name, "an integer", value)
+    if not low <= value <= high:
+        below = value < low
+        raise InvalidRequest(
+            f"Invalid '{name}': integer {'below minimum' if below else 'above maximum'} value. "
+            f"Expected a value {'>=' if below else '<='} {low if below else high}, "
+            f"but got {value} instead.",
+            code="integer_below_min_value" if below else "integer_above_max_value",
+            param=name,
+        )
+    return value
+
+
+def _text(given: Mapping[str, object], name: str) -> str | None:
+    value = given.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise _wrong_type(name, "a string", value)
+
+
+def _wrong_type(name: str, expected: str, value: object) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid type for '{name}': expected {expected}, but got {_json_type(value)} instead.",
+        code="invalid_type",
+        param=name,
+    )
+
+
+def _json_type(value: object) -> str:
+    names = {bool: "a boolean", int: "an integer", str: "a string", list: "an array"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else "an object")

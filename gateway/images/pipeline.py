@@ -1,0 +1,329 @@
+"""The only way an image is made: hold → call → store → settle. REST and MCP translate around it.
+
+    generate ─ admission ─► owned task: price, credential, quote ─► reserve (commit)
+                                        ─► provider call, no connection held
+                                        ─► store ─► settle (commit) ─► answer
+
+From the hold on, everything runs in a task that belongs to the process: a client that leaves
+cannot stop a call that is being paid for.
+"""
+
+import asyncio
+import binascii
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+import structlog
+
+from gateway import telemetry
+from gateway.billing import quotes
+from gateway.billing.prices import Prices
+from gateway.billing.reservations import (
+    ReservationRequest,
+    Reservations,
+    Settlement,
+    StoredFile,
+)
+from gateway.db.engine import DatabaseUnavailable
+from gateway.domain import (
+    Caller,
+    CostStatus,
+    Generation,
+    ImageRequest,
+    Outcome,
+    ProviderAnswer,
+    Quote,
+    SecretText,
+    StoredImage,
+    new_id,
+)
+from gateway.errors import ConfigurationError, StorageFailed, Unavailable
+from gateway.images.failures import client_error
+from gateway.images.links import LinkSigner
+from gateway.images.storage import MEDIA_TYPES, ImageStore, image_path, new_image_id
+from gateway.money import NanoUsd
+from gateway.providers.base import ImageProvider, ProviderFailure, Reason
+from gateway.tenancy.credentials import CredentialChoice, Credentials
+from gateway.tenancy.vault import SealBroken
+
+SANDBOX: Literal["sandbox"] = "sandbox"
+STORE_TIMEOUT_SECONDS = 60.0
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLimits:
+    """What bounds the pipeline; see Settings for the meaning of each."""
+
+    max_concurrent_generations: int
+    settle_wait_seconds: float
+    hold_margin_seconds: int
+    image_ttl_seconds: int
+    read_timeout_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Paid:
+    """One call that holds money."""
+
+    id: UUID
+    caller: Caller
+    request: ImageRequest
+    quote: Quote
+    provider: str
+    credential: CredentialChoice
+
+
+class Pipeline:
+    """Makes images for callers; owns the paid calls that are running."""
+
+    def __init__(
+        self,
+        *,
+        prices: Prices,
+        credentials: Credentials,
+        reservations: Reservations,
+        providers: Mapping[str, ImageProvider],
+        store: ImageStore,
+        links: LinkSigner,
+        limits: PipelineLimits,
+    ) -> None:
+        self._prices = prices
+        self._credentials = credentials
+        self._reservations = reservations
+        self._providers = providers
+        self._store = store
+        self._links = links
+        self._limits = limits
+        self._running: set[asyncio.Task[Generation]] = set()
+        self._settling: set[asyncio.Task[str]] = set()
+        self._dispatched: set[UUID] = set()
+        self._draining = False
+
+    async def generate(self, caller: Caller, request: ImageRequest) -> Generation:
+        """Make the images of a checked request.
+
+        A caller that is cancelled stops waiting; the call goes on and is settled.
+
+        Raises:
+            Unavailable: too many at once, shutting down, no credential, no price, no database.
+            BudgetExceeded: a budget is short; nothing was bought.
+            GatewayError: what the provider's failure means for the client.
+        """
+        if self._draining:
+            raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
+        if len(self._running) >= self._limits.max_concurrent_generations:
+            raise Unavailable("Too many images are being made. Try again.", retry_after_seconds=1)
+        task = asyncio.create_task(self._generate(caller, request))
+        self._running.add(task)
+        telemetry.generations_in_flight.inc()
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def quote(self, request: ImageRequest) -> Quote:
+        """What `request` can cost at most; nothing is held or bought."""
+        return quotes.quote(request, await self._prices.current(request.model.id))
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new work, let paid calls finish for `seconds`, mark the rest as unknown."""
+        self._draining = True
+        if self._running:
+            log.info("draining", calls=len(self._running), seconds=seconds)
+            await asyncio.wait(self._running, timeout=seconds)
+        for reservation_id in list(self._dispatched):
+            self._settle_soon(Settlement(reservation_id, Outcome.AMBIGUOUS, NanoUsd(0)))
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=self._limits.settle_wait_seconds)
+        for task in [*self._running, *self._settling]:
+            task.cancel()
+
+    def _ended(self, task: asyncio.Task[Generation]) -> None:
+        self._running.discard(task)
+        telemetry.generations_in_flight.dec()
+        # Whoever waited has it too; this keeps an error nobody waited for from being "lost".
+        if not task.cancelled():
+            task.exception()
+
+    async def _generate(self, caller: Caller, request: ImageRequest) -> Generation:
+        provider = request.model.provider if caller.livemode else SANDBOX
+        credential = (
+            await self._credentials.choose(caller, provider)
+            if caller.livemode
+            else CredentialChoice(SANDBOX)
+        )
+        paid = _Paid(new_id(), caller, request, await self.quote(request), provider, credential)
+        await self._reserve(paid)
+        try:
+            answer = await self._call(paid)
+        except ProviderFailure as failure:
+            return await self._fail(paid, failure)
+        return await self._succeed(paid, answer)
+
+    async def _reserve(self, paid: _Paid) -> None:
+        read_timeout = self._limits.read_timeout_seconds or paid.request.model.read_timeout_seconds
+        await self._reservations.reserve(
+            ReservationRequest(
+                id=paid.id,
+                caller=paid.caller,
+                quote=paid.quote,
+                operation="generation",
+                requested_model=paid.request.requested_model,
+                served_model=paid.request.model.id,
+                provider=paid.provider,
+                credential=paid.credential.owner,
+                ttl_seconds=int(read_timeout) + self._limits.hold_margin_seconds,
+            )
+        )
+
+    async def _call(self, paid: _Paid) -> ProviderAnswer:
+        """One paid call. Only a call that was surely never sent is tried a second time."""
+        secret = await self._open_credential(paid)
+        self._dispatched.add(paid.id)
+        started = time.perf_counter()
+        outcome = Outcome.AMBIGUOUS
+        try:
+            try:
+                answer = await self._providers[paid.provider].generate(paid.request, secret)
+            except ProviderFailure as failure:
+                if failure.outcome is not Outcome.NOT_SENT:
+                    raise
+                answer = await self._providers[paid.provider].generate(paid.request, secret)
+        except ProviderFailure as failure:
+            outcome = failure.outcome
+            raise
+        except Exception as error:  # top: a defect must not leave a paid call without its outcome
+            log.exception("provider_call_defect", reservation=str(paid.id))
+            raise ProviderFailure(
+                Outcome.AMBIGUOUS, Reason.UNKNOWN, "The call ended in an unexpected way."
+            ) from error
+        else:
+            outcome = Outcome.SUCCESS if answer.usage is not None else Outcome.SUCCESS_NO_USAGE
+            return answer
+        finally:
+            elapsed = time.perf_counter() - started
+            telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
+            self._dispatched.discard(paid.id)
+
+    async def _open_credential(self, paid: _Paid) -> SecretText:
+        if paid.credential.owner == SANDBOX:
+            return SecretText("")
+        try:
+            return await self._credentials.open(paid.credential, paid.provider)
+        except (SealBroken, ConfigurationError, DatabaseUnavailable) as error:
+            telemetry.alarm(
+                "credential_unreadable",
+                tenant=str(paid.caller.tenant_id),
+                error=type(error).__name__,
+            )
+            raise ProviderFailure(
+                Outcome.NOT_SENT, Reason.UNREACHABLE, "The credential cannot be opened."
+            ) from error
+
+    async def _fail(self, paid: _Paid, failure: ProviderFailure) -> Generation:
+        await self._settle(Settlement(paid.id, failure.outcome, NanoUsd(0)))
+        log.info(
+            "generation_failed",
+            generation=str(paid.id),
+            outcome=failure.outcome,
+            reason=failure.reason,
+            tenant=str(paid.caller.tenant_id),
+        )
+        raise client_error(
+            failure,
+            house_credential=paid.credential.owner == "house",
+            model=paid.request.model.id,
+        ) from failure
+
+    async def _succeed(self, paid: _Paid, answer: ProviderAnswer) -> Generation:
+        cost_nano, status, outcome = paid.quote.amount_nano, CostStatus.ESTIMATED, Outcome.SUCCESS
+        if answer.usage is None:
+            outcome = Outcome.SUCCESS_NO_USAGE
+            telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.request.model.id)
+        else:
+            cost_nano = quotes.cost(answer.usage, paid.quote.price)
+            status = CostStatus.ACTUAL
+        files, images = await self._store_all(paid, answer)
+        settled = await self._settle(
+            Settlement(
+                paid.id,
+                outcome,
+                cost_nano,
+                images=len(answer.images),
+                usage=answer.usage,
+                stored=files,
+            )
+        )
+        telemetry.cost_nano_usd_total.labels(
+            paid.provider, paid.request.model.id, str(paid.caller.livemode).lower()
+        ).inc(cost_nano)
+        if paid.request.response_format == "url" and not files:
+            raise StorageFailed(
+                f"The image was made and its cost recorded as generation {paid.id}, but it could "
+                "not be stored, so there is no link to it. Ask for response_format=b64_json, "
+                "which needs no storage."
+            )
+        return Generation(
+            id=paid.id,
+            request=paid.request,
+            answer=answer,
+            images=images,
+            cost_nano=cost_nano,
+            cost_status=status if settled else CostStatus.PENDING,
+        )
+
+    async def _store_all(
+        self, paid: _Paid, answer: ProviderAnswer
+    ) -> tuple[tuple[StoredFile, ...], tuple[StoredImage, ...]]:
+        """Store every image, or none: an answer whose store failed still has its bytes."""
+        media_type = MEDIA_TYPES.get(answer.output_format, "application/octet-stream")
+        ids = [new_image_id() for _ in answer.images]
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
+                files = [
+                    await self._store_one(paid, image_id, encoded, answer.output_format)
+                    for image_id, encoded in zip(ids, answer.images, strict=True)
+                ]
+        except (StorageFailed, TimeoutError, binascii.Error) as error:
+            telemetry.alarm("storage_failed", generation=str(paid.id), error=type(error).__name__)
+            return (), tuple(
+                StoredImage(image_id, encoded, None, media_type)
+                for image_id, encoded in zip(ids, answer.images, strict=True)
+            )
+        expires_at = int(time.time()) + self._limits.image_ttl_seconds
+        return tuple(files), tuple(
+            StoredImage(
+                file.id, encoded, self._links.sign(file.id, file.path, expires_at), media_type
+            )
+            for file, encoded in zip(files, answer.images, strict=True)
+        )
+
+    async def _store_one(
+        self, paid: _Paid, image_id: str, encoded: str, output_format: str
+    ) -> StoredFile:
+        content = binascii.a2b_base64(encoded)
+        path = image_path(paid.caller.tenant_id, image_id, output_format)
+        await self._store.put(path, content)
+        return StoredFile(
+            id=image_id,
+            path=path,
+            media_type=MEDIA_TYPES.get(output_format, "application/octet-stream"),
+            size_bytes=len(content),
+            ttl_seconds=self._limits.image_ttl_seconds,
+        )
+
+    async def _settle(self, settlement: Settlement) -> bool:
+        """Settle; whether Postgres acknowledged while the client could wait for it."""
+        task = self._settle_soon(settlement)
+        done, _ = await asyncio.wait({task}, timeout=self._limits.settle_wait_seconds)
+        if done:
+            task.result()
+        return bool(done)
+
+    def _settle_soon(self, settlement: Settlement) -> asyncio.Task[str]:
+        task = asyncio.create_task(self._reservations.settle(settlement))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task

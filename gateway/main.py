@@ -1,0 +1,75 @@
+"""The application: what a request passes through, from the outside in.
+
+Instrumentation (request id, metrics) ─► Authentication (bearer key → Caller)
+    ─► rest/… routes, or the MCP server at /mcp ─► images/pipeline
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+
+from gateway import __version__
+from gateway.authentication import Authentication
+from gateway.bootstrap import Gateway, open_gateway
+from gateway.config import Settings, load_settings
+from gateway.instrumentation import Instrumentation
+from gateway.mcp_server.server import build_mcp_server, mcp_routes
+from gateway.rest import credentials, health, images, models, usage
+from gateway.rest.errors import install_error_handlers
+from gateway.sweeper import Sweeper
+from gateway.telemetry import configure_logging
+
+DESCRIPTION = """
+Make images through one place that knows, to the nano-dollar, who spent what.
+
+Speaks the OpenAI Images API: point an official SDK's `base_url` at `/v1` and use a key of this
+gateway. MCP clients use the same key at `/mcp`.
+
+Keys that begin with `igw_test_` draw in a sandbox and cost nothing.
+"""
+
+
+def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
+    """Build the application around an opened gateway; without one it opens its own at start."""
+    mcp_server = build_mcp_server()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            opened = (
+                await stack.enter_async_context(open_gateway(settings))
+                if gateway is None
+                else gateway
+            )
+            app.state.gateway = opened
+            sweeper = Sweeper(opened)
+            sweeper.start()
+            stack.push_async_callback(sweeper.close)
+            await stack.enter_async_context(mcp_server.session_manager.run())
+            yield
+
+    app = FastAPI(
+        title="Image Gateway",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_parameters={"persistAuthorization": True},
+    )
+    for router in (images, models, usage, credentials, health):
+        app.include_router(router.router)
+    install_error_handlers(app)
+    # Its routes, not a mount: a mount at the root would answer for every unknown path.
+    app.router.routes.extend(mcp_routes(mcp_server, settings))
+    # The last one added is the outermost.
+    app.add_middleware(Authentication)
+    app.add_middleware(Instrumentation)
+    return app
+
+
+def worker_app() -> FastAPI:
+    """The application of one of several workers, which reads its own environment."""
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.resolved_log_format)
+    return create_app(settings)

