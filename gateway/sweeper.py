@@ -2,29 +2,23 @@
 
 import asyncio
 import time
-from datetime import timedelta
 
 import structlog
-from sqlalchemy import func, select, update
 
 from gateway import telemetry
+from gateway.billing import ledger
 from gateway.bootstrap import Gateway
 from gateway.db.engine import DatabaseUnavailable
-from gateway.db.tables import ImageRow, ReservationRow
 from gateway.errors import StorageFailed
+from gateway.images.retention import expired_images, mark_deleted
 
 BATCH = 200
 INVARIANT_INTERVAL_SECONDS = 3600.0
 log = structlog.get_logger(__name__)
-_OPEN_BY_STATE = (
-    select(ReservationRow.state, func.count().label("count"))
-    .where(ReservationRow.state.in_(("held", "unknown")))
-    .group_by(ReservationRow.state)
-)
 
 
 class Sweeper:
-    """Runs in every worker; the rows each of them takes are skipped by the others."""
+    """Runs in every worker; the reservations each of them takes are skipped by the others."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -44,18 +38,16 @@ class Sweeper:
     async def sweep(self) -> None:
         """Do once what there is to do."""
         database = self._gateway.database
-        settings = self._gateway.settings
-        late = await database.call("SELECT expire_reservations(:n)", {"n": BATCH})
-        estimated = await database.call(
-            "SELECT estimate_unknown(:after, :n)",
-            {"after": timedelta(seconds=settings.estimate_after_seconds), "n": BATCH},
+        late = await ledger.expire_late(database, limit=BATCH)
+        estimated = await ledger.estimate_unknown(
+            database, after_seconds=self._gateway.settings.estimate_after_seconds, limit=BATCH
         )
-        if late[0][0]:
-            telemetry.alarms_total.labels("reservation_expired").inc(late[0][0])
-            log.warning("reservations_expired", count=late[0][0])
-        if estimated[0][0]:
-            telemetry.alarms_total.labels("outcome_estimated").inc(estimated[0][0])
-            log.warning("reservations_estimated", count=estimated[0][0])
+        if late:
+            telemetry.alarms_total.labels("reservation_expired").inc(late)
+            log.warning("reservations_expired", count=late)
+        if estimated:
+            telemetry.alarms_total.labels("outcome_estimated").inc(estimated)
+            log.warning("reservations_estimated", count=estimated)
         await self._measure()
         await self._delete_expired_images()
 
@@ -72,14 +64,15 @@ class Sweeper:
     async def _measure(self) -> None:
         database = self._gateway.database
         async with database.operator() as session:
-            rows = await session.execute(_OPEN_BY_STATE)
-            counts = dict(rows.tuples().all())
+            counts = await ledger.count_open(session)
         for state in ("held", "unknown"):
             telemetry.holds_open.labels(state).set(counts.get(state, 0))
         if time.monotonic() - self._invariants_checked > INVARIANT_INTERVAL_SECONDS:
             self._invariants_checked = time.monotonic()
-            breaks = await database.call("SELECT count(*) FROM invariant_break")
-            telemetry.invariant_breaks.set(breaks[0][0])
+            breaks = await ledger.invariant_breaks(database)
+            telemetry.invariant_breaks.set(len(breaks))
+            for found in breaks:
+                telemetry.alarm("invariant_break", what=found.what, id=found.id)
 
     async def _delete_expired_images(self) -> None:
         """Files first: a row whose file is gone is swept again, a file without a row never.
@@ -88,20 +81,10 @@ class Sweeper:
         """
         database = self._gateway.database
         async with database.operator() as session:
-            rows = await session.execute(
-                select(ImageRow.id, ImageRow.path)
-                .where(ImageRow.deleted_at.is_(None), ImageRow.expires_at < func.now())
-                .order_by(ImageRow.expires_at)
-                .limit(BATCH)
-            )
-            expired = rows.tuples().all()
+            expired = await expired_images(session, limit=BATCH)
         if not expired:
             return
-        for _, path in expired:
-            await self._gateway.store.delete(path)
+        for image in expired:
+            await self._gateway.store.delete(image.path)
         async with database.operator() as session:
-            await session.execute(
-                update(ImageRow)
-                .where(ImageRow.id.in_([image_id for image_id, _ in expired]))
-                .values(deleted_at=func.now())
-            )
+            await mark_deleted(session, expired)

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
+from gateway.billing import ledger
 from gateway.bootstrap import Core, Gateway, open_core, open_gateway, quickstart_path
 from gateway.cli.output import JsonOption, console, errors, guarded, print_json, refuse, run, show
 from gateway.config import Settings, export_to_workers, load_settings
@@ -228,9 +229,9 @@ async def _examine(settings: Settings, note: Note) -> None:
 
 
 async def _examine_ledger(gateway: Gateway, note: Note) -> None:
-    rows = await gateway.database.call("SELECT what, id FROM invariant_break LIMIT 20")
-    if rows:
-        note("ledger", "wrong", "; ".join(f"{row.what}: {row.id}" for row in rows))
+    breaks = await ledger.invariant_breaks(gateway.database, limit=20)
+    if breaks:
+        note("ledger", "wrong", "; ".join(f"{found.what}: {found.id}" for found in breaks))
     else:
         note("ledger", "ok", "budgets, reservations and ledger agree")
 

@@ -35,9 +35,7 @@ class EmbeddedPostgres:
     def _start(self) -> PostgresServer:
         try:
             return get_server(self._pgdata, cleanup_mode="stop")
-        except (
-            Exception
-        ) as error:  # top: the library raises many kinds; none may end in a traceback
+        except START_ERRORS as error:
             raise ConfigurationError(
                 f"The embedded Postgres in {self._pgdata} does not start "
                 f"({type(error).__name__}). Its log is {self._pgdata / 'log'}. Another server "

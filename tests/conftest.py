@@ -1,0 +1,74 @@
+"""Fixtures: one Postgres for the session, and for each test its own database, stub and gateway."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from testcontainers.postgres import PostgresContainer
+
+from gateway.config import Settings
+from gateway.db.embedded import EmbeddedPostgres
+from tests.harness import PostgresServer, Served, make_settings, served_gateway
+from tests.stub_openai import Stub, running_stub
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The owner's address of a real Postgres: given, from a container, or embedded."""
+    given = os.environ.get("GATEWAY_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    if Path("/var/run/docker.sock").exists():
+        with PostgresContainer("postgres:18", driver="asyncpg") as container:
+            yield container.get_connection_url()
+        return
+    # Under the system's temporary directory and readable to all: started by root, the server runs
+    # as a user of its own.
+    folder = Path(tempfile.mkdtemp(prefix="gateway-tests-"))
+    folder.chmod(0o755)
+    embedded = EmbeddedPostgres(folder)
+    yield embedded.owner_url("postgres").render_as_string(hide_password=False)
+    asyncio.run(embedded.close())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_url: str) -> PostgresServer:
+    """The server, with its template migrated."""
+    server = PostgresServer(postgres_url)
+    asyncio.run(server.prepare())
+    return server
+
+
+@pytest.fixture
+async def database(postgres: PostgresServer) -> AsyncIterator[str]:
+    """A migrated database for this test alone; the owner's address."""
+    url = await postgres.create()
+    yield url
+    await postgres.drop(url)
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[Stub]:
+    """OpenAI's Images API on loopback, with a bill of its own."""
+    async with running_stub() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(database: str, stub: Stub, tmp_path: Path) -> Settings:
+    """Settings that point at this test's database and stub."""
+    return make_settings(database, tmp_path, OPENAI_BASE_URL=stub.base_url)
+
+
+@pytest.fixture
+async def served(settings: Settings) -> AsyncIterator[Served]:
+    """A gateway on loopback; whatever the test did, the books must agree afterwards."""
+    async with served_gateway(settings) as running:
+        yield running
+        await running.check_invariants()

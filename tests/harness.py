@@ -1,0 +1,307 @@
+"""What tests stand on: a real Postgres, a served gateway on loopback, and keys to call it with."""
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import openai
+import uvicorn
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from pydantic import SecretStr
+from sqlalchemy import Row, make_url, text
+
+from gateway.billing import budgets, ledger
+from gateway.bootstrap import Gateway, open_gateway
+from gateway.config import Settings
+from gateway.db.engine import TenantSession, create_engine, database_url
+from gateway.db.migrate import migrate
+from gateway.main import create_app
+from gateway.money import parse_usd
+from gateway.sweeper import Sweeper
+from gateway.tenancy import api_keys, tenants
+from gateway.tenancy.api_keys import IssuedKey
+
+MASTER_KEY = "bWFzdGVyLWtleS1jYW5hcnktMDEyMzQ1Njc4OWFiY2Q="
+HOUSE_KEY = "sk-house-canary-7f3a9c1e5b2d"
+GPT2 = "gpt-image-2"
+TEMPLATE = "gateway_template"
+
+
+class PostgresServer:
+    """A server on which every test gets a database of its own, copied from a migrated one."""
+
+    def __init__(self, owner_url: str) -> None:
+        self._owner_url = database_url(owner_url)
+
+    async def prepare(self) -> None:
+        """Migrate the template once."""
+        await self._execute(
+            f'DROP DATABASE IF EXISTS "{TEMPLATE}"', f'CREATE DATABASE "{TEMPLATE}"'
+        )
+        await migrate(self._owner_url.set(database=TEMPLATE))
+
+    async def create(self) -> str:
+        """A new migrated database; returns its owner's address."""
+        name = f"test_{secrets.token_hex(6)}"
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{TEMPLATE}"')
+        return self._owner_url.set(database=name).render_as_string(hide_password=False)
+
+    async def drop(self, url: str) -> None:
+        """Remove a database, whoever is still connected."""
+        await self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
+
+    async def _execute(self, *statements: str) -> None:
+        engine = create_engine(self._owner_url.set(database="postgres"), role=None)
+        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+        await engine.dispose()
+
+
+def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
+    """Settings for a test's gateway; nothing is read from the machine's environment."""
+    values: dict[str, Any] = {
+        "data_dir": data_dir,
+        "database_url": SecretStr(url),
+        "master_key": SecretStr(MASTER_KEY),
+        "OPENAI_API_KEY": SecretStr(HOUSE_KEY),
+        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+        "sweep_interval_seconds": 3600,
+        "drain_seconds": 5,
+        **changes,
+    }
+    return Settings(_env_file=None, **values)  # type: ignore[call-arg]  # pydantic-settings' own
+
+
+@dataclass
+class Served:
+    """A gateway that answers on loopback, in this process."""
+
+    gateway: Gateway
+    base_url: str
+    tenant_id: UUID
+
+    async def key(
+        self,
+        *,
+        livemode: bool = True,
+        tenant_id: UUID | None = None,
+        user: str | None = None,
+        **options: Any,
+    ) -> IssuedKey:
+        """Issue a key."""
+        owner = tenant_id or self.tenant_id
+        async with self.gateway.database.operator() as session:
+            tenant_session = TenantSession(session)
+            user_id = (
+                None if user is None else await tenants.ensure_user(tenant_session, owner, user)
+            )
+            return await api_keys.issue(
+                tenant_session,
+                owner,
+                pepper=self.gateway.core.pepper,
+                livemode=livemode,
+                user_id=user_id,
+                **options,
+            )
+
+    async def tenant(self, name: str, **options: Any) -> UUID:
+        """Make another tenant."""
+        async with self.gateway.database.operator() as session:
+            return (await tenants.create(session, name, **options)).id
+
+    async def budget(
+        self, limit_usd: str, *, window: str = "month", tenant_id: UUID | None = None, **owner: Any
+    ) -> None:
+        """Set a budget; `owner` may be api_key_id, user_id, livemode."""
+        async with self.gateway.database.tenant(tenant_id or self.tenant_id) as session:
+            await budgets.set_limit(
+                session,
+                tenant_id or self.tenant_id,
+                window=window,
+                limit_nano=parse_usd(limit_usd),
+                **owner,
+            )
+
+    def http(self, key: IssuedKey | str | None = None, **options: Any) -> httpx2.AsyncClient:
+        """A plain client, with a key or without."""
+        headers = {} if key is None else {"Authorization": f"Bearer {secret_of(key)}"}
+        return httpx2.AsyncClient(base_url=self.base_url, headers=headers, timeout=60, **options)
+
+    def openai(self, key: IssuedKey | str, **options: Any) -> openai.AsyncOpenAI:
+        """The official client, without its retries."""
+        return openai.AsyncOpenAI(
+            api_key=secret_of(key), base_url=f"{self.base_url}/v1", max_retries=0, **options
+        )
+
+    @asynccontextmanager
+    async def mcp(self, key: IssuedKey | str, mode: str = "auto") -> AsyncIterator[Client]:
+        """The official MCP client over HTTP."""
+        headers = {"Authorization": f"Bearer {secret_of(key)}"}
+        async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
+            transport = streamable_http_client(f"{self.base_url}/mcp", http_client=http)
+            async with Client(transport, mode=mode) as client:
+                yield client
+
+    async def sweep(self) -> None:
+        """Let the sweeper do its work once."""
+        await Sweeper(self.gateway).sweep()
+
+    async def owner_sql(self, statement: str, **parameters: Any) -> Sequence[Row[Any]]:
+        """Run SQL as the database's owner, past every policy."""
+        settings = self.gateway.settings
+        url = settings.migration_database_url or settings.database_url
+        assert url is not None
+        return await run_sql(url.get_secret_value(), statement, **parameters)
+
+    async def ledger_total(self) -> int:
+        """All that the ledger says was spent, in nano-USD."""
+        rows = await self.owner_sql(
+            "SELECT coalesce(sum(amount_nano), 0) FROM ledger WHERE kind <> 'hold'"
+        )
+        return int(rows[0][0])
+
+    async def check_invariants(self) -> None:
+        """The view `invariant_break` must be empty, whatever happened."""
+        assert await ledger.invariant_breaks(self.gateway.database) == []
+
+
+def secret_of(key: IssuedKey | str) -> str:
+    """The text to send."""
+    return key if isinstance(key, str) else key.secret.reveal()
+
+
+async def run_sql(url: str, statement: str, **parameters: Any) -> Sequence[Row[Any]]:
+    """Run one statement as whoever the address names."""
+    engine = create_engine(database_url(url), role=None)
+    try:
+        async with engine.begin() as connection:
+            result = await connection.execute(text(statement), parameters)
+            return result.all() if result.returns_rows else []
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def served_gateway(settings: Settings) -> AsyncIterator[Served]:
+    """Serve a gateway in this process until the end of the block."""
+    async with open_gateway(settings) as gateway:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            create_app(settings, gateway), log_config=None, access_log=False, lifespan="on"
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - without signals
+        while not server.started:
+            assert not serving.done(), serving.exception()
+            await asyncio.sleep(0)
+        async with gateway.database.operator() as session:
+            found = [t for t in await tenants.list_all(session) if t.name == "acme"]
+            tenant = found[0] if found else await tenants.create(session, "acme")
+        try:
+            yield Served(gateway, f"http://127.0.0.1:{port}", tenant.id)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@dataclass
+class GatewayProcess:
+    """A gateway in a process of its own, as `gateway serve` starts it."""
+
+    process: subprocess.Popen[bytes]
+    base_url: str
+    log: Path
+
+    async def until_ready(self, *, tries: int = 600) -> None:
+        """Return when it can serve; fail as soon as it ends instead."""
+        async with httpx2.AsyncClient(timeout=1) as http:
+            for _ in range(tries):
+                try:
+                    if (await http.get(f"{self.base_url}/ready")).status_code == 200:
+                        return
+                except httpx2.TransportError:
+                    pass
+                try:
+                    await asyncio.to_thread(self.process.wait, 0.05)
+                except subprocess.TimeoutExpired:
+                    continue
+                raise AssertionError(f"the gateway ended:\n{self.log.read_text()}")
+        raise AssertionError(f"the gateway did not become ready:\n{self.log.read_text()}")
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def gateway_process(
+    environment: dict[str, str], log: Path, *options: str
+) -> Iterator[GatewayProcess]:
+    """Run `gateway serve` with this environment alone; stopped at the end, by force if need be."""
+    port = free_port()
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "serve", "--port", str(port), *options],
+            env=kept | {"GATEWAY_LOG_FORMAT": "json"} | environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    started = GatewayProcess(process, f"http://127.0.0.1:{port}", log)
+    try:
+        yield started
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def process_environment(settings: Settings) -> dict[str, str]:
+    """The environment that gives a process the same settings."""
+    assert settings.database_url is not None
+    assert settings.openai_api_key is not None
+    return {
+        "GATEWAY_DATABASE_URL": settings.database_url.get_secret_value(),
+        "GATEWAY_DATA_DIR": str(settings.data_dir),
+        "GATEWAY_MASTER_KEY": MASTER_KEY,
+        "OPENAI_API_KEY": settings.openai_api_key.get_secret_value(),
+        "OPENAI_BASE_URL": settings.openai_base_url,
+        "GATEWAY_SWEEP_INTERVAL_SECONDS": str(settings.sweep_interval_seconds),
+        "GATEWAY_DRAIN_SECONDS": str(settings.drain_seconds),
+    }
+
+
+def error_of(response: httpx2.Response) -> dict[str, Any]:
+    """The fields of an error envelope."""
+    body = json.loads(response.content)
+    assert set(body) == {"error"}, body
+    assert set(body["error"]) == {"message", "type", "param", "code"}, body
+    error: dict[str, Any] = body["error"]
+    return error
