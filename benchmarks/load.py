@@ -1,0 +1,101 @@
+"""A load generator that costs little itself: keep-alive connections, one prepared request each."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import httptools
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one run measured; latencies in milliseconds, sorted."""
+
+    seconds: float
+    milliseconds: tuple[float, ...]
+
+    @property
+    def per_second(self) -> float:
+        """Answers per second."""
+        return len(self.milliseconds) / self.seconds
+
+    def percentile(self, share: float) -> float:
+        """The latency that this share of the answers stayed within."""
+        return self.milliseconds[
+            min(len(self.milliseconds) - 1, int(len(self.milliseconds) * share))
+        ]
+
+
+def request_bytes(host: str, path: str, key: str, body: bytes) -> bytes:
+    """One HTTP/1.1 request as it goes over the wire."""
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+class _Connection(asyncio.Protocol):
+    """Sends the request again as soon as its answer is complete."""
+
+    def __init__(self, request: bytes, budget: "_Budget", done: asyncio.Future[None]) -> None:
+        self._request = request
+        self._budget = budget
+        self._done = done
+        self._status = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._done.done():
+            self._done.set_exception(exc or ConnectionError("closed by the server"))
+
+    def on_message_complete(self) -> None:
+        self._budget.latencies.append((time.perf_counter() - self._started) * 1000)
+        status = self._parser.get_status_code()
+        if status != 200:  # noqa: PLR2004 - HTTP OK
+            self._done.set_exception(AssertionError(f"answered {status}"))
+            self._transport.close()
+            return
+        self._send()
+
+    def _send(self) -> None:
+        if self._budget.left == 0:
+            if not self._done.done():
+                self._done.set_result(None)
+            self._transport.close()
+            return
+        self._budget.left -= 1
+        self._parser = httptools.HttpResponseParser(self)
+        self._started = time.perf_counter()
+        self._transport.write(self._request)
+
+
+@dataclass(slots=True)
+class _Budget:
+    """How many requests are still to be sent, by all connections together."""
+
+    left: int
+    latencies: list[float]
+
+
+async def run_load(port: int, request: bytes, *, connections: int, requests: int) -> Load:
+    """Send `requests` requests over `connections` connections, each waiting for its answer."""
+    loop = asyncio.get_running_loop()
+    budget = _Budget(requests, [])
+    done = [loop.create_future() for _ in range(connections)]
+    started = time.perf_counter()
+    await asyncio.gather(
+        *(
+            loop.create_connection(partial(_Connection, request, budget, future), "127.0.0.1", port)
+            for future in done
+        )
+    )
+    await asyncio.gather(*done)
+    return Load(time.perf_counter() - started, tuple(sorted(budget.latencies)))

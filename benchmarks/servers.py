@@ -1,0 +1,114 @@
+"""The processes that are measured, and the stub they call; each ends with its block."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+READY_TIMEOUT_SECONDS = 60.0
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(
+    arguments: list[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python process; its output goes to `log`."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    with log.open("ab") as out:
+        running = subprocess.Popen(
+            [sys.executable, *arguments], env=kept | environment, stdout=out, stderr=out
+        )
+    try:
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.wait(20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def wait_until_open(url: str, running: subprocess.Popen[bytes]) -> float:
+    """Seconds until `url` answers with 200."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < READY_TIMEOUT_SECONDS:
+        if running.poll() is not None:
+            raise RuntimeError(f"the process for {url} ended with status {running.returncode}")
+        try:
+            with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 - loopback
+                if answer.status == 200:  # noqa: PLR2004 - HTTP OK
+                    return time.perf_counter() - started
+        except OSError:
+            time.sleep(0.01)
+    raise RuntimeError(f"{url} did not answer in {READY_TIMEOUT_SECONDS} s")
+
+
+@contextmanager
+def stub(folder: Path) -> Iterator[int]:
+    """The stub of OpenAI's API; gives its port."""
+    port = free_port()
+    arguments = ["-m", "tests.stub_openai", "--port", str(port), "--no-record-calls"]
+    with process(arguments, {}, folder / "stub.log") as running:
+        wait_until_open(f"http://127.0.0.1:{port}/_stub/totals", running)
+        yield port
+
+
+def configure_stub(port: int, **settings: float) -> None:
+    """Change how the stub answers."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/_stub/config", json.dumps(settings).encode(), method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - loopback
+        pass
+
+
+@contextmanager
+def floor(stub_port: int, folder: Path) -> Iterator[int]:
+    """The forwarder; gives its port."""
+    port = free_port()
+    arguments = ["-m", "uvicorn", "benchmarks.floor:app", "--port", str(port), "--no-access-log"]
+    environment = {"OPENAI_BASE_URL": f"http://127.0.0.1:{stub_port}/v1"}
+    with process(arguments, environment, folder / "floor.log") as running:
+        wait_until_open(f"http://127.0.0.1:{port}/openapi.json", running)
+        yield port
+
+
+@contextmanager
+def gateway(stub_port: int, folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
+    """The gateway with its embedded Postgres: port, process, and seconds until it was ready."""
+    port = free_port()
+    environment = gateway_environment(stub_port, folder)
+    arguments = ["-m", "gateway", "serve", "--port", str(port)]
+    with process(arguments, environment, folder / "gateway.log") as running:
+        seconds = wait_until_open(f"http://127.0.0.1:{port}/ready", running)
+        yield port, running, seconds
+
+
+def gateway_environment(stub_port: int, folder: Path) -> dict[str, str]:
+    """Settings of the measured gateway, for the server and for commands beside it."""
+    return {
+        "GATEWAY_DATA_DIR": str(folder / "data"),
+        "OPENAI_API_KEY": "sk-bench-house-key",
+        "OPENAI_BASE_URL": f"http://127.0.0.1:{stub_port}/v1",
+    }
+
+
+def resident_megabytes(running: subprocess.Popen[bytes]) -> float:
+    """Memory of the serving process alone; Postgres' processes are not its children."""
+    return float(psutil.Process(running.pid).memory_info().rss / 1_000_000)
