@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
 
 READY_TIMEOUT_SECONDS = 60.0
 
