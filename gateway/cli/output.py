@@ -22,7 +22,9 @@ from gateway.telemetry import configure_logging
 T = TypeVar("T")
 REFUSED = 1
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-console = Console(soft_wrap=True, highlight=False)
+# Where nobody looks (a pipe, a file) a table is as wide as it needs to be.
+WIDTH = None if sys.stdout.isatty() else 200
+console = Console(soft_wrap=True, highlight=False, width=WIDTH)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -76,14 +78,17 @@ def show(
     if not rows:
         console.print(empty)
         return
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(
-            name.replace("_", " "), justify="right" if name in right else "left", overflow="fold"
+            name.replace("_", " "),
+            justify="right" if name in right else "left",
+            overflow="fold",
+            header_style="dim",
         )
     for row in rows:
         table.add_row(*(_plain(_cell(value)) for value in row.values()))
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
 def print_json(value: object) -> None:
@@ -105,7 +110,7 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M %Z").strip()
+        return value.strftime("%Y-%m-%d %H:%M")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple | set | frozenset):
