@@ -20,6 +20,7 @@ from gateway.domain import Caller, Outcome, Quote, Usage
 from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd_short
 
+LANE_TIMEOUT_SECONDS = 10
 SETTLE_BACKOFF_MS = (50, 100, 250, 500, 1000)
 log = structlog.get_logger(__name__)
 
@@ -91,8 +92,9 @@ class Reservations:
         max_batch: int,
         admission_timeout_ms: int,
     ) -> None:
-        self._database = database
         self._instance = instance
+        self._hold_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
+        self._settle_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._admission_timeout_ms = admission_timeout_ms
         self._holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
             "reserve", self._reserve_batch, max_batch=max_batch
@@ -140,6 +142,8 @@ class Reservations:
             task.cancel()
         if self._undoing:
             await asyncio.wait(self._undoing)
+        self._hold_lane.close()
+        self._settle_lane.close()
 
     def _undo_later(self, reservation_id: UUID) -> None:
         task = asyncio.create_task(self._undo(reservation_id))
@@ -158,23 +162,21 @@ class Reservations:
             await self.settle(void)
 
     async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
-        rows = await self._database.call(
-            "SELECT * FROM reserve(CAST(:requests AS jsonb), :instance)",
-            {
-                "requests": _to_json([_hold_fields(r) for r in requests]),
-                "instance": self._instance,
-            },
+        rows = await self._hold_lane.fetch(
+            "SELECT * FROM reserve($1::jsonb, $2)",
+            _to_json([_hold_fields(r) for r in requests]),
+            self._instance,
         )
         answers = {
-            row.request_id: _Answer(
+            row["request_id"]: _Answer(
                 None
-                if row.outcome == "held"
+                if row["outcome"] == "held"
                 else budget_refusal(
-                    row.owner,
-                    row.window_name,
-                    limit_nano=row.budget_limit,
-                    available_nano=row.available,
-                    resets_at=row.resets_at,
+                    row["owner"],
+                    row["window_name"],
+                    limit_nano=row["budget_limit"],
+                    available_nano=row["available"],
+                    resets_at=row["resets_at"],
                 )
             )
             for row in rows
@@ -182,16 +184,17 @@ class Reservations:
         return [answers[request.id] for request in requests]
 
     async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[str]:
-        rows = await self._database.call(
-            "SELECT * FROM settle(CAST(:settlements AS jsonb))",
-            {"settlements": _to_json([_settle_fields(s) for s in settlements])},
+        rows = await self._settle_lane.fetch(
+            "SELECT * FROM settle($1::jsonb)", _to_json([_settle_fields(s) for s in settlements])
         )
         for row in rows:
-            if row.breach > 0:
-                telemetry.alarm("bound_breach", reservation=str(row.settled_id), nano=row.breach)
-            if row.result == "conflict":
-                telemetry.alarm("settle_conflict", reservation=str(row.settled_id))
-        results = {row.settled_id: row.result for row in rows}
+            if row["breach"] > 0:
+                telemetry.alarm(
+                    "bound_breach", reservation=str(row["settled_id"]), nano=row["breach"]
+                )
+            if row["result"] == "conflict":
+                telemetry.alarm("settle_conflict", reservation=str(row["settled_id"]))
+        results = {row["settled_id"]: row["result"] for row in rows}
         return [str(results[settlement.id]) for settlement in settlements]
 
 

@@ -113,7 +113,7 @@ class ChangeListener:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:
-        connection = await self._database.listen_connection()
+        connection = await self._database.connect()
         try:
             await connection.add_listener(CHANNEL, self._heard)
             # What changed while nobody listened was not heard.

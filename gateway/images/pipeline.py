@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
+import pybase64
 import structlog
 
 from gateway import telemetry
@@ -303,7 +304,7 @@ class Pipeline:
     async def _store_one(
         self, paid: _Paid, image_id: str, encoded: str, output_format: str
     ) -> StoredFile:
-        content = binascii.a2b_base64(encoded)
+        content = pybase64.b64decode(encoded, validate=True)
         path = image_path(paid.caller.tenant_id, image_id, output_format)
         await self._store.put(path, content)
         return StoredFile(

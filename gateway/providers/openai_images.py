@@ -62,10 +62,12 @@ class OpenAIImages:
             ProviderFailure: anything but images.
         """
         read_timeout = self._read_timeout_seconds or request.model.read_timeout_seconds
-        client = self._client.with_options(api_key=credential.reveal(), max_retries=0)
         try:
-            response = await client.images.with_raw_response.generate(
+            response = await self._client.images.with_raw_response.generate(
                 **_parameters(request),
+                # Not with_options(api_key=…): that makes a client anew, at a cost, and reads
+                # OPENAI_ORG_ID from the environment again.
+                extra_headers={"Authorization": f"Bearer {credential.reveal()}"},
                 timeout=httpx2.Timeout(
                     connect=self._connect_timeout_seconds,
                     read=read_timeout,
