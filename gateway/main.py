@@ -4,6 +4,7 @@ Instrumentation (request id, metrics) ─► Authentication (bearer key → Call
     ─► rest/… routes, or the MCP server at /mcp ─► images/pipeline
 """
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -20,6 +21,7 @@ from gateway.rest.errors import install_error_handlers
 from gateway.sweeper import Sweeper
 from gateway.telemetry import configure_logging
 
+GC_NEW_OBJECTS = 20_000
 DESCRIPTION = """
 Make images through one place that knows, to the nano-dollar, who spent what.
 
@@ -47,6 +49,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
             sweeper.start()
             stack.push_async_callback(sweeper.close)
             await stack.enter_async_context(mcp_server.session_manager.run())
+            _spare_garbage_collector()
             yield
 
     app = FastAPI(
@@ -66,6 +69,17 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     app.add_middleware(Authentication)
     app.add_middleware(Instrumentation)
     return app
+
+
+def _spare_garbage_collector() -> None:
+    """Leave what was made at start out of every later collection, and collect less often.
+
+    Modules, schemas and routes live as long as the process; walking over them for each few hundred
+    new objects took a fifth of the time of a request (`make bench`).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_NEW_OBJECTS, 20, 50)
 
 
 def worker_app() -> FastAPI:

@@ -1,7 +1,6 @@
 """OpenAI's Images API through its own SDK: one shared client, one key per call, no retries."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import aiohttp
 import httpx2
@@ -17,6 +16,7 @@ QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 # Refusals that OpenAI does not charge for, as long as they come from OpenAI: with its error body.
 # Every other status may have been charged.
 UNCHARGED_STATUSES = frozenset({400, 401, 403, 404, 413, 429})
+GENERATIONS_PATH = "/images/generations"
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
 MAX_RETRY_AFTER_SECONDS = 3600
@@ -63,28 +63,32 @@ class OpenAIImages:
         """
         read_timeout = self._read_timeout_seconds or request.model.read_timeout_seconds
         try:
-            response = await self._client.images.with_raw_response.generate(
-                **_parameters(request),
-                # Not with_options(api_key=…): that makes a client anew, at a cost, and reads
-                # OPENAI_ORG_ID from the environment again.
-                extra_headers={"Authorization": f"Bearer {credential.reveal()}"},
-                timeout=httpx2.Timeout(
-                    connect=self._connect_timeout_seconds,
-                    read=read_timeout,
-                    write=read_timeout,
-                    pool=POOL_TIMEOUT_SECONDS,
-                ),
+            # The SDK's own way to call a path: the typed method would only check once more what
+            # the catalogue has checked, and parse megabytes of base64 into objects.
+            response = await self._client.post(
+                GENERATIONS_PATH,
+                cast_to=httpx2.Response,
+                body=_parameters(request),
+                options={
+                    "headers": {"Authorization": f"Bearer {credential.reveal()}"},
+                    "timeout": httpx2.Timeout(
+                        connect=self._connect_timeout_seconds,
+                        read=read_timeout,
+                        write=read_timeout,
+                        pool=POOL_TIMEOUT_SECONDS,
+                    ),
+                },
             )
         except openai.APIStatusError as error:
             raise _refused(error) from error
         except openai.APIConnectionError as error:
             raise _interrupted(error) from error
-        return read_answer(response.http_response.content, request)
+        return read_answer(response.content, request)
 
 
-def _parameters(request: ImageRequest) -> dict[str, Any]:
+def _parameters(request: ImageRequest) -> dict[str, str | int]:
     """The fields that the client gave, and no others: the vendor's defaults stay the vendor's."""
-    given = {
+    given: dict[str, str | int | None] = {
         "model": request.model.id,
         "prompt": request.prompt,
         "n": request.n,
