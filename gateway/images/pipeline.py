@@ -1,8 +1,8 @@
-"""The only way an image is made: hold → call → store → settle. REST and MCP translate around it.
+"""The only way an image is made: hold → call → store and settle. REST and MCP translate around it.
 
     generate ─ admission ─► owned task: price, credential, quote ─► reserve (commit)
                                         ─► provider call, no connection held
-                                        ─► store ─► settle (commit) ─► answer
+                                        ─► store, and settle (commit) ─► answer
 
 From the hold on, everything runs in a task that belongs to the process: a client that leaves
 cannot stop a call that is being paid for.
@@ -224,7 +224,9 @@ class Pipeline:
             ) from error
 
     async def _fail(self, paid: _Paid, failure: ProviderFailure) -> Generation:
-        await self._settle(Settlement(paid.id, failure.outcome, NanoUsd(0)))
+        await self._acknowledged(
+            self._settle_soon(Settlement(paid.id, failure.outcome, NanoUsd(0)))
+        )
         log.info(
             "generation_failed",
             generation=str(paid.id),
@@ -246,21 +248,24 @@ class Pipeline:
         else:
             cost_nano = quotes.cost(answer.usage, paid.quote.price)
             status = CostStatus.ACTUAL
-        files, images = await self._store_all(paid, answer)
-        settled = await self._settle(
+        decoded = self._decode(paid, answer)
+        # At the same time: the money must not wait for a slow store, nor the answer for both.
+        settling = self._settle_soon(
             Settlement(
                 paid.id,
                 outcome,
                 cost_nano,
                 images=len(answer.images),
                 usage=answer.usage,
-                stored=files,
+                stored=tuple(file for file, _ in decoded),
             )
         )
+        images = await self._store_all(paid, answer, decoded)
+        settled = await self._acknowledged(settling)
         telemetry.cost_nano_usd_total.labels(
             paid.provider, paid.request.model.id, str(paid.caller.livemode).lower()
         ).inc(cost_nano)
-        if paid.request.response_format == "url" and not files:
+        if paid.request.response_format == "url" and images[0].url is None:
             raise StorageFailed(
                 f"The image was made and its cost recorded as generation {paid.id}, but it could "
                 "not be stored, so there is no link to it. Ask for response_format=b64_json, "
@@ -275,52 +280,53 @@ class Pipeline:
             cost_status=status if settled else CostStatus.PENDING,
         )
 
-    async def _store_all(
-        self, paid: _Paid, answer: ProviderAnswer
-    ) -> tuple[tuple[StoredFile, ...], tuple[StoredImage, ...]]:
-        """Store every image, or none: an answer whose store failed still has its bytes."""
-        media_type = MEDIA_TYPES.get(answer.output_format, "application/octet-stream")
-        ids = [new_image_id() for _ in answer.images]
+    def _decode(self, paid: _Paid, answer: ProviderAnswer) -> list[tuple[StoredFile, bytes]]:
+        """The images' bytes and where they will lie; nothing where one of them is no base64."""
         try:
+            contents = [pybase64.b64decode(image, validate=True) for image in answer.images]
+        except binascii.Error:
+            return []
+        decoded = []
+        for content in contents:
+            image_id = new_image_id()
+            file = StoredFile(
+                id=image_id,
+                path=image_path(paid.caller.tenant_id, image_id, answer.output_format),
+                media_type=MEDIA_TYPES[answer.output_format],
+                size_bytes=len(content),
+                ttl_seconds=self._limits.image_ttl_seconds,
+            )
+            decoded.append((file, content))
+        return decoded
+
+    async def _store_all(
+        self, paid: _Paid, answer: ProviderAnswer, decoded: list[tuple[StoredFile, bytes]]
+    ) -> tuple[StoredImage, ...]:
+        """Store every image, or give none a link: an answer whose store failed has its bytes."""
+        try:
+            if not decoded:
+                raise StorageFailed("The provider's answer is no base64.")
             async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
-                files = [
-                    await self._store_one(paid, image_id, encoded, answer.output_format)
-                    for image_id, encoded in zip(ids, answer.images, strict=True)
-                ]
-        except (StorageFailed, TimeoutError, binascii.Error) as error:
+                await asyncio.gather(*(self._store.put(f.path, content) for f, content in decoded))
+        except (StorageFailed, TimeoutError) as error:
             telemetry.alarm("storage_failed", generation=str(paid.id), error=type(error).__name__)
-            return (), tuple(
-                StoredImage(image_id, encoded, None, media_type)
-                for image_id, encoded in zip(ids, answer.images, strict=True)
+            media_type = MEDIA_TYPES[answer.output_format]
+            return tuple(
+                StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
             )
         expires_at = int(time.time()) + self._limits.image_ttl_seconds
-        return tuple(files), tuple(
+        return tuple(
             StoredImage(
-                file.id, encoded, self._links.sign(file.id, file.path, expires_at), media_type
+                file.id, encoded, self._links.sign(file.id, file.path, expires_at), file.media_type
             )
-            for file, encoded in zip(files, answer.images, strict=True)
+            for (file, _), encoded in zip(decoded, answer.images, strict=True)
         )
 
-    async def _store_one(
-        self, paid: _Paid, image_id: str, encoded: str, output_format: str
-    ) -> StoredFile:
-        content = pybase64.b64decode(encoded, validate=True)
-        path = image_path(paid.caller.tenant_id, image_id, output_format)
-        await self._store.put(path, content)
-        return StoredFile(
-            id=image_id,
-            path=path,
-            media_type=MEDIA_TYPES.get(output_format, "application/octet-stream"),
-            size_bytes=len(content),
-            ttl_seconds=self._limits.image_ttl_seconds,
-        )
-
-    async def _settle(self, settlement: Settlement) -> bool:
-        """Settle; whether Postgres acknowledged while the client could wait for it."""
-        task = self._settle_soon(settlement)
-        done, _ = await asyncio.wait({task}, timeout=self._limits.settle_wait_seconds)
+    async def _acknowledged(self, settling: asyncio.Task[str]) -> bool:
+        """Whether Postgres acknowledged a settlement while the client could wait for it."""
+        done, _ = await asyncio.wait({settling}, timeout=self._limits.settle_wait_seconds)
         if done:
-            task.result()
+            settling.result()
         return bool(done)
 
     def _settle_soon(self, settlement: Settlement) -> asyncio.Task[str]:

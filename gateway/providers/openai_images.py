@@ -17,6 +17,7 @@ QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 # Every other status may have been charged.
 UNCHARGED_STATUSES = frozenset({400, 401, 403, 404, 413, 429})
 GENERATIONS_PATH = "/images/generations"
+FORMATS = frozenset({"png", "jpeg", "webp"})
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
 MAX_RETRY_AFTER_SECONDS = 3600
@@ -118,6 +119,7 @@ def read_answer(content: bytes, request: ImageRequest) -> ProviderAnswer:
         raise _unreadable() from error
     if not images or not all(isinstance(image, str) and image for image in images):
         raise _unreadable()
+    reported = _optional_text(body, "output_format")
     return ProviderAnswer(
         images=images,
         created=body["created"] if isinstance(body.get("created"), int) else 0,
@@ -125,7 +127,9 @@ def read_answer(content: bytes, request: ImageRequest) -> ProviderAnswer:
         size=_optional_text(body, "size"),
         quality=_optional_text(body, "quality"),
         background=_optional_text(body, "background"),
-        output_format=_optional_text(body, "output_format") or request.output_format or "png",
+        output_format=reported
+        if reported and reported in FORMATS
+        else request.output_format or "png",
     )
 
 
