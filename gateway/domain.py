@@ -115,7 +115,10 @@ class SeedPrice:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of the catalogue, with everything that checks and prices a request for it."""
+    """One model of the catalogue, with everything that checks and prices a request for it.
+
+    `text_output_bound`: text tokens that one image may bring along, for models that bill them.
+    """
 
     id: str
     provider: str
@@ -133,6 +136,7 @@ class Model:
     max_prompt_characters: int
     max_images: int
     read_timeout_seconds: int
+    text_output_bound: int
     tokens: TokenRule
     price: SeedPrice | None
 

@@ -40,7 +40,7 @@ async def count_open(session: OperatorSession) -> dict[str, int]:
         .where(ReservationRow.state.in_(("held", "unknown")))
         .group_by(ReservationRow.state)
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 async def invariant_breaks(database: Database, *, limit: int = 100) -> Sequence[InvariantBreak]:

@@ -15,7 +15,7 @@ def quote(request: ImageRequest, price: Price) -> Quote:
     usage = Usage(
         text_input_tokens=len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS,
         image_input_tokens=0,
-        text_output_tokens=0,
+        text_output_tokens=request.n * request.model.text_output_bound,
         image_output_tokens=request.n * _dearest_tokens(request),
     )
     return Quote(price=price, amount_nano=cost(usage, price))

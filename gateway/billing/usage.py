@@ -70,16 +70,15 @@ def _moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
     try:
         if len(text) == len("2026-11-20"):
             day = date.fromisoformat(text) + timedelta(days=1 if is_end else 0)
-            return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=ZoneInfo(zone))
-        moment.astimezone(UTC)
+            moment = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
+        else:
+            moment = datetime.fromisoformat(text)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))
+        return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidRequest(
             f"{param} must be an ISO 8601 date or date-time, such as 2026-11-20.", param=param
         ) from None
-    return moment
 
 
 async def tenant_zone(session: TenantSession, tenant_id: UUID) -> str:

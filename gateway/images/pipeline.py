@@ -303,13 +303,9 @@ class Pipeline:
         self, paid: _Paid, answer: ProviderAnswer, decoded: list[tuple[StoredFile, bytes]]
     ) -> tuple[StoredImage, ...]:
         """Store every image, or give none a link: an answer whose store failed has its bytes."""
-        try:
-            if not decoded:
-                raise StorageFailed("The provider's answer is no base64.")
-            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
-                await asyncio.gather(*(self._store.put(f.path, content) for f, content in decoded))
-        except (StorageFailed, TimeoutError) as error:
-            telemetry.alarm("storage_failed", generation=str(paid.id), error=type(error).__name__)
+        failed = "no base64" if not decoded else await self._put_all(decoded)
+        if failed:
+            telemetry.alarm("storage_failed", generation=str(paid.id), error=failed)
             media_type = MEDIA_TYPES[answer.output_format]
             return tuple(
                 StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
@@ -321,6 +317,15 @@ class Pipeline:
             )
             for (file, _), encoded in zip(decoded, answer.images, strict=True)
         )
+
+    async def _put_all(self, decoded: list[tuple[StoredFile, bytes]]) -> str | None:
+        """Store every file; the name of the error where one failed."""
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
+                await asyncio.gather(*(self._store.put(f.path, content) for f, content in decoded))
+        except (StorageFailed, TimeoutError) as error:
+            return type(error).__name__
+        return None
 
     async def _acknowledged(self, settling: asyncio.Task[str]) -> bool:
         """Whether Postgres acknowledged a settlement while the client could wait for it."""

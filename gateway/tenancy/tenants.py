@@ -109,7 +109,7 @@ async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]
     rows = await session.execute(
         select(TenantUserRow.id, TenantUserRow.name).where(TenantUserRow.tenant_id == tenant_id)
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def _check_name(name: str) -> None:

@@ -263,7 +263,7 @@ async def _rewrap_batch(session: OperatorSession, master_keys: MasterKeys) -> in
         .with_for_update()
     )
     count = 0
-    for name, sealed, old_id in secrets.tuples():
+    for name, sealed, old_id in secrets:
         place = ("sealed_secret", name)
         plain = unseal(master_keys.opening(old_id), sealed, *place)
         await session.execute(
@@ -280,7 +280,7 @@ async def _rewrap_batch(session: OperatorSession, master_keys: MasterKeys) -> in
         .limit(REWRAP_BATCH)
         .with_for_update()
     )
-    for tenant_id, version, wrapped, old_id in data_keys.tuples():
+    for tenant_id, version, wrapped, old_id in data_keys:
         plain = unseal(master_keys.opening(old_id), wrapped, "data_key", tenant_id, version)
         await session.execute(
             update(DataKeyRow)
