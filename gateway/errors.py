@@ -18,6 +18,10 @@
 Configuration that cannot work raises `ConfigurationError`, which names the setting to mend.
 """
 
+MAX_MESSAGE_CHARACTERS = 1000
+MAX_PARAM_CHARACTERS = 100
+"""A refusal quotes what it refuses, but does not grow with it."""
+
 
 class GatewayError(Exception):
     """A refusal with OpenAI's envelope fields; `retry` is None where the client may decide."""
@@ -36,9 +40,9 @@ class GatewayError(Exception):
         retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = message[:MAX_MESSAGE_CHARACTERS]
         self.code = code or type(self).code
-        self.param = param
+        self.param = None if param is None else param[:MAX_PARAM_CHARACTERS]
         self.retry_after_seconds = retry_after_seconds
 
 

@@ -58,6 +58,8 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        # A redirect would name whatever host the client made up.
+        redirect_slashes=False,
         swagger_ui_parameters={"persistAuthorization": True},
     )
     for router in (images, models, usage, credentials, health):

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from gateway.errors import Forbidden
 
 MAC_BYTES = 16
+_EXPIRY_FORM = re.compile(r"0|[1-9][0-9]{0,11}", re.ASCII)
 _PATH_FORM = re.compile(
     r"[0-9a-f-]{36}/[0-9]{4}/[0-9]{2}/[0-9]{2}/(img_[0-9a-z_]+)\.(png|jpeg|webp)"
 )
@@ -25,10 +26,7 @@ class LinkSigner:
 
     def sign(self, image_id: str, path: str, expires_at: int) -> str:
         """The public link to the stored file at `path`, valid until `expires_at` (Unix seconds)."""
-        folder = path.removesuffix(f"/{image_id}.{path.rpartition('.')[2]}")
-        place = f"{folder}.{path.rpartition('.')[2]}".encode()
-        signature = base64.urlsafe_b64encode(self._mac(path, expires_at) + place).rstrip(b"=")
-        query = urlencode({"exp": expires_at, "sig": signature.decode()})
+        query = urlencode({"exp": expires_at, "sig": self._signature(image_id, path, expires_at)})
         return f"{self.public_url}/images/{image_id}?{query}"
 
     def verify(self, image_id: str, expires_at: str, signature: str, *, now: int) -> str:
@@ -37,14 +35,19 @@ class LinkSigner:
         Raises:
             Forbidden: the link is not ours, was changed, or has expired.
         """
+        if not _EXPIRY_FORM.fullmatch(expires_at):
+            raise _bad_link()
+        expires = int(expires_at)
         try:
             raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
             folder, _, extension = raw[MAC_BYTES:].decode().rpartition(".")
-            expires = int(expires_at)
         except (ValueError, binascii.Error):
             raise _bad_link() from None
         path = f"{folder}/{image_id}.{extension}"
-        if not hmac.compare_digest(raw[:MAC_BYTES], self._mac(path, expires)):
+        # Compared as text: decoding is lenient, and a link is to be written in one way only.
+        if not hmac.compare_digest(
+            signature.encode(), self._signature(image_id, path, expires).encode()
+        ):
             raise _bad_link()
         form = _PATH_FORM.fullmatch(path)
         if form is None or form[1] != image_id:
@@ -57,9 +60,13 @@ class LinkSigner:
             )
         return path
 
-    def _mac(self, path: str, expires_at: int) -> bytes:
+    def _signature(self, image_id: str, path: str, expires_at: int) -> str:
+        """The MAC over path and expiry, and the folder and format that it speaks of."""
+        extension = path.rpartition(".")[2]
+        place = f"{path.removesuffix(f'/{image_id}.{extension}')}.{extension}"
         message = f"{path}\x1f{expires_at}".encode()
-        return hmac.digest(self.key, message, hashlib.sha256)[:MAC_BYTES]
+        mac = hmac.digest(self.key, message, hashlib.sha256)[:MAC_BYTES]
+        return base64.urlsafe_b64encode(mac + place.encode()).rstrip(b"=").decode()
 
 
 def _bad_link() -> Forbidden:

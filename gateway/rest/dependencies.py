@@ -4,6 +4,7 @@ from typing import Annotated
 
 import orjson
 from fastapi import Depends, Request
+from starlette.requests import ClientDisconnect
 
 from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
@@ -59,10 +60,13 @@ async def read_json_object(request: Request, *, max_bytes: int) -> dict[str, obj
             code="unsupported_content_encoding",
         )
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > max_bytes:
-            raise PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > max_bytes:
+                raise PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
+    except ClientDisconnect:
+        raise InvalidRequest("The request body ended too early.", code="incomplete_body") from None
     try:
         body = orjson.loads(content)
     except orjson.JSONDecodeError:

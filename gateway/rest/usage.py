@@ -96,7 +96,7 @@ def report_csv(report: UsageReport) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*report.group_by, *_sums(report.total)])
-    for row in report.rows or (report.total,):
+    for row in report.rows if report.group_by else (report.total,):
         writer.writerow([*(_csv_text(value) for value in row.group), *_sums(row).values()])
     return out.getvalue()
 
