@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -50,8 +50,8 @@ class Core:
     database: Database
     vault: Vault
     catalog: Catalog
-    pepper: bytes
-    link_key: bytes
+    pepper: bytes = field(repr=False)
+    link_key: bytes = field(repr=False)
     revision: str
     new_admin_key: SecretText | None
 

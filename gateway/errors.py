@@ -12,6 +12,7 @@
     ├── RateLimited               429 rate_limit_exceeded
     ├── StorageFailed             500 storage_failed
     ├── ProviderUnreachable       502 provider_unreachable, provider_error
+    ├── CredentialUnreadable      503 credential_unreadable
     ├── Unavailable               503 overloaded, database_unavailable, no_credential, …
     └── OutcomeUnknown            504 outcome_unknown
 
@@ -137,6 +138,14 @@ class Unavailable(GatewayError):
 
     status = 503
     code = "overloaded"
+
+
+class CredentialUnreadable(GatewayError):
+    """A stored credential does not open: it was changed, moved, or its master key is missing."""
+
+    status = 503
+    code = "credential_unreadable"
+    retry = False
 
 
 class OutcomeUnknown(GatewayError):

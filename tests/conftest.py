@@ -12,8 +12,15 @@ from testcontainers.community.postgres import PostgresContainer
 
 from gateway.config import Settings
 from gateway.db.embedded import EmbeddedPostgres
+from gateway.telemetry import configure_logging
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
 from tests.stub_openai import Stub, running_stub
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logging_as_served() -> None:
+    """Log as the served gateway does; structlog's default prints variables, secrets among them."""
+    configure_logging("INFO", "json")
 
 
 @pytest.fixture(scope="session")

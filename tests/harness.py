@@ -198,7 +198,8 @@ async def run_sql(url: str, statement: str, **parameters: Any) -> Sequence[Row[A
 async def served_gateway(settings: Settings) -> AsyncIterator[Served]:
     """Serve a gateway in this process until the end of the block."""
     async with open_gateway(settings) as gateway:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # With the protocol named, asyncio sends small answers at once.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         config = uvicorn.Config(

@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.db.engine import TenantSession
-from gateway.db.tables import BudgetRow
+from gateway.db.tables import ApiKeyRow, BudgetRow
 from gateway.domain import Caller
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, NotFound
 from gateway.money import MAX_AMOUNT_NANO, NanoUsd
 
 Window = Literal["day", "week", "month", "total"]
@@ -54,6 +54,7 @@ async def set_limit(
 
     Raises:
         InvalidRequest: unknown window, limit out of bounds, or two owners at once.
+        NotFound: the key is not this tenant's.
     """
     if window not in WINDOWS:
         raise InvalidRequest(f"A window is one of {', '.join(WINDOWS)}.", param="window")
@@ -61,6 +62,12 @@ async def set_limit(
         raise InvalidRequest("A limit lies between 0 and 1000000000 USD.", param="limit")
     if api_key_id is not None and user_id is not None:
         raise InvalidRequest("A budget belongs to a key or to a user, not to both.", param="user")
+    if api_key_id is not None:
+        own_key = select(ApiKeyRow.id).where(
+            ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == api_key_id
+        )
+        if await session.scalar(own_key) is None:
+            raise NotFound(f"This tenant has no API key {api_key_id}.", param="key")
     await session.execute(
         insert(BudgetRow)
         .values(

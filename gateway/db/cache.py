@@ -22,6 +22,10 @@ V = TypeVar("V")
 CHANNEL = "gateway_changed"
 RECONNECT_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
+LISTEN_ERRORS = (
+    *(Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError),
+    *(OSError, TimeoutError),
+)
 log = structlog.get_logger(__name__)
 
 
@@ -108,19 +112,23 @@ class ChangeListener:
         while True:
             try:
                 await self._listen()
-            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except LISTEN_ERRORS as error:
                 log.warning("change_listener_lost", reason=type(error).__name__)
-            await asyncio.sleep(RECONNECT_SECONDS)
+                await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:
         connection = await self._database.connect()
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _connection: lost.set())
         try:
             await connection.add_listener(CHANNEL, self._heard)
             # What changed while nobody listened was not heard.
             self._clear(None)
-            while True:
-                await asyncio.sleep(HEARTBEAT_SECONDS)
-                await connection.execute("SELECT 1", timeout=HEARTBEAT_SECONDS)
+            while not lost.is_set():
+                try:
+                    await asyncio.wait_for(lost.wait(), HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    await connection.execute("SELECT 1", timeout=HEARTBEAT_SECONDS)
         finally:
             self._clear(None)
             connection.terminate()

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     LargeBinary,
@@ -27,6 +28,16 @@ class Table(DeclarativeBase):
     """Base of every table."""
 
 
+def _own_user(table: str) -> ForeignKeyConstraint:
+    """A user of the same tenant: the database refuses a reference across tenants."""
+    return ForeignKeyConstraint(
+        ["tenant_id", "user_id"],
+        ["tenant_user.tenant_id", "tenant_user.id"],
+        name=f"{table}_own_user",
+        ondelete="RESTRICT",
+    )
+
+
 class TenantRow(Table):
     """The paying customer, owner of everything below."""
 
@@ -44,7 +55,10 @@ class TenantUserRow(Table):
     """A person or application of a tenant."""
 
     __tablename__ = "tenant_user"
-    __table_args__ = (UniqueConstraint("tenant_id", "name", name="tenant_user_name"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "name", name="tenant_user_name"),
+        UniqueConstraint("tenant_id", "id", name="tenant_user_of_tenant"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
@@ -56,11 +70,15 @@ class ApiKeyRow(Table):
     """A secret we issued; only its HMAC is kept."""
 
     __tablename__ = "api_key"
-    __table_args__ = (Index("api_key_tenant", "tenant_id", "created_at"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "id", name="api_key_of_tenant"),
+        _own_user("api_key"),
+        Index("api_key_tenant", "tenant_id", "created_at"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant_user.id", ondelete="RESTRICT"))
+    user_id: Mapped[UUID | None]
     digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     last4: Mapped[str] = mapped_column(Text)
     livemode: Mapped[bool]
@@ -119,11 +137,12 @@ class CredentialRow(Table):
             name="credential_owner",
             postgresql_nulls_not_distinct=True,
         ),
+        _own_user("credential"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant_user.id", ondelete="RESTRICT"))
+    user_id: Mapped[UUID | None]
     provider: Mapped[str] = mapped_column(Text)
     version: Mapped[int]
     data_key_version: Mapped[int] = mapped_column(SmallInteger)
@@ -170,6 +189,13 @@ class BudgetRow(Table):
             name="budget_owner",
             postgresql_nulls_not_distinct=True,
         ),
+        _own_user("budget"),
+        ForeignKeyConstraint(
+            ["tenant_id", "api_key_id"],
+            ["api_key.tenant_id", "api_key.id"],
+            name="budget_own_key",
+            ondelete="RESTRICT",
+        ),
         CheckConstraint("period IN ('day', 'week', 'month', 'total')", name="budget_period_name"),
         CheckConstraint("limit_nano BETWEEN 0 AND 1000000000000000000", name="budget_limit"),
         CheckConstraint("api_key_id IS NULL OR user_id IS NULL", name="budget_one_owner"),
@@ -177,8 +203,8 @@ class BudgetRow(Table):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
-    api_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_key.id", ondelete="RESTRICT"))
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant_user.id", ondelete="RESTRICT"))
+    api_key_id: Mapped[UUID | None]
+    user_id: Mapped[UUID | None]
     livemode: Mapped[bool]
     period: Mapped[str] = mapped_column(Text)
     limit_nano: Mapped[int] = mapped_column(BigInteger)

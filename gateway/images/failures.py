@@ -40,7 +40,8 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             )
         case Reason.CREDENTIAL | Reason.QUOTA if not house_credential:
             return CredentialRejected(
-                f"The provider refused your own key: {message} "
+                "The provider refused your own key "
+                f"({'its quota is used up' if failure.reason is Reason.QUOTA else 'not valid'}). "
                 "Replace it with PUT /v1/credentials/openai."
             )
         case Reason.MODEL if not house_credential:

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from gateway.errors import Forbidden
@@ -21,7 +21,7 @@ _PATH_FORM = re.compile(
 class LinkSigner:
     """Makes and checks links under the gateway's public address."""
 
-    key: bytes
+    key: bytes = field(repr=False)
     public_url: str
 
     def sign(self, image_id: str, path: str, expires_at: int) -> str:

@@ -41,14 +41,13 @@ from gateway.domain import (
     StoredImage,
     new_id,
 )
-from gateway.errors import ConfigurationError, StorageFailed, Unavailable
+from gateway.errors import CredentialUnreadable, StorageFailed, Unavailable
 from gateway.images.failures import client_error
 from gateway.images.links import LinkSigner
 from gateway.images.storage import MEDIA_TYPES, ImageStore, image_path, new_image_id
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.tenancy.credentials import CredentialChoice, Credentials
-from gateway.tenancy.vault import SealBroken
 
 SANDBOX: Literal["sandbox"] = "sandbox"
 STORE_TIMEOUT_SECONDS = 60.0
@@ -157,8 +156,9 @@ class Pipeline:
         )
         paid = _Paid(new_id(), caller, request, await self.quote(request), provider, credential)
         await self._reserve(paid)
+        secret = await self._open_credential(paid)
         try:
-            answer = await self._call(paid)
+            answer = await self._call(paid, secret)
         except ProviderFailure as failure:
             return await self._fail(paid, failure)
         return await self._succeed(paid, answer)
@@ -179,9 +179,8 @@ class Pipeline:
             )
         )
 
-    async def _call(self, paid: _Paid) -> ProviderAnswer:
+    async def _call(self, paid: _Paid, secret: SecretText) -> ProviderAnswer:
         """One paid call. Only a call that was surely never sent is tried a second time."""
-        secret = await self._open_credential(paid)
         self._dispatched.add(paid.id)
         started = time.perf_counter()
         outcome = Outcome.AMBIGUOUS
@@ -209,18 +208,24 @@ class Pipeline:
             self._dispatched.discard(paid.id)
 
     async def _open_credential(self, paid: _Paid) -> SecretText:
+        """Open the credential, last thing before the call; without it the hold is given back."""
         if paid.credential.owner == SANDBOX:
             return SecretText("")
         try:
             return await self._credentials.open(paid.credential, paid.provider)
-        except (SealBroken, ConfigurationError, DatabaseUnavailable) as error:
+        except Exception as error:  # top: whatever it is, no call is made and nothing stays held
+            settling = self._settle_soon(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))
+            await self._acknowledged(settling)
+            if isinstance(error, DatabaseUnavailable):
+                raise
             telemetry.alarm(
                 "credential_unreadable",
                 tenant=str(paid.caller.tenant_id),
                 error=type(error).__name__,
             )
-            raise ProviderFailure(
-                Outcome.NOT_SENT, Reason.UNREACHABLE, "The credential cannot be opened."
+            raise CredentialUnreadable(
+                "The stored provider key cannot be opened. Nothing was bought. Store it again with "
+                f"PUT /v1/credentials/{paid.provider}; the operator has been alerted."
             ) from error
 
     async def _fail(self, paid: _Paid, failure: ProviderFailure) -> Generation:

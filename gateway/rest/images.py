@@ -70,7 +70,8 @@ async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWrite
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-@router.api_route("/images/{image_id}", methods=["GET", "HEAD"], summary="The bytes of an image")
+@router.head("/images/{image_id}", include_in_schema=False)
+@router.get("/images/{image_id}", summary="The bytes of an image")
 async def get_image(image_id: str, gateway: GatewayDep, exp: str = "", sig: str = "") -> Response:
     """Served by signed, expiring link; no key is needed."""
     now = int(time.time())

@@ -43,7 +43,7 @@ class SealedCredential:
 
     id: UUID
     tenant_id: UUID
-    owner: Owner
+    user_id: UUID | None
     provider: str
     version: int
     data_key_version: int
@@ -104,6 +104,7 @@ class Credentials:
             found.sealed,
             "credential",
             found.id,
+            found.user_id,
             found.provider,
             found.version,
         )
@@ -126,7 +127,7 @@ class Credentials:
             return CredentialChoice("house"), str(tenant_id)
         owner: Owner = "tenant" if row.user_id is None else "user"
         sealed = SealedCredential(
-            row.id, tenant_id, owner, provider, row.version, row.data_key_version, row.sealed
+            row.id, tenant_id, row.user_id, provider, row.version, row.data_key_version, row.sealed
         )
         return CredentialChoice(owner, sealed), str(tenant_id)
 
@@ -152,7 +153,11 @@ async def store(
             f"A provider key has {MIN_CHARACTERS} to {MAX_CHARACTERS} characters and no spaces.",
             param="secret",
         )
-    row = await session.scalar(_owned(tenant_id, user_id, provider).with_for_update())
+    # One at a time per tenant: two first ones at once would both insert.
+    await session.execute(
+        select(func.pg_advisory_xact_lock(func.hashtextextended(str(tenant_id), 0)))
+    )
+    row = await session.scalar(_owned(tenant_id, user_id, provider))
     if row is None:
         row = CredentialRow(
             id=new_id(), tenant_id=tenant_id, user_id=user_id, provider=provider, version=0
@@ -161,7 +166,7 @@ async def store(
     row.last4 = text[-4:]
     row.updated_at = func.now()
     row.data_key_version, row.sealed = await vault.seal_for_tenant(
-        session, tenant_id, secret, "credential", row.id, provider, row.version
+        session, tenant_id, secret, "credential", row.id, user_id, provider, row.version
     )
     session.add(row)
     await session.flush()

@@ -47,7 +47,7 @@ def unseal(key: bytes, sealed: bytes, *place: object) -> bytes:
         return AESGCM(key).decrypt(
             sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _associated_data(place)
         )
-    except InvalidTag:
+    except (InvalidTag, ValueError):
         raise SealBroken(" / ".join(str(part) for part in place)) from None
 
 
@@ -150,7 +150,8 @@ def _parse_keys(texts: Sequence[str], source: str) -> dict[str, bytes]:
     keys = {}
     for text in texts:
         try:
-            key = base64.urlsafe_b64decode(text.strip().replace("+", "-").replace("/", "_"))
+            standard = text.strip().replace("-", "+").replace("_", "/")
+            key = base64.b64decode(standard, validate=True)
         except (ValueError, binascii.Error):
             key = b""
         if len(key) != KEY_BYTES or len(set(key)) < KEY_BYTES // 4:
@@ -197,6 +198,7 @@ class Vault:
     ) -> tuple[int, bytes]:
         """Seal a tenant's secret; returns the data key's version and the ciphertext."""
         version = 1
+        # Not kept in memory: this transaction may yet be rolled back, and the key with it.
         key = await self._data_key(session, tenant_id, version)
         return version, seal(key, secret.reveal().encode(), tenant_id, *place)
 
@@ -212,6 +214,7 @@ class Vault:
         if key is None:
             async with database.tenant(tenant_id) as session:
                 key = await self._data_key(session, tenant_id, version)
+            self._data_keys[tenant_id, version] = key
         return SecretText(unseal(key, sealed, tenant_id, *place).decode())
 
     async def _data_key(self, session: TenantSession, tenant_id: UUID, version: int) -> bytes:
@@ -229,15 +232,13 @@ class Vault:
                 )
             )
         ).one()
-        key = unseal(
+        return unseal(
             self.master_keys.opening(row.master_key_id),
             row.wrapped,
             "data_key",
             tenant_id,
             version,
         )
-        self._data_keys[tenant_id, version] = key
-        return key
 
 
 async def rewrap_all(database: Database, master_keys: MasterKeys) -> int:

@@ -97,6 +97,7 @@ CREATE TABLE tenant_user (
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     PRIMARY KEY (id),
     CONSTRAINT tenant_user_name UNIQUE (tenant_id, name),
+    CONSTRAINT tenant_user_of_tenant UNIQUE (tenant_id, id),
     FOREIGN KEY(tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT
 );
 
@@ -113,8 +114,9 @@ CREATE TABLE api_key (
     revoked_at TIMESTAMP WITH TIME ZONE,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     PRIMARY KEY (id),
+    CONSTRAINT api_key_of_tenant UNIQUE (tenant_id, id),
+    CONSTRAINT api_key_own_user FOREIGN KEY(tenant_id, user_id) REFERENCES tenant_user (tenant_id, id) ON DELETE RESTRICT,
     FOREIGN KEY(tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT,
-    FOREIGN KEY(user_id) REFERENCES tenant_user (id) ON DELETE RESTRICT,
     UNIQUE (digest)
 );
 CREATE INDEX api_key_tenant ON api_key (tenant_id, created_at);
@@ -132,8 +134,8 @@ CREATE TABLE credential (
     updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     PRIMARY KEY (id),
     CONSTRAINT credential_owner UNIQUE NULLS NOT DISTINCT (tenant_id, user_id, provider),
-    FOREIGN KEY(tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT,
-    FOREIGN KEY(user_id) REFERENCES tenant_user (id) ON DELETE RESTRICT
+    CONSTRAINT credential_own_user FOREIGN KEY(tenant_id, user_id) REFERENCES tenant_user (tenant_id, id) ON DELETE RESTRICT,
+    FOREIGN KEY(tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT
 );
 
 CREATE TABLE image (
@@ -189,12 +191,12 @@ CREATE TABLE budget (
     updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     PRIMARY KEY (id),
     CONSTRAINT budget_owner UNIQUE NULLS NOT DISTINCT (tenant_id, api_key_id, user_id, livemode, period),
+    CONSTRAINT budget_own_user FOREIGN KEY(tenant_id, user_id) REFERENCES tenant_user (tenant_id, id) ON DELETE RESTRICT,
+    CONSTRAINT budget_own_key FOREIGN KEY(tenant_id, api_key_id) REFERENCES api_key (tenant_id, id) ON DELETE RESTRICT,
     CONSTRAINT budget_period_name CHECK (period IN ('day', 'week', 'month', 'total')),
     CONSTRAINT budget_limit CHECK (limit_nano BETWEEN 0 AND 1000000000000000000),
     CONSTRAINT budget_one_owner CHECK (api_key_id IS NULL OR user_id IS NULL),
-    FOREIGN KEY(tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT,
-    FOREIGN KEY(api_key_id) REFERENCES api_key (id) ON DELETE RESTRICT,
-    FOREIGN KEY(user_id) REFERENCES tenant_user (id) ON DELETE RESTRICT
+    FOREIGN KEY(tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT
 );
 
 CREATE TABLE budget_period (

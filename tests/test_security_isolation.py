@@ -1,0 +1,284 @@
+"""Tenants apart from each other, by the routes and by row-level security alone; modes likewise."""
+
+# ruff: noqa: S608 - SQL is put together here from this module's own words alone
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+import httpx2
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.db.engine import APP_ROLE, create_engine, database_url
+from gateway.tenancy.api_keys import IssuedKey
+from tests.harness import GPT2, Served
+from tests.stub_openai import Stub
+
+LOW = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
+SECRET_A, SECRET_B = "sk-tenant-a-0123456789", "sk-tenant-b-0123456789"
+NEW_ID = "gen_random_uuid()"
+# As tenant B: each would put a row into tenant A.
+PLANTS = {
+    "tenant_user": f"(id, tenant_id, name) VALUES ({NEW_ID}, :a, 'mallory')",
+    "api_key": f"(id, tenant_id, digest, last4, livemode, scopes)"
+    f" VALUES ({NEW_ID}, :a, '\\x00', 'xxxx', true, '{{images:write}}')",
+    "credential": "(id, tenant_id, provider, version, data_key_version, sealed, last4)"
+    f" VALUES ({NEW_ID}, :a, 'openai', 1, 1, '\\x00', 'xxxx')",
+    "data_key": "(tenant_id, version, wrapped, master_key_id) VALUES (:a, 2, '\\x00', 'x')",
+    "budget": "(tenant_id, livemode, period, limit_nano) VALUES (:a, true, 'total', 0)",
+}
+REFERENCES = {
+    "a budget for his key": "INSERT INTO budget"
+    " (tenant_id, api_key_id, livemode, period, limit_nano) VALUES (:b, :key, true, 'total', 0)",
+    "a budget for his user": "INSERT INTO budget"
+    " (tenant_id, user_id, livemode, period, limit_nano) VALUES (:b, :alice, true, 'total', 0)",
+    "a key for his user": "INSERT INTO api_key"
+    " (id, tenant_id, user_id, digest, last4, livemode, scopes)"
+    f" VALUES ({NEW_ID}, :b, :alice, '\\x00', 'xxxx', true, '{{}}')",
+    "a credential for his user": "INSERT INTO credential"
+    " (id, tenant_id, user_id, provider, version, data_key_version, sealed, last4)"
+    f" VALUES ({NEW_ID}, :b, :alice, 'openai', 1, 1, '\\x00', 'xxxx')",
+}
+MONEY = {
+    "budget_period": "spent_nano",
+    "reservation": "held_nano",
+    "ledger": "amount_nano",
+    "price": "text_input_nano",
+    "image": "size_bytes",
+}
+ALLOWED, DENIED = "", "42501"
+
+
+@dataclass(frozen=True)
+class Two:
+    """Two tenants; A has a row in every table."""
+
+    served: Served
+    a: UUID
+    b: UUID
+    key_a: IssuedKey
+    key_b: IssuedKey
+    image_id: str
+
+
+@pytest.fixture
+async def two(served: Served) -> Two:
+    b = await served.tenant("other")
+    key_a, key_b = await served.key(user="alice"), await served.key(tenant_id=b, user="bob")
+    await served.budget("5", window="total")
+    async with served.http(key_a) as http:
+        await http.put("/v1/credentials/openai", json={"secret": SECRET_A})
+        made = await http.post("/v1/images/generations", json={**LOW, "response_format": "url"})
+        assert made.status_code == 200
+    url = httpx2.URL(made.json()["data"][0]["url"])
+    return Two(served, served.tenant_id, b, key_a, key_b, url.path.rpartition("/")[2])
+
+
+@asynccontextmanager
+async def as_role(served: Served, **configuration: str) -> AsyncIterator[AsyncConnection]:
+    """A transaction of the serving role with these settings and no others."""
+    assert served.gateway.settings.database_url is not None
+    url = served.gateway.settings.database_url.get_secret_value()
+    engine = create_engine(database_url(url), role=APP_ROLE)
+    try:
+        async with engine.begin() as connection:
+            for name, value in configuration.items():
+                await connection.execute(
+                    text("SELECT set_config(:name, :value, true)"),
+                    {"name": f"gateway.{name}", "value": value},
+                )
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def state_of(
+    served: Served,
+    statement: str,
+    *,
+    tenant_id: UUID | None = None,
+    operator: str | None = None,
+    **parameters: object,
+) -> str:
+    """The SQLSTATE with which the serving role is refused; empty where it is not."""
+    given = {"tenant_id": tenant_id, "operator": operator}
+    configuration = {name: str(value) for name, value in given.items() if value is not None}
+    try:
+        async with as_role(served, **configuration) as connection:
+            await connection.execute(text(statement), parameters)
+    except DBAPIError as error:
+        return str(getattr(error.orig, "sqlstate", None))
+    return ALLOWED
+
+
+async def tenant_tables(served: Served) -> dict[str, str]:
+    """Every table with rows of tenants, and the column that says whose."""
+    rows = await served.owner_sql(
+        "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+        " WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p')"
+        " AND c.relnamespace = 'public'::regnamespace"
+    )
+    return {"tenant": "id"} | {row.relname: "tenant_id" for row in rows}
+
+
+async def test_another_tenants_ids_lead_nowhere(two: Two) -> None:
+    async with two.served.http(two.key_b) as http:
+        usage = (await http.get("/v1/usage?group_by=day,model,requested_model,key,user")).json()
+        budgets = (await http.get("/v1/budgets")).json()
+        statuses = {
+            (method, path): (await http.request(method, path)).status_code
+            for method, path in (
+                ("GET", "/v1/credentials/openai"),
+                ("DELETE", "/v1/credentials/openai"),
+                ("GET", f"/v1/images/{two.image_id}"),
+                ("DELETE", f"/v1/images/{two.image_id}"),
+            )
+        }
+        history = await http.get("/v1/images")
+    assert usage["data"] == []
+    assert usage["total"] == {
+        "requests": 0,
+        "images": 0,
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "cost_usd": "0.000000000",
+    }
+    assert budgets["data"] == []
+    assert statuses == dict.fromkeys(statuses, 404)
+    assert two.image_id not in history.text
+    async with two.served.http(two.key_a) as http:
+        assert (await http.get("/v1/credentials/openai")).json()["last4"] == SECRET_A[-4:]
+
+
+async def test_a_tenants_credential_is_used_for_nobody_else(two: Two, stub: Stub) -> None:
+    async with two.served.http(two.key_b) as http:
+        await http.put("/v1/credentials/openai", json={"secret": SECRET_B})
+        assert (await http.post("/v1/images/generations", json=LOW)).status_code == 200
+    assert [call.key for call in stub.calls] == [SECRET_A, SECRET_B]
+
+
+async def test_row_level_security_alone_hides_every_row_of_another_tenant(two: Two) -> None:
+    tables = await tenant_tables(two.served)
+    owned, seen_by_b, seen_by_nobody = {}, {}, {}
+    for table, column in tables.items():
+        count = f"SELECT count(*) FROM {table} WHERE {column} = :a"
+        owned[table] = (await two.served.owner_sql(count, a=two.a))[0][0]
+    async with as_role(two.served, tenant_id=str(two.b)) as connection:
+        for table, column in tables.items():
+            rows = await connection.execute(text(f"SELECT * FROM {table}"))
+            seen_by_b[table] = {getattr(row, column) for row in rows} - {two.b}
+    async with as_role(two.served) as connection:
+        for table in tables:
+            seen_by_nobody[table] = (await connection.execute(text(f"SELECT * FROM {table}"))).all()
+    assert [table for table, count in owned.items() if count == 0] == []
+    assert seen_by_b == {table: set() for table in tables}
+    assert seen_by_nobody == {table: [] for table in tables}
+
+
+async def test_a_row_cannot_be_planted_in_another_tenant(two: Two) -> None:
+    for table, row in PLANTS.items():
+        statement = f"INSERT INTO {table} {row}"
+        assert await state_of(two.served, statement, tenant_id=two.b, a=two.a) == DENIED, table
+
+
+async def test_another_tenants_rows_cannot_be_changed(two: Two) -> None:
+    changes = (
+        "UPDATE tenant SET status = 'suspended' WHERE id = :a",
+        "UPDATE api_key SET revoked_at = now() WHERE tenant_id = :a",
+        "UPDATE data_key SET wrapped = '' WHERE tenant_id = :a",
+        "UPDATE credential SET sealed = '' WHERE tenant_id = :a",
+        "UPDATE budget SET limit_nano = 0 WHERE tenant_id = :a",
+        "UPDATE image SET deleted_at = now() WHERE tenant_id = :a",
+        "DELETE FROM credential WHERE tenant_id = :a",
+    )
+    async with as_role(two.served, tenant_id=str(two.b)) as connection:
+        for change in changes:
+            result = await connection.execute(text(change), {"a": two.a})
+            assert result.rowcount == 0, change
+
+
+async def test_an_own_row_cannot_be_moved_to_another_tenant(two: Two) -> None:
+    async with two.served.http(two.key_b) as http:
+        await http.put("/v1/credentials/openai", json={"secret": SECRET_B})
+    statement = "UPDATE credential SET tenant_id = :a"
+    assert await state_of(two.served, statement, tenant_id=two.b, a=two.a) == DENIED
+
+
+async def test_a_row_cannot_refer_to_another_tenants_key_or_user(two: Two) -> None:
+    rows = await two.served.owner_sql("SELECT id FROM tenant_user WHERE name = 'alice'")
+    values = {"b": two.b, "key": two.key_a.id, "alice": rows[0].id}
+    states = {}
+    for name, statement in REFERENCES.items():
+        used = {name: value for name, value in values.items() if f":{name}" in statement}
+        states[name] = await state_of(two.served, statement, tenant_id=two.b, **used)
+    assert [name for name, state in states.items() if state == ALLOWED] == []
+
+
+async def test_the_serving_role_cannot_touch_money_even_as_operator(two: Two) -> None:
+    for table, column in MONEY.items():
+        for statement in (
+            f"UPDATE {table} SET {column} = {column}",
+            f"DELETE FROM {table}",
+            f"TRUNCATE {table} CASCADE",
+        ):
+            assert await state_of(two.served, statement, operator="on") == DENIED, statement
+
+
+async def test_live_and_test_mode_never_see_each_others_usage(served: Served, stub: Stub) -> None:
+    live, test = await served.key(), await served.key(livemode=False)
+    totals = {}
+    for key, count in ((live, 1), (test, 2)):
+        async with served.http(key) as http:
+            for _ in range(count):
+                made = await http.post("/v1/images/generations", json=LOW)
+                assert made.status_code == 200
+    for name, key in (("live", live), ("test", test)):
+        async with served.http(key) as http:
+            report = (await http.get("/v1/usage?group_by=key")).json()
+        totals[name] = ([row["key"] for row in report["data"]], report["total"]["requests"])
+    assert totals == {"live": ([str(live.id)], 1), "test": ([str(test.id)], 2)}
+    assert len(stub.calls) == 1
+
+
+async def test_a_budget_of_one_mode_neither_shows_nor_binds_in_the_other(served: Served) -> None:
+    live, test = await served.key(), await served.key(livemode=False)
+    await served.budget("0", window="total", livemode=True)
+    await served.budget("5", window="day", livemode=False)
+    seen = {}
+    for name, key in (("live", live), ("test", test)):
+        async with served.http(key) as http:
+            listed = (await http.get("/v1/budgets")).json()["data"]
+            made = await http.post("/v1/images/generations", json=LOW)
+        seen[name] = ([(b["window"], b["livemode"]) for b in listed], made.status_code)
+    assert seen == {"live": ([("total", True)], 402), "test": ([("day", False)], 200)}
+
+
+async def test_a_users_key_sees_that_users_usage_and_budgets_only(served: Served) -> None:
+    alice, bob, shared = (
+        await served.key(user="alice"),
+        await served.key(user="bob"),
+        await served.key(),
+    )
+    rows = await served.owner_sql("SELECT id, name FROM tenant_user")
+    ids = {row.name: row.id for row in rows}
+    await served.budget("5", window="day", user_id=ids["alice"])
+    await served.budget("5", window="month", user_id=ids["bob"])
+    await served.budget("5", window="week", api_key_id=shared.id)
+    for key in (alice, bob):
+        async with served.http(key) as http:
+            assert (await http.post("/v1/images/generations", json=LOW)).status_code == 200
+    seen = {}
+    for name, key in (("alice", alice), ("bob", bob), ("shared", shared)):
+        async with served.http(key) as http:
+            usage = (await http.get("/v1/usage?group_by=user")).json()["data"]
+            budgets = (await http.get("/v1/budgets")).json()["data"]
+        seen[name] = ([row["user"] for row in usage], [b["window"] for b in budgets])
+    assert seen == {
+        "alice": (["alice"], ["day"]),
+        "bob": (["bob"], ["month"]),
+        "shared": (["alice", "bob"], ["week"]),
+    }
