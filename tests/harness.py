@@ -52,10 +52,10 @@ class PostgresServer:
         )
         await migrate(self._owner_url.set(database=TEMPLATE))
 
-    async def create(self) -> str:
-        """A new migrated database; returns its owner's address."""
+    async def create(self, *, template: str = TEMPLATE) -> str:
+        """A new database, migrated where the template is; returns its owner's address."""
         name = f"test_{secrets.token_hex(6)}"
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{TEMPLATE}"')
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self._owner_url.set(database=name).render_as_string(hide_password=False)
 
     async def drop(self, url: str) -> None:
