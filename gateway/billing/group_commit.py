@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from gateway import telemetry
+from gateway.errors import Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,6 +64,11 @@ class GroupCommit(Generic[Item, Result]):
         try:
             results = await self._commit([item for item, _ in batch])
         except Exception as error:  # top: whatever it is, every submitter of the batch must hear it
+            if len(batch) > 1 and not isinstance(error, Unavailable):
+                # One item may have spoiled it; the others must not suffer for it.
+                for single in batch:
+                    await self._commit_batch([single])
+                return
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

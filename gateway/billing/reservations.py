@@ -78,7 +78,7 @@ class Settlement:
 class _Answer:
     """One row of `reserve`."""
 
-    refusal: BudgetExceeded | None
+    refusal: BudgetExceeded | DatabaseUnavailable | None
 
 
 class Reservations:
@@ -171,6 +171,8 @@ class Reservations:
             row["request_id"]: _Answer(
                 None
                 if row["outcome"] == "held"
+                else DatabaseUnavailable()
+                if row["outcome"] == "again"
                 else budget_refusal(
                     row["owner"],
                     row["window_name"],

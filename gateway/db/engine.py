@@ -22,6 +22,7 @@ from gateway.errors import ConfigurationError, Unavailable
 APP_ROLE = "image_gateway_app"
 CONNECT_TIMEOUT_SECONDS = 2.0
 STATEMENT_TIMEOUT_MS = 10_000
+CONFLICT_ATTEMPTS = 5
 
 TenantSession = NewType("TenantSession", AsyncSession)
 """A transaction that sees one tenant's rows."""
@@ -154,12 +155,24 @@ class Lane:
         Raises:
             DatabaseUnavailable: no acknowledgement. What was sent may have been committed.
         """
+        for attempt in range(CONFLICT_ATTEMPTS):
+            try:
+                return await self._fetch(statement, *arguments)
+            except asyncpg.TransactionRollbackError:
+                # Rolled back whole (a deadlock, say), so trying again cannot do anything twice.
+                if attempt == CONFLICT_ATTEMPTS - 1:
+                    raise DatabaseUnavailable from None
+        raise AssertionError
+
+    async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
         try:
             rows: list[asyncpg.Record] = await self._connection.fetch(
                 statement, *arguments, timeout=self._timeout_seconds
             )
+        except asyncpg.TransactionRollbackError:
+            raise
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             self.close()
             if isinstance(error, asyncpg.PostgresError) and error.sqlstate[:2] not in LOST_CLASSES:

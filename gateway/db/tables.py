@@ -242,7 +242,9 @@ class ReservationRow(Table):
 
     __tablename__ = "reservation"
     __table_args__ = (
-        CheckConstraint("held_nano > 0 AND held_nano <= 1000000000000000", name="reservation_held"),
+        CheckConstraint(
+            "held_nano >= 0 AND held_nano <= 1000000000000000", name="reservation_held"
+        ),
         CheckConstraint(
             "state IN ('held', 'unknown', 'posted', 'posted_est', 'void')",
             name="reservation_state",

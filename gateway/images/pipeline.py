@@ -333,11 +333,17 @@ class Pipeline:
         return None
 
     async def _acknowledged(self, settling: asyncio.Task[str]) -> bool:
-        """Whether Postgres acknowledged a settlement while the client could wait for it."""
+        """Whether Postgres acknowledged a settlement while the client could wait for it.
+
+        One that Postgres refuses outright is a defect, which must not take the image away: the
+        hold stays, becomes unknown at its deadline, and is posted as an estimate.
+        """
         done, _ = await asyncio.wait({settling}, timeout=self._limits.settle_wait_seconds)
-        if done:
-            settling.result()
-        return bool(done)
+        error = settling.exception() if done else None
+        if error is not None:
+            telemetry.alarm("settle_refused", error=type(error).__name__)
+            log.error("settle_refused", exc_info=error)
+        return bool(done) and error is None
 
     def _settle_soon(self, settlement: Settlement) -> asyncio.Task[str]:
         task = asyncio.create_task(self._reservations.settle(settlement))

@@ -18,6 +18,8 @@ QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 UNCHARGED_STATUSES = frozenset({400, 401, 403, 404, 413, 429})
 GENERATIONS_PATH = "/images/generations"
 FORMATS = frozenset({"png", "jpeg", "webp"})
+MAX_TOKENS = 1_000_000_000
+"""Usage beyond it is no usage: no answer takes a billion tokens."""
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
 MAX_RETRY_AFTER_SECONDS = 3600
@@ -166,7 +168,7 @@ def _split(
 
 
 def _count(value: object) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
     return value if is_count else None  # type: ignore[return-value]
 
 

@@ -80,7 +80,7 @@ CREATE TABLE reservation (
     deadline_at TIMESTAMP WITH TIME ZONE NOT NULL,
     resolved_at TIMESTAMP WITH TIME ZONE,
     PRIMARY KEY (id),
-    CONSTRAINT reservation_held CHECK (held_nano > 0 AND held_nano <= 1000000000000000),
+    CONSTRAINT reservation_held CHECK (held_nano >= 0 AND held_nano <= 1000000000000000),
     CONSTRAINT reservation_state CHECK (state IN ('held', 'unknown', 'posted', 'posted_est', 'void')),
     CONSTRAINT reservation_final CHECK ((state IN ('held', 'unknown')) = (final_nano IS NULL)),
     FOREIGN KEY(tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT,

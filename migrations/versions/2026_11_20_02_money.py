@@ -59,7 +59,7 @@ DECLARE
     q record;
 BEGIN
     INSERT INTO budget_period (budget_id, tenant_id, period_start, period_end)
-    SELECT b.id, b.tenant_id, greatest(p.starts_at, last.ends_at), p.ends_at
+    SELECT b.id, b.tenant_id, greatest(p.starts_at, around.before), least(p.ends_at, around.after)
     FROM (
         SELECT DISTINCT b.id, b.tenant_id, b.period
         FROM jsonb_to_recordset(p_requests)
@@ -71,9 +71,12 @@ BEGIN
     JOIN tenant t ON t.id = b.tenant_id
     CROSS JOIN LATERAL period_bounds(b.period, v_now, t.time_zone) p
     CROSS JOIN LATERAL (
-        SELECT max(x.period_end) AS ends_at FROM budget_period x WHERE x.budget_id = b.id
-    ) last
-    WHERE last.ends_at IS NULL OR last.ends_at <= v_now
+        SELECT max(x.period_end) FILTER (WHERE x.period_end <= v_now) AS before,
+            min(x.period_start) FILTER (WHERE x.period_start > v_now) AS after,
+            bool_or(x.period_start <= v_now AND v_now < x.period_end) AS exists
+        FROM budget_period x WHERE x.budget_id = b.id
+    ) around
+    WHERE around.exists IS NOT TRUE
     ORDER BY b.id
     ON CONFLICT DO NOTHING;
 
@@ -102,7 +105,12 @@ BEGIN
                 AND (b.api_key_id IS NULL OR b.api_key_id = r.api_key_id)
                 AND (b.user_id IS NULL OR b.user_id = r.user_id)
             ORDER BY bp.id
-        ) AS periods
+        ) AS periods, (
+            SELECT count(*) FROM budget b
+            WHERE b.tenant_id = r.tenant_id AND b.livemode = r.livemode
+                AND (b.api_key_id IS NULL OR b.api_key_id = r.api_key_id)
+                AND (b.user_id IS NULL OR b.user_id = r.user_id)
+        ) AS budgets
         FROM jsonb_to_recordset(p_requests) AS r(
             id uuid, tenant_id uuid, api_key_id uuid, user_id uuid, livemode boolean,
             operation text, requested_model text, served_model text, provider text,
@@ -110,6 +118,13 @@ BEGIN
         )
     LOOP
         request_id := q.id;
+        -- A budget that came into being after the rows were locked: ask again, never pass it by.
+        IF cardinality(q.periods) <> q.budgets THEN
+            SELECT 'again', NULL, NULL, NULL, NULL, NULL, NULL
+            INTO outcome, budget, owner, window_name, budget_limit, available, resets_at;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
         v_short := NULL;
         FOREACH v_period IN ARRAY q.periods LOOP
             IF v_available[array_position(v_periods, v_period)] < q.amount_nano THEN
