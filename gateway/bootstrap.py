@@ -15,7 +15,7 @@ from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
 from gateway.config import Settings
 from gateway.db.cache import Cache, ChangeListener, K, V
-from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres
+from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_dir
 from gateway.db.engine import (
     APP_ROLE,
     Database,
@@ -168,8 +168,27 @@ def quickstart_path(settings: Settings) -> Path:
     return settings.data_dir / "quickstart.json"
 
 
+def read_quickstart(settings: Settings) -> dict[str, str]:
+    """The quick start's keys and today's address; empty where there was no quick start.
+
+    The file keeps the address of the latest start, so that commands find the gateway.
+    """
+    path = quickstart_path(settings)
+    if not settings.uses_embedded_postgres or not path.exists():
+        return {}
+    content: dict[str, str] = json.loads(path.read_text())
+    if content["base_url"] != settings.public_url:
+        content["base_url"] = settings.public_url
+        _write_quickstart(path, content)
+    return content
+
+
 def _cache(settings: Settings) -> Cache[K, V]:
-    return Cache(ttl_seconds=settings.cache_ttl_seconds, max_entries=settings.cache_max_entries)
+    return Cache(
+        ttl_seconds=settings.cache_ttl_seconds,
+        max_entries=settings.cache_max_entries,
+        load_seconds=settings.admission_timeout_ms / 1000,
+    )
 
 
 def _providers(settings: Settings) -> dict[str, ImageProvider]:
@@ -189,7 +208,7 @@ def _master_keys(settings: Settings) -> MasterKeys:
         return MasterKeys(settings.master_key.get_secret_value(), None)
     if settings.master_key_file is not None:
         return MasterKeys(None, settings.master_key_file)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    prepare_data_dir(settings.data_dir)
     return MasterKeys.from_new_file(settings.resolved_master_key_file)
 
 

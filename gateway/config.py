@@ -38,8 +38,9 @@ class Settings(BaseSettings):
     master_key: SecretStr | None = None
     master_key_file: Path | None = None
     admin_key: SecretStr | None = None
+    api_key: SecretStr | None = None  # only for `gateway demo`
     public_url: str = "http://127.0.0.1:8000"
-    allowed_hosts: list[str] = Field(default_factory=list)
+    allowed_hosts: str = ""
     storage_url: str | None = None
     image_ttl_seconds: int = Field(default=86_400, ge=60, le=31_536_000)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -109,6 +110,11 @@ class Settings(BaseSettings):
     def image_storage_url(self) -> str:
         """Where images go: `file://…` or `s3://…`."""
         return self.storage_url or (self.data_dir.absolute() / "images").as_uri()
+
+    @property
+    def extra_hosts(self) -> list[str]:
+        """Further host names under which MCP clients may call."""
+        return [host.strip() for host in self.allowed_hosts.split(",") if host.strip()]
 
     @property
     def resolved_master_key_file(self) -> Path:

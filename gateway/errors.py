@@ -1,6 +1,7 @@
 """Everything that the gateway refuses or reports, as nouns with a stable code and a status.
 
     GatewayError
+    ├── InternalError             500 internal_error
     ├── InvalidRequest            400 invalid_value, unknown_parameter, missing_required_parameter
     │   ├── ContentRefused        400 moderation_blocked
     │   └── PayloadTooLarge       413 payload_too_large
@@ -12,8 +13,9 @@
     ├── RateLimited               429 rate_limit_exceeded
     ├── StorageFailed             500 storage_failed
     ├── ProviderUnreachable       502 provider_unreachable, provider_error
+    ├── NotConfigured             503 no_credential, price_unknown
     ├── CredentialUnreadable      503 credential_unreadable
-    ├── Unavailable               503 overloaded, database_unavailable, no_credential, …
+    ├── Unavailable               503 overloaded, database_unavailable, provider_unavailable
     └── OutcomeUnknown            504 outcome_unknown
 
 Configuration that cannot work raises `ConfigurationError`, which names the setting to mend.
@@ -45,6 +47,12 @@ class GatewayError(Exception):
         self.code = code or type(self).code
         self.param = None if param is None else param[:MAX_PARAM_CHARACTERS]
         self.retry_after_seconds = retry_after_seconds
+
+
+class InternalError(GatewayError):
+    """A defect of ours. It may have come after a call was paid for, so it is not tried again."""
+
+    retry = False
 
 
 class InvalidRequest(GatewayError):
@@ -138,6 +146,14 @@ class Unavailable(GatewayError):
 
     status = 503
     code = "overloaded"
+
+
+class NotConfigured(GatewayError):
+    """The operator or the tenant has something to set up first; trying again does not help."""
+
+    status = 503
+    code = "not_configured"
+    retry = False
 
 
 class CredentialUnreadable(GatewayError):

@@ -9,7 +9,7 @@ import orjson
 import structlog
 
 from gateway import telemetry
-from gateway.errors import GatewayError, envelope, response_headers
+from gateway.errors import GatewayError, InternalError, envelope, response_headers
 
 Message = MutableMapping[str, Any]
 RequestScope = MutableMapping[str, Any]
@@ -33,7 +33,7 @@ ROUTES = frozenset(
     }
 )
 ROUTE_PREFIXES = ("/v1/models/", "/v1/credentials/", "/images/", "/admin/")
-UNEXPECTED = GatewayError(
+UNEXPECTED = InternalError(
     "The gateway failed in an unexpected way. X-Request-Id names this request in its log."
 )
 QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
@@ -60,7 +60,7 @@ class Instrumentation:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 answered = True
-                status = message["status"]
+                status = int(message["status"])
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 

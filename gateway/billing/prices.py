@@ -11,7 +11,7 @@ from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.tables import PriceRow
 from gateway.domain import Model, Price, SeedPrice
-from gateway.errors import InvalidRequest, Unavailable
+from gateway.errors import InvalidRequest, NotConfigured
 
 SEED_EFFECTIVE_FROM = datetime(2020, 1, 1, tzinfo=UTC)
 MAX_RATE_NANO = 10_000 * 1_000_000_000
@@ -41,12 +41,12 @@ class Prices:
         """The price of a model now.
 
         Raises:
-            Unavailable: it has none; nothing is sold without a price (code `price_unknown`).
+            NotConfigured: it has none; nothing is sold without a price (code `price_unknown`).
         """
         table = await self._tables.get("prices", self._load)
         price = table.at(model, datetime.now(UTC)) if table is not None else None
         if price is None:
-            raise Unavailable(
+            raise NotConfigured(
                 f"Model {model} has no price here, so no call to it can be budgeted. "
                 "The operator adds one with `gateway prices add`.",
                 code="price_unknown",

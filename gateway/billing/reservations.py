@@ -21,6 +21,7 @@ from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd_short
 
 LANE_TIMEOUT_SECONDS = 10
+MAX_UNDOING = 10_000
 SETTLE_BACKOFF_MS = (50, 100, 250, 500, 1000)
 log = structlog.get_logger(__name__)
 
@@ -115,9 +116,13 @@ class Reservations:
         try:
             async with asyncio.timeout(self._admission_timeout_ms / 1000):
                 answer = await self._holds.submit(request)
-        except (DatabaseUnavailable, TimeoutError) as error:
+        except (
+            Exception
+        ) as error:  # top: whatever it was, the hold may stand, and its call is not made
             self._undo_later(request.id)
-            raise DatabaseUnavailable from error
+            if isinstance(error, TimeoutError):
+                raise DatabaseUnavailable from error
+            raise
         if answer.refusal is not None:
             raise answer.refusal
 
@@ -146,6 +151,8 @@ class Reservations:
         self._settle_lane.close()
 
     def _undo_later(self, reservation_id: UUID) -> None:
+        if len(self._undoing) >= MAX_UNDOING:
+            return  # The sweeper will find it, and estimate what a void would have cleared.
         task = asyncio.create_task(self._undo(reservation_id))
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)

@@ -133,7 +133,10 @@ def list_prices(
         async with core.database.operator() as session:
             return await pricing.list_prices(session)
 
-    _show_prices([p for p in run(work) if model in {None, p.model}], as_json=as_json)
+    found = [price for price in run(work) if model in {None, price.model}]
+    if model is not None and not found:
+        refuse(f"There is no price for {model}. `gateway prices list` shows every model.")
+    _show_prices(found, as_json=as_json)
 
 
 @prices.command("add")
@@ -176,6 +179,8 @@ def import_prices(
         entries = tomllib.loads(file.read_text())["prices"]
     except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError, OSError) as error:
         refuse(f"{file} is not a price file ({type(error).__name__}: {error}).")
+    if not isinstance(entries, list):
+        refuse(f"{file} holds no [[prices]] tables.")
     _add(entries, as_json=as_json)
 
 
@@ -183,10 +188,7 @@ _RATES = ("text_input", "image_input", "image_output", "text_output")
 
 
 def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
-    try:
-        versions = [(str(entry["model"]), _rates(entry), _start(entry)) for entry in entries]
-    except (KeyError, TypeError, ValueError) as error:
-        refuse(f"A price cannot be read: {error}")
+    versions = [_version(number, entry) for number, entry in enumerate(entries, start=1)]
 
     async def work(core: Core) -> list[Price]:
         for model, _, _ in versions:
@@ -199,6 +201,18 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
             ]
 
     _show_prices(run(work), as_json=as_json)
+
+
+def _version(number: int, entry: object) -> tuple[str, SeedPrice, datetime]:
+    where = f"Price {number}"
+    if not isinstance(entry, dict):
+        refuse(f"{where} is no [[prices]] table.")
+    try:
+        return str(entry["model"]), _rates(entry), _start(entry)
+    except KeyError as error:
+        refuse(f"{where} ({entry.get('model', 'no model')}) lacks {error.args[0]}.")
+    except (TypeError, ValueError) as error:
+        refuse(f"{where} ({entry['model']}) cannot be read: {error}")
 
 
 def _rates(entry: dict[str, Any]) -> SeedPrice:
@@ -301,10 +315,10 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
         rendered = [{"livemode": live, **render_report(report)} for live, report in reports]
         print_json(rendered[0] if len(rendered) == 1 else rendered)
         return
+    if output is ReportFormat.CSV:
+        console.out(_csv(reports), end="")
+        return
     for livemode, report in reports:
-        if output is ReportFormat.CSV:
-            console.out(report_csv(report), end="")
-            continue
         if report.total.requests == 0 and len(reports) > 1:
             continue
         total = replace(report.total, group=("total", *[None] * (len(report.group_by) - 1)))
@@ -326,5 +340,17 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
             right=("requests", "images", "tokens_in", "tokens_out", "cost_usd"),
         )
         console.print()
-    if output is ReportFormat.TABLE and not any(report.total.requests for _, report in reports):
+    if not any(report.total.requests for _, report in reports):
         console.print("Nothing was used in this period.")
+
+
+def _csv(reports: list[tuple[bool, reporting.UsageReport]]) -> str:
+    """One table; a column tells live from test where both are in it."""
+    if len(reports) == 1:
+        return report_csv(reports[0][1])
+    lines: list[str] = []
+    for livemode, report in reports:
+        header, *rows = report_csv(report).splitlines()
+        lines = lines or [f"livemode,{header}"]
+        lines += [f"{str(livemode).lower()},{row}" for row in rows]
+    return "\n".join(lines) + "\n"

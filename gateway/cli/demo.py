@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,29 +26,31 @@ TIMEOUT_SECONDS = 120
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Where to save the images.")] = Path(),
     base_url: Annotated[str | None, typer.Option(help="Address of the gateway.")] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="GATEWAY_API_KEY", help="API key. Default: the quick start's test key."
-        ),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an image through the OpenAI client and one through an MCP client; show the usage."""
+    """Make an image through the OpenAI client and one through an MCP client; show the usage.
+
+    The API key is read from GATEWAY_API_KEY; without it the quick start's test key is used.
+    """
     settings = guarded(load_settings)
     path = quickstart_path(settings)
     quickstart = json.loads(path.read_text()) if path.exists() else {}
     address = (base_url or quickstart.get("base_url") or settings.public_url).rstrip("/")
-    secret = str(key or quickstart.get("test_key", ""))
+    given = settings.api_key.get_secret_value() if settings.api_key else None
+    secret = str(given or quickstart.get("test_key", ""))
     if not secret:
         refuse("No API key: give one with GATEWAY_API_KEY (there is no quick start file here).")
-    output_dir.mkdir(parents=True, exist_ok=True)
     try:
-        result = asyncio.run(_demonstrate(address, secret, output_dir))
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"{output_dir} cannot be made: {error.strerror}.")
+    say = (lambda _line: None) if as_json else console.print
+    try:
+        result = asyncio.run(_demonstrate(address, secret, output_dir, say))
     except (openai.APIConnectionError, httpx2.HTTPError):
-        refuse(f"No gateway answers at {address}. Start one in another terminal: make run")
+        refuse(f"No gateway answers at {address}. Start one in another terminal: gateway serve")
     except openai.APIStatusError as error:
-        refuse(f"The gateway refused: {error.message}")
+        refuse(f"{address} answered {error.status_code}: {_reason(error)}")
     if as_json:
         print_json(result)
         return
@@ -56,15 +59,15 @@ def demo(
 
 
 async def _demonstrate(
-    address: str, key: str, output_dir: Path
+    address: str, key: str, output_dir: Path, say: Callable[[str], None]
 ) -> dict[str, list[dict[str, object]]]:
     images: list[dict[str, object]] = []
     with errors.status("OpenAI client: making an image …"):
         images.append(await _through_openai(address, key, output_dir / "demo-openai.png"))
-    console.print(_line("OpenAI client", images[-1]))
+    say(_line("OpenAI client", images[-1]))
     with errors.status("MCP client: making an image …"):
         images.append(await _through_mcp(address, key, output_dir / "demo-mcp.png"))
-    console.print(_line("MCP client", images[-1]))
+    say(_line("MCP client", images[-1]))
     async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http:
         report = await http.get(
             f"{address}/v1/usage",
@@ -108,6 +111,11 @@ async def _through_mcp(address: str, key: str, path: Path) -> dict[str, object]:
         "cost_usd": result.structured_content["cost_usd"],
         "preview_bytes": sum(len(base64.b64decode(block.data)) for block in previews),
     }
+
+
+def _reason(error: openai.APIStatusError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message", error.message))
 
 
 def _line(client: str, image: dict[str, object]) -> str:

@@ -1,8 +1,8 @@
 """Commands that run and keep the gateway: serve, migrate, doctor, master-key."""
 
 import asyncio
+import errno
 import importlib
-import json
 import shutil
 import signal
 import socket
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,14 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from gateway.billing import ledger
-from gateway.bootstrap import Core, Gateway, open_core, open_gateway, quickstart_path
+from gateway.bootstrap import (
+    Core,
+    Gateway,
+    open_core,
+    open_gateway,
+    quickstart_path,
+    read_quickstart,
+)
 from gateway.cli.output import JsonOption, console, errors, guarded, print_json, refuse, run, show
 from gateway.config import Settings, export_to_workers, load_settings
 from gateway.errors import ConfigurationError, GatewayError
@@ -50,21 +58,32 @@ def serve(
     if (host, port) != ("127.0.0.1", 8000) and "public_url" not in settings.model_fields_set:
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared only
         settings = settings.model_copy(update={"public_url": f"http://{shown}:{port}"})
-    if _in_use(host, port):
-        refuse(f"Port {port} on {host} is in use. Choose another with --port.")
+    _refuse_unusable(host, port)
     if workers == 1:
         _serve_one(settings, host, port, as_json=as_json)
     else:
         _serve_many(settings, host, port, workers, as_json=as_json)
 
 
+class _GreetingServer(uvicorn.Server):
+    """Greets once it listens, not before."""
+
+    def __init__(self, config: uvicorn.Config, greet: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._greet = greet
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._greet()
+
+
 def _serve_one(settings: Settings, host: str, port: int, *, as_json: bool) -> None:
     async def serve_until_stopped() -> None:
         async with open_gateway(settings) as gateway:
-            app = create_app(settings, gateway)
-            server = uvicorn.Server(_uvicorn_config(app, settings, host, port))
-            _greet(gateway.core, as_json=as_json)
-            await server.serve()
+            config = _uvicorn_config(create_app(settings, gateway), settings, host, port)
+            greet = partial(_greet, gateway.core, as_json=as_json)
+            await _GreetingServer(config, greet).serve()
 
     # uvicorn raises the signal that stopped it once more; by then the drain must still follow.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -89,7 +108,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
 
     async def serve_until_stopped() -> None:
         async with open_core(settings) as core:
-            _greet(core, as_json=as_json)
+            _greet(core, as_json=as_json, workers=workers)
             with _shared_metrics():
                 config = _uvicorn_config(
                     "gateway.main:worker_app", settings, host, port, workers=workers
@@ -127,38 +146,39 @@ def _uvicorn_config(
     )
 
 
-def _in_use(host: str, port: int) -> bool:
+def _refuse_unusable(host: str, port: int) -> None:
+    """Say what is wrong with an address before anything is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return True
-    return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                refuse(f"Port {port} on {host} is in use. Choose another with --port.")
+            refuse(f"This machine cannot listen on {host}, port {port}: {error.strerror}.")
 
 
-def _greet(core: Core, *, as_json: bool) -> None:
+def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
     """Say where the gateway is and how to use it, with the quick start's keys where it has any."""
-    settings = core.settings
-    base_url = settings.public_url.rstrip("/")
-    path = quickstart_path(settings)
-    keys = json.loads(path.read_text()) if settings.uses_embedded_postgres and path.exists() else {}
+    base_url = core.settings.public_url.rstrip("/")
+    keys = read_quickstart(core.settings)
     if as_json:
-        print_json({"event": "ready", "base_url": base_url, "docs": f"{base_url}/docs"} | keys)
+        print_json({**keys, "event": "ready", "base_url": base_url, "docs": f"{base_url}/docs"})
         return
-    console.print(f"\n[bold]Image Gateway[/] is ready at {base_url}\n")
-    if core.new_admin_key is not None and not keys:
-        console.print(f"  admin key (shown once)  {core.new_admin_key.reveal()}")
-    for name in ("test_key", "live_key", "admin_key"):
+    state = "is ready" if workers == 1 else f"starts {workers} workers"
+    console.print(f"\nImage Gateway {state} at {base_url}\n", style="bold")
+    for name in ("test_key", "live_key"):
         if name in keys:
             console.print(f"  {name.replace('_', ' '):10} {keys[name]}")
-    if "test_key" in keys:
-        console.print(f"  (they stand in {path})\n")
+    if core.new_admin_key is not None:
+        console.print(f"  admin key  {core.new_admin_key.reveal()}  (shown this once)")
+    if keys:
+        console.print(f"  They stand in {quickstart_path(core.settings)}\n")
         console.print("Make an image with the test key; it costs nothing:\n")
         console.print(_curl_example(base_url, keys["test_key"]))
         console.print(f"\nThen see what it would have cost:   {_program()} usage\n")
-    if settings.openai_api_key is None:
+    if core.settings.openai_api_key is None:
         console.print(
             "Live keys need an OpenAI key: set OPENAI_API_KEY, or store a tenant's own with\n"
             f"`{_program()} credentials set --tenant default --provider openai`."
@@ -212,7 +232,8 @@ def doctor(as_json: JsonOption = False) -> None:
         note("configuration", "ok", "the environment can be used")
         asyncio.run(_examine(settings, note))
     except (ConfigurationError, GatewayError) as error:
-        note("failed", "wrong", str(error))
+        # The first thing that cannot work ends the examination: what follows builds on it.
+        note("configuration" if not checks else "start", "wrong", str(error))
     show(checks, as_json=as_json)
     if any(check["state"] == "wrong" for check in checks):
         raise typer.Exit(1)

@@ -24,8 +24,9 @@ REFUSED = 1
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 # Where nobody looks (a pipe, a file) a table is as wide as it needs to be.
 WIDTH = None if sys.stdout.isatty() else 200
-console = Console(soft_wrap=True, highlight=False, width=WIDTH)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# Names come from users, so nothing printed is read as markup.
+console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=WIDTH)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
@@ -59,7 +60,8 @@ def guarded(work: Callable[[], T]) -> T:
 
 def refuse(message: str) -> NoReturn:
     """Say why and end with status 1."""
-    errors.print(f"[bold red]Refused:[/] {_plain(message)}")
+    errors.print("Refused: ", style="bold red", end="")
+    errors.print(message)
     raise typer.Exit(REFUSED)
 
 
@@ -87,23 +89,19 @@ def show(
             header_style="dim",
         )
     for row in rows:
-        table.add_row(*(_plain(_cell(value)) for value in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     console.print(table, soft_wrap=False)
 
 
 def print_json(value: object) -> None:
     """Print one JSON value."""
     sys.stdout.write(json.dumps(value, default=_jsonable, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def fields(value: object, *names: str) -> dict[str, object]:
     """Some attributes of a value, by name."""
     return {name: getattr(value, name) for name in names}
-
-
-def _plain(text: str) -> str:
-    """Text without console markup: names come from users."""
-    return text.replace("[", "\\[")
 
 
 def _cell(value: object) -> str:

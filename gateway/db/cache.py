@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import asyncpg
 import structlog
 
-from gateway.db.engine import Database
+from gateway.db.engine import Database, DatabaseUnavailable
 from gateway.errors import Unavailable
 
 K = TypeVar("K", bound=Hashable)
@@ -37,23 +37,33 @@ class Cache(Generic[K, V]):
         *,
         ttl_seconds: float,
         max_entries: int,
+        load_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl_seconds = ttl_seconds
         self._max_entries = max_entries
+        self._load_seconds = load_seconds
         self._clock = clock
         self._entries: OrderedDict[K, tuple[V, str, float]] = OrderedDict()
         self._keys_by_tag: dict[str, set[K]] = {}
         self._epoch = 0
 
     async def get(self, key: K, load: Callable[[], Awaitable[tuple[V, str] | None]]) -> V | None:
-        """The cached value, or what `load` finds (value and tag); None is not kept."""
+        """The cached value, or what `load` finds (value and tag); None is not kept.
+
+        Raises:
+            DatabaseUnavailable: loading took longer than it may.
+        """
         entry = self._entries.get(key)
         if entry is not None and self._clock() - entry[2] < self._ttl_seconds:
             self._entries.move_to_end(key)
             return entry[0]
         epoch = self._epoch
-        found = await load()
+        try:
+            async with asyncio.timeout(self._load_seconds):
+                found = await load()
+        except TimeoutError as error:
+            raise DatabaseUnavailable from error
         if found is None:
             self._forget(key)
             return None

@@ -1,12 +1,14 @@
 """The Postgres that comes with the gateway: a real server in the data directory, on a socket."""
 
 import asyncio
+import json
 import os
 import stat
 import subprocess
 import warnings
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
 import structlog
 from sqlalchemy import URL, make_url
 
@@ -34,7 +36,9 @@ class EmbeddedPostgres:
 
     def _start(self) -> PostgresServer:
         try:
-            return get_server(self._pgdata, cleanup_mode="stop")
+            server = get_server(self._pgdata, cleanup_mode="stop")
+            _forget_dead_processes(server)
+            return server
         except START_ERRORS as error:
             raise ConfigurationError(
                 f"The embedded Postgres in {self._pgdata} does not start "
@@ -70,6 +74,17 @@ class EmbeddedPostgres:
         if self._supervisor is not None:
             self._supervisor.cancel()
         await asyncio.to_thread(self._server.cleanup)
+
+
+def _forget_dead_processes(server: PostgresServer) -> None:
+    """Take killed processes off the list of those that use the server.
+
+    The last process on it stops the server, and a killed one would stay on it for ever.
+    """
+    handles = server.pgdata / ".handle_pids.json"
+    with server._lock:  # noqa: SLF001 - the library's own lock around its list
+        pids = json.loads(handles.read_text())
+        handles.write_text(json.dumps([pid for pid in pids if psutil.pid_exists(pid)]))
 
 
 def prepare_data_dir(data_dir: Path) -> None:

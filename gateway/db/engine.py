@@ -31,6 +31,12 @@ OperatorSession = NewType("OperatorSession", AsyncSession)
 
 LOST_CLASSES = frozenset({"08", "53", "57"})
 """Postgres' own classes of errors: connection, resources, intervention (shutdown, cancel)."""
+DEFECT_CLASSES = frozenset({"22", "23", "42", "P0"})
+"""What no second attempt mends: data, constraint, syntax or rights, an assertion of ours."""
+LANE_ERRORS = (
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(OSError, TimeoutError),
+)
 LOST_CONNECTION = (InterfaceError, OperationalError, PoolTimeoutError, OSError, TimeoutError)
 
 
@@ -173,9 +179,9 @@ class Lane:
             )
         except asyncpg.TransactionRollbackError:
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except LANE_ERRORS as error:
             self.close()
-            if isinstance(error, asyncpg.PostgresError) and error.sqlstate[:2] not in LOST_CLASSES:
+            if isinstance(error, asyncpg.PostgresError) and error.sqlstate[:2] in DEFECT_CLASSES:
                 raise
             raise DatabaseUnavailable from error
         return rows

@@ -323,6 +323,7 @@ class ImageRow(Table):
     __tablename__ = "image"
     __table_args__ = (
         Index("image_tenant", "tenant_id", "livemode", "created_at"),
+        Index("image_reservation", "reservation_id"),
         Index("image_expiry", "expires_at", postgresql_where=text("deleted_at IS NULL")),
     )
 

@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute
 
 from gateway import __version__
 from gateway.config import Settings
-from gateway.mcp_server.tools import add_tools
+from gateway.mcp_server.tools import all_tools
 
 INSTRUCTIONS = (
     "Makes images. generate_image answers with a small preview and a link to the full image; "
@@ -19,15 +19,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 def build_mcp_server() -> MCPServer:
     """The server with its tools."""
-    server = MCPServer(
+    return MCPServer(
         name="image-gateway",
         title="Image Gateway",
         version=__version__,
         instructions=INSTRUCTIONS,
         subscriptions=False,
+        tools=all_tools(),
     )
-    add_tools(server)
-    return server
 
 
 def mcp_routes(server: MCPServer, settings: Settings) -> list[BaseRoute]:
@@ -55,5 +54,5 @@ def mcp_routes(server: MCPServer, settings: Settings) -> list[BaseRoute]:
 def _allowed_hosts(settings: Settings) -> list[str]:
     """The public address, loopback, and what the operator adds (GATEWAY_ALLOWED_HOSTS)."""
     public = urlsplit(settings.public_url).hostname or "127.0.0.1"
-    names = dict.fromkeys((public, *LOOPBACK, *settings.allowed_hosts))
+    names = dict.fromkeys((public, *LOOPBACK, *settings.extra_hosts))
     return [pattern for name in names for pattern in (name, f"{name}:*")]

@@ -2,12 +2,12 @@
 
 import asyncio
 import base64
-from collections.abc import Awaitable
-from typing import Annotated, Literal
+from collections.abc import Awaitable, Mapping
+from typing import Annotated, Any, Literal, cast
 
 import structlog
-from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
 from mcp.types import (
     CallToolResult,
     ContentBlock,
@@ -23,7 +23,7 @@ from gateway import telemetry
 from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, Generation, Scope
-from gateway.errors import GatewayError, Unavailable, envelope
+from gateway.errors import GatewayError, InvalidRequest, Unavailable, envelope
 from gateway.images.parameters import parse_image_request
 from gateway.images.previews import make_preview
 from gateway.money import format_usd
@@ -54,9 +54,48 @@ class GenerateImageResult(BaseModel):
     cost_status: Literal["actual", "estimated", "pending"]
 
 
-def add_tools(server: MCPServer) -> None:
-    """Register every tool."""
-    server.tool(
+GENERATE_IMAGE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "prompt": {"type": "string", "description": "What the image shows, in any language."},
+        "model": {
+            "type": "string",
+            "description": "E.g. gpt-image-2.5-flare (fast). Leave out for the default.",
+        },
+        "size": {
+            "type": "string",
+            "description": "WIDTHxHEIGHT, e.g. 1024x1024 or 1536x1024, or auto.",
+        },
+        "quality": {
+            "type": "string",
+            "description": "low, medium, high or auto. Low is cheapest.",
+        },
+        "n": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 10,
+            "description": "How many images. Default 1.",
+        },
+        "background": {
+            "type": "string",
+            "enum": ["transparent", "opaque", "auto"],
+            "description": "transparent needs output_format png or webp.",
+        },
+        "output_format": {
+            "type": "string",
+            "enum": ["png", "jpeg", "webp"],
+            "description": "File format. Default png.",
+        },
+    },
+    "required": ["prompt"],
+    "additionalProperties": False,
+}
+
+
+def all_tools() -> list[Tool]:
+    """Every tool of the server."""
+    tool = Tool.from_function(
+        generate_image,
         title="Generate an image",
         annotations=ToolAnnotations(
             read_only_hint=False,
@@ -64,48 +103,40 @@ def add_tools(server: MCPServer) -> None:
             idempotent_hint=False,
             open_world_hint=True,
         ),
-    )(generate_image)
+    )
+    # The arguments are checked by the same code as REST's, with the same errors; a misspelt one
+    # must not buy something else than was meant.
+    tool.parameters = GENERATE_IMAGE_SCHEMA
+    return [tool]
 
 
-async def generate_image(  # noqa: PLR0917 - called by name, from the tool's arguments
-    ctx: Context,
-    prompt: Annotated[str, Field(description="What the image shows, in any language.")],
-    model: Annotated[
-        str | None, Field(description="E.g. gpt-image-2.5-flare (fast). Leave out for the default.")
-    ] = None,
-    size: Annotated[
-        str | None, Field(description="WIDTHxHEIGHT, e.g. 1024x1024 or 1536x1024, or auto.")
-    ] = None,
-    quality: Annotated[
-        str | None, Field(description="low, medium, high or auto. Low is cheapest.")
-    ] = None,
-    n: Annotated[int | None, Field(description="How many images, 1 to 10. Default 1.")] = None,
-    background: Annotated[
-        str | None, Field(description="transparent (png, webp), opaque or auto.")
-    ] = None,
-    output_format: Annotated[str | None, Field(description="png, jpeg or webp.")] = None,
-) -> Annotated[CallToolResult, GenerateImageResult]:
+async def generate_image(ctx: Context) -> Annotated[CallToolResult, GenerateImageResult]:
     """Make an image from a text. Costs money; answers with a preview, a link and the cost."""
-    body: dict[str, object] = {
-        "prompt": prompt,
-        "model": model,
-        "size": size,
-        "quality": quality,
-        "n": n,
-        "background": background,
-        "output_format": output_format,
-        "response_format": "url",
-    }
     try:
         gateway, caller = _request_state(ctx)
         require_scope(caller, Scope.IMAGES_WRITE)
         request = parse_image_request(
-            body, caller, gateway.core.catalog, default_model=gateway.settings.default_model
+            _arguments(ctx),
+            caller,
+            gateway.core.catalog,
+            default_model=gateway.settings.default_model,
+            default_response_format="url",
         )
         generation = await _with_progress(ctx, gateway.pipeline.generate(caller, request))
     except GatewayError as error:
         return render_error(error)
     return await asyncio.to_thread(_render, generation)
+
+
+def _arguments(ctx: Context) -> Mapping[str, object]:
+    """The tool's arguments as they were sent."""
+    arguments = (ctx.request_context.params or {}).get("arguments") or {}
+    for name in arguments:
+        if name not in GENERATE_IMAGE_SCHEMA["properties"]:
+            raise InvalidRequest(
+                f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name
+            )
+    return cast("Mapping[str, object]", arguments)
 
 
 def render_error(error: GatewayError) -> CallToolResult:

@@ -17,7 +17,7 @@ from gateway.db.cache import Cache
 from gateway.db.engine import Database, TenantSession
 from gateway.db.tables import CredentialRow
 from gateway.domain import Caller, SecretText, new_id
-from gateway.errors import InvalidRequest, NotFound, Unavailable
+from gateway.errors import InvalidRequest, NotConfigured, NotFound
 from gateway.tenancy.vault import Vault
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
@@ -77,16 +77,17 @@ class Credentials:
         """The user's, else the tenant's, else the house's.
 
         Raises:
-            Unavailable: there is none (code `no_credential`).
+            NotConfigured: there is none (code `no_credential`).
         """
         key = (caller.tenant_id, caller.user_id, provider)
         choice = await self._choices.get(key, lambda: self._load(*key))
         if choice is not None and choice.owner != "house":
             return choice
         if provider not in self._house:
-            raise Unavailable(
+            raise NotConfigured(
                 f"No {provider} key is configured: store your own with "
-                f"PUT /v1/credentials/{provider}, or ask the operator to set OPENAI_API_KEY. "
+                f"PUT /v1/credentials/{provider} or `gateway credentials set`, "
+                "or let the operator set OPENAI_API_KEY. "
                 "Test keys (igw_test_…) work without one.",
                 code="no_credential",
             )

@@ -5,7 +5,7 @@ from datetime import datetime
 from uuid import UUID
 from zoneinfo import available_timezones
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.db.engine import OperatorSession, TenantSession
@@ -34,7 +34,10 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
         InvalidRequest: the name is empty, too long or taken, or the time zone is not known.
     """
     _check_name(name)
-    if time_zone not in available_timezones():
+    known = await session.scalar(
+        text("SELECT 1 FROM pg_timezone_names WHERE name = :name"), {"name": time_zone}
+    )
+    if known is None or time_zone not in available_timezones() - {"localtime"}:
         raise InvalidRequest(
             f"{time_zone!r} is not a time zone such as Europe/Madrid.", param="time_zone"
         )

@@ -153,6 +153,7 @@ CREATE TABLE image (
     FOREIGN KEY(reservation_id) REFERENCES reservation (id) ON DELETE RESTRICT
 );
 CREATE INDEX image_expiry ON image (expires_at) WHERE deleted_at IS NULL;
+CREATE INDEX image_reservation ON image (reservation_id);
 CREATE INDEX image_tenant ON image (tenant_id, livemode, created_at);
 
 CREATE TABLE ledger (

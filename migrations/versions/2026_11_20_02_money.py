@@ -248,7 +248,12 @@ BEGIN
             RETURN NEXT;
             CONTINUE;
         END IF;
-        IF r.state IN ('posted_est', 'void') AND s.kind <> 'post' THEN
+        -- After an estimate or a void, only an answer may correct: with its usage, or without it
+        -- but with images that are not on record yet.
+        IF r.state IN ('posted_est', 'void') AND s.kind <> 'post' AND (
+            s.kind <> 'post_est' OR s.stored IS NULL
+            OR EXISTS (SELECT 1 FROM image i WHERE i.reservation_id = s.id)
+        ) THEN
             result := 'already';
             RETURN NEXT;
             CONTINUE;

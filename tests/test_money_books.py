@@ -1,0 +1,371 @@
+"""M7, M18 and M20: a reservation resolves once, the ledger cannot be changed, and it is enough to
+rebuild every budget.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from gateway.billing import prices
+from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.db.engine import APP_ROLE, create_engine, database_url
+from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
+from gateway.errors import BudgetExceeded
+from gateway.money import NanoUsd
+from tests.harness import GPT2, Served
+from tests.money_helpers import post_image
+from tests.stub_openai import Fault, Stub
+
+HOLD = 1_000
+"""Of every reservation here, in nano-USD; a post may be above it."""
+
+# What can happen to a reservation: an outcome with its cost, or the clock.
+EVENTS = st.one_of(
+    st.tuples(st.just(Outcome.SUCCESS), st.integers(0, 2 * HOLD)),
+    st.tuples(st.just(Outcome.SUCCESS_NO_USAGE), st.just(HOLD)),
+    st.tuples(st.sampled_from([Outcome.NOT_SENT, Outcome.REJECTED, Outcome.AMBIGUOUS]), st.just(0)),
+    st.tuples(st.just("late"), st.just(0)),
+    st.tuples(st.just("sweep"), st.just(0)),
+)
+Event = tuple[Outcome | str, int]
+
+
+class Books:
+    """Two gateways' worth of reservations on one database, without the gateways."""
+
+    def __init__(self, served: Served, caller: Caller, price: Price) -> None:
+        self.served = served
+        self.caller = caller
+        self._price = price
+        self._writers = [
+            Reservations(
+                served.gateway.database, instance=new_id(), max_batch=64, admission_timeout_ms=60000
+            )
+            for _ in range(2)
+        ]
+
+    async def hold(self, number: int = 0) -> UUID:
+        """A new reservation."""
+        held = ReservationRequest(
+            id=new_id(),
+            caller=self.caller,
+            quote=Quote(self._price, NanoUsd(HOLD)),
+            operation="generation",
+            requested_model=GPT2,
+            served_model=GPT2,
+            provider="openai",
+            credential="house",
+            ttl_seconds=600,
+        )
+        await self._writers[number % 2].reserve(held)
+        return held.id
+
+    async def happen(self, reservation_id: UUID, event: Event, number: int = 0) -> None:
+        """Let one event happen to a reservation."""
+        kind, amount = event
+        if kind == "late":
+            await self.served.owner_sql(
+                "UPDATE reservation SET deadline_at = now() - interval '1 second',"
+                " admitted_at = now() - interval '2 hours' WHERE id = :id",
+                id=reservation_id,
+            )
+        elif kind == "sweep":
+            await self.served.owner_sql(
+                "SELECT expire_reservations(1000), estimate_unknown(interval '1 hour', 1000)"
+            )
+        else:
+            usage = Usage(1, 0, 0, amount) if kind is Outcome.SUCCESS else None
+            settlement = Settlement(
+                reservation_id, Outcome(kind), NanoUsd(amount), images=1, usage=usage
+            )
+            await self._writers[number % 2].settle(settlement)
+
+    async def close(self) -> None:
+        """Let go of both connections."""
+        for writer in self._writers:
+            await writer.close()
+
+
+@pytest.fixture
+async def books(served: Served) -> Books:
+    key = await served.key(user="ann")
+    [user] = await served.owner_sql("SELECT id FROM tenant_user")
+    await served.budget("1000", window="month")
+    await served.budget("1000", window="day", api_key_id=key.id)
+    await served.budget("1000", window="total", user_id=user.id)
+    async with served.gateway.database.operator() as session:
+        price = next(p for p in await prices.list_prices(session) if p.model == GPT2)
+    caller = Caller(
+        tenant_id=served.tenant_id,
+        user_id=user.id,
+        api_key_id=key.id,
+        livemode=True,
+        scopes=frozenset(),
+        models=None,
+        expires_at=None,
+        tenant_status="active",
+    )
+    return Books(served, caller, price)
+
+
+async def state_of(served: Served, reservation_id: UUID) -> tuple[str, int | None]:
+    """State and final cost."""
+    [row] = await served.owner_sql(
+        "SELECT state, final_nano FROM reservation WHERE id = :id", id=reservation_id
+    )
+    return row.state, row.final_nano
+
+
+def follow(events: Sequence[Event]) -> tuple[str, int | None]:
+    """What the diagram of MONEY says: where these events, one after another, lead to."""
+    state, final, late = "held", None, False
+    for kind, amount in events:
+        if kind == "late":
+            late = state in {"held", "unknown"} or late
+        elif kind == "sweep":
+            if late and state in {"held", "unknown"}:
+                state, final = "posted_est", HOLD
+        elif kind is Outcome.SUCCESS and state != "posted":
+            state, final = "posted", amount
+        elif kind is Outcome.AMBIGUOUS and state == "held":
+            state = "unknown"
+        elif kind is Outcome.SUCCESS_NO_USAGE and state in {"held", "unknown"}:
+            state, final = "posted_est", HOLD
+        elif kind in {Outcome.NOT_SENT, Outcome.REJECTED} and state in {"held", "unknown"}:
+            state, final = "void", 0
+    return state, final
+
+
+quick = hypothesis_settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@quick
+@given(events=st.lists(EVENTS, max_size=6))
+async def test_events_one_after_another_lead_where_the_states_say(
+    books: Books, events: list[Event]
+) -> None:
+    reservation_id = await books.hold()
+    for number, event in enumerate(events):
+        await books.happen(reservation_id, event, number)
+    assert await state_of(books.served, reservation_id) == follow(events)
+    await books.served.check_invariants()
+    await books.close()
+
+
+def possible(events: Sequence[Event]) -> set[tuple[str, int | None]]:
+    """Where these events can lead, in whatever order they come."""
+    kinds = {kind for kind, _ in events}
+    posts = {("posted", amount) for kind, amount in events if kind is Outcome.SUCCESS}
+    if posts:
+        return set[tuple[str, int | None]](posts)
+    found: set[tuple[str, int | None]] = set()
+    if Outcome.SUCCESS_NO_USAGE in kinds:
+        found.add(("posted_est", HOLD))
+    if kinds & {Outcome.NOT_SENT, Outcome.REJECTED}:
+        found.add(("void", 0))
+    resolves = bool(found)
+    if {"late", "sweep"} <= kinds:
+        found.add(("posted_est", HOLD))
+    if not resolves:
+        found.add(("unknown", None) if Outcome.AMBIGUOUS in kinds else ("held", None))
+    return found
+
+
+@quick
+@given(histories=st.lists(st.lists(EVENTS, max_size=4), min_size=2, max_size=6))
+async def test_concurrent_events_from_two_gateways_resolve_every_reservation_once(
+    books: Books, histories: list[list[Event]]
+) -> None:
+    ids = await asyncio.gather(*(books.hold(number) for number in range(len(histories))))
+    await asyncio.gather(
+        *(
+            books.happen(reservation_id, event, number)
+            for reservation_id, history in zip(ids, histories, strict=True)
+            for number, event in enumerate(history)
+        )
+    )
+    # A sweep is for all: whoever was made late may have been swept by another's.
+    swept = any(kind == "sweep" for history in histories for kind, _ in history)
+    for reservation_id, history in zip(ids, histories, strict=True):
+        events = [*history, *([("sweep", 0)] if swept else [])]
+        assert await state_of(books.served, reservation_id) in possible(events)
+    await books.served.check_invariants()
+    await books.close()
+
+
+async def test_two_gateways_that_resolve_the_same_reservation_write_one_ending(
+    books: Books,
+) -> None:
+    ids = await asyncio.gather(*(books.hold(number) for number in range(30)))
+    for outcome in (Outcome.SUCCESS, Outcome.REJECTED, Outcome.SUCCESS_NO_USAGE):
+        await asyncio.gather(
+            *(
+                books.happen(reservation_id, (outcome, HOLD), number)
+                for reservation_id in ids
+                for number in range(2)
+            )
+        )
+    rows = await books.served.owner_sql(
+        "SELECT count(*) FROM ledger WHERE kind <> 'hold' GROUP BY reservation_id"
+    )
+    assert [row[0] for row in rows] == [1] * 30
+    await books.close()
+
+
+REBUILT = """
+SELECT p.id, p.spent_nano, p.held_nano,
+    coalesce(sum(l.amount_nano) FILTER (WHERE l.kind <> 'hold'), 0) AS spent,
+    coalesce(sum(l.amount_nano) FILTER (WHERE l.kind = 'hold' AND NOT EXISTS (
+        SELECT 1 FROM ledger x WHERE x.reservation_id = r.id AND x.kind <> 'hold')), 0) AS held
+FROM budget_period p
+LEFT JOIN reservation r ON p.id = ANY (r.periods)
+LEFT JOIN ledger l ON l.reservation_id = r.id
+GROUP BY p.id ORDER BY p.id
+"""
+
+
+async def test_the_ledger_alone_rebuilds_every_budget(books: Books) -> None:
+    """Held is what has a hold line and no other; spent is the sum of the others."""
+    endings: list[list[Event]] = [
+        [],
+        [(Outcome.SUCCESS, 700)],
+        [(Outcome.SUCCESS, 0)],
+        [(Outcome.SUCCESS, 1900)],
+        [(Outcome.REJECTED, 0)],
+        [(Outcome.AMBIGUOUS, 0)],
+        [(Outcome.SUCCESS_NO_USAGE, HOLD)],
+        [(Outcome.SUCCESS_NO_USAGE, HOLD), (Outcome.SUCCESS, 300)],
+        [(Outcome.NOT_SENT, 0), (Outcome.SUCCESS, 300)],
+    ]
+    for events in endings:
+        reservation_id = await books.hold()
+        for event in events:
+            await books.happen(reservation_id, event)
+    rows = await books.served.owner_sql(REBUILT)
+    assert len(rows) == 3
+    assert [(row.spent_nano, row.held_nano) for row in rows] == [
+        (row.spent, row.held) for row in rows
+    ]
+    assert {(row.spent_nano, row.held_nano) for row in rows} == {
+        (700 + 1900 + 1000 + 600, 2 * HOLD)
+    }
+    await books.close()
+
+
+FORBIDDEN = [
+    "UPDATE ledger SET amount_nano = 0",
+    "DELETE FROM ledger",
+    "TRUNCATE ledger",
+    "INSERT INTO ledger SELECT * FROM ledger",
+    "UPDATE reservation SET state = 'void'",
+    "DELETE FROM reservation",
+    "TRUNCATE reservation CASCADE",
+    "INSERT INTO reservation SELECT * FROM reservation",
+    "UPDATE budget_period SET spent_nano = 0",
+    "DELETE FROM budget_period",
+    "INSERT INTO budget_period (budget_id, tenant_id) SELECT id, tenant_id FROM budget",
+    "DELETE FROM budget",
+    "UPDATE budget SET period = 'total'",
+    "UPDATE price SET image_output_nano = 0",
+    "DELETE FROM price",
+    "TRUNCATE price CASCADE",
+    "ALTER TABLE ledger DISABLE TRIGGER ALL",
+    "DROP TABLE ledger",
+    "DROP TRIGGER ledger_append_only ON ledger",
+    "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE sql AS 'SELECT NULL'",
+]
+
+
+@pytest.mark.parametrize("mode", ["operator", "tenant"])
+async def test_the_serving_role_may_not_change_what_was_booked(
+    mode: str, served: Served, stub: Stub
+) -> None:
+    await served.budget("1")
+    async with served.http(await served.key()) as http:
+        assert (await post_image(http)).status_code == 200
+    url = served.gateway.settings.database_url
+    assert url is not None
+    engine = create_engine(database_url(url.get_secret_value()), role=APP_ROLE)
+    setting, value = (
+        ("gateway.operator", "on")
+        if mode == "operator"
+        else ("gateway.tenant_id", str(served.tenant_id))
+    )
+    refused: list[str | None] = []
+    for statement in FORBIDDEN:
+        async with engine.connect() as connection:
+            await connection.execute(
+                text("SELECT set_config(:name, :value, false)"), {"name": setting, "value": value}
+            )
+            with pytest.raises(DBAPIError) as caught:
+                await connection.execute(text(statement))
+            refused.append(getattr(caught.value.orig, "sqlstate", None))
+    await engine.dispose()
+    assert refused == ["42501"] * len(FORBIDDEN)
+
+
+async def test_even_the_owner_cannot_edit_the_ledger_or_a_price(served: Served, stub: Stub) -> None:
+    async with served.http(await served.key()) as http:
+        assert (await post_image(http)).status_code == 200
+    for statement in (
+        "UPDATE ledger SET amount_nano = 0",
+        "DELETE FROM ledger",
+        "TRUNCATE ledger",
+        "UPDATE price SET image_output_nano = 0",
+        "DELETE FROM price",
+    ):
+        with pytest.raises(DBAPIError):
+            await served.owner_sql(statement)
+    assert await served.ledger_total() == stub.bill[0].cost_nano_usd
+
+
+async def test_a_price_changed_in_mid_flight_leaves_the_call_at_the_price_it_was_quoted_with(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault(hold=True))
+    async with served.http(await served.key()) as http:
+        asking = asyncio.create_task(post_image(http))
+        await stub.until_held(1)
+        await served.owner_sql(
+            "INSERT INTO price (model, effective_from, text_input_nano, image_input_nano,"
+            " image_output_nano, text_output_nano) SELECT model, now(), text_input_nano * 9,"
+            " image_input_nano * 9, image_output_nano * 9, text_output_nano * 9 FROM price"
+        )
+        stub.release()
+        assert (await asking).status_code == 200
+    assert await served.ledger_total() == stub.bill[0].cost_nano_usd
+
+
+async def test_a_hold_beyond_a_budget_is_refused_by_the_books_themselves(books: Books) -> None:
+    await books.served.budget("0.000001500", window="month")
+    await books.hold()
+    with pytest.raises(BudgetExceeded):
+        await books.hold()
+    await books.close()
+
+
+async def test_no_column_of_any_table_is_a_float(served: Served) -> None:
+    rows = await served.owner_sql(
+        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema ="
+        " 'public' AND data_type IN ('real', 'double precision', 'money')"
+    )
+    assert rows == []
+
+
+async def test_every_amount_of_money_is_a_bigint(served: Served) -> None:
+    rows = await served.owner_sql(
+        "SELECT DISTINCT data_type FROM information_schema.columns WHERE table_schema = 'public'"
+        " AND column_name LIKE '%nano'"
+    )
+    assert [row[0] for row in rows] == ["bigint"]

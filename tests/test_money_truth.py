@@ -1,0 +1,84 @@
+"""What a call did cost: usage missing or bare, and the truth that comes after the estimate."""
+
+import asyncio
+
+import pytest
+
+from tests.harness import Served
+from tests.money_helpers import (
+    age_unknown,
+    books,
+    make_late,
+    post_image,
+    quote_nano,
+    until_states,
+)
+from tests.stub_openai import Fault, Stub
+
+
+async def test_an_answer_without_usage_is_posted_as_an_estimate_and_says_so(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault("usage_missing"))
+    async with served.http(await served.key()) as http:
+        quote = await quote_nano(http)
+        answer = await post_image(http)
+    assert answer.status_code == 200
+    assert answer.headers["x-gateway-cost-status"] == "estimated"
+    [booked] = await books(served)
+    assert (booked.state, booked.outcome) == ("posted_est", "success_no_usage")
+    assert booked.lines == (("post_est", quote),)
+    assert quote >= stub.bill[0].cost_nano_usd
+
+
+async def test_usage_without_details_is_still_exact(served: Served, stub: Stub) -> None:
+    stub.faults.add(Fault("usage_without_details"))
+    async with served.http(await served.key()) as http:
+        answer = await post_image(http)
+    assert answer.headers["x-gateway-cost-status"] == "actual"
+    [booked] = await books(served)
+    assert booked.lines == (("post", stub.bill[0].cost_nano_usd),)
+
+
+@pytest.mark.parametrize("estimated", [False, True], ids=["unknown", "estimated"])
+async def test_an_answer_after_the_deadline_still_settles_with_the_truth(
+    served: Served, stub: Stub, *, estimated: bool
+) -> None:
+    stub.faults.add(Fault(hold=True))
+    async with served.http(await served.key()) as http:
+        await served.budget("1")
+        waiting = asyncio.create_task(post_image(http))
+        await stub.until_held(1)
+        await (age_unknown if estimated else make_late)(served)
+        await served.sweep()
+        [booked] = await books(served)
+        assert booked.state == ("posted_est" if estimated else "unknown")
+        stub.release()
+        answer = await waiting
+    assert answer.headers["x-gateway-cost-status"] == "actual"
+    actual = stub.bill[0].cost_nano_usd
+    [booked] = await books(served)
+    assert (booked.state, booked.final_nano) == ("posted", actual)
+    hold = booked.held_nano
+    truth = (("post_est", hold), ("adjust", actual - hold)) if estimated else (("post", actual),)
+    assert booked.lines == truth
+    [image] = await served.owner_sql("SELECT count(*) FROM image")
+    assert image[0] == 1
+
+
+async def test_an_answer_without_usage_after_its_estimate_still_has_its_images_on_record(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault("usage_missing", hold=True))
+    async with served.http(await served.key()) as http:
+        waiting = asyncio.create_task(post_image(http))
+        await stub.until_held(1)
+        await age_unknown(served)
+        await served.sweep()
+        stub.release()
+        assert (await waiting).status_code == 200
+    await until_states(served, {"posted_est": 1})
+    [counted] = await served.owner_sql(
+        "SELECT (SELECT count(*) FROM image), (SELECT sum(images) FROM ledger)"
+    )
+    assert tuple(counted) == (1, 1)
