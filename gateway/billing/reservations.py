@@ -116,9 +116,7 @@ class Reservations:
         try:
             async with asyncio.timeout(self._admission_timeout_ms / 1000):
                 answer = await self._holds.submit(request)
-        except (
-            Exception
-        ) as error:  # top: whatever it was, the hold may stand, and its call is not made
+        except Exception as error:  # top: the hold may stand though its call is not made
             self._undo_later(request.id)
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailable from error
