@@ -13,7 +13,7 @@ import binascii
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 from uuid import UUID
 
 import pybase64
@@ -160,11 +160,10 @@ class Pipeline:
         try:
             answer = await self._call(paid, secret)
         except ProviderFailure as failure:
-            return await self._fail(paid, failure)
+            await self._fail(paid, failure)
         return await self._succeed(paid, answer)
 
     async def _reserve(self, paid: _Paid) -> None:
-        read_timeout = self._limits.read_timeout_seconds or paid.request.model.read_timeout_seconds
         await self._reservations.reserve(
             ReservationRequest(
                 id=paid.id,
@@ -175,25 +174,31 @@ class Pipeline:
                 served_model=paid.request.model.id,
                 provider=paid.provider,
                 credential=paid.credential.owner,
-                ttl_seconds=int(read_timeout) + self._limits.hold_margin_seconds,
+                ttl_seconds=self._hold_seconds(paid.request),
             )
         )
 
+    def _hold_seconds(self, request: ImageRequest) -> int:
+        """How long a call may take altogether; its hold lives as long."""
+        read_timeout = self._limits.read_timeout_seconds or request.model.read_timeout_seconds
+        return int(read_timeout) + self._limits.hold_margin_seconds
+
     async def _call(self, paid: _Paid, secret: SecretText) -> ProviderAnswer:
-        """One paid call. Only a call that was surely never sent is tried a second time."""
+        """The paid call, timed, with an outcome whatever happens."""
         self._dispatched.add(paid.id)
         started = time.perf_counter()
         outcome = Outcome.AMBIGUOUS
         try:
-            try:
-                answer = await self._providers[paid.provider].generate(paid.request, secret)
-            except ProviderFailure as failure:
-                if failure.outcome is not Outcome.NOT_SENT:
-                    raise
-                answer = await self._providers[paid.provider].generate(paid.request, secret)
+            # The provider's own timeout is per read: an answer that drips never meets it.
+            async with asyncio.timeout(self._hold_seconds(paid.request)):
+                answer = await self._try_twice(paid, secret)
         except ProviderFailure as failure:
             outcome = failure.outcome
             raise
+        except TimeoutError as error:
+            raise ProviderFailure(
+                Outcome.AMBIGUOUS, Reason.UNKNOWN, "The provider took too long to answer."
+            ) from error
         except Exception as error:  # top: a defect must not leave a paid call without its outcome
             log.exception("provider_call_defect", reservation=str(paid.id))
             raise ProviderFailure(
@@ -206,6 +211,16 @@ class Pipeline:
             elapsed = time.perf_counter() - started
             telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
             self._dispatched.discard(paid.id)
+
+    async def _try_twice(self, paid: _Paid, secret: SecretText) -> ProviderAnswer:
+        """Make the call; once more where the first was surely never sent."""
+        provider = self._providers[paid.provider]
+        try:
+            return await provider.generate(paid.request, secret)
+        except ProviderFailure as failure:
+            if failure.outcome is not Outcome.NOT_SENT:
+                raise
+        return await provider.generate(paid.request, secret)
 
     async def _open_credential(self, paid: _Paid) -> SecretText:
         """Open the credential, last thing before the call; without it the hold is given back."""
@@ -228,7 +243,7 @@ class Pipeline:
                 f"PUT /v1/credentials/{paid.provider}; the operator has been alerted."
             ) from error
 
-    async def _fail(self, paid: _Paid, failure: ProviderFailure) -> Generation:
+    async def _fail(self, paid: _Paid, failure: ProviderFailure) -> NoReturn:
         await self._acknowledged(
             self._settle_soon(Settlement(paid.id, failure.outcome, NanoUsd(0)))
         )
