@@ -39,96 +39,123 @@ BEGIN
 END $$
 """
 
-# Lock order, the same in every function: reservations by id, then budget periods by id.
+# Plans of a function are kept as long as a connection. One that was made while the tables were empty
+# must still be right when they are full: every query below finds its rows by an index and a value
+# (no joins that could read a whole table), and `enable_seqscan = off` keeps it so.
+#
+# Lock order, the same in every function: reservations by id, then budget periods by id; new periods
+# are inserted by budget id, before anything is locked.
 # A tenant that changes its time zone finishes the period it is in; the next begins where it ends.
+CURRENT_PERIOD = """
+CREATE FUNCTION current_period(p_budget bigint, p_at timestamptz) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    v_id bigint;
+    v_tenant uuid;
+    v_window text;
+    v_zone text;
+    v_start timestamptz;
+    v_end timestamptz;
+BEGIN
+    SELECT x.id INTO v_id FROM budget_period x
+    WHERE x.budget_id = p_budget AND x.period_start <= p_at AND p_at < x.period_end;
+    IF FOUND THEN
+        RETURN v_id;
+    END IF;
+    SELECT b.tenant_id, b.period INTO v_tenant, v_window FROM budget b WHERE b.id = p_budget;
+    SELECT t.time_zone INTO v_zone FROM tenant t WHERE t.id = v_tenant;
+    SELECT starts_at, ends_at INTO v_start, v_end FROM period_bounds(v_window, p_at, v_zone);
+    -- Never across a period that exists already: every instant lies in exactly one.
+    INSERT INTO budget_period (budget_id, tenant_id, period_start, period_end)
+    SELECT p_budget, v_tenant,
+        greatest(v_start, max(x.period_end) FILTER (WHERE x.period_end <= p_at)),
+        least(v_end, min(x.period_start) FILTER (WHERE x.period_start > p_at))
+    FROM budget_period x WHERE x.budget_id = p_budget
+    ON CONFLICT DO NOTHING;
+    SELECT x.id INTO v_id FROM budget_period x
+    WHERE x.budget_id = p_budget AND x.period_start <= p_at AND p_at < x.period_end;
+    RETURN v_id;
+END $$
+"""
+
 RESERVE = """
 CREATE FUNCTION reserve(p_requests jsonb, p_instance uuid)
 RETURNS TABLE (
     request_id uuid, outcome text, budget bigint, owner text, window_name text,
     budget_limit bigint, available bigint, resets_at timestamptz
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+) LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
-    v_periods bigint[];
+    v_budgets bigint[];
+    v_found bigint[];
+    v_budget bigint;
+    v_locked bigint[];
+    v_of_budget bigint[];
     v_limits bigint[];
     v_available bigint[];
     v_held bigint[];
+    v_positions int[];
+    v_position int;
     v_short int;
-    v_period bigint;
+    v_caller text := '';
     q record;
 BEGIN
-    INSERT INTO budget_period (budget_id, tenant_id, period_start, period_end)
-    SELECT b.id, b.tenant_id, greatest(p.starts_at, around.before), least(p.ends_at, around.after)
-    FROM (
-        SELECT DISTINCT b.id, b.tenant_id, b.period
+    FOR q IN
+        SELECT DISTINCT x.tenant_id, x.api_key_id, x.user_id, x.livemode
         FROM jsonb_to_recordset(p_requests)
-            AS q(tenant_id uuid, api_key_id uuid, user_id uuid, livemode boolean)
-        JOIN budget b ON b.tenant_id = q.tenant_id AND b.livemode = q.livemode
-            AND (b.api_key_id IS NULL OR b.api_key_id = q.api_key_id)
-            AND (b.user_id IS NULL OR b.user_id = q.user_id)
-    ) b
-    JOIN tenant t ON t.id = b.tenant_id
-    CROSS JOIN LATERAL period_bounds(b.period, v_now, t.time_zone) p
-    CROSS JOIN LATERAL (
-        SELECT max(x.period_end) FILTER (WHERE x.period_end <= v_now) AS before,
-            min(x.period_start) FILTER (WHERE x.period_start > v_now) AS after,
-            bool_or(x.period_start <= v_now AND v_now < x.period_end) AS exists
-        FROM budget_period x WHERE x.budget_id = b.id
-    ) around
-    WHERE around.exists IS NOT TRUE
-    ORDER BY b.id
-    ON CONFLICT DO NOTHING;
-
-    SELECT array_agg(l.id), array_agg(l.limit_nano), array_agg(l.available),
-        array_agg(0::bigint)
-    INTO v_periods, v_limits, v_available, v_held
-    FROM (
-        SELECT bp.id, b.limit_nano, b.limit_nano - bp.spent_nano - bp.held_nano AS available
-        FROM budget_period bp JOIN budget b ON b.id = bp.budget_id
-        WHERE bp.period_start <= v_now AND v_now < bp.period_end AND EXISTS (
-            SELECT 1 FROM jsonb_to_recordset(p_requests)
-                AS q(tenant_id uuid, api_key_id uuid, user_id uuid, livemode boolean)
+            AS x(tenant_id uuid, api_key_id uuid, user_id uuid, livemode boolean)
+    LOOP
+        v_budgets := v_budgets || ARRAY(
+            SELECT b.id FROM budget b
             WHERE b.tenant_id = q.tenant_id AND b.livemode = q.livemode
                 AND (b.api_key_id IS NULL OR b.api_key_id = q.api_key_id)
                 AND (b.user_id IS NULL OR b.user_id = q.user_id)
-        )
-        ORDER BY bp.id
-        FOR UPDATE OF bp
+        );
+    END LOOP;
+    v_budgets := ARRAY(SELECT DISTINCT u.id FROM unnest(v_budgets) AS u(id) ORDER BY u.id);
+    FOREACH v_budget IN ARRAY v_budgets LOOP
+        v_found := v_found || current_period(v_budget, v_now);
+    END LOOP;
+    SELECT array_agg(l.id), array_agg(l.budget_id), array_agg(l.limit_nano),
+        array_agg(l.limit_nano - l.used_nano), array_agg(0::bigint)
+    INTO v_locked, v_of_budget, v_limits, v_available, v_held
+    FROM (
+        SELECT bp.id, bp.budget_id, bp.spent_nano + bp.held_nano AS used_nano,
+            (SELECT b.limit_nano FROM budget b WHERE b.id = bp.budget_id) AS limit_nano
+        FROM budget_period bp WHERE bp.id = ANY (v_found) ORDER BY bp.id FOR UPDATE
     ) l;
 
     FOR q IN
-        SELECT r.*, ARRAY(
-            SELECT bp.id FROM budget b JOIN budget_period bp ON bp.budget_id = b.id
-            WHERE bp.id = ANY (v_periods) AND b.tenant_id = r.tenant_id
-                AND b.livemode = r.livemode
-                AND (b.api_key_id IS NULL OR b.api_key_id = r.api_key_id)
-                AND (b.user_id IS NULL OR b.user_id = r.user_id)
-            ORDER BY bp.id
-        ) AS periods, (
-            SELECT count(*) FROM budget b
-            WHERE b.tenant_id = r.tenant_id AND b.livemode = r.livemode
-                AND (b.api_key_id IS NULL OR b.api_key_id = r.api_key_id)
-                AND (b.user_id IS NULL OR b.user_id = r.user_id)
-        ) AS budgets
-        FROM jsonb_to_recordset(p_requests) AS r(
+        SELECT r.* FROM jsonb_to_recordset(p_requests) AS r(
             id uuid, tenant_id uuid, api_key_id uuid, user_id uuid, livemode boolean,
             operation text, requested_model text, served_model text, provider text,
             credential text, price_id bigint, amount_nano bigint, ttl_seconds int
         )
     LOOP
         request_id := q.id;
+        -- Requests of one caller mostly follow one another: his budgets are looked up once.
+        IF v_caller <> concat_ws(' ', q.api_key_id, q.user_id, q.livemode) THEN
+            v_caller := concat_ws(' ', q.api_key_id, q.user_id, q.livemode);
+            v_positions := ARRAY(
+                SELECT array_position(v_of_budget, b.id) FROM budget b
+                WHERE b.tenant_id = q.tenant_id AND b.livemode = q.livemode
+                    AND (b.api_key_id IS NULL OR b.api_key_id = q.api_key_id)
+                    AND (b.user_id IS NULL OR b.user_id = q.user_id)
+            );
+        END IF;
         -- A budget that came into being after the rows were locked: ask again, never pass it by.
-        IF cardinality(q.periods) <> q.budgets THEN
+        IF array_position(v_positions, NULL) IS NOT NULL THEN
             SELECT 'again', NULL, NULL, NULL, NULL, NULL, NULL
             INTO outcome, budget, owner, window_name, budget_limit, available, resets_at;
             RETURN NEXT;
             CONTINUE;
         END IF;
         v_short := NULL;
-        FOREACH v_period IN ARRAY q.periods LOOP
-            IF v_available[array_position(v_periods, v_period)] < q.amount_nano THEN
-                v_short := array_position(v_periods, v_period);
+        FOREACH v_position IN ARRAY v_positions LOOP
+            IF v_available[v_position] < q.amount_nano THEN
+                v_short := v_position;
                 EXIT;
             END IF;
         END LOOP;
@@ -137,25 +164,25 @@ BEGIN
                 CASE WHEN b.api_key_id IS NOT NULL THEN 'key'
                      WHEN b.user_id IS NOT NULL THEN 'user' ELSE 'tenant' END,
                 b.period, v_limits[v_short], greatest(v_available[v_short], 0),
-                nullif(bp.period_end, 'infinity')
+                (SELECT nullif(bp.period_end, 'infinity') FROM budget_period bp
+                 WHERE bp.id = v_locked[v_short])
             INTO outcome, budget, owner, window_name, budget_limit, available, resets_at
-            FROM budget_period bp JOIN budget b ON b.id = bp.budget_id
-            WHERE bp.id = v_periods[v_short];
+            FROM budget b WHERE b.id = v_of_budget[v_short];
             RETURN NEXT;
             CONTINUE;
         END IF;
-        FOREACH v_period IN ARRAY q.periods LOOP
-            v_short := array_position(v_periods, v_period);
-            v_available[v_short] := v_available[v_short] - q.amount_nano;
-            v_held[v_short] := v_held[v_short] + q.amount_nano;
+        FOREACH v_position IN ARRAY v_positions LOOP
+            v_available[v_position] := v_available[v_position] - q.amount_nano;
+            v_held[v_position] := v_held[v_position] + q.amount_nano;
         END LOOP;
         INSERT INTO reservation (
             id, tenant_id, livemode, api_key_id, user_id, periods, operation, requested_model,
             served_model, provider, credential, price_id, held_nano, instance, admitted_at,
             deadline_at
         ) VALUES (
-            q.id, q.tenant_id, q.livemode, q.api_key_id, q.user_id, q.periods, q.operation,
-            q.requested_model, q.served_model, q.provider, q.credential, q.price_id,
+            q.id, q.tenant_id, q.livemode, q.api_key_id, q.user_id,
+            ARRAY(SELECT v_locked[u.position] FROM unnest(v_positions) AS u(position) ORDER BY 1),
+            q.operation, q.requested_model, q.served_model, q.provider, q.credential, q.price_id,
             q.amount_nano, p_instance, v_now, v_now + make_interval(secs => q.ttl_seconds)
         );
         INSERT INTO ledger (
@@ -171,11 +198,12 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    UPDATE budget_period bp
-    SET held_nano = bp.held_nano + d.held,
-        ceiling_nano = greatest(bp.ceiling_nano, d.ceiling)
-    FROM unnest(v_periods, v_held, v_limits) AS d(id, held, ceiling)
-    WHERE bp.id = d.id AND d.held > 0;
+    FOR v_position IN 1 .. coalesce(cardinality(v_locked), 0) LOOP
+        UPDATE budget_period SET
+            held_nano = held_nano + v_held[v_position],
+            ceiling_nano = greatest(ceiling_nano, v_limits[v_position])
+        WHERE id = v_locked[v_position] AND v_held[v_position] > 0;
+    END LOOP;
 END $$
 """
 
@@ -184,10 +212,13 @@ END $$
 SETTLE = """
 CREATE FUNCTION settle(p_settlements jsonb)
 RETURNS TABLE (settled_id uuid, result text, breach bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
+    v_ids uuid[];
+    v_touched bigint[];
     v_periods bigint[];
     v_spent bigint[];
     v_held bigint[];
@@ -201,17 +232,16 @@ DECLARE
     r reservation;
     s record;
 BEGIN
-    PERFORM 1 FROM reservation
-    WHERE id IN (SELECT x.id FROM jsonb_to_recordset(p_settlements) AS x(id uuid))
-    ORDER BY id FOR UPDATE;
+    v_ids := ARRAY(SELECT x.id FROM jsonb_to_recordset(p_settlements) AS x(id uuid));
+    PERFORM 1 FROM reservation WHERE id = ANY (v_ids) ORDER BY id FOR UPDATE;
+    v_touched := ARRAY(
+        SELECT DISTINCT u.id FROM reservation o CROSS JOIN LATERAL unnest(o.periods) AS u(id)
+        WHERE o.id = ANY (v_ids)
+    );
     SELECT array_agg(l.id), array_agg(0::bigint), array_agg(0::bigint), array_agg(0::bigint)
     INTO v_periods, v_spent, v_held, v_breach
     FROM (
-        SELECT bp.id FROM budget_period bp
-        WHERE bp.id IN (
-            SELECT unnest(o.periods) FROM reservation o
-            WHERE o.id IN (SELECT x.id FROM jsonb_to_recordset(p_settlements) AS x(id uuid))
-        )
+        SELECT bp.id FROM budget_period bp WHERE bp.id = ANY (v_touched)
         ORDER BY bp.id FOR UPDATE
     ) l;
 
@@ -308,17 +338,20 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    UPDATE budget_period bp
-    SET spent_nano = bp.spent_nano + d.spent, held_nano = bp.held_nano - d.held,
-        breach_nano = bp.breach_nano + d.breach
-    FROM unnest(v_periods, v_spent, v_held, v_breach) AS d(id, spent, held, breach)
-    WHERE bp.id = d.id AND (d.spent <> 0 OR d.held <> 0);
+    FOR v_index IN 1 .. coalesce(cardinality(v_periods), 0) LOOP
+        UPDATE budget_period SET
+            spent_nano = spent_nano + v_spent[v_index],
+            held_nano = held_nano - v_held[v_index],
+            breach_nano = breach_nano + v_breach[v_index]
+        WHERE id = v_periods[v_index] AND (v_spent[v_index] <> 0 OR v_held[v_index] <> 0);
+    END LOOP;
 END $$
 """
 
 EXPIRE = """
 CREATE FUNCTION expire_reservations(p_limit int) RETURNS int
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
     WITH late AS (
         SELECT id FROM reservation
         WHERE state = 'held' AND deadline_at < clock_timestamp()
@@ -333,7 +366,8 @@ $$
 
 ESTIMATE = """
 CREATE FUNCTION estimate_unknown(p_after interval, p_limit int) RETURNS int
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     v_batch jsonb;
 BEGIN
@@ -402,7 +436,7 @@ WHERE r.state = 'unknown' AND r.admitted_at + interval '24 hours' < clock_timest
 def upgrade() -> None:
     """Create the functions, the trigger and the view."""
     op.execute("SET LOCAL lock_timeout = '5s'")
-    for statement in (PERIOD_BOUNDS, RESERVE, SETTLE, EXPIRE, ESTIMATE, IMMUTABLE):
+    for statement in (PERIOD_BOUNDS, CURRENT_PERIOD, RESERVE, SETTLE, EXPIRE, ESTIMATE, IMMUTABLE):
         op.execute(statement)
     for table in ("ledger", "price"):
         op.execute(
