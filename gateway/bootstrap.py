@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.billing import prices
 from gateway.billing.prices import Prices, PriceTable
@@ -19,7 +21,6 @@ from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_di
 from gateway.db.engine import (
     APP_ROLE,
     Database,
-    DatabaseUnavailable,
     OperatorSession,
     TenantSession,
     database_url,
@@ -34,6 +35,7 @@ from gateway.images.storage import ImageStore, open_store
 from gateway.providers.base import ImageProvider
 from gateway.providers.openai_images import OpenAIImages
 from gateway.providers.sandbox import Sandbox
+from gateway.telemetry import redact
 from gateway.tenancy import api_keys, key_format, tenants
 from gateway.tenancy.api_keys import ApiKeys
 from gateway.tenancy.credentials import CredentialChoice, Credentials
@@ -142,7 +144,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         house = (
             {}
             if settings.openai_api_key is None
-            else {"openai": SecretText(settings.openai_api_key.get_secret_value())}
+            else {"openai": SecretText(settings.openai_api_key.get_secret_value().strip())}
         )
         pipeline = Pipeline(
             prices=Prices(database, tables),
@@ -219,10 +221,11 @@ async def _prepare_database(settings: Settings, stack: AsyncExitStack) -> tuple[
         owner = settings.migration_database_url or settings.database_url
         try:
             revision = await migrate(database_url(owner.get_secret_value()))
-        except (OSError, DatabaseUnavailable) as error:
+        except (OSError, SQLAlchemyError, asyncpg.PostgresError) as error:
             raise ConfigurationError(
-                "The database of GATEWAY_DATABASE_URL cannot be reached "
-                f"({type(error).__name__}). Is it running, and is the address right?"
+                "The database of GATEWAY_DATABASE_URL cannot be used "
+                f"({type(error).__name__}: {_first_line(error)}). Is it running, are address, user "
+                "and password right, and may the user create tables and a role?"
             ) from error
         return serving, revision
     embedded = EmbeddedPostgres(settings.data_dir)
@@ -231,6 +234,11 @@ async def _prepare_database(settings: Settings, stack: AsyncExitStack) -> tuple[
     revision = await migrate(embedded.owner_url(), login_role=True)
     embedded.supervise()
     return embedded.serving_url(APP_ROLE).render_as_string(hide_password=False), revision
+
+
+def _first_line(error: Exception) -> str:
+    """What Postgres says, without statement and parameters."""
+    return redact(str(getattr(error, "orig", None) or error)).splitlines()[0][:200]
 
 
 async def _first_start(
@@ -242,7 +250,7 @@ async def _first_start(
     """
     made = None
     if settings.admin_key is not None:
-        admin_key = SecretText(settings.admin_key.get_secret_value())
+        admin_key = SecretText(settings.admin_key.get_secret_value().strip())
         if key_format.key_kind(admin_key.reveal()) != "admin":
             raise ConfigurationError(
                 "GATEWAY_ADMIN_KEY does not have the form of an admin key (igw_admin_…). "

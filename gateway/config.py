@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from gateway.errors import ConfigurationError
 
+SECRET_FORM = re.compile(r"[\x21-\x7e]+")
 WELL_KNOWN_SECRETS = frozenset(
     {"changeme", "change-me", "secret", "password", "admin", "test", "default", "sk-1234", "1234"}
 )
@@ -85,6 +87,8 @@ class Settings(BaseSettings):
             text = secret.get_secret_value().strip()
             if not text:
                 raise ValueError(f"{name} is set but empty. Set it, or remove it altogether.")
+            if not SECRET_FORM.fullmatch(text):
+                raise ValueError(f"{name} holds a character that no key has, such as a space.")
             if text.lower() in WELL_KNOWN_SECRETS:
                 raise ValueError(f"{name} is a well-known value. Choose a random secret.")
         return self

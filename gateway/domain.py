@@ -117,6 +117,7 @@ class SeedPrice:
 class Model:
     """One model of the catalogue, with everything that checks and prices a request for it.
 
+    `priced_as`: the model whose price counts; a dated snapshot has the price of its model.
     `text_output_bound`: text tokens that one image may bring along, for models that bill them.
     """
 
@@ -136,6 +137,7 @@ class Model:
     max_prompt_characters: int
     max_images: int
     read_timeout_seconds: int
+    priced_as: str
     text_output_bound: int
     tokens: TokenRule
     price: SeedPrice | None

@@ -88,4 +88,5 @@ def worker_app() -> FastAPI:
     """The application of one of several workers, which reads its own environment."""
     settings = load_settings()
     configure_logging(settings.log_level, settings.resolved_log_format)
-    return create_app(settings)
+    # By then the server has waited for its connections as long as a drain may take.
+    return create_app(settings.model_copy(update={"drain_seconds": 1.0}))

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -10,9 +11,11 @@ from gateway.billing import ledger
 from gateway.bootstrap import Gateway
 from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import StorageFailed
-from gateway.images.retention import expired_images, mark_deleted
+from gateway.images.retention import ExpiredImage, expired_images, mark_deleted
 
 BATCH = 200
+PARALLEL_DELETIONS = 8
+DELETE_TIMEOUT_SECONDS = 30.0
 INVARIANT_INTERVAL_SECONDS = 3600.0
 log = structlog.get_logger(__name__)
 
@@ -22,21 +25,28 @@ class Sweeper:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
         self._invariants_checked = time.monotonic()
 
     def start(self) -> None:
-        """Begin to sweep at the configured interval."""
-        self._task = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
+        """Begin, at the configured interval. A slow store must not keep the money waiting."""
+        for work in (self._sweep_money, self._delete_expired_images):
+            self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 
     async def close(self) -> None:
         """Stop sweeping."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def sweep(self) -> None:
         """Do once what there is to do."""
+        await self._sweep_money()
+        await self._delete_expired_images()
+
+    async def _sweep_money(self) -> None:
         database = self._gateway.database
         late = await ledger.expire_late(database, limit=BATCH)
         estimated = await ledger.estimate_unknown(
@@ -49,17 +59,16 @@ class Sweeper:
             telemetry.alarms_total.labels("outcome_estimated").inc(estimated)
             log.warning("reservations_estimated", count=estimated)
         await self._measure()
-        await self._delete_expired_images()
 
-    async def _sweep_for_ever(self) -> None:
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._gateway.settings.sweep_interval_seconds)
             try:
-                await self.sweep()
-            except (DatabaseUnavailable, StorageFailed) as error:
-                log.warning("sweep_put_off", reason=error.code)
+                await work()
+            except DatabaseUnavailable as error:
+                log.warning("sweep_put_off", work=work.__name__, reason=error.code)
             except Exception:  # top: one failed sweep is reported; the next one must still come
-                log.exception("sweep_failed")
+                log.exception("sweep_failed", work=work.__name__)
 
     async def _measure(self) -> None:
         database = self._gateway.database
@@ -80,11 +89,22 @@ class Sweeper:
         No transaction is open while the store works; two sweepers at one image do no harm.
         """
         database = self._gateway.database
-        async with database.operator() as session:
-            expired = await expired_images(session, limit=BATCH)
-        if not expired:
-            return
-        for image in expired:
-            await self._gateway.store.delete(image.path)
-        async with database.operator() as session:
-            await mark_deleted(session, expired)
+        while True:
+            async with database.operator() as session:
+                expired = await expired_images(session, limit=BATCH)
+            outcomes = await asyncio.gather(*(self._delete(image) for image in expired))
+            deleted = [image for image, done in zip(expired, outcomes, strict=True) if done]
+            if deleted:
+                async with database.operator() as session:
+                    await mark_deleted(session, deleted)
+            if len(deleted) < BATCH:
+                return
+
+    async def _delete(self, image: ExpiredImage) -> bool:
+        try:
+            async with self._deleting, asyncio.timeout(DELETE_TIMEOUT_SECONDS):
+                await self._gateway.store.delete(image.path)
+        except (StorageFailed, TimeoutError) as error:
+            telemetry.alarm("image_not_deleted", id=image.id, error=type(error).__name__)
+            return False
+        return True

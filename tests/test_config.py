@@ -82,7 +82,6 @@ def test_a_wrong_setting_is_named_and_its_value_is_not_repeated(
         "GATEWAY_IMAGE_TTL_SECONDS": "canary",
         "GATEWAY_MAX_BODY_BYTES": "-1",
         "GATEWAY_DATABASE_POOL_SIZE": "0",
-        "GATEWAY_ALLOWED_HOSTS": "canary",
     }
     for name, value in wrong.items():
         said = refusal(environment, **{name: value})

@@ -49,7 +49,7 @@ async def set_limit(
     livemode: bool = True,
     api_key_id: UUID | None = None,
     user_id: UUID | None = None,
-) -> None:
+) -> Budget:
     """Make a budget, or change its limit; the next hold sees it.
 
     Raises:
@@ -63,12 +63,14 @@ async def set_limit(
     if api_key_id is not None and user_id is not None:
         raise InvalidRequest("A budget belongs to a key or to a user, not to both.", param="user")
     if api_key_id is not None:
-        own_key = select(ApiKeyRow.id).where(
-            ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == api_key_id
+        key = await session.scalar(
+            select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == api_key_id)
         )
-        if await session.scalar(own_key) is None:
+        if key is None:
             raise NotFound(f"This tenant has no API key {api_key_id}.", param="key")
-    await session.execute(
+        # Of a rolled key the whole line is limited, and only calls of the key's own mode exist.
+        api_key_id, livemode = key.root_id, key.livemode
+    made = await session.execute(
         insert(BudgetRow)
         .values(
             tenant_id=tenant_id,
@@ -82,7 +84,10 @@ async def set_limit(
             constraint="budget_owner",
             set_={"limit_nano": limit_nano, "updated_at": text("now()")},
         )
+        .returning(BudgetRow.id)
     )
+    budget_id = made.scalar_one()
+    return next(b for b in await list_budgets(session, tenant_id) if b.id == budget_id)
 
 
 _CURRENT = text(

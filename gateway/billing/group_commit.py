@@ -25,8 +25,11 @@ class GroupCommit(Generic[Item, Result]):
         commit: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
         max_batch: int,
+        abandoned: Callable[[Item, Result], None] | None = None,
     ) -> None:
+        """`abandoned` hears the result of an item whose submitter has stopped waiting."""
         self._commit = commit
+        self._abandoned = abandoned
         self._max_batch = max_batch
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._committer: asyncio.Task[None] | None = None
@@ -67,12 +70,15 @@ class GroupCommit(Generic[Item, Result]):
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 # One item may have spoiled it; the others must not suffer for it.
                 for single in batch:
-                    await self._commit_batch([single])
+                    if not single[1].done():
+                        await self._commit_batch([single])
                 return
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), result in zip(batch, results, strict=True):
+        for (item, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)
+            elif self._abandoned is not None:
+                self._abandoned(item, result)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.tables import ReservationRow
@@ -44,8 +44,10 @@ async def count_open(session: OperatorSession) -> dict[str, int]:
 
 
 async def invariant_breaks(database: Database, *, limit: int = 100) -> Sequence[InvariantBreak]:
-    """What does not agree; nothing, ever. Reads the whole ledger."""
-    rows = await database.call(
-        "SELECT what, id FROM invariant_break LIMIT :limit", {"limit": limit}
-    )
-    return [InvariantBreak(row.what, row.id) for row in rows]
+    """What does not agree; nothing, ever. Reads the whole ledger, and may take minutes."""
+    async with database.operator() as session:
+        await session.execute(text("SET LOCAL statement_timeout = '30min'"))
+        rows = await session.execute(
+            text("SELECT what, id FROM invariant_break LIMIT :limit"), {"limit": limit}
+        )
+        return [InvariantBreak(row.what, row.id) for row in rows]

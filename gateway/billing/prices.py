@@ -106,7 +106,7 @@ async def add(
 async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
     """Give every model of the catalogue its list price where it has none; returns how many."""
     priced = set(await session.scalars(select(PriceRow.model).distinct()))
-    missing = [model for model in models if model.price is not None and model.id not in priced]
+    missing = [model for model in models if model.id == model.priced_as and model.id not in priced]
     for model in missing:
         if model.price is not None:
             await add(session, model.id, model.price, effective_from=SEED_EFFECTIVE_FROM)

@@ -13,7 +13,8 @@ PROMPT_OVERHEAD_TOKENS = 32
 def quote(request: ImageRequest, price: Price) -> Quote:
     """An upper bound for the cost of `request`; what the client left open counts as dearest."""
     usage = Usage(
-        text_input_tokens=len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS,
+        # Should a vendor charge the prompt once per image, the bound still holds.
+        text_input_tokens=request.n * (len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS),
         image_input_tokens=0,
         text_output_tokens=request.n * request.model.text_output_bound,
         image_output_tokens=request.n * _dearest_tokens(request),

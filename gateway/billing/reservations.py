@@ -22,6 +22,7 @@ from gateway.money import NanoUsd, format_usd_short
 
 LANE_TIMEOUT_SECONDS = 10
 MAX_UNDOING = 10_000
+LOG_EVERY_ATTEMPTS = 60
 SETTLE_BACKOFF_MS = (50, 100, 250, 500, 1000)
 log = structlog.get_logger(__name__)
 
@@ -98,7 +99,7 @@ class Reservations:
         self._settle_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._admission_timeout_ms = admission_timeout_ms
         self._holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
-            "reserve", self._reserve_batch, max_batch=max_batch
+            "reserve", self._reserve_batch, max_batch=max_batch, abandoned=self._abandoned
         )
         self._settlements: GroupCommit[Settlement, str] = GroupCommit(
             "settle", self._settle_batch, max_batch=max_batch
@@ -135,8 +136,9 @@ class Reservations:
                 return await self._settlements.submit(settlement)
             except DatabaseUnavailable:
                 delay_ms = SETTLE_BACKOFF_MS[min(attempt, len(SETTLE_BACKOFF_MS) - 1)]
+                if attempt % LOG_EVERY_ATTEMPTS == 0:
+                    log.warning("settle_waits_for_database", reservation=str(settlement.id))
                 attempt += 1
-                log.warning("settle_waits_for_database", reservation=str(settlement.id))
                 await asyncio.sleep(delay_ms / 1000)
 
     async def close(self) -> None:
@@ -147,6 +149,11 @@ class Reservations:
             await asyncio.wait(self._undoing)
         self._hold_lane.close()
         self._settle_lane.close()
+
+    def _abandoned(self, request: ReservationRequest, answer: _Answer) -> None:
+        """Give back a hold that came about after its caller had been refused."""
+        if answer.refusal is None:
+            self._undo_later(request.id)
 
     def _undo_later(self, reservation_id: UUID) -> None:
         if len(self._undoing) >= MAX_UNDOING:

@@ -50,12 +50,12 @@ def set_budget(
     except ValueError as error:
         refuse(str(error))
 
-    async def work(core: Core) -> list[budgeting.Budget]:
+    async def work(core: Core) -> budgeting.Budget:
         async with core.database.operator() as session:
             owner = await tenants.find(session, tenant)
         async with core.database.tenant(owner.id) as session:
-            user_id = None if user is None else await tenants.ensure_user(session, owner.id, user)
-            await budgeting.set_limit(
+            user_id = None if user is None else await tenants.find_user(session, owner.id, user)
+            return await budgeting.set_limit(
                 session,
                 owner.id,
                 window=window,
@@ -64,15 +64,8 @@ def set_budget(
                 api_key_id=key,
                 user_id=user_id,
             )
-            found = await budgeting.list_budgets(session, owner.id)
-        return [
-            budget
-            for budget in found
-            if (budget.api_key_id, budget.user_id, budget.livemode, budget.window)
-            == (key, user_id, not test, window)
-        ]
 
-    budget = run(work)[0]
+    budget = run(work)
     if as_json:
         print_json(render_budget(budget))
         return
@@ -191,9 +184,12 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
     versions = [_version(number, entry) for number, entry in enumerate(entries, start=1)]
 
     async def work(core: Core) -> list[Price]:
-        for model, _, _ in versions:
-            if model not in core.catalog.models:
-                refuse(f"There is no model {model} in the catalogue.")
+        for name, _, _ in versions:
+            model = core.catalog.models.get(name)
+            if model is None:
+                refuse(f"There is no model {name} in the catalogue.")
+            if model.priced_as != name:
+                refuse(f"{name} has the price of {model.priced_as}: add a version for that.")
         async with core.database.operator() as session:
             return [
                 await pricing.add(session, model, rates, effective_from=start)
@@ -216,7 +212,9 @@ def _version(number: int, entry: object) -> tuple[str, SeedPrice, datetime]:
 
 
 def _rates(entry: dict[str, Any]) -> SeedPrice:
-    text_output = entry.get("text_output") or entry["image_output"]
+    text_output = entry.get("text_output")
+    if text_output is None:
+        text_output = entry["image_output"]
     return SeedPrice(
         text_input_nano=parse_usd(str(entry["text_input"])),
         image_input_nano=parse_usd(str(entry["image_input"])),

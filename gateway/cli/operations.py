@@ -42,6 +42,7 @@ from gateway.tenancy.vault import (
     write_key_file,
 )
 
+ROTATION_LOCK = 4_702_111_234_569
 Note = Callable[[str, str, str], None]
 master_key = typer.Typer(help="The key that wraps all others.", no_args_is_help=True)
 
@@ -65,11 +66,12 @@ def serve(
         _serve_many(settings, host, port, workers, as_json=as_json)
 
 
-class _GreetingServer(uvicorn.Server):
-    """Greets once it listens, not before."""
+class _Server(uvicorn.Server):
+    """Greets once it listens; drains as soon as it is told to stop, while clients still wait."""
 
-    def __init__(self, config: uvicorn.Config, greet: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, greet: Callable[[], None]) -> None:
         super().__init__(config)
+        self._gateway = gateway
         self._greet = greet
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -77,13 +79,19 @@ class _GreetingServer(uvicorn.Server):
         if self.started:
             self._greet()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        seconds = self._gateway.settings.drain_seconds
+        draining = asyncio.create_task(self._gateway.pipeline.drain(seconds))
+        await super().shutdown(sockets)
+        await draining
+
 
 def _serve_one(settings: Settings, host: str, port: int, *, as_json: bool) -> None:
     async def serve_until_stopped() -> None:
         async with open_gateway(settings) as gateway:
             config = _uvicorn_config(create_app(settings, gateway), settings, host, port)
             greet = partial(_greet, gateway.core, as_json=as_json)
-            await _GreetingServer(config, greet).serve()
+            await _Server(config, gateway, greet).serve()
 
     # uvicorn raises the signal that stopped it once more; by then the drain must still follow.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -142,7 +150,8 @@ def _uvicorn_config(
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
+        # Longer than the drain, so that every client hears how its call ended.
+        timeout_graceful_shutdown=int(settings.drain_seconds + settings.settle_wait_seconds) + 2,
     )
 
 
@@ -164,6 +173,8 @@ def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
     base_url = core.settings.public_url.rstrip("/")
     keys = read_quickstart(core.settings)
     if as_json:
+        if core.new_admin_key is not None:
+            keys["admin_key"] = core.new_admin_key.reveal()
         print_json({**keys, "event": "ready", "base_url": base_url, "docs": f"{base_url}/docs"})
         return
     state = "is ready" if workers == 1 else f"starts {workers} workers"
@@ -281,15 +292,9 @@ def rotate_master_key(
     """
 
     async def work(core: Core) -> dict[str, object]:
-        keys = core.vault.master_keys
-        removed: list[str] = []
-        if prune:
-            removed = await _prune(core, keys)
-        elif keys.path is not None:
-            _add_key(keys, keys.path)
-        with errors.status("Re-wrapping data keys …"):
-            count = await rewrap_all(core.database, keys)
-        return {"master_key": keys.wrapping()[0], "rewrapped": count, "removed": removed}
+        # One rotation at a time: two would overwrite each other's keys in the file.
+        async with core.database.exclusive(ROTATION_LOCK):
+            return await _rotate(core, prune=prune)
 
     result = run(work)
     if as_json:
@@ -301,6 +306,19 @@ def rotate_master_key(
         )
         if result["removed"]:
             console.print(f"Removed: {result['removed']}")
+
+
+async def _rotate(core: Core, *, prune: bool) -> dict[str, object]:
+    keys = core.vault.master_keys
+    keys.wrapping()  # reads the file again, should another rotation have changed it
+    removed: list[str] = []
+    if prune:
+        removed = await _prune(core, keys)
+    elif keys.path is not None:
+        _add_key(keys, keys.path)
+    with errors.status("Re-wrapping data keys …"):
+        count = await rewrap_all(core.database, keys)
+    return {"master_key": keys.wrapping()[0], "rewrapped": count, "removed": removed}
 
 
 def _add_key(keys: MasterKeys, path: Path) -> None:

@@ -45,6 +45,8 @@ async def core() -> AsyncIterator[Core]:
     settings = load_settings()
     configure_logging("WARNING", "console")
     async with open_core(settings) as opened:
+        if opened.new_admin_key is not None and not settings.uses_embedded_postgres:
+            errors.print(f"Admin key, shown this once: {opened.new_admin_key.reveal()}")
         yield opened
 
 

@@ -22,6 +22,11 @@ from gateway.errors import ConfigurationError, Unavailable
 APP_ROLE = "image_gateway_app"
 CONNECT_TIMEOUT_SECONDS = 2.0
 STATEMENT_TIMEOUT_MS = 10_000
+UNDERSTOOD_PARAMETERS = frozenset({"sslmode", "host"})
+IGNORED_PARAMETERS = frozenset(
+    {"channel_binding", "connect_timeout", "application_name", "options"}
+)
+"""What hosted databases print into their addresses, and the driver has no use for."""
 CONFLICT_ATTEMPTS = 5
 
 TenantSession = NewType("TenantSession", AsyncSession)
@@ -123,6 +128,16 @@ class Database:
             raise_if_lost(error)
             raise
 
+    @asynccontextmanager
+    async def exclusive(self, lock: int) -> AsyncIterator[None]:
+        """Hold an advisory lock, on a connection of its own, against every other process."""
+        connection = await self.connect()
+        try:
+            await connection.execute("SELECT pg_advisory_lock($1)", lock)
+            yield
+        finally:
+            await connection.close()
+
     def lane(self, *, timeout_seconds: float) -> "Lane":
         """A connection of its own for statements that follow one another."""
         return Lane(self.connect, timeout_seconds)
@@ -216,7 +231,14 @@ def database_url(url: str) -> URL:
         raise ConfigurationError("GATEWAY_DATABASE_URL is not a database address") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise ConfigurationError("GATEWAY_DATABASE_URL must start with postgresql://")
-    return parsed.set(drivername="postgresql+asyncpg")
+    unknown = sorted(set(parsed.query) - UNDERSTOOD_PARAMETERS - IGNORED_PARAMETERS)
+    if unknown:
+        raise ConfigurationError(
+            f"GATEWAY_DATABASE_URL has a parameter that is not understood: {unknown[0]}. "
+            f"Understood: {', '.join(sorted(UNDERSTOOD_PARAMETERS))}."
+        )
+    kept = parsed.difference_update_query(IGNORED_PARAMETERS)
+    return kept.set(drivername="postgresql+asyncpg")
 
 
 def _connect_arguments(
@@ -265,5 +287,7 @@ def create_engine(
         max_overflow=0,
         pool_timeout=pool_timeout,
         pool_use_lifo=True,
+        # Parameters are digests and ciphertexts; an error must not carry them into a log.
+        hide_parameters=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
     )

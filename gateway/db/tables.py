@@ -67,7 +67,10 @@ class TenantUserRow(Table):
 
 
 class ApiKeyRow(Table):
-    """A secret we issued; only its HMAC is kept."""
+    """A secret we issued; only its HMAC is kept.
+
+    `root_id`: the first key of a line of rolled keys; it stands for all in budgets and reports.
+    """
 
     __tablename__ = "api_key"
     __table_args__ = (
@@ -79,6 +82,7 @@ class ApiKeyRow(Table):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     user_id: Mapped[UUID | None]
+    root_id: Mapped[UUID]
     digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     last4: Mapped[str] = mapped_column(Text)
     livemode: Mapped[bool]

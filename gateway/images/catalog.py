@@ -93,6 +93,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
         max_prompt_characters=entry["max_prompt_characters"],
         max_images=entry["max_images"],
         read_timeout_seconds=entry["read_timeout_seconds"],
+        priced_as=entry["id"],
         text_output_bound=entry.get("text_output_bound", 0),
         tokens=TokenRule(
             fixed=entry.get("tokens", {}).get("fixed", {}),

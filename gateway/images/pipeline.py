@@ -41,7 +41,7 @@ from gateway.domain import (
     StoredImage,
     new_id,
 )
-from gateway.errors import CredentialUnreadable, StorageFailed, Unavailable
+from gateway.errors import CredentialUnreadable, OutcomeUnknown, StorageFailed, Unavailable
 from gateway.images.failures import client_error
 from gateway.images.links import LinkSigner
 from gateway.images.storage import MEDIA_TYPES, ImageStore, image_path, new_image_id
@@ -121,11 +121,24 @@ class Pipeline:
         self._running.add(task)
         telemetry.generations_in_flight.inc()
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise OutcomeUnknown(
+                    "The gateway is shutting down and could not wait for this call any longer. "
+                    "Its cost will stand in the usage report once it is known."
+                ) from None
+            raise
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new work is taken any more."""
+        return self._draining
 
     async def quote(self, request: ImageRequest) -> Quote:
         """What `request` can cost at most; nothing is held or bought."""
-        return quotes.quote(request, await self._prices.current(request.model.id))
+        return quotes.quote(request, await self._prices.current(request.model.priced_as))
 
     async def drain(self, seconds: float) -> None:
         """Take no new work, let paid calls finish for `seconds`, mark the rest as unknown."""
@@ -137,6 +150,8 @@ class Pipeline:
             self._settle_soon(Settlement(reservation_id, Outcome.AMBIGUOUS, NanoUsd(0)))
         if self._settling:
             await asyncio.wait(self._settling, timeout=self._limits.settle_wait_seconds)
+        for settling in self._settling:
+            log.error("settlement_given_up", settlement=settling.get_name())
         for task in [*self._running, *self._settling]:
             task.cancel()
 
@@ -348,20 +363,25 @@ class Pipeline:
         return None
 
     async def _acknowledged(self, settling: asyncio.Task[str]) -> bool:
-        """Whether Postgres acknowledged a settlement while the client could wait for it.
-
-        One that Postgres refuses outright is a defect, which must not take the image away: the
-        hold stays, becomes unknown at its deadline, and is posted as an estimate.
-        """
+        """Whether Postgres acknowledged a settlement while the client could wait for it."""
         done, _ = await asyncio.wait({settling}, timeout=self._limits.settle_wait_seconds)
-        error = settling.exception() if done else None
+        return bool(done) and settling.exception() is None
+
+    def _settle_soon(self, settlement: Settlement) -> asyncio.Task[str]:
+        # The name is what the log shows of a settlement that a shutdown leaves undone.
+        task = asyncio.create_task(self._reservations.settle(settlement), name=repr(settlement))
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+        return task
+
+    def _settled(self, task: asyncio.Task[str]) -> None:
+        """Report a settlement that Postgres refuses outright: a defect.
+
+        It must not take the image away. The hold stays, becomes unknown at its deadline, and is
+        posted as an estimate.
+        """
+        self._settling.discard(task)
+        error = None if task.cancelled() else task.exception()
         if error is not None:
             telemetry.alarm("settle_refused", error=type(error).__name__)
             log.error("settle_refused", exc_info=error)
-        return bool(done) and error is None
-
-    def _settle_soon(self, settlement: Settlement) -> asyncio.Task[str]:
-        task = asyncio.create_task(self._reservations.settle(settlement))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-        return task

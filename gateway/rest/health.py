@@ -29,7 +29,11 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", summary="Requests can be served")
 async def ready(gateway: GatewayDep) -> JSONResponse:
-    """503 while Postgres does not answer."""
+    """503 while Postgres does not answer, and once the gateway shuts down."""
+    if gateway.pipeline.draining:
+        return JSONResponse(
+            {"status": "draining", "database": "ok"}, status_code=HTTPStatus.SERVICE_UNAVAILABLE
+        )
     try:
         async with asyncio.timeout(READY_TIMEOUT_SECONDS):
             await gateway.database.call("SELECT 1")

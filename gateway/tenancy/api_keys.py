@@ -117,6 +117,7 @@ async def issue(
     scopes: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     expires_at: datetime | None = None,
+    root_id: UUID | None = None,
 ) -> IssuedKey:
     """Make a key for a tenant, or for one of its users; the database keeps only its HMAC."""
     secret = key_format.new_key("live" if livemode else "test")
@@ -127,6 +128,7 @@ async def issue(
             id=key_id,
             tenant_id=tenant_id,
             user_id=user_id,
+            root_id=root_id or key_id,
             digest=key_format.digest(pepper, secret.reveal()),
             last4=secret.reveal()[-4:],
             livemode=livemode,
@@ -188,7 +190,7 @@ async def revoke(session: OperatorSession, key_id: UUID) -> None:
 async def roll(
     session: OperatorSession, key_id: UUID, *, pepper: bytes, grace: timedelta
 ) -> IssuedKey:
-    """Issue a twin of a key; the old one stays valid for `grace`.
+    """Issue a twin of a key, with its budgets; the old one stays valid for `grace`.
 
     Raises:
         NotFound: there is no such key, or it was revoked.
@@ -207,6 +209,7 @@ async def roll(
         scopes=old.scopes,
         models=old.models,
         expires_at=old.expires_at,
+        root_id=old.root_id,
     )
     ends_at = datetime.now(UTC) + grace
     await session.execute(

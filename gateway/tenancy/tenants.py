@@ -107,6 +107,26 @@ async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUI
     ).one()
 
 
+async def find_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
+    """The id of the tenant's user of this name.
+
+    Raises:
+        NotFound: there is none; users come into being with their first key.
+    """
+    user_id = await session.scalar(
+        select(TenantUserRow.id).where(
+            TenantUserRow.tenant_id == tenant_id, TenantUserRow.name == name
+        )
+    )
+    if user_id is None:
+        raise NotFound(
+            f"This tenant has no user {name!r}. Users are made with their first key: "
+            "`gateway keys create --user`.",
+            param="user",
+        )
+    return user_id
+
+
 async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]:
     """Names of the tenant's users, by id."""
     rows = await session.execute(

@@ -144,6 +144,11 @@ def write_key_file(path: Path, keys: Sequence[bytes]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    # The rename too must be on disk before anything is wrapped with the new key.
+    if os.name == "posix":
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
 
 
 def _parse_keys(texts: Sequence[str], source: str) -> dict[str, bytes]:

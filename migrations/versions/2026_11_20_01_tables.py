@@ -105,6 +105,7 @@ CREATE TABLE api_key (
     id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     user_id UUID,
+    root_id UUID NOT NULL,
     digest BYTEA NOT NULL,
     last4 TEXT NOT NULL,
     livemode BOOLEAN NOT NULL,

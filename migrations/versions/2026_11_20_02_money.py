@@ -396,7 +396,7 @@ END $$
 """
 
 INVARIANT_BREAK = """
-CREATE VIEW invariant_break AS
+CREATE VIEW invariant_break WITH (security_invoker = true) AS
 SELECT 'I1 budget is not the sum of its reservations' AS what, bp.id::text AS id
 FROM budget_period bp
 LEFT JOIN (

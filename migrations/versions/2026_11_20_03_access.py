@@ -61,7 +61,7 @@ RETURNS TABLE (
     id uuid, tenant_id uuid, user_id uuid, livemode boolean, scopes text[], models text[],
     expires_at timestamptz, revoked_at timestamptz, tenant_status text
 ) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
-    SELECT k.id, k.tenant_id, k.user_id, k.livemode, k.scopes, k.models, k.expires_at,
+    SELECT k.root_id, k.tenant_id, k.user_id, k.livemode, k.scopes, k.models, k.expires_at,
         k.revoked_at, t.status
     FROM api_key k JOIN tenant t ON t.id = k.tenant_id WHERE k.digest = p_digest
 $$
