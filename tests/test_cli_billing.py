@@ -74,6 +74,10 @@ def test_a_budget_binds_the_next_call_and_so_does_a_higher_one(running: RunningG
 def test_budgets_of_every_owner_and_window_are_listed(running: RunningGateway) -> None:
     command = running.command
     running.command("tenants", "create", "planner")
+    # A user comes into being with a key; a budget for a misspelt one would bind nobody.
+    [refused] = command.each("budgets set --tenant planner --limit-usd 4 --user dora")
+    assert refused.status == 1
+    running.command("keys", "create", "--tenant", "planner", "--user", "dora")
     for ended in command.each(
         "budgets set --tenant planner --limit-usd 1 --window day",
         "budgets set --tenant planner --limit-usd 2 --window week",

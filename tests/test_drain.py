@@ -1,0 +1,78 @@
+"""A server that is told to stop lets paid calls end while their clients wait for them."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import httpx2
+
+from gateway.config import Settings
+from tests.harness import (
+    GPT2,
+    Served,
+    error_of,
+    gateway_process,
+    process_environment,
+    secret_of,
+)
+from tests.stub_openai import Fault, Stub
+
+BODY = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
+
+
+async def test_a_call_in_flight_at_sigterm_is_answered_and_settled(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    key = secret_of(await served.key())
+    stub.faults.add(Fault(hold=True))
+    with gateway_process(process_environment(settings), tmp_path / "log") as running:
+        await running.until_ready()
+        async with httpx2.AsyncClient(timeout=60) as http:
+            call = asyncio.create_task(_post(http, running.base_url, key))
+            await stub.until_held(1)
+            running.process.send_signal(signal.SIGTERM)
+            # Once new connections are refused, the server has heard it.
+            await _until_refused(running.base_url)
+            stub.release()
+            response = await call
+        assert response.status_code == 200
+        await asyncio.to_thread(running.process.wait, 30)
+    assert await served.ledger_total() == stub.bill[0].cost_nano_usd
+
+
+async def test_a_call_that_outlives_the_drain_is_told_that_its_outcome_is_unknown(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    key = secret_of(await served.key())
+    stub.faults.add(Fault(hold=True))
+    environment = process_environment(settings) | {"GATEWAY_DRAIN_SECONDS": "0.5"}
+    with gateway_process(environment, tmp_path / "log") as running:
+        await running.until_ready()
+        async with httpx2.AsyncClient(timeout=60) as http:
+            call = asyncio.create_task(_post(http, running.base_url, key))
+            await stub.until_held(1)
+            running.process.send_signal(signal.SIGTERM)
+            response = await call
+        await asyncio.to_thread(running.process.wait, 30)
+    assert (response.status_code, error_of(response)["code"]) == (504, "outcome_unknown")
+    assert response.headers["x-should-retry"] == "false"
+    rows = await served.owner_sql("SELECT state FROM reservation")
+    assert [row.state for row in rows] == ["unknown"]
+
+
+async def _post(http: httpx2.AsyncClient, base_url: str, key: str) -> httpx2.Response:
+    return await http.post(
+        f"{base_url}/v1/images/generations",
+        json=BODY,
+        headers={"Authorization": f"Bearer {key}"},
+    )
+
+
+async def _until_refused(base_url: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with httpx2.AsyncClient(timeout=5) as http:
+                    await http.get(f"{base_url}/health")
+            except httpx2.TransportError:
+                return
