@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
 import structlog
+from fasteners import InterProcessLock  # type: ignore[import-untyped]  # as psutil
 from sqlalchemy import URL, make_url
 
 from gateway.errors import ConfigurationError
@@ -36,7 +37,12 @@ class EmbeddedPostgres:
 
     def _start(self) -> PostgresServer:
         try:
-            server = get_server(self._pgdata, cleanup_mode="stop")
+            server = get_server(self._pgdata, cleanup_mode="stop", start=False)
+            if server.pgdata not in PostgresServer._instances:  # noqa: SLF001
+                # The library's lock file is one for the whole machine, and whoever made it first
+                # may be another user; ours lies beside the data that it protects.
+                server._lock = InterProcessLock(self._pgdata.parent / ".postgres.lock")  # noqa: SLF001
+                server.start()
             _forget_dead_processes(server)
             return server
         except START_ERRORS as error:
