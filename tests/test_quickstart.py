@@ -111,7 +111,7 @@ def test_a_live_key_is_refused_clearly_where_nobody_gave_a_provider_key(
 def test_clients_are_told_that_trying_again_does_not_bring_a_provider_key(
     first: GatewayProcess, folder: Path
 ) -> None:
-    """OpenAI's clients send a 503 three times unless they are told not to (DESIGN 2.5)."""
+    """OpenAI's clients send a 503 three times unless they are told not to."""
     answer = ask(first.base_url, keys_in(folder)["live_key"])
     assert answer.headers.get("x-should-retry") == "false"
 
