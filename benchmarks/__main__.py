@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import io
 import json
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -14,12 +16,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from benchmarks import servers
-from benchmarks.load import Load, request_bytes, run_load
+from benchmarks.load import Load, request_bytes, run_load, run_uploads, upload_bytes
 
 PATH = "/v1/images/generations"
+EDITS_PATH = "/v1/images/edits"
 RESULTS = Path(__file__).parent / "results"
 BIG_ANSWER_BYTES = 2_000_000
+EDITS = 100
+NOISE_EDGE_PIXELS = 1180
+"""So many squared, three bytes each that nothing compresses: a PNG of 4 MB."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +133,60 @@ async def slow_provider(bench: Bench) -> Row:
     )  # fmt: skip
 
 
+async def resampled(bench: Bench) -> Row:
+    """A retired model's small pictures, made by its successor and scaled down; one connection."""
+    body = {"model": "dall-e-2", "prompt": "a red circle", "size": "256x256"}
+    request = request_bytes("127.0.0.1", PATH, bench.key, json.dumps(body).encode())
+    count = max(20, int(200 * bench.scale))
+    loads = [
+        await run_load(bench.gateway_port, request, connections=1, requests=count)
+        for _ in range(bench.rounds)
+    ]
+    value = median(loads, lambda x: x.percentile(0.5))
+    return Row("DALL·E 2 256x256, url answers, median, ms", None, value, value, "ms", "", "")
+
+
+async def edits_memory(
+    stub_port: int, gateway_port: int, running: subprocess.Popen[bytes], key: str
+) -> Row:
+    """100 edits of 4 MB at once: the most memory seen, beyond that after a first edit."""
+    picture = noise_png()
+    uploads = [
+        upload_bytes(
+            "127.0.0.1",
+            EDITS_PATH,
+            key,
+            {"model": "gpt-image-2.5-flare", "prompt": f"noise {n}", "quality": "low"},
+            picture,
+        )
+        for n in range(EDITS)
+    ]
+    await run_uploads(gateway_port, uploads[:1])
+    before = servers.family_megabytes(running)
+    servers.configure_stub(stub_port, latency_seconds=1.0)
+    peak = await servers.peak_megabytes(running, run_uploads(gateway_port, uploads))
+    servers.configure_stub(stub_port, latency_seconds=0.0)
+    return Row(
+        "memory added by 100 edits of 4 MB at once, MB", None, peak, peak - before, "MB",
+        "<= 400", "> 800",
+    )  # fmt: skip
+
+
+def noise_png() -> bytes:
+    """A picture of noise, the same in every run."""
+    size = (NOISE_EDGE_PIXELS, NOISE_EDGE_PIXELS)
+    noise = random.Random(1).randbytes(3 * NOISE_EDGE_PIXELS * NOISE_EDGE_PIXELS)
+    out = io.BytesIO()
+    Image.frombytes("RGB", size, noise).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
 MEASURES: tuple[Callable[[Bench], Awaitable[Row]], ...] = (
     throughput,
     added_latency,
     big_answers,
     slow_provider,
+    resampled,
 )
 
 
@@ -164,13 +221,16 @@ async def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
                 print(f"  measuring: {take.__doc__}", file=sys.stderr, flush=True)
                 rows.append(await take(bench))
             memory = servers.resident_megabytes(running)
-        with servers.gateway(stub_port, folder) as (_, _, seconds):
+        with servers.gateway(stub_port, folder) as (gateway_port, running, seconds):
             rows += [
                 Row("memory of the worker after all this, MB", None, memory, memory, "MB",
                     "<= 150", "> 250"),
                 Row("warm start to ready, Postgres included, s", None, seconds, seconds, "s",
                     "<= 3", "> 6"),
             ]  # fmt: skip
+            # A gateway that has done nothing yet: no memory of earlier requests to use again.
+            print(f"  measuring: {edits_memory.__doc__}", file=sys.stderr, flush=True)
+            rows.append(await edits_memory(stub_port, gateway_port, running, key))
     return rows
 
 

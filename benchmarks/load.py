@@ -1,11 +1,17 @@
 """A load generator that costs little itself: keep-alive connections, one prepared request each."""
 
 import asyncio
+import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import httptools
+
+OK = 200
+BOUNDARY = "----a-picture-of-noise"
+RECEIVED_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._budget.latencies.append((time.perf_counter() - self._started) * 1000)
         status = self._parser.get_status_code()
-        if status != 200:  # noqa: PLR2004 - HTTP OK
+        if status != OK:
             self._done.set_exception(AssertionError(f"answered {status}"))
             self._transport.close()
             return
@@ -99,3 +105,67 @@ async def run_load(port: int, request: bytes, *, connections: int, requests: int
     )
     await asyncio.gather(*done)
     return Load(time.perf_counter() - started, tuple(sorted(budget.latencies)))
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One multipart request as it goes over the wire; all uploads share one picture."""
+
+    before: bytes
+    picture: bytes
+    after: bytes
+
+
+def upload_bytes(host: str, path: str, key: str, fields: dict[str, str], picture: bytes) -> Upload:
+    """A form with these fields and a PNG named `image`."""
+    plain = "".join(
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    form = (
+        f"{plain}--{BOUNDARY}\r\n"
+        'Content-Disposition: form-data; name="image"; filename="noise.png"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    ).encode()
+    after = f"\r\n--{BOUNDARY}--\r\n".encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+        f"Content-Length: {len(form) + len(picture) + len(after)}\r\n\r\n"
+    ).encode()
+    return Upload(head + form, picture, after)
+
+
+class _Answer:
+    """What the parser says of one answer."""
+
+    is_complete = False
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
+
+
+async def _send(port: int, upload: Upload) -> float:
+    loop = asyncio.get_running_loop()
+    answer = _Answer()
+    parser = httptools.HttpResponseParser(answer)
+    started = time.perf_counter()
+    # A transport would copy what the socket does not take at once: all of the pictures.
+    with socket.socket() as connection:
+        connection.setblocking(False)  # noqa: FBT003 - the socket's own signature
+        await loop.sock_connect(connection, ("127.0.0.1", port))
+        for part in (upload.before, upload.picture, upload.after):
+            await loop.sock_sendall(connection, part)
+        while not answer.is_complete:
+            received = await loop.sock_recv(connection, RECEIVED_BYTES)
+            assert received, "closed by the server"
+            parser.feed_data(received)
+    assert parser.get_status_code() == OK, f"answered {parser.get_status_code()}"
+    return (time.perf_counter() - started) * 1000
+
+
+async def run_uploads(port: int, uploads: Sequence[Upload]) -> Load:
+    """Send them all at once, each over a connection of its own."""
+    started = time.perf_counter()
+    milliseconds = await asyncio.gather(*(_send(port, upload) for upload in uploads))
+    return Load(time.perf_counter() - started, tuple(sorted(milliseconds)))

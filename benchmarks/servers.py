@@ -1,5 +1,6 @@
 """The processes that are measured, and the stub they call; each ends with its block."""
 
+import asyncio
 import json
 import os
 import socket
@@ -7,13 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
 
 READY_TIMEOUT_SECONDS = 60.0
+SAMPLE_SECONDS = 0.02
 
 
 def free_port() -> int:
@@ -112,3 +114,29 @@ def gateway_environment(stub_port: int, folder: Path) -> dict[str, str]:
 def resident_megabytes(running: subprocess.Popen[bytes]) -> float:
     """Memory of the serving process alone; Postgres' processes are not its children."""
     return float(psutil.Process(running.pid).memory_info().rss / 1_000_000)
+
+
+def family_megabytes(running: subprocess.Popen[bytes]) -> float:
+    """Memory of the process and of all that it started; what they share counts once on Linux."""
+    head = psutil.Process(running.pid)
+    total = 0
+    for member in (head, *head.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it ended a moment ago
+            try:
+                memory = member.memory_full_info()
+                total += memory.pss if psutil.LINUX else memory.rss
+            except psutil.AccessDenied:
+                # Another user's, as decoders are where root starts them: shared pages count twice.
+                total += member.memory_info().rss
+    return total / 1_000_000
+
+
+async def peak_megabytes(running: subprocess.Popen[bytes], work: Awaitable[object]) -> float:
+    """The most memory that the process and its children were seen with during `work`."""
+    working = asyncio.ensure_future(work)
+    peak = 0.0
+    while not working.done():
+        peak = max(peak, await asyncio.to_thread(family_megabytes, running))
+        await asyncio.wait([working], timeout=SAMPLE_SECONDS)
+    working.result()
+    return peak

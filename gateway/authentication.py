@@ -10,7 +10,7 @@ from gateway.errors import Forbidden, GatewayError, Unauthenticated
 from gateway.instrumentation import App, Receive, RequestScope, Send, send_error
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
-OPEN_PREFIXES = ("/images/",)
+OPEN_PREFIXES = ("/images/", "/docs-assets/")
 OPERATOR_PATHS = frozenset({"/metrics"})
 OPERATOR_PREFIXES = ("/admin/",)
 

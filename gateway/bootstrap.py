@@ -1,11 +1,10 @@
 """Opens and closes everything that the gateway holds, in one place and in order."""
 
-import json
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import date
+from typing import BinaryIO
 from uuid import UUID
 
 import asyncpg
@@ -21,27 +20,44 @@ from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_di
 from gateway.db.engine import (
     APP_ROLE,
     Database,
-    OperatorSession,
-    TenantSession,
     database_url,
 )
 from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
-from gateway.domain import Caller, Operator, SecretText, new_id
+from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
 from gateway.errors import ConfigurationError
-from gateway.images.catalog import Catalog, load_catalog
+from gateway.images.catalog import LEGACY, Catalog, load_catalog, utc_today
+from gateway.images.decoding import (
+    Decoder,
+    DecoderBusy,
+    DecoderFailed,
+    DecoderLimits,
+    PictureRefused,
+)
+from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
 from gateway.images.pipeline import Pipeline, PipelineLimits
+from gateway.images.results import Results
+from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore, open_store
-from gateway.providers.base import ImageProvider
+from gateway.images.thumbnails import Thumbnails
+from gateway.providers.base import ImageProvider, ProviderFailure, Reason
+from gateway.providers.downloads import Downloads, origin_of
 from gateway.providers.openai_images import OpenAIImages
 from gateway.providers.sandbox import Sandbox
+from gateway.providers.sandbox_inputs import PixelReader
 from gateway.telemetry import redact
-from gateway.tenancy import api_keys, key_format, tenants
+from gateway.tenancy import quickstart
 from gateway.tenancy.api_keys import ApiKeys
 from gateway.tenancy.credentials import CredentialChoice, Credentials
 from gateway.tenancy.vault import MasterKeys, Vault
 
-DEFAULT_TENANT = "default"
+FINISH_QUEUE_SECONDS = 600.0
+"""Longer than any client waits: the picture is paid for."""
+FINISH_MEMORY_BYTES = 2**30
+MAX_MADE_PIXELS = 16_777_216
+"""Twice what any model draws."""
+MAX_DOWNLOAD_BYTES = 52_428_800
+"""The largest picture that any model takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +83,11 @@ class Gateway:
     pipeline: Pipeline
     store: ImageStore
     links: LinkSigner
+    decoder: Decoder
+    finisher: Decoder
+    downloads: Downloads
+    thumbnails: Thumbnails
+    lifetimes: Lifetimes
 
     @property
     def settings(self) -> Settings:
@@ -80,8 +101,10 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_core(settings: Settings) -> AsyncIterator[Core]:
-    """Start or find Postgres, migrate it, open the vault.
+async def open_core(
+    settings: Settings, *, today: Callable[[], date] = utc_today
+) -> AsyncIterator[Core]:
+    """Start or find Postgres, migrate it, open the vault. `today` decides which models live.
 
     Raises:
         ConfigurationError: something cannot work; the message says what to mend.
@@ -96,7 +119,9 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         )
         stack.push_async_callback(database.close)
         vault = Vault(master_keys)
-        catalog = load_catalog()
+        catalog = load_catalog(
+            today, default_model=settings.default_model, hosted=settings.hosted_models
+        )
         async with database.operator() as session:
             await session.execute(
                 text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK + 1}
@@ -104,19 +129,21 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             pepper = await vault.gateway_secret(session, "pepper")
             link_key = await vault.gateway_secret(session, "link_key")
             await prices.seed(session, catalog.models.values())
-            new_admin_key = await _first_start(session, settings, pepper)
+            new_admin_key = await quickstart.make_first_keys(session, settings, pepper)
         yield Core(settings, database, vault, catalog, pepper, link_key, revision, new_admin_key)
 
 
 @asynccontextmanager
-async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+async def open_gateway(
+    settings: Settings, *, today: Callable[[], date] = utc_today
+) -> AsyncIterator[Gateway]:
     """Open everything that serves requests; close it in reverse order.
 
     Raises:
         ConfigurationError: something cannot work; the message says what to mend.
     """
     async with AsyncExitStack() as stack:
-        core = await stack.enter_async_context(open_core(settings))
+        core = await stack.enter_async_context(open_core(settings, today=today))
         database = core.database
         callers: Cache[bytes, Caller | Operator] = _cache(settings)
         choices: Cache[tuple[UUID, UUID | None, str], CredentialChoice] = _cache(settings)
@@ -136,53 +163,42 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             admission_timeout_ms=settings.admission_timeout_ms,
         )
         stack.push_async_callback(reservations.close)
-        store = open_store(settings.image_storage_url)
+        store = open_store(settings.image_storage_url, settings.s3_options)
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
-        providers = _providers(settings)
+        decoder, finisher = _decoder(settings), _finisher(settings)
+        stack.push_async_callback(decoder.close)
+        stack.push_async_callback(finisher.close)
+        thumbnails = Thumbnails(store, decoder)
+        stack.push_async_callback(thumbnails.close)
+        downloads = _downloads(settings)
+        stack.push_async_callback(downloads.close)
+        openai_images = _openai_images(settings, settings.openai_base_url)
+        providers = _providers(settings, openai_images, _pixel_reader(decoder))
         for provider in providers.values():
             stack.push_async_callback(provider.close)
-        house = (
-            {}
-            if settings.openai_api_key is None
-            else {"openai": SecretText(settings.openai_api_key.get_secret_value().strip())}
-        )
+        house = _house_credentials(settings)
         pipeline = Pipeline(
+            catalog=core.catalog,
             prices=Prices(database, tables),
             credentials=Credentials(database, core.vault, house, choices),
             reservations=reservations,
             providers=providers,
-            store=store,
-            links=links,
-            limits=PipelineLimits(
-                max_concurrent_generations=settings.max_concurrent_generations,
-                settle_wait_seconds=settings.settle_wait_seconds,
-                hold_margin_seconds=settings.hold_margin_seconds,
-                image_ttl_seconds=settings.image_ttl_seconds,
-                read_timeout_seconds=settings.provider_read_timeout_seconds,
-            ),
+            results=_results(core, store, links, finisher),
+            limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
-        yield Gateway(core, ApiKeys(database, core.pepper, callers), pipeline, store, links)
-
-
-def quickstart_path(settings: Settings) -> Path:
-    """Where the first start writes the keys of the tenant `default`."""
-    return settings.data_dir / "quickstart.json"
-
-
-def read_quickstart(settings: Settings) -> dict[str, str]:
-    """The quick start's keys and today's address; empty where there was no quick start.
-
-    The file keeps the address of the latest start, so that commands find the gateway.
-    """
-    path = quickstart_path(settings)
-    if not settings.uses_embedded_postgres or not path.exists():
-        return {}
-    content: dict[str, str] = json.loads(path.read_text())
-    if content["base_url"] != settings.public_url:
-        content["base_url"] = settings.public_url
-        _write_quickstart(path, content)
-    return content
+        yield Gateway(
+            core=core,
+            api_keys=ApiKeys(database, core.pepper, callers),
+            pipeline=pipeline,
+            store=store,
+            links=links,
+            decoder=decoder,
+            finisher=finisher,
+            downloads=downloads,
+            thumbnails=thumbnails,
+            lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
+        )
 
 
 def _cache(settings: Settings) -> Cache[K, V]:
@@ -193,16 +209,110 @@ def _cache(settings: Settings) -> Cache[K, V]:
     )
 
 
-def _providers(settings: Settings) -> dict[str, ImageProvider]:
-    return {
-        "openai": OpenAIImages(
-            base_url=settings.openai_base_url,
-            connect_timeout_seconds=settings.provider_connect_timeout_seconds,
-            read_timeout_seconds=settings.provider_read_timeout_seconds,
-            max_connections=settings.provider_max_connections,
-        ),
-        "sandbox": Sandbox(),
+def _providers(
+    settings: Settings, openai_images: OpenAIImages, read_pixels: PixelReader
+) -> dict[str, ImageProvider]:
+    providers: dict[str, ImageProvider] = {
+        "openai": openai_images,
+        "sandbox": Sandbox(read_pixels),
     }
+    if settings.legacy_base_url is not None:
+        providers[LEGACY] = _openai_images(settings, settings.legacy_base_url)
+    return providers
+
+
+def _results(core: Core, store: ImageStore, links: LinkSigner, finisher: Decoder) -> Results:
+    return Results(
+        store,
+        links,
+        finisher,
+        core.database,
+        link_key=core.link_key,
+        image_ttl_seconds=core.settings.image_ttl_seconds,
+        image_retention_seconds=core.settings.resolved_image_retention_seconds,
+    )
+
+
+def _pipeline_limits(settings: Settings) -> PipelineLimits:
+    return PipelineLimits(
+        max_concurrent_generations=settings.max_concurrent_generations,
+        settle_wait_seconds=settings.settle_wait_seconds,
+        hold_margin_seconds=settings.hold_margin_seconds,
+        read_timeout_seconds=settings.provider_read_timeout_seconds,
+    )
+
+
+def _openai_images(settings: Settings, base_url: str) -> OpenAIImages:
+    return OpenAIImages(
+        base_url=base_url,
+        connect_timeout_seconds=settings.provider_connect_timeout_seconds,
+        read_timeout_seconds=settings.provider_read_timeout_seconds,
+        max_connections=settings.provider_max_connections,
+        downloads=Downloads(
+            max_bytes=MAX_DOWNLOAD_BYTES,
+            total_seconds=settings.download_seconds,
+            connect_seconds=settings.provider_connect_timeout_seconds,
+            trusted_origins=frozenset({origin_of(base_url)}),
+        ),
+    )
+
+
+def _house_credentials(settings: Settings) -> dict[str, SecretText]:
+    house = {}
+    if settings.openai_api_key is not None:
+        house["openai"] = SecretText(settings.openai_api_key.get_secret_value().strip())
+    if settings.legacy_base_url is not None:
+        key = settings.legacy_api_key
+        # A host of one's own often wants no key, but the SDK always sends one.
+        house[LEGACY] = SecretText("none" if key is None else key.get_secret_value().strip())
+    return house
+
+
+def _decoder(settings: Settings) -> Decoder:
+    return Decoder(
+        DecoderLimits(
+            processes=settings.decoder_processes,
+            job_seconds=settings.decoder_job_seconds,
+            queue_seconds=settings.decoder_queue_seconds,
+            max_pixels=settings.max_input_pixels,
+            memory_bytes=settings.decoder_memory_bytes,
+        )
+    )
+
+
+def _finisher(settings: Settings) -> Decoder:
+    """Processes for what was bought: strangers' pictures must not keep paid ones waiting."""
+    return Decoder(
+        DecoderLimits(
+            processes=settings.decoder_processes,
+            job_seconds=settings.decoder_job_seconds,
+            queue_seconds=FINISH_QUEUE_SECONDS,
+            max_pixels=MAX_MADE_PIXELS,
+            memory_bytes=FINISH_MEMORY_BYTES,
+        )
+    )
+
+
+def _pixel_reader(decoder: Decoder) -> PixelReader:
+    async def read_pixels(file: BinaryIO, width: int, height: int) -> bytes:
+        with new_spool() as target:
+            try:
+                await decoder.pixels(file, target, width=width, height=height)
+            except (PictureRefused, DecoderBusy, DecoderFailed) as error:
+                raise ProviderFailure(
+                    Outcome.NOT_SENT, Reason.UNREACHABLE, "The sandbox is busy."
+                ) from error
+            return target.read()
+
+    return read_pixels
+
+
+def _downloads(settings: Settings) -> Downloads:
+    return Downloads(
+        max_bytes=MAX_DOWNLOAD_BYTES,
+        total_seconds=settings.download_seconds,
+        connect_seconds=settings.provider_connect_timeout_seconds,
+    )
 
 
 def _master_keys(settings: Settings) -> MasterKeys:
@@ -239,51 +349,3 @@ async def _prepare_database(settings: Settings, stack: AsyncExitStack) -> tuple[
 def _first_line(error: Exception) -> str:
     """What Postgres says, without statement and parameters."""
     return redact(str(getattr(error, "orig", None) or error)).splitlines()[0][:200]
-
-
-async def _first_start(
-    session: OperatorSession, settings: Settings, pepper: bytes
-) -> SecretText | None:
-    """Make the admin key, and with the embedded Postgres a tenant to begin with.
-
-    Returns the admin key where it was made here: it can be shown now and never again.
-    """
-    made = None
-    if settings.admin_key is not None:
-        admin_key = SecretText(settings.admin_key.get_secret_value().strip())
-        if key_format.key_kind(admin_key.reveal()) != "admin":
-            raise ConfigurationError(
-                "GATEWAY_ADMIN_KEY does not have the form of an admin key (igw_admin_…). "
-                "Leave it unset: the first start then makes one and shows it once."
-            )
-        await api_keys.add_operator_key(session, pepper=pepper, secret=admin_key)
-    elif not await api_keys.has_operator_key(session):
-        admin_key = made = key_format.new_key("admin")
-        await api_keys.add_operator_key(session, pepper=pepper, secret=made)
-    else:
-        return None
-    if settings.uses_embedded_postgres and not await tenants.list_all(session):
-        quickstart = {"base_url": settings.public_url, "admin_key": admin_key.reveal()}
-        quickstart |= await _default_tenant(session, pepper)
-        _write_quickstart(quickstart_path(settings), quickstart)
-    return made
-
-
-async def _default_tenant(session: OperatorSession, pepper: bytes) -> dict[str, str]:
-    tenant = await tenants.create(session, DEFAULT_TENANT)
-    tenant_session = TenantSession(session)
-    live = await api_keys.issue(tenant_session, tenant.id, pepper=pepper, livemode=True)
-    test = await api_keys.issue(tenant_session, tenant.id, pepper=pepper, livemode=False)
-    return {
-        "tenant_id": str(tenant.id),
-        "live_key": live.secret.reveal(),
-        "test_key": test.secret.reveal(),
-    }
-
-
-def _write_quickstart(path: Path, content: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")

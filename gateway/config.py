@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from gateway.errors import ConfigurationError
@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     storage_url: str | None = None
     image_ttl_seconds: int = Field(default=86_400, ge=60, le=31_536_000)
+    image_retention_seconds: int | None = Field(default=None, ge=60, le=315_360_000)
+    orphan_sweep_interval_seconds: int = Field(default=21_600, ge=60, le=31_536_000)
+    orphan_age_seconds: int = Field(default=7200, ge=900)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] | None = None
 
@@ -53,12 +56,39 @@ class Settings(BaseSettings):
         default="https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL"
     )
 
+    legacy_base_url: str | None = None
+    legacy_api_key: SecretStr | None = None
+    legacy_models: str = ""
+    aws_endpoint_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    )
+    aws_region: str | None = Field(
+        default=None, validation_alias=AliasChoices("AWS_REGION", "AWS_DEFAULT_REGION")
+    )
+    aws_access_key_id: str | None = Field(default=None, validation_alias="AWS_ACCESS_KEY_ID")
+    aws_secret_access_key: SecretStr | None = Field(
+        default=None, validation_alias="AWS_SECRET_ACCESS_KEY"
+    )
+    aws_session_token: SecretStr | None = Field(default=None, validation_alias="AWS_SESSION_TOKEN")
+
     prometheus_multiproc_dir: Path | None = Field(
         default=None, validation_alias="PROMETHEUS_MULTIPROC_DIR"
     )
 
     default_model: str = "gpt-image-2.5-sunburst"
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    max_upload_bytes: int = Field(default=209_715_200, ge=1024)
+    max_json_upload_bytes: int = Field(default=67_108_864, ge=1024)
+    upload_seconds: float = Field(default=300.0, gt=0)
+    max_concurrent_uploads: int = Field(default=256, ge=1)
+    max_input_pixels: int = Field(default=40_000_000, ge=65_536)
+    decoder_processes: int = Field(default=2, ge=1, le=64)
+    decoder_job_seconds: float = Field(default=15.0, gt=0)
+    decoder_queue_seconds: float = Field(default=60.0, gt=0)
+    decoder_memory_bytes: int = Field(default=1_073_741_824, ge=134_217_728)
+    download_seconds: float = Field(default=20.0, gt=0)
+    stream_keepalive_seconds: float = Field(default=15.0, gt=0)
     max_concurrent_generations: int = Field(default=512, ge=1)
     database_pool_size: int = Field(default=8, ge=2, le=100)
     admission_timeout_ms: int = Field(default=800, gt=0)
@@ -80,6 +110,8 @@ class Settings(BaseSettings):
             "GATEWAY_MASTER_KEY": self.master_key,
             "GATEWAY_ADMIN_KEY": self.admin_key,
             "OPENAI_API_KEY": self.openai_api_key,
+            "GATEWAY_LEGACY_API_KEY": self.legacy_api_key,
+            "AWS_SECRET_ACCESS_KEY": self.aws_secret_access_key,
         }
         for name, secret in named.items():
             if secret is None:
@@ -105,6 +137,15 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _require_legacy_host(self) -> Self:
+        if bool(self.hosted_models) != (self.legacy_base_url is not None):
+            raise ValueError(
+                "GATEWAY_LEGACY_BASE_URL and GATEWAY_LEGACY_MODELS belong together: the address of "
+                "an OpenAI-compatible host, and the retired models it still has (dall-e-2,…)."
+            )
+        return self
+
     @property
     def uses_embedded_postgres(self) -> bool:
         """Whether the gateway runs its own Postgres in the data directory."""
@@ -116,9 +157,32 @@ class Settings(BaseSettings):
         return self.storage_url or (self.data_dir.absolute() / "images").as_uri()
 
     @property
+    def s3_options(self) -> dict[str, str]:
+        """What was said of the S3 of `image_storage_url`; its client finds the rest by itself."""
+        key, token = self.aws_secret_access_key, self.aws_session_token
+        given = {
+            "endpoint": self.aws_endpoint_url,
+            "region": self.aws_region,
+            "access_key_id": self.aws_access_key_id,
+            "secret_access_key": None if key is None else key.get_secret_value(),
+            "session_token": None if token is None else token.get_secret_value(),
+        }
+        return {name: value for name, value in given.items() if value}
+
+    @property
+    def resolved_image_retention_seconds(self) -> int:
+        """How long images are kept where their tenant says nothing: as long as a link lives."""
+        return self.image_retention_seconds or self.image_ttl_seconds
+
+    @property
     def extra_hosts(self) -> list[str]:
         """Further host names under which MCP clients may call."""
         return [host.strip() for host in self.allowed_hosts.split(",") if host.strip()]
+
+    @property
+    def hosted_models(self) -> list[str]:
+        """Retired models that the operator's own OpenAI-compatible host still has."""
+        return [name.strip() for name in self.legacy_models.split(",") if name.strip()]
 
     @property
     def resolved_master_key_file(self) -> Path:

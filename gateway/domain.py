@@ -2,10 +2,11 @@
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
+from typing import BinaryIO
 from uuid import UUID
 
 from gateway.money import NanoUsd
@@ -21,6 +22,20 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TenantSettings:
+    """What a tenant has chosen for itself.
+
+    `continuity`: retired models are served by a living successor. `stores_prompts`: prompts stay
+    readable beside their images; otherwise only a keyed hash of them is kept.
+    `image_retention_seconds`: how long images are kept; None means as long as the gateway says.
+    """
+
+    continuity: bool = True
+    stores_prompts: bool = False
+    image_retention_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who one request is. `models` of None means every model of the catalogue."""
 
@@ -32,6 +47,7 @@ class Caller:
     models: frozenset[str] | None
     expires_at: datetime | None
     tenant_status: str
+    tenant_settings: TenantSettings = TenantSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +80,18 @@ class SizeRule:
     """Which `WxH` sizes a model accepts: a fixed list, or the rule of the newer families."""
 
     fixed: tuple[str, ...] = ()
+    auto: bool = True
     multiple_of: int = 16
     max_edge: int = 3840
     max_ratio: int = 3
     min_pixels: int = 655_360
     max_pixels: int = 8_294_400
     auto_pixels: int = 3_686_400
+
+
+PARTIAL_IMAGE_TOKENS = 100
+"""Output tokens of each partial image of a stream.
+https://developers.openai.com/api/docs/guides/image-generation"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +118,64 @@ class TokenRule:
         return -(-base * short * (2_000_000 + width * height) // 4_000_000)
 
 
+INPUT_PATCH = 32
+INPUT_SHORT_EDGE = 512
+INPUT_MAX_PATCHES = 6144
+"""Four times the most that OpenAI documents for any model that reads pictures by patches (1536).
+https://developers.openai.com/api/docs/guides/images-vision"""
+
+
+@dataclass(frozen=True, slots=True)
+class InputRule:
+    """Which input images a model takes for edits and variations.
+
+    `exact_mask`: what lies outside the mask comes back unchanged, pixel by pixel.
+    `tokens_percent` bounds what an input costs, in percent of its patches of 32 x 32 pixels;
+    `tokens_each` is added for each input, `high_fidelity_tokens` where that is asked for.
+    """
+
+    max_images: int = 0
+    max_bytes: int = 0
+    max_mask_bytes: int = 0
+    media_types: tuple[str, ...] = ()
+    square: bool = False
+    exact_mask: bool = False
+    fidelities: tuple[str, ...] = ()
+    markup: bool = False
+    tokens_percent: int = 0
+    tokens_each: int = 0
+    high_fidelity_tokens: int = 0
+
+    def input_tokens(self, image: "InputImage", *, high_fidelity: bool) -> int:
+        """An upper bound for what one input costs: small ones count as if they were scaled up.
+
+        Large ones are scaled down by the vendor, to a size it does not publish.
+        """
+        short = max(1, min(image.width, image.height))
+        scale = max(INPUT_SHORT_EDGE, short)
+        across, down = (
+            -(-edge * scale // (short * INPUT_PATCH)) for edge in (image.width, image.height)
+        )
+        patches = min(across * down, INPUT_MAX_PATCHES)
+        tokens = -(-patches * self.tokens_percent // 100) + self.tokens_each
+        return tokens + (self.high_fidelity_tokens if high_fidelity else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Continuity:
+    """How a retired model's words are said to its successor, and what its answers looked like.
+
+    `sizes` and `qualities` map its own to the successor's; "" stands for what was left out.
+    `bare_answer`: its answers had `created` and `data` only. `revised_prompt`: each image came
+    with the prompt it was made from.
+    """
+
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    qualities: Mapping[str, str] = field(default_factory=dict)
+    bare_answer: bool = False
+    revised_prompt: bool = False
+
+
 def _divide_half_even(numerator: int, denominator: int) -> int:
     quotient, remainder = divmod(numerator, denominator)
     if 2 * remainder > denominator or (2 * remainder == denominator and quotient % 2 == 1):
@@ -105,12 +185,13 @@ def _divide_half_even(numerator: int, denominator: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SeedPrice:
-    """The list price a model starts with, in nano-USD per million tokens."""
+    """The list price a model starts with: nano-USD per million tokens, and per image made."""
 
     text_input_nano: int
     image_input_nano: int
     image_output_nano: int
     text_output_nano: int
+    per_image_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +199,7 @@ class Model:
     """One model of the catalogue, with everything that checks and prices a request for it.
 
     `priced_as`: the model whose price counts; a dated snapshot has the price of its model.
+    `per_image`: prices of a model that bills by the image, by size or by quality and size.
     `text_output_bound`: text tokens that one image may bring along, for models that bill them.
     """
 
@@ -134,6 +216,9 @@ class Model:
     backgrounds: tuple[str, ...]
     complexities: tuple[str, ...]
     parameters: frozenset[str]
+    inputs: InputRule
+    continuity: Continuity
+    default_response_format: str
     max_prompt_characters: int
     max_images: int
     read_timeout_seconds: int
@@ -141,10 +226,35 @@ class Model:
     text_output_bound: int
     tokens: TokenRule
     price: SeedPrice | None
+    per_image: Mapping[str, SeedPrice] = field(default_factory=dict)
 
     def is_retired(self, today: date) -> bool:
         """Whether the vendor no longer serves it on this day."""
         return self.shutdown_date is not None and self.shutdown_date <= today
+
+
+class Operation(StrEnum):
+    """What a request does: images from text, from images and text, or from one image alone."""
+
+    GENERATION = "generation"
+    EDIT = "edit"
+    VARIATION = "variation"
+
+
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """One checked input: a file without a name, which is gone when it is closed.
+
+    `width` and `height` are pixels; `is_transparent` says that some pixel is fully so.
+    """
+
+    file: BinaryIO = field(repr=False)
+    media_type: str
+    width: int
+    height: int
+    size_bytes: int
+    has_alpha: bool
+    is_transparent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +264,10 @@ class ImageRequest:
     model: Model
     requested_model: str
     prompt: str
+    operation: Operation = Operation.GENERATION
+    inputs: tuple[InputImage, ...] = ()
+    mask: InputImage | None = None
+    markup: InputImage | None = None
     n: int = 1
     size: str | None = None
     quality: str | None = None
@@ -162,9 +276,36 @@ class ImageRequest:
     output_compression: int | None = None
     moderation: str | None = None
     complexity: str | None = None
+    input_fidelity: str | None = None
+    style: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
     response_format: str = "b64_json"
+    stream: bool = False
+    partial_images: int = 0
+
+    @property
+    def priced_as(self) -> str:
+        """The name of the price that counts: the model's, or that of its size and quality.
+
+        What was left open counts as dearest, as for every hold.
+        """
+        if not self.model.per_image:
+            return self.model.priced_as
+        size = self.size or self.model.continuity.sizes[""]
+        suiting = {
+            name: price.per_image_nano
+            for name, price in self.model.per_image.items()
+            if name in {size, f"{self.quality or 'standard'}/{size}"}
+            or (self.quality == "auto" and name.endswith(f"/{size}"))
+        }
+        return f"{self.model.priced_as}/{max(suiting, key=suiting.__getitem__)}"
+
+    def close(self) -> None:
+        """Let go of the input files."""
+        for image in (*self.inputs, self.mask, self.markup):
+            if image is not None:
+                image.file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +330,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One version of a model's price, in nano-USD per million tokens. Never edited."""
+    """One version of a price: nano-USD per million tokens, and per image made. Never edited."""
 
     id: int
     model: str
@@ -198,6 +339,7 @@ class Price:
     image_input_nano: int
     image_output_nano: int
     text_output_nano: int
+    per_image_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +365,8 @@ class Outcome(StrEnum):
 class ProviderAnswer:
     """What a provider made: images as base64 text, and what it says of them.
 
-    `usage` is None where the provider did not report it, or not readably.
+    `usage` is None where the provider did not report it, or not readably. `revised_prompts` has one
+    for each image, or none at all.
     """
 
     images: tuple[str, ...]
@@ -233,6 +376,24 @@ class ProviderAnswer:
     quality: str | None
     background: str | None
     output_format: str
+    revised_prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PartialImage:
+    """An image on its way, of a request with `stream`; `index` counts from 0."""
+
+    index: int
+    base64: str = field(repr=False)
+    created: int
+    size: str | None
+    quality: str | None
+    background: str | None
+    output_format: str
+
+
+PartialSink = Callable[[PartialImage], None]
+"""Takes each partial image as it comes; it must not block."""
 
 
 class CostStatus(StrEnum):
@@ -258,10 +419,14 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The outcome of one request: images, what they cost, and which model served them."""
+    """The outcome of one request: images, what they cost, and which model served them.
+
+    `request` is what the client asked for, `served` what was bought to answer it.
+    """
 
     id: UUID
     request: ImageRequest
+    served: ImageRequest
     answer: ProviderAnswer
     images: tuple[StoredImage, ...]
     cost_nano: NanoUsd

@@ -4,7 +4,10 @@
     ├── InternalError             500 internal_error
     ├── InvalidRequest            400 invalid_value, unknown_parameter, missing_required_parameter
     │   ├── ContentRefused        400 moderation_blocked
-    │   └── PayloadTooLarge       413 payload_too_large
+    │   ├── ImageRefused          400 invalid_image_file, unsupported_file_mimetype
+    │   ├── ModelRetired          400 invalid_value
+    │   ├── PayloadTooLarge       413 payload_too_large
+    │   └── RangeNotSatisfiable   416 range_not_satisfiable
     ├── Unauthenticated           401 invalid_api_key
     ├── BudgetExceeded            402 budget_exceeded
     ├── Forbidden                 403 insufficient_scope, model_not_allowed, tenant_suspended
@@ -12,6 +15,7 @@
     ├── CredentialRejected        424 credential_rejected
     ├── RateLimited               429 rate_limit_exceeded
     ├── StorageFailed             500 storage_failed
+    ├── ImageUnfinished           500 image_unfinished
     ├── ProviderUnreachable       502 provider_unreachable, provider_error
     ├── NotConfigured             503 no_credential, price_unknown
     ├── CredentialUnreadable      503 credential_unreadable
@@ -70,11 +74,34 @@ class ContentRefused(InvalidRequest):
     code = "moderation_blocked"
 
 
+class ImageRefused(InvalidRequest):
+    """An input image cannot be used; `param` names the field it came in."""
+
+    type = "image_generation_user_error"
+    code = "invalid_image_file"
+
+
+class ModelRetired(InvalidRequest):
+    """OpenAI's own answer for a model it has shut down, word for word."""
+
+    type = "image_generation_user_error"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model}' does not exist.")
+
+
 class PayloadTooLarge(InvalidRequest):
     """The body is larger than the gateway reads."""
 
     status = 413
     code = "payload_too_large"
+
+
+class RangeNotSatisfiable(InvalidRequest):
+    """Bytes were asked for that lie behind the end of the file."""
+
+    status = 416
+    code = "range_not_satisfiable"
 
 
 class Unauthenticated(GatewayError):
@@ -131,6 +158,13 @@ class StorageFailed(GatewayError):
     """The image was made and paid for, and could not be stored."""
 
     code = "storage_failed"
+    retry = False
+
+
+class ImageUnfinished(GatewayError):
+    """The image was made and paid for, and could not be brought to the form that was asked for."""
+
+    code = "image_unfinished"
     retry = False
 
 

@@ -19,8 +19,13 @@ App = Callable[[RequestScope, Receive, Send], Awaitable[None]]
 
 ROUTES = frozenset(
     {
+        "/v1/images",
         "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/images/variations",
         "/v1/images/quotes",
+        "/generate_image",
+        "/edit_image",
         "/v1/models",
         "/v1/usage",
         "/v1/budgets",
@@ -32,7 +37,14 @@ ROUTES = frozenset(
         "/openapi.json",
     }
 )
-ROUTE_PREFIXES = ("/v1/models/", "/v1/credentials/", "/images/", "/admin/")
+ROUTE_PREFIXES = (
+    "/docs-assets/",
+    "/v1/images/",
+    "/v1/models/",
+    "/v1/credentials/",
+    "/images/",
+    "/admin/",
+)
 UNEXPECTED = InternalError(
     "The gateway failed in an unexpected way. X-Request-Id names this request in its log."
 )

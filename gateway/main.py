@@ -7,8 +7,10 @@ Instrumentation (request id, metrics) ─► Authentication (bearer key → Call
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from gateway import __version__
 from gateway.authentication import Authentication
@@ -16,8 +18,18 @@ from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
 from gateway.instrumentation import Instrumentation
 from gateway.mcp_server.server import build_mcp_server, mcp_routes
-from gateway.rest import credentials, health, images, models, usage
+from gateway.rest import (
+    credentials,
+    health,
+    history,
+    hosting,
+    images,
+    models,
+    simple,
+    usage,
+)
 from gateway.rest.errors import install_error_handlers
+from gateway.rest.uploads import UploadLimits, UploadReader
 from gateway.sweeper import Sweeper
 from gateway.telemetry import configure_logging
 
@@ -45,25 +57,29 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
                 else gateway
             )
             app.state.gateway = opened
+            app.state.uploads = UploadReader(opened.downloads, _upload_limits(opened.settings))
             sweeper = Sweeper(opened)
             sweeper.start()
             stack.push_async_callback(sweeper.close)
             await stack.enter_async_context(mcp_server.session_manager.run())
-            _spare_garbage_collector()
+            if gateway is None:
+                spare_garbage_collector()
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Image Gateway",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        static_url="/docs-assets",
         # A redirect would name whatever host the client made up.
         redirect_slashes=False,
         swagger_ui_parameters={"persistAuthorization": True},
     )
-    for router in (images, models, usage, credentials, health):
+    for router in (images, simple, history, hosting, models, usage, credentials, health):
         app.include_router(router.router)
+    _document_keys(app)
     install_error_handlers(app)
     # Its routes, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.extend(mcp_routes(mcp_server, settings))
@@ -73,8 +89,42 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     return app
 
 
-def _spare_garbage_collector() -> None:
-    """Leave what was made at start out of every later collection, and collect less often.
+def _document_keys(app: FastAPI) -> None:
+    """Say in the API's documentation how to send a key, and leave out a status never sent.
+
+    The schema is made when it is first asked for, and kept: most processes are never asked.
+    """
+    make_schema = app.openapi
+
+    def schema_with_keys() -> dict[str, Any]:
+        schema = make_schema()
+        schema["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer", "description": "igw_test_… or igw_live_…"}
+        }
+        schema["security"] = [{"key": []}]
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        return schema
+
+    # https://fastapi.tiangolo.com/how-to/extending-openapi/
+    app.openapi = schema_with_keys  # type: ignore[method-assign]
+
+
+def _upload_limits(settings: Settings) -> UploadLimits:
+    return UploadLimits(
+        max_bytes=settings.max_upload_bytes,
+        max_json_bytes=settings.max_json_upload_bytes,
+        max_concurrent=settings.max_concurrent_uploads,
+        seconds=settings.upload_seconds,
+        link_seconds=settings.download_seconds,
+    )
+
+
+def spare_garbage_collector() -> None:
+    """For a process that serves and does nothing else, once it is ready.
+
+    Leave what was made at start out of every later collection, and collect less often.
 
     Modules, schemas and routes live as long as the process; walking over them for each few hundred
     new objects took a fifth of the time of a request (`make bench`).

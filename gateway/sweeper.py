@@ -1,22 +1,38 @@
-"""The clock: late reservations become unknown, unknown ones estimates, old images go."""
+"""The clock: late reservations become unknown, unknown ones estimates; images and orphans go.
+
+Once a day it asks how long the vendor's models live.
+"""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from gateway import telemetry
 from gateway.billing import ledger
 from gateway.bootstrap import Gateway
+from gateway.db import sweeps
 from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import StorageFailed
-from gateway.images.retention import ExpiredImage, expired_images, mark_deleted
+from gateway.images.reconciliation import SWEEP, Reconciled, reconcile
+from gateway.images.retention import (
+    ExpiredImage,
+    delete_files,
+    expire_beyond_caps,
+    expired_images,
+    mark_deleted,
+)
 
 BATCH = 200
 PARALLEL_DELETIONS = 8
 DELETE_TIMEOUT_SECONDS = 30.0
 INVARIANT_INTERVAL_SECONDS = 3600.0
+BYTE_CAP_INTERVAL_SECONDS = 60.0
+LIFETIMES_INTERVAL_SECONDS = 86_400.0
+LIFETIMES_RETRY_SECONDS = 600.0
+ORPHAN_RETRY_SECONDS = 600.0
 log = structlog.get_logger(__name__)
 
 
@@ -28,10 +44,16 @@ class Sweeper:
         self._tasks: list[asyncio.Task[None]] = []
         self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
         self._invariants_checked = time.monotonic()
+        self._lifetimes_due = time.monotonic()
 
     def start(self) -> None:
         """Begin, at the configured interval. A slow store must not keep the money waiting."""
-        for work in (self._sweep_money, self._delete_expired_images):
+        for work in (
+            self._sweep_money,
+            self._sweep_images,
+            self._sweep_orphans,
+            self._refresh_lifetimes,
+        ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 
     async def close(self) -> None:
@@ -44,7 +66,25 @@ class Sweeper:
     async def sweep(self) -> None:
         """Do once what there is to do."""
         await self._sweep_money()
+        await self._expire_beyond_caps()
         await self._delete_expired_images()
+
+    async def reconcile(self, now: datetime | None = None) -> Reconciled:
+        """Compare store and rows once; remove what has no counterpart and is old enough by `now`.
+
+        Raises:
+            StorageFailed: the store does not answer.
+        """
+        age = timedelta(seconds=self._gateway.settings.orphan_age_seconds)
+        done = await reconcile(
+            self._gateway.database,
+            self._gateway.store,
+            before=(now or datetime.now(UTC)) - age,
+            progress=self._extend_claim,
+        )
+        if done != Reconciled():
+            log.warning("orphans_removed", files=done.files, rows=done.rows)
+        return done
 
     async def _sweep_money(self) -> None:
         database = self._gateway.database
@@ -83,28 +123,70 @@ class Sweeper:
             for found in breaks:
                 telemetry.alarm("invariant_break", what=found.what, id=found.id)
 
+    async def _sweep_images(self) -> None:
+        async with self._gateway.database.operator() as session:
+            is_ours = await sweeps.claim(session, "byte_caps", seconds=BYTE_CAP_INTERVAL_SECONDS)
+        if is_ours:
+            await self._expire_beyond_caps()
+        await self._delete_expired_images()
+
+    async def _expire_beyond_caps(self) -> None:
+        async with self._gateway.database.operator() as session:
+            expired = await expire_beyond_caps(session)
+        if expired:
+            log.info("images_beyond_cap", count=expired)
+
     async def _delete_expired_images(self) -> None:
         """Files first: a row whose file is gone is swept again, a file without a row never.
+
+        What cannot be deleted now does not keep what comes behind it.
 
         No transaction is open while the store works; two sweepers at one image do no harm.
         """
         database = self._gateway.database
+        last = None
         while True:
             async with database.operator() as session:
-                expired = await expired_images(session, limit=BATCH)
+                expired = await expired_images(session, limit=BATCH, after=last)
             outcomes = await asyncio.gather(*(self._delete(image) for image in expired))
-            deleted = [image for image, done in zip(expired, outcomes, strict=True) if done]
+            deleted = [image.id for image, done in zip(expired, outcomes, strict=True) if done]
             if deleted:
                 async with database.operator() as session:
                     await mark_deleted(session, deleted)
-            if len(deleted) < BATCH:
+            if len(expired) < BATCH:
                 return
+            last = expired[-1]
 
     async def _delete(self, image: ExpiredImage) -> bool:
         try:
             async with self._deleting, asyncio.timeout(DELETE_TIMEOUT_SECONDS):
-                await self._gateway.store.delete(image.path)
+                await delete_files(self._gateway.store, image.path)
         except (StorageFailed, TimeoutError) as error:
             telemetry.alarm("image_not_deleted", id=image.id, error=type(error).__name__)
             return False
         return True
+
+    async def _sweep_orphans(self) -> None:
+        """When it is due: compare store and rows. One worker does it, and says so as it goes."""
+        interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
+        async with self._gateway.database.operator() as session:
+            if not await sweeps.claim(session, SWEEP, seconds=interval_seconds):
+                return
+        try:
+            await self.reconcile()
+        except StorageFailed:
+            telemetry.alarm("orphan_sweep_failed")
+            async with self._gateway.database.operator() as session:
+                await sweeps.put_off(session, SWEEP, seconds=ORPHAN_RETRY_SECONDS)
+
+    async def _refresh_lifetimes(self) -> None:
+        """Once a day, in every worker: each keeps the dates for itself."""
+        if time.monotonic() >= self._lifetimes_due:
+            is_known = await self._gateway.lifetimes.refresh()
+            wait_seconds = LIFETIMES_INTERVAL_SECONDS if is_known else LIFETIMES_RETRY_SECONDS
+            self._lifetimes_due = time.monotonic() + wait_seconds
+
+    async def _extend_claim(self) -> None:
+        interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
+        async with self._gateway.database.operator() as session:
+            await sweeps.put_off(session, SWEEP, seconds=interval_seconds)

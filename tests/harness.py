@@ -7,16 +7,16 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx2
 import openai
-import uvicorn
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from pydantic import SecretStr
@@ -27,11 +27,13 @@ from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings
 from gateway.db.engine import TenantSession, create_engine, database_url
 from gateway.db.migrate import migrate
+from gateway.images.catalog import utc_today
 from gateway.main import create_app
 from gateway.money import parse_usd
 from gateway.sweeper import Sweeper
 from gateway.tenancy import api_keys, tenants
 from gateway.tenancy.api_keys import IssuedKey
+from tests.serving import serving
 
 MASTER_KEY = "bWFzdGVyLWtleS1jYW5hcnktMDEyMzQ1Njc4OWFiY2Q="
 HOUSE_KEY = "sk-house-canary-7f3a9c1e5b2d"
@@ -195,29 +197,16 @@ async def run_sql(url: str, statement: str, **parameters: Any) -> Sequence[Row[A
 
 
 @asynccontextmanager
-async def served_gateway(settings: Settings) -> AsyncIterator[Served]:
-    """Serve a gateway in this process until the end of the block."""
-    async with open_gateway(settings) as gateway:
-        # With the protocol named, asyncio sends small answers at once.
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            create_app(settings, gateway), log_config=None, access_log=False, lifespan="on"
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - without signals
-        while not server.started:
-            assert not serving.done(), serving.exception()
-            await asyncio.sleep(0)
+async def served_gateway(
+    settings: Settings, *, today: Callable[[], date] = utc_today
+) -> AsyncIterator[Served]:
+    """Serve a gateway in this process until the end of the block; `today` decides what lives."""
+    async with open_gateway(settings, today=today) as gateway:
         async with gateway.database.operator() as session:
             found = [t for t in await tenants.list_all(session) if t.name == "acme"]
             tenant = found[0] if found else await tenants.create(session, "acme")
-        try:
-            yield Served(gateway, f"http://127.0.0.1:{port}", tenant.id)
-        finally:
-            server.should_exit = True
-            await serving
+        async with serving(create_app(settings, gateway), lifespan="on") as base_url:
+            yield Served(gateway, base_url, tenant.id)
 
 
 @dataclass

@@ -52,6 +52,10 @@ def test_tenants_are_made_and_listed(running: RunningGateway) -> None:
         "status": "active",
         "time_zone": "Europe/Madrid",
         "created_at": made["created_at"],
+        "continuity": True,
+        "stores_prompts": False,
+        "image_retention_seconds": None,
+        "max_image_bytes": None,
     }
     assert datetime.fromisoformat(made["created_at"]).tzinfo is not None
     plain = command("tenants", "create", "globex")

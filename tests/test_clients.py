@@ -1,11 +1,9 @@
 """The official OpenAI and MCP clients, with live and test keys: images, errors, and the books."""
 
 import asyncio
-import base64
 import io
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -19,47 +17,11 @@ from gateway.money import format_usd
 from gateway.tenancy import key_format
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, secret_of, served_gateway
+from tests.picture_helpers import download, expect_books_to_agree, pictures
 from tests.stub_openai import Fault, Stub
 
 SIZES = {"png": "1024x1024", "jpeg": "1536x1024", "webp": "1024x1536"}
 MODES = ["2026-07-28", "legacy"]
-
-
-async def pictures(served: Served, answer: ImagesResponse) -> list[Image.Image]:
-    """The decoded images of an answer, downloaded without a key where it has links."""
-    found: list[Image.Image] = []
-    for item in answer.data or []:
-        if item.url is None:
-            content = base64.b64decode(item.b64_json or "")
-        else:
-            assert item.b64_json is None
-            content = await download(served, item.url)
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-        found.append(picture)
-    return found
-
-
-async def download(served: Served, url: str) -> bytes:
-    """The bytes behind a link, from this test's port: links name the public address."""
-    link = urlsplit(url)
-    async with served.http() as http:
-        response = await http.get(f"{link.path}?{link.query}")
-    assert response.status_code == 200
-    return response.content
-
-
-async def expect_books_to_agree(served: Served, stub: Stub, key: IssuedKey, images: int) -> None:
-    """The usage report, the ledger and (for a live key) the provider's bill say the same."""
-    async with served.http(key) as http:
-        total = (await http.get("/v1/usage")).json()["total"]
-    ledger_nano = await served.ledger_total()
-    assert (total["images"], total["cost_usd"]) == (images, format_usd(ledger_nano))
-    assert ledger_nano > 0
-    if key.livemode:
-        assert stub.totals.cost_nano_usd == ledger_nano
-    else:
-        assert stub.calls == []
 
 
 @pytest.mark.parametrize("livemode", [True, False])
@@ -203,7 +165,7 @@ async def test_refused_requests_raise_the_clients_own_classes(served: Served, st
     key = await served.key()
     calls = {
         "no such model": generate(model="gpt-image-99"),
-        "retired model": generate(model="dall-e-3"),
+        "retired model's size": generate(model="dall-e-3", size="1536x1024"),
         "size": generate(size="1000x1000"),
         "count": generate(n=11),
         "prompt": generate(prompt="x" * 32_001),
@@ -214,7 +176,7 @@ async def test_refused_requests_raise_the_clients_own_classes(served: Served, st
     bad = openai.BadRequestError
     assert found == {
         "no such model": (openai.NotFoundError, 404, "model_not_found", "model"),
-        "retired model": (openai.NotFoundError, 404, "model_not_found", "model"),
+        "retired model's size": (bad, 400, "invalid_value", "size"),
         "size": (bad, 400, "invalid_value", "size"),
         "count": (bad, 400, "integer_above_max_value", "n"),
         "prompt": (bad, 400, "string_above_max_length", "prompt"),

@@ -18,7 +18,7 @@ from gateway.billing.quotes import cost
 from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
 from gateway.domain import Caller, Outcome, Price, Quote, SeedPrice, Usage, new_id
 from gateway.money import NanoUsd, format_usd
-from gateway.providers.openai_images import read_usage
+from gateway.providers.openai_answers import read_usage
 from tests.harness import GPT2, Served
 from tests.money_helpers import (
     books,

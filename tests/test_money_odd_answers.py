@@ -116,3 +116,20 @@ async def test_an_odd_answer_is_booked_and_bought_once(name: str, settings: Sett
             await age_unknown(served)
             await served.sweep()
             await served.check_invariants()
+
+
+@pytest.mark.parametrize("item", [{}, {"b64_json": ""}, {"url": "http://127.0.0.1:1/a"}])
+async def test_an_answer_without_an_image_that_says_what_it_took_is_posted(
+    item: dict[str, object], settings: Settings
+) -> None:
+    async with odd_provider(ANSWER | {"data": [item]}) as (provider, url):
+        changed = settings.model_copy(update={"openai_base_url": url})
+        async with served_gateway(changed) as served:
+            async with served.openai(await served.key()) as client:
+                with pytest.raises(openai.InternalServerError) as caught:
+                    await client.images.generate(model=GPT2, prompt="a red circle")
+            assert (caught.value.code, provider.calls) == ("image_unfinished", 1)
+            assert caught.value.response.headers["x-should-retry"] == "false"
+            [booked] = await books(served)
+            assert (booked.state, booked.final_nano) == ("posted", 6_050_000)
+            await served.check_invariants()

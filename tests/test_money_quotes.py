@@ -20,7 +20,11 @@ from tests.stub_openai.validation import read_call
 
 CATALOG = load_catalog(lambda: date(2026, 11, 20))
 CALLER = Caller(new_id(), None, new_id(), True, frozenset(), None, None, "active")  # noqa: FBT003
-LIVING = sorted(model.id for model in CATALOG.available(CALLER))
+LIVING = sorted(
+    name
+    for name, model in CATALOG.models.items()
+    if model.price and not model.is_retired(date(2026, 11, 20))
+)
 WITH_TEXT_OUTPUT = ["chatgpt-image-latest", "gpt-image-1.5", "gpt-image-1.5-2025-12-16"]
 GRID = 16
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=400).filter(str.strip)

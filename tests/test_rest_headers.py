@@ -11,12 +11,12 @@ import httpx2
 import pytest
 
 from gateway.bootstrap import Gateway
-from gateway.images.catalog import load_catalog
-from gateway.images.storage import ImageStore
+from gateway.config import Settings
+from gateway.images.storage import Download, ImageStore
 from gateway.main import create_app
 from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
-from tests.harness import GPT2, Served, error_of, secret_of
+from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
 from tests.stub_openai import Fault, Stub
 
 PATH = "/v1/images/generations"
@@ -36,7 +36,7 @@ class BrokenStore(ImageStore):
     def __init__(self) -> None:
         """It holds nothing."""
 
-    async def get(self, path: str) -> bytes:
+    async def read(self, path: str, span: tuple[int, int] | None = None) -> Download:
         raise Defect(path)
 
 
@@ -51,12 +51,6 @@ async def application(gateway: Gateway, key: IssuedKey) -> AsyncIterator[httpx2.
         headers={"Authorization": f"Bearer {secret_of(key)}"},
     ) as http:
         yield http
-
-
-def on_day(gateway: Gateway, day: date) -> Gateway:
-    """The same gateway on another day, as far as its catalogue can tell."""
-    catalog = load_catalog(lambda: day)
-    return dataclasses.replace(gateway, core=dataclasses.replace(gateway.core, catalog=catalog))
 
 
 def x_gateway(response: httpx2.Response) -> dict[str, str]:
@@ -131,9 +125,11 @@ async def test_a_cost_nobody_reported_is_called_estimated(served: Served, stub: 
     assert "usage" not in response.json()
 
 
-async def test_a_closing_model_says_so_wherever_it_serves(served: Served, stub: Stub) -> None:
-    gateway = on_day(served.gateway, BEFORE)
-    async with application(gateway, await served.key()) as http:
+async def test_a_closing_model_says_so_wherever_it_serves(settings: Settings, stub: Stub) -> None:
+    async with (
+        served_gateway(settings, today=lambda: BEFORE) as served,
+        served.http(await served.key()) as http,
+    ):
         response = await http.post(PATH, json=LOW | {"model": CLOSING})
         shown = (await http.get(f"/v1/models/{CLOSING}")).json()
     assert response.status_code == 200
@@ -146,14 +142,20 @@ async def test_a_closing_model_says_so_wherever_it_serves(served: Served, stub: 
     assert [call.json["model"] for call in stub.calls if call.json] == [CLOSING]
 
 
-async def test_a_model_is_gone_on_the_day_it_closes(served: Served, stub: Stub) -> None:
-    gateway = on_day(served.gateway, AFTER)
-    async with application(gateway, await served.key()) as http:
+async def test_a_model_is_served_by_its_successor_from_the_day_it_closes(
+    settings: Settings, stub: Stub
+) -> None:
+    async with (
+        served_gateway(settings, today=lambda: AFTER) as served,
+        served.http(await served.key()) as http,
+    ):
         response = await http.post(PATH, json=LOW | {"model": CLOSING})
-        listed = {model["id"] for model in (await http.get("/v1/models")).json()["data"]}
-    assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
-    assert CLOSING not in listed
-    assert stub.calls == []
+        shown = (await http.get(f"/v1/models/{CLOSING}")).json()
+    assert response.status_code == 200
+    told = x_gateway(response)
+    assert (told["x-gateway-requested-model"], told["x-gateway-served-model"]) == (CLOSING, GPT2)
+    assert (shown["id"], shown["served_model"]) == (CLOSING, GPT2)
+    assert [call.json["model"] for call in stub.calls if call.json] == [GPT2]
 
 
 RETRY_HEADERS = ("retry-after", "x-should-retry")

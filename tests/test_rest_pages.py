@@ -20,25 +20,28 @@ EVERY_FIELD = "day,model,requested_model,key,user"
 
 
 async def test_models_are_listed_as_openai_lists_them(served: Served) -> None:
-    known = load_catalog()
-    living = [name for name, m in known.models.items() if not m.is_retired(known.today())]
+    known = list(load_catalog().models)
     async with served.http(await served.key()) as http:
         answer = (await http.get("/v1/models")).json()
-        alone = [(await http.get(f"/v1/models/{name}")).json() for name in living]
+        alone = [(await http.get(f"/v1/models/{name}")).json() for name in known]
     assert answer == {"object": "list", "data": alone}
-    assert [model["id"] for model in answer["data"]] == living
-    assert {"dall-e-2", "dall-e-3", "gpt-image-1"}.isdisjoint(living)
+    assert [model["id"] for model in answer["data"]] == known
+    served_by = {model["id"]: model["served_model"] for model in answer["data"]}
+    assert served_by["gpt-image-2"] == "gpt-image-2"
+    assert {served_by[name] for name in ("dall-e-2", "dall-e-3", "gpt-image-1")} == {
+        "gpt-image-2.5-sunburst"
+    }
     for model in answer["data"]:
         assert {"id", "object", "created", "owned_by", "shutdown_date", "successor"} < set(model)
         assert (model["object"], model["owned_by"]) == ("model", "openai")
         assert 0 < model["created"] < datetime.now(UTC).timestamp()
     async with served.openai(await served.key()) as client:
-        assert [model.id async for model in client.models.list()] == living
+        assert [model.id async for model in client.models.list()] == known
 
 
 async def test_a_model_that_is_none_is_not_found(served: Served) -> None:
     async with served.http(await served.key()) as http:
-        for name in ("dall-e-2", "gpt-image-1", "gpt-99", "%00", "%ed%a0%80", "x" * 3000):
+        for name in ("dall-e-4", "gpt-image-1 ", "gpt-99", "%00", "%ed%a0%80", "x" * 3000):
             response = await http.get(f"/v1/models/{name}")
             assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
 

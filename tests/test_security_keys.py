@@ -22,11 +22,15 @@ OPEN = {
     ("GET", "/openapi.json"),
     ("GET", "/ready"),
     ("GET", "/images/img_0"),
+    ("GET", "/images/img_0/thumbnail"),
 }
-EXAMPLES = {"{image_id}": "img_0", "{model_id}": GPT2, "{provider}": "openai"}
+EXAMPLES = {"{image_id}": "img_0", "{rest}": "0", "{model_id}": GPT2, "{provider}": "openai"}
 SCOPES = {
     ("POST", "/v1/images/generations"): Scope.IMAGES_WRITE,
     ("POST", "/v1/images/quotes"): Scope.IMAGES_WRITE,
+    ("GET", "/v1/images"): Scope.IMAGES_READ,
+    ("GET", "/v1/images/img_0"): Scope.IMAGES_READ,
+    ("DELETE", "/v1/images/img_0"): Scope.IMAGES_WRITE,
     ("GET", "/v1/models"): Scope.IMAGES_READ,
     ("GET", f"/v1/models/{GPT2}"): Scope.IMAGES_READ,
     ("GET", "/v1/usage"): Scope.USAGE_READ,

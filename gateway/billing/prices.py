@@ -89,6 +89,7 @@ async def add(
             image_input_nano=rates.image_input_nano,
             image_output_nano=rates.image_output_nano,
             text_output_nano=rates.text_output_nano,
+            per_image_nano=rates.per_image_nano,
         )
         .on_conflict_do_nothing(index_elements=[PriceRow.model, PriceRow.effective_from])
         .returning(PriceRow)
@@ -106,11 +107,21 @@ async def add(
 async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
     """Give every model of the catalogue its list price where it has none; returns how many."""
     priced = set(await session.scalars(select(PriceRow.model).distinct()))
-    missing = [model for model in models if model.id == model.priced_as and model.id not in priced]
-    for model in missing:
-        if model.price is not None:
-            await add(session, model.id, model.price, effective_from=SEED_EFFECTIVE_FROM)
+    missing = {name: price for name, price in list_prices_of(models).items() if name not in priced}
+    for name, price in missing.items():
+        await add(session, name, price, effective_from=SEED_EFFECTIVE_FROM)
     return len(missing)
+
+
+def list_prices_of(models: Iterable[Model]) -> dict[str, SeedPrice]:
+    """The catalogue's list prices by name: a model's, or `model/quality/size` for each image."""
+    named: dict[str, SeedPrice] = {}
+    for model in models:
+        if model.id == model.priced_as:
+            named |= {f"{model.id}/{name}": price for name, price in model.per_image.items()}
+            if model.price is not None:
+                named[model.id] = model.price
+    return named
 
 
 def _check(rates: SeedPrice) -> None:
@@ -119,12 +130,11 @@ def _check(rates: SeedPrice) -> None:
         "image_input": rates.image_input_nano,
         "image_output": rates.image_output_nano,
         "text_output": rates.text_output_nano,
+        "per_image": rates.per_image_nano,
     }
     for name, rate in named.items():
         if not 0 <= rate <= MAX_RATE_NANO:
-            raise InvalidRequest(
-                f"{name} must lie between 0 and 10000 US dollars per million tokens.", param=name
-            )
+            raise InvalidRequest(f"{name} must lie between 0 and 10000 US dollars.", param=name)
 
 
 def _price(row: PriceRow) -> Price:
@@ -136,4 +146,5 @@ def _price(row: PriceRow) -> Price:
         row.image_input_nano,
         row.image_output_nano,
         row.text_output_nano,
+        row.per_image_nano,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from math import isqrt
 
-from gateway.domain import ImageRequest, Price, Quote, Usage, parse_size
+from gateway.domain import PARTIAL_IMAGE_TOKENS, ImageRequest, Price, Quote, Usage, parse_size
 from gateway.money import NanoUsd, token_cost
 
 PROMPT_OVERHEAD_TOKENS = 32
@@ -12,14 +12,29 @@ PROMPT_OVERHEAD_TOKENS = 32
 
 def quote(request: ImageRequest, price: Price) -> Quote:
     """An upper bound for the cost of `request`; what the client left open counts as dearest."""
+    if request.model.per_image:
+        return Quote(price=price, amount_nano=NanoUsd(request.n * price.per_image_nano))
     usage = Usage(
         # Should a vendor charge the prompt once per image, the bound still holds.
         text_input_tokens=request.n * (len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS),
-        image_input_tokens=0,
+        image_input_tokens=_input_tokens(request),
         text_output_tokens=request.n * request.model.text_output_bound,
-        image_output_tokens=request.n * _dearest_tokens(request),
+        image_output_tokens=request.n * _dearest_tokens(request)
+        + request.partial_images * PARTIAL_IMAGE_TOKENS,
     )
     return Quote(price=price, amount_nano=cost(usage, price))
+
+
+def cost_of_call(
+    request: ImageRequest, price: Price, *, usage: Usage | None, images: int
+) -> NanoUsd | None:
+    """What a call did cost that was charged; None where nobody has said.
+
+    A model that bills by the image says it by the images; what else it reports changes nothing.
+    """
+    if request.model.per_image:
+        return NanoUsd(images * price.per_image_nano)
+    return None if usage is None else cost(usage, price)
 
 
 def cost(usage: Usage, price: Price) -> NanoUsd:
@@ -29,6 +44,18 @@ def cost(usage: Usage, price: Price) -> NanoUsd:
         + token_cost(usage.image_input_tokens, price.image_input_nano)
         + token_cost(usage.text_output_tokens, price.text_output_nano)
         + token_cost(usage.image_output_tokens, price.image_output_nano)
+    )
+
+
+def _input_tokens(request: ImageRequest) -> int:
+    """Every picture that goes in, the mask and the markup among them."""
+    pictures = (*request.inputs, request.mask, request.markup)
+    high_fidelity = request.input_fidelity == "high"
+    rule = request.model.inputs
+    return sum(
+        rule.input_tokens(picture, high_fidelity=high_fidelity)
+        for picture in pictures
+        if picture is not None
     )
 
 

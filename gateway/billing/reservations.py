@@ -5,7 +5,7 @@ States: held → posted | void | unknown; unknown → posted | posted_est | void
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
@@ -55,13 +55,20 @@ class ReservationRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One image in the store, to be written down with the settlement."""
+    """One image in the store, to be written down with the settlement.
+
+    `ttl_seconds`: how long it is kept. `prompt` is there only where its tenant stores prompts.
+    """
 
     id: str
     path: str
     media_type: str
     size_bytes: int
     ttl_seconds: int
+    width: int | None = None
+    height: int | None = None
+    prompt: str | None = field(default=None, repr=False)
+    prompt_hash: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,5 +277,24 @@ def _settle_fields(settlement: Settlement) -> dict[str, object]:
             "image_output_tokens": settlement.usage.image_output_tokens,
         }
     if settlement.stored:
-        fields["stored"] = list(settlement.stored)
+        fields["stored"] = [_stored_fields(file) for file in settlement.stored]
     return fields
+
+
+def _stored_fields(file: StoredFile) -> dict[str, object]:
+    return {
+        "id": file.id,
+        "path": file.path,
+        "media_type": file.media_type,
+        "size_bytes": file.size_bytes,
+        "ttl_seconds": file.ttl_seconds,
+        "width": file.width,
+        "height": file.height,
+        "prompt": None if file.prompt is None else _storable(file.prompt),
+        "prompt_hash": None if file.prompt_hash is None else file.prompt_hash.hex(),
+    }
+
+
+def _storable(text: str) -> str:
+    """Without what JSON or Postgres refuse: it would take its whole batch down with it."""
+    return text.replace("\x00", "").encode(errors="replace").decode()

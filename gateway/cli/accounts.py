@@ -1,14 +1,14 @@
-"""Commands for tenants, API keys and provider credentials."""
+"""Commands for API keys and provider credentials."""
 
-import re
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 
 from gateway.bootstrap import Core
+from gateway.cli.amounts import parse_duration
 from gateway.cli.output import JsonOption, console, fields, print_json, refuse, run, show
 from gateway.db.engine import TenantSession
 from gateway.domain import Scope, SecretText
@@ -16,82 +16,12 @@ from gateway.tenancy import api_keys
 from gateway.tenancy import credentials as vaulted
 from gateway.tenancy import tenants as tenancy
 from gateway.tenancy.api_keys import IssuedKey
-from gateway.tenancy.tenants import Tenant
 
-tenants = typer.Typer(help="Tenants: the customers that own everything.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of tenants and users.", no_args_is_help=True)
 credentials = typer.Typer(help="Provider keys of tenants and users.", no_args_is_help=True)
 
 TenantOption = Annotated[str, typer.Option("--tenant", help="Name or id of the tenant.")]
 UserOption = Annotated[str | None, typer.Option("--user", help="Name of a user of the tenant.")]
-_DURATION = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def parse_duration(text: str) -> timedelta:
-    """Read `90d`, `24h`, `30m`, `45s` or `2w`."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a duration such as 90d, 24h or 30m")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
-
-
-@tenants.command("create")
-def create_tenant(
-    name: Annotated[str, typer.Argument(help="A name, unique here.")],
-    time_zone: Annotated[
-        str, typer.Option(help="Where the tenant's days and months begin, e.g. Europe/Madrid.")
-    ] = "UTC",
-    as_json: JsonOption = False,
-) -> None:
-    """Make a tenant."""
-
-    async def work(core: Core) -> Tenant:
-        async with core.database.operator() as session:
-            return await tenancy.create(session, name, time_zone=time_zone)
-
-    tenant = run(work)
-    if as_json:
-        print_json(tenant)
-    else:
-        console.print(f"Tenant {tenant.name} is made: {tenant.id}")
-        console.print(f"Next: gateway keys create --tenant {tenant.name}")
-
-
-@tenants.command("list")
-def list_tenants(as_json: JsonOption = False) -> None:
-    """Show every tenant."""
-
-    async def work(core: Core) -> list[Tenant]:
-        async with core.database.operator() as session:
-            return await tenancy.list_all(session)
-
-    names = ("name", "id", "status", "time_zone", "created_at")
-    show([fields(tenant, *names) for tenant in run(work)], as_json=as_json, empty="No tenants yet.")
-
-
-@tenants.command("suspend")
-def suspend_tenant(tenant: str, as_json: JsonOption = False) -> None:
-    """Refuse every key of a tenant from now on."""
-    _set_status(tenant, "suspended", as_json=as_json)
-
-
-@tenants.command("resume")
-def resume_tenant(tenant: str, as_json: JsonOption = False) -> None:
-    """Let a suspended tenant's keys work again."""
-    _set_status(tenant, "active", as_json=as_json)
-
-
-def _set_status(name: str, status: str, *, as_json: bool) -> None:
-    async def work(core: Core) -> Tenant:
-        async with core.database.operator() as session:
-            return await tenancy.set_status(session, name, status)
-
-    tenant = run(work)
-    if as_json:
-        print_json(tenant)
-    else:
-        console.print(f"Tenant {tenant.name} is {tenant.status}.")
 
 
 @keys.command("create")

@@ -2,7 +2,7 @@
 
 import typer
 
-from gateway.cli import accounts, billing, operations
+from gateway.cli import accounts, billing, operations, tenants
 from gateway.cli.demo import demo
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app.command()(operations.migrate)
 app.command()(operations.doctor)
 app.command()(demo)
 app.command()(billing.usage)
-app.add_typer(accounts.tenants, name="tenants")
+app.add_typer(tenants.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(accounts.credentials, name="credentials")
 app.add_typer(billing.budgets, name="budgets")

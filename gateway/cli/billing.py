@@ -120,7 +120,7 @@ def list_prices(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every price version, in US dollars per million tokens."""
+    """Show every price version, in US dollars per million tokens or per image."""
 
     async def work(core: Core) -> list[Price]:
         async with core.database.operator() as session:
@@ -135,11 +135,21 @@ def list_prices(
 @prices.command("add")
 def add_price(
     model: Annotated[str, typer.Option(help="Model the price is for.")],
-    text_input: Annotated[str, typer.Option(help="USD per million text input tokens.")],
-    image_input: Annotated[str, typer.Option(help="USD per million image input tokens.")],
-    image_output: Annotated[str, typer.Option(help="USD per million image output tokens.")],
+    text_input: Annotated[
+        str | None, typer.Option(help="USD per million text input tokens.")
+    ] = None,
+    image_input: Annotated[
+        str | None, typer.Option(help="USD per million image input tokens.")
+    ] = None,
+    image_output: Annotated[
+        str | None, typer.Option(help="USD per million image output tokens.")
+    ] = None,
     text_output: Annotated[
         str | None, typer.Option(help="USD per million text output tokens. Default: as image.")
+    ] = None,
+    per_image: Annotated[
+        str | None,
+        typer.Option(help="USD per image instead, e.g. for --model dall-e-2/512x512."),
     ] = None,
     effective_from: Annotated[
         datetime | None, typer.Option(help="Start of the version (UTC). Default: now.")
@@ -153,9 +163,10 @@ def add_price(
         "image_input": image_input,
         "image_output": image_output,
         "text_output": text_output,
+        "per_image": per_image,
         "effective_from": effective_from,
     }
-    _add([entry], as_json=as_json)
+    _add([{k: v for k, v in entry.items() if v is not None}], as_json=as_json)
 
 
 @prices.command("import")
@@ -167,6 +178,7 @@ def import_prices(
 
     The file holds [[prices]] tables with model, text_input, image_input, image_output and, where
     they apply, text_output and effective_from. Rates are strings: US dollars per million tokens.
+    A model that bills by the image has per_image instead: US dollars per image.
     """
     try:
         entries = tomllib.loads(file.read_text())["prices"]
@@ -177,7 +189,7 @@ def import_prices(
     _add(entries, as_json=as_json)
 
 
-_RATES = ("text_input", "image_input", "image_output", "text_output")
+_RATES = ("text_input", "image_input", "image_output", "text_output", "per_image")
 
 
 def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -186,10 +198,10 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
     async def work(core: Core) -> list[Price]:
         for name, _, _ in versions:
             model = core.catalog.models.get(name)
-            if model is None:
-                refuse(f"There is no model {name} in the catalogue.")
-            if model.priced_as != name:
+            if model is not None and model.priced_as != name:
                 refuse(f"{name} has the price of {model.priced_as}: add a version for that.")
+            if name not in pricing.list_prices_of(core.catalog.models.values()):
+                refuse(f"There is no price {name} in the catalogue; see `gateway prices list`.")
         async with core.database.operator() as session:
             return [
                 await pricing.add(session, model, rates, effective_from=start)
@@ -212,6 +224,8 @@ def _version(number: int, entry: object) -> tuple[str, SeedPrice, datetime]:
 
 
 def _rates(entry: dict[str, Any]) -> SeedPrice:
+    if "per_image" in entry:
+        return SeedPrice(0, 0, 0, 0, per_image_nano=parse_usd(str(entry["per_image"])))
     text_output = entry.get("text_output")
     if text_output is None:
         text_output = entry["image_output"]
@@ -244,7 +258,7 @@ def _show_prices(found: list[Price], *, as_json: bool) -> None:
             for price in found
         ],
         as_json=False,
-        title="US dollars per million tokens",
+        title="US dollars per million tokens, or per image",
         right=[name.replace("put", "") for name in _RATES],
     )
 

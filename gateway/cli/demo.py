@@ -15,9 +15,9 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult, ImageContent
 
-from gateway.bootstrap import quickstart_path
 from gateway.cli.output import JsonOption, console, errors, guarded, print_json, refuse, show
 from gateway.config import load_settings
+from gateway.tenancy.quickstart import quickstart_path
 
 PROMPT = "A lighthouse at dawn, calm sea"
 TIMEOUT_SECONDS = 120

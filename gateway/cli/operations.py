@@ -25,15 +25,14 @@ from gateway.bootstrap import (
     Gateway,
     open_core,
     open_gateway,
-    quickstart_path,
-    read_quickstart,
 )
 from gateway.cli.output import JsonOption, console, errors, guarded, print_json, refuse, run, show
 from gateway.config import Settings, export_to_workers, load_settings
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.images.storage import new_image_id, open_store
-from gateway.main import create_app
+from gateway.main import create_app, spare_garbage_collector
 from gateway.telemetry import configure_logging
+from gateway.tenancy.quickstart import quickstart_path, read_quickstart
 from gateway.tenancy.vault import (
     MasterKeys,
     new_master_key,
@@ -77,6 +76,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            spare_garbage_collector()
             self._greet()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -258,7 +258,7 @@ async def _examine(settings: Settings, note: Note) -> None:
         keys = gateway.core.vault.master_keys
         note("master key", "ok", f"{', '.join(keys.ids)} from {keys.path or 'GATEWAY_MASTER_KEY'}")
         name = f"doctor/{new_image_id()}"
-        store = open_store(settings.image_storage_url)
+        store = open_store(settings.image_storage_url, settings.s3_options)
         await store.put(name, b"doctor")
         await store.get(name)
         await store.delete(name)

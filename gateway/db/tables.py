@@ -42,12 +42,22 @@ class TenantRow(Table):
     """The paying customer, owner of everything below."""
 
     __tablename__ = "tenant"
-    __table_args__ = (CheckConstraint("status IN ('active', 'suspended')", name="tenant_status"),)
+    __table_args__ = (
+        CheckConstraint("status IN ('active', 'suspended')", name="tenant_status"),
+        CheckConstraint(
+            "image_retention_seconds BETWEEN 60 AND 315360000", name="tenant_image_retention"
+        ),
+        CheckConstraint("max_image_bytes >= 0", name="tenant_max_image_bytes"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(Text, unique=True)
     status: Mapped[str] = mapped_column(Text, server_default="active")
     time_zone: Mapped[str] = mapped_column(Text, server_default="UTC")
+    continuity: Mapped[bool] = mapped_column(server_default=text("true"))
+    stores_prompts: Mapped[bool] = mapped_column(server_default=text("false"))
+    image_retention_seconds: Mapped[int | None]
+    max_image_bytes: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
 
@@ -157,7 +167,7 @@ class CredentialRow(Table):
 
 
 class PriceRow(Table):
-    """One version of a model's price, in nano-USD per million tokens. Never edited."""
+    """One version of a price: nano-USD per million tokens, and per image. Never edited."""
 
     __tablename__ = "price"
     __table_args__ = (
@@ -167,6 +177,7 @@ class PriceRow(Table):
             " AND image_output_nano >= 0 AND text_output_nano >= 0",
             name="price_not_negative",
         ),
+        CheckConstraint("per_image_nano >= 0", name="price_per_image_not_negative"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -176,6 +187,7 @@ class PriceRow(Table):
     image_input_nano: Mapped[int] = mapped_column(BigInteger)
     image_output_nano: Mapped[int] = mapped_column(BigInteger)
     text_output_nano: Mapped[int] = mapped_column(BigInteger)
+    per_image_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
 
@@ -322,11 +334,20 @@ class LedgerRow(Table):
 
 
 class ImageRow(Table):
-    """One stored result."""
+    """One stored result. The row outlives its file; `deleted_at` says that the file is gone."""
 
     __tablename__ = "image"
     __table_args__ = (
-        Index("image_tenant", "tenant_id", "livemode", "created_at"),
+        Index(
+            "image_history",
+            *("tenant_id", "livemode", "created_at", "id"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        Index(
+            "image_user_history",
+            *("tenant_id", "user_id", "livemode", "created_at", "id"),
+            postgresql_where=text("deleted_at IS NULL AND user_id IS NOT NULL"),
+        ),
         Index("image_reservation", "reservation_id"),
         Index("image_expiry", "expires_at", postgresql_where=text("deleted_at IS NULL")),
     )
@@ -334,10 +355,30 @@ class ImageRow(Table):
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant_id: Mapped[UUID]
     livemode: Mapped[bool]
+    user_id: Mapped[UUID | None]
     reservation_id: Mapped[UUID] = mapped_column(ForeignKey("reservation.id", ondelete="RESTRICT"))
     path: Mapped[str] = mapped_column(Text)
     media_type: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    width: Mapped[int | None]
+    height: Mapped[int | None]
+    prompt: Mapped[str | None] = mapped_column(Text)
+    prompt_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(Timestamp)
     expires_at: Mapped[datetime] = mapped_column(Timestamp)
     deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class SweepRow(Table):
+    """Work that one worker does for all, and when it is next due.
+
+    `store_mark` and `store_since` belong to the sweep of orphans: which store was seen last, and
+    since when.
+    """
+
+    __tablename__ = "sweep"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    store_mark: Mapped[str | None] = mapped_column(Text)
+    store_since: Mapped[datetime | None] = mapped_column(Timestamp)

@@ -6,6 +6,7 @@ from gateway.errors import (
     ContentRefused,
     CredentialRejected,
     GatewayError,
+    ImageUnfinished,
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
@@ -29,6 +30,8 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             f"{failure.message} Whether the image was made and billed is not known yet, so it is "
             "not bought again. The cost will stand in the usage report once it is."
         )
+    if failure.outcome is Outcome.SUCCESS:
+        return ImageUnfinished(f"{failure.message} It was paid for, and its cost is recorded.")
     message = telemetry.redact(failure.message)[:MAX_MESSAGE_CHARACTERS]
     match failure.reason:
         case Reason.MODERATION:

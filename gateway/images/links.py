@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 from urllib.parse import urlencode
 
 from gateway.errors import Forbidden
@@ -17,6 +18,13 @@ _PATH_FORM = re.compile(
 )
 
 
+class LinkKind(StrEnum):
+    """What a link opens: one kind never opens the other."""
+
+    IMAGE = ""
+    THUMBNAIL = "thumbnail"
+
+
 @dataclass(frozen=True, slots=True)
 class LinkSigner:
     """Makes and checks links under the gateway's public address."""
@@ -24,13 +32,25 @@ class LinkSigner:
     key: bytes = field(repr=False)
     public_url: str
 
-    def sign(self, image_id: str, path: str, expires_at: int) -> str:
-        """The public link to the stored file at `path`, valid until `expires_at` (Unix seconds)."""
-        query = urlencode({"exp": expires_at, "sig": self._signature(image_id, path, expires_at)})
-        return f"{self.public_url}/images/{image_id}?{query}"
+    def sign(
+        self, image_id: str, path: str, expires_at: int, kind: LinkKind = LinkKind.IMAGE
+    ) -> str:
+        """The public link to the image stored at `path`, until `expires_at` (Unix seconds)."""
+        signature = self._signature(image_id, path, expires_at, kind)
+        query = urlencode({"exp": expires_at, "sig": signature})
+        below = f"/{kind}" if kind else ""
+        return f"{self.public_url}/images/{image_id}{below}?{query}"
 
-    def verify(self, image_id: str, expires_at: str, signature: str, *, now: int) -> str:
-        """The path of the file that a link leads to.
+    def verify(
+        self,
+        image_id: str,
+        expires_at: str,
+        signature: str,
+        *,
+        now: int,
+        kind: LinkKind = LinkKind.IMAGE,
+    ) -> str:
+        """The path of the image that a link of this kind leads to.
 
         Raises:
             Forbidden: the link is not ours, was changed, or has expired.
@@ -46,7 +66,7 @@ class LinkSigner:
         path = f"{folder}/{image_id}.{extension}"
         # Compared as text: decoding is lenient, and a link is to be written in one way only.
         if not hmac.compare_digest(
-            signature.encode(), self._signature(image_id, path, expires).encode()
+            signature.encode(), self._signature(image_id, path, expires, kind).encode()
         ):
             raise _bad_link()
         form = _PATH_FORM.fullmatch(path)
@@ -60,12 +80,13 @@ class LinkSigner:
             )
         return path
 
-    def _signature(self, image_id: str, path: str, expires_at: int) -> str:
+    def _signature(self, image_id: str, path: str, expires_at: int, kind: LinkKind) -> str:
         """The MAC over path and expiry, and the folder and format that it speaks of."""
         extension = path.rpartition(".")[2]
         place = f"{path.removesuffix(f'/{image_id}.{extension}')}.{extension}"
-        message = f"{path}\x1f{expires_at}".encode()
-        mac = hmac.digest(self.key, message, hashlib.sha256)[:MAC_BYTES]
+        # A path has no \x1f, so what one kind signs is never what another does.
+        message = f"{kind}\x1f{path}\x1f{expires_at}" if kind else f"{path}\x1f{expires_at}"
+        mac = hmac.digest(self.key, message.encode(), hashlib.sha256)[:MAC_BYTES]
         return base64.urlsafe_b64encode(mac + place.encode()).rstrip(b"=").decode()
 
 

@@ -6,15 +6,28 @@ Messages and codes follow OpenAI's, so that applications written for it understa
 import re
 from collections.abc import Mapping
 
-from gateway.domain import Caller, ImageRequest, Model
+from gateway.domain import Caller, ImageRequest, Model, Operation
 from gateway.errors import InvalidRequest
 from gateway.images.catalog import Catalog
 
 MAX_IDENTIFIER_CHARACTERS = 512
+MAX_PARTIAL_IMAGES = 3
 FULL_QUALITY = 100
+OLD_DEFAULT_MODEL = "dall-e-2"
+"""What OpenAI assumed where an application of the time named no model."""
+OLD_DEFAULT_SIZES = frozenset({"256x256", "512x512"})
+OLD_QUALITIES = (None, "standard", "auto")
 _SIZE_FORM = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
-COMMON = frozenset({"prompt", "model", "n", "size", "quality", "response_format", "stream"})
-STREAM_PARAMETERS = frozenset({"partial_images"})
+
+VARIATION_PARAMETERS = frozenset({"model", "n", "size", "response_format", "user"})
+COMMON_PARAMETERS = VARIATION_PARAMETERS | {"prompt", "quality"}
+GENERATION_ONLY = frozenset({"moderation", "style"})
+EDIT_ONLY = frozenset({"input_fidelity"})
+ENDPOINTS = {
+    Operation.GENERATION: "generations",
+    Operation.EDIT: "edits",
+    Operation.VARIATION: "variations",
+}
 
 
 def parse_image_request(
@@ -23,30 +36,34 @@ def parse_image_request(
     catalog: Catalog,
     *,
     default_model: str,
-    default_response_format: str = "b64_json",
+    operation: Operation = Operation.GENERATION,
+    default_response_format: str | None = None,
 ) -> ImageRequest:
-    """Turn the fields of a request into a checked one.
+    """Turn the fields of a request into a checked one; input images are checked apart.
 
     Raises:
         InvalidRequest: a field is missing, unknown, or has a wrong type or value (`param`).
-        NotFound, Forbidden: the model.
+        NotFound, ModelRetired, Forbidden: the model.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    name = _text(given, "model") or default_model
+    name = _text(given, "model") or _implied_model(given, operation, default_model)
     model = catalog.find(caller, name)
-    _refuse_unknown(given, model)
-    _refuse_streaming(given)
+    _refuse_endpoint(model, operation)
+    _refuse_unknown(given, model, operation)
     output_format = _choice(given, "output_format", model.output_formats)
     background = _choice(given, "background", model.backgrounds)
     if background == "transparent" and output_format == "jpeg":
         raise InvalidRequest(
             "Transparent background needs output_format png or webp.", param="background"
         )
+    n = _integer(given, "n", 1, model.max_images) or 1
+    stream, partial_images = _streaming(given, n)
     return ImageRequest(
         model=model,
         requested_model=name,
-        prompt=_prompt(given, model),
-        n=_integer(given, "n", 1, model.max_images) or 1,
+        prompt="" if operation is Operation.VARIATION else _prompt(given, model),
+        operation=operation,
+        n=n,
         size=_size(given, model),
         quality=_choice(given, "quality", model.qualities),
         background=background,
@@ -54,32 +71,61 @@ def parse_image_request(
         output_compression=_compression(given, output_format),
         moderation=_choice(given, "moderation", ("auto", "low")),
         complexity=_choice(given, "complexity", model.complexities),
+        input_fidelity=_choice(given, "input_fidelity", model.inputs.fidelities),
+        style=_choice(given, "style", ("vivid", "natural")),
         safety_identifier=_identifier(given, "safety_identifier"),
         user=_identifier(given, "user"),
         response_format=_choice(given, "response_format", ("url", "b64_json"))
-        or default_response_format,
+        or default_response_format
+        or model.default_response_format,
+        stream=stream,
+        partial_images=partial_images,
     )
 
 
-def _refuse_unknown(given: Mapping[str, object], model: Model) -> None:
+def _implied_model(given: Mapping[str, object], operation: Operation, default_model: str) -> str:
+    """The model of a request that names none: today's default, or that of the request's time.
+
+    A size of that time says so, unless something in the request is of another.
+    """
+    is_old = (
+        _text(given, "size") in OLD_DEFAULT_SIZES
+        and given.keys() <= COMMON_PARAMETERS
+        and given.get("quality") in OLD_QUALITIES
+    )
+    return OLD_DEFAULT_MODEL if is_old or operation is Operation.VARIATION else default_model
+
+
+def _refuse_endpoint(model: Model, operation: Operation) -> None:
+    if ENDPOINTS[operation] not in model.endpoints:
+        raise InvalidRequest(
+            f"The model '{model.id}' does not serve images/{ENDPOINTS[operation]}. "
+            f"It serves: {', '.join(sorted(model.endpoints))}.",
+            param="model",
+        )
+
+
+def _refuse_unknown(given: Mapping[str, object], model: Model, operation: Operation) -> None:
+    if operation is Operation.VARIATION:
+        known = VARIATION_PARAMETERS
+    else:
+        known = COMMON_PARAMETERS | model.parameters
+        known -= GENERATION_ONLY if operation is Operation.EDIT else EDIT_ONLY
     for name in given:
-        if name not in COMMON | STREAM_PARAMETERS | model.parameters:
+        if name not in known:
             raise InvalidRequest(
                 f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name
             )
 
 
-def _refuse_streaming(given: Mapping[str, object]) -> None:
+def _streaming(given: Mapping[str, object], n: int) -> tuple[bool, int]:
     stream = given.get("stream", False)
     if not isinstance(stream, bool):
         raise _wrong_type("stream", "a boolean", stream)
-    partial = given.get("partial_images", 0)
-    if stream or partial != 0:
-        raise InvalidRequest(
-            "Streaming is not offered here: leave out stream and partial_images.",
-            code="unsupported_parameter",
-            param="stream" if stream else "partial_images",
-        )
+    partial_images = _integer(given, "partial_images", 0, MAX_PARTIAL_IMAGES) or 0
+    if stream and n > 1:
+        raise InvalidRequest("Streaming is only supported with n=1.", param="n")
+    return stream, partial_images if stream else 0
 
 
 def _prompt(given: Mapping[str, object], model: Model) -> str:
@@ -110,12 +156,13 @@ def _prompt(given: Mapping[str, object], model: Model) -> str:
 
 def _size(given: Mapping[str, object], model: Model) -> str | None:
     size = _text(given, "size")
-    if size is None or size == "auto":
-        return size
     rule = model.sizes
+    if size is None or (size == "auto" and rule.auto):
+        return size
     if rule.fixed:
         if size not in rule.fixed:
-            raise _invalid_size(size, f"Supported sizes are {', '.join(rule.fixed)}, and auto.")
+            choices = (*rule.fixed, "auto") if rule.auto else rule.fixed
+            raise _invalid_size(size, f"Supported sizes are {', '.join(choices)}.")
         return size
     form = _SIZE_FORM.fullmatch(size)
     if form is None:

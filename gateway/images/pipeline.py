@@ -1,22 +1,20 @@
 """The only way an image is made: hold → call → store and settle. REST and MCP translate around it.
 
-    generate ─ admission ─► owned task: price, credential, quote ─► reserve (commit)
+    generate ─ admission ─► owned task: continuity, price, credential, quote ─► reserve (commit)
                                         ─► provider call, no connection held
-                                        ─► store, and settle (commit) ─► answer
+                                        ─► finish ─► store, and settle (commit) ─► answer
 
 From the hold on, everything runs in a task that belongs to the process: a client that leaves
 cannot stop a call that is being paid for.
 """
 
 import asyncio
-import binascii
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 from uuid import UUID
 
-import pybase64
 import structlog
 
 from gateway import telemetry
@@ -26,7 +24,6 @@ from gateway.billing.reservations import (
     ReservationRequest,
     Reservations,
     Settlement,
-    StoredFile,
 )
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import (
@@ -35,22 +32,30 @@ from gateway.domain import (
     Generation,
     ImageRequest,
     Outcome,
+    PartialSink,
     ProviderAnswer,
     Quote,
     SecretText,
     StoredImage,
+    Usage,
     new_id,
 )
-from gateway.errors import CredentialUnreadable, OutcomeUnknown, StorageFailed, Unavailable
+from gateway.errors import (
+    CredentialUnreadable,
+    ImageUnfinished,
+    OutcomeUnknown,
+    StorageFailed,
+    Unavailable,
+)
+from gateway.images import continuity
+from gateway.images.catalog import Catalog
 from gateway.images.failures import client_error
-from gateway.images.links import LinkSigner
-from gateway.images.storage import MEDIA_TYPES, ImageStore, image_path, new_image_id
+from gateway.images.results import Results
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.tenancy.credentials import CredentialChoice, Credentials
 
 SANDBOX: Literal["sandbox"] = "sandbox"
-STORE_TIMEOUT_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -61,17 +66,17 @@ class PipelineLimits:
     max_concurrent_generations: int
     settle_wait_seconds: float
     hold_margin_seconds: int
-    image_ttl_seconds: int
     read_timeout_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Paid:
-    """One call that holds money."""
+    """One call that holds money: what was asked for, and what is bought to answer it."""
 
     id: UUID
     caller: Caller
     request: ImageRequest
+    served: ImageRequest
     quote: Quote
     provider: str
     credential: CredentialChoice
@@ -83,41 +88,47 @@ class Pipeline:
     def __init__(
         self,
         *,
+        catalog: Catalog,
         prices: Prices,
         credentials: Credentials,
         reservations: Reservations,
         providers: Mapping[str, ImageProvider],
-        store: ImageStore,
-        links: LinkSigner,
+        results: Results,
         limits: PipelineLimits,
     ) -> None:
+        self._catalog = catalog
         self._prices = prices
         self._credentials = credentials
         self._reservations = reservations
         self._providers = providers
-        self._store = store
-        self._links = links
+        self._results = results
         self._limits = limits
         self._running: set[asyncio.Task[Generation]] = set()
         self._settling: set[asyncio.Task[str]] = set()
-        self._dispatched: set[UUID] = set()
+        # How each call that holds money is to be settled should it end here and now.
+        self._unsettled: dict[UUID, Settlement] = {}
         self._draining = False
 
-    async def generate(self, caller: Caller, request: ImageRequest) -> Generation:
-        """Make the images of a checked request.
+    async def generate(
+        self, caller: Caller, request: ImageRequest, partials: PartialSink | None = None
+    ) -> Generation:
+        """Make the images of a checked request; its input files are closed whatever happens.
 
-        A caller that is cancelled stops waiting; the call goes on and is settled.
+        A caller that is cancelled stops waiting; the call goes on and is settled. `partials` takes
+        the images on their way, where the request asks for a stream.
 
         Raises:
             Unavailable: too many at once, shutting down, no credential, no price, no database.
             BudgetExceeded: a budget is short; nothing was bought.
             GatewayError: what the provider's failure means for the client.
         """
-        if self._draining:
-            raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
-        if len(self._running) >= self._limits.max_concurrent_generations:
-            raise Unavailable("Too many images are being made. Try again.", retry_after_seconds=1)
-        task = asyncio.create_task(self._generate(caller, request))
+        try:
+            self._admit()
+        except Unavailable:
+            request.close()
+            raise
+        task = asyncio.create_task(self._generate(caller, request, partials))
+        task.add_done_callback(lambda _: request.close())
         self._running.add(task)
         telemetry.generations_in_flight.inc()
         task.add_done_callback(self._ended)
@@ -131,14 +142,19 @@ class Pipeline:
                 ) from None
             raise
 
+    def serve(self, caller: Caller, request: ImageRequest) -> ImageRequest:
+        """What is bought to answer `request`: itself, or in a living successor's words."""
+        serving = self._catalog.serving(request.model, livemode=caller.livemode)
+        return continuity.serve(request, serving)
+
     @property
     def draining(self) -> bool:
         """Whether no new work is taken any more."""
         return self._draining
 
-    async def quote(self, request: ImageRequest) -> Quote:
-        """What `request` can cost at most; nothing is held or bought."""
-        return quotes.quote(request, await self._prices.current(request.model.priced_as))
+    async def quote(self, served: ImageRequest) -> Quote:
+        """What a request as it is served can cost at most; nothing is held or bought."""
+        return quotes.quote(served, await self._prices.current(served.priced_as))
 
     async def drain(self, seconds: float) -> None:
         """Take no new work, let paid calls finish for `seconds`, mark the rest as unknown."""
@@ -146,14 +162,20 @@ class Pipeline:
         if self._running:
             log.info("draining", calls=len(self._running), seconds=seconds)
             await asyncio.wait(self._running, timeout=seconds)
-        for reservation_id in list(self._dispatched):
-            self._settle_soon(Settlement(reservation_id, Outcome.AMBIGUOUS, NanoUsd(0)))
+        for reservation_id in list(self._unsettled):
+            self._settle_as_known(reservation_id)
         if self._settling:
             await asyncio.wait(self._settling, timeout=self._limits.settle_wait_seconds)
         for settling in self._settling:
             log.error("settlement_given_up", settlement=settling.get_name())
         for task in [*self._running, *self._settling]:
             task.cancel()
+
+    def _admit(self) -> None:
+        if self._draining:
+            raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
+        if len(self._running) >= self._limits.max_concurrent_generations:
+            raise Unavailable("Too many images are being made. Try again.", retry_after_seconds=1)
 
     def _ended(self, task: asyncio.Task[Generation]) -> None:
         self._running.discard(task)
@@ -162,21 +184,28 @@ class Pipeline:
         if not task.cancelled():
             task.exception()
 
-    async def _generate(self, caller: Caller, request: ImageRequest) -> Generation:
-        provider = request.model.provider if caller.livemode else SANDBOX
+    async def _generate(
+        self, caller: Caller, request: ImageRequest, partials: PartialSink | None
+    ) -> Generation:
+        served = self.serve(caller, request)
+        provider = served.model.provider if caller.livemode else SANDBOX
         credential = (
             await self._credentials.choose(caller, provider)
             if caller.livemode
             else CredentialChoice(SANDBOX)
         )
-        paid = _Paid(new_id(), caller, request, await self.quote(request), provider, credential)
+        quote = await self.quote(served)
+        paid = _Paid(new_id(), caller, request, served, quote, provider, credential)
         await self._reserve(paid)
         secret = await self._open_credential(paid)
         try:
-            answer = await self._call(paid, secret)
+            answer = await self._call(paid, secret, partials)
+            return await self._succeed(paid, answer)
         except ProviderFailure as failure:
             await self._fail(paid, failure)
-        return await self._succeed(paid, answer)
+        finally:
+            # Whatever broke on the way: what is known of the cost is written down.
+            self._settle_as_known(paid.id)
 
     async def _reserve(self, paid: _Paid) -> None:
         await self._reservations.reserve(
@@ -184,12 +213,12 @@ class Pipeline:
                 id=paid.id,
                 caller=paid.caller,
                 quote=paid.quote,
-                operation="generation",
+                operation=paid.request.operation,
                 requested_model=paid.request.requested_model,
-                served_model=paid.request.model.id,
+                served_model=paid.served.model.id,
                 provider=paid.provider,
                 credential=paid.credential.owner,
-                ttl_seconds=self._hold_seconds(paid.request),
+                ttl_seconds=self._hold_seconds(paid.served),
             )
         )
 
@@ -198,15 +227,17 @@ class Pipeline:
         read_timeout = self._limits.read_timeout_seconds or request.model.read_timeout_seconds
         return int(read_timeout) + self._limits.hold_margin_seconds
 
-    async def _call(self, paid: _Paid, secret: SecretText) -> ProviderAnswer:
+    async def _call(
+        self, paid: _Paid, secret: SecretText, partials: PartialSink | None
+    ) -> ProviderAnswer:
         """The paid call, timed, with an outcome whatever happens."""
-        self._dispatched.add(paid.id)
+        self._unsettled[paid.id] = Settlement(paid.id, Outcome.AMBIGUOUS, NanoUsd(0))
         started = time.perf_counter()
         outcome = Outcome.AMBIGUOUS
         try:
             # The provider's own timeout is per read: an answer that drips never meets it.
-            async with asyncio.timeout(self._hold_seconds(paid.request)):
-                answer = await self._try_twice(paid, secret)
+            async with asyncio.timeout(self._hold_seconds(paid.served)):
+                answer = await self._try_twice(paid, secret, partials)
         except ProviderFailure as failure:
             outcome = failure.outcome
             raise
@@ -225,17 +256,18 @@ class Pipeline:
         finally:
             elapsed = time.perf_counter() - started
             telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
-            self._dispatched.discard(paid.id)
 
-    async def _try_twice(self, paid: _Paid, secret: SecretText) -> ProviderAnswer:
+    async def _try_twice(
+        self, paid: _Paid, secret: SecretText, partials: PartialSink | None
+    ) -> ProviderAnswer:
         """Make the call; once more where the first was surely never sent."""
         provider = self._providers[paid.provider]
         try:
-            return await provider.generate(paid.request, secret)
+            return await provider.generate(paid.served, secret, partials)
         except ProviderFailure as failure:
             if failure.outcome is not Outcome.NOT_SENT:
                 raise
-        return await provider.generate(paid.request, secret)
+        return await provider.generate(paid.served, secret, partials)
 
     async def _open_credential(self, paid: _Paid) -> SecretText:
         """Open the credential, last thing before the call; without it the hold is given back."""
@@ -259,8 +291,14 @@ class Pipeline:
             ) from error
 
     async def _fail(self, paid: _Paid, failure: ProviderFailure) -> NoReturn:
+        cost_nano = None
+        if failure.outcome is Outcome.SUCCESS:  # charged, and no image that could be read
+            cost_nano = self._cost(paid, failure.usage, images=paid.served.n)
+        amount_nano = NanoUsd(0) if cost_nano is None else cost_nano
         await self._acknowledged(
-            self._settle_soon(Settlement(paid.id, failure.outcome, NanoUsd(0)))
+            self._settle_soon(
+                Settlement(paid.id, failure.outcome, amount_nano, usage=failure.usage)
+            )
         )
         log.info(
             "generation_failed",
@@ -272,34 +310,31 @@ class Pipeline:
         raise client_error(
             failure,
             house_credential=paid.credential.owner == "house",
-            model=paid.request.model.id,
+            model=paid.served.model.id,
         ) from failure
 
     async def _succeed(self, paid: _Paid, answer: ProviderAnswer) -> Generation:
-        cost_nano, status, outcome = paid.quote.amount_nano, CostStatus.ESTIMATED, Outcome.SUCCESS
-        if answer.usage is None:
-            outcome = Outcome.SUCCESS_NO_USAGE
-            telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.request.model.id)
-        else:
-            cost_nano = quotes.cost(answer.usage, paid.quote.price)
-            status = CostStatus.ACTUAL
-        decoded = self._decode(paid, answer)
-        # At the same time: the money must not wait for a slow store, nor the answer for both.
-        settling = self._settle_soon(
-            Settlement(
-                paid.id,
-                outcome,
-                cost_nano,
-                images=len(answer.images),
-                usage=answer.usage,
-                stored=tuple(file for file, _ in decoded),
-            )
+        status, outcome = CostStatus.ACTUAL, Outcome.SUCCESS
+        cost_nano = self._cost(paid, answer.usage, images=len(answer.images))
+        if cost_nano is None:
+            status, outcome = CostStatus.ESTIMATED, Outcome.SUCCESS_NO_USAGE
+            cost_nano = paid.quote.amount_nano
+            telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
+        settlement = Settlement(
+            paid.id, outcome, cost_nano, images=len(answer.images), usage=answer.usage
         )
-        images = await self._store_all(paid, answer, decoded)
-        settled = await self._acknowledged(settling)
-        telemetry.cost_nano_usd_total.labels(
-            paid.provider, paid.request.model.id, str(paid.caller.livemode).lower()
-        ).inc(cost_nano)
+        self._unsettled[paid.id] = settlement
+        try:
+            finish = continuity.finish(paid.request, paid.served)
+            answer = await self._results.finish(answer, finish)
+        except ImageUnfinished as error:
+            telemetry.alarm("image_unfinished", generation=str(paid.id), error=error.message)
+            kept, _ = await self._keep(paid, answer, settlement)
+            ids = ", ".join(image.id for image in kept if image.url is not None)
+            raise ImageUnfinished(
+                f"{error.message} As it was made, it is kept as {ids}." if ids else error.message
+            ) from error
+        images, settled = await self._keep(paid, answer, settlement)
         if paid.request.response_format == "url" and images[0].url is None:
             raise StorageFailed(
                 f"The image was made and its cost recorded as generation {paid.id}, but it could "
@@ -309,65 +344,48 @@ class Pipeline:
         return Generation(
             id=paid.id,
             request=paid.request,
+            served=paid.served,
             answer=answer,
             images=images,
             cost_nano=cost_nano,
             cost_status=status if settled else CostStatus.PENDING,
         )
 
-    def _decode(self, paid: _Paid, answer: ProviderAnswer) -> list[tuple[StoredFile, bytes]]:
-        """The images' bytes and where they will lie; nothing where one of them is no base64."""
-        try:
-            contents = [pybase64.b64decode(image, validate=True) for image in answer.images]
-        except binascii.Error:
-            return []
-        decoded = []
-        for content in contents:
-            image_id = new_image_id()
-            file = StoredFile(
-                id=image_id,
-                path=image_path(paid.caller.tenant_id, image_id, answer.output_format),
-                media_type=MEDIA_TYPES[answer.output_format],
-                size_bytes=len(content),
-                ttl_seconds=self._limits.image_ttl_seconds,
-            )
-            decoded.append((file, content))
-        return decoded
+    def _cost(self, paid: _Paid, usage: Usage | None, *, images: int) -> NanoUsd | None:
+        """What a charged call did cost, counted in the metrics; None where nobody has said."""
+        cost_nano = quotes.cost_of_call(paid.served, paid.quote.price, usage=usage, images=images)
+        telemetry.cost_nano_usd_total.labels(
+            paid.provider, paid.served.model.id, str(paid.caller.livemode).lower()
+        ).inc(paid.quote.amount_nano if cost_nano is None else cost_nano)
+        return cost_nano
 
-    async def _store_all(
-        self, paid: _Paid, answer: ProviderAnswer, decoded: list[tuple[StoredFile, bytes]]
-    ) -> tuple[StoredImage, ...]:
-        """Store every image, or give none a link: an answer whose store failed has its bytes."""
-        failed = "no base64" if not decoded else await self._put_all(decoded)
-        if failed:
-            telemetry.alarm("storage_failed", generation=str(paid.id), error=failed)
-            media_type = MEDIA_TYPES[answer.output_format]
-            return tuple(
-                StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
-            )
-        expires_at = int(time.time()) + self._limits.image_ttl_seconds
-        return tuple(
-            StoredImage(
-                file.id, encoded, self._links.sign(file.id, file.path, expires_at), file.media_type
-            )
-            for (file, _), encoded in zip(decoded, answer.images, strict=True)
-        )
+    async def _keep(
+        self, paid: _Paid, answer: ProviderAnswer, settlement: Settlement
+    ) -> tuple[tuple[StoredImage, ...], bool]:
+        """Store and settle; returns the images, and whether Postgres acknowledged in time.
 
-    async def _put_all(self, decoded: list[tuple[StoredFile, bytes]]) -> str | None:
-        """Store every file; the name of the error where one failed."""
-        try:
-            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
-                await asyncio.gather(*(self._store.put(f.path, content) for f, content in decoded))
-        except (StorageFailed, TimeoutError) as error:
-            return type(error).__name__
-        return None
+        At the same time: the money must not wait for a slow store, nor the answer for both.
+        """
+        files = self._results.files(paid.caller, paid.request, answer)
+        settling = self._settle_soon(replace(settlement, stored=tuple(file for file, _ in files)))
+        images = await self._results.store(paid.id, answer, files)
+        settled = await self._acknowledged(settling)
+        if settled and files and images[0].url is None:
+            await self._results.forget(paid.caller, files)
+        return images, settled
 
     async def _acknowledged(self, settling: asyncio.Task[str]) -> bool:
         """Whether Postgres acknowledged a settlement while the client could wait for it."""
         done, _ = await asyncio.wait({settling}, timeout=self._limits.settle_wait_seconds)
         return bool(done) and settling.exception() is None
 
+    def _settle_as_known(self, reservation_id: UUID) -> None:
+        settlement = self._unsettled.get(reservation_id)
+        if settlement is not None:
+            self._settle_soon(settlement)
+
     def _settle_soon(self, settlement: Settlement) -> asyncio.Task[str]:
+        self._unsettled.pop(settlement.id, None)
         # The name is what the log shows of a settlement that a shutdown leaves undone.
         task = asyncio.create_task(self._reservations.settle(settlement), name=repr(settlement))
         self._settling.add(task)

@@ -1,25 +1,25 @@
 """Small previews: what a model needs to see of an image without filling its context."""
 
 import binascii
-import io
 
-from PIL import Image
+import pybase64
+
+from gateway.images.decoding import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.images.spools import new_spool
 
 MAX_EDGE_PIXELS = 256
-QUALITY = 70
 
 
-def make_preview(encoded: str) -> bytes | None:
+async def make_preview(decoder: Decoder, encoded: str) -> bytes | None:
     """A WebP of at most 256 pixels an edge (a few kilobytes), or None where it cannot be made.
 
     The picture was paid for and is stored; a preview that fails must not take it away.
     """
     try:
-        with Image.open(io.BytesIO(binascii.a2b_base64(encoded))) as image:
-            image.draft("RGB", (MAX_EDGE_PIXELS, MAX_EDGE_PIXELS))
-            image.thumbnail((MAX_EDGE_PIXELS, MAX_EDGE_PIXELS), Image.Resampling.BICUBIC)
-            out = io.BytesIO()
-            image.save(out, "WEBP", quality=QUALITY)
-    except (OSError, ValueError, Image.DecompressionBombError):
+        with new_spool() as source, new_spool() as target:
+            source.write(pybase64.b64decode(encoded, validate=True))
+            source.flush()
+            await decoder.thumbnail(source, target, max_edge=MAX_EDGE_PIXELS)
+            return target.read()
+    except (OSError, binascii.Error, PictureRefused, DecoderBusy, DecoderFailed):
         return None
-    return out.getvalue()

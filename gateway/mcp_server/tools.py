@@ -24,6 +24,7 @@ from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, Generation, Scope
 from gateway.errors import GatewayError, InvalidRequest, Unavailable, envelope
+from gateway.images.decoding import Decoder
 from gateway.images.parameters import parse_image_request
 from gateway.images.previews import make_preview
 from gateway.money import format_usd
@@ -125,7 +126,7 @@ async def generate_image(ctx: Context) -> Annotated[CallToolResult, GenerateImag
         generation = await _with_progress(ctx, gateway.pipeline.generate(caller, request))
     except GatewayError as error:
         return render_error(error)
-    return await asyncio.to_thread(_render, generation)
+    return await _render(generation, gateway.finisher)
 
 
 def _arguments(ctx: Context) -> Mapping[str, object]:
@@ -173,7 +174,7 @@ async def _with_progress(ctx: Context, work: Awaitable[Generation]) -> Generatio
         task.cancel()
 
 
-def _render(generation: Generation) -> CallToolResult:
+async def _render(generation: Generation, finisher: Decoder) -> CallToolResult:
     images = [
         GeneratedImage(id=image.id, url=image.url, media_type=image.media_type)
         for image in generation.images
@@ -183,7 +184,7 @@ def _render(generation: Generation) -> CallToolResult:
         id=images[0].id,
         url=images[0].url,
         images=images,
-        model=generation.request.model.id,
+        model=generation.served.model.id,
         requested_model=generation.request.requested_model,
         size=generation.answer.size,
         quality=generation.answer.quality,
@@ -191,15 +192,17 @@ def _render(generation: Generation) -> CallToolResult:
         cost_status=generation.cost_status.value,
     )
     return CallToolResult(
-        content=[*_content(generation), _summary(result)],
+        content=[*await _content(generation, finisher), _summary(result)],
         structured_content=result.model_dump(mode="json"),
     )
 
 
-def _content(generation: Generation) -> list[ContentBlock]:
+async def _content(generation: Generation, finisher: Decoder) -> list[ContentBlock]:
+    previews = await asyncio.gather(
+        *(make_preview(finisher, image.base64) for image in generation.images)
+    )
     blocks: list[ContentBlock] = []
-    for image in generation.images:
-        preview = make_preview(image.base64)
+    for image, preview in zip(generation.images, previews, strict=True):
         if preview is not None:
             encoded = base64.b64encode(preview).decode()
             blocks.append(ImageContent(type="image", data=encoded, mime_type="image/webp"))

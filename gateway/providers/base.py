@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Protocol
 
-from gateway.domain import ImageRequest, Outcome, ProviderAnswer, SecretText
+from gateway.domain import ImageRequest, Outcome, PartialSink, ProviderAnswer, SecretText, Usage
 
 
 class Reason(StrEnum):
@@ -20,7 +20,7 @@ class Reason(StrEnum):
 
 
 class ProviderFailure(Exception):
-    """A call that brought no images; `outcome` says what it may have cost.
+    """A call that brought no images; `outcome` says what it may have cost, `usage` what it did.
 
     `message`, `code` and `param` are the provider's own and may echo parts of a key: they are
     redacted before anybody else sees them.
@@ -35,6 +35,7 @@ class ProviderFailure(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_seconds: int | None = None,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(message)
         self.outcome = outcome
@@ -43,13 +44,22 @@ class ProviderFailure(Exception):
         self.code = code
         self.param = param
         self.retry_after_seconds = retry_after_seconds
+        self.usage = usage
 
 
 class ImageProvider(Protocol):
     """Makes images, one paid call per method call; it never retries by itself."""
 
-    async def generate(self, request: ImageRequest, credential: SecretText) -> ProviderAnswer:
-        """Buy the images of `request`.
+    async def generate(
+        self,
+        request: ImageRequest,
+        credential: SecretText,
+        partials: PartialSink | None = None,
+    ) -> ProviderAnswer:
+        """Buy the images of `request`: a generation, or an edit of its inputs.
+
+        `partials` takes the images on their way, where `request.stream` asks for them. The input
+        files are read from their beginning, wherever they stand.
 
         Raises:
             ProviderFailure: anything but images.

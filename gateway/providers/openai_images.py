@@ -1,28 +1,48 @@
 """OpenAI's Images API through its own SDK: one shared client, one key per call, no retries."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import date
+from tempfile import TemporaryFile
+from typing import BinaryIO, cast
 
-import aiohttp
 import httpx2
 import openai
-import orjson
-from openai import AsyncOpenAI, DefaultAioHttpClient
+import pybase64
+import structlog
+from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient
 
-from gateway.domain import ImageRequest, Outcome, ProviderAnswer, SecretText, Usage
-from gateway.providers.base import ProviderFailure, Reason
+from gateway.domain import (
+    ImageRequest,
+    InputImage,
+    Operation,
+    PartialSink,
+    ProviderAnswer,
+    SecretText,
+)
+from gateway.providers.downloads import DownloadRefused, Downloads
+from gateway.providers.openai_answers import (
+    broken_stream,
+    interrupted,
+    read_answer,
+    read_body,
+    read_completed,
+    read_partial,
+    read_shutdown_dates,
+    refused,
+    unreadable,
+)
 
-MODERATION_CODES = frozenset({"moderation_blocked", "content_policy_violation"})
-QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-# Refusals that OpenAI does not charge for, as long as they come from OpenAI: with its error body.
-# Every other status may have been charged.
-UNCHARGED_STATUSES = frozenset({400, 401, 403, 404, 413, 429})
-GENERATIONS_PATH = "/images/generations"
-FORMATS = frozenset({"png", "jpeg", "webp"})
-MAX_TOKENS = 1_000_000_000
-"""Usage beyond it is no usage: no answer takes a billion tokens."""
+PATHS = {
+    Operation.GENERATION: "/images/generations",
+    Operation.EDIT: "/images/edits",
+    Operation.VARIATION: "/images/variations",
+}
+log = structlog.get_logger(__name__)
+MODELS_PATH = "/models"
+MODELS_TIMEOUT_SECONDS = 30.0
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
-MAX_RETRY_AFTER_SECONDS = 3600
 
 
 class OpenAIImages:
@@ -35,7 +55,9 @@ class OpenAIImages:
         connect_timeout_seconds: float,
         read_timeout_seconds: float | None,
         max_connections: int,
+        downloads: Downloads,
     ) -> None:
+        self._downloads = downloads
         self._connect_timeout_seconds = connect_timeout_seconds
         self._read_timeout_seconds = read_timeout_seconds
         self._client = AsyncOpenAI(
@@ -57,43 +79,133 @@ class OpenAIImages:
     async def close(self) -> None:
         """Close connections."""
         await self._client.close()
+        await self._downloads.close()
 
-    async def generate(self, request: ImageRequest, credential: SecretText) -> ProviderAnswer:
+    async def generate(
+        self,
+        request: ImageRequest,
+        credential: SecretText,
+        partials: PartialSink | None = None,
+    ) -> ProviderAnswer:
         """Buy the images of `request`.
 
         Raises:
             ProviderFailure: anything but images.
         """
-        read_timeout = self._read_timeout_seconds or request.model.read_timeout_seconds
         try:
+            if request.stream:
+                return await self._stream(request, credential, partials)
             # The SDK's own way to call a path: the typed method would only check once more what
             # the catalogue has checked, and parse megabytes of base64 into objects.
             response = await self._client.post(
-                GENERATIONS_PATH,
+                PATHS[request.operation],
                 cast_to=httpx2.Response,
                 body=_parameters(request),
+                files=_files(request),
+                options=self._options(request, credential),
+            )
+        except openai.APIStatusError as error:
+            raise refused(error) from error
+        except openai.APIConnectionError as error:
+            raise interrupted(error) from error
+        body = read_body(response.content)
+        items = cast("list[dict[str, object]]", body["data"])
+        images = await asyncio.gather(*(self._image(item) for item in items))
+        return read_answer(body, images, request)
+
+    async def _image(self, item: Mapping[str, object]) -> object:
+        """The image as base64; some OpenAI-compatible hosts answer with links alone.
+
+        None where its link cannot be used: the answer as a whole then holds no readable image.
+        """
+        url = item.get("url")
+        if item.get("b64_json") is not None or not isinstance(url, str):
+            return item.get("b64_json")
+        with TemporaryFile() as file:
+            try:
+                await self._downloads.fetch(url, file)
+            except DownloadRefused as refusal:
+                log.warning("provider_link_refused", reason=refusal.reason)
+                return None
+            return pybase64.b64encode(file.read()).decode()
+
+    async def shutdown_dates(self, credential: SecretText) -> Mapping[str, date]:
+        """When models end, as `GET /v1/models` announces it.
+
+        Raises:
+            ProviderFailure: no answer, or none that can be read.
+        """
+        try:
+            response = await self._client.get(
+                MODELS_PATH,
+                cast_to=httpx2.Response,
                 options={
                     "headers": {"Authorization": f"Bearer {credential.reveal()}"},
-                    "timeout": httpx2.Timeout(
-                        connect=self._connect_timeout_seconds,
-                        read=read_timeout,
-                        write=read_timeout,
-                        pool=POOL_TIMEOUT_SECONDS,
-                    ),
+                    "timeout": MODELS_TIMEOUT_SECONDS,
                 },
             )
         except openai.APIStatusError as error:
-            raise _refused(error) from error
+            raise refused(error) from error
         except openai.APIConnectionError as error:
-            raise _interrupted(error) from error
-        return read_answer(response.content, request)
+            raise interrupted(error) from error
+        return read_shutdown_dates(response.content)
+
+    async def _stream(
+        self, request: ImageRequest, credential: SecretText, partials: PartialSink | None
+    ) -> ProviderAnswer:
+        """Read events until the last one. A stream that ends without it may have been paid."""
+        stream = await self._client.post(
+            PATHS[request.operation],
+            cast_to=object,
+            body=_parameters(request) | {"stream": True, "partial_images": request.partial_images},
+            files=_files(request),
+            options=self._options(request, credential),
+            stream=True,
+            stream_cls=AsyncStream[object],
+        )
+        async with stream:
+            try:
+                async for event in stream:
+                    if not isinstance(event, Mapping):
+                        continue
+                    kind = str(event.get("type"))
+                    if kind.endswith(".completed"):
+                        return read_completed(event, request)
+                    partial = read_partial(event, request)
+                    if partials is not None and partial is not None:
+                        partials(partial)
+            except openai.APIConnectionError:
+                raise
+            except openai.APIError as error:
+                raise broken_stream(error) from error
+            except ValueError as error:
+                raise unreadable() from error
+        raise unreadable()
+
+    def _options(self, request: ImageRequest, credential: SecretText) -> openai.RequestOptions:
+        read_timeout = self._read_timeout_seconds or request.model.read_timeout_seconds
+        headers = {"Authorization": f"Bearer {credential.reveal()}"}
+        if request.operation is not Operation.GENERATION:
+            headers["Content-Type"] = "multipart/form-data"
+        return {
+            "headers": headers,
+            "timeout": httpx2.Timeout(
+                connect=self._connect_timeout_seconds,
+                read=read_timeout,
+                write=read_timeout,
+                pool=POOL_TIMEOUT_SECONDS,
+            ),
+        }
 
 
-def _parameters(request: ImageRequest) -> dict[str, str | int]:
-    """The fields that the client gave, and no others: the vendor's defaults stay the vendor's."""
-    given: dict[str, str | int | None] = {
+def _parameters(request: ImageRequest) -> dict[str, str | int | bool]:
+    """The fields that the client gave, and no others: the vendor's defaults stay the vendor's.
+
+    Models of DALL·E's time, which only an operator's own host still has, are asked for bytes.
+    """
+    given: dict[str, str | int | bool | None] = {
         "model": request.model.id,
-        "prompt": request.prompt,
+        "prompt": request.prompt or None,
         "n": request.n,
         "size": request.size,
         "quality": request.quality,
@@ -102,139 +214,32 @@ def _parameters(request: ImageRequest) -> dict[str, str | int]:
         "output_compression": request.output_compression,
         "moderation": request.moderation,
         "complexity": request.complexity,
+        "input_fidelity": request.input_fidelity,
+        "style": request.style,
+        "response_format": "b64_json" if request.model.continuity.bare_answer else None,
         "safety_identifier": request.safety_identifier,
         "user": request.user,
     }
     return {name: value for name, value in given.items() if value is not None}
 
 
-def read_answer(content: bytes, request: ImageRequest) -> ProviderAnswer:
-    """Read the body of a 200.
+def _files(request: ImageRequest) -> Sequence[tuple[str, tuple[str, BinaryIO, str]]] | None:
+    """The pictures of an edit as multipart files, each with its true content type.
 
-    Raises:
-        ProviderFailure: it holds no images; it may have been charged all the same.
+    OpenAI refuses what is declared as `application/octet-stream`; files are read as they are sent.
     """
-    try:
-        body = orjson.loads(content)
-        images = tuple(item["b64_json"] for item in body["data"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable() from error
-    if not images or not all(isinstance(image, str) and image for image in images):
-        raise _unreadable()
-    reported = _optional_text(body, "output_format")
-    return ProviderAnswer(
-        images=images,
-        created=body["created"] if isinstance(body.get("created"), int) else 0,
-        usage=read_usage(body.get("usage")),
-        size=_optional_text(body, "size"),
-        quality=_optional_text(body, "quality"),
-        background=_optional_text(body, "background"),
-        output_format=reported
-        if reported and reported in FORMATS
-        else request.output_format or "png",
-    )
-
-
-def read_usage(usage: object) -> Usage | None:
-    """Read `usage`; tokens that no detail explains count as the dearer kind.
-
-    Returns None where it is missing or makes no sense.
-    """
-    if not isinstance(usage, Mapping):
+    if request.operation is Operation.GENERATION:
         return None
-    text_in, image_in = _split(usage, "input_tokens", rest_is_image=False)
-    text_out, image_out = _split(usage, "output_tokens", rest_is_image=True)
-    if text_in is None or image_in is None or text_out is None or image_out is None:
-        return None
-    return Usage(text_in, image_in, text_out, image_out)
+    name = "image" if len(request.inputs) == 1 else "image[]"
+    named = [(name, image) for image in request.inputs]
+    named += [
+        (name, image)
+        for name, image in (("mask", request.mask), ("markup", request.markup))
+        if image is not None
+    ]
+    return [(name, _file(name, number, image)) for number, (name, image) in enumerate(named)]
 
 
-def _split(
-    usage: Mapping[str, object], name: str, *, rest_is_image: bool
-) -> tuple[int, int] | tuple[None, None]:
-    total = _count(usage.get(name))
-    if total is None:
-        return None, None
-    details = usage.get(f"{name}_details")
-    if details is None:
-        # Without pictures among the inputs, what goes in is text.
-        return (0, total) if rest_is_image else (total, 0)
-    if not isinstance(details, Mapping):
-        return None, None
-    text, image = _count(details.get("text_tokens", 0)), _count(details.get("image_tokens", 0))
-    if text is None or image is None:
-        return None, None
-    return text, image + max(0, total - text - image)
-
-
-def _count(value: object) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_count else None  # type: ignore[return-value]
-
-
-def _optional_text(body: Mapping[str, object], name: str) -> str | None:
-    value = body.get(name)
-    return value if isinstance(value, str) else None
-
-
-def _unreadable() -> ProviderFailure:
-    return ProviderFailure(
-        Outcome.AMBIGUOUS, Reason.UNKNOWN, "The provider's answer holds no readable image."
-    )
-
-
-def _refused(error: openai.APIStatusError) -> ProviderFailure:
-    is_theirs = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
-    if error.status_code not in UNCHARGED_STATUSES or not is_theirs:
-        return ProviderFailure(
-            Outcome.AMBIGUOUS, Reason.UNKNOWN, f"The provider answered {error.status_code}."
-        )
-    message = str(error.body["message"]) if isinstance(error.body, Mapping) else ""
-    code = error.code if isinstance(error.code, str) else None
-    return ProviderFailure(
-        Outcome.MODERATION if code in MODERATION_CODES else Outcome.REJECTED,
-        _reason(error.status_code, code, message),
-        message,
-        code=code,
-        param=error.param if isinstance(error.param, str) else None,
-        retry_after_seconds=_retry_after(error.response.headers),
-    )
-
-
-def _reason(status: int, code: str | None, message: str) -> Reason:
-    if code in MODERATION_CODES:
-        return Reason.MODERATION
-    if code in QUOTA_CODES:
-        return Reason.QUOTA
-    if code == "model_not_found" or (message.startswith("The model") and "not exist" in message):
-        return Reason.MODEL
-    by_status = {
-        401: Reason.CREDENTIAL,
-        403: Reason.CREDENTIAL,
-        404: Reason.MODEL,
-        429: Reason.RATE_LIMITED,
-    }
-    return by_status.get(status, Reason.INVALID)
-
-
-def _retry_after(headers: httpx2.Headers) -> int | None:
-    text = headers.get("retry-after", "")
-    return min(int(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdecimal() else None
-
-
-def _interrupted(error: openai.APIConnectionError) -> ProviderFailure:
-    """Tell a connection that never came about from one that broke.
-
-    The transport's own mapping cannot be used: it reports a connection that was reset after the
-    request was sent as a connect timeout. The innermost cause, aiohttp's, says which it was.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            return ProviderFailure(
-                Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
-            )
-        cause = cause.__cause__
-    return ProviderFailure(
-        Outcome.AMBIGUOUS, Reason.UNKNOWN, "The connection to the provider broke during the call."
-    )
+def _file(name: str, number: int, image: InputImage) -> tuple[str, BinaryIO, str]:
+    extension = image.media_type.partition("/")[2]
+    return (f"{name.rstrip('[]')}-{number}.{extension}", image.file, image.media_type)

@@ -10,6 +10,7 @@ from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, Scope
 from gateway.errors import InvalidRequest, PayloadTooLarge
+from gateway.rest.uploads import UploadReader
 
 # Dependencies are coroutines even where they await nothing: the framework would run a plain
 # function in a worker thread, at twenty times the cost.
@@ -19,6 +20,12 @@ async def get_gateway(request: Request) -> Gateway:
     """The opened gateway."""
     gateway: Gateway = request.app.state.gateway
     return gateway
+
+
+async def get_uploads(request: Request) -> UploadReader:
+    """What reads bodies with pictures."""
+    uploads: UploadReader = request.app.state.uploads
+    return uploads
 
 
 async def get_caller(request: Request) -> Caller:
@@ -40,6 +47,7 @@ class _Scoped:
 
 
 GatewayDep = Annotated[Gateway, Depends(get_gateway)]
+UploadsDep = Annotated[UploadReader, Depends(get_uploads)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
 ImageReader = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]

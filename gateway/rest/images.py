@@ -1,29 +1,59 @@
-"""Making images, quoting them, and serving their links."""
+"""Making and editing images, and quoting them."""
 
-import time
-from datetime import UTC, datetime
-from datetime import time as day_time
+from contextlib import ExitStack
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
-from gateway.domain import Generation, Model, Usage
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller, ImageRequest, Operation
+from gateway.images.inputs import add_inputs
 from gateway.images.parameters import parse_image_request
-from gateway.images.storage import MEDIA_TYPES
-from gateway.money import format_usd, format_usd_short
-from gateway.rest.dependencies import GatewayDep, ImageWriter, read_json_object
-from gateway.rest.schemas import ErrorAnswer, ImageAnswer, ImageBody, QuoteAnswer
+from gateway.money import format_usd_short
+from gateway.rest.answers import generation_headers, render_generation
+from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
+from gateway.rest.schemas import (
+    EditBody,
+    EditForm,
+    ErrorAnswer,
+    ImageAnswer,
+    ImageBody,
+    QuoteAnswer,
+    VariationForm,
+)
+from gateway.rest.streaming import stream_generation
+from gateway.rest.uploads import UploadReader
 
 router = APIRouter(tags=["images"])
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ImageBody.model_json_schema()}},
-    }
-}
+
+
+def documented(**bodies: type[BaseModel]) -> dict[str, object]:
+    """The body's documentation by content type; its fields are checked by the catalogue."""
+    names = {"json": "application/json", "form": "multipart/form-data"}
+    content = {names[kind]: {"schema": _schema(body)} for kind, body in bodies.items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _schema(body: type[BaseModel]) -> object:
+    """The schema with what it refers to in its place: `$defs` are not found from within a page."""
+    schema = body.model_json_schema()
+    definitions: dict[str, object] = schema.pop("$defs", {})
+
+    def resolved(part: object) -> object:
+        if isinstance(part, list):
+            return [resolved(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        name = str(part.get("$ref", "")).removeprefix("#/$defs/")
+        return resolved(definitions[name]) if name else {k: resolved(v) for k, v in part.items()}
+
+    return resolved(schema)
+
+
 ERRORS: dict[int | str, dict[str, object]] = {
     status: {"model": ErrorAnswer}
-    for status in (400, 401, 402, 403, 404, 413, 424, 429, 502, 503, 504)
+    for status in (400, 401, 402, 403, 404, 413, 424, 429, 500, 502, 503, 504)
 }
 
 
@@ -32,14 +62,73 @@ ERRORS: dict[int | str, dict[str, object]] = {
     summary="Make images",
     response_model=ImageAnswer,
     responses=ERRORS,
-    openapi_extra=BODY,
+    openapi_extra=documented(json=ImageBody),
 )
 async def create_images(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Make images with one paid call, held against every budget that applies before it is made."""
-    body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
-    image_request = parse_image_request(
-        body, caller, gateway.core.catalog, default_model=gateway.settings.default_model
+    image_request = await _read_generation(request, gateway, caller)
+    return await answer(gateway, caller, image_request)
+
+
+@router.post(
+    "/v1/images/edits",
+    summary="Edit images",
+    response_model=ImageAnswer,
+    responses=ERRORS,
+    openapi_extra=documented(form=EditForm, json=EditBody),
+)
+async def edit_images(
+    request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
+) -> Response:
+    """Change one to sixteen pictures by a prompt; a mask's transparent area says where."""
+    image_request = await read_inputs(request, gateway, caller, uploads, Operation.EDIT)
+    return await answer(gateway, caller, image_request)
+
+
+@router.post(
+    "/v1/images/variations",
+    summary="Make variations of an image",
+    response_model=ImageAnswer,
+    responses=ERRORS,
+    openapi_extra=documented(form=VariationForm),
+)
+async def vary_image(
+    request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
+) -> Response:
+    """DALL·E 2's variations, which its vendor shut down; served by a successor's edit."""
+    image_request = await read_inputs(request, gateway, caller, uploads, Operation.VARIATION)
+    return await answer(gateway, caller, image_request)
+
+
+@router.post(
+    "/v1/images/quotes",
+    summary="What a request can cost at most",
+    response_model=QuoteAnswer,
+    responses=ERRORS,
+    openapi_extra=documented(json=ImageBody),
+)
+async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
+    """The same body as for generations; nothing is bought and nothing held."""
+    image_request = await _read_generation(request, gateway, caller)
+    served = gateway.pipeline.serve(caller, image_request)
+    quote = await gateway.pipeline.quote(served)
+    quoted = QuoteAnswer(
+        model=image_request.requested_model,
+        served_model=served.model.id,
+        cost_usd_max=format_usd_short(quote.amount_nano),
     )
+    return Response(quoted.model_dump_json(), media_type="application/json")
+
+
+async def answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) -> Response:
+    """Make the images and answer with them, whole or as a stream."""
+    if image_request.stream:
+        return await stream_generation(
+            gateway.pipeline,
+            caller,
+            image_request,
+            keepalive_seconds=gateway.settings.stream_keepalive_seconds,
+        )
     generation = await gateway.pipeline.generate(caller, image_request)
     return Response(
         orjson.dumps(render_generation(generation)),
@@ -48,105 +137,29 @@ async def create_images(request: Request, gateway: GatewayDep, caller: ImageWrit
     )
 
 
-@router.post(
-    "/v1/images/quotes",
-    summary="What a request can cost at most",
-    response_model=QuoteAnswer,
-    responses=ERRORS,
-    openapi_extra=BODY,
-)
-async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
-    """The same body as for generations; nothing is bought and nothing held."""
+async def _read_generation(request: Request, gateway: Gateway, caller: Caller) -> ImageRequest:
     body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
-    image_request = parse_image_request(
+    return parse_image_request(
         body, caller, gateway.core.catalog, default_model=gateway.settings.default_model
     )
-    quote = await gateway.pipeline.quote(image_request)
-    answer = QuoteAnswer(
-        model=image_request.requested_model,
-        served_model=image_request.model.id,
-        cost_usd_max=format_usd_short(quote.amount_nano),
-    )
-    return Response(answer.model_dump_json(), media_type="application/json")
 
 
-@router.head("/images/{image_id}", include_in_schema=False)
-@router.get("/images/{image_id}", summary="The bytes of an image")
-async def get_image(image_id: str, gateway: GatewayDep, exp: str = "", sig: str = "") -> Response:
-    """Served by signed, expiring link; no key is needed."""
-    now = int(time.time())
-    path = gateway.links.verify(image_id, exp, sig, now=now)
-    content = await gateway.store.get(path)
-    return Response(
-        content,
-        media_type=MEDIA_TYPES[path.rpartition(".")[2]],
-        headers={
-            "ETag": f'"{image_id}"',
-            "Cache-Control": f"private, max-age={max(0, int(exp) - now)}, immutable",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Disposition": f'inline; filename="{path.rpartition("/")[2]}"',
-        },
-    )
-
-
-def render_generation(generation: Generation) -> dict[str, object]:
-    """OpenAI's images response."""
-    answer = generation.answer
-    by_url = generation.request.response_format == "url"
-    rendered: dict[str, object] = {
-        "created": answer.created or int(time.time()),
-        "data": [
-            {"url": image.url} if by_url else {"b64_json": image.base64}
-            for image in generation.images
-        ],
-        "background": answer.background,
-        "output_format": answer.output_format,
-        "quality": answer.quality,
-        "size": answer.size,
-    }
-    if answer.usage is not None:
-        rendered["usage"] = render_usage(answer.usage)
-    return rendered
-
-
-def render_usage(usage: Usage) -> dict[str, object]:
-    """OpenAI's usage object."""
-    return {
-        "input_tokens": usage.input_tokens,
-        "input_tokens_details": {
-            "text_tokens": usage.text_input_tokens,
-            "image_tokens": usage.image_input_tokens,
-        },
-        "output_tokens": usage.output_tokens,
-        "output_tokens_details": {
-            "text_tokens": usage.text_output_tokens,
-            "image_tokens": usage.image_output_tokens,
-        },
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-    }
-
-
-def generation_headers(generation: Generation) -> dict[str, str]:
-    """What the answer cost, which model served it, and how long that model lives."""
-    return {
-        "X-Gateway-Generation-Id": str(generation.id),
-        "X-Gateway-Cost-Usd": format_usd(generation.cost_nano),
-        "X-Gateway-Cost-Status": generation.cost_status,
-        "X-Gateway-Requested-Model": generation.request.requested_model,
-        "X-Gateway-Served-Model": generation.request.model.id,
-        **lifetime_headers(generation.request.model),
-    }
-
-
-def lifetime_headers(model: Model) -> dict[str, str]:
-    """`Deprecation` (RFC 9745), `Sunset` (RFC 8594), successor: where a vendor gave dates."""
-    headers = {}
-    if model.deprecation_date is not None:
-        since = datetime.combine(model.deprecation_date, day_time(), UTC)
-        headers["Deprecation"] = f"@{int(since.timestamp())}"
-    if model.shutdown_date is not None:
-        sunset = datetime.combine(model.shutdown_date, day_time(), UTC)
-        headers["Sunset"] = sunset.strftime("%a, %d %b %Y %H:%M:%S GMT")
-    if model.successor is not None:
-        headers["Link"] = f'</v1/models/{model.successor}>; rel="successor-version"'
-    return headers
+async def read_inputs(
+    request: Request,
+    gateway: Gateway,
+    caller: Caller,
+    uploads: UploadReader,
+    operation: Operation,
+) -> ImageRequest:
+    """Read and check a request that brings pictures; what comes back owns its files."""
+    with ExitStack() as files:
+        form = await uploads.read(request, caller, files)
+        image_request = parse_image_request(
+            form.fields,
+            caller,
+            gateway.core.catalog,
+            operation=operation,
+            default_model=gateway.settings.default_model,
+        )
+        pictures = await uploads.fetch(form, image_request, files)
+        return await add_inputs(image_request, pictures, gateway.decoder)

@@ -6,6 +6,7 @@ from datetime import time as day_time
 from fastapi import APIRouter
 
 from gateway.domain import Model
+from gateway.errors import ModelRetired, NotFound
 from gateway.rest.dependencies import GatewayDep, ImageReader
 
 router = APIRouter(tags=["models"])
@@ -13,23 +14,32 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", summary="The models that this key may use")
 async def list_models(gateway: GatewayDep, caller: ImageReader) -> dict[str, object]:
-    """Living models only, as OpenAI lists them, with dates and capabilities besides."""
-    models = [render_model(model) for model in gateway.core.catalog.available(caller)]
+    """As OpenAI lists them, with dates and capabilities; also those a successor serves."""
+    catalog = gateway.core.catalog
+    models = [
+        render_model(model, catalog.serving(model, livemode=caller.livemode))
+        for model in catalog.available(caller)
+    ]
     return {"object": "list", "data": models}
 
 
 @router.get("/v1/models/{model_id}", summary="One model")
 async def get_model(model_id: str, gateway: GatewayDep, caller: ImageReader) -> dict[str, object]:
-    """A living model that this key may use."""
-    return render_model(gateway.core.catalog.find(caller, model_id))
+    """A model that this key may use."""
+    try:
+        model = gateway.core.catalog.find(caller, model_id)
+    except ModelRetired as error:
+        # As OpenAI answers here, other than where images are made.
+        raise NotFound(error.message, code="model_not_found", param="model") from None
+    return render_model(model, gateway.core.catalog.serving(model, livemode=caller.livemode))
 
 
-def render_model(model: Model) -> dict[str, object]:
-    """OpenAI's model object, extended."""
+def render_model(model: Model, serving: Model) -> dict[str, object]:
+    """OpenAI's model object, extended; `served_model` says who really draws."""
     released = datetime.combine(model.released or datetime.now(UTC).date(), day_time(), UTC)
     rule = model.sizes
     sizes: dict[str, object] = (
-        {"fixed": [*rule.fixed, "auto"]}
+        {"fixed": [*rule.fixed, *(["auto"] if rule.auto else [])]}
         if rule.fixed
         else {
             "multiple_of": rule.multiple_of,
@@ -46,6 +56,7 @@ def render_model(model: Model) -> dict[str, object]:
         "owned_by": model.provider,
         "shutdown_date": None if model.shutdown_date is None else model.shutdown_date.isoformat(),
         "successor": model.successor,
+        "served_model": serving.id,
         "capabilities": {
             "endpoints": sorted(model.endpoints),
             "sizes": sizes,
@@ -53,6 +64,7 @@ def render_model(model: Model) -> dict[str, object]:
             "output_formats": list(model.output_formats),
             "backgrounds": list(model.backgrounds),
             "max_images": model.max_images,
+            "max_input_images": model.inputs.max_images,
             "max_prompt_characters": model.max_prompt_characters,
         },
     }

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.tables import ApiKeyRow, OperatorKeyRow
-from gateway.domain import Caller, Operator, Scope, SecretText, new_id
+from gateway.domain import Caller, Operator, Scope, SecretText, TenantSettings, new_id
 from gateway.errors import Forbidden, NotFound, Unauthenticated
 from gateway.tenancy import key_format
 
@@ -76,7 +76,7 @@ class ApiKeys:
         return caller
 
     async def _load_caller(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
-        rows = await self._database.call("SELECT * FROM find_api_key(:digest)", {"digest": digest})
+        rows = await self._database.call("SELECT * FROM find_caller(:digest)", {"digest": digest})
         if not rows or rows[0].revoked_at is not None:
             return None
         row = rows[0]
@@ -89,6 +89,11 @@ class ApiKeys:
             models=None if row.models is None else frozenset(row.models),
             expires_at=row.expires_at,
             tenant_status=row.tenant_status,
+            tenant_settings=TenantSettings(
+                continuity=row.continuity,
+                stores_prompts=row.stores_prompts,
+                image_retention_seconds=row.image_retention_seconds,
+            ),
         )
         return caller, str(row.tenant_id)
 

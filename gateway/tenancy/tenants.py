@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
+from typing import Final
 from uuid import UUID
 from zoneinfo import available_timezones
 
@@ -14,17 +16,33 @@ from gateway.domain import new_id
 from gateway.errors import InvalidRequest, NotFound
 
 MAX_NAME_CHARACTERS = 100
+MIN_RETENTION_SECONDS = 60
+MAX_RETENTION_SECONDS = 315_360_000
+MAX_IMAGE_BYTES = 2**63 - 1
+
+
+class Unchanged(Enum):
+    """Stands for a setting that stays as it is, where None is a value of its own."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A paying customer."""
+    """A paying customer. None: as long as the gateway keeps images; without a cap."""
 
     id: UUID
     name: str
     status: str
     time_zone: str
     created_at: datetime
+    continuity: bool
+    stores_prompts: bool
+    image_retention_seconds: int | None
+    max_image_bytes: int | None
 
 
 async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC") -> Tenant:
@@ -84,6 +102,54 @@ async def set_status(session: OperatorSession, name_or_id: str, status: str) -> 
     tenant = await find(session, name_or_id)
     await session.execute(update(TenantRow).where(TenantRow.id == tenant.id).values(status=status))
     return await find(session, name_or_id)
+
+
+async def set_settings(
+    session: OperatorSession,
+    name_or_id: str,
+    *,
+    continuity: bool | Unchanged = UNCHANGED,
+    stores_prompts: bool | Unchanged = UNCHANGED,
+    image_retention_seconds: int | Unchanged | None = UNCHANGED,
+    max_image_bytes: int | Unchanged | None = UNCHANGED,
+) -> Tenant:
+    """Change what a tenant has chosen; every worker hears of it at once.
+
+    A new retention counts for images that are made from now on; a cap for those that are there.
+
+    Raises:
+        NotFound: there is no such tenant.
+        InvalidRequest: a number is out of range.
+    """
+    if isinstance(image_retention_seconds, int) and not (
+        MIN_RETENTION_SECONDS <= image_retention_seconds <= MAX_RETENTION_SECONDS
+    ):
+        raise InvalidRequest(
+            "Images are kept for at least a minute and at most ten years "
+            f"({MIN_RETENTION_SECONDS} to {MAX_RETENTION_SECONDS} seconds).",
+            param="image_retention_seconds",
+        )
+    if isinstance(max_image_bytes, int) and not 0 <= max_image_bytes <= MAX_IMAGE_BYTES:
+        raise InvalidRequest(
+            "A cap on stored bytes is a number from 0 on, or none.", param="max_image_bytes"
+        )
+    tenant = await find(session, name_or_id)
+    given = {
+        "continuity": continuity,
+        "stores_prompts": stores_prompts,
+        "image_retention_seconds": image_retention_seconds,
+        "max_image_bytes": max_image_bytes,
+    }
+    changes = {name: value for name, value in given.items() if value is not UNCHANGED}
+    if changes:
+        await session.execute(update(TenantRow).where(TenantRow.id == tenant.id).values(**changes))
+    return await find(session, str(tenant.id))
+
+
+async def ids_after(session: OperatorSession, after: UUID, *, limit: int) -> list[UUID]:
+    """Ids of tenants, in order, from the one behind `after` on."""
+    query = select(TenantRow.id).where(TenantRow.id > after).order_by(TenantRow.id).limit(limit)
+    return list(await session.scalars(query))
 
 
 async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
@@ -150,4 +216,14 @@ def _as_uuid(text: str) -> UUID | None:
 
 
 def _tenant(row: TenantRow) -> Tenant:
-    return Tenant(row.id, row.name, row.status, row.time_zone, row.created_at)
+    return Tenant(
+        id=row.id,
+        name=row.name,
+        status=row.status,
+        time_zone=row.time_zone,
+        created_at=row.created_at,
+        continuity=row.continuity,
+        stores_prompts=row.stores_prompts,
+        image_retention_seconds=row.image_retention_seconds,
+        max_image_bytes=row.max_image_bytes,
+    )

@@ -23,6 +23,8 @@ class StubConfig:
     """Text output tokens each call of gpt-image-1.5 and chatgpt-image-latest reports and bills."""
     record_calls: bool = True
     """Off for long benchmarks, where a list of every call would only grow."""
+    keep_files: bool = False
+    """Keep what was uploaded, for `Stub.files`; off, since edits can be large."""
     max_body_bytes: int = 900 * 2**20
 
 
@@ -40,6 +42,7 @@ def patched(config: StubConfig, patch: Mapping[str, object]) -> StubConfig:
         retired_models=_names(merged, "retired_models"),
         output_text_tokens=int(_number(merged, "output_text_tokens", int)),
         record_calls=bool(_number(merged, "record_calls", bool)),
+        keep_files=bool(_number(merged, "keep_files", bool)),
         max_body_bytes=int(_number(merged, "max_body_bytes", int)),
     )
 

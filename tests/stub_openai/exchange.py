@@ -42,6 +42,7 @@ _USAGE_FORMS: dict[str, UsageForm] = {
     "usage_missing": "missing",
     "usage_without_details": "no_details",
 }
+_STREAM_END = 2  # the last event, and the chunk that ends the body
 _DELIVERING = ("answer", *_USAGE_FORMS)
 
 
@@ -147,6 +148,8 @@ def _record(state: State, request: Request, key: str, body: _Body) -> None:
             for part in body.parts
             if part.filename is not None
         )
+        if state.config.keep_files:
+            state.files.append(tuple(p.data for p in body.parts if p.filename is not None))
     if request.path.startswith("/v1/images/"):
         state.image_call_count += 1
     state.record(
@@ -241,15 +244,26 @@ async def _strike(exchange: Exchange, fault: Fault) -> None:
     elif kind == "truncated_body":
         _send_half(exchange)
         connection.close()
-    elif kind.startswith("hang_"):
-        if kind == "hang_in_body":
-            _send_half(exchange)
-        await connection.lost()
+    elif kind == "stream_hold" or kind.startswith("hang_"):
+        await _pause(exchange, kind)
     else:
         if kind == "reset_after_headers":
             connection.write(exchange.answer().head)
             await connection.flushed()
         connection.reset()
+
+
+async def _pause(exchange: Exchange, kind: str) -> None:
+    connection = exchange.connection
+    if kind == "stream_hold":
+        answer = exchange.answer()
+        connection.write(answer.head, *answer.body[:-_STREAM_END])
+        await exchange.state.hold()
+        connection.write(*answer.body[-_STREAM_END:])
+        return
+    if kind == "hang_in_body":
+        _send_half(exchange)
+    await connection.lost()
 
 
 def _error_answer(exchange: Exchange, fault: Fault) -> Answer:

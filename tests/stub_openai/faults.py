@@ -21,6 +21,7 @@ Kind = Literal[
     "hang_in_body",
     "status",
     "stream_error",
+    "stream_hold",
     "usage_missing",
     "usage_without_details",
     "unreadable_json",
@@ -40,6 +41,7 @@ BILLED_BY_DEFAULT: Final[dict[Kind, bool]] = {
     "hang_in_body": True,
     "status": False,
     "stream_error": False,
+    "stream_hold": True,
     "usage_missing": True,
     "usage_without_details": True,
     "unreadable_json": True,
@@ -69,6 +71,8 @@ class Fault:
       status                 an error: `status`, or one of `errors.PRESETS` named in `preset`;
                              `html` answers with a proxy's HTML page instead of JSON
       stream_error           a stream that sends its partial images, then an `error` event
+      stream_hold            a stream that sends its partial images, waits until released, and
+                             then sends the rest
       usage_missing          200 without `usage`
       usage_without_details  200 whose `usage` has totals only
       unreadable_json        200 whose body is not JSON

@@ -41,6 +41,11 @@ class Stub:
         return list(self._state.calls)
 
     @property
+    def files(self) -> list[tuple[bytes, ...]]:
+        """What each multipart call uploaded, in its order, while `keep_files` was set."""
+        return list(self._state.files)
+
+    @property
     def faults(self) -> FaultQueue:
         return self._state.faults
 

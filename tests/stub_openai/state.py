@@ -66,6 +66,7 @@ class State:
         self.config = config
         self.faults = FaultQueue()
         self.calls: list[Call] = []
+        self.files: list[tuple[bytes, ...]] = []
         self.bill = Bill(bill_file, time.time)
         self.tasks: set[asyncio.Task[None]] = set()
         self.control_tasks: set[asyncio.Task[None]] = set()
@@ -189,6 +190,7 @@ class State:
         await asyncio.gather(*running, return_exceptions=True)
         self.faults.clear()
         self.calls = []
+        self.files = []
         self.bill.forget()
         self.call_count = self.image_call_count = 0
         self.max_in_flight = self.in_flight

@@ -1,0 +1,143 @@
+"""Commands for tenants and what they have chosen."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from gateway.bootstrap import Core
+from gateway.cli.amounts import format_bytes, format_seconds, parse_bytes, parse_duration
+from gateway.cli.output import JsonOption, console, fields, print_json, run, show
+from gateway.tenancy import tenants as tenancy
+from gateway.tenancy.tenants import UNCHANGED, Tenant
+
+tenants = typer.Typer(help="Tenants: the customers that own everything.", no_args_is_help=True)
+
+
+class Prompts(StrEnum):
+    """What is kept of a prompt."""
+
+    STORED = "stored"
+    HASHED = "hashed"
+
+
+@tenants.command("create")
+def create_tenant(
+    name: Annotated[str, typer.Argument(help="A name, unique here.")],
+    time_zone: Annotated[
+        str, typer.Option(help="Where the tenant's days and months begin, e.g. Europe/Madrid.")
+    ] = "UTC",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a tenant."""
+
+    async def work(core: Core) -> Tenant:
+        async with core.database.operator() as session:
+            return await tenancy.create(session, name, time_zone=time_zone)
+
+    tenant = run(work)
+    if as_json:
+        print_json(tenant)
+    else:
+        console.print(f"Tenant {tenant.name} is made: {tenant.id}")
+        console.print(f"Next: gateway keys create --tenant {tenant.name}")
+
+
+@tenants.command("list")
+def list_tenants(as_json: JsonOption = False) -> None:
+    """Show every tenant."""
+
+    async def work(core: Core) -> list[Tenant]:
+        async with core.database.operator() as session:
+            return await tenancy.list_all(session)
+
+    found = run(work)
+    if as_json:
+        print_json(found)
+    else:
+        show([_row(tenant) for tenant in found], as_json=False, empty="No tenants yet.")
+
+
+def _row(tenant: Tenant) -> dict[str, object]:
+    kept, cap = tenant.image_retention_seconds, tenant.max_image_bytes
+    return {
+        **fields(tenant, "name", "id", "status", "time_zone", "continuity"),
+        "prompts": "stored" if tenant.stores_prompts else "hashed",
+        "images_kept": "default" if kept is None else format_seconds(kept),
+        "images_cap": "none" if cap is None else format_bytes(cap),
+        "created_at": tenant.created_at,
+    }
+
+
+@tenants.command("set")
+def set_tenant(
+    tenant: Annotated[str, typer.Argument(help="Name or id of the tenant.")],
+    continuity: Annotated[
+        bool | None,
+        typer.Option("--continuity/--no-continuity", help="Serve retired models by a successor."),
+    ] = None,
+    prompts: Annotated[
+        Prompts | None, typer.Option(help="Whether prompts stay readable beside their images.")
+    ] = None,
+    image_retention: Annotated[
+        str | None, typer.Option(help="How long new images are kept: 30d, 12h, or `default`.")
+    ] = None,
+    max_image_bytes: Annotated[
+        str | None, typer.Option(help="The oldest images beyond it go: 10GB, 512MiB, or `none`.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what a tenant has chosen; what is not named stays as it is."""
+    if all(one is None for one in (continuity, prompts, image_retention, max_image_bytes)):
+        raise typer.BadParameter("say what to change; --help lists it")
+    kept = UNCHANGED if image_retention is None else _retention_seconds(image_retention)
+    cap = UNCHANGED if max_image_bytes is None else _cap_bytes(max_image_bytes)
+
+    async def work(core: Core) -> Tenant:
+        async with core.database.operator() as session:
+            return await tenancy.set_settings(
+                session,
+                tenant,
+                continuity=UNCHANGED if continuity is None else continuity,
+                stores_prompts=UNCHANGED if prompts is None else prompts is Prompts.STORED,
+                image_retention_seconds=kept,
+                max_image_bytes=cap,
+            )
+
+    changed = run(work)
+    if as_json:
+        print_json(changed)
+    else:
+        show([_row(changed)], as_json=False)
+
+
+def _retention_seconds(text: str) -> int | None:
+    return None if text == "default" else int(parse_duration(text).total_seconds())
+
+
+def _cap_bytes(text: str) -> int | None:
+    return None if text == "none" else parse_bytes(text)
+
+
+@tenants.command("suspend")
+def suspend_tenant(tenant: str, as_json: JsonOption = False) -> None:
+    """Refuse every key of a tenant from now on."""
+    _set_status(tenant, "suspended", as_json=as_json)
+
+
+@tenants.command("resume")
+def resume_tenant(tenant: str, as_json: JsonOption = False) -> None:
+    """Let a suspended tenant's keys work again."""
+    _set_status(tenant, "active", as_json=as_json)
+
+
+def _set_status(name: str, status: str, *, as_json: bool) -> None:
+    async def work(core: Core) -> Tenant:
+        async with core.database.operator() as session:
+            return await tenancy.set_status(session, name, status)
+
+    tenant = run(work)
+    if as_json:
+        print_json(tenant)
+    else:
+        console.print(f"Tenant {tenant.name} is {tenant.status}.")

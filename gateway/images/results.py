@@ -1,0 +1,166 @@
+"""From a provider's answer to stored images: finished as the contract asks, kept, and linked."""
+
+import asyncio
+import binascii
+import re
+import time
+from dataclasses import replace
+from typing import BinaryIO
+from uuid import UUID
+
+import pybase64
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway import telemetry
+from gateway.billing.reservations import StoredFile
+from gateway.db.engine import Database, DatabaseUnavailable
+from gateway.domain import Caller, ImageRequest, ProviderAnswer, StoredImage
+from gateway.errors import ImageUnfinished, StorageFailed
+from gateway.images.continuity import Finish
+from gateway.images.decoding import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.images.links import LinkSigner
+from gateway.images.metadata import sniff_format
+from gateway.images.prompts import prompt_hash
+from gateway.images.retention import expire_at_once, link_expiry, retention_seconds
+from gateway.images.spools import new_spool
+from gateway.images.storage import MEDIA_TYPES, ImageStore, image_path, new_image_id
+
+STORE_TIMEOUT_SECONDS = 60.0
+log = structlog.get_logger(__name__)
+_SIZE_FORM = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
+
+
+class Results:
+    """Finishes, stores and links what was bought."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        links: LinkSigner,
+        decoder: Decoder,
+        database: Database,
+        *,
+        link_key: bytes,
+        image_ttl_seconds: int,
+        image_retention_seconds: int,
+    ) -> None:
+        self._store = store
+        self._links = links
+        self._decoder = decoder
+        self._database = database
+        self._link_key = link_key
+        self._image_ttl_seconds = image_ttl_seconds
+        self._image_retention_seconds = image_retention_seconds
+
+    async def finish(self, answer: ProviderAnswer, finish: Finish | None) -> ProviderAnswer:
+        """Bring every picture to the size, and behind the mask, that the client was promised.
+
+        Raises:
+            ImageUnfinished: one of them cannot be read, or the machine has no room for it.
+        """
+        if finish is None:
+            return answer
+        try:
+            images = await asyncio.gather(*(self._finish(image, finish) for image in answer.images))
+        except (binascii.Error, OSError, PictureRefused, DecoderBusy, DecoderFailed) as error:
+            raise ImageUnfinished(
+                "The image was made and its cost recorded, but it could not be brought to "
+                f"{finish.width}x{finish.height}: {type(error).__name__}."
+            ) from error
+        size = f"{finish.width}x{finish.height}"
+        return replace(answer, images=tuple(images), size=size, output_format="png")
+
+    async def _finish(self, encoded: str, finish: Finish) -> str:
+        with new_spool() as made, new_spool() as target:
+            made.write(pybase64.b64decode(encoded, validate=True))
+            made.flush()
+            try:
+                await self._draw(made, finish, target)
+            except (PictureRefused, DecoderFailed):
+                # Its process may have been killed for something else, and the picture is paid for.
+                await self._draw(made, finish, target)
+            target.seek(0)
+            return pybase64.b64encode(target.read()).decode()
+
+    async def _draw(self, made: BinaryIO, finish: Finish, target: BinaryIO) -> None:
+        width, height = finish.width, finish.height
+        if finish.original is None or finish.mask is None:
+            await self._decoder.resample(made, target, width=width, height=height)
+            return
+        await self._decoder.composite(
+            finish.original.file, finish.mask.file, made, target, width=width, height=height
+        )
+
+    def files(
+        self, caller: Caller, request: ImageRequest, answer: ProviderAnswer
+    ) -> list[tuple[StoredFile, bytes]]:
+        """The images' bytes and where they will lie; nothing where one of them is no base64."""
+        try:
+            contents = [pybase64.b64decode(image, validate=True) for image in answer.images]
+        except binascii.Error:
+            return []
+        return [(self._file(caller, request, answer, content), content) for content in contents]
+
+    def _file(
+        self, caller: Caller, request: ImageRequest, answer: ProviderAnswer, content: bytes
+    ) -> StoredFile:
+        image_id = new_image_id()
+        # Not every OpenAI-compatible host says what it gives, or gives what it says.
+        output_format = sniff_format(content) or answer.output_format
+        form = _SIZE_FORM.fullmatch(answer.size or "")
+        settings = caller.tenant_settings
+        return StoredFile(
+            id=image_id,
+            path=image_path(caller.tenant_id, image_id, output_format),
+            media_type=MEDIA_TYPES[output_format],
+            size_bytes=len(content),
+            ttl_seconds=retention_seconds(settings, default_seconds=self._image_retention_seconds),
+            width=None if form is None else int(form[1]),
+            height=None if form is None else int(form[2]),
+            prompt=request.prompt if settings.stores_prompts else None,
+            prompt_hash=prompt_hash(self._link_key, caller.tenant_id, request.prompt),
+        )
+
+    async def store(
+        self,
+        generation_id: UUID,
+        answer: ProviderAnswer,
+        files: list[tuple[StoredFile, bytes]],
+    ) -> tuple[StoredImage, ...]:
+        """Store every image, or give none a link: an answer whose store failed has its bytes."""
+        failed = "no base64" if not files else await self._put_all(files)
+        if failed:
+            telemetry.alarm("storage_failed", generation=str(generation_id), error=failed)
+            media_type = MEDIA_TYPES[answer.output_format]
+            return tuple(
+                StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
+            )
+        return tuple(
+            StoredImage(file.id, encoded, self._link(file), file.media_type)
+            for (file, _), encoded in zip(files, answer.images, strict=True)
+        )
+
+    async def forget(self, caller: Caller, files: list[tuple[StoredFile, bytes]]) -> None:
+        """Take images out of the history whose store failed; the sweeper sees to what is there."""
+        try:
+            async with self._database.tenant(caller.tenant_id) as session:
+                await expire_at_once(session, caller.tenant_id, [file.id for file, _ in files])
+        except (DatabaseUnavailable, SQLAlchemyError):
+            log.warning("unstored_images_stay_listed", images=len(files))
+
+    def _link(self, file: StoredFile) -> str:
+        now = int(time.time())
+        expires_at = link_expiry(
+            now, link_seconds=self._image_ttl_seconds, image_expires_at=now + file.ttl_seconds
+        )
+        return self._links.sign(file.id, file.path, expires_at)
+
+    async def _put_all(self, files: list[tuple[StoredFile, bytes]]) -> str | None:
+        """Store every file; the name of the error where one failed."""
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
+                await asyncio.gather(*(self._store.put(f.path, content) for f, content in files))
+        except (StorageFailed, TimeoutError) as error:
+            return type(error).__name__
+        return None

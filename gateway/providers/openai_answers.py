@@ -1,0 +1,253 @@
+"""What OpenAI's Images API answers, and what each answer may have cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from typing import cast
+
+import aiohttp
+import httpx2
+import openai
+import orjson
+
+from gateway.domain import ImageRequest, Outcome, PartialImage, ProviderAnswer, Usage
+from gateway.providers.base import ProviderFailure, Reason
+
+MODERATION_CODES = frozenset({"moderation_blocked", "content_policy_violation"})
+QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+# Refusals that OpenAI does not charge for, as long as they come from OpenAI: with its error body.
+# Every other status may have been charged.
+UNCHARGED_STATUSES = frozenset({400, 401, 403, 404, 413, 429})
+FORMATS = frozenset({"png", "jpeg", "webp"})
+MAX_TOKENS = 1_000_000_000
+"""Usage beyond it is no usage: no answer takes a billion tokens."""
+MAX_RETRY_AFTER_SECONDS = 3600
+
+
+def read_body(content: bytes) -> Mapping[str, object]:
+    """Read the body of a 200, whose `data` is a list of objects.
+
+    Raises:
+        ProviderFailure: it is not; it may have been charged all the same.
+    """
+    try:
+        body = orjson.loads(content)
+    except ValueError as error:
+        raise unreadable() from error
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+        raise unreadable()
+    return cast("Mapping[str, object]", body)
+
+
+def read_answer(
+    body: Mapping[str, object], images: Sequence[object], request: ImageRequest
+) -> ProviderAnswer:
+    """What a body says of its `images`, which are base64.
+
+    Raises:
+        ProviderFailure: one of them is not; it may have been charged all the same.
+    """
+    answer = _answer(body, tuple(images), body.get("created"), request)
+    items = cast("list[dict[str, object]]", body["data"])
+    revised = tuple(text for item in items if isinstance(text := item.get("revised_prompt"), str))
+    return replace(answer, revised_prompts=revised if len(revised) == len(images) else ())
+
+
+def read_completed(event: Mapping[str, object], request: ImageRequest) -> ProviderAnswer:
+    """Read the last event of a stream, which holds the image and what it took.
+
+    Raises:
+        ProviderFailure: it holds no image; it may have been charged all the same.
+    """
+    return _answer(event, (event.get("b64_json"),), event.get("created_at"), request)
+
+
+def read_partial(event: Mapping[str, object], request: ImageRequest) -> PartialImage | None:
+    """Read an image on its way; None where it cannot be read: the final one still comes."""
+    index, encoded, created = (
+        event.get(name) for name in ("partial_image_index", "b64_json", "created_at")
+    )
+    if not isinstance(index, int) or not isinstance(encoded, str):
+        return None
+    return PartialImage(
+        index=index,
+        base64=encoded,
+        created=created if isinstance(created, int) else 0,
+        size=_optional_text(event, "size"),
+        quality=_optional_text(event, "quality"),
+        background=_optional_text(event, "background"),
+        output_format=_format(event, request),
+    )
+
+
+def _answer(
+    body: Mapping[str, object], images: tuple[object, ...], created: object, request: ImageRequest
+) -> ProviderAnswer:
+    texts = tuple(image for image in images if isinstance(image, str) and image)
+    usage = read_usage(body.get("usage"), has_inputs=bool(request.inputs))
+    if not texts or len(texts) < len(images):
+        raise unreadable(usage)
+    return ProviderAnswer(
+        images=texts,
+        created=created if isinstance(created, int) else 0,
+        usage=usage,
+        size=_optional_text(body, "size"),
+        quality=_optional_text(body, "quality"),
+        background=_optional_text(body, "background"),
+        output_format=_format(body, request),
+    )
+
+
+def _format(body: Mapping[str, object], request: ImageRequest) -> str:
+    reported = _optional_text(body, "output_format")
+    return reported if reported in FORMATS else request.output_format or "png"
+
+
+def read_shutdown_dates(content: bytes) -> dict[str, date]:
+    """Shutdown dates by model; entries without one, or with an unreadable one, are left out.
+
+    Raises:
+        ProviderFailure: this is no list of models.
+    """
+    try:
+        entries = orjson.loads(content)["data"]
+        named = [(entry["id"], entry.get("shutdown_date")) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProviderFailure(
+            Outcome.REJECTED, Reason.UNKNOWN, "The list of models cannot be read."
+        ) from error
+    dates = {name: _date(value) for name, value in named if isinstance(name, str)}
+    return {name: found for name, found in dates.items() if found is not None}
+
+
+def _date(value: object) -> date | None:
+    """A day as text (`2026-12-01`), or a time as Unix seconds."""
+    try:
+        if isinstance(value, str):
+            return datetime.fromisoformat(value).date()
+        if isinstance(value, int) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC).date()
+    except (ValueError, OverflowError, OSError):
+        return None
+    return None
+
+
+def read_usage(usage: object, *, has_inputs: bool = False) -> Usage | None:
+    """Read `usage`; tokens that no detail explains count as the dearer kind.
+
+    Without input images, what goes in is text.
+
+    Returns None where it is missing or makes no sense.
+    """
+    if not isinstance(usage, Mapping):
+        return None
+    text_in, image_in = _split(usage, "input_tokens", rest_is_image=has_inputs)
+    text_out, image_out = _split(usage, "output_tokens", rest_is_image=True)
+    if text_in is None or image_in is None or text_out is None or image_out is None:
+        return None
+    return Usage(text_in, image_in, text_out, image_out)
+
+
+def _split(
+    usage: Mapping[str, object], name: str, *, rest_is_image: bool
+) -> tuple[int, int] | tuple[None, None]:
+    total = _count(usage.get(name))
+    if total is None:
+        return None, None
+    details = usage.get(f"{name}_details")
+    if details is None:
+        return (0, total) if rest_is_image else (total, 0)
+    if not isinstance(details, Mapping):
+        return None, None
+    text, image = _count(details.get("text_tokens", 0)), _count(details.get("image_tokens", 0))
+    if text is None or image is None:
+        return None, None
+    return text, image + max(0, total - text - image)
+
+
+def _count(value: object) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return value if is_count else None  # type: ignore[return-value]
+
+
+def _optional_text(body: Mapping[str, object], name: str) -> str | None:
+    value = body.get(name)
+    return value if isinstance(value, str) else None
+
+
+def unreadable(usage: Usage | None = None) -> ProviderFailure:
+    """A 200 without images: paid for where it says what it took, else perhaps."""
+    return ProviderFailure(
+        Outcome.AMBIGUOUS if usage is None else Outcome.SUCCESS,
+        Reason.UNKNOWN,
+        "The provider's answer holds no readable image.",
+        usage=usage,
+    )
+
+
+def refused(error: openai.APIStatusError) -> ProviderFailure:
+    """What an error status means; only a refusal in OpenAI's own words costs nothing."""
+    is_theirs = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
+    if error.status_code not in UNCHARGED_STATUSES or not is_theirs:
+        return ProviderFailure(
+            Outcome.AMBIGUOUS, Reason.UNKNOWN, f"The provider answered {error.status_code}."
+        )
+    message = str(error.body["message"]) if isinstance(error.body, Mapping) else ""
+    code = error.code if isinstance(error.code, str) else None
+    return ProviderFailure(
+        Outcome.MODERATION if code in MODERATION_CODES else Outcome.REJECTED,
+        _reason(error.status_code, code, message),
+        message,
+        code=code,
+        param=error.param if isinstance(error.param, str) else None,
+        retry_after_seconds=_retry_after(error.response.headers),
+    )
+
+
+def _reason(status: int, code: str | None, message: str) -> Reason:
+    if code in MODERATION_CODES:
+        return Reason.MODERATION
+    if code in QUOTA_CODES:
+        return Reason.QUOTA
+    if code == "model_not_found" or (message.startswith("The model") and "not exist" in message):
+        return Reason.MODEL
+    by_status = {
+        401: Reason.CREDENTIAL,
+        403: Reason.CREDENTIAL,
+        404: Reason.MODEL,
+        429: Reason.RATE_LIMITED,
+    }
+    return by_status.get(status, Reason.INVALID)
+
+
+def _retry_after(headers: httpx2.Headers) -> int | None:
+    text = headers.get("retry-after", "")
+    return min(int(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdecimal() else None
+
+
+def broken_stream(error: openai.APIError) -> ProviderFailure:
+    """A stream that had begun and ended in an error event: what it took is not said."""
+    code = error.code if isinstance(error.code, str) else None
+    reason = Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN
+    return ProviderFailure(
+        Outcome.AMBIGUOUS, reason, "The provider broke off while the image was being made."
+    )
+
+
+def interrupted(error: openai.APIConnectionError) -> ProviderFailure:
+    """Tell a connection that never came about from one that broke.
+
+    The transport's own mapping cannot be used: it reports a connection that was reset after the
+    request was sent as a connect timeout. The innermost cause, aiohttp's, says which it was.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return ProviderFailure(
+                Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
+            )
+        cause = cause.__cause__
+    return ProviderFailure(
+        Outcome.AMBIGUOUS, Reason.UNKNOWN, "The connection to the provider broke during the call."
+    )

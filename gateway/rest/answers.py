@@ -1,0 +1,90 @@
+"""What leaves for a finished generation: OpenAI's images response, and headers about it."""
+
+import time
+from datetime import UTC, datetime
+from datetime import time as day_time
+
+from gateway.domain import Generation, ImageRequest, Model, Usage
+from gateway.money import format_usd
+
+
+def render_generation(generation: Generation) -> dict[str, object]:
+    """OpenAI's images response; for a retired model, what that model's answers looked like."""
+    answer, words = generation.answer, generation.request.model.continuity
+    by_url = generation.request.response_format == "url"
+    data: list[dict[str, str | None]] = [
+        {"url": image.url} if by_url else {"b64_json": image.base64} for image in generation.images
+    ]
+    if words.revised_prompt:
+        prompts = answer.revised_prompts or (generation.served.prompt,) * len(data)
+        data = [
+            {"revised_prompt": prompt, **item} for prompt, item in zip(prompts, data, strict=True)
+        ]
+    rendered: dict[str, object] = {"created": answer.created or int(time.time()), "data": data}
+    if words.bare_answer:
+        return rendered
+    rendered |= {
+        "background": answer.background,
+        "output_format": answer.output_format,
+        "quality": answer.quality,
+        "size": answer.size,
+    }
+    if generation.request.safety_identifier is not None:
+        rendered["safety_identifier"] = generation.request.safety_identifier
+    if answer.usage is not None:
+        rendered["usage"] = render_usage(answer.usage)
+    return rendered
+
+
+def render_usage(usage: Usage) -> dict[str, object]:
+    """OpenAI's usage object."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": {
+            "text_tokens": usage.text_input_tokens,
+            "image_tokens": usage.image_input_tokens,
+        },
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {
+            "text_tokens": usage.text_output_tokens,
+            "image_tokens": usage.image_output_tokens,
+        },
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
+
+
+def generation_headers(generation: Generation) -> dict[str, str]:
+    """What the answer cost, which model served it, and how long the requested one lives."""
+    return {
+        "X-Gateway-Generation-Id": str(generation.id),
+        "X-Gateway-Cost-Usd": format_usd(generation.cost_nano),
+        "X-Gateway-Cost-Status": generation.cost_status,
+        **model_headers(generation.request, generation.served.model),
+    }
+
+
+def model_headers(request: ImageRequest, served: Model) -> dict[str, str]:
+    """Which model was asked for and which serves, with the dates of the first."""
+    return {
+        "X-Gateway-Requested-Model": request.requested_model,
+        "X-Gateway-Served-Model": served.id,
+        **lifetime_headers(request.model),
+    }
+
+
+def lifetime_headers(model: Model) -> dict[str, str]:
+    """`Deprecation` (RFC 9745), `Sunset` (RFC 8594), successor: where a vendor gave dates.
+
+    A model whose end alone is known is deprecated from that day on, which may lie ahead.
+    """
+    headers = {}
+    deprecated = model.deprecation_date or model.shutdown_date
+    if deprecated is not None:
+        since = datetime.combine(deprecated, day_time(), UTC)
+        headers["Deprecation"] = f"@{int(since.timestamp())}"
+    if model.shutdown_date is not None:
+        sunset = datetime.combine(model.shutdown_date, day_time(), UTC)
+        headers["Sunset"] = sunset.strftime("%a, %d %b %Y %H:%M:%S GMT")
+    if model.successor is not None:
+        headers["Link"] = f'</v1/models/{model.successor}>; rel="successor-version"'
+    return headers

@@ -1,0 +1,101 @@
+"""The caller's own images: list, show, delete."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from gateway.bootstrap import Gateway
+from gateway.images import history
+from gateway.images.history import HostedImage
+from gateway.images.links import LinkKind
+from gateway.images.retention import link_expiry
+from gateway.money import NanoUsd, format_usd
+from gateway.rest.dependencies import GatewayDep, ImageReader, ImageWriter
+from gateway.rest.schemas import (
+    ErrorAnswer,
+    GenerationOfImage,
+    ImageDeleted,
+    ImageList,
+    ImageListQuery,
+    ImageObject,
+)
+
+router = APIRouter(tags=["history"])
+ERRORS: dict[int | str, dict[str, object]] = {
+    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 503)
+}
+# Spelled with its beginning, so that it never stands for `generations` and its siblings.
+ONE_IMAGE = "/v1/images/img_{rest}"
+Rest = Annotated[str, Path(description="What follows `img_` in the image's id.")]
+
+
+@router.get("/v1/images", summary="Images made so far", responses=ERRORS)
+async def list_images(
+    gateway: GatewayDep, caller: ImageReader, query: Annotated[ImageListQuery, Query()]
+) -> ImageList:
+    """Newest first; the next page begins `after` the `last_id` of this one.
+
+    A key of one user sees that user's images, any other key the whole tenant's; test and live
+    images never mix.
+    """
+    async with gateway.database.tenant(caller.tenant_id) as session:
+        page = await history.list_images(
+            session, caller, limit=query.limit, after=query.after, model=query.model
+        )
+    data = [render_image(gateway, image) for image in page.images]
+    return ImageList(
+        data=data,
+        has_more=page.has_more,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+    )
+
+
+@router.get(ONE_IMAGE, summary="One image", responses=ERRORS)
+async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageReader) -> ImageObject:
+    """What is known of an image, with fresh links."""
+    async with gateway.database.tenant(caller.tenant_id) as session:
+        image = await history.find_image(session, caller, f"img_{rest}")
+    return render_image(gateway, image)
+
+
+@router.delete(ONE_IMAGE, summary="Delete an image", responses=ERRORS)
+async def delete_image(rest: Rest, gateway: GatewayDep, caller: ImageWriter) -> ImageDeleted:
+    """Forget image, thumbnail and prompt for good; what it cost stays in the ledger."""
+    image_id = f"img_{rest}"
+    await history.delete_image(gateway.database, gateway.store, caller, image_id)
+    return ImageDeleted(id=image_id)
+
+
+def render_image(gateway: Gateway, image: HostedImage) -> ImageObject:
+    """The public object, with links that are valid from now on."""
+    expires_at = int(image.expires_at.timestamp())
+    until = link_expiry(
+        int(time.time()),
+        link_seconds=gateway.settings.image_ttl_seconds,
+        image_expires_at=expires_at,
+    )
+    cost = None if image.cost_nano is None else format_usd(NanoUsd(image.cost_nano))
+    return ImageObject(
+        id=image.id,
+        created_at=int(image.created_at.timestamp()),
+        expires_at=expires_at,
+        model=image.requested_model,
+        served_model=image.served_model,
+        operation=image.operation,
+        width=image.width,
+        height=image.height,
+        media_type=image.media_type,
+        size_bytes=image.size_bytes,
+        prompt=image.prompt,
+        prompt_hash=None if image.prompt_hash is None else image.prompt_hash.hex(),
+        url=gateway.links.sign(image.id, image.path, until),
+        thumbnail_url=gateway.links.sign(image.id, image.path, until, LinkKind.THUMBNAIL),
+        generation=GenerationOfImage(
+            id=str(image.generation_id),
+            cost_usd=cost,
+            cost_status=image.cost_status.value,
+            images=image.generation_images,
+        ),
+    )

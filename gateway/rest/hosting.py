@@ -1,0 +1,153 @@
+"""Serving stored images and their thumbnails by signed link; no key, and no query, is needed."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from gateway.errors import RangeNotSatisfiable
+from gateway.images.links import LinkKind
+from gateway.images.storage import MEDIA_TYPES, ImageStore, thumbnail_path
+from gateway.rest.byte_ranges import is_fresh, parse_range
+from gateway.rest.dependencies import GatewayDep
+from gateway.rest.errors import error_response
+from gateway.rest.schemas import ErrorAnswer
+
+router = APIRouter(tags=["images"])
+EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+# Pictures come from strangers: a browser must neither guess at them nor run what is inside. Other
+# sites may show them: whoever has the link may see the image.
+PROTECTION = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+Expiry = Annotated[str, Query(description="Until when the link is valid, Unix seconds.")]
+Signature = Annotated[str, Query(description="What makes the link ours.")]
+Saved = Annotated[bool, Query(alias="download", description="Save it rather than show it.")]
+ANSWERS: dict[int | str, dict[str, object]] = {
+    200: {"content": {media_type: {} for media_type in EXTENSIONS}},
+    206: {"description": "The bytes of a `Range`."},
+    304: {"description": "The client has it already (`If-None-Match`)."},
+    **{status: {"model": ErrorAnswer} for status in (403, 404, 416, 500)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What is to be served: a file that never changes under its name."""
+
+    path: str
+    media_type: str
+    name: str
+    etag: str
+
+    def headers(self, *, seconds: int, is_download: bool) -> dict[str, str]:
+        """All but those that depend on the bytes asked for."""
+        disposition = "attachment" if is_download else "inline"
+        return PROTECTION | {
+            "ETag": self.etag,
+            "Accept-Ranges": "bytes",
+            "Cache-Control": f"private, max-age={max(0, seconds)}, immutable",
+            "Content-Disposition": f'{disposition}; filename="{self.name}"',
+        }
+
+
+@router.head("/images/{image_id}", include_in_schema=False)
+@router.get(
+    "/images/{image_id}",
+    summary="The bytes of an image",
+    response_class=Response,
+    responses=ANSWERS,
+)
+async def get_image(
+    image_id: str,
+    request: Request,
+    gateway: GatewayDep,
+    *,
+    exp: Expiry = "",
+    sig: Signature = "",
+    is_download: Saved = False,
+) -> Response:
+    """Served by signed, expiring link; no key is needed. Knows `If-None-Match`, and `Range`."""
+    now = int(time.time())
+    path = gateway.links.verify(image_id, exp, sig, now=now)
+    media_type = MEDIA_TYPES[path.rpartition(".")[2]]
+    file = _File(path, media_type, f"{image_id}.{EXTENSIONS[media_type]}", f'"{image_id}"')
+    headers = file.headers(seconds=int(exp) - now, is_download=is_download)
+    return await _serve(request, gateway.store, file, headers)
+
+
+@router.head("/images/{image_id}/thumbnail", include_in_schema=False)
+@router.get(
+    "/images/{image_id}/thumbnail",
+    summary="A small WebP of an image",
+    response_class=Response,
+    responses=ANSWERS,
+)
+async def get_thumbnail(
+    image_id: str,
+    request: Request,
+    gateway: GatewayDep,
+    *,
+    exp: Expiry = "",
+    sig: Signature = "",
+    is_download: Saved = False,
+) -> Response:
+    """At most 512 pixels an edge, by a signed link of its own; made when first asked for."""
+    now = int(time.time())
+    path = gateway.links.verify(image_id, exp, sig, now=now, kind=LinkKind.THUMBNAIL)
+    await gateway.thumbnails.ensure(path)
+    name = f"{image_id}-thumbnail"
+    file = _File(thumbnail_path(path), "image/webp", f"{name}.webp", f'"{name}"')
+    headers = file.headers(seconds=int(exp) - now, is_download=is_download)
+    return await _serve(request, gateway.store, file, headers)
+
+
+async def _serve(
+    request: Request, store: ImageStore, file: _File, headers: Mapping[str, str]
+) -> Response:
+    """The file, the part of it that was asked for, or that the client has it already."""
+    wanted = request.headers.get("range") if request.method == "GET" else None
+    if_none_match = request.headers.get("if-none-match")
+    if request.method == "GET" and wanted is None and if_none_match is None:
+        return await _stream(store, file, headers)
+    # Asked before anything else: what is deleted is not found, whatever the client has.
+    found = await store.find(file.path)
+    if is_fresh(if_none_match, file.etag):
+        kept = ("ETag", "Cache-Control", *PROTECTION)
+        return Response(status_code=304, headers={name: headers[name] for name in kept})
+    size = found.size_bytes
+    if request.method == "HEAD":
+        return Response(
+            media_type=file.media_type, headers={**headers, "Content-Length": str(size)}
+        )
+    try:
+        span = parse_range(wanted, request.headers.get("if-range"), etag=file.etag, size_bytes=size)
+    except RangeNotSatisfiable as error:
+        refused = error_response(error)
+        refused.headers["Content-Range"] = f"bytes */{size}"
+        return refused
+    return await _stream(store, file, headers, span)
+
+
+async def _stream(
+    store: ImageStore,
+    file: _File,
+    headers: Mapping[str, str],
+    span: tuple[int, int] | None = None,
+) -> Response:
+    download = await store.read(file.path, span)
+    start, stop = span or (0, download.size_bytes)
+    told = {**headers, "Content-Length": str(stop - start)}
+    if span is not None:
+        told["Content-Range"] = f"bytes {start}-{stop - 1}/{download.size_bytes}"
+    return StreamingResponse(
+        download.chunks,
+        status_code=200 if span is None else 206,
+        media_type=file.media_type,
+        headers=told,
+    )

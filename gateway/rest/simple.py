@@ -1,0 +1,109 @@
+"""The simple form: a prompt, perhaps a picture, and links to what came of it."""
+
+from contextlib import ExitStack
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller, ImageRequest, Operation
+from gateway.errors import InvalidRequest
+from gateway.images.inputs import add_inputs
+from gateway.images.parameters import parse_image_request
+from gateway.rest.answers import generation_headers
+from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
+from gateway.rest.images import ERRORS, documented
+from gateway.rest.schemas import SimpleAnswer, SimpleBody, SimpleForm
+
+router = APIRouter(tags=["simple"])
+FILES = {"image_file": "image", "mask_file": "mask"}
+NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
+
+
+@router.post(
+    "/generate_image",
+    summary="Make images from a prompt",
+    response_model=SimpleAnswer,
+    responses=ERRORS,
+    openapi_extra=documented(json=SimpleBody),
+)
+async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
+    """Like `/v1/images/generations`, answered with links alone."""
+    body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
+    return await _answer(gateway, caller, _parse(body, gateway, caller, Operation.GENERATION))
+
+
+@router.post(
+    "/edit_image",
+    summary="Edit a picture by a prompt",
+    response_model=SimpleAnswer,
+    responses=ERRORS,
+    openapi_extra=documented(form=SimpleForm),
+)
+async def edit_image(
+    request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
+) -> Response:
+    """Like `/v1/images/edits` with one picture, answered with links alone."""
+    with ExitStack() as files:
+        form = await uploads.read(request, caller, files, names=FILES)
+        fields = dict(form.fields)
+        if isinstance(text := fields.get("params"), str):
+            fields["params"] = _json_object(text)
+        image_request = _parse(fields, gateway, caller, Operation.EDIT)
+        pictures = await uploads.fetch(form, image_request, files)
+        image_request = await add_inputs(image_request, pictures, gateway.decoder)
+    return await _answer(gateway, caller, image_request)
+
+
+def _json_object(text: str) -> object:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise _wrong_params() from None
+
+
+def _parse(
+    body: dict[str, object], gateway: Gateway, caller: Caller, operation: Operation
+) -> ImageRequest:
+    """`prompt` and `params`, which holds what the whole form has beside it."""
+    for name in body:
+        if name not in {"prompt", "params"}:
+            raise InvalidRequest(
+                f"Unknown parameter: '{name}'. Put it into 'params'.",
+                code="unknown_parameter",
+                param=name,
+            )
+    params = body.get("params") or {}
+    if not isinstance(params, dict):
+        raise _wrong_params()
+    for name in NOT_HERE:
+        if name in params:
+            raise InvalidRequest(
+                f"'{name}' does not belong into 'params': the answer is always a list of links.",
+                code="unknown_parameter",
+                param=f"params.{name}",
+            )
+    return parse_image_request(
+        {**params, "prompt": body.get("prompt"), "response_format": "url"},
+        caller,
+        gateway.core.catalog,
+        operation=operation,
+        default_model=gateway.settings.default_model,
+    )
+
+
+def _wrong_params() -> InvalidRequest:
+    return InvalidRequest(
+        'Invalid type for \'params\': expected a JSON object, such as {"size": "1024x1024"}.',
+        code="invalid_type",
+        param="params",
+    )
+
+
+async def _answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) -> Response:
+    generation = await gateway.pipeline.generate(caller, image_request)
+    return Response(
+        orjson.dumps({"image_urls": [image.url for image in generation.images]}),
+        media_type="application/json",
+        headers=generation_headers(generation),
+    )

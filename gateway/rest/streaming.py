@@ -1,0 +1,136 @@
+"""Streams: OpenAI's server-sent events, passed on as they come, kept alive in between.
+
+Until the first event is there, a refusal is an ordinary HTTP error. The call belongs to the
+process: a client that leaves early changes nothing about its settlement.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import orjson
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+from gateway import telemetry
+from gateway.domain import Caller, Generation, ImageRequest, Operation, PartialImage
+from gateway.errors import GatewayError, envelope
+from gateway.images.pipeline import Pipeline
+from gateway.money import format_usd
+from gateway.rest.answers import model_headers, render_usage
+
+KEEP_ALIVE = b": keep-alive\n\n"
+PREFIXES = {Operation.GENERATION: "image_generation", Operation.EDIT: "image_edit"}
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+async def stream_generation(
+    pipeline: Pipeline, caller: Caller, request: ImageRequest, *, keepalive_seconds: float
+) -> Response:
+    """Answer with a stream as soon as there is something to send.
+
+    Raises:
+        GatewayError: refused before anything was sent.
+    """
+    stream = _Stream(pipeline, caller, request, keepalive_seconds)
+    first = await stream.begin()
+    return StreamingResponse(
+        stream.events(first),
+        media_type="text/event-stream",
+        headers=HEADERS | model_headers(request, pipeline.serve(caller, request).model),
+    )
+
+
+class _Stream:
+    """One stream: the task that waits for the generation, and the images on their way."""
+
+    def __init__(
+        self, pipeline: Pipeline, caller: Caller, request: ImageRequest, keepalive_seconds: float
+    ) -> None:
+        self._prefix = PREFIXES[request.operation]
+        self._keepalive_seconds = keepalive_seconds
+        self._arrived: asyncio.Queue[PartialImage] = asyncio.Queue()
+        self._waiting = asyncio.create_task(
+            pipeline.generate(caller, request, self._arrived.put_nowait)
+        )
+
+    async def begin(self) -> bytes:
+        """The first thing to send; an error that comes before it is raised."""
+        begun = False
+        try:
+            first = await self._next()
+            begun = True
+        finally:
+            if not begun:
+                self._waiting.cancel()
+        return first
+
+    async def events(self, first: bytes) -> AsyncIterator[bytes]:
+        """Everything from the first thing on; the last one is the image or an error."""
+        try:
+            yield first
+            while not (self._waiting.done() and self._arrived.empty()):
+                yield await self._next()
+            yield self._completed(await self._waiting)
+        except GatewayError as error:
+            yield _error(error)
+        finally:
+            self._waiting.cancel()
+
+    async def _next(self) -> bytes:
+        """The next partial image, or a sign of life; nothing once the generation is there."""
+        arriving = asyncio.create_task(self._arrived.get())
+        try:
+            done, _ = await asyncio.wait(
+                {arriving, self._waiting},
+                timeout=self._keepalive_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            arriving.cancel()  # also where the client has left; it does nothing to what is done
+        if arriving in done:
+            return self._partial(arriving.result())
+        if self._waiting in done:
+            await self._waiting
+            return b""
+        return KEEP_ALIVE
+
+    def _partial(self, image: PartialImage) -> bytes:
+        return _event(
+            f"{self._prefix}.partial_image",
+            b64_json=image.base64,
+            background=image.background,
+            created_at=image.created,
+            output_format=image.output_format,
+            partial_image_index=image.index,
+            quality=image.quality,
+            size=image.size,
+        )
+
+    def _completed(self, generation: Generation) -> bytes:
+        """The final image; the headers having gone, what it cost stands beside it."""
+        answer, image = generation.answer, generation.images[0]
+        by_url = generation.request.response_format == "url"
+        return _event(
+            f"{self._prefix}.completed",
+            **({"url": image.url} if by_url else {"b64_json": image.base64}),
+            background=answer.background,
+            created_at=answer.created,
+            output_format=answer.output_format,
+            quality=answer.quality,
+            size=answer.size,
+            usage=None if answer.usage is None else render_usage(answer.usage),
+            gateway={
+                "generation_id": str(generation.id),
+                "cost_usd": format_usd(generation.cost_nano),
+                "cost_status": generation.cost_status,
+            },
+        )
+
+
+def _event(kind: str, /, **fields: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))
+
+
+def _error(error: GatewayError) -> bytes:
+    telemetry.errors_total.labels(error.code).inc()
+    return _event("error", **envelope(error))

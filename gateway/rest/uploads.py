@@ -1,0 +1,379 @@
+"""Bodies that carry pictures: multipart forms, and JSON with links to them.
+
+Both go to files without a name as they come, never into memory whole; such a file is gone when it
+is closed, whatever becomes of the process.
+"""
+
+import asyncio
+import binascii
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from typing import BinaryIO
+from uuid import UUID
+
+import orjson
+import pybase64
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from gateway import telemetry
+from gateway.domain import Caller, ImageRequest
+from gateway.errors import InvalidRequest, PayloadTooLarge, Unavailable
+from gateway.images.inputs import PictureLink, Upload, check_counts
+from gateway.images.spools import new_spool
+from gateway.providers.downloads import DownloadRefused, Downloads, Refusal
+
+MAX_FILES = 20
+MAX_FIELDS = 40
+MAX_FIELD_BYTES = 262_144
+MAX_DATA_URL_CHARACTERS = 20_971_520
+"""https://developers.openai.com/api/reference/resources/images (edits, `image_url`)"""
+PARALLEL_JSON_BODIES = 2
+MAX_JSON_PARTS = 100_000
+"""Commas and brackets, those within texts counted too. Each may become an object of a hundred
+bytes: a body of the allowed length, of empty lists alone, would fill the machine's memory."""
+CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
+TENANT_SHARE = 2
+UNREACHABLE = (
+    "The link does not lead to a host on the public internet, or that host cannot be reached. "
+    "Send the picture itself."
+)
+INTEGER_FIELDS = frozenset({"n", "partial_images", "output_compression"})
+BOOLEANS = {"true": True, "false": False}
+OPENAI_FILES = {"image": "image", "image[]": "image", "mask": "mask", "markup": "markup"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A body taken apart into plain fields and pictures, images before masks."""
+
+    fields: Mapping[str, object]
+    pictures: Sequence[Upload | PictureLink]
+
+
+class _SpoolingParser(MultiPartParser):
+    """The framework's parser; what is larger than this goes to disk."""
+
+    spool_max_size = 65_536
+    has_ended = False
+    """The last boundary has come: what was cut off before it would be missing unnoticed."""
+
+    def on_end(self) -> None:
+        self.has_ended = True
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """What bounds uploads; see Settings for the meaning of each."""
+
+    max_bytes: int
+    max_json_bytes: int
+    max_concurrent: int
+    seconds: float
+    link_seconds: float
+
+
+class UploadReader:
+    """Reads bodies with pictures; the files live until the given stack is closed."""
+
+    def __init__(self, downloads: Downloads, limits: UploadLimits) -> None:
+        self._downloads = downloads
+        self._limits = limits
+        self._reading: Counter[UUID] = Counter()
+        self._parsing_json = asyncio.Semaphore(PARALLEL_JSON_BODIES)
+
+    async def read(
+        self,
+        request: Request,
+        caller: Caller,
+        files: ExitStack,
+        *,
+        names: Mapping[str, str] = OPENAI_FILES,
+    ) -> Form:
+        """Read a multipart form, or JSON with `images`; `names` says which fields are pictures.
+
+        Raises:
+            InvalidRequest: it cannot be read, takes too long, or names pictures in a wrong way.
+            PayloadTooLarge: longer than the gateway reads.
+            Unavailable: too many are being read, or too many of this tenant.
+        """
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise InvalidRequest(
+                "Compressed request bodies are not read; send it without Content-Encoding.",
+                code="unsupported_content_encoding",
+            )
+        self._admit(caller)
+        self._reading[caller.tenant_id] += 1
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                return await self._read(request, files, names)
+        except ClientDisconnect:
+            raise InvalidRequest(
+                "The request body ended too early.", code="incomplete_body"
+            ) from None
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The request body took longer than {self._limits.seconds:g} seconds.",
+                code="upload_too_slow",
+            ) from None
+        except OSError as error:
+            telemetry.alarm("upload_not_written", error=type(error).__name__)
+            raise Unavailable(
+                "Pictures cannot be taken right now. Nothing was bought; try again.",
+                retry_after_seconds=1,
+            ) from error
+        finally:
+            self._reading[caller.tenant_id] -= 1
+            self._reading += Counter()  # tenants that upload nothing any more are let go
+
+    def _admit(self, caller: Caller) -> None:
+        """One tenant takes at most half of the places."""
+        most = self._limits.max_concurrent
+        own = self._reading[caller.tenant_id]
+        if self._reading.total() >= most or own >= max(1, most // TENANT_SHARE):
+            raise Unavailable("Too many uploads at once. Try again.", retry_after_seconds=1)
+
+    async def fetch(
+        self, form: Form, image_request: ImageRequest, files: ExitStack
+    ) -> list[Upload]:
+        """The form's pictures; those behind links are fetched, all of them in the time of one.
+
+        Nothing is fetched for a request that is wrong in itself.
+
+        Raises:
+            InvalidRequest: they are not what the model takes, or one of them cannot be fetched.
+            PayloadTooLarge: together they are larger than a body may be.
+        """
+        check_counts(image_request, [picture.field for picture in form.pictures])
+        try:
+            async with asyncio.timeout(self._limits.link_seconds):
+                return await self._fetch_all(form, files)
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The links to pictures took longer than {self._limits.link_seconds:g} seconds.",
+                code="invalid_image_url",
+            ) from None
+
+    async def _fetch_all(self, form: Form, files: ExitStack) -> list[Upload]:
+        pictures, size_bytes = [], 0
+        for picture in form.pictures:
+            upload = picture if isinstance(picture, Upload) else await self._fetch(picture, files)
+            size_bytes += upload.size_bytes
+            if size_bytes > self._limits.max_bytes:
+                raise _too_large(self._limits.max_bytes)
+            pictures.append(upload)
+        return pictures
+
+    async def _read(self, request: Request, files: ExitStack, names: Mapping[str, str]) -> Form:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type == "multipart/form-data":
+            return await self._read_form(request, files, names)
+        if content_type == "application/json":
+            return await self._read_json(request, files)
+        raise InvalidRequest(
+            "Send a multipart/form-data body with the picture in the field 'image', or JSON with "
+            "images: [{image_url: …}].",
+            code="unsupported_content_type",
+        )
+
+    async def _read_form(
+        self, request: Request, files: ExitStack, names: Mapping[str, str]
+    ) -> Form:
+        _refuse_charset(request.headers["content-type"])
+        try:
+            async with aclosing(_limited(request, self._limits.max_bytes)) as stream:
+                parser = _SpoolingParser(
+                    request.headers,
+                    stream,
+                    max_files=MAX_FILES,
+                    max_fields=MAX_FIELDS,
+                    max_part_size=MAX_FIELD_BYTES,
+                )
+                items = (await parser.parse()).multi_items()
+        except MultiPartException as error:
+            raise InvalidRequest(
+                f"The multipart form cannot be read: {error.message}", code="invalid_form"
+            ) from None
+        for _, value in items:
+            if isinstance(value, UploadFile):
+                files.callback(value.file.close)
+        if items and not parser.has_ended:
+            raise InvalidRequest(
+                "The multipart form ends without its last boundary.", code="invalid_form"
+            )
+        fields: dict[str, object] = {}
+        uploads = []
+        for name, value in items:
+            if isinstance(value, UploadFile):
+                uploads.append(_upload(name, value, names))
+            else:
+                fields[name] = _field(name, value, names)
+        return Form(fields, _images_first(uploads))
+
+    async def _read_json(self, request: Request, files: ExitStack) -> Form:
+        with new_spool() as spooled:
+            async with aclosing(_limited(request, self._limits.max_json_bytes)) as chunks:
+                async for chunk in chunks:
+                    spooled.write(chunk)
+            spooled.seek(0)
+            # A body may be a hundred megabytes of base64: few are taken apart at the same time.
+            async with self._parsing_json:
+                fields, pictures = await asyncio.to_thread(_take_apart, spooled, files)
+        return Form(fields, _images_first(pictures))
+
+    async def _fetch(self, link: PictureLink, files: ExitStack) -> Upload:
+        file = files.enter_context(new_spool())
+        try:
+            return Upload(link.field, file, await self._downloads.fetch(link.url, file))
+        except DownloadRefused as refused:
+            # Which names exist inside is nobody's business.
+            inside = refused.reason in {Refusal.PRIVATE_ADDRESS, Refusal.UNREACHABLE}
+            message = UNREACHABLE if inside else refused.message
+            raise InvalidRequest(
+                f"Invalid '{link.where}.image_url': {message}",
+                code="invalid_image_url",
+                param=f"{link.where}.image_url",
+            ) from None
+
+
+def _refuse_charset(content_type: str) -> None:
+    """Forms are UTF-8: of Python's codecs some take minutes, others fail in ways of their own."""
+    _, options = parse_options_header(content_type)
+    if options.get(b"charset", b"utf-8").lower() not in CHARSETS:
+        raise InvalidRequest("Send the form in UTF-8.", code="invalid_form")
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    received = 0
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            received += len(chunk)
+            if received > max_bytes:
+                raise _too_large(max_bytes)
+            yield chunk
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
+
+
+def _images_first(pictures: Sequence[Upload | PictureLink]) -> Sequence[Upload | PictureLink]:
+    return sorted(pictures, key=lambda picture: picture.field != "image")
+
+
+def _upload(name: str, value: UploadFile, names: Mapping[str, str]) -> Upload:
+    if name not in names:
+        raise InvalidRequest(f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
+    value.file.seek(0, 2)
+    return Upload(names[name], value.file, value.file.tell())
+
+
+def _field(name: str, text: str, names: Mapping[str, str]) -> object:
+    """Forms carry text only; what does not look like its type is refused later, by name."""
+    if name in names:
+        raise InvalidRequest(
+            f"Invalid type for '{name}': expected a file, but got a string instead.",
+            code="invalid_type",
+            param=name,
+        )
+    if name in INTEGER_FIELDS and text.isascii() and text.removeprefix("-").isdecimal():
+        return int(text[:20])
+    if name == "stream":
+        return BOOLEANS.get(text.lower(), text)
+    return text
+
+
+def _take_apart(
+    spooled: BinaryIO, files: ExitStack
+) -> tuple[dict[str, object], list[Upload | PictureLink]]:
+    """The plain fields, and the pictures in their order."""
+    content = spooled.read()
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_PARTS:
+        raise InvalidRequest("The JSON body has too many parts.", code="invalid_json")
+    try:
+        body = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        body = None
+    del content
+    if not isinstance(body, dict):
+        raise InvalidRequest(
+            "We could not parse the JSON body of your request: it must be one JSON object.",
+            code="invalid_json",
+        )
+    fields: dict[str, object] = body
+    images = fields.pop("images", None) or []
+    if not isinstance(images, list):
+        raise InvalidRequest(
+            "Invalid type for 'images': expected an array.", code="invalid_type", param="images"
+        )
+    named = [(f"images[{at}]", "image", reference) for at, reference in enumerate(images)]
+    named += [
+        (name, name, fields.pop(name))
+        for name in ("mask", "markup")
+        if fields.get(name) is not None
+    ]
+    if len(named) > MAX_FILES:
+        raise InvalidRequest(
+            f"More than {MAX_FILES} pictures.", code="array_above_max_length", param="images"
+        )
+    pictures: list[Upload | PictureLink] = []
+    for where, field, reference in named:
+        url = _url(where, reference)
+        is_data = url.startswith("data:")
+        pictures.append(
+            _decode(where, field, url, files) if is_data else PictureLink(where, field, url)
+        )
+    return fields, pictures
+
+
+def _url(where: str, reference: object) -> str:
+    if not isinstance(reference, dict) or len(reference) != 1:
+        raise InvalidRequest(
+            f"'{where}' must be an object with 'image_url' alone.", code="invalid_type", param=where
+        )
+    if "file_id" in reference:
+        raise InvalidRequest(
+            f"'{where}': files are not offered here; send the picture as 'image_url', a data: URL.",
+            code="unsupported_parameter",
+            param=where,
+        )
+    url = reference.get("image_url")
+    if not isinstance(url, str):
+        raise InvalidRequest(
+            f"Invalid type for '{where}.image_url': expected a string.",
+            code="invalid_type",
+            param=f"{where}.image_url",
+        )
+    if len(url) > MAX_DATA_URL_CHARACTERS:
+        raise InvalidRequest(
+            f"Invalid '{where}.image_url': string too long. Expected a string with maximum length "
+            f"{MAX_DATA_URL_CHARACTERS}.",
+            code="string_above_max_length",
+            param=f"{where}.image_url",
+        )
+    return url
+
+
+def _decode(where: str, field: str, url: str, files: ExitStack) -> Upload:
+    head, _, encoded = url.partition(",")
+    try:
+        content = pybase64.b64decode(encoded, validate=True)
+    except (ValueError, binascii.Error):
+        content = b""
+    if not content or not head.endswith(";base64"):
+        raise InvalidRequest(
+            f"Invalid '{where}.image_url': expected data:image/png;base64,… with valid base64.",
+            code="invalid_base64",
+            param=f"{where}.image_url",
+        )
+    file = files.enter_context(new_spool())
+    file.write(content)
+    return Upload(field, file, len(content))

@@ -1,0 +1,81 @@
+"""The first start: an admin key, and with the embedded Postgres a tenant to begin with."""
+
+import json
+import os
+from pathlib import Path
+
+from gateway.config import Settings
+from gateway.db.engine import OperatorSession, TenantSession
+from gateway.domain import SecretText
+from gateway.errors import ConfigurationError
+from gateway.tenancy import api_keys, key_format, tenants
+
+DEFAULT_TENANT = "default"
+
+
+async def make_first_keys(
+    session: OperatorSession, settings: Settings, pepper: bytes
+) -> SecretText | None:
+    """Make the admin key, and with the embedded Postgres a tenant to begin with.
+
+    Returns the admin key where it was made here: it can be shown now and never again.
+    """
+    made = None
+    if settings.admin_key is not None:
+        admin_key = SecretText(settings.admin_key.get_secret_value().strip())
+        if key_format.key_kind(admin_key.reveal()) != "admin":
+            raise ConfigurationError(
+                "GATEWAY_ADMIN_KEY does not have the form of an admin key (igw_admin_…). "
+                "Leave it unset: the first start then makes one and shows it once."
+            )
+        await api_keys.add_operator_key(session, pepper=pepper, secret=admin_key)
+    elif not await api_keys.has_operator_key(session):
+        admin_key = made = key_format.new_key("admin")
+        await api_keys.add_operator_key(session, pepper=pepper, secret=made)
+    else:
+        return None
+    if settings.uses_embedded_postgres and not await tenants.list_all(session):
+        quickstart = {"base_url": settings.public_url, "admin_key": admin_key.reveal()}
+        quickstart |= await _default_tenant(session, pepper)
+        _write_quickstart(quickstart_path(settings), quickstart)
+    return made
+
+
+async def _default_tenant(session: OperatorSession, pepper: bytes) -> dict[str, str]:
+    tenant = await tenants.create(session, DEFAULT_TENANT)
+    tenant_session = TenantSession(session)
+    live = await api_keys.issue(tenant_session, tenant.id, pepper=pepper, livemode=True)
+    test = await api_keys.issue(tenant_session, tenant.id, pepper=pepper, livemode=False)
+    return {
+        "tenant_id": str(tenant.id),
+        "live_key": live.secret.reveal(),
+        "test_key": test.secret.reveal(),
+    }
+
+
+def _write_quickstart(path: Path, content: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def quickstart_path(settings: Settings) -> Path:
+    """Where the first start writes the keys of the tenant `default`."""
+    return settings.data_dir / "quickstart.json"
+
+
+def read_quickstart(settings: Settings) -> dict[str, str]:
+    """The quick start's keys and today's address; empty where there was no quick start.
+
+    The file keeps the address of the latest start, so that commands find the gateway.
+    """
+    path = quickstart_path(settings)
+    if not settings.uses_embedded_postgres or not path.exists():
+        return {}
+    content: dict[str, str] = json.loads(path.read_text())
+    if content["base_url"] != settings.public_url:
+        content["base_url"] = settings.public_url
+        _write_quickstart(path, content)
+    return content

@@ -1,0 +1,40 @@
+"""Serving an application on loopback, in this process."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+CLOSE_SECONDS = 60
+
+
+@asynccontextmanager
+async def serving(app: Any, *, lifespan: str = "off") -> AsyncIterator[str]:
+    """Serve until the end of the block; the address it listens on."""
+    # With the protocol named, asyncio sends small answers at once.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)  # type: ignore[arg-type]
+    config.load()
+    # Startup and shutdown without what waits in between: for signals, ten times a second, and a
+    # tenth of a second for connections that have none to wait for.
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
+    assert server.started
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        for bound in server.servers:
+            bound.close()
+        listener.close()
+        connections = server.server_state.connections
+        for connection in list(connections):
+            connection.shutdown()
+        async with asyncio.timeout(CLOSE_SECONDS):
+            while connections or server.server_state.tasks:  # noqa: ASYNC110 - uvicorn tells nobody
+                await asyncio.sleep(0)
+        await server.lifespan.shutdown()

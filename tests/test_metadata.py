@@ -1,0 +1,73 @@
+"""Taking metadata out of files: whatever the bytes, a refusal or a file that is clean."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.images.metadata import strip_metadata
+from gateway.images.metadata.common import PictureProblem, PictureRefused
+from gateway.images.metadata.exif import exif_orientation, has_several_views
+from tests.hazards import MAX_PIXELS, exif, hazards, plain
+
+SMALL = [hazard.content for hazard in hazards() if len(hazard.content) < 20_000]
+CLEAN = {form: plain(form) for form in ("PNG", "JPEG", "WEBP")}
+
+
+@st.composite
+def damaged_files(draw: st.DrawFn) -> bytes:
+    """A hazard with some bytes changed, taken out or put in."""
+    content = bytearray(draw(st.sampled_from(SMALL)))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(content)))
+        content[place : place + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(content)
+
+
+@settings(deadline=None, max_examples=300)
+@given(damaged_files())
+def test_a_damaged_file_is_refused_or_comes_out_clean(content: bytes) -> None:
+    with suppress(PictureRefused):
+        stripped = strip_metadata(content, max_pixels=MAX_PIXELS)
+        again = strip_metadata(stripped.content, max_pixels=MAX_PIXELS)
+        assert again.content == stripped.content
+        assert (again.width, again.height, again.orientation) == (
+            stripped.width,
+            stripped.height,
+            1,
+        )
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"II*\0", b"MM\0*", b""]))
+def test_any_bytes_for_exif_name_an_orientation(content: bytes, head: bytes) -> None:
+    assert exif_orientation(head + content) in range(1, 9)
+    assert has_several_views(head + content) in {True, False}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_found_with_and_without_its_prefix(orientation: int) -> None:
+    data = exif(orientation)
+    assert exif_orientation(data) == orientation
+    assert exif_orientation(data.removeprefix(b"Exif\0\0")) == orientation
+
+
+@pytest.mark.parametrize("form", CLEAN)
+def test_a_file_without_metadata_stays_byte_for_byte(form: str) -> None:
+    assert strip_metadata(CLEAN[form], max_pixels=MAX_PIXELS).content == CLEAN[form]
+
+
+@pytest.mark.parametrize("form", CLEAN)
+def test_one_pixel_too_many_is_too_many(form: str) -> None:
+    strip_metadata(CLEAN[form], max_pixels=48 * 32)
+    with pytest.raises(PictureRefused) as refused:
+        strip_metadata(CLEAN[form], max_pixels=48 * 32 - 1)
+    assert refused.value.problem == PictureProblem.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("form", CLEAN)
+def test_a_file_cut_off_anywhere_is_refused(form: str) -> None:
+    content = CLEAN[form]
+    for length in range(len(content)):
+        with pytest.raises(PictureRefused):
+            strip_metadata(content[:length], max_pixels=MAX_PIXELS)

@@ -1,0 +1,95 @@
+"""A picture that is paid for and then cannot be finished: its cost is known, and is posted."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway.config import Settings
+from tests.harness import (
+    Served,
+    error_of,
+    gateway_process,
+    process_environment,
+    run_sql,
+    served_gateway,
+)
+from tests.money_helpers import GENERATIONS, books, client_of, eventually
+from tests.picture_helpers import file_bytes, mask, png
+from tests.stub_openai import Stub
+
+SMALL: dict[str, Any] = {"model": "dall-e-2", "prompt": "a red fox", "size": "256x256"}
+STATES = "SELECT state, final_nano FROM reservation ORDER BY admitted_at"
+
+
+async def test_a_decoder_that_is_too_slow_does_not_take_the_cost_with_it(
+    settings: Settings, stub: Stub
+) -> None:
+    changes = {"decoder_processes": 1, "decoder_job_seconds": 0.001}
+    async with served_gateway(settings.model_copy(update=changes)) as served:
+        async with served.openai(await served.key()) as client:
+            with pytest.raises(openai.InternalServerError) as caught:
+                await client.images.generate(n=10, **SMALL)
+        assert (caught.value.status_code, caught.value.code) == (500, "image_unfinished")
+        assert caught.value.response.headers["x-should-retry"] == "false"
+        [line] = await books(served)
+        assert (line.state, line.final_nano) == ("posted", stub.totals.cost_nano_usd)
+        await served.check_invariants()
+
+
+async def test_a_machine_without_room_for_files_still_posts_the_cost(
+    settings: Settings, stub: Stub, served: Served, tmp_path: Path
+) -> None:
+    room = tmp_path / "temporary"
+    room.mkdir()
+    key = await served.key()
+    environment = process_environment(settings) | {"TMPDIR": str(room)}
+    with gateway_process(environment, tmp_path / "log") as process:
+        await process.until_ready()
+        async with client_of(process.base_url, key) as http:
+            first = await http.post(GENERATIONS, json=SMALL)
+            assert first.status_code == 200, first.text
+            room.rmdir()
+            second = await http.post(GENERATIONS, json=SMALL)
+    assert (second.status_code, error_of(second)["type"]) == (500, "server_error")
+    assert settings.database_url is not None
+    rows = await run_sql(settings.database_url.get_secret_value(), STATES)
+    assert [(row.state, row.final_nano) for row in rows] == [
+        ("posted", line.cost_nano_usd) for line in stub.bill
+    ]
+
+
+async def test_a_shutdown_while_pictures_are_finished_still_posts_the_cost(
+    settings: Settings, stub: Stub
+) -> None:
+    def answered() -> float:
+        labels = {"provider": "openai", "outcome": "success"}
+        return REGISTRY.get_sample_value("gateway_provider_duration_seconds_count", labels) or 0
+
+    async with served_gateway(settings.model_copy(update={"decoder_processes": 1})) as served:
+        before = answered()
+        async with served.openai(await served.key()) as client:
+            asking = asyncio.create_task(
+                client.images.edit(
+                    model="dall-e-2",
+                    image=png(1024, 1024),
+                    mask=file_bytes(mask(1024, 1024, (0, 0, 512, 512))),
+                    prompt="a red fox",
+                    n=10,
+                )
+            )
+
+            async def has_answered() -> bool:
+                await asyncio.sleep(0)
+                return answered() > before
+
+            await eventually(has_answered)
+            await served.gateway.pipeline.drain(0)
+            with pytest.raises(openai.APIStatusError):
+                await asking
+        [line] = await books(served)
+        assert (line.state, line.final_nano) == ("posted", stub.totals.cost_nano_usd)
+        await served.check_invariants()

@@ -1,0 +1,54 @@
+"""The API's own description: every reference leads somewhere, every body is described."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.harness import Served
+
+MULTIPART = {"/v1/images/edits", "/v1/images/variations", "/edit_image"}
+JSON = {
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/images/quotes",
+    "/generate_image",
+    "/v1/credentials/{provider}",
+}
+
+
+def references(part: object) -> Iterator[str]:
+    if isinstance(part, list):
+        for item in part:
+            yield from references(item)
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for item in part.values():
+            yield from references(item)
+
+
+def leads_somewhere(document: object, reference: str) -> bool:
+    place: Any = document
+    for name in reference.removeprefix("#/").split("/"):
+        if not isinstance(place, dict) or name not in place:
+            return False
+        place = place[name]
+    return True
+
+
+async def test_every_reference_in_the_description_leads_somewhere(served: Served) -> None:
+    async with served.http() as http:
+        document = (await http.get("/openapi.json")).json()
+    found = set(references(document))
+    assert found
+    assert {one for one in found if not leads_somewhere(document, one)} == set()
+
+
+async def test_every_body_is_described(served: Served) -> None:
+    async with served.http() as http:
+        paths = (await http.get("/openapi.json")).json()["paths"]
+    described: dict[str, set[str]] = {"multipart/form-data": set(), "application/json": set()}
+    for path, methods in paths.items():
+        for method in methods.values():
+            for kind in method.get("requestBody", {}).get("content", {}):
+                described[kind].add(path)
+    assert described == {"multipart/form-data": MULTIPART, "application/json": JSON}

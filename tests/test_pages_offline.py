@@ -1,0 +1,37 @@
+"""The API's documentation is served by the gateway alone: no host but its own is named in it."""
+
+import re
+from urllib.parse import urlsplit
+
+from tests.harness import Served
+
+SOURCE = re.compile(r'(?:src|href)="([^"]+)"')
+
+
+async def test_the_documentation_loads_nothing_from_elsewhere(served: Served) -> None:
+    async with served.http() as http:
+        page = await http.get("/docs")
+        sources = SOURCE.findall(page.text)
+        assert len(sources) >= 3
+        assert {urlsplit(source).netloc for source in sources} == {""}
+        for source in sources:
+            assert (await http.get(source)).status_code == 200, source
+
+
+async def test_the_schema_shows_every_way_to_make_images(served: Served) -> None:
+    async with served.http() as http:
+        schema = (await http.get("/openapi.json")).json()
+    bodies = {
+        path: sorted(operations["post"]["requestBody"]["content"])
+        for path, operations in schema["paths"].items()
+        if "post" in operations
+    }
+    form, as_json = "multipart/form-data", "application/json"
+    assert bodies == {
+        "/v1/images/generations": [as_json],
+        "/v1/images/edits": [as_json, form],
+        "/v1/images/variations": [form],
+        "/v1/images/quotes": [as_json],
+        "/generate_image": [as_json],
+        "/edit_image": [form],
+    }
