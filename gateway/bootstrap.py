@@ -88,6 +88,9 @@ class Gateway:
     downloads: Downloads
     thumbnails: Thumbnails
     lifetimes: Lifetimes
+    clear_caches: Callable[[str | None], None]
+    """Forget what is cached of a tenant (its id as text). Postgres announces a change to every
+    gateway, but the one that made it must not serve the old state until it has heard that."""
 
     @property
     def settings(self) -> Settings:
@@ -198,6 +201,7 @@ async def open_gateway(
             downloads=downloads,
             thumbnails=thumbnails,
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
+            clear_caches=clear,
         )
 
 

@@ -171,13 +171,18 @@ async def test_the_users_key_comes_first_then_the_tenants_then_the_houses(
 
 async def test_a_replaced_key_is_used_by_the_very_next_call(served: Served, stub: Stub) -> None:
     key = await served.key()
+    # The gateway that stored it need not be told by Postgres.
+    await served.owner_sql("ALTER TABLE credential DISABLE TRIGGER credential_changed")
     used, stored = [], [f"sk-replaced-{number:08d}" for number in range(10)]
     async with served.http(key) as http:
         for secret in stored:
             await http.put(PATH, json={"secret": secret})
             await http.post("/v1/images/generations", json=LOW)
             used.append(stub.calls[-1].key)
-    assert used == stored
+        assert used == stored
+        await http.delete(PATH)
+        await http.post("/v1/images/generations", json=LOW)
+    assert stub.calls[-1].key == HOUSE_KEY
 
 
 async def test_a_replaced_key_reaches_other_gateways_within_a_second(

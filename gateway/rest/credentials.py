@@ -43,6 +43,7 @@ async def put_credential(
             provider=provider,
             secret=SecretText(body.secret.get_secret_value().strip()),
         )
+    gateway.clear_caches(str(caller.tenant_id))
     return _render(stored)
 
 
@@ -71,6 +72,7 @@ async def delete_credential(
         await credentials.delete(
             session, caller.tenant_id, user_id=caller.user_id, provider=provider
         )
+    gateway.clear_caches(str(caller.tenant_id))
     return Response(status_code=204)
 
 
