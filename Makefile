@@ -12,6 +12,9 @@ MADE := $(VENV)/.made-in
 RUN_READY := $(VENV)/.ready-to-run
 DEV_READY := $(VENV)/.ready-to-develop
 
+# A process for each core, each with a Postgres of its own; a file's tests stay together.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
+
 # pip says little with -qq, but still its errors.
 define INSTALL
 @echo "Installing $$(grep '==' $(1) | grep -vc "== '\(win32\|emscripten\)'") packages into $(VENV) (a minute the first time) …"
@@ -35,7 +38,7 @@ dev: $(DEV_READY) ## like run, and start again whenever the code changes
 	@$(BIN)/watchfiles --filter python "$(BIN)/gateway serve $(ARGS)" gateway migrations
 
 test: $(DEV_READY) ## run the whole test suite (ARGS='-k budget')
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 test-full: $(DEV_READY) ## the tests, with the money tests at full size (minutes)
 	@$(BIN)/pytest -m "full or not full" $(ARGS)

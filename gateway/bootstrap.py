@@ -36,6 +36,7 @@ from gateway.images.decoding import (
 from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
 from gateway.images.pipeline import Pipeline, PipelineLimits
+from gateway.images.references import FetchLimits, PictureFetcher
 from gateway.images.results import Results
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore, open_store
@@ -85,7 +86,7 @@ class Gateway:
     links: LinkSigner
     decoder: Decoder
     finisher: Decoder
-    downloads: Downloads
+    fetcher: PictureFetcher
     thumbnails: Thumbnails
     lifetimes: Lifetimes
     clear_caches: Callable[[str | None], None]
@@ -198,11 +199,24 @@ async def open_gateway(
             links=links,
             decoder=decoder,
             finisher=finisher,
-            downloads=downloads,
+            fetcher=_fetcher(core, store, links, downloads),
             thumbnails=thumbnails,
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
             clear_caches=clear,
         )
+
+
+def _fetcher(
+    core: Core, store: ImageStore, links: LinkSigner, downloads: Downloads
+) -> PictureFetcher:
+    settings = core.settings
+    return PictureFetcher(
+        database=core.database,
+        store=store,
+        links=links,
+        downloads=downloads,
+        limits=FetchLimits(settings.max_upload_bytes, settings.download_seconds),
+    )
 
 
 def _cache(settings: Settings) -> Cache[K, V]:

@@ -57,7 +57,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
                 else gateway
             )
             app.state.gateway = opened
-            app.state.uploads = UploadReader(opened.downloads, _upload_limits(opened.settings))
+            app.state.uploads = UploadReader(_upload_limits(opened.settings))
             sweeper = Sweeper(opened)
             sweeper.start()
             stack.push_async_callback(sweeper.close)
@@ -117,7 +117,6 @@ def _upload_limits(settings: Settings) -> UploadLimits:
         max_json_bytes=settings.max_json_upload_bytes,
         max_concurrent=settings.max_concurrent_uploads,
         seconds=settings.upload_seconds,
-        link_seconds=settings.download_seconds,
     )
 
 

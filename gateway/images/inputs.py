@@ -40,15 +40,6 @@ class Upload:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class PictureLink:
-    """A picture that lies elsewhere and is still to be fetched; `where` names it to the client."""
-
-    where: str
-    field: str
-    url: str
-
-
 async def add_inputs(
     request: ImageRequest, uploads: Sequence[Upload], decoder: Decoder
 ) -> ImageRequest:

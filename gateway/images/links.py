@@ -7,7 +7,7 @@ import hmac
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from gateway.errors import Forbidden
 
@@ -79,6 +79,19 @@ class LinkSigner:
                 code="link_expired",
             )
         return path
+
+    def own_path(self, url: str, *, now: int) -> str | None:
+        """The path of the image that a link of this gateway leads to; None for any other address.
+
+        Raises:
+            Forbidden: the link is ours, and was changed or has expired.
+        """
+        own = f"{self.public_url}/images/"
+        if not url.startswith(own):
+            return None
+        image_id, _, query = url.removeprefix(own).partition("?")
+        values = dict(parse_qsl(query))
+        return self.verify(image_id, values.get("exp", ""), values.get("sig", ""), now=now)
 
     def _signature(self, image_id: str, path: str, expires_at: int, kind: LinkKind) -> str:
         """The MAC over path and expiry, and the folder and format that it speaks of."""

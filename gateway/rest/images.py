@@ -161,5 +161,5 @@ async def read_inputs(
             operation=operation,
             default_model=gateway.settings.default_model,
         )
-        pictures = await uploads.fetch(form, image_request, files)
+        pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
         return await add_inputs(image_request, pictures, gateway.decoder)

@@ -50,7 +50,7 @@ async def edit_image(
         if isinstance(text := fields.get("params"), str):
             fields["params"] = _json_object(text)
         image_request = _parse(fields, gateway, caller, Operation.EDIT)
-        pictures = await uploads.fetch(form, image_request, files)
+        pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
         image_request = await add_inputs(image_request, pictures, gateway.decoder)
     return await _answer(gateway, caller, image_request)
 

@@ -5,7 +5,6 @@ is closed, whatever becomes of the process.
 """
 
 import asyncio
-import binascii
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
@@ -14,7 +13,6 @@ from typing import BinaryIO
 from uuid import UUID
 
 import orjson
-import pybase64
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
@@ -22,27 +20,21 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from gateway import telemetry
-from gateway.domain import Caller, ImageRequest
+from gateway.domain import Caller
 from gateway.errors import InvalidRequest, PayloadTooLarge, Unavailable
-from gateway.images.inputs import PictureLink, Upload, check_counts
+from gateway.images.inputs import Upload
+from gateway.images.references import PictureReference, check_length, decode_data_url
 from gateway.images.spools import new_spool
-from gateway.providers.downloads import DownloadRefused, Downloads, Refusal
 
 MAX_FILES = 20
 MAX_FIELDS = 40
 MAX_FIELD_BYTES = 262_144
-MAX_DATA_URL_CHARACTERS = 20_971_520
-"""https://developers.openai.com/api/reference/resources/images (edits, `image_url`)"""
 PARALLEL_JSON_BODIES = 2
 MAX_JSON_PARTS = 100_000
 """Commas and brackets, those within texts counted too. Each may become an object of a hundred
 bytes: a body of the allowed length, of empty lists alone, would fill the machine's memory."""
 CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
 TENANT_SHARE = 2
-UNREACHABLE = (
-    "The link does not lead to a host on the public internet, or that host cannot be reached. "
-    "Send the picture itself."
-)
 INTEGER_FIELDS = frozenset({"n", "partial_images", "output_compression"})
 BOOLEANS = {"true": True, "false": False}
 OPENAI_FILES = {"image": "image", "image[]": "image", "mask": "mask", "markup": "markup"}
@@ -53,7 +45,7 @@ class Form:
     """A body taken apart into plain fields and pictures, images before masks."""
 
     fields: Mapping[str, object]
-    pictures: Sequence[Upload | PictureLink]
+    pictures: Sequence[Upload | PictureReference]
 
 
 class _SpoolingParser(MultiPartParser):
@@ -75,14 +67,12 @@ class UploadLimits:
     max_json_bytes: int
     max_concurrent: int
     seconds: float
-    link_seconds: float
 
 
 class UploadReader:
     """Reads bodies with pictures; the files live until the given stack is closed."""
 
-    def __init__(self, downloads: Downloads, limits: UploadLimits) -> None:
-        self._downloads = downloads
+    def __init__(self, limits: UploadLimits) -> None:
         self._limits = limits
         self._reading: Counter[UUID] = Counter()
         self._parsing_json = asyncio.Semaphore(PARALLEL_JSON_BODIES)
@@ -137,37 +127,6 @@ class UploadReader:
         own = self._reading[caller.tenant_id]
         if self._reading.total() >= most or own >= max(1, most // TENANT_SHARE):
             raise Unavailable("Too many uploads at once. Try again.", retry_after_seconds=1)
-
-    async def fetch(
-        self, form: Form, image_request: ImageRequest, files: ExitStack
-    ) -> list[Upload]:
-        """The form's pictures; those behind links are fetched, all of them in the time of one.
-
-        Nothing is fetched for a request that is wrong in itself.
-
-        Raises:
-            InvalidRequest: they are not what the model takes, or one of them cannot be fetched.
-            PayloadTooLarge: together they are larger than a body may be.
-        """
-        check_counts(image_request, [picture.field for picture in form.pictures])
-        try:
-            async with asyncio.timeout(self._limits.link_seconds):
-                return await self._fetch_all(form, files)
-        except TimeoutError:
-            raise InvalidRequest(
-                f"The links to pictures took longer than {self._limits.link_seconds:g} seconds.",
-                code="invalid_image_url",
-            ) from None
-
-    async def _fetch_all(self, form: Form, files: ExitStack) -> list[Upload]:
-        pictures, size_bytes = [], 0
-        for picture in form.pictures:
-            upload = picture if isinstance(picture, Upload) else await self._fetch(picture, files)
-            size_bytes += upload.size_bytes
-            if size_bytes > self._limits.max_bytes:
-                raise _too_large(self._limits.max_bytes)
-            pictures.append(upload)
-        return pictures
 
     async def _read(self, request: Request, files: ExitStack, names: Mapping[str, str]) -> Form:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -226,20 +185,6 @@ class UploadReader:
                 fields, pictures = await asyncio.to_thread(_take_apart, spooled, files)
         return Form(fields, _images_first(pictures))
 
-    async def _fetch(self, link: PictureLink, files: ExitStack) -> Upload:
-        file = files.enter_context(new_spool())
-        try:
-            return Upload(link.field, file, await self._downloads.fetch(link.url, file))
-        except DownloadRefused as refused:
-            # Which names exist inside is nobody's business.
-            inside = refused.reason in {Refusal.PRIVATE_ADDRESS, Refusal.UNREACHABLE}
-            message = UNREACHABLE if inside else refused.message
-            raise InvalidRequest(
-                f"Invalid '{link.where}.image_url': {message}",
-                code="invalid_image_url",
-                param=f"{link.where}.image_url",
-            ) from None
-
 
 def _refuse_charset(content_type: str) -> None:
     """Forms are UTF-8: of Python's codecs some take minutes, others fail in ways of their own."""
@@ -265,7 +210,9 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
 
 
-def _images_first(pictures: Sequence[Upload | PictureLink]) -> Sequence[Upload | PictureLink]:
+def _images_first(
+    pictures: Sequence[Upload | PictureReference],
+) -> Sequence[Upload | PictureReference]:
     return sorted(pictures, key=lambda picture: picture.field != "image")
 
 
@@ -293,7 +240,7 @@ def _field(name: str, text: str, names: Mapping[str, str]) -> object:
 
 def _take_apart(
     spooled: BinaryIO, files: ExitStack
-) -> tuple[dict[str, object], list[Upload | PictureLink]]:
+) -> tuple[dict[str, object], list[Upload | PictureReference]]:
     """The plain fields, and the pictures in their order."""
     content = spooled.read()
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_PARTS:
@@ -324,13 +271,13 @@ def _take_apart(
         raise InvalidRequest(
             f"More than {MAX_FILES} pictures.", code="array_above_max_length", param="images"
         )
-    pictures: list[Upload | PictureLink] = []
+    pictures: list[Upload | PictureReference] = []
     for where, field, reference in named:
-        url = _url(where, reference)
-        is_data = url.startswith("data:")
-        pictures.append(
-            _decode(where, field, url, files) if is_data else PictureLink(where, field, url)
-        )
+        picture = PictureReference(f"{where}.image_url", field, _url(where, reference))
+        check_length(picture)
+        # Here and now: what is taken apart must not be kept until all links have been fetched.
+        is_data = picture.url.startswith("data:")
+        pictures.append(decode_data_url(picture, files) if is_data else picture)
     return fields, pictures
 
 
@@ -352,28 +299,4 @@ def _url(where: str, reference: object) -> str:
             code="invalid_type",
             param=f"{where}.image_url",
         )
-    if len(url) > MAX_DATA_URL_CHARACTERS:
-        raise InvalidRequest(
-            f"Invalid '{where}.image_url': string too long. Expected a string with maximum length "
-            f"{MAX_DATA_URL_CHARACTERS}.",
-            code="string_above_max_length",
-            param=f"{where}.image_url",
-        )
     return url
-
-
-def _decode(where: str, field: str, url: str, files: ExitStack) -> Upload:
-    head, _, encoded = url.partition(",")
-    try:
-        content = pybase64.b64decode(encoded, validate=True)
-    except (ValueError, binascii.Error):
-        content = b""
-    if not content or not head.endswith(";base64"):
-        raise InvalidRequest(
-            f"Invalid '{where}.image_url': expected data:image/png;base64,… with valid base64.",
-            code="invalid_base64",
-            param=f"{where}.image_url",
-        )
-    file = files.enter_context(new_spool())
-    file.write(content)
-    return Upload(field, file, len(content))
