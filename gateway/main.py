@@ -17,7 +17,7 @@ from gateway.authentication import Authentication
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
 from gateway.instrumentation import Instrumentation
-from gateway.mcp_server.server import build_mcp_server, mcp_routes
+from gateway.mcp_server.server import McpFront
 from gateway.rest import (
     credentials,
     health,
@@ -46,7 +46,7 @@ Keys that begin with `igw_test_` draw in a sandbox and cost nothing.
 
 def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     """Build the application around an opened gateway; without one it opens its own at start."""
-    mcp_server = build_mcp_server()
+    mcp = McpFront(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,7 +61,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
             sweeper = Sweeper(opened)
             sweeper.start()
             stack.push_async_callback(sweeper.close)
-            await stack.enter_async_context(mcp_server.session_manager.run())
+            await stack.enter_async_context(mcp.manager.run())
             if gateway is None:
                 spare_garbage_collector()
             yield
@@ -81,8 +81,8 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         app.include_router(router.router)
     _document_keys(app)
     install_error_handlers(app)
-    # Its routes, not a mount: a mount at the root would answer for every unknown path.
-    app.router.routes.extend(mcp_routes(mcp_server, settings))
+    # A route, not a mount: a mount at the root would answer for every unknown path.
+    app.router.routes.append(mcp.route)
     # The last one added is the outermost.
     app.add_middleware(Authentication)
     app.add_middleware(Instrumentation)

@@ -53,6 +53,11 @@ def links_of(result: CallToolResult) -> list[ResourceLink]:
     return [block for block in result.content if isinstance(block, ResourceLink)]
 
 
+def urls_of(result: CallToolResult) -> list[str]:
+    assert result.structured_content is not None
+    return [image["url"] for image in result.structured_content["images"]]
+
+
 async def open_link(served: Served, url: str) -> Image.Image:
     """The picture behind a link, fetched without a key from this test's port."""
     link = urlsplit(url)
@@ -102,8 +107,8 @@ async def test_three_large_images_fit_into_a_context_window(
             picture.load()
             assert max(picture.size) <= 256
             assert Image.MIME[picture.format or ""] == preview.mime_type
-    for link in links:
-        assert (await open_link(served, link.uri)).size == (3840, 2160)
+    for url in urls_of(result):
+        assert (await open_link(served, url)).size == (3840, 2160)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -113,12 +118,15 @@ async def test_the_result_is_a_preview_a_link_a_sentence_and_data(
     async with served.mcp(await served.key(), mode) as client:
         result = await call(client, size="1024x1024")
     assert [type(block) for block in result.content] == [ImageContent, ResourceLink, TextContent]
-    [link] = links_of(result)
+    [link], [url] = links_of(result), urls_of(result)
+    assert link.uri == f"generated-images://{link.name}"
     cost_usd = format_usd(stub.totals.cost_nano_usd)
     assert result.structured_content == {
         "id": link.name,
-        "url": link.uri,
-        "images": [{"id": link.name, "url": link.uri, "media_type": "image/png"}],
+        "url": url,
+        "images": [
+            {"id": link.name, "uri": link.uri, "url": url, "media_type": "image/png"},
+        ],
         "model": GPT2,
         "requested_model": GPT2,
         "size": "1024x1024",
@@ -128,7 +136,7 @@ async def test_the_result_is_a_preview_a_link_a_sentence_and_data(
     }
     sentence = result.content[-1]
     assert isinstance(sentence, TextContent)
-    assert link.uri in sentence.text
+    assert url in sentence.text
     assert cost_usd in sentence.text
     assert await served.ledger_total() == stub.totals.cost_nano_usd
 
@@ -147,7 +155,7 @@ async def test_formats_and_transparency_reach_link_and_preview(
     async with served.mcp(await served.key(livemode=False)) as client:
         result = await call(client, size="1024x1024", **changes)
     [link], [preview] = links_of(result), previews_of(result)
-    full = await open_link(served, link.uri)
+    full = await open_link(served, urls_of(result)[0])
     assert (link.mime_type, Image.MIME[full.format or ""]) == (media_type, media_type)
     small = Image.open(io.BytesIO(base64.b64decode(preview.data)))
     for picture in (full, small):
@@ -336,8 +344,8 @@ async def test_two_gateways_on_one_database_answer_alternate_requests_of_one_cli
         assert not any(result.is_error for result in made)
         assert len(set(balancer.used)) == 2
         # Whichever made it, either serves it.
-        [link] = links_of(made[0])
+        [url] = urls_of(made[0])
         for gateway in (one, two):
-            assert (await open_link(gateway, link.uri)).format == "PNG"
+            assert (await open_link(gateway, url)).format == "PNG"
         assert await one.ledger_total() == stub.totals.cost_nano_usd
         await one.check_invariants()

@@ -80,7 +80,7 @@ async def chunks() -> AsyncIterator[bytes]:
 async def test_a_body_above_the_limit_is_refused_however_it_is_sent(
     settings: Settings, stub: Stub
 ) -> None:
-    change = {"max_body_bytes": 20_000}
+    change = {"max_mcp_body_bytes": 20_000}
     async with served_gateway(settings.model_copy(update=change)) as served:
         async with served.http(await served.key()) as http:
             for headers in (JSON, {**JSON, **MODERN}):
@@ -91,20 +91,13 @@ async def test_a_body_above_the_limit_is_refused_however_it_is_sent(
         assert stub.calls == []
 
 
-async def test_other_methods_are_refused_and_a_listening_stream_is_offered_to_legacy_clients(
-    served: Served,
-) -> None:
+async def test_without_sessions_there_is_nothing_but_post(served: Served) -> None:
     async with served.http(await served.key()) as http:
-        for method in ("PUT", "PATCH", "DELETE"):
-            answer = await http.request(method, "/mcp", headers=JSON)
-            assert answer.status_code == HTTPStatus.METHOD_NOT_ALLOWED
-        for method in ("GET", "DELETE"):
-            answer = await http.request(method, "/mcp", headers={**JSON, **MODERN})
-            assert answer.status_code == HTTPStatus.METHOD_NOT_ALLOWED
-            assert answer.headers["allow"] == "POST"
-        async with http.stream("GET", "/mcp", headers=JSON) as stream:
-            assert stream.status_code == HTTPStatus.OK
-            assert stream.headers["content-type"] == "text/event-stream"
+        for method in ("GET", "PUT", "PATCH", "DELETE"):
+            for headers in (JSON, {**JSON, **MODERN}):
+                answer = await http.request(method, "/mcp", headers=headers)
+                assert answer.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+                assert answer.headers["allow"] == "POST"
 
 
 async def test_what_is_no_json_rpc_is_a_400(served: Served) -> None:

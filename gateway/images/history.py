@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_, update
 
 from gateway import telemetry
 from gateway.db.engine import Database, TenantSession
-from gateway.db.tables import ImageRow, LedgerRow, ReservationRow
+from gateway.db.tables import ImageRow, LedgerRow, ReservationRow, TenantRow
 from gateway.domain import Caller, CostStatus
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
 from gateway.images.retention import delete_files, mark_deleted
@@ -54,12 +54,24 @@ class Page:
     has_more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class StorageStats:
+    """What is stored of a caller's images; `max_bytes` is the whole tenant's cap."""
+
+    images: int
+    size_bytes: int
+    oldest: datetime | None
+    newest: datetime | None
+    max_bytes: int | None
+
+
 async def list_images(
     session: TenantSession,
     caller: Caller,
     *,
     limit: int,
     after: str | None = None,
+    since: datetime | None = None,
     model: str | None = None,
 ) -> Page:
     """The caller's images, newest first, from the one behind `after` on; `model` as requested.
@@ -70,6 +82,8 @@ async def list_images(
     query = _query(caller).where(*_living())
     if model is not None:
         query = query.where(ReservationRow.requested_model == model)
+    if since is not None:
+        query = query.where(ImageRow.created_at >= since)
     if after is not None:
         if not is_image_id(after):
             raise _bad_cursor()
@@ -99,6 +113,24 @@ async def find_image(session: TenantSession, caller: Caller, image_id: str) -> H
     if row is None:
         raise _not_found(image_id)
     return _image(row)
+
+
+async def storage_stats(session: TenantSession, caller: Caller) -> StorageStats:
+    """How much is stored of the caller's images."""
+    row = (
+        await session.execute(
+            select(
+                func.count(ImageRow.id),
+                func.coalesce(func.sum(ImageRow.size_bytes), 0),
+                func.min(ImageRow.created_at),
+                func.max(ImageRow.created_at),
+            ).where(*_own(caller), *_living())
+        )
+    ).one()
+    max_bytes = await session.scalar(
+        select(TenantRow.max_image_bytes).where(TenantRow.id == caller.tenant_id)
+    )
+    return StorageStats(row[0], int(row[1]), row[2], row[3], max_bytes)
 
 
 async def delete_image(

@@ -2,53 +2,109 @@
 
 from urllib.parse import urlsplit
 
-from mcp.server import MCPServer
+import structlog
+from mcp.server.caching import CacheHint
+from mcp.server.context import CallNext, HandlerResult
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.routing import BaseRoute
+from mcp.shared.exceptions import MCPError
+from mcp.types import INTERNAL_ERROR
+from pydantic import ValidationError
+from starlette.routing import Route
 
 from gateway import __version__
 from gateway.config import Settings
-from gateway.mcp_server.tools import all_tools
+from gateway.errors import GatewayError
+from gateway.mcp_server import resources, tools
+from gateway.mcp_server.calls import Context, protocol_error
+from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint
 
 INSTRUCTIONS = (
-    "Makes images. generate_image answers with a small preview and a link to the full image; "
-    "show the link to the person. Each image costs money, and the answer says how much."
+    "Makes and edits images. generate_image and edit_image answer with a small preview and a link "
+    "to the full image: show the link to the person. Each image costs money, and the answer says "
+    "how much; estimate_cost says it beforehand, get_usage what is left of the budgets. To change "
+    "an image made here, give its generated-images:// URI to edit_image. A call may take two "
+    "minutes: wait for it, and never repeat a call whose outcome is unknown without reading "
+    "image-history://recent first."
 )
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+# What does not depend on who asks may be kept by a client, and by a cache between.
+SAME_FOR_ALL = CacheHint(ttl_ms=300_000, scope="public")
+log = structlog.get_logger(__name__)
 
 
-def build_mcp_server() -> MCPServer:
-    """The server with its tools."""
-    return MCPServer(
-        name="image-gateway",
+class McpFront:
+    """The server behind its route; `manager.run()` must be entered while it serves."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.manager = StreamableHTTPSessionManager(
+            build_server(),
+            # Any worker can answer any request, in both protocol eras.
+            stateless=True,
+            security_settings=_transport_security(settings),
+            max_request_body_size=settings.max_mcp_body_bytes,
+        )
+        endpoint = McpEndpoint(StreamableHTTPASGIApp(self.manager), _limits(settings))
+        self.route = Route("/mcp", endpoint=endpoint)
+
+
+def build_server() -> Server:
+    """The server with its tools, resources and prompts."""
+    server = Server(
+        "image-gateway",
         title="Image Gateway",
         version=__version__,
         instructions=INSTRUCTIONS,
-        subscriptions=False,
-        tools=all_tools(),
+        cache_hints={
+            "tools/list": SAME_FOR_ALL,
+            "resources/templates/list": SAME_FOR_ALL,
+            "prompts/list": SAME_FOR_ALL,
+        },
+        get_tool_input_schema=tools.input_schema,
+        on_list_tools=tools.list_tools,
+        on_call_tool=tools.call_tool,
+        on_list_resources=resources.list_resources,
+        on_list_resource_templates=resources.list_resource_templates,
+        on_read_resource=resources.read_resource,
+    )
+    server.middleware.append(_say_errors)
+    return server
+
+
+async def _say_errors(ctx: Context, call_next: CallNext) -> HandlerResult:
+    """Errors as the protocol says them; the text of a defect is for the log alone."""
+    try:
+        return await call_next(ctx)
+    except GatewayError as error:
+        raise protocol_error(error) from None
+    except (MCPError, ValidationError):
+        raise
+    except Exception:  # top: the library would send the text of a defect to the client
+        log.exception("mcp_defect", method=ctx.method)
+        raise MCPError(
+            INTERNAL_ERROR,
+            "internal_error: The gateway made a mistake, which has been logged. Do not repeat a "
+            "call that makes images before reading image-history://recent.",
+        ) from None
+
+
+def _limits(settings: Settings) -> EndpointLimits:
+    return EndpointLimits(
+        max_body_bytes=settings.max_mcp_body_bytes,
+        body_seconds=settings.upload_seconds,
+        max_concurrent=settings.max_concurrent_mcp_requests,
+        max_concurrent_large=settings.max_concurrent_large_mcp_requests,
     )
 
 
-def mcp_routes(server: MCPServer, settings: Settings) -> list[BaseRoute]:
-    """The routes that serve `/mcp`.
-
-    Stateless: any worker can answer any request, in both protocol eras.
-    """
-    app = server.streamable_http_app(
-        streamable_http_path="/mcp",
-        stateless_http=True,
-        max_request_body_size=settings.max_body_bytes,
-        transport_security=TransportSecuritySettings(
-            enable_dns_rebinding_protection=True,
-            allowed_hosts=_allowed_hosts(settings),
-            allowed_origins=[
-                f"{scheme}://{host}"
-                for scheme in ("http", "https")
-                for host in _allowed_hosts(settings)
-            ],
-        ),
+def _transport_security(settings: Settings) -> TransportSecuritySettings:
+    hosts = _allowed_hosts(settings)
+    return TransportSecuritySettings(
+        enable_dns_rebinding_protection=True,
+        allowed_hosts=hosts,
+        allowed_origins=[f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts],
     )
-    return list(app.routes)
 
 
 def _allowed_hosts(settings: Settings) -> list[str]:

@@ -5,12 +5,10 @@ is closed, whatever becomes of the process.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import BinaryIO
-from uuid import UUID
 
 import orjson
 from fastapi import Request
@@ -25,6 +23,7 @@ from gateway.errors import InvalidRequest, PayloadTooLarge, Unavailable
 from gateway.images.inputs import Upload
 from gateway.images.references import PictureReference, check_length, decode_data_url
 from gateway.images.spools import new_spool
+from gateway.limits.concurrency import Places
 
 MAX_FILES = 20
 MAX_FIELDS = 40
@@ -34,7 +33,6 @@ MAX_JSON_PARTS = 100_000
 """Commas and brackets, those within texts counted too. Each may become an object of a hundred
 bytes: a body of the allowed length, of empty lists alone, would fill the machine's memory."""
 CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
-TENANT_SHARE = 2
 INTEGER_FIELDS = frozenset({"n", "partial_images", "output_compression"})
 BOOLEANS = {"true": True, "false": False}
 OPENAI_FILES = {"image": "image", "image[]": "image", "mask": "mask", "markup": "markup"}
@@ -74,7 +72,7 @@ class UploadReader:
 
     def __init__(self, limits: UploadLimits) -> None:
         self._limits = limits
-        self._reading: Counter[UUID] = Counter()
+        self._places = Places(limits.max_concurrent, "uploads")
         self._parsing_json = asyncio.Semaphore(PARALLEL_JSON_BODIES)
 
     async def read(
@@ -97,11 +95,10 @@ class UploadReader:
                 "Compressed request bodies are not read; send it without Content-Encoding.",
                 code="unsupported_content_encoding",
             )
-        self._admit(caller)
-        self._reading[caller.tenant_id] += 1
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                return await self._read(request, files, names)
+            with self._places.taken(caller.tenant_id):
+                async with asyncio.timeout(self._limits.seconds):
+                    return await self._read(request, files, names)
         except ClientDisconnect:
             raise InvalidRequest(
                 "The request body ended too early.", code="incomplete_body"
@@ -117,16 +114,6 @@ class UploadReader:
                 "Pictures cannot be taken right now. Nothing was bought; try again.",
                 retry_after_seconds=1,
             ) from error
-        finally:
-            self._reading[caller.tenant_id] -= 1
-            self._reading += Counter()  # tenants that upload nothing any more are let go
-
-    def _admit(self, caller: Caller) -> None:
-        """One tenant takes at most half of the places."""
-        most = self._limits.max_concurrent
-        own = self._reading[caller.tenant_id]
-        if self._reading.total() >= most or own >= max(1, most // TENANT_SHARE):
-            raise Unavailable("Too many uploads at once. Try again.", retry_after_seconds=1)
 
     async def _read(self, request: Request, files: ExitStack, names: Mapping[str, str]) -> Form:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,0 +1,108 @@
+"""What a handler knows of a request: gateway and caller, and how errors are said in MCP."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, CallToolResult, TextContent
+from starlette.requests import Request
+
+from gateway import telemetry
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller
+from gateway.errors import GatewayError, InvalidRequest, envelope
+
+Context = ServerRequestContext[Any, Request]
+
+ADVICE = {
+    "model_not_found": "Call list_available_models for those that can be used.",
+    "model_not_allowed": "Call list_available_models for those that can be used.",
+    "budget_exceeded": "Call get_usage to see every budget, or estimate_cost for what a smaller "
+    "size, a lower quality or fewer images would cost.",
+    "moderation_blocked": "Change the prompt or the picture; the same ones will be refused again.",
+    "content_policy_violation": "Change the prompt; the same one will be refused again.",
+    "image_not_found": "Read image-history://recent for the images there are.",
+    "outcome_unknown": "Do not call again before reading image-history://recent: the image may "
+    "have been made and paid for.",
+    "storage_failed": "Do not call again: it would be paid twice. Tell the person.",
+    "image_unfinished": "Do not call again: it would be paid twice. Read image-history://recent.",
+    "credential_rejected": "Tell the person that their provider key does not work.",
+    "no_credential": "Tell the person: a provider key must be stored first.",
+    "insufficient_scope": "Tell the person: another key, or more consent, is needed.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool: by whom, and with which arguments, none of them unknown."""
+
+    context: Context
+    gateway: Gateway
+    caller: Caller
+    arguments: Mapping[str, object] = field(repr=False)
+
+
+def opened_gateway(context: Context) -> tuple[Gateway, Caller]:
+    """What authentication has put into the request's state."""
+    request = context.request
+    if request is None:
+        raise MCPError(INTERNAL_ERROR, "This server is reached over HTTP.")
+    gateway: Gateway = request.state.gateway
+    caller: Caller = request.state.caller
+    return gateway, caller
+
+
+def tool_error(error: GatewayError) -> CallToolResult:
+    """A tool error with the code that REST gives, and for a model what to do next."""
+    telemetry.errors_total.labels(error.code).inc()
+    said = [f"{error.code}: {error.message}", ADVICE.get(error.code, "")]
+    if error.retry_after_seconds is not None:
+        said.append(f"Try again in {error.retry_after_seconds} s.")
+    return CallToolResult(
+        content=[TextContent(type="text", text=" ".join(part for part in said if part))],
+        structured_content={**envelope(error)},
+        is_error=True,
+    )
+
+
+def protocol_error(error: GatewayError, **data: object) -> MCPError:
+    """The error of a resource, a prompt or a completion, with REST's code among its data."""
+    telemetry.errors_total.labels(error.code).inc()
+    is_theirs = error.status < GatewayError.status
+    return MCPError(
+        INVALID_PARAMS if is_theirs else INTERNAL_ERROR,
+        f"{error.code}: {error.message}",
+        data={**envelope(error)["error"], **data},
+    )
+
+
+def integer(arguments: Mapping[str, object], name: str, low: int, high: int, default: int) -> int:
+    """A whole number among the arguments.
+
+    Raises:
+        InvalidRequest: something else, or out of bounds.
+    """
+    value = arguments.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidRequest(
+            f"Invalid '{name}': expected an integer from {low} to {high}.", param=name
+        )
+    return value
+
+
+def flag(arguments: Mapping[str, object], name: str) -> bool:
+    """A boolean among the arguments; false where it is left out.
+
+    Raises:
+        InvalidRequest: something else.
+    """
+    value = arguments.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise InvalidRequest(
+        f"Invalid type for '{name}': expected true or false.", code="invalid_type", param=name
+    )

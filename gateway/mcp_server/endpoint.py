@@ -1,0 +1,117 @@
+"""The place /mcp in front of the protocol: POST alone, bodies bounded, and a share for each tenant.
+
+The protocol's library keeps a body in memory for as long as its call runs, so few large ones are
+let in at a time.
+"""
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass
+from http import HTTPStatus
+from uuid import UUID
+
+from gateway.domain import Caller
+from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.instrumentation import App, Message, Receive, RequestScope, Send, send_error
+from gateway.limits.concurrency import Places
+
+LARGE_BODY_BYTES = 262_144
+MAX_PARTS = 100_000
+"""Commas and brackets, those within texts counted too: each may become an object of a hundred
+bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointLimits:
+    """What bounds the endpoint; see Settings for the meaning of each."""
+
+    max_body_bytes: int
+    body_seconds: float
+    max_concurrent: int
+    max_concurrent_large: int
+
+
+class McpEndpoint:
+    """Reads and bounds a request's body, then hands the request to the protocol's library."""
+
+    def __init__(self, app: App, limits: EndpointLimits) -> None:
+        self._app = app
+        self._limits = limits
+        self._places = Places(limits.max_concurrent, "MCP requests")
+        self._large_places = Places(limits.max_concurrent_large, "MCP requests with large bodies")
+
+    async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
+        """Serve one request. Without sessions there is nothing to GET or to DELETE."""
+        if scope["method"] != "POST":
+            await _refuse_method(send)
+            return
+        with ExitStack() as places:
+            try:
+                body = await self._read(scope, receive, places)
+            except GatewayError as error:
+                await send_error(error, send)
+                return
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
+
+    async def _read(
+        self, scope: RequestScope, receive: Receive, places: ExitStack
+    ) -> bytearray | None:
+        """The body, or None where the client left before it had come; the places are kept."""
+        caller: Caller = scope["state"]["caller"]
+        places.enter_context(self._places.taken(caller.tenant_id))
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                body = await self._receive(caller.tenant_id, receive, places)
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The request body took longer than {self._limits.body_seconds:g} seconds.",
+                code="upload_too_slow",
+            ) from None
+        if body is not None and sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
+            raise InvalidRequest("The JSON body has too many parts.", code="invalid_json")
+        return body
+
+    async def _receive(
+        self, tenant_id: UUID, receive: Receive, places: ExitStack
+    ) -> bytearray | None:
+        body, is_large = bytearray(), False
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._limits.max_body_bytes:
+                raise PayloadTooLarge(
+                    f"The request body is larger than {self._limits.max_body_bytes} bytes. Refer "
+                    "to large pictures by an https link or generated-images://…."
+                )
+            if len(body) > LARGE_BODY_BYTES and not is_large:
+                places.enter_context(self._large_places.taken(tenant_id))
+                is_large = True
+            if not message.get("more_body", False):
+                return body
+
+
+def _replay(body: bytearray, receive: Receive) -> Receive:
+    """A `receive` that gives the body in one piece, then whatever comes after it."""
+    kept = [bytes(body)]
+    body.clear()
+
+    async def replayed() -> Message:
+        if kept:
+            return {"type": "http.request", "body": kept.pop(), "more_body": False}
+        return await receive()
+
+    return replayed
+
+
+async def _refuse_method(send: Send) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": HTTPStatus.METHOD_NOT_ALLOWED,
+            "headers": [(b"allow", b"POST"), (b"content-length", b"0")],
+        }
+    )
+    await send({"type": "http.response.body"})

@@ -1,0 +1,119 @@
+"""The tools that make images: each checks its arguments, calls the pipeline, shows the result."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from mcp.types import CallToolResult
+
+from gateway.domain import ImageRequest, Operation
+from gateway.errors import InvalidRequest
+from gateway.images.inputs import Upload, add_inputs
+from gateway.images.parameters import parse_image_request
+from gateway.images.references import PictureReference, check_length
+from gateway.mcp_server.calls import ToolCall, flag, integer
+from gateway.mcp_server.progress import Progress
+from gateway.mcp_server.results import show_generation
+
+NOT_THE_MODELS = frozenset({"full_image", "partial_images", "image", "mask"})
+MAX_PARTIAL_IMAGES = 3
+MAX_PICTURES = 20
+
+
+async def generate_image(call: ToolCall) -> CallToolResult:
+    """Make one or more images from a text.
+
+    Costs money (estimate_cost says how much at most). Answers with a small preview of each,
+    a link to the full image, and what it did cost. Show the link to the person. Takes some
+    seconds up to two minutes.
+    """
+    request = _parse(call, Operation.GENERATION)
+    return await _make(call, request)
+
+
+async def edit_image(call: ToolCall) -> CallToolResult:
+    """Change one or more pictures by a prompt, or combine them into a new one.
+
+    To go on from an image made before, give its generated-images:// URI. Costs money, the
+    pictures that go in included. Answers like generate_image.
+    """
+    request = await _with_pictures(call, _parse(call, Operation.EDIT))
+    return await _make(call, request)
+
+
+async def create_variation(call: ToolCall) -> CallToolResult:
+    """Make new images that resemble a square PNG, without a prompt.
+
+    DALL·E 2 called them variations. To say what shall change, use edit_image. Costs money.
+    Answers like generate_image.
+    """
+    request = await _with_pictures(call, _parse(call, Operation.VARIATION))
+    return await _make(call, request)
+
+
+def _parse(call: ToolCall, operation: Operation) -> ImageRequest:
+    """The same check as REST's, of the same words."""
+    # Checked before anything else of the call is done: it decides what the answer looks like.
+    flag(call.arguments, "full_image")
+    partial_images = integer(call.arguments, "partial_images", 0, MAX_PARTIAL_IMAGES, 0)
+    fields = {name: value for name, value in call.arguments.items() if name not in NOT_THE_MODELS}
+    if partial_images:
+        fields |= {"partial_images": partial_images, "stream": True}
+    return parse_image_request(
+        fields,
+        call.caller,
+        call.gateway.core.catalog,
+        operation=operation,
+        default_model=call.gateway.settings.default_model,
+        default_response_format="url",
+    )
+
+
+async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
+    pictures = picture_references(call.arguments)
+    gateway = call.gateway
+    with ExitStack() as files:
+        uploads: list[Upload] = await gateway.fetcher.fetch(call.caller, request, pictures, files)
+        return await add_inputs(request, uploads, gateway.decoder)
+
+
+def picture_references(arguments: Mapping[str, object]) -> list[PictureReference]:
+    """What `image` (one, or a list) and `mask` refer to.
+
+    Raises:
+        InvalidRequest: not texts, too many, or one that is too long.
+    """
+    given = arguments.get("image")
+    if isinstance(given, list):
+        named = [(f"image[{at}]", "image", one) for at, one in enumerate(given)]
+    else:
+        named = [] if given is None else [("image", "image", given)]
+    if len(named) > MAX_PICTURES:
+        raise InvalidRequest(
+            f"More than {MAX_PICTURES} pictures.", code="array_above_max_length", param="image"
+        )
+    if arguments.get("mask") is not None:
+        named.append(("mask", "mask", arguments["mask"]))
+    references = []
+    for where, field, url in named:
+        if not isinstance(url, str):
+            raise InvalidRequest(
+                f"Invalid type for '{where}': expected a string, namely a data: URL, "
+                "generated-images://… or an https link.",
+                code="invalid_type",
+                param=where,
+            )
+        references.append(PictureReference(where, field, url))
+        check_length(references[-1])
+    return references
+
+
+async def _make(call: ToolCall, request: ImageRequest) -> CallToolResult:
+    progress = Progress(call.context, call.gateway.finisher)
+    generation = await progress.during(
+        call.gateway.pipeline.generate(
+            call.caller, request, progress.show if request.stream else None
+        )
+    )
+    return await show_generation(
+        generation, call.gateway.finisher, full_image=flag(call.arguments, "full_image")
+    )

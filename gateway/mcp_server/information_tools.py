@@ -1,0 +1,200 @@
+"""The tools that buy nothing: which models there are, what an image would cost, what was used."""
+
+from datetime import datetime
+from itertools import groupby
+from zoneinfo import ZoneInfo
+
+from mcp.types import CallToolResult, TextContent
+from pydantic import BaseModel, Field
+
+from gateway.billing import budgets, usage
+from gateway.billing.budgets import Budget
+from gateway.billing.usage import UsageRow
+from gateway.images.parameters import parse_image_request
+from gateway.mcp_server.calls import ToolCall
+from gateway.mcp_server.model_cards import ModelCard, model_card
+from gateway.money import format_usd, format_usd_short
+
+
+class ProviderModels(BaseModel):
+    """The models of one vendor."""
+
+    provider: str
+    models: list[ModelCard]
+
+
+class AvailableModels(BaseModel):
+    """Every model that this key may use. Prices are US dollars as decimal strings."""
+
+    default_model: str
+    providers: list[ProviderModels]
+
+
+class CostEstimate(BaseModel):
+    """What a call can cost at most; a decimal string in US dollars. Nothing was bought."""
+
+    model: str = Field(description="The model that would be charged for.")
+    requested_model: str
+    n: int
+    size: str | None
+    quality: str | None
+    max_cost_usd: str
+
+
+class UsageSums(BaseModel):
+    """Requests, images, tokens and cost of a period of the tenant's time zone."""
+
+    start: str
+    requests: int
+    images: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: str
+
+
+class BudgetLeft(BaseModel):
+    """One budget that calls with this key count against."""
+
+    owner: str = Field(description="Whose budget it is: the key's, the user's or the tenant's.")
+    window: str
+    limit_usd: str
+    spent_usd: str
+    held_usd: str
+    remaining_usd: str
+    resets_at: str | None
+
+
+class UsageSoFar(BaseModel):
+    """What was used today and this month, and what every budget has left."""
+
+    livemode: bool
+    time_zone: str
+    today: UsageSums
+    month: UsageSums
+    budgets: list[BudgetLeft]
+
+
+async def list_available_models(call: ToolCall) -> CallToolResult:
+    """The models that can be used, by provider.
+
+    What each can do, what it costs, and when its vendor shuts it down. Free.
+    """
+    catalog = call.gateway.core.catalog
+    models = sorted(catalog.available(call.caller), key=lambda model: model.provider)
+    providers = [
+        ProviderModels(
+            provider=provider,
+            models=[await model_card(call.gateway, call.caller, model) for model in group],
+        )
+        for provider, group in groupby(models, key=lambda model: model.provider)
+    ]
+    found = AvailableModels(default_model=call.gateway.settings.default_model, providers=providers)
+    lines = [_line(card) for vendor in providers for card in vendor.models]
+    return _result(found, "\n".join([f"Default: {found.default_model}", *lines]))
+
+
+async def estimate_cost(call: ToolCall) -> CallToolResult:
+    """What generate_image with the same arguments would cost at most.
+
+    Free; nothing is made.
+    """
+    request = parse_image_request(
+        call.arguments,
+        call.caller,
+        call.gateway.core.catalog,
+        default_model=call.gateway.settings.default_model,
+        default_response_format="url",
+    )
+    served = call.gateway.pipeline.serve(call.caller, request)
+    quote = await call.gateway.pipeline.quote(served)
+    estimate = CostEstimate(
+        model=served.model.id,
+        requested_model=request.requested_model,
+        n=request.n,
+        size=request.size,
+        quality=request.quality,
+        max_cost_usd=format_usd_short(quote.amount_nano),
+    )
+    images = "one image" if request.n == 1 else f"{request.n} images"
+    return _result(
+        estimate, f"At most {estimate.max_cost_usd} USD for {images} with {estimate.model}."
+    )
+
+
+async def get_usage(call: ToolCall) -> CallToolResult:
+    """What was used and spent today and this month, and what every budget has left.
+
+    Free.
+    """
+    caller = call.caller
+    async with call.gateway.database.tenant(caller.tenant_id) as session:
+        zone = await usage.tenant_zone(session, caller.tenant_id)
+        today = datetime.now(ZoneInfo(zone)).date().isoformat()
+        sums = [
+            _sums(
+                await usage.tenant_report(
+                    session,
+                    caller.tenant_id,
+                    livemode=caller.livemode,
+                    period=usage.parse_period(start, None, zone),
+                    group_by=(),
+                    user_id=caller.user_id,
+                )
+            )
+            for start in (today, None)
+        ]
+        left = [_budget(budget) for budget in await budgets.for_caller(session, caller)]
+    used = UsageSoFar(
+        livemode=caller.livemode, time_zone=zone, today=sums[0], month=sums[1], budgets=left
+    )
+    said = [
+        f"Today {used.today.cost_usd} USD for {used.today.images} images.",
+        f"This month {used.month.cost_usd} USD for {used.month.images} images.",
+        *(
+            f"The {budget.owner}'s budget per {budget.window} has {budget.remaining_usd} of "
+            f"{budget.limit_usd} USD left"
+            + (f" until {budget.resets_at}." if budget.resets_at else ".")
+            for budget in left
+        ),
+        *([] if left else ["No budget limits this key."]),
+    ]
+    return _result(used, "\n".join(said))
+
+
+def _result(structured: BaseModel, text: str) -> CallToolResult:
+    return CallToolResult(
+        content=[TextContent(type="text", text=text)],
+        structured_content=structured.model_dump(mode="json"),
+    )
+
+
+def _line(card: ModelCard) -> str:
+    costs = ", ".join(f"{quality} {cost}" for quality, cost in card.max_cost_usd.items())
+    served = "" if card.served_by == card.id else f", retired: served by {card.served_by}"
+    ends = f", ends {card.shutdown_date}" if card.shutdown_date and not served else ""
+    price = f": USD per {card.sample_size} image at most {costs}" if costs else ""
+    return f"{card.id}{served}{ends}{price}"
+
+
+def _sums(report: usage.UsageReport) -> UsageSums:
+    row: UsageRow = report.total
+    return UsageSums(
+        start=report.start.isoformat(),
+        requests=row.requests,
+        images=row.images,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        cost_usd=format_usd(row.cost_nano),
+    )
+
+
+def _budget(budget: Budget) -> BudgetLeft:
+    return BudgetLeft(
+        owner=budget.owner,
+        window=budget.window,
+        limit_usd=format_usd_short(budget.limit_nano),
+        spent_usd=format_usd(budget.spent_nano),
+        held_usd=format_usd(budget.held_nano),
+        remaining_usd=format_usd(budget.remaining_nano),
+        resets_at=budget.resets_at.isoformat() if budget.resets_at else None,
+    )

@@ -1,0 +1,81 @@
+"""Signs of life while a model works, and images on their way, so that nobody gives up too early."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from mcp.types import ProgressNotification, ProgressNotificationParams
+
+from gateway.domain import Generation, PartialImage
+from gateway.images.decoding import Decoder
+from gateway.images.previews import make_preview
+from gateway.mcp_server.calls import Context
+
+INTERVAL_SECONDS = 2.0
+PREVIEW_KEY = "image-gateway/preview"
+"""Where a progress notification carries a partial image: a data: URL of a small WebP in `_meta`."""
+
+
+class Progress:
+    """Reports of one call to the client that asked for them."""
+
+    def __init__(self, context: Context, decoder: Decoder) -> None:
+        self._context = context
+        self._decoder = decoder
+        self._token = (context.meta or {}).get("progress_token")
+        self._started = time.monotonic()
+        self._partials: asyncio.Queue[PartialImage] = asyncio.Queue()
+
+    def show(self, image: PartialImage) -> None:
+        """Take an image on its way; it is reported with the next sign of life."""
+        self._partials.put_nowait(image)
+
+    async def during(self, work: Awaitable[Generation]) -> Generation:
+        """Wait for the images and report meanwhile; whoever stops waiting stops no paid call."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await self._report_next(task)
+            return await task
+        finally:
+            task.cancel()
+
+    async def _report_next(self, task: "asyncio.Future[Generation]") -> None:
+        arriving = asyncio.create_task(self._partials.get())
+        try:
+            waiting: list[asyncio.Future[Any]] = [task, arriving]
+            await asyncio.wait(
+                waiting, timeout=INTERVAL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            arriving.cancel()  # it does nothing to what is done
+        if arriving.done() and not arriving.cancelled():
+            await self._report_partial(arriving.result())
+        elif not task.done():
+            await self._context.session.report_progress(
+                self._elapsed(), None, "The model is working"
+            )
+
+    async def _report_partial(self, image: PartialImage) -> None:
+        if self._token is None:
+            return
+        preview = await make_preview(self._decoder, image.base64)
+        encoded = "" if preview is None else base64.b64encode(preview).decode()
+        shown = {PREVIEW_KEY: f"data:image/webp;base64,{encoded}"} if encoded else None
+        await self._context.session.send_notification(
+            ProgressNotification(
+                params=ProgressNotificationParams(
+                    progress_token=self._token,
+                    progress=self._elapsed(),
+                    message=f"Partial image {image.index + 1} has arrived",
+                    _meta=shown,
+                )
+            ),
+            related_request_id=self._context.request_id,
+        )
+
+    def _elapsed(self) -> float:
+        """Seconds so far: they grow with each report, as the protocol wants."""
+        return round(time.monotonic() - self._started, 3)

@@ -1,0 +1,112 @@
+"""How a generation is shown to a model: a small preview, a link, a sentence and data.
+
+Base64 stands in image blocks alone, never in text or structured content, so that a result of any
+size fits a context window.
+"""
+
+import asyncio
+import base64
+from typing import Literal
+
+from mcp.types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
+from pydantic import BaseModel, Field
+
+from gateway.domain import Generation, StoredImage
+from gateway.images.decoding import Decoder
+from gateway.images.previews import make_preview
+from gateway.images.references import HOSTED_SCHEME
+from gateway.money import format_usd
+
+MAX_FULL_IMAGE_BASE64 = 1_000_000
+"""Clients refuse results of more than a megabyte or so, and cut off the conversation."""
+
+
+class MadeImage(BaseModel):
+    """One stored image."""
+
+    id: str
+    uri: str = Field(description="Read it as a resource, or give it to edit_image.")
+    url: str = Field(description="Link for the person; it expires.")
+    media_type: str
+
+
+class ImagesMade(BaseModel):
+    """What was made. Links expire; `cost_usd` is a decimal string, of all images together."""
+
+    id: str = Field(description="Id of the first image.")
+    url: str = Field(description="Link to the first image in full size.")
+    images: list[MadeImage]
+    model: str = Field(description="The model that made them.")
+    requested_model: str
+    size: str | None
+    quality: str | None
+    cost_usd: str
+    cost_status: Literal["actual", "estimated", "pending"]
+
+
+async def show_generation(
+    generation: Generation, finisher: Decoder, *, full_image: bool
+) -> CallToolResult:
+    """The result of a tool that made images."""
+    made = [
+        MadeImage(
+            id=image.id, uri=HOSTED_SCHEME + image.id, url=image.url, media_type=image.media_type
+        )
+        for image in generation.images
+        if image.url is not None
+    ]
+    result = ImagesMade(
+        id=made[0].id,
+        url=made[0].url,
+        images=made,
+        model=generation.served.model.id,
+        requested_model=generation.request.requested_model,
+        size=generation.answer.size,
+        quality=generation.answer.quality,
+        cost_usd=format_usd(generation.cost_nano),
+        cost_status=generation.cost_status.value,
+    )
+    is_whole = full_image and _fits(generation)
+    pictures = await asyncio.gather(
+        *(_picture(image, finisher, is_whole=is_whole) for image in generation.images)
+    )
+    blocks: list[ContentBlock] = []
+    for picture, image in zip(pictures, made, strict=True):
+        blocks += [] if picture is None else [picture]
+        blocks.append(
+            ResourceLink(
+                type="resource_link",
+                uri=image.uri,
+                name=image.id,
+                title="Full image",
+                mime_type=image.media_type,
+            )
+        )
+    return CallToolResult(
+        content=[*blocks, _sentence(result, is_too_large=full_image and not is_whole)],
+        structured_content=result.model_dump(mode="json"),
+    )
+
+
+def _fits(generation: Generation) -> bool:
+    return sum(len(image.base64) for image in generation.images) <= MAX_FULL_IMAGE_BASE64
+
+
+async def _picture(image: StoredImage, finisher: Decoder, *, is_whole: bool) -> ImageContent | None:
+    if is_whole:
+        return ImageContent(type="image", data=image.base64, mime_type=image.media_type)
+    preview = await make_preview(finisher, image.base64)
+    if preview is None:
+        return None
+    encoded = base64.b64encode(preview).decode()
+    return ImageContent(type="image", data=encoded, mime_type="image/webp")
+
+
+def _sentence(result: ImagesMade, *, is_too_large: bool) -> TextContent:
+    lines = [f"Made with {result.model} for {result.cost_usd} USD ({result.cost_status})."]
+    if result.model != result.requested_model:
+        lines.append(f"({result.requested_model} is retired; {result.model} serves it.)")
+    if is_too_large:
+        lines.append("Too large to show whole: this is a preview. Read the resource or the link.")
+    lines += [f"{image.uri} {image.url}" for image in result.images]
+    return TextContent(type="text", text="\n".join(lines))

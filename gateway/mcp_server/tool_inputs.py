@@ -1,0 +1,148 @@
+"""What each tool takes, as JSON Schema for a model to read.
+
+The values are checked by `parse_image_request`, as REST's are: models differ in what they take,
+and a refusal is to say which values the model in question knows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+PROMPT: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "description": "What the image shows, in any language. Be concrete: subject, setting, style, "
+    "light, composition. Text to appear in the image goes in quotation marks.",
+    "examples": ["A lighthouse at dawn, calm sea, watercolour, wide view"],
+}
+MODEL: Schema = {
+    "type": "string",
+    "description": "Leave out for the default. list_available_models names them all; "
+    "gpt-image-2.5-flare is fast and cheap. Retired ones such as dall-e-3 still work.",
+    "examples": ["gpt-image-2.5-flare"],
+}
+SIZE: Schema = {
+    "type": "string",
+    "description": "WIDTHxHEIGHT in pixels, or auto. Current models take any size whose edges are "
+    "divisible by 16, up to 3:1, from 655360 pixels on.",
+    "examples": ["1024x1024", "1536x1024", "1024x1536"],
+}
+QUALITY: Schema = {
+    "type": "string",
+    "description": "low, medium, high or auto (some models also xhigh, max). low is cheapest and "
+    "fastest; auto may be dear.",
+    "examples": ["low"],
+}
+COUNT: Schema = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": 10,
+    "default": 1,
+    "description": "How many images; each one is paid for.",
+}
+BACKGROUND: Schema = {
+    "type": "string",
+    "enum": ["transparent", "opaque", "auto"],
+    "description": "transparent needs output_format png or webp.",
+}
+OUTPUT_FORMAT: Schema = {
+    "type": "string",
+    "enum": ["png", "jpeg", "webp"],
+    "default": "png",
+    "description": "File format.",
+}
+FULL_IMAGE: Schema = {
+    "type": "boolean",
+    "default": False,
+    "description": "Return the whole image instead of a preview, where it has less than 750 kB. "
+    "Fills the context; the link is enough for a person.",
+}
+PARTIAL_IMAGES: Schema = {
+    "type": "integer",
+    "minimum": 0,
+    "maximum": 3,
+    "default": 0,
+    "description": "Report so many unfinished images as progress; each costs 100 more tokens. For "
+    "n=1 and models that stream.",
+}
+REFERENCE = (
+    "a generated-images:// URI of an image made here, an https link to a public host, or a data: "
+    "URL with base64"
+)
+PICTURES: Schema = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 16},
+    ],
+    "description": f"The picture to change: {REFERENCE}. Or a list of up to 16, to combine them.",
+    "examples": ["generated-images://img_19aa8c1e5d0_0123456789abcdef0123456789abcdef"],
+}
+PICTURE: Schema = {
+    "type": "string",
+    "description": f"A square PNG of less than 4 MB: {REFERENCE}.",
+    "examples": ["generated-images://img_19aa8c1e5d0_0123456789abcdef0123456789abcdef"],
+}
+MASK: Schema = {
+    "type": "string",
+    "description": "A PNG of the first picture's size; where it is transparent, the picture is to "
+    "change. Given in the same ways as image.",
+}
+FIDELITY: Schema = {
+    "type": "string",
+    "enum": ["high", "low"],
+    "description": "How closely the input is kept, for gpt-image-1.5 and older; leave out for "
+    "others.",
+}
+
+
+def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": {name: dict(schema) for name, schema in properties.items()},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+NOTHING = _object()
+GENERATE_IMAGE = _object(
+    ("prompt",),
+    prompt=PROMPT,
+    model=MODEL,
+    size=SIZE,
+    quality=QUALITY,
+    n=COUNT,
+    background=BACKGROUND,
+    output_format=OUTPUT_FORMAT,
+    partial_images=PARTIAL_IMAGES,
+    full_image=FULL_IMAGE,
+)
+EDIT_IMAGE = _object(
+    ("prompt", "image"),
+    prompt=PROMPT,
+    image=PICTURES,
+    mask=MASK,
+    model=MODEL,
+    size=SIZE,
+    quality=QUALITY,
+    n=COUNT,
+    background=BACKGROUND,
+    output_format=OUTPUT_FORMAT,
+    input_fidelity=FIDELITY,
+    partial_images=PARTIAL_IMAGES,
+    full_image=FULL_IMAGE,
+)
+CREATE_VARIATION = _object(
+    ("image",), image=PICTURE, model=MODEL, n=COUNT, size=SIZE, full_image=FULL_IMAGE
+)
+ESTIMATE_COST = _object(
+    ("prompt",),
+    prompt=PROMPT,
+    model=MODEL,
+    size=SIZE,
+    quality=QUALITY,
+    n=COUNT,
+    background=BACKGROUND,
+    output_format=OUTPUT_FORMAT,
+)
