@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     )
 
     default_model: str = "gpt-image-2.5-sunburst"
+    prompts_dir: Path | None = None
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     max_upload_bytes: int = Field(default=209_715_200, ge=1024)
     max_json_upload_bytes: int = Field(default=67_108_864, ge=1024)
