@@ -3,12 +3,21 @@
 import re
 from collections.abc import Mapping
 
-from mcp.types import GetPromptResult, Prompt, PromptMessage, TextContent
+from mcp.types import (
+    GetPromptRequestParams,
+    GetPromptResult,
+    ListPromptsResult,
+    PaginatedRequestParams,
+    Prompt,
+    PromptMessage,
+    TextContent,
+)
 from mcp.types import PromptArgument as ListedArgument
 
 from gateway.domain import Model
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, NotFound
 from gateway.images.sizes import fitting_size
+from gateway.mcp_server.calls import Context, opened_gateway
 from gateway.mcp_server.prompt_templates import (
     PromptArgument,
     PromptTemplate,
@@ -33,6 +42,38 @@ _YES_AND_NO = {
     "n": "no",
 }
 """How programs say it, where the choices are yes and no."""
+
+
+async def list_prompts(
+    templates: Mapping[str, PromptTemplate],
+    _context: Context,
+    _params: PaginatedRequestParams | None,
+) -> ListPromptsResult:
+    """Every prompt."""
+    return ListPromptsResult(prompts=prompt_list(templates))
+
+
+async def get_prompt(
+    templates: Mapping[str, PromptTemplate], context: Context, params: GetPromptRequestParams
+) -> GetPromptResult:
+    """One finished prompt, sized for the model that a call without one goes to.
+
+    Raises:
+        NotFound: there is no such prompt (code `prompt_not_found`).
+        InvalidRequest: an argument is not as it should be.
+    """
+    template = templates.get(params.name)
+    if template is None:
+        raise NotFound(
+            f"There is no prompt {params.name[:80]!r}. There are: {', '.join(templates)}.",
+            code="prompt_not_found",
+            param="name",
+        )
+    gateway, caller = opened_gateway(context)
+    catalog = gateway.core.catalog
+    default = catalog.models[gateway.settings.default_model]
+    model = catalog.serving(default, livemode=caller.livemode)
+    return prompt_result(template, params.arguments, model)
 
 
 def prompt_list(templates: Mapping[str, PromptTemplate]) -> list[Prompt]:
