@@ -5,8 +5,10 @@ import os
 import re
 import sys
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
@@ -75,6 +77,18 @@ class Settings(BaseSettings):
     prometheus_multiproc_dir: Path | None = Field(
         default=None, validation_alias="PROMETHEUS_MULTIPROC_DIR"
     )
+
+    oidc_issuer: str | None = None
+    oidc_audience: str = ""
+    oidc_tenant_claim: str = Field(default="tenant", min_length=1)
+    oidc_user_claim: str = Field(default="sub", min_length=1)
+    oidc_scope_prefix: str = Field(default="", pattern=r"^[\x21\x23-\x5b\x5d-\x7e]*$")
+    oidc_leeway_seconds: int = Field(default=30, ge=0, le=300)
+    oidc_keys_seconds: float = Field(default=3600.0, gt=0)
+    oidc_refetch_seconds: float = Field(default=10.0, gt=0)
+    oidc_timeout_seconds: float = Field(default=5.0, gt=0)
+    oidc_max_document_bytes: int = Field(default=262_144, ge=1024)
+    oidc_max_token_characters: int = Field(default=16_384, ge=512)
 
     default_model: str = "gpt-image-2.5-sunburst"
     prompts_dir: Path | None = None
@@ -150,6 +164,17 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _require_safe_issuer(self) -> Self:
+        issuer = self.oidc_issuer
+        if issuer is not None and (not is_https_or_loopback(issuer) or {"?", "#"} & set(issuer)):
+            raise ValueError(
+                "GATEWAY_OIDC_ISSUER must be the https:// address that your identity provider "
+                "calls its issuer, without a query (http:// on this machine only). To accept API "
+                "keys alone, remove it."
+            )
+        return self
+
     @property
     def uses_embedded_postgres(self) -> bool:
         """Whether the gateway runs its own Postgres in the data directory."""
@@ -189,6 +214,13 @@ class Settings(BaseSettings):
         return [name.strip() for name in self.legacy_models.split(",") if name.strip()]
 
     @property
+    def oidc_audiences(self) -> tuple[str, ...]:
+        """What a token's `aud` must name one of; by default the gateway's own addresses."""
+        given = tuple(name.strip() for name in self.oidc_audience.split(",") if name.strip())
+        base = self.public_url.rstrip("/")
+        return given or (base, f"{base}/", f"{base}/mcp", f"{base}/mcp/")
+
+    @property
     def resolved_master_key_file(self) -> Path:
         """The file that holds the master keys where no variable does."""
         return self.master_key_file or self.data_dir / "master.key"
@@ -197,6 +229,25 @@ class Settings(BaseSettings):
     def resolved_log_format(self) -> Literal["console", "json"]:
         """Readable lines for a person at a terminal, JSON for everything else."""
         return self.log_format or ("console" if sys.stderr.isatty() else "json")
+
+
+def is_https_or_loopback(url: str) -> bool:
+    """Whether nobody on the way can change what is fetched from this address."""
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    if not has_host or parts.username is not None or not url.isascii() or re.search(r"\s", url):
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname))
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings() -> Settings:

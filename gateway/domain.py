@@ -13,7 +13,7 @@ from gateway.money import NanoUsd
 
 
 class Scope(StrEnum):
-    """What an API key may do."""
+    """What an API key or a token may do."""
 
     IMAGES_WRITE = "images:write"
     IMAGES_READ = "images:read"
@@ -37,11 +37,14 @@ class TenantSettings:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who one request is. `models` of None means every model of the catalogue."""
+    """Who one request is. `models` of None means every model of the catalogue.
+
+    Without `api_key_id`: somebody who came with a token of the operator's identity provider.
+    """
 
     tenant_id: UUID
     user_id: UUID | None
-    api_key_id: UUID
+    api_key_id: UUID | None
     livemode: bool
     scopes: frozenset[str]
     models: frozenset[str] | None

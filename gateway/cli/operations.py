@@ -32,7 +32,9 @@ from gateway.errors import ConfigurationError, GatewayError
 from gateway.images.storage import new_image_id, open_store
 from gateway.main import create_app, spare_garbage_collector
 from gateway.telemetry import configure_logging
+from gateway.tenancy.identity_provider import IdentityProvider
 from gateway.tenancy.quickstart import quickstart_path, read_quickstart
+from gateway.tenancy.signing_keys import KeysNotFetched
 from gateway.tenancy.vault import (
     MasterKeys,
     new_master_key,
@@ -267,6 +269,24 @@ async def _examine(settings: Settings, note: Note) -> None:
             note("house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own")
         else:
             note("house key", "ok", f"set, for {settings.openai_base_url} (not tried: calls cost)")
+        if gateway.identity_provider is not None:
+            await _examine_identity_provider(gateway.identity_provider, settings, note)
+
+
+async def _examine_identity_provider(
+    provider: IdentityProvider, settings: Settings, note: Note
+) -> None:
+    try:
+        count = await provider.examine()
+    except KeysNotFetched as error:
+        note("identity provider", "wrong", f"GATEWAY_OIDC_ISSUER: {error}")
+        return
+    note(
+        "identity provider",
+        "ok",
+        f"{settings.oidc_issuer} has {count} key{'' if count == 1 else 's'}; "
+        f"accepted audiences: {', '.join(settings.oidc_audiences)}",
+    )
 
 
 async def _examine_ledger(gateway: Gateway, note: Note) -> None:

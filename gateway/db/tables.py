@@ -280,7 +280,7 @@ class ReservationRow(Table):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     livemode: Mapped[bool]
-    api_key_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     periods: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     operation: Mapped[str] = mapped_column(Text)
@@ -319,7 +319,7 @@ class LedgerRow(Table):
     at: Mapped[datetime] = mapped_column(Timestamp)
     tenant_id: Mapped[UUID]
     livemode: Mapped[bool]
-    api_key_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     requested_model: Mapped[str] = mapped_column(Text)
     served_model: Mapped[str] = mapped_column(Text)
