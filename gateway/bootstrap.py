@@ -33,6 +33,7 @@ from gateway.images.decoding import (
     DecoderLimits,
     PictureRefused,
 )
+from gateway.images.idempotency import Replays
 from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
 from gateway.images.pipeline import Pipeline, PipelineLimits
@@ -196,6 +197,7 @@ async def open_gateway(
             reservations=reservations,
             providers=providers,
             results=_results(core, store, links, finisher),
+            replays=Replays(database, store, links, image_ttl_seconds=settings.image_ttl_seconds),
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)

@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     oidc_max_document_bytes: int = Field(default=262_144, ge=1024)
     oidc_max_token_characters: int = Field(default=16_384, ge=512)
 
+    idempotency_seconds: int = Field(default=86_400, ge=60, le=2_592_000)
     default_model: str = "gpt-image-2.5-sunburst"
     prompts_dir: Path | None = None
     max_body_bytes: int = Field(default=1_048_576, ge=1024)

@@ -261,6 +261,14 @@ class InputImage:
 
 
 @dataclass(frozen=True, slots=True)
+class IdempotencyClaim:
+    """The key of a request that is to be bought once, and the SHA-256 of that request."""
+
+    key: str
+    request_hash: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One validated request for images; None means that the client left the choice open."""
 
@@ -286,6 +294,7 @@ class ImageRequest:
     response_format: str = "b64_json"
     stream: bool = False
     partial_images: int = 0
+    idempotency: IdempotencyClaim | None = None
 
     @property
     def priced_as(self) -> str:
@@ -424,7 +433,8 @@ class StoredImage:
 class Generation:
     """The outcome of one request: images, what they cost, and which model served them.
 
-    `request` is what the client asked for, `served` what was bought to answer it.
+    `request` is what the client asked for, `served` what was bought to answer it. `replayed`: it
+    was bought by an earlier request with the same idempotency key.
     """
 
     id: UUID
@@ -434,6 +444,7 @@ class Generation:
     images: tuple[StoredImage, ...]
     cost_nano: NanoUsd
     cost_status: CostStatus
+    replayed: bool = False
 
 
 def new_id() -> UUID:

@@ -169,6 +169,23 @@ class NotFound(GatewayError):
     code = "not_found"
 
 
+class IdempotencyInFlight(GatewayError):
+    """The first request with this idempotency key has not been answered yet."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_in_flight"
+
+
+class IdempotencyConflict(GatewayError):
+    """The idempotency key was used for another request."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+    retry = False
+
+
 class CredentialRejected(GatewayError):
     """The provider refused the tenant's own key."""
 
