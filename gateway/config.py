@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     master_key: SecretStr | None = None
     master_key_file: Path | None = None
     admin_key: SecretStr | None = None
-    api_key: SecretStr | None = None  # only for `gateway demo`
+    api_key: SecretStr | None = None  # only for `gateway demo` and `gateway mcp-stdio`
     public_url: str = "http://127.0.0.1:8000"
     allowed_hosts: str = ""
     storage_url: str | None = None
@@ -251,13 +251,15 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-def load_settings() -> Settings:
-    """Read the environment.
+def load_settings(*, read_env_file: bool = True) -> Settings:
+    """Read the environment, and `.env` in the current folder.
 
     Raises:
         ConfigurationError: a setting cannot work; the message names it, never its value.
     """
     try:
+        if not read_env_file:
+            return Settings(_env_file=None)  # type: ignore[call-arg]  # pydantic-settings' own
         return Settings()
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
