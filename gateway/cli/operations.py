@@ -31,6 +31,7 @@ from gateway.config import Settings, export_to_workers, load_settings
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.images.storage import new_image_id, open_store
 from gateway.main import create_app, spare_garbage_collector
+from gateway.mcp_server.prompt_templates import load_templates
 from gateway.telemetry import configure_logging
 from gateway.tenancy.identity_provider import IdentityProvider
 from gateway.tenancy.quickstart import quickstart_path, read_quickstart
@@ -117,6 +118,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
     export_to_workers(GATEWAY_PUBLIC_URL=settings.public_url)
 
     async def serve_until_stopped() -> None:
+        load_templates(settings.prompts_dir)  # a mistake is said here, not by each worker
         async with open_core(settings) as core:
             _greet(core, as_json=as_json, workers=workers)
             with _shared_metrics():
@@ -269,6 +271,8 @@ async def _examine(settings: Settings, note: Note) -> None:
             note("house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own")
         else:
             note("house key", "ok", f"set, for {settings.openai_base_url} (not tried: calls cost)")
+        templates = load_templates(settings.prompts_dir)
+        note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
         if gateway.identity_provider is not None:
             await _examine_identity_provider(gateway.identity_provider, settings, note)
 
