@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from mcp import Client
+from mcp.shared.inbound import encode_header_value
 from mcp.types import CallToolResult, ImageContent, ResourceLink, TextContent
 
 from gateway.bootstrap import open_gateway
@@ -32,6 +33,10 @@ NEVER_SHOWN = (
     *(HOUSE_KEY, MASTER_KEY, "sk-house"),
 )
 """Of tracebacks, of this machine's paths, and of secrets."""
+HISTORY, STORAGE = "image-history://recent", "storage-stats://overview"
+IMAGE, MODEL = "generated-images://", "model-info://"
+INVALID_PARAMS, INTERNAL_ERROR = -32602, -32603
+Told = tuple[int, str, str | None]
 _ids = itertools.count(1)
 
 
@@ -166,7 +171,7 @@ class Message:
         if self.mode != LEGACY:
             headers |= {"MCP-Protocol-Version": self.mode, "Mcp-Method": self.method}
             name = self.params.get("name", self.params.get("uri"))
-            headers |= {} if name is None else {"Mcp-Name": str(name)}
+            headers |= {} if name is None else {"Mcp-Name": encode_header_value(str(name))}
         return headers
 
     @property
@@ -209,6 +214,62 @@ def read_messages(response: httpx2.Response) -> list[dict[str, Any]]:
         return [json.loads(response.content)] if response.content else []
     lines = response.text.splitlines()
     return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+# Resources
+
+
+async def read(http: httpx2.AsyncClient, uri: str, mode: str = MODERN) -> dict[str, Any]:
+    """The one content of a resource."""
+    result = (await post(http, Message("resources/read", {"uri": uri}, mode))).result
+    if mode != LEGACY:
+        assert (result["cacheScope"], result["ttlMs"]) == ("private", 0)
+    [content] = result["contents"]
+    assert content["uri"] == uri
+    found: dict[str, Any] = content
+    return found
+
+
+async def read_json(http: httpx2.AsyncClient, uri: str, mode: str = MODERN) -> dict[str, Any]:
+    """A resource that is data."""
+    content = await read(http, uri, mode)
+    assert content["mimeType"] == "application/json"
+    found: dict[str, Any] = json.loads(content["text"])
+    return found
+
+
+async def refusal(http: httpx2.AsyncClient, uri: str, mode: str = MODERN) -> Told:
+    """How an address is refused."""
+    return told((await post(http, Message("resources/read", {"uri": uri}, mode))).error)
+
+
+def told(error: Mapping[str, Any]) -> Told:
+    """A JSON-RPC error: its code, and REST's code and param among its data."""
+    assert error["message"].startswith(f"{error['data']['code']}: ")
+    assert len(error["message"]) < 1500
+    return error["code"], error["data"]["code"], error["data"]["param"]
+
+
+async def resource_pages(
+    http: httpx2.AsyncClient, mode: str = MODERN
+) -> list[list[dict[str, Any]]]:
+    """The list of resources to its end."""
+    found: list[list[dict[str, Any]]] = []
+    params: dict[str, Any] = {}
+    while True:
+        result = (await post(http, Message("resources/list", params, mode))).result
+        if mode != LEGACY:
+            assert (result["cacheScope"], result["ttlMs"]) == ("private", 0)
+        found.append(result["resources"])
+        if "nextCursor" not in result:
+            return found
+        params = {"cursor": result["nextCursor"]}
+
+
+async def recent_ids(http: httpx2.AsyncClient, query: str = "", mode: str = MODERN) -> list[str]:
+    """The ids that the history shows."""
+    found = await read_json(http, HISTORY + query, mode)
+    return [image["id"] for image in found["images"]]
 
 
 # Gateways
