@@ -16,7 +16,14 @@ import pybase64
 
 from gateway.db.engine import Database
 from gateway.domain import Caller, ImageRequest, Scope
-from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
+from gateway.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    StorageFailed,
+    Unavailable,
+)
 from gateway.images import history
 from gateway.images.inputs import Upload, check_counts
 from gateway.images.links import LinkSigner
@@ -84,6 +91,7 @@ class PictureFetcher:
             InvalidRequest: they are not what the model takes, or one of them cannot be had.
             NotFound, Forbidden: an image kept here is not there, or not for this caller.
             PayloadTooLarge: together they are larger than a body may be.
+            Unavailable: the store of the images kept here does not answer.
         """
         check_counts(request, [picture.field for picture in pictures])
         try:
@@ -117,11 +125,19 @@ class PictureFetcher:
         if reference.url.startswith("data:"):
             return await asyncio.to_thread(decode_data_url, reference, files)
         file = files.enter_context(new_spool())
-        path = await self._own_path(caller, reference)
-        if path is None:
-            size_bytes = await self._download(reference, file)
-        else:
-            size_bytes = await self._copy(path, file)
+        try:
+            path = await self._own_path(caller, reference)
+            if path is None:
+                size_bytes = await self._download(reference, file)
+            else:
+                size_bytes = await self._copy(path, file)
+        except NotFound as error:
+            raise NotFound(error.message, code=error.code, param=reference.where) from None
+        except StorageFailed:
+            raise Unavailable(
+                "Stored images cannot be read right now. Nothing was bought; try again.",
+                retry_after_seconds=1,
+            ) from None
         return Upload(reference.field, file, size_bytes)
 
     async def _own_path(self, caller: Caller, reference: PictureReference) -> str | None:

@@ -135,8 +135,14 @@ async def list_resources(
     """The two overviews, then the caller's images, newest first."""
     gateway, caller = _reader(context)
     after = None if params is None else params.cursor
-    async with gateway.database.tenant(caller.tenant_id) as session:
-        page = await history.list_images(session, caller, limit=LISTED_AT_ONCE, after=after)
+    try:
+        async with gateway.database.tenant(caller.tenant_id) as session:
+            page = await history.list_images(session, caller, limit=LISTED_AT_ONCE, after=after)
+    except InvalidRequest:
+        raise InvalidRequest(
+            "The cursor is not one that a list of yours ended with. Begin without one.",
+            param="cursor",
+        ) from None
     images = [
         Resource(
             uri=HOSTED_SCHEME + image.id,
