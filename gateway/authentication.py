@@ -1,42 +1,85 @@
-"""Who sends a request: a bearer key becomes a Caller (or Operator) in the request's state.
+"""Who sends a request: a bearer key or token becomes a Caller (or Operator) in the request's state.
 
 Pure ASGI around both fronts, so that no route and no mount can be reached without it; what is
-open is named here.
+open is named here. With an identity provider, refusals carry the challenges of RFC 6750 and 9728.
 """
 
+import re
+from collections.abc import Mapping
+
 from gateway.bootstrap import Gateway
+from gateway.config import Settings
 from gateway.domain import Caller, Operator, Scope
-from gateway.errors import Forbidden, GatewayError, Unauthenticated
+from gateway.errors import (
+    Forbidden,
+    GatewayError,
+    InsufficientScope,
+    KeyMissing,
+    MalformedAuthorization,
+    Unauthenticated,
+)
 from gateway.instrumentation import App, Receive, RequestScope, Send, send_error
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+METADATA_PATH = "/.well-known/oauth-protected-resource"
+MCP_PATH = "/mcp"
+OPEN_PATHS = frozenset(
+    {
+        *("/", "/health", "/ready", "/docs", "/openapi.json"),
+        *(METADATA_PATH, METADATA_PATH + MCP_PATH),
+    }
+)
 OPEN_PREFIXES = ("/images/", "/docs-assets/")
 OPERATOR_PATHS = frozenset({"/metrics"})
 OPERATOR_PREFIXES = ("/admin/",)
+KEY_PREFIX = "igw_"
+USUAL_SCOPES = (Scope.IMAGES_READ, Scope.IMAGES_WRITE, Scope.USAGE_READ)
+"""What a client asks its user for at first, and any of which serves the MCP endpoint. To store
+provider keys takes a further scope, for which a client asks when it is refused."""
+# RFC 6750, section 2.1, and what may stand between quotes in a challenge, section 3.
+_TOKEN = re.compile(r"[\w.~+/-]+=*", re.ASCII)
+_NOT_QUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]+")
 
 
 class Authentication:
-    """The middleware; the opened gateway stands in the application's state."""
+    """The middleware; the opened gateway stands in the application's state.
 
-    def __init__(self, app: App) -> None:
+    `tool_scopes`: which scope an MCP tool needs, by the tool's name.
+    """
+
+    def __init__(self, app: App, *, tool_scopes: Mapping[str, Scope]) -> None:
         self._app = app
+        self._tool_scopes = tool_scopes
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Pass the request on with its caller, or answer with the refusal."""
         if scope["type"] != "http" or is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
+        gateway: Gateway = scope["app"].state.gateway
         try:
-            gateway: Gateway = scope["app"].state.gateway
-            caller = await gateway.api_keys.authenticate(_bearer(scope))
-            state = scope.setdefault("state", {})
-            state["caller"] = _check_side(caller, scope["path"])
-            # A mounted application has its own `app`; the request's state goes with it.
-            state["gateway"] = gateway
+            caller = _check_side(await _identify(gateway, scope), scope["path"])
+            if isinstance(caller, Caller) and _is_mcp(scope["path"]):
+                self._check_mcp(caller, scope)
         except GatewayError as error:
-            await send_error(error, send)
+            await send_error(error, send, challenge_headers(error, gateway.settings, scope["path"]))
             return
+        # A mounted application has its own `app`; the request's state goes with it.
+        scope.setdefault("state", {}).update(caller=caller, gateway=gateway)
         await self._app(scope, receive, send)
+
+    def _check_mcp(self, caller: Caller, scope: RequestScope) -> None:
+        """Refuse who may do nothing here, and tokens that lack the scope of the tool they call.
+
+        A client with a token can ask for more and come again, if it hears of it by status and
+        header. It names the tool in a header since protocol version 2026-07-28; before that, and
+        with an API key, the tool's own refusal says it.
+        """
+        if caller.scopes.isdisjoint(USUAL_SCOPES):
+            raise _insufficient(caller, *USUAL_SCOPES)
+        if caller.api_key_id is None and _header(scope, b"mcp-method") == "tools/call":
+            needed = self._tool_scopes.get(_header(scope, b"mcp-name"))
+            if needed is not None:
+                require_scope(caller, needed)
 
 
 def is_open(path: str) -> bool:
@@ -45,22 +88,83 @@ def is_open(path: str) -> bool:
 
 
 def require_scope(caller: Caller, scope: Scope) -> None:
-    """Raise `Forbidden` where the key may not do this."""
+    """Raise `InsufficientScope` where the key or token may not do this."""
     if scope not in caller.scopes:
-        raise Forbidden(
-            f"This API key lacks the scope {scope}; it has: "
-            f"{', '.join(sorted(caller.scopes)) or 'none'}."
+        raise _insufficient(caller, scope)
+
+
+def challenge_headers(error: GatewayError, settings: Settings, path: str) -> dict[str, str]:
+    """Where and with which scopes a client gets a token that would do; empty without a provider.
+
+    RFC 6750, section 3; RFC 9728, section 5.1; MCP 2026-07-28, authorization.
+    """
+    if settings.oidc_issuer is None:
+        return {}
+    scopes: tuple[str, ...] = USUAL_SCOPES
+    fields = {"realm": "image-gateway"}
+    if isinstance(error, InsufficientScope):
+        fields["error"], scopes = "insufficient_scope", error.scopes
+    elif isinstance(error, MalformedAuthorization):
+        fields["error"] = "invalid_request"
+    elif not isinstance(error, Unauthenticated):
+        return {}
+    elif not isinstance(error, KeyMissing):
+        fields["error"] = "invalid_token"
+    if "error" in fields:
+        fields["error_description"] = _NOT_QUOTABLE.sub("", error.message)
+    fields["scope"] = " ".join(scope_names(settings, scopes))
+    fields["resource_metadata"] = (
+        settings.public_url.rstrip("/") + METADATA_PATH + (MCP_PATH if _is_mcp(path) else "")
+    )
+    text = ", ".join(f'{name}="{value}"' for name, value in fields.items())
+    return {"WWW-Authenticate": f"Bearer {text}"}
+
+
+def scope_names(settings: Settings, scopes: tuple[str, ...]) -> list[str]:
+    """Our scopes as the identity provider calls them."""
+    return [f"{settings.oidc_scope_prefix}{scope}" for scope in scopes]
+
+
+async def _identify(gateway: Gateway, scope: RequestScope) -> Caller | Operator:
+    provider = gateway.identity_provider
+    text = _bearer(scope, is_strict=provider is not None)
+    if provider is None or text.startswith(KEY_PREFIX):
+        return await gateway.api_keys.authenticate(text)
+    return await provider.authenticate(text)
+
+
+def _bearer(scope: RequestScope, *, is_strict: bool) -> str:
+    """The one key or token; `is_strict` tells what is malformed from what is missing."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(values) > 1:
+        raise MalformedAuthorization("There are several Authorization headers. Send one.")
+    scheme, _, token = "".join(v.decode("latin-1") for v in values).strip().partition(" ")
+    token = token.strip()
+    if scheme.lower() == "bearer" and is_strict and not _TOKEN.fullmatch(token):
+        raise MalformedAuthorization(
+            "The Authorization header cannot be read. Send 'Authorization: Bearer ' and one key."
         )
+    if scheme.lower() != "bearer" or not token:
+        raise KeyMissing("No API key was given. Send one as 'Authorization: Bearer igw_…'.")
+    return str(token)
 
 
-def _bearer(scope: RequestScope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, token = value.decode("latin-1").strip().partition(" ")
-            if scheme.lower() == "bearer" and token.strip():
-                return str(token.strip())
-            break
-    raise Unauthenticated("No API key was given. Send one as 'Authorization: Bearer igw_…'.")
+def _header(scope: RequestScope, name: bytes) -> str:
+    found = (value.decode("latin-1") for key, value in scope["headers"] if key == name)
+    return next(found, "").strip()
+
+
+def _is_mcp(path: str) -> bool:
+    return path == MCP_PATH or path.startswith(f"{MCP_PATH}/")
+
+
+def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
+    what = "token" if caller.api_key_id is None else "API key"
+    return InsufficientScope(
+        f"This {what} lacks the scope {' or '.join(scopes)}; it has: "
+        f"{', '.join(sorted(caller.scopes)) or 'none'}.",
+        scopes=scopes,
+    )
 
 
 def _check_side(caller: Caller | Operator, path: str) -> Caller | Operator:

@@ -33,6 +33,7 @@ from gateway.images.decoding import (
     DecoderLimits,
     PictureRefused,
 )
+from gateway.images.idempotency import Replays
 from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
 from gateway.images.pipeline import Pipeline, PipelineLimits
@@ -50,6 +51,11 @@ from gateway.telemetry import redact
 from gateway.tenancy import quickstart
 from gateway.tenancy.api_keys import ApiKeys
 from gateway.tenancy.credentials import CredentialChoice, Credentials
+from gateway.tenancy.identity_provider import (
+    Account,
+    IdentityProvider,
+    identity_provider_of,
+)
 from gateway.tenancy.vault import MasterKeys, Vault
 
 FINISH_QUEUE_SECONDS = 600.0
@@ -81,6 +87,7 @@ class Gateway:
 
     core: Core
     api_keys: ApiKeys
+    identity_provider: IdentityProvider | None
     pipeline: Pipeline
     store: ImageStore
     links: LinkSigner
@@ -152,9 +159,10 @@ async def open_gateway(
         callers: Cache[bytes, Caller | Operator] = _cache(settings)
         choices: Cache[tuple[UUID, UUID | None, str], CredentialChoice] = _cache(settings)
         tables: Cache[str, PriceTable] = _cache(settings)
+        accounts: Cache[tuple[str, str], Account] = _cache(settings)
 
         def clear(tag: str | None) -> None:
-            for cache in (callers, choices, tables):
+            for cache in (callers, choices, tables, accounts):
                 cache.clear(tag)
 
         listener = ChangeListener(database, clear)
@@ -167,6 +175,7 @@ async def open_gateway(
             admission_timeout_ms=settings.admission_timeout_ms,
         )
         stack.push_async_callback(reservations.close)
+        identity_provider = _identity_provider(stack, settings, database, accounts)
         store = open_store(settings.image_storage_url, settings.s3_options)
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
         decoder, finisher = _decoder(settings), _finisher(settings)
@@ -188,12 +197,14 @@ async def open_gateway(
             reservations=reservations,
             providers=providers,
             results=_results(core, store, links, finisher),
+            replays=Replays(database, store, links, image_ttl_seconds=settings.image_ttl_seconds),
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
         yield Gateway(
             core=core,
             api_keys=ApiKeys(database, core.pepper, callers),
+            identity_provider=identity_provider,
             pipeline=pipeline,
             store=store,
             links=links,
@@ -225,6 +236,18 @@ def _cache(settings: Settings) -> Cache[K, V]:
         max_entries=settings.cache_max_entries,
         load_seconds=settings.admission_timeout_ms / 1000,
     )
+
+
+def _identity_provider(
+    stack: AsyncExitStack,
+    settings: Settings,
+    database: Database,
+    accounts: Cache[tuple[str, str], Account],
+) -> IdentityProvider | None:
+    provider = identity_provider_of(settings, database, accounts)
+    if provider is not None:
+        stack.push_async_callback(provider.close)
+    return provider
 
 
 def _providers(

@@ -5,8 +5,10 @@ import os
 import re
 import sys
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
@@ -40,7 +42,7 @@ class Settings(BaseSettings):
     master_key: SecretStr | None = None
     master_key_file: Path | None = None
     admin_key: SecretStr | None = None
-    api_key: SecretStr | None = None  # only for `gateway demo`
+    api_key: SecretStr | None = None  # only for `gateway demo` and `gateway mcp-stdio`
     public_url: str = "http://127.0.0.1:8000"
     allowed_hosts: str = ""
     storage_url: str | None = None
@@ -76,7 +78,21 @@ class Settings(BaseSettings):
         default=None, validation_alias="PROMETHEUS_MULTIPROC_DIR"
     )
 
+    oidc_issuer: str | None = None
+    oidc_audience: str = ""
+    oidc_tenant_claim: str = Field(default="tenant", min_length=1)
+    oidc_user_claim: str = Field(default="sub", min_length=1)
+    oidc_scope_prefix: str = Field(default="", pattern=r"^[\x21\x23-\x5b\x5d-\x7e]*$")
+    oidc_leeway_seconds: int = Field(default=30, ge=0, le=300)
+    oidc_keys_seconds: float = Field(default=3600.0, gt=0)
+    oidc_refetch_seconds: float = Field(default=10.0, gt=0)
+    oidc_timeout_seconds: float = Field(default=5.0, gt=0)
+    oidc_max_document_bytes: int = Field(default=262_144, ge=1024)
+    oidc_max_token_characters: int = Field(default=16_384, ge=512)
+
+    idempotency_seconds: int = Field(default=86_400, ge=60, le=2_592_000)
     default_model: str = "gpt-image-2.5-sunburst"
+    prompts_dir: Path | None = None
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     max_upload_bytes: int = Field(default=209_715_200, ge=1024)
     max_json_upload_bytes: int = Field(default=67_108_864, ge=1024)
@@ -149,6 +165,17 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _require_safe_issuer(self) -> Self:
+        issuer = self.oidc_issuer
+        if issuer is not None and (not is_https_or_loopback(issuer) or {"?", "#"} & set(issuer)):
+            raise ValueError(
+                "GATEWAY_OIDC_ISSUER must be the https:// address that your identity provider "
+                "calls its issuer, without a query (http:// on this machine only). To accept API "
+                "keys alone, remove it."
+            )
+        return self
+
     @property
     def uses_embedded_postgres(self) -> bool:
         """Whether the gateway runs its own Postgres in the data directory."""
@@ -188,6 +215,13 @@ class Settings(BaseSettings):
         return [name.strip() for name in self.legacy_models.split(",") if name.strip()]
 
     @property
+    def oidc_audiences(self) -> tuple[str, ...]:
+        """What a token's `aud` must name one of; by default the gateway's own addresses."""
+        given = tuple(name.strip() for name in self.oidc_audience.split(",") if name.strip())
+        base = self.public_url.rstrip("/")
+        return given or (base, f"{base}/", f"{base}/mcp", f"{base}/mcp/")
+
+    @property
     def resolved_master_key_file(self) -> Path:
         """The file that holds the master keys where no variable does."""
         return self.master_key_file or self.data_dir / "master.key"
@@ -198,13 +232,34 @@ class Settings(BaseSettings):
         return self.log_format or ("console" if sys.stderr.isatty() else "json")
 
 
-def load_settings() -> Settings:
-    """Read the environment.
+def is_https_or_loopback(url: str) -> bool:
+    """Whether nobody on the way can change what is fetched from this address."""
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    if not has_host or parts.username is not None or not url.isascii() or re.search(r"\s", url):
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname))
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(*, read_env_file: bool = True) -> Settings:
+    """Read the environment, and `.env` in the current folder.
 
     Raises:
         ConfigurationError: a setting cannot work; the message names it, never its value.
     """
     try:
+        if not read_env_file:
+            return Settings(_env_file=None)  # type: ignore[call-arg]  # pydantic-settings' own
         return Settings()
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None

@@ -13,7 +13,7 @@ from gateway.money import NanoUsd
 
 
 class Scope(StrEnum):
-    """What an API key may do."""
+    """What an API key or a token may do."""
 
     IMAGES_WRITE = "images:write"
     IMAGES_READ = "images:read"
@@ -37,11 +37,14 @@ class TenantSettings:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who one request is. `models` of None means every model of the catalogue."""
+    """Who one request is. `models` of None means every model of the catalogue.
+
+    Without `api_key_id`: somebody who came with a token of the operator's identity provider.
+    """
 
     tenant_id: UUID
     user_id: UUID | None
-    api_key_id: UUID
+    api_key_id: UUID | None
     livemode: bool
     scopes: frozenset[str]
     models: frozenset[str] | None
@@ -258,6 +261,14 @@ class InputImage:
 
 
 @dataclass(frozen=True, slots=True)
+class IdempotencyClaim:
+    """The key of a request that is to be bought once, and the SHA-256 of that request."""
+
+    key: str
+    request_hash: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One validated request for images; None means that the client left the choice open."""
 
@@ -283,6 +294,7 @@ class ImageRequest:
     response_format: str = "b64_json"
     stream: bool = False
     partial_images: int = 0
+    idempotency: IdempotencyClaim | None = None
 
     @property
     def priced_as(self) -> str:
@@ -421,7 +433,8 @@ class StoredImage:
 class Generation:
     """The outcome of one request: images, what they cost, and which model served them.
 
-    `request` is what the client asked for, `served` what was bought to answer it.
+    `request` is what the client asked for, `served` what was bought to answer it. `replayed`: it
+    was bought by an earlier request with the same idempotency key.
     """
 
     id: UUID
@@ -431,6 +444,7 @@ class Generation:
     images: tuple[StoredImage, ...]
     cost_nano: NanoUsd
     cost_status: CostStatus
+    replayed: bool = False
 
 
 def new_id() -> UUID:

@@ -5,12 +5,17 @@
     ├── InvalidRequest            400 invalid_value, unknown_parameter, missing_required_parameter
     │   ├── ContentRefused        400 moderation_blocked
     │   ├── ImageRefused          400 invalid_image_file, unsupported_file_mimetype
+    │   ├── MalformedAuthorization 400 invalid_request
     │   ├── ModelRetired          400 invalid_value
     │   ├── PayloadTooLarge       413 payload_too_large
     │   └── RangeNotSatisfiable   416 range_not_satisfiable
     ├── Unauthenticated           401 invalid_api_key
+    │   ├── KeyMissing            401 invalid_api_key
+    │   └── InvalidToken          401 invalid_token
     ├── BudgetExceeded            402 budget_exceeded
-    ├── Forbidden                 403 insufficient_scope, model_not_allowed, tenant_suspended
+    ├── Forbidden                 403 insufficient_scope, model_not_allowed, tenant_suspended,
+    │   │                             tenant_unknown
+    │   └── InsufficientScope     403 insufficient_scope
     ├── NotFound                  404 not_found, model_not_found
     ├── CredentialRejected        424 credential_rejected
     ├── RateLimited               429 rate_limit_exceeded
@@ -19,11 +24,14 @@
     ├── ProviderUnreachable       502 provider_unreachable, provider_error
     ├── NotConfigured             503 no_credential, price_unknown
     ├── CredentialUnreadable      503 credential_unreadable
-    ├── Unavailable               503 overloaded, database_unavailable, provider_unavailable
+    ├── Unavailable               503 overloaded, database_unavailable, provider_unavailable,
+    │                                 identity_provider_unreachable
     └── OutcomeUnknown            504 outcome_unknown
 
 Configuration that cannot work raises `ConfigurationError`, which names the setting to mend.
 """
+
+from collections.abc import Sequence
 
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_PARAM_CHARACTERS = 100
@@ -81,6 +89,12 @@ class ImageRefused(InvalidRequest):
     code = "invalid_image_file"
 
 
+class MalformedAuthorization(InvalidRequest):
+    """There is an Authorization header, or more than one, and no key can be read from it."""
+
+    code = "invalid_request"
+
+
 class ModelRetired(InvalidRequest):
     """OpenAI's own answer for a model it has shut down, word for word."""
 
@@ -112,6 +126,16 @@ class Unauthenticated(GatewayError):
     code = "invalid_api_key"
 
 
+class KeyMissing(Unauthenticated):
+    """Nothing was sent that could be a key."""
+
+
+class InvalidToken(Unauthenticated):
+    """A token of the identity provider that is not valid here, or not any more."""
+
+    code = "invalid_token"
+
+
 class BudgetExceeded(GatewayError):
     """The worst case of this call does not fit into what a budget has left."""
 
@@ -129,12 +153,37 @@ class Forbidden(GatewayError):
     code = "insufficient_scope"
 
 
+class InsufficientScope(Forbidden):
+    """The key or token is valid and lacks a scope; any of `scopes` would do."""
+
+    def __init__(self, message: str, *, scopes: Sequence[str]) -> None:
+        super().__init__(message)
+        self.scopes = tuple(scopes)
+
+
 class NotFound(GatewayError):
     """No such thing, or none that this caller may see."""
 
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class IdempotencyInFlight(GatewayError):
+    """The first request with this idempotency key has not been answered yet."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_in_flight"
+
+
+class IdempotencyConflict(GatewayError):
+    """The idempotency key was used for another request."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+    retry = False
 
 
 class CredentialRejected(GatewayError):

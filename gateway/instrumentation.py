@@ -1,7 +1,7 @@
 """The outermost layer: every request gets an id, a log line and its place in the metrics."""
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
@@ -35,6 +35,8 @@ ROUTES = frozenset(
         "/metrics",
         "/docs",
         "/openapi.json",
+        "/.well-known/oauth-protected-resource",
+        "/.well-known/oauth-protected-resource/mcp",
     }
 )
 ROUTE_PREFIXES = (
@@ -88,12 +90,21 @@ class Instrumentation:
             structlog.contextvars.unbind_contextvars("request_id")
 
 
-async def send_error(error: GatewayError, send: Send) -> None:
-    """Answer with an error in OpenAI's envelope."""
+async def send_error(
+    error: GatewayError,
+    send: Send,
+    more_headers: Mapping[str, str] | None = None,
+    *,
+    content: object = None,
+) -> None:
+    """Answer with an error in OpenAI's envelope, or as `content` says it.
+
+    `more_headers` replace those of its own.
+    """
     telemetry.errors_total.labels(error.code).inc()
-    body = orjson.dumps(envelope(error))
+    body = orjson.dumps(envelope(error) if content is None else content)
     headers = {"content-type": "application/json", "content-length": str(len(body))}
-    headers |= response_headers(error)
+    headers |= response_headers(error) | dict(more_headers or {})
     await send(
         {
             "type": "http.response.start",

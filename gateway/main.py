@@ -1,6 +1,6 @@
 """The application: what a request passes through, from the outside in.
 
-Instrumentation (request id, metrics) ─► Authentication (bearer key → Caller)
+Instrumentation (request id, metrics) ─► Authentication (bearer key or token → Caller)
     ─► rest/… routes, or the MCP server at /mcp ─► images/pipeline
 """
 
@@ -18,6 +18,7 @@ from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
 from gateway.instrumentation import Instrumentation
 from gateway.mcp_server.server import McpFront
+from gateway.mcp_server.tools import TOOL_SCOPES
 from gateway.rest import (
     credentials,
     health,
@@ -25,6 +26,7 @@ from gateway.rest import (
     hosting,
     images,
     models,
+    oauth,
     simple,
     usage,
 )
@@ -34,6 +36,7 @@ from gateway.sweeper import Sweeper
 from gateway.telemetry import configure_logging
 
 GC_NEW_OBJECTS = 20_000
+KEYS = "igw_test_… or igw_live_…, or a token of the operator's identity provider"
 DESCRIPTION = """
 Make images through one place that knows, to the nano-dollar, who spent what.
 
@@ -77,14 +80,14 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         redirect_slashes=False,
         swagger_ui_parameters={"persistAuthorization": True},
     )
-    for router in (images, simple, history, hosting, models, usage, credentials, health):
+    for router in (images, simple, history, hosting, models, usage, credentials, health, oauth):
         app.include_router(router.router)
     _document_keys(app)
     install_error_handlers(app)
     # A route, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.append(mcp.route)
     # The last one added is the outermost.
-    app.add_middleware(Authentication)
+    app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(Instrumentation)
     return app
 
@@ -99,7 +102,7 @@ def _document_keys(app: FastAPI) -> None:
     def schema_with_keys() -> dict[str, Any]:
         schema = make_schema()
         schema["components"]["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": "igw_test_… or igw_live_…"}
+            "key": {"type": "http", "scheme": "bearer", "description": KEYS}
         }
         schema["security"] = [{"key": []}]
         for operations in schema["paths"].values():

@@ -98,6 +98,9 @@ class Sweeper:
         if estimated:
             telemetry.alarms_total.labels("outcome_estimated").inc(estimated)
             log.warning("reservations_estimated", count=estimated)
+        await ledger.forget_claims(
+            database, after_seconds=self._gateway.settings.idempotency_seconds, limit=BATCH
+        )
         await self._measure()
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:

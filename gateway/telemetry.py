@@ -53,7 +53,8 @@ batch_size = Histogram(
 )
 
 _SECRET = re.compile(
-    r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,})|(?i:bearer)\s+\S+"
+    r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,}"
+    r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|(?i:bearer)\s+\S+"
 )
 
 

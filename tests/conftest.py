@@ -16,6 +16,8 @@ from gateway.main import spare_garbage_collector
 from gateway.telemetry import configure_logging
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
 from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, files_in, hosted_gateway
+from tests.identity_provider import Issuer, running_issuer
+from tests.oauth_helpers import trusting_gateway
 from tests.stub_openai import Stub, running_stub
 
 
@@ -81,6 +83,21 @@ def settings(database: str, stub: Stub, tmp_path: Path) -> Settings:
 async def served(settings: Settings) -> AsyncIterator[Served]:
     """A gateway on loopback; whatever the test did, the books must agree afterwards."""
     async with served_gateway(settings) as running:
+        yield running
+        await running.check_invariants()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """The operator's identity provider on loopback."""
+    with running_issuer() as running:
+        yield running
+
+
+@pytest.fixture
+async def trusting(settings: Settings, issuer: Issuer) -> AsyncIterator[Served]:
+    """A gateway on loopback that accepts the tokens of that provider."""
+    async with trusting_gateway(settings, issuer) as running:
         yield running
         await running.check_invariants()
 

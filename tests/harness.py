@@ -198,14 +198,14 @@ async def run_sql(url: str, statement: str, **parameters: Any) -> Sequence[Row[A
 
 @asynccontextmanager
 async def served_gateway(
-    settings: Settings, *, today: Callable[[], date] = utc_today
+    settings: Settings, *, today: Callable[[], date] = utc_today, port: int = 0
 ) -> AsyncIterator[Served]:
     """Serve a gateway in this process until the end of the block; `today` decides what lives."""
     async with open_gateway(settings, today=today) as gateway:
         async with gateway.database.operator() as session:
             found = [t for t in await tenants.list_all(session) if t.name == "acme"]
             tenant = found[0] if found else await tenants.create(session, "acme")
-        async with serving(create_app(settings, gateway), lifespan="on") as base_url:
+        async with serving(create_app(settings, gateway), lifespan="on", port=port) as base_url:
             yield Served(gateway, base_url, tenant.id)
 
 

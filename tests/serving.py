@@ -12,11 +12,11 @@ CLOSE_SECONDS = 60
 
 
 @asynccontextmanager
-async def serving(app: Any, *, lifespan: str = "off") -> AsyncIterator[str]:
+async def serving(app: Any, *, lifespan: str = "off", port: int = 0) -> AsyncIterator[str]:
     """Serve until the end of the block; the address it listens on."""
     # With the protocol named, asyncio sends small answers at once.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
+    listener.bind(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)  # type: ignore[arg-type]
     config.load()
     # Startup and shutdown without what waits in between: for signals, ten times a second, and a

@@ -26,7 +26,7 @@ IMAGE = {"model": "gpt-image-2", "prompt": "a red circle", "quality": "low", "si
 TRIES = 500
 COMMAND_SECONDS = 100
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["gateway.cli", "tests.harness", "pytest"])
+FORKS.set_forkserver_preload(["gateway.cli.app", "tests.harness", "pytest"])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
-from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
+from tests.harness import GPT2, Served, secret_of, served_gateway
 from tests.mcp_helpers import MODES, Message, post, tool_message
 from tests.money_helpers import eventually
 from tests.picture_helpers import (
@@ -22,6 +22,14 @@ from tests.picture_helpers import (
     png,
 )
 from tests.stub_openai import Fault, Stub
+
+
+def rpc_code(answer: httpx2.Response) -> str:
+    """The gateway's code in a refusal that came before the request was read."""
+    error = answer.json()["error"]
+    assert isinstance(error["code"], int)
+    return str(error["data"]["error"]["code"])
+
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}
 LARGE = data_url(padded_png(png(), 300_000))
@@ -43,7 +51,7 @@ async def send(http: httpx2.AsyncClient, message: Message) -> httpx2.Response:
 
 def expect_overloaded(answer: httpx2.Response) -> None:
     assert answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE
-    assert error_of(answer)["code"] == "overloaded"
+    assert rpc_code(answer) == "overloaded"
     assert answer.headers["retry-after"] == "1"
 
 
@@ -161,7 +169,7 @@ async def test_a_body_as_large_as_allowed_is_read_and_one_byte_more_is_not(
             assert made_image(await send(http, message))
             longer = message.body + b" "
             refused = await http.post("/mcp", content=longer, headers=message.headers)
-        assert (refused.status_code, error_of(refused)["code"]) == (413, "payload_too_large")
+        assert (refused.status_code, rpc_code(refused)) == (413, "payload_too_large")
         await expect_one_call_each(served, stub, requests=1)
 
 
@@ -170,7 +178,7 @@ async def test_a_body_of_very_many_parts_is_refused_unparsed(served: Served, stu
         for mode in MODES:
             message = tool_message("edit_image", mode, **MAKE, image=[[]] * 100_000)
             answer = await send(http, message)
-            assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_json")
+            assert (answer.status_code, rpc_code(answer)) == (400, "invalid_json")
         nested = b"[" * 99_000
         answer = await http.post("/mcp", content=nested, headers=message.headers)
         assert answer.status_code == HTTPStatus.BAD_REQUEST

@@ -33,6 +33,14 @@ async def estimate_unknown(database: Database, *, after_seconds: int, limit: int
     return int(rows[0][0])
 
 
+async def forget_claims(database: Database, *, after_seconds: int, limit: int) -> int:
+    """Forget idempotency keys that are older than this, and what they were answered with."""
+    rows = await database.call(
+        "SELECT forget_idempotency_keys(:after, :limit)", {"after": after_seconds, "limit": limit}
+    )
+    return int(rows[0][0])
+
+
 async def count_open(session: OperatorSession) -> dict[str, int]:
     """How many reservations are not settled yet, by state."""
     rows = await session.execute(

@@ -4,10 +4,10 @@ States: held → posted | void | unknown; unknown → posted | posted_est | void
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import orjson
@@ -16,7 +16,7 @@ import structlog
 from gateway import telemetry
 from gateway.billing.group_commit import GroupCommit
 from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable
-from gateway.domain import Caller, Outcome, Quote, Usage
+from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
 from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd_short
 
@@ -51,13 +51,19 @@ class ReservationRequest:
     provider: str
     credential: str
     ttl_seconds: int
+    idempotency: IdempotencyClaim | None = None
+
+
+class AlreadyClaimed(Exception):
+    """The request's idempotency key was claimed before; nothing is held."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     """One image in the store, to be written down with the settlement.
 
-    `ttl_seconds`: how long it is kept. `prompt` is there only where its tenant stores prompts.
+    `ttl_seconds`: how long it is kept, `link_expires_at`: until when the link that is given out is
+    valid (Unix seconds). `prompt` is there only where its tenant stores prompts.
     """
 
     id: str
@@ -65,6 +71,7 @@ class StoredFile:
     media_type: str
     size_bytes: int
     ttl_seconds: int
+    link_expires_at: int = 0
     width: int | None = None
     height: int | None = None
     prompt: str | None = field(default=None, repr=False)
@@ -73,7 +80,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How one reservation ends."""
+    """How one reservation ends. `answer`: what a repeated request is to be answered with."""
 
     id: UUID
     outcome: Outcome
@@ -81,13 +88,14 @@ class Settlement:
     images: int = 0
     usage: Usage | None = None
     stored: tuple[StoredFile, ...] = ()
+    answer: Mapping[str, object] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """One row of `reserve`."""
 
-    refusal: BudgetExceeded | DatabaseUnavailable | None
+    refusal: BudgetExceeded | DatabaseUnavailable | AlreadyClaimed | None
 
 
 class Reservations:
@@ -118,6 +126,7 @@ class Reservations:
 
         Raises:
             BudgetExceeded: one of them is short; nothing is held.
+            AlreadyClaimed: another reservation has the request's idempotency key.
             DatabaseUnavailable: no acknowledgement in time. Should the hold have been committed
                 all the same, it is voided as soon as Postgres answers again.
         """
@@ -181,27 +190,14 @@ class Reservations:
             await self.settle(void)
 
     async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
+        # Keys in one order in every batch: two batches never wait for each other's.
+        ordered = sorted(requests, key=_claim_order)
         rows = await self._hold_lane.fetch(
             "SELECT * FROM reserve($1::jsonb, $2)",
-            _to_json([_hold_fields(r) for r in requests]),
+            _to_json([_hold_fields(r) for r in ordered]),
             self._instance,
         )
-        answers = {
-            row["request_id"]: _Answer(
-                None
-                if row["outcome"] == "held"
-                else DatabaseUnavailable()
-                if row["outcome"] == "again"
-                else budget_refusal(
-                    row["owner"],
-                    row["window_name"],
-                    limit_nano=row["budget_limit"],
-                    available_nano=row["available"],
-                    resets_at=row["resets_at"],
-                )
-            )
-            for row in rows
-        }
+        answers = {row["request_id"]: _Answer(_refusal(row)) for row in rows}
         return [answers[request.id] for request in requests]
 
     async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[str]:
@@ -217,6 +213,30 @@ class Reservations:
                 telemetry.alarm("settle_conflict", reservation=str(row["settled_id"]))
         results = {row["settled_id"]: row["result"] for row in rows}
         return [str(results[settlement.id]) for settlement in settlements]
+
+
+def _claim_order(request: ReservationRequest) -> tuple[str, str]:
+    claim = request.idempotency
+    return ("", "") if claim is None else (claim.key, str(request.caller.tenant_id))
+
+
+def _refusal(
+    row: Mapping[str, Any],
+) -> BudgetExceeded | DatabaseUnavailable | AlreadyClaimed | None:
+    match row["outcome"]:
+        case "held":
+            return None
+        case "claimed":
+            return AlreadyClaimed()
+        case "again":
+            return DatabaseUnavailable()
+    return budget_refusal(
+        row["owner"],
+        row["window_name"],
+        limit_nano=row["budget_limit"],
+        available_nano=row["available"],
+        resets_at=row["resets_at"],
+    )
 
 
 def budget_refusal(
@@ -243,8 +263,14 @@ def _to_json(value: object) -> str:
 
 
 def _hold_fields(request: ReservationRequest) -> dict[str, object]:
-    caller = request.caller
+    caller, claim = request.caller, request.idempotency
+    claimed = (
+        {}
+        if claim is None
+        else {"idempotency_key": claim.key, "request_hash": claim.request_hash.hex()}
+    )
     return {
+        **claimed,
         "id": request.id,
         "tenant_id": caller.tenant_id,
         "api_key_id": caller.api_key_id,
@@ -278,6 +304,8 @@ def _settle_fields(settlement: Settlement) -> dict[str, object]:
         }
     if settlement.stored:
         fields["stored"] = [_stored_fields(file) for file in settlement.stored]
+    if settlement.answer is not None:
+        fields["answer"] = settlement.answer
     return fields
 
 

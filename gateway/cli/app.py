@@ -4,6 +4,7 @@ import typer
 
 from gateway.cli import accounts, billing, operations, tenants
 from gateway.cli.demo import demo
+from gateway.cli.mcp import mcp_stdio
 
 app = typer.Typer(
     name="gateway",
@@ -16,6 +17,7 @@ app.command()(operations.serve)
 app.command()(operations.migrate)
 app.command()(operations.doctor)
 app.command()(demo)
+app.command()(mcp_stdio)
 app.command()(billing.usage)
 app.add_typer(tenants.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")

@@ -31,8 +31,11 @@ from gateway.config import Settings, export_to_workers, load_settings
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.images.storage import new_image_id, open_store
 from gateway.main import create_app, spare_garbage_collector
+from gateway.mcp_server.prompt_templates import load_templates
 from gateway.telemetry import configure_logging
+from gateway.tenancy.identity_provider import IdentityProvider
 from gateway.tenancy.quickstart import quickstart_path, read_quickstart
+from gateway.tenancy.signing_keys import KeysNotFetched
 from gateway.tenancy.vault import (
     MasterKeys,
     new_master_key,
@@ -115,6 +118,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
     export_to_workers(GATEWAY_PUBLIC_URL=settings.public_url)
 
     async def serve_until_stopped() -> None:
+        load_templates(settings.prompts_dir)  # a mistake is said here, not by each worker
         async with open_core(settings) as core:
             _greet(core, as_json=as_json, workers=workers)
             with _shared_metrics():
@@ -267,6 +271,26 @@ async def _examine(settings: Settings, note: Note) -> None:
             note("house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own")
         else:
             note("house key", "ok", f"set, for {settings.openai_base_url} (not tried: calls cost)")
+        templates = load_templates(settings.prompts_dir)
+        note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
+        if gateway.identity_provider is not None:
+            await _examine_identity_provider(gateway.identity_provider, settings, note)
+
+
+async def _examine_identity_provider(
+    provider: IdentityProvider, settings: Settings, note: Note
+) -> None:
+    try:
+        count = await provider.examine()
+    except KeysNotFetched as error:
+        note("identity provider", "wrong", f"GATEWAY_OIDC_ISSUER: {error}")
+        return
+    note(
+        "identity provider",
+        "ok",
+        f"{settings.oidc_issuer} has {count} key{'' if count == 1 else 's'}; "
+        f"accepted audiences: {', '.join(settings.oidc_audiences)}",
+    )
 
 
 async def _examine_ledger(gateway: Gateway, note: Note) -> None:

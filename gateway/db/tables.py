@@ -1,6 +1,7 @@
 """The tables as SQLAlchemy sees them. Functions, views and policies live in the migrations."""
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -18,7 +19,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Timestamp = TIMESTAMP(timezone=True)
@@ -274,13 +275,28 @@ class ReservationRow(Table):
             postgresql_where=text("state IN ('held', 'unknown')"),
         ),
         Index("reservation_tenant", "tenant_id", "admitted_at"),
+        CheckConstraint(
+            "length(idempotency_key) BETWEEN 1 AND 255", name="reservation_idempotency_key"
+        ),
+        Index(
+            "reservation_claim",
+            *("tenant_id", "idempotency_key", "operation", "livemode", "user_id"),
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index(
+            "reservation_claimed_at",
+            "admitted_at",
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
         {"postgresql_with": {"fillfactor": "80"}},
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     livemode: Mapped[bool]
-    api_key_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     periods: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     operation: Mapped[str] = mapped_column(Text)
@@ -297,6 +313,9 @@ class ReservationRow(Table):
     admitted_at: Mapped[datetime] = mapped_column(Timestamp)
     deadline_at: Mapped[datetime] = mapped_column(Timestamp)
     resolved_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    idempotency_key: Mapped[str | None] = mapped_column(Text)
+    request_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
 
 
 class LedgerRow(Table):
@@ -319,7 +338,7 @@ class LedgerRow(Table):
     at: Mapped[datetime] = mapped_column(Timestamp)
     tenant_id: Mapped[UUID]
     livemode: Mapped[bool]
-    api_key_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     requested_model: Mapped[str] = mapped_column(Text)
     served_model: Mapped[str] = mapped_column(Text)

@@ -21,9 +21,11 @@ from gateway import telemetry
 from gateway.billing import quotes
 from gateway.billing.prices import Prices
 from gateway.billing.reservations import (
+    AlreadyClaimed,
     ReservationRequest,
     Reservations,
     Settlement,
+    StoredFile,
 )
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import (
@@ -42,6 +44,7 @@ from gateway.domain import (
 )
 from gateway.errors import (
     CredentialUnreadable,
+    GatewayError,
     ImageUnfinished,
     OutcomeUnknown,
     StorageFailed,
@@ -50,7 +53,9 @@ from gateway.errors import (
 from gateway.images import continuity
 from gateway.images.catalog import Catalog
 from gateway.images.failures import client_error
+from gateway.images.idempotency import Replays, record, record_error
 from gateway.images.results import Results
+from gateway.images.settlements import Settlements
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.tenancy.credentials import CredentialChoice, Credentials
@@ -94,6 +99,7 @@ class Pipeline:
         reservations: Reservations,
         providers: Mapping[str, ImageProvider],
         results: Results,
+        replays: Replays,
         limits: PipelineLimits,
     ) -> None:
         self._catalog = catalog
@@ -102,11 +108,10 @@ class Pipeline:
         self._reservations = reservations
         self._providers = providers
         self._results = results
+        self._replays = replays
         self._limits = limits
         self._running: set[asyncio.Task[Generation]] = set()
-        self._settling: set[asyncio.Task[str]] = set()
-        # How each call that holds money is to be settled should it end here and now.
-        self._unsettled: dict[UUID, Settlement] = {}
+        self._settlements = Settlements(reservations, wait_seconds=limits.settle_wait_seconds)
         self._draining = False
 
     async def generate(
@@ -162,13 +167,8 @@ class Pipeline:
         if self._running:
             log.info("draining", calls=len(self._running), seconds=seconds)
             await asyncio.wait(self._running, timeout=seconds)
-        for reservation_id in list(self._unsettled):
-            self._settle_as_known(reservation_id)
-        if self._settling:
-            await asyncio.wait(self._settling, timeout=self._limits.settle_wait_seconds)
-        for settling in self._settling:
-            log.error("settlement_given_up", settlement=settling.get_name())
-        for task in [*self._running, *self._settling]:
+        await self._settlements.drain()
+        for task in self._running:
             task.cancel()
 
     def _admit(self) -> None:
@@ -196,7 +196,10 @@ class Pipeline:
         )
         quote = await self.quote(served)
         paid = _Paid(new_id(), caller, request, served, quote, provider, credential)
-        await self._reserve(paid)
+        try:
+            await self._reserve(paid)
+        except AlreadyClaimed:
+            return await self._replay(paid)
         secret = await self._open_credential(paid)
         try:
             answer = await self._call(paid, secret, partials)
@@ -205,7 +208,18 @@ class Pipeline:
             await self._fail(paid, failure)
         finally:
             # Whatever broke on the way: what is known of the cost is written down.
-            self._settle_as_known(paid.id)
+            self._settlements.end_as_known(paid.id)
+
+    async def _replay(self, paid: _Paid) -> Generation:
+        """What came of the request that claimed the key."""
+        replayed = await self._replays.find(paid.caller, paid.request, paid.served)
+        if replayed is None:
+            raise Unavailable(
+                "A request with the same idempotency key has just failed without being charged. "
+                "Try again.",
+                retry_after_seconds=1,
+            )
+        return replayed
 
     async def _reserve(self, paid: _Paid) -> None:
         await self._reservations.reserve(
@@ -219,6 +233,7 @@ class Pipeline:
                 provider=paid.provider,
                 credential=paid.credential.owner,
                 ttl_seconds=self._hold_seconds(paid.served),
+                idempotency=paid.request.idempotency,
             )
         )
 
@@ -231,7 +246,7 @@ class Pipeline:
         self, paid: _Paid, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
         """The paid call, timed, with an outcome whatever happens."""
-        self._unsettled[paid.id] = Settlement(paid.id, Outcome.AMBIGUOUS, NanoUsd(0))
+        self._settlements.know(Settlement(paid.id, Outcome.AMBIGUOUS, NanoUsd(0)))
         started = time.perf_counter()
         outcome = Outcome.AMBIGUOUS
         try:
@@ -276,8 +291,8 @@ class Pipeline:
         try:
             return await self._credentials.open(paid.credential, paid.provider)
         except Exception as error:  # top: whatever it is, no call is made and nothing stays held
-            settling = self._settle_soon(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))
-            await self._acknowledged(settling)
+            settling = self._settlements.settle(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))
+            await self._settlements.acknowledged(settling)
             if isinstance(error, DatabaseUnavailable):
                 raise
             telemetry.alarm(
@@ -291,15 +306,21 @@ class Pipeline:
             ) from error
 
     async def _fail(self, paid: _Paid, failure: ProviderFailure) -> NoReturn:
-        cost_nano = None
+        error = client_error(
+            failure, house_credential=paid.credential.owner == "house", model=paid.served.model.id
+        )
+        cost_nano, answer = None, None
         if failure.outcome is Outcome.SUCCESS:  # charged, and no image that could be read
             cost_nano = self._cost(paid, failure.usage, images=paid.served.n)
-        amount_nano = NanoUsd(0) if cost_nano is None else cost_nano
-        await self._acknowledged(
-            self._settle_soon(
-                Settlement(paid.id, failure.outcome, amount_nano, usage=failure.usage)
-            )
+            answer = record_error(error) if paid.request.idempotency else None
+        settlement = Settlement(
+            paid.id,
+            failure.outcome,
+            NanoUsd(0) if cost_nano is None else cost_nano,
+            usage=failure.usage,
+            answer=answer,
         )
+        await self._settlements.acknowledged(self._settlements.settle(settlement))
         log.info(
             "generation_failed",
             generation=str(paid.id),
@@ -307,11 +328,7 @@ class Pipeline:
             reason=failure.reason,
             tenant=str(paid.caller.tenant_id),
         )
-        raise client_error(
-            failure,
-            house_credential=paid.credential.owner == "house",
-            model=paid.served.model.id,
-        ) from failure
+        raise error from failure
 
     async def _succeed(self, paid: _Paid, answer: ProviderAnswer) -> Generation:
         status, outcome = CostStatus.ACTUAL, Outcome.SUCCESS
@@ -323,13 +340,13 @@ class Pipeline:
         settlement = Settlement(
             paid.id, outcome, cost_nano, images=len(answer.images), usage=answer.usage
         )
-        self._unsettled[paid.id] = settlement
+        self._settlements.know(settlement)
         try:
             finish = continuity.finish(paid.request, paid.served)
             answer = await self._results.finish(answer, finish)
         except ImageUnfinished as error:
             telemetry.alarm("image_unfinished", generation=str(paid.id), error=error.message)
-            kept, _ = await self._keep(paid, answer, settlement)
+            kept, _ = await self._keep(paid, answer, settlement, failed=error)
             ids = ", ".join(image.id for image in kept if image.url is not None)
             raise ImageUnfinished(
                 f"{error.message} As it was made, it is kept as {ids}." if ids else error.message
@@ -360,46 +377,38 @@ class Pipeline:
         return cost_nano
 
     async def _keep(
-        self, paid: _Paid, answer: ProviderAnswer, settlement: Settlement
+        self,
+        paid: _Paid,
+        answer: ProviderAnswer,
+        settlement: Settlement,
+        *,
+        failed: GatewayError | None = None,
     ) -> tuple[tuple[StoredImage, ...], bool]:
         """Store and settle; returns the images, and whether Postgres acknowledged in time.
 
         At the same time: the money must not wait for a slow store, nor the answer for both.
         """
         files = self._results.files(paid.caller, paid.request, answer)
-        settling = self._settle_soon(replace(settlement, stored=tuple(file for file, _ in files)))
+        stored = tuple(file for file, _ in files)
+        settling = self._settlements.settle(
+            replace(settlement, stored=stored, answer=_record(paid, answer, stored, failed))
+        )
         images = await self._results.store(paid.id, answer, files)
-        settled = await self._acknowledged(settling)
+        settled = await self._settlements.acknowledged(settling)
         if settled and files and images[0].url is None:
             await self._results.forget(paid.caller, files)
         return images, settled
 
-    async def _acknowledged(self, settling: asyncio.Task[str]) -> bool:
-        """Whether Postgres acknowledged a settlement while the client could wait for it."""
-        done, _ = await asyncio.wait({settling}, timeout=self._limits.settle_wait_seconds)
-        return bool(done) and settling.exception() is None
 
-    def _settle_as_known(self, reservation_id: UUID) -> None:
-        settlement = self._unsettled.get(reservation_id)
-        if settlement is not None:
-            self._settle_soon(settlement)
-
-    def _settle_soon(self, settlement: Settlement) -> asyncio.Task[str]:
-        self._unsettled.pop(settlement.id, None)
-        # The name is what the log shows of a settlement that a shutdown leaves undone.
-        task = asyncio.create_task(self._reservations.settle(settlement), name=repr(settlement))
-        self._settling.add(task)
-        task.add_done_callback(self._settled)
-        return task
-
-    def _settled(self, task: asyncio.Task[str]) -> None:
-        """Report a settlement that Postgres refuses outright: a defect.
-
-        It must not take the image away. The hold stays, becomes unknown at its deadline, and is
-        posted as an estimate.
-        """
-        self._settling.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            telemetry.alarm("settle_refused", error=type(error).__name__)
-            log.error("settle_refused", exc_info=error)
+def _record(
+    paid: _Paid,
+    answer: ProviderAnswer,
+    stored: tuple[StoredFile, ...],
+    failed: GatewayError | None,
+) -> Mapping[str, object] | None:
+    """What the next request with the same key gets, where there is a key."""
+    if paid.request.idempotency is None:
+        return None
+    if failed is not None:
+        return record_error(failed)
+    return record(answer, stored, stores_prompts=paid.caller.tenant_settings.stores_prompts)

@@ -91,7 +91,7 @@ class PictureFetcher:
             InvalidRequest: they are not what the model takes, or one of them cannot be had.
             NotFound, Forbidden: an image kept here is not there, or not for this caller.
             PayloadTooLarge: together they are larger than a body may be.
-        Unavailable: the store of the images kept here does not answer.
+            Unavailable: the store of the images kept here does not answer.
         """
         check_counts(request, [picture.field for picture in pictures])
         try:

@@ -110,12 +110,17 @@ class Results:
         output_format = sniff_format(content) or answer.output_format
         form = _SIZE_FORM.fullmatch(answer.size or "")
         settings = caller.tenant_settings
+        ttl_seconds = retention_seconds(settings, default_seconds=self._image_retention_seconds)
+        now = int(time.time())
         return StoredFile(
             id=image_id,
             path=image_path(caller.tenant_id, image_id, output_format),
             media_type=MEDIA_TYPES[output_format],
             size_bytes=len(content),
-            ttl_seconds=retention_seconds(settings, default_seconds=self._image_retention_seconds),
+            ttl_seconds=ttl_seconds,
+            link_expires_at=link_expiry(
+                now, link_seconds=self._image_ttl_seconds, image_expires_at=now + ttl_seconds
+            ),
             width=None if form is None else int(form[1]),
             height=None if form is None else int(form[2]),
             prompt=request.prompt if settings.stores_prompts else None,
@@ -150,11 +155,7 @@ class Results:
             log.warning("unstored_images_stay_listed", images=len(files))
 
     def _link(self, file: StoredFile) -> str:
-        now = int(time.time())
-        expires_at = link_expiry(
-            now, link_seconds=self._image_ttl_seconds, image_expires_at=now + file.ttl_seconds
-        )
-        return self._links.sign(file.id, file.path, expires_at)
+        return self._links.sign(file.id, file.path, file.link_expires_at)
 
     async def _put_all(self, files: list[tuple[StoredFile, bytes]]) -> str | None:
         """Store every file; the name of the error where one failed."""

@@ -26,6 +26,7 @@ ADVICE = {
     "image_not_found": "Read image-history://recent for the images there are.",
     "outcome_unknown": "Do not call again before reading image-history://recent: the image may "
     "have been made and paid for.",
+    "idempotency_in_flight": "Wait, then call again with the same arguments and the same key.",
     "storage_failed": "Do not call again: it would be paid twice. Tell the person.",
     "image_unfinished": "Do not call again: it would be paid twice. Read image-history://recent.",
     "credential_rejected": "Tell the person that their provider key does not work.",

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import UUID
 
+from mcp.types import INTERNAL_ERROR, INVALID_REQUEST
+
 from gateway.domain import Caller
-from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge, envelope
 from gateway.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.limits.concurrency import Places
 
@@ -49,7 +51,7 @@ class McpEndpoint:
             try:
                 body = await self._read(scope, receive, places)
             except GatewayError as error:
-                await send_error(error, send)
+                await send_error(error, send, content=_as_json_rpc(error))
                 return
             if body is not None:
                 await self._app(scope, _replay(body, receive), send)
@@ -91,6 +93,13 @@ class McpEndpoint:
                 is_large = True
             if not message.get("more_body", False):
                 return body
+
+
+def _as_json_rpc(error: GatewayError) -> dict[str, object]:
+    """As the protocol says it before it knows which request it was: clients show the message."""
+    code = INVALID_REQUEST if error.status < GatewayError.status else INTERNAL_ERROR
+    said = {"code": code, "message": f"{error.code}: {error.message}", "data": envelope(error)}
+    return {"jsonrpc": "2.0", "id": None, "error": said}
 
 
 def _replay(body: bytearray, receive: Receive) -> Receive:

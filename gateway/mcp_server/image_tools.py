@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from mcp.types import CallToolResult
 
-from gateway.domain import ImageRequest, Operation
+from gateway.domain import IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
+from gateway.images.idempotency import claim_for
 from gateway.images.inputs import Upload, add_inputs
 from gateway.images.parameters import parse_image_request
 from gateway.images.references import PictureReference, check_length
@@ -14,7 +16,8 @@ from gateway.mcp_server.calls import ToolCall, flag
 from gateway.mcp_server.progress import Progress
 from gateway.mcp_server.results import show_generation
 
-NOT_THE_MODELS = frozenset({"full_image", "partial_images", "image", "mask"})
+NOT_BOUGHT = frozenset({"full_image", "idempotency_key"})
+NOT_THE_MODELS = NOT_BOUGHT | {"partial_images", "image", "mask"}
 MAX_PICTURES = 20
 
 
@@ -25,7 +28,7 @@ async def generate_image(call: ToolCall) -> CallToolResult:
     a link to the full image, and what it did cost. Show the link to the person. Takes some
     seconds up to two minutes.
     """
-    request = _parse(call, Operation.GENERATION)
+    request = await _parse(call, Operation.GENERATION)
     return await _make(call, request)
 
 
@@ -35,7 +38,7 @@ async def edit_image(call: ToolCall) -> CallToolResult:
     To go on from an image made before, give its generated-images:// URI. Costs money, the
     pictures that go in included. Answers like generate_image.
     """
-    request = await _with_pictures(call, _parse(call, Operation.EDIT))
+    request = await _with_pictures(call, await _parse(call, Operation.EDIT))
     return await _make(call, request)
 
 
@@ -45,19 +48,19 @@ async def create_variation(call: ToolCall) -> CallToolResult:
     DALL·E 2 called them variations. To say what shall change, use edit_image. Costs money.
     Answers like generate_image.
     """
-    request = await _with_pictures(call, _parse(call, Operation.VARIATION))
+    request = await _with_pictures(call, await _parse(call, Operation.VARIATION))
     return await _make(call, request)
 
 
-def _parse(call: ToolCall, operation: Operation) -> ImageRequest:
-    """The same check as REST's, of the same words."""
+async def _parse(call: ToolCall, operation: Operation) -> ImageRequest:
+    """The same check as REST's, of the same words, and the claim of the call's key."""
     # Checked before anything else of the call is done: it decides what the answer looks like.
     flag(call.arguments, "full_image")
     fields = {name: value for name, value in call.arguments.items() if name not in NOT_THE_MODELS}
     partial_images = call.arguments.get("partial_images")
     if partial_images is not None and (isinstance(partial_images, bool) or partial_images != 0):
         fields |= {"partial_images": partial_images, "stream": True}
-    return parse_image_request(
+    request = parse_image_request(
         fields,
         call.caller,
         call.gateway.core.catalog,
@@ -65,6 +68,19 @@ def _parse(call: ToolCall, operation: Operation) -> ImageRequest:
         default_model=call.gateway.settings.default_model,
         default_response_format="url",
     )
+    return replace(request, idempotency=await _claim(call, operation))
+
+
+async def _claim(call: ToolCall, operation: Operation) -> IdempotencyClaim | None:
+    key = call.arguments.get("idempotency_key")
+    if not isinstance(key, str | None):
+        raise InvalidRequest(
+            "Invalid type for 'idempotency_key': expected a string.",
+            code="invalid_type",
+            param="idempotency_key",
+        )
+    bought = {name: given for name, given in call.arguments.items() if name not in NOT_BOUGHT}
+    return await claim_for(key, f"mcp/{operation}", bought)
 
 
 async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:

@@ -1,5 +1,7 @@
 """The MCP server and its place in the application: streamable HTTP at /mcp, stateless."""
 
+from collections.abc import Mapping
+from functools import partial
 from urllib.parse import urlsplit
 
 import structlog
@@ -16,9 +18,10 @@ from starlette.routing import Route
 from gateway import __version__
 from gateway.config import Settings
 from gateway.errors import GatewayError
-from gateway.mcp_server import resources, tools
+from gateway.mcp_server import completions, prompts, resources, tools
 from gateway.mcp_server.calls import Context, protocol_error
 from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint
+from gateway.mcp_server.prompt_templates import PromptTemplate, load_templates
 
 INSTRUCTIONS = (
     "Makes and edits images. generate_image and edit_image answer with a small preview and a link "
@@ -39,7 +42,7 @@ class McpFront:
 
     def __init__(self, settings: Settings) -> None:
         self.manager = StreamableHTTPSessionManager(
-            build_server(),
+            build_server(load_templates(settings.prompts_dir)),
             # Any worker can answer any request, in both protocol eras.
             stateless=True,
             security_settings=_transport_security(settings),
@@ -49,7 +52,7 @@ class McpFront:
         self.route = Route("/mcp", endpoint=endpoint)
 
 
-def build_server() -> Server:
+def build_server(templates: Mapping[str, PromptTemplate]) -> Server:
     """The server with its tools, resources and prompts."""
     server = Server(
         "image-gateway",
@@ -67,6 +70,9 @@ def build_server() -> Server:
         on_list_resources=resources.list_resources,
         on_list_resource_templates=resources.list_resource_templates,
         on_read_resource=resources.read_resource,
+        on_list_prompts=partial(prompts.list_prompts, templates),
+        on_get_prompt=partial(prompts.get_prompt, templates),
+        on_completion=partial(completions.complete, templates),
     )
     server.middleware.append(_say_errors)
     return server

@@ -58,6 +58,14 @@ FULL_IMAGE: Schema = {
     "description": "Return the whole image instead of a preview, where it has less than 750 kB. "
     "Fills the context; the link is enough for a person.",
 }
+IDEMPOTENCY_KEY: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 255,
+    "description": "A text of your choice that is new for each purchase, such as a UUID. Calling "
+    "again with the same key and arguments within a day gives the same images and buys nothing: "
+    "use it wherever a call may be repeated.",
+}
 PARTIAL_IMAGES: Schema = {
     "type": "integer",
     "minimum": 0,
@@ -128,6 +136,7 @@ GENERATE_IMAGE = _object(
     output_format=OUTPUT_FORMAT,
     partial_images=PARTIAL_IMAGES,
     full_image=FULL_IMAGE,
+    idempotency_key=IDEMPOTENCY_KEY,
 )
 EDIT_IMAGE = _object(
     ("prompt", "image"),
@@ -143,6 +152,7 @@ EDIT_IMAGE = _object(
     input_fidelity=FIDELITY,
     partial_images=PARTIAL_IMAGES,
     full_image=FULL_IMAGE,
+    idempotency_key=IDEMPOTENCY_KEY,
 )
 CREATE_VARIATION = _object(
     ("image",),
@@ -151,6 +161,7 @@ CREATE_VARIATION = _object(
     n=COUNT,
     size=VARIATION_SIZE,
     full_image=FULL_IMAGE,
+    idempotency_key=IDEMPOTENCY_KEY,
 )
 ESTIMATE_COST = _object(
     ("prompt",),

@@ -7,6 +7,8 @@ from datetime import time as day_time
 from gateway.domain import Generation, ImageRequest, Model, Usage
 from gateway.money import format_usd
 
+REPLAYED = {"Idempotent-Replayed": "true"}
+
 
 def render_generation(generation: Generation) -> dict[str, object]:
     """OpenAI's images response; for a retired model, what that model's answers looked like."""
@@ -59,6 +61,7 @@ def generation_headers(generation: Generation) -> dict[str, str]:
         "X-Gateway-Generation-Id": str(generation.id),
         "X-Gateway-Cost-Usd": format_usd(generation.cost_nano),
         "X-Gateway-Cost-Status": generation.cost_status,
+        **(REPLAYED if generation.replayed else {}),
         **model_headers(generation.request, generation.served.model),
     }
 

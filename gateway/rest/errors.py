@@ -8,6 +8,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway import telemetry
+from gateway.authentication import challenge_headers
+from gateway.config import Settings
 from gateway.errors import GatewayError, InvalidRequest, NotFound, envelope, response_headers
 
 
@@ -29,10 +31,13 @@ def error_response(error: GatewayError) -> Response:
     )
 
 
-async def _gateway_error(_request: Request, error: Exception) -> Response:
+async def _gateway_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, GatewayError):
         raise error
-    return error_response(error)
+    settings: Settings = request.app.state.gateway.settings
+    response = error_response(error)
+    response.headers.update(challenge_headers(error, settings, request.url.path))
+    return response
 
 
 async def _validation_error(_request: Request, error: Exception) -> Response:

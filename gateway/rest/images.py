@@ -1,6 +1,7 @@
 """Making and editing images, and quoting them."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -8,6 +9,7 @@ from pydantic import BaseModel
 
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
+from gateway.images.idempotency import claim_for
 from gateway.images.inputs import add_inputs
 from gateway.images.parameters import parse_image_request
 from gateway.money import format_usd_short
@@ -26,6 +28,7 @@ from gateway.rest.streaming import stream_generation
 from gateway.rest.uploads import UploadReader
 
 router = APIRouter(tags=["images"])
+IDEMPOTENCY_KEY = "idempotency-key"
 
 
 def documented(**bodies: type[BaseModel]) -> dict[str, object]:
@@ -53,7 +56,7 @@ def _schema(body: type[BaseModel]) -> object:
 
 ERRORS: dict[int | str, dict[str, object]] = {
     status: {"model": ErrorAnswer}
-    for status in (400, 401, 402, 403, 404, 413, 424, 429, 500, 502, 503, 504)
+    for status in (400, 401, 402, 403, 404, 409, 413, 422, 424, 429, 500, 502, 503, 504)
 }
 
 
@@ -139,9 +142,11 @@ async def answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) 
 
 async def _read_generation(request: Request, gateway: Gateway, caller: Caller) -> ImageRequest:
     body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
-    return parse_image_request(
+    image_request = parse_image_request(
         body, caller, gateway.core.catalog, default_model=gateway.settings.default_model
     )
+    claim = await claim_for(request.headers.get(IDEMPOTENCY_KEY), request.url.path, body)
+    return replace(image_request, idempotency=claim)
 
 
 async def read_inputs(
@@ -161,5 +166,8 @@ async def read_inputs(
             operation=operation,
             default_model=gateway.settings.default_model,
         )
+        key = request.headers.get(IDEMPOTENCY_KEY)
+        claim = await claim_for(key, request.url.path, form.fields, form.pictures)
+        image_request = replace(image_request, idempotency=claim)
         pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
         return await add_inputs(image_request, pictures, gateway.decoder)

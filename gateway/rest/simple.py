@@ -1,6 +1,7 @@
 """The simple form: a prompt, perhaps a picture, and links to what came of it."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -8,11 +9,12 @@ from fastapi import APIRouter, Request, Response
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
+from gateway.images.idempotency import claim_for
 from gateway.images.inputs import add_inputs
 from gateway.images.parameters import parse_image_request
 from gateway.rest.answers import generation_headers
 from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
-from gateway.rest.images import ERRORS, documented
+from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented
 from gateway.rest.schemas import SimpleAnswer, SimpleBody, SimpleForm
 
 router = APIRouter(tags=["simple"])
@@ -30,7 +32,9 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Like `/v1/images/generations`, answered with links alone."""
     body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
-    return await _answer(gateway, caller, _parse(body, gateway, caller, Operation.GENERATION))
+    image_request = _parse(body, gateway, caller, Operation.GENERATION)
+    claim = await claim_for(request.headers.get(IDEMPOTENCY_KEY), request.url.path, body)
+    return await _answer(gateway, caller, replace(image_request, idempotency=claim))
 
 
 @router.post(
@@ -50,6 +54,9 @@ async def edit_image(
         if isinstance(text := fields.get("params"), str):
             fields["params"] = _json_object(text)
         image_request = _parse(fields, gateway, caller, Operation.EDIT)
+        key = request.headers.get(IDEMPOTENCY_KEY)
+        claim = await claim_for(key, request.url.path, fields, form.pictures)
+        image_request = replace(image_request, idempotency=claim)
         pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
         image_request = await add_inputs(image_request, pictures, gateway.decoder)
     return await _answer(gateway, caller, image_request)

@@ -16,7 +16,7 @@ from gateway.domain import Caller, Generation, ImageRequest, Operation, PartialI
 from gateway.errors import GatewayError, envelope
 from gateway.images.pipeline import Pipeline
 from gateway.money import format_usd
-from gateway.rest.answers import model_headers, render_usage
+from gateway.rest.answers import REPLAYED, model_headers, render_usage
 
 KEEP_ALIVE = b": keep-alive\n\n"
 PREFIXES = {Operation.GENERATION: "image_generation", Operation.EDIT: "image_edit"}
@@ -36,7 +36,9 @@ async def stream_generation(
     return StreamingResponse(
         stream.events(first),
         media_type="text/event-stream",
-        headers=HEADERS | model_headers(request, pipeline.serve(caller, request).model),
+        headers=HEADERS
+        | model_headers(request, pipeline.serve(caller, request).model)
+        | (REPLAYED if stream.is_replay else {}),
     )
 
 
@@ -63,6 +65,11 @@ class _Stream:
             if not begun:
                 self._waiting.cancel()
         return first
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether what has begun was bought before: then it is complete already."""
+        return self._waiting.done() and self._waiting.result().replayed
 
     async def events(self, first: bytes) -> AsyncIterator[bytes]:
         """Everything from the first thing on; the last one is the image or an error."""

@@ -11,8 +11,9 @@ from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.tables import ApiKeyRow, OperatorKeyRow
 from gateway.domain import Caller, Operator, Scope, SecretText, TenantSettings, new_id
-from gateway.errors import Forbidden, NotFound, Unauthenticated
+from gateway.errors import NotFound, Unauthenticated
 from gateway.tenancy import key_format
+from gateway.tenancy.tenants import refuse_suspended
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,7 @@ class ApiKeys:
 def _refuse_expired(caller: Caller) -> None:
     if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
         raise Unauthenticated("This API key has expired. Ask your administrator for a new one.")
-    if caller.tenant_status != "active":
-        raise Forbidden("This tenant is suspended.", code="tenant_suspended")
+    refuse_suspended(caller.tenant_status)
 
 
 async def issue(

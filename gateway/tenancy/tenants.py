@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.tables import TenantRow, TenantUserRow
 from gateway.domain import new_id
-from gateway.errors import InvalidRequest, NotFound
+from gateway.errors import Forbidden, InvalidRequest, NotFound
 
 MAX_NAME_CHARACTERS = 100
 MIN_RETENTION_SECONDS = 60
@@ -78,7 +78,7 @@ async def find(session: OperatorSession, name_or_id: str) -> Tenant:
         NotFound: there is none.
     """
     matches = [TenantRow.name == name_or_id]
-    if (tenant_id := _as_uuid(name_or_id)) is not None:
+    if (tenant_id := as_uuid(name_or_id)) is not None:
         matches.append(TenantRow.id == tenant_id)
     row = await session.scalar(select(TenantRow).where(or_(*matches)))
     if row is None:
@@ -201,6 +201,12 @@ async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]
     return dict(rows.all())
 
 
+def refuse_suspended(status: str) -> None:
+    """Raise `Forbidden` where a tenant of this status may do nothing."""
+    if status != "active":
+        raise Forbidden("This tenant is suspended.", code="tenant_suspended")
+
+
 def _check_name(name: str) -> None:
     if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         raise InvalidRequest(
@@ -208,7 +214,8 @@ def _check_name(name: str) -> None:
         )
 
 
-def _as_uuid(text: str) -> UUID | None:
+def as_uuid(text: str) -> UUID | None:
+    """The id that this text spells, if it does."""
     try:
         return UUID(text)
     except ValueError:

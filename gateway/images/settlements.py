@@ -1,0 +1,67 @@
+"""How paid calls end is written down, whatever breaks on the way."""
+
+import asyncio
+from uuid import UUID
+
+import structlog
+
+from gateway import telemetry
+from gateway.billing.reservations import Reservations, Settlement
+
+log = structlog.get_logger(__name__)
+
+
+class Settlements:
+    """What is known of every call that holds money, and the tasks that write it down."""
+
+    def __init__(self, reservations: Reservations, *, wait_seconds: float) -> None:
+        self._reservations = reservations
+        self._wait_seconds = wait_seconds
+        self._known: dict[UUID, Settlement] = {}
+        self._running: set[asyncio.Task[str]] = set()
+
+    def know(self, settlement: Settlement) -> None:
+        """Remember how a call is to be settled should it end here and now."""
+        self._known[settlement.id] = settlement
+
+    def end_as_known(self, reservation_id: UUID) -> None:
+        """Settle a call as it is known, unless it has been settled."""
+        settlement = self._known.get(reservation_id)
+        if settlement is not None:
+            self.settle(settlement)
+
+    def settle(self, settlement: Settlement) -> asyncio.Task[str]:
+        """Begin to settle; the task ends when Postgres has acknowledged."""
+        self._known.pop(settlement.id, None)
+        # The name is what the log shows of a settlement that a shutdown leaves undone.
+        task = asyncio.create_task(self._reservations.settle(settlement), name=repr(settlement))
+        self._running.add(task)
+        task.add_done_callback(self._settled)
+        return task
+
+    async def acknowledged(self, settling: asyncio.Task[str]) -> bool:
+        """Whether Postgres acknowledged while the client could wait for it."""
+        done, _ = await asyncio.wait({settling}, timeout=self._wait_seconds)
+        return bool(done) and settling.exception() is None
+
+    async def drain(self) -> None:
+        """Settle every call as it is known, and wait for it as long as for any other."""
+        for reservation_id in list(self._known):
+            self.end_as_known(reservation_id)
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._wait_seconds)
+        for settling in self._running:
+            log.error("settlement_given_up", settlement=settling.get_name())
+            settling.cancel()
+
+    def _settled(self, task: asyncio.Task[str]) -> None:
+        """Report a settlement that Postgres refuses outright: a defect.
+
+        It must not take the image away. The hold stays, becomes unknown at its deadline, and is
+        posted as an estimate.
+        """
+        self._running.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            telemetry.alarm("settle_refused", error=type(error).__name__)
+            log.error("settle_refused", exc_info=error)

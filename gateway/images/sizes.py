@@ -1,0 +1,57 @@
+"""From the size somebody wants to the nearest one that a model accepts."""
+
+from collections.abc import Iterator
+from math import log
+
+from gateway.domain import Model, SizeRule, parse_size
+
+EXPERIMENTAL_ABOVE_PIXELS = 2560 * 1440
+"""Larger pictures are accepted, but their quality varies.
+https://developers.openai.com/api/docs/guides/image-generation"""
+
+RATIO_WEIGHT = 100.0
+"""One percent off the aspect ratio counts as much as 2.7 times the pixels. Shape comes first, but a
+hair's breadth of it is not worth a picture several times as large and as dear."""
+
+
+def fitting_size(model: Model, wished: tuple[int, int]) -> str:
+    """The size that `model` accepts nearest to `wished`, first in aspect ratio, then in pixels.
+
+    `wished` is width and height in pixels, both positive; the answer is `"WIDTHxHEIGHT"`. A size
+    that the model's vendor calls experimental is never chosen, not even when it is wished for.
+    """
+    rule = model.sizes
+    sizes = [parse_size(size) for size in rule.fixed] or _sizes_in_range(rule, wished)
+    width, height = min(sizes, key=lambda size: _distance(size, wished))
+    return f"{width}x{height}"
+
+
+def _distance(size: tuple[int, int], wished: tuple[int, int]) -> float:
+    (width, height), (wished_width, wished_height) = size, wished
+    off_ratio = abs(log(width * wished_height) - log(height * wished_width))
+    off_pixels = abs(log(width * height) - log(wished_width * wished_height))
+    return RATIO_WEIGHT * off_ratio + off_pixels
+
+
+def _sizes_in_range(rule: SizeRule, wished: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """For every width the two heights around the wished ratio, as far as the rule lets them.
+
+    No other height of that width can be nearer: the distance grows on both sides of the ratio.
+    """
+    step = rule.multiple_of
+    max_pixels = min(rule.max_pixels, EXPERIMENTAL_ABOVE_PIXELS)
+    for width in range(step, rule.max_edge + 1, step):
+        lowest = _up(max(-(-width // rule.max_ratio), -(-rule.min_pixels // width)), step)
+        highest = _down(min(width * rule.max_ratio, max_pixels // width, rule.max_edge), step)
+        if lowest <= highest:
+            ideal = width * wished[1] // wished[0]
+            yield width, min(max(_down(ideal, step), lowest), highest)
+            yield width, min(max(_up(ideal + 1, step), lowest), highest)
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _down(number: int, step: int) -> int:
+    return number // step * step

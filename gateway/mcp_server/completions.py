@@ -1,0 +1,56 @@
+"""What a person may mean to type: image ids, models, and values of the arguments of prompts."""
+
+from collections.abc import Iterable, Mapping
+
+from mcp.types import (
+    CompleteRequestParams,
+    CompleteResult,
+    Completion,
+    ResourceTemplateReference,
+)
+
+from gateway.authentication import require_scope
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller, Scope
+from gateway.images import history
+from gateway.mcp_server.calls import Context, opened_gateway
+from gateway.mcp_server.prompt_templates import PromptTemplate
+from gateway.mcp_server.prompts import complete_argument
+from gateway.mcp_server.resources import complete_query
+
+MAX_VALUES = 100
+"""The protocol's own limit."""
+
+
+async def complete(
+    templates: Mapping[str, PromptTemplate], context: Context, params: CompleteRequestParams
+) -> CompleteResult:
+    """Likely values of one argument; nothing where there is nothing to say."""
+    gateway, caller = opened_gateway(context)
+    name, typed = params.argument.name, params.argument.value
+    if isinstance(params.ref, ResourceTemplateReference):
+        found = await _of_resource(gateway, caller, name, typed)
+    else:
+        template = templates.get(params.ref.name)
+        found = [] if template is None else complete_argument(template, name, typed)
+    return CompleteResult(
+        completion=Completion(
+            values=found[:MAX_VALUES], total=len(found), has_more=len(found) > MAX_VALUES
+        )
+    )
+
+
+async def _of_resource(gateway: Gateway, caller: Caller, name: str, typed: str) -> list[str]:
+    require_scope(caller, Scope.IMAGES_READ)
+    if name == "model":
+        models = gateway.core.catalog.available(caller)
+        return _beginning_with(typed, (model.id for model in models))
+    if name == "image_id":
+        async with gateway.database.tenant(caller.tenant_id) as session:
+            page = await history.list_images(session, caller, limit=MAX_VALUES)
+        return _beginning_with(typed, (image.id for image in page.images))
+    return _beginning_with(typed, complete_query(name))
+
+
+def _beginning_with(typed: str, values: Iterable[str]) -> list[str]:
+    return [value for value in values if value.startswith(typed)]

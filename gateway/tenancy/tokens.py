@@ -1,0 +1,191 @@
+"""What a token of the operator's identity provider says, once its signature was checked. No I/O.
+
+JSON Web Tokens as access tokens: RFC 7519, RFC 9068, and the advice of RFC 8725.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+from joserfc import jwt
+from joserfc.errors import ExpiredTokenError, InvalidClaimError, JoseError, MissingClaimError
+from joserfc.jwk import Key
+from joserfc.jws import JWSRegistry
+from joserfc.util import urlsafe_b64decode
+
+from gateway.domain import Scope
+from gateway.errors import InvalidToken
+
+ALGORITHMS: Mapping[str, str] = {
+    **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "RSA"),
+    **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
+    **dict.fromkeys(("EdDSA", "Ed25519", "Ed448"), "OKP"),
+}
+"""Signatures by a key that only the provider has, and the type of that key. No `none`, no HMAC."""
+TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
+"""`typ` says what a token is for: a provider signs other things with the same keys."""
+MAX_KEY_ID_CHARACTERS = 256
+MAX_USER_CHARACTERS = 255
+"""The longest `sub` of OpenID Connect Core, section 2."""
+LATEST_TIMESTAMP = 253_402_300_799
+"""The end of the year 9999."""
+_FORM = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
+_NEW_ONE = "Get a new one from your identity provider."
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What a token must say to be accepted here, and which claims say who calls."""
+
+    issuer: str
+    audiences: tuple[str, ...]
+    leeway_seconds: int
+    tenant_claim: str
+    user_claim: str
+    scope_prefix: str
+    max_characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Which key is said to have signed a token, and how. Nothing of this is proven yet."""
+
+    key_id: str | None
+    algorithm: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a checked token speaks for. `tenant` is a name or an id, `user` a name."""
+
+    tenant: str
+    user: str
+    scopes: frozenset[str]
+    expires_at: datetime
+
+
+def read_header(token: str, *, max_characters: int) -> Header:
+    """Read the part of a token that says how to check it.
+
+    Raises:
+        InvalidToken: not a signed JWT, too long, or signed in a way that proves nothing.
+    """
+    if len(token) > max_characters:
+        raise InvalidToken(f"This token is longer than {max_characters} characters.")
+    if not _FORM.fullmatch(token):
+        raise InvalidToken(
+            "This is neither an API key of this gateway (igw_live_…, igw_test_…), nor a signed JWT "
+            "of its identity provider."
+        )
+    try:
+        header = orjson.loads(urlsafe_b64decode(token.partition(".")[0].encode()))
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise InvalidToken(f"The header of this token cannot be read. {_NEW_ONE}")
+    algorithm, key_id, kind = (header.get(name) for name in ("alg", "kid", "typ"))
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        raise InvalidToken(
+            "This token is not signed in a way that is accepted here. "
+            f"Accepted are {', '.join(ALGORITHMS)}."
+        )
+    if kind is not None and not (isinstance(kind, str) and kind.lower() in TYPES):
+        raise InvalidToken("This token is not an access token, by the `typ` of its header.")
+    if "crit" in header:
+        raise InvalidToken("This token asks for an extension that is not understood here.")
+    if key_id is not None and not (
+        isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID_CHARACTERS
+    ):
+        raise InvalidToken(f"The `kid` of this token cannot be used. {_NEW_ONE}")
+    return Header(key_id, algorithm)
+
+
+def read_identity(token: str, header: Header, key: Key, expected: Expectations) -> Identity:
+    """Check the signature and every claim, and say who calls.
+
+    Raises:
+        InvalidToken: one of them is not as it must be; the message says which, never its value.
+    """
+    registry = JWSRegistry(algorithms=[header.algorithm], strict_check_header=False)
+    try:
+        claims = jwt.decode(token, key, registry=registry).claims
+    except (JoseError, ValueError) as error:
+        raise InvalidToken(f"The signature of this token is not valid. {_NEW_ONE}") from error
+    registered = jwt.JWTClaimsRegistry(
+        leeway=expected.leeway_seconds,
+        iss={"essential": True, "value": expected.issuer},
+        aud={"essential": True, "values": list(expected.audiences)},
+        exp={"essential": True},
+    )
+    try:
+        registered.validate(claims)
+    except JoseError as error:
+        raise InvalidToken(_explain(error, expected)) from error
+    return Identity(
+        tenant=_name(claims, expected.tenant_claim),
+        user=_user(claims, expected.user_claim),
+        scopes=_scopes(claims, expected.scope_prefix),
+        expires_at=datetime.fromtimestamp(min(claims["exp"], LATEST_TIMESTAMP), UTC),
+    )
+
+
+def _explain(error: JoseError, expected: Expectations) -> str:
+    if isinstance(error, ExpiredTokenError):
+        return f"This token has expired. {_NEW_ONE}"
+    if isinstance(error, MissingClaimError):
+        return "This token lacks one of the claims iss, aud and exp."
+    claim = error.claim if isinstance(error, InvalidClaimError) else ""
+    if claim == "aud":
+        return (
+            "This token was not issued for this gateway. Ask your identity provider for one with "
+            f"the audience {expected.audiences[0]}."
+        )
+    if claim == "iss":
+        return "This token was issued by somebody else than this gateway's identity provider."
+    if claim in {"nbf", "iat"}:
+        return "This token is not valid yet. Is a clock wrong?"
+    return f"The claims of this token cannot be used. {_NEW_ONE}"
+
+
+def _find(claims: Mapping[str, object], name: str) -> object:
+    """The claim of this name; else `a.b` is `b` within `a`."""
+    if name in claims:
+        return claims[name]
+    found: object = claims
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _name(claims: Mapping[str, object], name: str) -> str:
+    found = _find(claims, name)
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, str) or not found.strip():
+        raise InvalidToken(
+            f"This token does not say who calls: the claim {name} is missing, or not one text."
+        )
+    return found
+
+
+def _user(claims: Mapping[str, object], name: str) -> str:
+    user = _name(claims, name)
+    if len(user) > MAX_USER_CHARACTERS or not user.isprintable():
+        raise InvalidToken(
+            f"This token does not say who calls: the claim {name} is longer than "
+            f"{MAX_USER_CHARACTERS} characters, or not printable."
+        )
+    return user
+
+
+def _scopes(claims: Mapping[str, object], prefix: str) -> frozenset[str]:
+    """Those of ours among `scope` and `scp`, each a text of words or a list."""
+    granted: set[object] = set()
+    for name in ("scope", "scp"):
+        value = claims.get(name)
+        words = value.split() if isinstance(value, str) else value
+        if isinstance(words, list):
+            granted |= {word.removeprefix(prefix) for word in words if isinstance(word, str)}
+    return frozenset(scope.value for scope in Scope if scope in granted)
