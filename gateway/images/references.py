@@ -122,9 +122,11 @@ class PictureFetcher:
         return uploads
 
     async def _fetch(self, caller: Caller, reference: PictureReference, files: ExitStack) -> Upload:
-        if reference.url.startswith("data:"):
-            return await asyncio.to_thread(decode_data_url, reference, files)
+        # Among the files before any thread has it: whoever stops waiting closes what is there.
         file = files.enter_context(new_spool())
+        if reference.url.startswith("data:"):
+            size_bytes = await asyncio.to_thread(_write_data_url, reference, file)
+            return Upload(reference.field, file, size_bytes)
         try:
             path = await self._own_path(caller, reference)
             if path is None:
@@ -195,6 +197,11 @@ def decode_data_url(reference: PictureReference, files: ExitStack) -> Upload:
     Raises:
         InvalidRequest: it is not base64 (code `invalid_base64`).
     """
+    file = files.enter_context(new_spool())
+    return Upload(reference.field, file, _write_data_url(reference, file))
+
+
+def _write_data_url(reference: PictureReference, file: BinaryIO) -> int:
     head, _, encoded = reference.url.partition(",")
     try:
         content = pybase64.b64decode(encoded, validate=True)
@@ -206,9 +213,7 @@ def decode_data_url(reference: PictureReference, files: ExitStack) -> Upload:
             code="invalid_base64",
             param=reference.where,
         )
-    file = files.enter_context(new_spool())
-    file.write(content)
-    return Upload(reference.field, file, len(content))
+    return file.write(content)
 
 
 def _bad_link(reference: PictureReference, reason: str) -> InvalidRequest:
