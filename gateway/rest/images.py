@@ -9,8 +9,7 @@ from pydantic import BaseModel
 
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
-from gateway.images.idempotency import claim_for
-from gateway.images.inputs import add_inputs
+from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
@@ -181,5 +180,4 @@ async def read_inputs(
         key = request.headers.get(IDEMPOTENCY_KEY)
         claim = await claim_for(key, request.url.path, form.fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
-        pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
-        return await add_inputs(image_request, pictures, gateway.decoder)
+        return await gateway.intake.with_pictures(caller, image_request, form.pictures, files)

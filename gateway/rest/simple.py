@@ -9,8 +9,7 @@ from fastapi import APIRouter, Request, Response
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
-from gateway.images.idempotency import claim_for
-from gateway.images.inputs import add_inputs
+from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
 from gateway.rest.answers import generation_headers
 from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
@@ -57,8 +56,9 @@ async def edit_image(
         key = request.headers.get(IDEMPOTENCY_KEY)
         claim = await claim_for(key, request.url.path, fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
-        pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
-        image_request = await add_inputs(image_request, pictures, gateway.decoder)
+        image_request = await gateway.intake.with_pictures(
+            caller, image_request, form.pictures, files
+        )
     return await _answer(gateway, caller, image_request)
 
 
