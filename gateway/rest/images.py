@@ -38,6 +38,18 @@ def documented(**bodies: type[BaseModel]) -> dict[str, object]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def documented_purchase(**bodies: type[BaseModel]) -> dict[str, object]:
+    """The same for a route that buys something, and may be told to buy it once."""
+    header = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "The same request with the same key is answered again, not bought again.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    }
+    return {"parameters": [header], **documented(**bodies)}
+
+
 def _schema(body: type[BaseModel]) -> object:
     """The schema with what it refers to in its place: `$defs` are not found from within a page."""
     schema = body.model_json_schema()
@@ -65,7 +77,7 @@ ERRORS: dict[int | str, dict[str, object]] = {
     summary="Make images",
     response_model=ImageAnswer,
     responses=ERRORS,
-    openapi_extra=documented(json=ImageBody),
+    openapi_extra=documented_purchase(json=ImageBody),
 )
 async def create_images(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Make images with one paid call, held against every budget that applies before it is made."""
@@ -78,7 +90,7 @@ async def create_images(request: Request, gateway: GatewayDep, caller: ImageWrit
     summary="Edit images",
     response_model=ImageAnswer,
     responses=ERRORS,
-    openapi_extra=documented(form=EditForm, json=EditBody),
+    openapi_extra=documented_purchase(form=EditForm, json=EditBody),
 )
 async def edit_images(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
@@ -93,7 +105,7 @@ async def edit_images(
     summary="Make variations of an image",
     response_model=ImageAnswer,
     responses=ERRORS,
-    openapi_extra=documented(form=VariationForm),
+    openapi_extra=documented_purchase(form=VariationForm),
 )
 async def vary_image(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep

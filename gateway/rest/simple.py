@@ -14,7 +14,7 @@ from gateway.images.inputs import add_inputs
 from gateway.images.parameters import parse_image_request
 from gateway.rest.answers import generation_headers
 from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
-from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented
+from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented_purchase
 from gateway.rest.schemas import SimpleAnswer, SimpleBody, SimpleForm
 
 router = APIRouter(tags=["simple"])
@@ -27,7 +27,7 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
     summary="Make images from a prompt",
     response_model=SimpleAnswer,
     responses=ERRORS,
-    openapi_extra=documented(json=SimpleBody),
+    openapi_extra=documented_purchase(json=SimpleBody),
 )
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Like `/v1/images/generations`, answered with links alone."""
@@ -42,7 +42,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     summary="Edit a picture by a prompt",
     response_model=SimpleAnswer,
     responses=ERRORS,
-    openapi_extra=documented(form=SimpleForm),
+    openapi_extra=documented_purchase(form=SimpleForm),
 )
 async def edit_image(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep

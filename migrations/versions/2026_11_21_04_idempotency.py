@@ -47,9 +47,10 @@ BEGIN
 END $$
 """
 
-# As before, but that a key is claimed together with the money: before the budgets are looked at
-# where it was claimed earlier, and with the row itself where two come at once. A batch brings its
-# keys in one order (see `Reservations`), so that two batches never wait for each other.
+# As before, but for two things. How callers are told apart: a missing API key or user must not make
+# two alike. And a key for idempotency is claimed together with the money: before the budgets are
+# looked at where it was claimed earlier, and with the row itself where two come at once. A batch
+# brings its keys in one order (see `Reservations`), so that two batches never wait for each other.
 RESERVE = """
 CREATE OR REPLACE FUNCTION reserve(p_requests jsonb, p_instance uuid)
 RETURNS TABLE (
