@@ -28,6 +28,9 @@ from tests.mcp_helpers import (
     MODES,
     Message,
     call,
+    call_by_http,
+    content_of,
+    error_of,
     post,
     recent_ids,
     served_with_downloads,
@@ -209,6 +212,30 @@ async def test_a_call_that_the_official_client_cancels_is_charged_once_what_it_c
         assert len((await client.list_tools()).tools) == 6
     await expect_settled(served, stub, key, mode)
     await expect_no_files(before)
+
+
+@both_eras
+@both_tools
+async def test_whoever_comes_back_with_the_same_key_gets_what_was_bought(
+    served: Served, stub: Stub, mode: str, tool: str
+) -> None:
+    key = await served.key()
+    leaving = Leaving(served, key, stub)
+    message = tool_message(tool, mode, **ARGUMENTS[tool], idempotency_key="purchase-1")
+    stub.faults.add(Fault(hold=True))
+    await leaving.leave(leaving.wire(message), lambda _: stub.until_held(1))
+    async with served.http(key) as http:
+        early = await call_by_http(http, message)
+        assert error_of(early)["code"] == "idempotency_in_flight"
+        stub.release()
+        await stub.until_billed(1)
+        await until_states(served, {"posted": 1})
+        back = [content_of(await call_by_http(http, message)) for _ in range(2)]
+        ids = await recent_ids(http, "", mode)
+    assert back[0] == back[1]
+    assert [image["id"] for image in back[0]["images"]] == ids
+    await expect_settled(served, stub, key, mode)
+    assert len(stub.bill) == 1
 
 
 @both_eras

@@ -88,6 +88,7 @@ async def test_an_argument_of_a_wrong_type_is_refused_by_name(
 
 
 MISSING, UNKNOWN = "missing_required_parameter", "unknown_parameter"
+KEY = "idempotency_key"
 SEVENTEEN, HUNDRED = [PICTURE] * 17, [PICTURE] * 100
 HOLES_IN_JPEG = {"background": "transparent", "output_format": "jpeg"}
 WRONG: list[Case] = [
@@ -106,6 +107,9 @@ WRONG: list[Case] = [
     ("get_usage", {"days": 3}, UNKNOWN, "days"),
     ("list_available_models", {"a": 1}, UNKNOWN, "a"),
     ("edit_image", {"model": GPT2, "input_fidelity": "high"}, UNKNOWN, "input_fidelity"),
+    ("generate_image", {KEY: ""}, "invalid_idempotency_key", KEY),
+    ("edit_image", {KEY: "x" * 256}, "invalid_idempotency_key", KEY),
+    ("create_variation", {KEY: "\x00"}, "invalid_idempotency_key", KEY),
     ("generate_image", {"prompt": " "}, "invalid_value", "prompt"),
     ("generate_image", {"prompt": "x" * 32_001}, "string_above_max_length", "prompt"),
     ("generate_image", {"n": 0}, "integer_below_min_value", "n"),

@@ -43,6 +43,7 @@ class Case:
     key: str = "plain"
     fault: Fault | None = None
     tool: str = "generate_image"
+    idempotency_key: str | None = None
 
 
 def generation(**fields: Any) -> Case:
@@ -147,6 +148,7 @@ REFUSED = [
     variation(png(64, 48)),
     variation(file_bytes(photo(64, 64), "JPEG")),
     variation(size="100x100"),
+    replace(generation(), idempotency_key="x" * 256),
     replace(generation(), key="poor"),
     replace(edit(), key="poor"),
     replace(variation(), key="poor"),
@@ -179,12 +181,14 @@ async def rest(http: httpx2.AsyncClient, case: Case) -> httpx2.Response:
     fields = {**case.fields, "response_format": "url"}
     if "partial_images" in fields:
         fields["stream"] = True
+    key = case.idempotency_key  # never shared by two fronts, which ask in different words
+    headers = {} if key is None else {"Idempotency-Key": f"rest-{key}"}
     if case.tool == "generate_image":
-        return await http.post(ROUTES[case.tool], json=fields)
+        return await http.post(ROUTES[case.tool], json=fields, headers=headers)
     files = [("image[]", ("i", content)) for content in case.pictures]
     files += [] if case.mask is None else [("mask", ("m", case.mask))]
     texts = {name: str(value) for name, value in fields.items()}
-    return await http.post(ROUTES[case.tool], data=texts, files=files)
+    return await http.post(ROUTES[case.tool], data=texts, files=files, headers=headers)
 
 
 async def mcp(http: httpx2.AsyncClient, case: Case, mode: str) -> CallToolResult:
@@ -195,6 +199,8 @@ async def mcp(http: httpx2.AsyncClient, case: Case, mode: str) -> CallToolResult
         arguments["image"] = urls[0] if len(urls) == 1 else urls
     if case.mask is not None:
         arguments["mask"] = data_url(case.mask)
+    if case.idempotency_key is not None:
+        arguments["idempotency_key"] = f"mcp-{case.idempotency_key}"
     return await call_by_http(http, tool_message(case.tool, mode, **arguments))
 
 
@@ -344,3 +350,18 @@ async def test_what_is_refused_is_refused_alike_and_costs_nothing(pair: Pair, st
 
 async def test_what_fails_at_the_provider_fails_and_is_booked_alike(pair: Pair) -> None:
     assert await expect_parity(pair, FAILED) == len(FAILED)
+
+
+async def test_calls_with_a_key_are_answered_again_and_never_bought_again_alike(
+    pair: Pair, stub: Stub
+) -> None:
+    fault = Fault("reset_after_billing")
+    bought = [
+        replace(case, idempotency_key=f"key-{number}")
+        for number, case in enumerate([generation(model=GPT2, quality="low", n=2), edit()])
+    ]
+    unknown = replace(variation(), idempotency_key="key-3", fault=fault)
+    others = [replace(case, fields={**case.fields, "quality": "high"}) for case in bought]
+    cases = [*bought, *bought, *others, unknown, replace(unknown, fault=None)]
+    assert await expect_parity(pair, cases) == len(bought) + 1
+    assert len(stub.bill) == 2 * (len(bought) + 1)
