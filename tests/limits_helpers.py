@@ -5,7 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -64,12 +64,19 @@ class Valkey:
         os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.kill(self._pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGCONT)
 
     def flush(self) -> None:
         self.client.flushall()
 
+    def calls(self, command: str) -> int:
+        """How often a command was called."""
+        stats = self.client.info("commandstats").get(f"cmdstat_{command}", {})
+        return int(stats.get("calls", 0))
+
     def close(self) -> None:
+        self.resume()
         if self._server.is_running():
             self._server.stop()
 

@@ -10,16 +10,10 @@ from hypothesis import strategies as st
 from gateway.domain import LimitKind, RateLimit
 from gateway.limits.local import LocalCounters
 from gateway.limits.rate_limits import Limiter, LimitReached
-from gateway.limits.windows import WINDOW_MS, Count, fits, wait_ms
+from gateway.limits.windows import Window
 from tests.limits_helpers import FakeClock, caller
 
 KEY_ID = UUID("01a1f8d9-0000-7000-8000-000000000002")
-COUNTS = st.builds(
-    Count,
-    current=st.integers(0, 2000),
-    previous=st.integers(0, 2000),
-    elapsed_ms=st.integers(0, WINDOW_MS - 1),
-)
 
 
 def per_minute(value: int, kind: LimitKind = LimitKind.REQUESTS) -> RateLimit:
@@ -48,39 +42,50 @@ async def admitted(limiter: Limiter, *limits: RateLimit, times: int = 1, images:
     return count
 
 
-def later(count: Count, milliseconds: int) -> Count:
-    """The same counter when so much time has passed."""
-    minutes, elapsed_ms = divmod(count.elapsed_ms + milliseconds, WINDOW_MS)
-    if minutes == 0:
-        return Count(count.current, count.previous, elapsed_ms)
-    return Count(0, count.current if minutes == 1 else 0, elapsed_ms)
-
-
-@given(COUNTS, st.integers(1, 1000), st.integers(1, 10))
-def test_after_the_wait_that_is_named_the_request_fits_and_not_a_moment_before(
-    count: Count, value: int, cost: int
+@given(
+    st.lists(st.tuples(st.integers(0, 90_000), st.integers(1, 12)), max_size=200),
+    st.integers(1, 30),
+    st.integers(1, 10),
+)
+def test_a_window_never_holds_more_than_its_limit_and_its_waits_are_exact(
+    calls: list[tuple[int, int]], value: int, cost: int
 ) -> None:
-    wait = wait_ms(value, count, cost)
-    if wait is None:
+    window, let_in, now_ms = Window(), [], 0
+    for at_ms, wanted in sorted(calls):
+        now_ms = at_ms
+        window.turn(at_ms // 1000)
+        if window.wait_ms(value, wanted, at_ms) == 0:
+            window.add(at_ms // 1000, wanted)
+            let_in.append((at_ms, wanted))
+    for at_ms, _ in let_in:
+        assert sum(count for when, count in let_in if at_ms - 59_000 < when <= at_ms) <= value
+    wait_ms = window.wait_ms(value, cost, now_ms)
+    if wait_ms is None:
         assert cost > value
         return
-    assert fits(value, later(count, wait), cost)
-    if wait:
-        assert not fits(value, later(count, wait - 1), cost)
+    assert 0 <= wait_ms <= 60_000
+    if wait_ms:
+        window.turn((now_ms + wait_ms - 1) // 1000)
+        assert window.used + cost > value
+    window.turn((now_ms + wait_ms) // 1000)
+    assert window.used + cost <= value
+    window.turn((now_ms + max(wait_ms, window.reset_ms(now_ms))) // 1000)
+    assert window.used == 0
 
 
 async def test_a_minute_slides_so_that_no_burst_at_its_edge_comes_twice() -> None:
     clock = FakeClock()
     limiter, most = make_limiter(clock), per_minute(60)
-    clock.now += 59.5
-    assert await admitted(limiter, most, times=100) == 60
-    clock.now += 1
-    # The next minute by the clock has begun; of the last one 59.5 in 60 still count.
+    clock.now += 30
+    assert await admitted(limiter, most, times=20) == 20
+    clock.now += 29
+    assert await admitted(limiter, most, times=100) == 40
+    clock.now += 2
     assert await admitted(limiter, most, times=100) == 0
-    clock.now += 29.5
-    assert await admitted(limiter, most, times=100) == 30
-    clock.now += 120
-    assert await admitted(limiter, most, times=100) == 60
+    clock.now += 29
+    assert await admitted(limiter, most, times=100) == 20
+    clock.now += 29
+    assert await admitted(limiter, most, times=100) == 40
 
 
 async def test_the_wait_in_the_refusal_is_enough() -> None:

@@ -15,20 +15,9 @@ from gateway.domain import Caller, LimitKind, LimitOwner, RateLimit, SecretText
 from gateway.errors import RateLimited
 from gateway.limits.local import LocalCounters
 from gateway.limits.shared import SharedCounters
-from gateway.limits.windows import (
-    WINDOW_MS,
-    Count,
-    Demand,
-    Standing,
-    Taken,
-    fits,
-    standing,
-    wait_ms,
-)
+from gateway.limits.windows import Demand, Found, Standing, Taken
 
-LEASE_WAIT_MS = 1000
-"""Nobody knows when a generation ends; most take longer, but one of several may end any time."""
-NEVER_MS = 10 * WINDOW_MS
+NEVER_MS = 3_600_000
 _OWNERS = {"key": "this API key", "user": "this user", "tenant": "this tenant"}
 _KINDS = {
     LimitKind.REQUESTS: ("requests", "in a minute"),
@@ -110,16 +99,14 @@ class Limiter:
             yield Admission(())
             return
         lease = f"{self._process}.{next(self._numbers)}"
-        taken, processes = await self._take(demands, lease)
-        shares = [_share(demand, processes) for demand in demands]
+        taken, second, processes = await self._take(demands, lease)
         standings = tuple(
-            standing(demand, share, found, is_admitted=taken.is_admitted)
-            for demand, share, found in zip(demands, shares, taken.counts, strict=True)
+            _standing(demand, _share(demand, processes), found)
+            for demand, found in zip(demands, taken.found, strict=True)
             if demand.limit.owner != "house"
         )
         if not taken.is_admitted:
-            raise _refusal(demands, taken, shares, standings)
-        own_minute = self._local.add(demands, lease)
+            raise _refusal(demands, taken.found, standings)
         admission = Admission(standings)
         try:
             yield admission
@@ -129,25 +116,26 @@ class Limiter:
                 self._shared.release(demands, lease)
             if not admission.is_sent:
                 unsent = [demand for demand in demands if demand.limit.owner == "house"]
-                self._local.give_back(unsent, own_minute)
+                self._local.give_back(unsent, second)
                 if self._shared is not None:
-                    self._shared.give_back(unsent, taken.minute)
+                    self._shared.give_back(unsent, taken.second)
 
-    async def _take(self, demands: Sequence[Demand], lease: str) -> tuple[Taken, int]:
-        """What came of the request, and among how many processes its limits are shared out."""
+    async def _take(self, demands: Sequence[Demand], lease: str) -> tuple[Taken, int, int]:
+        """What came of the request, in which second of this process' own it is counted, and among
+        how many processes its limits are shared out.
+        """
         processes = 1
         if self._shared is not None:
             taken = await self._shared.take(demands, lease)
             if taken is not None:
-                return taken, 1
+                # Should Redis go away, this process knows what it has let in itself.
+                second = self._local.add(demands, lease) if taken.is_admitted else 0
+                return taken, second, 1
             telemetry.limits_unshared_total.inc()
             processes = self._shared.processes
-        counts = self._local.counts(demands)
-        is_admitted = all(
-            fits(_share(demand, processes), found, demand.cost)
-            for demand, found in zip(demands, counts, strict=True)
-        )
-        return Taken(is_admitted, counts, minute=0), processes
+        values = [_share(demand, processes) for demand in demands]
+        taken = self._local.take(demands, values, lease)
+        return taken, taken.second, processes
 
     def _demands(self, caller: Caller, images: int, house: str | None) -> list[Demand]:
         limits = caller.limits
@@ -234,15 +222,20 @@ def _share(demand: Demand, processes: int) -> int:
     return max(value // processes, min(demand.cost, value))
 
 
+def _standing(demand: Demand, share: int, found: Found) -> Standing:
+    return Standing(
+        demand.limit,
+        remaining=max(0, share - found.used),
+        next_ms=found.wait_ms or 0,
+        reset_ms=found.reset_ms,
+    )
+
+
 def _refusal(
-    demands: Sequence[Demand], taken: Taken, shares: Sequence[int], standings: tuple[Standing, ...]
+    demands: Sequence[Demand], found: Sequence[Found], standings: tuple[Standing, ...]
 ) -> LimitReached:
     """The error for the limit that is longest in the way, so that trying again is of use."""
-    waits = [
-        (_wait_ms(demand, share, found), demand)
-        for demand, share, found in zip(demands, shares, taken.counts, strict=True)
-        if not fits(share, found, demand.cost)
-    ]
+    waits = [(one.wait_ms, demand) for demand, one in zip(demands, found, strict=True)]
     waited_ms, demand = max(waits, key=lambda one: NEVER_MS if one[0] is None else one[0])
     limit, (things, when) = demand.limit, _KINDS[demand.limit.kind]
     telemetry.limited_total.labels(limit.owner, limit.kind).inc()
@@ -261,9 +254,3 @@ def _refusal(
         retry_after_seconds=max(1, -(-waited_ms // 1000)),
         standings=standings,
     )
-
-
-def _wait_ms(demand: Demand, share: int, count: Count) -> int | None:
-    if demand.is_lease:
-        return LEASE_WAIT_MS if share else None
-    return wait_ms(share, count, demand.cost)

@@ -1,64 +1,95 @@
 """What Redis does, in Lua: each script is one round trip and happens at once or not at all.
 
-Counters are hashes of the minute, its count and the count of the minute before; generations at
-once are sorted sets of leases by the time they run out. The clock is the server's, so that the
-gateways' own need not agree.
+A counter is a hash of the last sixty seconds; generations at once are a sorted set of leases by the
+time they run out. The clock is the server's, so that the gateways' own need not agree.
 """
 
 EXCHANGE = """
-local WINDOW = 60000
+local WINDOW = 60
+local LEASE_WAIT = 1000
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local minute = math.floor(now / WINDOW)
-local elapsed = now % WINDOW
-local out = {minute, elapsed, redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0}
+local second = math.floor(now / 1000)
+local out = {second, redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0}
 local key, argument = 1, 1
 local function next_key() key = key + 1; return KEYS[key] end
 local function next_argument() argument = argument + 1; return ARGV[argument] end
 local function next_number() return tonumber(next_argument()) end
 
-local function read(name)
-    local found = redis.call('HMGET', name, 'minute', 'current', 'previous')
-    local age = minute - (tonumber(found[1]) or 0)
-    if age == 0 then return tonumber(found[2]), tonumber(found[3]) end
-    if age == 1 then return 0, tonumber(found[2]) end
-    return 0, 0
+local function read_lease(one)
+    redis.call('ZREMRANGEBYSCORE', one.name, '-inf', now)
+    one.used = redis.call('ZCARD', one.name)
 end
 
-local function write(name, current, previous)
-    redis.call('HSET', name, 'minute', minute, 'current', current, 'previous', previous)
-    redis.call('PEXPIRE', name, 2 * WINDOW)
+local function read_window(one)
+    local stored = redis.call('HGETALL', one.name)
+    one.used, one.counts = 0, {}
+    for at = 1, #stored, 2 do
+        local counted_in, count = tonumber(stored[at]), tonumber(stored[at + 1])
+        if counted_in > second - WINDOW then
+            one.counts[counted_in] = count
+            one.used = one.used + count
+        else
+            redis.call('HDEL', one.name, stored[at])
+        end
+    end
+end
+
+local function count(one, lease, ttl)
+    one.used = one.used + one.cost
+    if one.kind == 'lease' then
+        redis.call('ZADD', one.name, now + ttl, lease)
+        redis.call('PEXPIRE', one.name, ttl)
+    else
+        one.counts[second] = redis.call('HINCRBY', one.name, second, one.cost)
+        redis.call('EXPIRE', one.name, WINDOW)
+    end
+end
+
+local function wait(one, cost)
+    if cost > one.value then return -1 end
+    local over = one.used + cost - one.value
+    if over <= 0 then return 0 end
+    if one.kind == 'lease' then return LEASE_WAIT end
+    for counted_in = second - WINDOW + 1, second do
+        over = over - (one.counts[counted_in] or 0)
+        if over <= 0 then return (counted_in + WINDOW) * 1000 - now end
+    end
+    return WINDOW * 1000
+end
+
+local function reset(one)
+    for counted_in = second, second - WINDOW + 1, -1 do
+        if one.kind == 'window' and one.counts[counted_in] then
+            return (counted_in + WINDOW) * 1000 - now
+        end
+    end
+    return 0
 end
 
 local function take()
     local lease, ttl = next_argument(), next_number()
-    local fits, place, found = 1, #out + 1, {}
-    out[place] = 0
+    local fits, all = 1, {}
     for number = 1, next_number() do
-        local name, kind, value, cost = next_key(), next_argument(), next_number(), next_number()
-        local current, previous = 0, 0
-        if kind == 'lease' then
-            redis.call('ZREMRANGEBYSCORE', name, '-inf', now)
-            current = redis.call('ZCARD', name)
-        else
-            current, previous = read(name)
-        end
-        if previous * (WINDOW - elapsed) + (current + cost) * WINDOW > value * WINDOW then
-            fits = 0
-        end
-        found[number] = {name, kind, cost, current, previous}
-        out[#out + 1] = current
-        out[#out + 1] = previous
+        local one = {
+            name = next_key(), kind = next_argument(), value = next_number(), cost = next_number()
+        }
+        if one.kind == 'lease' then read_lease(one) else read_window(one) end
+        if one.used + one.cost > one.value then fits = 0 end
+        all[number] = one
     end
-    out[place] = fits
-    if fits == 0 then return end
-    for _, one in ipairs(found) do
-        if one[2] == 'lease' then
-            redis.call('ZADD', one[1], now + ttl, lease)
-            redis.call('PEXPIRE', one[1], ttl)
-        else
-            write(one[1], one[4] + one[3], one[5])
+    out[#out + 1] = fits
+    for _, one in ipairs(all) do
+        if fits == 1 then count(one, lease, ttl) end
+        local waits = 0
+        if fits == 0 then
+            waits = wait(one, one.cost)
+        elseif one.kind == 'window' then
+            waits = wait(one, 1)
         end
+        out[#out + 1] = one.used
+        out[#out + 1] = waits
+        out[#out + 1] = reset(one)
     end
 end
 
@@ -68,14 +99,14 @@ local function release()
 end
 
 local function give_back()
-    local counted = next_number()
+    local counted_in = next_argument()
     for _ = 1, next_number() do
         local name, cost = next_key(), next_number()
-        local current, previous = read(name)
-        if counted == minute then
-            write(name, math.max(0, current - cost), previous)
-        elseif counted == minute - 1 then
-            write(name, current, math.max(0, previous - cost))
+        local left = tonumber(redis.call('HGET', name, counted_in) or 0) - cost
+        if left > 0 then
+            redis.call('HSET', name, counted_in, left)
+        else
+            redis.call('HDEL', name, counted_in)
         end
     end
 end
@@ -89,9 +120,9 @@ return table.concat(out, ' ')
 """Any number of requests that come and go.
 
 KEYS: the processes, then the counters in the order of what follows. ARGV: this process, then
-`take` lease ttl_ms n (kind value cost)…, `release` lease n, `give_back` minute n (cost)…
-Answer: the minute, its age in ms, whether this process is known, and for each `take` 1 or 0 and the
-counts that were found."""
+`take` lease ttl_ms n (kind value cost)…, `release` lease n, `give_back` second n (cost)…
+Answer: the second, whether this process is known, and for each `take` 1 or 0, and for each of its
+counters what is used, the wait (-1: for ever) and the time until nothing is used, in ms."""
 
 KEEP = """
 local clock = redis.call('TIME')

@@ -6,9 +6,9 @@ nobody asks it: a task of its own looks whether it is back.
 
 import asyncio
 import math
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 from redis.asyncio import Redis
@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from gateway import telemetry
 from gateway.domain import SecretText
 from gateway.limits.scripts import EXCHANGE, KEEP
-from gateway.limits.windows import Count, Demand, Taken
+from gateway.limits.windows import Demand, Found, Taken
 
 PREFIX = "{image-gateway}:limits:"
 """The braces keep all keys in one slot, where the address is a cluster's proxy."""
@@ -28,12 +28,13 @@ MAX_BATCH = 64
 PROBE_SECONDS = 0.25
 CONNECT_SECONDS = 1.0
 BEATS_PER_LEASE = 3
-EARLY, LATE = 0.5, 1.5
-"""Redis is blamed for a time limit that was waited out; not for what came of a queue, or of a
-process that was busy with something else when it passed."""
+PASSES = 4
+HEADER = 2
+"""How many numbers of an answer come before those of the requests."""
 AWAY = (RedisError, OSError, TimeoutError)
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 Leases = Callable[[], Mapping[str, Collection[str]]]
 
 
@@ -43,7 +44,6 @@ class _Message:
 
     keys: list[str]
     arguments: list[str | int]
-    said_at: float
     counters: int = 0
     answer: "asyncio.Future[Taken | None] | None" = field(default=None)
 
@@ -102,9 +102,9 @@ class SharedCounters:
                 await asyncio.wait([task])
         self._answer(self._waiting, [])
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                if not self._is_away:
-                    await self._client.zrem(PROCESSES, self._process)
+            if not self._is_away:
+                gone = self._client.zrem(PROCESSES, self._process)
+                await _within(self._timeout_seconds, gone)
         except AWAY:
             log.info("limits_process_not_removed")
         finally:
@@ -123,7 +123,6 @@ class SharedCounters:
             _Message(
                 keys=[PREFIX + demand.counter for demand in demands],
                 arguments=arguments,
-                said_at=time.monotonic(),
                 counters=len(demands),
                 answer=answer,
             )
@@ -134,16 +133,16 @@ class SharedCounters:
         """End a generation; nobody waits for it, and a lease that stays runs out by itself."""
         keys = [PREFIX + demand.counter for demand in demands if demand.is_lease]
         if keys:
-            self._say(_Message(keys, ["release", lease, len(keys)], time.monotonic()))
+            self._say(_Message(keys, ["release", lease, len(keys)]))
 
-    def give_back(self, demands: Sequence[Demand], minute: int) -> None:
-        """Take out what was counted in `minute`."""
+    def give_back(self, demands: Sequence[Demand], second: int) -> None:
+        """Take out what was counted in that second of Redis' own clock."""
         windows = [demand for demand in demands if not demand.is_lease]
         if windows:
             keys = [PREFIX + demand.counter for demand in windows]
             costs = [demand.cost for demand in windows]
-            arguments: list[str | int] = ["give_back", minute, len(costs), *costs]
-            self._say(_Message(keys, arguments, time.monotonic()))
+            arguments: list[str | int] = ["give_back", second, len(costs), *costs]
+            self._say(_Message(keys, arguments))
 
     def _say(self, message: _Message) -> None:
         if self._is_away:
@@ -169,36 +168,33 @@ class SharedCounters:
     async def _exchange(self, batch: list[_Message]) -> None:
         keys = [PROCESSES, *(key for message in batch for key in message.keys)]
         arguments = [self._process, *(a for message in batch for a in message.arguments)]
-        # Whoever has waited longest decides how long this may take.
-        started = time.monotonic()
-        left_seconds = batch[0].said_at + self._timeout_seconds - started
         try:
-            async with asyncio.timeout(max(0.0, left_seconds)):
-                said = await self._client.evalsha(self._script, len(keys), *keys, *arguments)
+            said = await _within(
+                self._timeout_seconds,
+                self._client.evalsha(self._script, len(keys), *keys, *arguments),
+            )
         except AWAY as error:
-            self._lose(error, started)
+            self._lose(error)
             return
         self._answer(batch, [int(number) for number in said.split()])
 
     def _answer(self, batch: Sequence[_Message], numbers: Sequence[int]) -> None:
         """Tell everybody who waits what was found; nothing where there is no answer."""
-        at = 3
+        at = HEADER
         for message in batch:
             if message.answer is None:
                 continue
-            end = at + 1 + 2 * message.counters
-            taken = _read(numbers[:2], numbers[at:end]) if numbers else None
+            end = at + 1 + 3 * message.counters
+            taken = _read(numbers[0], numbers[at:end]) if numbers else None
             at = end
             if not message.answer.done():
                 message.answer.set_result(taken)
-        if numbers and not numbers[2]:
+        if numbers and not numbers[1]:
             self._look.set()  # Redis has forgotten this process, so it has lost its leases too
 
-    def _lose(self, error: Exception, started: float) -> None:
-        """Ask Redis no more; unless it was this process that was too busy to listen."""
-        took = (time.monotonic() - started) / self._timeout_seconds
-        is_own_fault = isinstance(error, TimeoutError) and not EARLY <= took <= LATE
-        if self._is_away or is_own_fault:
+    def _lose(self, error: Exception) -> None:
+        """Ask Redis no more until it is found again."""
+        if self._is_away:
             return
         self._is_away = True
         self._look.set()
@@ -224,13 +220,12 @@ class SharedCounters:
                 arguments += (len(leases), *leases)
             keys = [PROCESSES, *(PREFIX + counter for counter in held)]
             seconds = CONNECT_SECONDS if self._is_away else self._timeout_seconds
-            started = time.monotonic()
             try:
-                async with asyncio.timeout(seconds):
-                    self._script = await self._client.script_load(EXCHANGE)
-                    self.processes = await self._client.eval(KEEP, len(keys), *keys, *arguments)
+                self._script = await _within(seconds, self._client.script_load(EXCHANGE))
+                said = self._client.eval(KEEP, len(keys), *keys, *arguments)
+                self.processes = await _within(seconds, said)
             except AWAY as error:
-                self._lose(error, started)
+                self._lose(error)
                 return
         if self._is_away:
             self._is_away = False
@@ -238,15 +233,35 @@ class SharedCounters:
             log.info("limits_shared", processes=self.processes)
 
 
-def _read(when: Sequence[int], numbers: Sequence[int]) -> Taken:
-    minute, elapsed_ms = when
-    admitted, *counts = numbers
-    pairs = zip(counts[::2], counts[1::2], strict=True)
-    return Taken(
-        is_admitted=bool(admitted),
-        counts=tuple(Count(current, previous, elapsed_ms) for current, previous in pairs),
-        minute=minute,
+async def _within(seconds: float, work: Awaitable[T]) -> T:
+    """What comes of it within so long.
+
+    When the time is over, what has arrived meanwhile is still read: in a busy process a timer
+    may be late, and that says nothing about Redis.
+
+    Raises:
+        TimeoutError: nothing came.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        for _ in range(PASSES):
+            if task.done():
+                return task.result()
+            await asyncio.sleep(0)
+    finally:
+        task.cancel()  # it does nothing to what is done
+    await asyncio.wait({task})
+    raise TimeoutError
+
+
+def _read(second: int, numbers: Sequence[int]) -> Taken:
+    admitted, *rest = numbers
+    found = tuple(
+        Found(used, None if wait_ms < 0 else wait_ms, reset_ms)
+        for used, wait_ms, reset_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
     )
+    return Taken(bool(admitted), found, second)
 
 
 def _client(url: SecretText) -> "Redis":

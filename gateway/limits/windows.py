@@ -1,14 +1,16 @@
-"""The arithmetic of limits: a minute that slides, counted in two halves. No I/O, whole numbers.
+"""What limits are counted with: a minute that slides, by the second. No I/O, whole numbers.
 
-What was counted in the minute before weighs as much as it still overlaps the last sixty seconds.
-`gateway/limits/shared.py` says the same in Lua.
+`gateway/limits/scripts.py` says the same in Lua.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 from gateway.domain import LimitKind, RateLimit
 
-WINDOW_MS = 60_000
+WINDOW_SECONDS = 60
+LEASE_WAIT_MS = 1000
+"""Nobody knows when a generation ends; most take longer, but one of several may end any time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +28,33 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """What a counter says: this minute's count, the last one's, and how old this minute is.
+class Found:
+    """How a counter stands once a request was let in or refused.
 
-    For generations at once it is their number alone.
+    `wait_ms`: for a request that was refused, until what it asks for fits (None: it never does);
+    for one that was let in, until one more fits. `reset_ms`: until all that is used is free again.
     """
 
-    current: int
-    previous: int = 0
-    elapsed_ms: int = 0
+    used: int
+    wait_ms: int | None
+    reset_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of one request, with every counter in the order of its demands.
+
+    `second` is the one that it was counted in, by the clock of whoever counted.
+    """
+
+    is_admitted: bool
+    found: tuple[Found, ...]
+    second: int
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far a limit is used, once a request was let in or refused.
-
-    `next_ms`: until there is one more, 0 where there is. `reset_ms`: until all of it is there
-    again. Generations at once come back when one of them ends, which nobody knows.
-    """
+    """How a limit stands for the caller; `next_ms`: until there is one more where there is none."""
 
     limit: RateLimit
     remaining: int
@@ -51,58 +62,52 @@ class Standing:
     reset_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What came of one request: let in or not, and every counter as it was found.
+class Window:
+    """What was counted in the last sixty seconds, second by second; at most sixty numbers."""
 
-    `minute` is the one that was counted in, by the clock of whoever counted.
-    """
+    __slots__ = ("_counts", "used")
 
-    is_admitted: bool
-    counts: tuple[Count, ...]
-    minute: int
+    def __init__(self) -> None:
+        self._counts: deque[tuple[int, int]] = deque()
+        self.used = 0
 
+    def turn(self, second: int) -> None:
+        """Let go of what is older than a minute."""
+        while self._counts and self._counts[0][0] <= second - WINDOW_SECONDS:
+            self.used -= self._counts.popleft()[1]
 
-def used(count: Count) -> int:
-    """How much of the last sixty seconds is used, rounded up."""
-    weight_ms = WINDOW_MS - count.elapsed_ms
-    return count.current - (-count.previous * weight_ms // WINDOW_MS)
+    def add(self, second: int, cost: int) -> None:
+        """Count so much in this second, which is the last one there is or a later one."""
+        if self._counts and self._counts[-1][0] == second:
+            cost_before = self._counts.pop()[1]
+            self._counts.append((second, cost_before + cost))
+        else:
+            self._counts.append((second, cost))
+        self.used += cost
 
+    def take_out(self, second: int, cost: int) -> None:
+        """Undo what was counted in that second, if it still counts."""
+        for at, (counted_in, count) in enumerate(self._counts):
+            if counted_in == second:
+                undone = min(cost, count)
+                self._counts[at] = (second, count - undone)
+                self.used -= undone
 
-def fits(value: int, count: Count, cost: int) -> bool:
-    """Whether so much more stays within the limit."""
-    return used(count) + cost <= value
+    def wait_ms(self, value: int, cost: int, now_ms: int) -> int | None:
+        """How long until so much more fits if nobody takes any; None: it is too much at once."""
+        if cost > value:
+            return None
+        over = self.used + cost - value
+        if over <= 0:
+            return 0
+        for second, count in self._counts:
+            over -= count
+            if over <= 0:
+                return (second + WINDOW_SECONDS) * 1000 - now_ms
+        raise AssertionError
 
-
-def wait_ms(value: int, count: Count, cost: int) -> int | None:
-    """How long until so much more fits if nobody takes any; None: never, it is too much at once."""
-    if fits(value, count, cost):
-        return 0
-    if cost > value:
-        return None
-    left = value - count.current - cost
-    if left >= 0:
-        return WINDOW_MS - left * WINDOW_MS // count.previous - count.elapsed_ms
-    # Not within this minute, but in the next one, where this one's count is the last one's.
-    into_next_ms = WINDOW_MS - (value - cost) * WINDOW_MS // count.current
-    return WINDOW_MS - count.elapsed_ms + into_next_ms
-
-
-def standing(demand: Demand, value: int, count: Count, *, is_admitted: bool) -> Standing:
-    """How a limit stands after the request; `value` is what of it counts here."""
-    cost = demand.cost if is_admitted else 0
-    if demand.is_lease:
-        return Standing(demand.limit, max(0, value - count.current - cost), 0, 0)
-    after = Count(count.current + cost, count.previous, count.elapsed_ms)
-    return Standing(
-        demand.limit,
-        remaining=max(0, value - used(after)),
-        next_ms=wait_ms(value, after, 1) or 0,
-        reset_ms=_reset_ms(after),
-    )
-
-
-def _reset_ms(count: Count) -> int:
-    if count.current:
-        return 2 * WINDOW_MS - count.elapsed_ms
-    return WINDOW_MS - count.elapsed_ms if count.previous else 0
+    def reset_ms(self, now_ms: int) -> int:
+        """How long until nothing is used any more."""
+        if not self._counts:
+            return 0
+        return (self._counts[-1][0] + WINDOW_SECONDS) * 1000 - now_ms
