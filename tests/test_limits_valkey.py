@@ -331,6 +331,14 @@ async def test_a_valkey_that_was_emptied_hears_again_of_the_places_that_are_take
         assert not await is_let_in(limiter, one_place)
 
 
+async def test_a_gateway_ends_in_time_while_its_valkey_does_not_answer(
+    settings: Settings, server: Valkey
+) -> None:
+    async with asyncio.timeout(WAIT_SECONDS), limiters(settings, server, 1) as (limiter,):
+        assert await is_let_in(limiter, of_tenant(5))
+        server.pause()
+
+
 async def test_a_gateway_starts_without_its_valkey_and_serves(
     settings: Settings, stub: Stub
 ) -> None:

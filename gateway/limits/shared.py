@@ -105,10 +105,9 @@ class SharedCounters:
             if not self._is_away:
                 gone = self._client.zrem(PROCESSES, self._process)
                 await _within(self._timeout_seconds, gone)
-        except AWAY:
-            log.info("limits_process_not_removed")
-        finally:
-            await self._client.aclose()
+            await _within(CONNECT_SECONDS, self._client.aclose())
+        except AWAY as error:
+            log.info("limits_closed_without_goodbye", reason=type(error).__name__)
 
     async def take(self, demands: Sequence[Demand], lease: str) -> Taken | None:
         """Count a request against all its limits, or against none; None: Redis is away."""
@@ -153,8 +152,10 @@ class SharedCounters:
 
     async def _send(self) -> None:
         try:
-            while self._waiting and not self._is_away:
+            while self._waiting and not self.is_away:
                 async with self._turn:
+                    if self._is_away:  # found out by whoever had the turn before
+                        break
                     batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                     try:
                         await self._exchange(batch)
@@ -219,11 +220,12 @@ class SharedCounters:
             for leases in held.values():
                 arguments += (len(leases), *leases)
             keys = [PROCESSES, *(PREFIX + counter for counter in held)]
-            seconds = CONNECT_SECONDS if self._is_away else self._timeout_seconds
             try:
-                self._script = await _within(seconds, self._client.script_load(EXCHANGE))
+                if self._is_away:
+                    loading = self._client.script_load(EXCHANGE)
+                    self._script = await _within(CONNECT_SECONDS, loading)
                 said = self._client.eval(KEEP, len(keys), *keys, *arguments)
-                self.processes = await _within(seconds, said)
+                self.processes = await _within(self._timeout_seconds, said)
             except AWAY as error:
                 self._lose(error)
                 return
