@@ -34,6 +34,7 @@ from gateway.domain import (
     CostStatus,
     Generation,
     ImageRequest,
+    Operation,
     Outcome,
     PartialSink,
     ProviderAnswer,
@@ -54,7 +55,7 @@ from gateway.errors import (
 from gateway.images import continuity
 from gateway.images.catalog import Catalog
 from gateway.images.failures import client_error
-from gateway.images.idempotency import Replays, record, record_error
+from gateway.images.replays import Replays, record, record_error
 from gateway.images.results import Results
 from gateway.images.settlements import Settlements
 from gateway.limits.rate_limits import Admission, AdmissionSink, Limiter
@@ -134,8 +135,7 @@ class Pipeline:
 
         Raises:
             Unavailable: too many at once, shutting down, no credential, no price, no database.
-            LimitReached: a limit of requests, images or generations at once; nothing was bought.
-            BudgetExceeded: a budget is short; nothing was bought.
+            LimitReached, BudgetExceeded: a limit or a budget is in the way; nothing was bought.
             GatewayError: what the provider's failure means for the client.
         """
         try:
@@ -162,6 +162,10 @@ class Pipeline:
         """What is bought to answer `request`: itself, or in a living successor's words."""
         serving = self._catalog.serving(request.model, livemode=caller.livemode)
         return continuity.serve(request, serving)
+
+    async def is_claimed(self, caller: Caller, request: ImageRequest) -> bool:
+        """Whether the request was sent before, with its key: its pictures are then not needed."""
+        return await self._replays.exists(caller, request)
 
     @property
     def draining(self) -> bool:
@@ -202,6 +206,11 @@ class Pipeline:
         partials: PartialSink | None,
         admitted: AdmissionSink | None,
     ) -> Generation:
+        replayed = await self._replays.find(caller, request)
+        if replayed is not None:
+            return replayed
+        if request.operation is not Operation.GENERATION and not request.inputs:
+            raise _released()
         served = self.serve(caller, request)
         provider = served.model.provider if caller.livemode else SANDBOX
         credential = (
@@ -212,9 +221,7 @@ class Pipeline:
         quote = await self.quote(served)
         paid = _Paid(new_id(), caller, request, served, quote, provider, credential)
         house = provider if credential.owner == "house" else None
-        async with self._limiter.admit(caller, images=request.n, house=house) as admission:
-            if admitted is not None:
-                admitted(admission.standings)
+        async with self._limiter.admit(caller, request.n, house, admitted) as admission:
             return await self._buy(paid, partials, admission)
 
     async def _buy(
@@ -236,14 +243,10 @@ class Pipeline:
             self._settlements.end_as_known(paid.id)
 
     async def _replay(self, paid: _Paid) -> Generation:
-        """What came of the request that claimed the key."""
-        replayed = await self._replays.find(paid.caller, paid.request, paid.served)
+        """What came of a request with the same key that was a moment faster."""
+        replayed = await self._replays.find(paid.caller, paid.request)
         if replayed is None:
-            raise Unavailable(
-                "A request with the same idempotency key has just failed without being charged. "
-                "Try again.",
-                retry_after_seconds=1,
-            )
+            raise _released()
         return replayed
 
     async def _reserve(self, paid: _Paid) -> None:
@@ -423,6 +426,13 @@ class Pipeline:
         if settled and files and images[0].url is None:
             await self._results.forget(paid.caller, files)
         return images, settled
+
+
+def _released() -> Unavailable:
+    return Unavailable(
+        "A request with the same idempotency key has just failed without being charged. Try again.",
+        retry_after_seconds=1,
+    )
 
 
 def _record(
