@@ -348,3 +348,15 @@ async def stored_limits(
     of = tenant_id or served.tenant_id
     async with served.gateway.database.operator() as session:
         return await rate_limits.list_limits(TenantSession(session), of)
+
+
+async def test_a_repeated_request_is_answered_without_being_counted(
+    served: Served, stub: Stub
+) -> None:
+    await limit(served, "requests", 2)
+    once = {"Idempotency-Key": "once"}
+    async with served.http(await served.key()) as http:
+        answers = [await http.post(PATH, json=BODY, headers=once) for _ in range(5)]
+        assert await burst([http], 3) == {200: 1, 429: 2}
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(stub.bill) == 2

@@ -135,8 +135,7 @@ class Pipeline:
 
         Raises:
             Unavailable: too many at once, shutting down, no credential, no price, no database.
-            LimitReached: a limit of requests, images or generations at once; nothing was bought.
-            BudgetExceeded: a budget is short; nothing was bought.
+            LimitReached, BudgetExceeded: a limit or a budget is in the way; nothing was bought.
             GatewayError: what the provider's failure means for the client.
         """
         try:
@@ -222,9 +221,7 @@ class Pipeline:
         quote = await self.quote(served)
         paid = _Paid(new_id(), caller, request, served, quote, provider, credential)
         house = provider if credential.owner == "house" else None
-        async with self._limiter.admit(caller, images=request.n, house=house) as admission:
-            if admitted is not None:
-                admitted(admission.standings)
+        async with self._limiter.admit(caller, request.n, house, admitted) as admission:
             return await self._buy(paid, partials, admission)
 
     async def _buy(

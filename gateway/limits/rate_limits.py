@@ -47,10 +47,9 @@ class LimitReached(RateLimited):
 class Admission:
     """A request that was let in. `is_sent`: whether its call has gone out to the provider."""
 
-    __slots__ = ("is_sent", "standings")
+    __slots__ = ("is_sent",)
 
-    def __init__(self, standings: tuple[Standing, ...]) -> None:
-        self.standings = standings
+    def __init__(self) -> None:
         self.is_sent = False
 
 
@@ -84,9 +83,15 @@ class Limiter:
 
     @asynccontextmanager
     async def admit(
-        self, caller: Caller, *, images: int, house: str | None
+        self,
+        caller: Caller,
+        images: int,
+        house: str | None,
+        admitted: AdmissionSink | None = None,
     ) -> AsyncIterator[Admission]:
-        """Let a request in for the length of the block; `house`: whose house key it would use.
+        """Let a request in for the length of the block; `admitted` hears how its limits stand.
+
+        `house` is the provider for which it would use the house's key, if it would.
 
         What is counted for a minute stays counted whatever becomes of the request, but for the
         house's where nothing was sent: others must not pay for what was refused.
@@ -96,7 +101,7 @@ class Limiter:
         """
         demands = self._demands(caller, images, house)
         if not demands:
-            yield Admission(())
+            yield Admission()
             return
         lease = f"{self._process}.{next(self._numbers)}"
         taken, second, processes = await self._take(demands, lease)
@@ -107,7 +112,9 @@ class Limiter:
         )
         if not taken.is_admitted:
             raise _refusal(demands, taken.found, standings)
-        admission = Admission(standings)
+        if admitted is not None:
+            admitted(standings)
+        admission = Admission()
         try:
             yield admission
         finally:
