@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from uuid import UUID
 
 from gateway.money import NanoUsd
@@ -58,6 +58,22 @@ class Operator:
     """A request that carries an admin key."""
 
     operator_key_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who makes a change, as the audit trail names him.
+
+    `id`: of an operator key or of an API key (the first of a line of rolled ones); of the user who
+    came with a token; the login of who runs a command; "gateway" for what that does by itself.
+    """
+
+    type: Literal["operator_key", "api_key", "user", "cli", "gateway"]
+    id: str
+    request_id: str | None = None
+
+
+THE_GATEWAY = Actor("gateway", "gateway")
 
 
 class SecretText:

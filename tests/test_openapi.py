@@ -12,6 +12,14 @@ JSON = {
     "/v1/images/quotes",
     "/generate_image",
     "/v1/credentials/{provider}",
+    "/admin/v1/tenants",
+    "/admin/v1/tenants/{tenant_id}",
+    "/admin/v1/tenants/{tenant_id}/users",
+    "/admin/v1/tenants/{tenant_id}/keys",
+    "/admin/v1/tenants/{tenant_id}/keys/{key_id}/roll",
+    "/admin/v1/tenants/{tenant_id}/credentials/{provider}",
+    "/admin/v1/tenants/{tenant_id}/budgets",
+    "/admin/v1/prices",
 }
 
 
