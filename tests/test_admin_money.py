@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from tests.admin_helpers import (
     GENERATIONS,
@@ -175,7 +176,7 @@ async def test_usage_is_reported_over_all_tenants_or_one(served: Served, stub: S
         ("format=xml", Refusal(400, "invalid_value", "format")),
         ("livemode=maybe", Refusal(400, "invalid_value", "livemode")),
         ("tenant=acme", Refusal(400, "invalid_value", "tenant")),
-        (f"tenant={NO_ID}", Refusal(404, "not_found", "tenant_id")),
+        (f"tenant={NO_ID}", Refusal(404, "not_found", "tenant")),
         ("tennant=acme", Refusal(400, "unknown_parameter", "tennant")),
     ],
 )
@@ -263,3 +264,51 @@ async def test_open_calls_are_asked_for_by_their_state(served: Served) -> None:
             (f"?state=held&after={UUID(int=0)}x", Refusal(400, "invalid_value", "after")),
         ):
             assert refusal(await http.get(f"/reconciliation/calls{query}")) == expected
+
+
+async def test_every_column_of_money_has_a_check(served: Served) -> None:
+    columns = await served.owner_sql(
+        "SELECT table_name, column_name FROM information_schema.columns"
+        " WHERE table_schema = 'public' AND column_name LIKE '%\\_nano'"
+    )
+    checks = await served.owner_sql(
+        "SELECT conrelid::regclass::text AS table_name, pg_get_constraintdef(oid) AS text"
+        " FROM pg_constraint WHERE contype = 'c'"
+    )
+    unchecked = {
+        (column.table_name, column.column_name)
+        for column in columns
+        if not any(
+            check.table_name == column.table_name and column.column_name in check.text
+            for check in checks
+        )
+    }
+    assert len(columns) > 10
+    assert unchecked == set()
+
+
+async def test_the_tables_themselves_refuse_amounts_that_cannot_be(served: Served) -> None:
+    await served.budget("5", window="total")
+    async with served.http(await served.key()) as tenant:
+        answered(await tenant.post(GENERATIONS, json=LOW))
+    changes = [
+        *("budget SET limit_nano = -1", "budget SET limit_nano = 1000000000000000001"),
+        *("budget SET removed_at = now()", "budget_period SET spent_nano = -1"),
+        *("budget_period SET held_nano = -1", "budget_period SET ceiling_nano = -1"),
+        *("budget_period SET breach_nano = -1", "reservation SET held_nano = -1"),
+        "reservation SET final_nano = -1",
+    ]
+    price = (
+        "INSERT INTO price (model, effective_from, text_input_nano, image_input_nano,"
+        " image_output_nano, text_output_nano) VALUES ('x', now(), 0, 0, 0, {})"
+    )
+    line = (
+        "INSERT INTO ledger SELECT (jsonb_populate_record(l, jsonb_build_object("
+        "'seq', 9, 'amount_nano', -1, 'kind', 'post'))).* FROM ledger l LIMIT 1"
+    )
+    statements = [f"UPDATE {change}" for change in changes]
+    statements += [line, price.format(-1), price.format(10_000_000_000_001)]
+    for statement in statements:
+        with pytest.raises(IntegrityError) as refused:
+            await served.owner_sql(statement)
+        assert getattr(refused.value.orig, "sqlstate", None) == "23514", statement

@@ -59,7 +59,6 @@ async def test_a_tenant_is_made_shown_and_listed(served: Served) -> None:
         ({"name": "x" * 101}, "invalid_value", "name"),
         ({"name": "a\x00b"}, "invalid_value", "name"),
         ({"name": "line\nbreak"}, "invalid_value", "name"),
-        ({"name": NO_ID}, "invalid_value", "name"),
         ({"name": 5}, "invalid_value", "name"),
         ({"name": None}, "invalid_value", "name"),
         ({"name": "x", "time_zone": "Mars/Olympus"}, "invalid_value", "time_zone"),

@@ -52,7 +52,7 @@ def create_key(
     unknown = sorted(set(wanted or ()) - set(Scope))
     if unknown:
         raise typer.BadParameter(f"unknown scope {unknown[0]}; choose from {', '.join(Scope)}")
-    expires_at = None if expires is None else datetime.now(UTC) + parse_duration(expires)
+    expires_at = None if expires is None else _moment_in(expires)
 
     async def work(core: Core) -> IssuedKey:
         allowed = _names(models)
@@ -259,6 +259,13 @@ def delete_credential(
         print_json({"provider": provider, "deleted": True})
     else:
         console.print(f"The {provider} key is deleted.")
+
+
+def _moment_in(duration: str) -> datetime:
+    try:
+        return datetime.now(UTC) + parse_duration(duration)
+    except OverflowError:
+        raise typer.BadParameter(f"{duration!r} ends after the last day of the calendar") from None
 
 
 def _names(text: str | None) -> list[str] | None:

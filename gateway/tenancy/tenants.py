@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 from zoneinfo import available_timezones
 
-from sqlalchemy import or_, select, text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
@@ -57,7 +57,7 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
         InvalidRequest: the name cannot be one, or the time zone is not known.
         Conflict: the name is taken.
     """
-    _check_tenant_name(name)
+    check_name(name)
     await _check_time_zone(session, time_zone)
     made = await session.execute(
         insert(TenantRow)
@@ -79,28 +79,30 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
     return tenant
 
 
-async def get(session: OperatorSession | TenantSession, tenant_id: UUID) -> Tenant:
-    """The tenant with this id.
+async def get(
+    session: OperatorSession | TenantSession, tenant_id: UUID, *, param: str = "tenant_id"
+) -> Tenant:
+    """The tenant with this id, which the request had in `param`.
 
     Raises:
         NotFound: there is none that this session sees.
     """
     row = await session.get(TenantRow, tenant_id)
     if row is None:
-        raise NotFound(f"There is no tenant {tenant_id}.", param="tenant_id")
+        raise NotFound(f"There is no tenant {tenant_id}.", param=param)
     return _tenant(row)
 
 
 async def find(session: OperatorSession, name_or_id: str) -> Tenant:
-    """The tenant with this name or id.
+    """The tenant with this id or name; where one's name is another's id, the id counts.
 
     Raises:
         NotFound: there is none.
     """
-    matches = [TenantRow.name == name_or_id]
-    if (tenant_id := as_uuid(name_or_id)) is not None:
-        matches.append(TenantRow.id == tenant_id)
-    row = await session.scalar(select(TenantRow).where(or_(*matches)))
+    tenant_id = as_uuid(name_or_id)
+    row = None if tenant_id is None else await session.get(TenantRow, tenant_id)
+    if row is None:
+        row = await session.scalar(select(TenantRow).where(TenantRow.name == name_or_id))
     if row is None:
         raise NotFound(f"There is no tenant {name_or_id!r}. `gateway tenants list` shows them.")
     return _tenant(row)
@@ -202,7 +204,7 @@ async def _update(session: OperatorSession, tenant_id: UUID, changes: Mapping[st
 
 async def _check_changes(session: OperatorSession, changes: Mapping[str, object]) -> None:
     if isinstance(name := changes.get("name"), str):
-        _check_tenant_name(name)
+        check_name(name)
     if (status := changes.get("status", STATUSES[0])) not in STATUSES:
         raise InvalidRequest(
             f"A tenant is {' or '.join(STATUSES)}, not {status!r}.", param="status"
@@ -248,15 +250,6 @@ def refuse_suspended(status: str) -> None:
     """Raise `Forbidden` where a tenant of this status may do nothing."""
     if status != "active":
         raise Forbidden("This tenant is suspended.", code="tenant_suspended")
-
-
-def _check_tenant_name(name: str) -> None:
-    check_name(name)
-    if as_uuid(name) is not None:
-        raise InvalidRequest(
-            "A tenant's name must not look like an id: commands and tokens may give either.",
-            param="name",
-        )
 
 
 def check_name(name: str) -> None:

@@ -88,14 +88,16 @@ NoQuery = Depends(no_query)
 
 
 @asynccontextmanager
-async def reading_tenant(gateway: Gateway, tenant_id: UUID) -> AsyncIterator[TenantSession]:
-    """A transaction that sees one tenant.
+async def reading_tenant(
+    gateway: Gateway, tenant_id: UUID, *, param: str = "tenant_id"
+) -> AsyncIterator[TenantSession]:
+    """A transaction that sees one tenant, which the request had in `param`.
 
     Raises:
         NotFound: there is no such tenant.
     """
     async with gateway.database.tenant(tenant_id) as session:
-        await tenants.get(session, tenant_id)
+        await tenants.get(session, tenant_id, param=param)
         yield session
 
 

@@ -73,7 +73,9 @@ class IssuedKeyObject(KeyObject):
 
     model_config = with_example(**EXAMPLE, secret="igw_live_…")  # noqa: S106 - the form of one
 
-    secret: str = Field(description="Keep it now: it is in this answer and nowhere else.")
+    secret: str = Field(
+        repr=False, description="Keep it now: it is in this answer and nowhere else."
+    )
 
 
 class KeyBody(Body):

@@ -106,7 +106,7 @@ async def _report(
             return await usage.operator_report(
                 session, livemode=query.livemode, period=period, group_by=group_by
             )
-    async with reading_tenant(gateway, query.tenant) as tenant_session:
+    async with reading_tenant(gateway, query.tenant, param="tenant") as tenant_session:
         zone = await usage.tenant_zone(tenant_session, query.tenant)
         return await usage.tenant_report(
             tenant_session,
