@@ -33,11 +33,12 @@ from gateway.images.decoding import (
     DecoderLimits,
     PictureRefused,
 )
-from gateway.images.idempotency import Replays
+from gateway.images.intake import Intake
 from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
 from gateway.images.pipeline import Pipeline, PipelineLimits
 from gateway.images.references import FetchLimits, PictureFetcher
+from gateway.images.replays import Replays
 from gateway.images.results import Results
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore, open_store
@@ -93,7 +94,7 @@ class Gateway:
     links: LinkSigner
     decoder: Decoder
     finisher: Decoder
-    fetcher: PictureFetcher
+    intake: Intake
     thumbnails: Thumbnails
     lifetimes: Lifetimes
     clear_caches: Callable[[str | None], None]
@@ -197,7 +198,7 @@ async def open_gateway(
             reservations=reservations,
             providers=providers,
             results=_results(core, store, links, finisher),
-            replays=Replays(database, store, links, image_ttl_seconds=settings.image_ttl_seconds),
+            replays=_replays(core, store, links),
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
@@ -210,11 +211,21 @@ async def open_gateway(
             links=links,
             decoder=decoder,
             finisher=finisher,
-            fetcher=_fetcher(core, store, links, downloads),
+            intake=Intake(pipeline, _fetcher(core, store, links, downloads), decoder),
             thumbnails=thumbnails,
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
             clear_caches=clear,
         )
+
+
+def _replays(core: Core, store: ImageStore, links: LinkSigner) -> Replays:
+    return Replays(
+        core.database,
+        store,
+        links,
+        core.catalog,
+        image_ttl_seconds=core.settings.image_ttl_seconds,
+    )
 
 
 def _fetcher(

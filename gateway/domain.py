@@ -282,6 +282,7 @@ class IdempotencyClaim:
 
     key: str
     request_hash: bytes = field(repr=False)
+    wants_bytes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

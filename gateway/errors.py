@@ -60,6 +60,7 @@ class GatewayError(Exception):
         self.code = code or type(self).code
         self.param = None if param is None else param[:MAX_PARAM_CHARACTERS]
         self.retry_after_seconds = retry_after_seconds
+        self.replayed = False
 
 
 class InternalError(GatewayError):
@@ -288,6 +289,8 @@ def response_headers(error: GatewayError) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.retry is not None:
         headers["X-Should-Retry"] = str(error.retry).lower()
+    if error.replayed:
+        headers["Idempotent-Replayed"] = "true"
     if error.status == Unauthenticated.status:
         headers["WWW-Authenticate"] = 'Bearer realm="image-gateway"'
     return headers

@@ -92,11 +92,18 @@ class Instrumentation:
 
 
 async def send_error(
-    error: GatewayError, send: Send, more_headers: Mapping[str, str] | None = None
+    error: GatewayError,
+    send: Send,
+    more_headers: Mapping[str, str] | None = None,
+    *,
+    content: object = None,
 ) -> None:
-    """Answer with an error in OpenAI's envelope; `more_headers` replace those of its own."""
+    """Answer with an error in OpenAI's envelope, or as `content` says it.
+
+    `more_headers` replace those of its own.
+    """
     telemetry.errors_total.labels(error.code).inc()
-    body = orjson.dumps(envelope(error))
+    body = orjson.dumps(envelope(error) if content is None else content)
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     headers |= response_headers(error) | dict(more_headers or {})
     await send(

@@ -12,6 +12,8 @@ JSON = {
     "/v1/images/quotes",
     "/generate_image",
     "/v1/credentials/{provider}",
+}
+OPERATORS = {
     "/admin/v1/tenants",
     "/admin/v1/tenants/{tenant_id}",
     "/admin/v1/tenants/{tenant_id}/users",
@@ -59,4 +61,20 @@ async def test_every_body_is_described(served: Served) -> None:
         for method in methods.values():
             for kind in method.get("requestBody", {}).get("content", {}):
                 described[kind].add(path)
-    assert described == {"multipart/form-data": MULTIPART, "application/json": JSON}
+    assert described == {"multipart/form-data": MULTIPART, "application/json": JSON | OPERATORS}
+
+
+async def test_routes_that_buy_take_a_key_and_say_what_it_can_be_refused_for(
+    served: Served,
+) -> None:
+    async with served.http() as http:
+        document = (await http.get("/openapi.json")).json()
+    buying = {
+        path
+        for path, methods in document["paths"].items()
+        for method in methods.values()
+        if any(one["name"] == "Idempotency-Key" for one in method.get("parameters", []))
+        and {"409", "422"} <= method["responses"].keys()
+    }
+    assert buying == (MULTIPART | JSON) - {"/v1/images/quotes", "/v1/credentials/{provider}"}
+    assert "HTTPValidationError" not in str(document["paths"])

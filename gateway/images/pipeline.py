@@ -33,6 +33,7 @@ from gateway.domain import (
     CostStatus,
     Generation,
     ImageRequest,
+    Operation,
     Outcome,
     PartialSink,
     ProviderAnswer,
@@ -53,7 +54,7 @@ from gateway.errors import (
 from gateway.images import continuity
 from gateway.images.catalog import Catalog
 from gateway.images.failures import client_error
-from gateway.images.idempotency import Replays, record, record_error
+from gateway.images.replays import Replays, record, record_error
 from gateway.images.results import Results
 from gateway.images.settlements import Settlements
 from gateway.money import NanoUsd
@@ -152,6 +153,10 @@ class Pipeline:
         serving = self._catalog.serving(request.model, livemode=caller.livemode)
         return continuity.serve(request, serving)
 
+    async def is_claimed(self, caller: Caller, request: ImageRequest) -> bool:
+        """Whether the request was sent before, with its key: its pictures are then not needed."""
+        return await self._replays.exists(caller, request)
+
     @property
     def draining(self) -> bool:
         """Whether no new work is taken any more."""
@@ -187,6 +192,11 @@ class Pipeline:
     async def _generate(
         self, caller: Caller, request: ImageRequest, partials: PartialSink | None
     ) -> Generation:
+        replayed = await self._replays.find(caller, request)
+        if replayed is not None:
+            return replayed
+        if request.operation is not Operation.GENERATION and not request.inputs:
+            raise _released()
         served = self.serve(caller, request)
         provider = served.model.provider if caller.livemode else SANDBOX
         credential = (
@@ -211,14 +221,10 @@ class Pipeline:
             self._settlements.end_as_known(paid.id)
 
     async def _replay(self, paid: _Paid) -> Generation:
-        """What came of the request that claimed the key."""
-        replayed = await self._replays.find(paid.caller, paid.request, paid.served)
+        """What came of a request with the same key that was a moment faster."""
+        replayed = await self._replays.find(paid.caller, paid.request)
         if replayed is None:
-            raise Unavailable(
-                "A request with the same idempotency key has just failed without being charged. "
-                "Try again.",
-                retry_after_seconds=1,
-            )
+            raise _released()
         return replayed
 
     async def _reserve(self, paid: _Paid) -> None:
@@ -398,6 +404,13 @@ class Pipeline:
         if settled and files and images[0].url is None:
             await self._results.forget(paid.caller, files)
         return images, settled
+
+
+def _released() -> Unavailable:
+    return Unavailable(
+        "A request with the same idempotency key has just failed without being charged. Try again.",
+        retry_after_seconds=1,
+    )
 
 
 def _record(

@@ -16,13 +16,25 @@ import pybase64
 
 from gateway.db.engine import Database
 from gateway.domain import Caller, ImageRequest, Scope
-from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
+from gateway.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    StorageFailed,
+    Unavailable,
+)
 from gateway.images import history
 from gateway.images.inputs import Upload, check_counts
 from gateway.images.links import LinkSigner
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore
-from gateway.providers.downloads import DownloadRefused, Downloads, Refusal
+from gateway.providers.downloads import (
+    MAX_URL_CHARACTERS,
+    DownloadRefused,
+    Downloads,
+    Refusal,
+)
 
 HOSTED_SCHEME = "generated-images://"
 """What an image of the history is called where it is referred to, followed by its id."""
@@ -84,6 +96,7 @@ class PictureFetcher:
             InvalidRequest: they are not what the model takes, or one of them cannot be had.
             NotFound, Forbidden: an image kept here is not there, or not for this caller.
             PayloadTooLarge: together they are larger than a body may be.
+            Unavailable: the store of the images kept here does not answer.
         """
         check_counts(request, [picture.field for picture in pictures])
         try:
@@ -114,14 +127,24 @@ class PictureFetcher:
         return uploads
 
     async def _fetch(self, caller: Caller, reference: PictureReference, files: ExitStack) -> Upload:
-        if reference.url.startswith("data:"):
-            return await asyncio.to_thread(decode_data_url, reference, files)
+        # Among the files before any thread has it: whoever stops waiting closes what is there.
         file = files.enter_context(new_spool())
-        path = await self._own_path(caller, reference)
-        if path is None:
-            size_bytes = await self._download(reference, file)
-        else:
-            size_bytes = await self._copy(path, file)
+        if reference.url.startswith("data:"):
+            size_bytes = await asyncio.to_thread(_write_data_url, reference, file)
+            return Upload(reference.field, file, size_bytes)
+        try:
+            path = await self._own_path(caller, reference)
+            if path is None:
+                size_bytes = await self._download(reference, file)
+            else:
+                size_bytes = await self._copy(path, file)
+        except NotFound as error:
+            raise NotFound(error.message, code=error.code, param=reference.where) from None
+        except StorageFailed:
+            raise Unavailable(
+                "Stored images cannot be read right now. Nothing was bought; try again.",
+                retry_after_seconds=1,
+            ) from None
         return Upload(reference.field, file, size_bytes)
 
     async def _own_path(self, caller: Caller, reference: PictureReference) -> str | None:
@@ -129,8 +152,8 @@ class PictureFetcher:
         if reference.url.startswith(HOSTED_SCHEME):
             if Scope.IMAGES_READ not in caller.scopes:
                 raise Forbidden(
-                    f"'{reference.where}' names an image kept here, and this API key lacks the "
-                    f"scope {Scope.IMAGES_READ}.",
+                    f"'{reference.where}' names an image kept here, which takes the scope "
+                    f"{Scope.IMAGES_READ}.",
                     param=reference.where,
                 )
             async with self._database.tenant(caller.tenant_id) as session:
@@ -159,15 +182,17 @@ class PictureFetcher:
 
 
 def check_length(reference: PictureReference) -> None:
-    """Refuse a reference that is longer than OpenAI takes one.
+    """Refuse a data: URL that is longer than OpenAI takes one, or a link longer than any is.
 
     Raises:
         InvalidRequest: it is (code `string_above_max_length`).
     """
-    if len(reference.url) > MAX_DATA_URL_CHARACTERS:
+    is_data = reference.url.startswith("data:")
+    most = MAX_DATA_URL_CHARACTERS if is_data else MAX_URL_CHARACTERS
+    if len(reference.url) > most:
         raise InvalidRequest(
             f"Invalid '{reference.where}': string too long. Expected a string with maximum length "
-            f"{MAX_DATA_URL_CHARACTERS}.",
+            f"{most}.",
             code="string_above_max_length",
             param=reference.where,
         )
@@ -179,6 +204,11 @@ def decode_data_url(reference: PictureReference, files: ExitStack) -> Upload:
     Raises:
         InvalidRequest: it is not base64 (code `invalid_base64`).
     """
+    file = files.enter_context(new_spool())
+    return Upload(reference.field, file, _write_data_url(reference, file))
+
+
+def _write_data_url(reference: PictureReference, file: BinaryIO) -> int:
     head, _, encoded = reference.url.partition(",")
     try:
         content = pybase64.b64decode(encoded, validate=True)
@@ -190,9 +220,7 @@ def decode_data_url(reference: PictureReference, files: ExitStack) -> Upload:
             code="invalid_base64",
             param=reference.where,
         )
-    file = files.enter_context(new_spool())
-    file.write(content)
-    return Upload(reference.field, file, len(content))
+    return file.write(content)
 
 
 def _bad_link(reference: PictureReference, reason: str) -> InvalidRequest:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from gateway import telemetry
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
-from gateway.errors import GatewayError, InvalidRequest, envelope
+from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelope
 
 Context = ServerRequestContext[Any, Request]
 
@@ -59,7 +59,8 @@ def tool_error(error: GatewayError) -> CallToolResult:
     """A tool error with the code that REST gives, and for a model what to do next."""
     telemetry.errors_total.labels(error.code).inc()
     said = [f"{error.code}: {error.message}", ADVICE.get(error.code, "")]
-    if error.retry_after_seconds is not None:
+    # When a budget begins anew stands in the message, as a date.
+    if error.retry_after_seconds is not None and not isinstance(error, BudgetExceeded):
         said.append(f"Try again in {error.retry_after_seconds} s.")
     return CallToolResult(
         content=[TextContent(type="text", text=" ".join(part for part in said if part))],
@@ -77,22 +78,6 @@ def protocol_error(error: GatewayError, **data: object) -> MCPError:
         f"{error.code}: {error.message}",
         data={**envelope(error)["error"], **data},
     )
-
-
-def integer(arguments: Mapping[str, object], name: str, low: int, high: int, default: int) -> int:
-    """A whole number among the arguments.
-
-    Raises:
-        InvalidRequest: something else, or out of bounds.
-    """
-    value = arguments.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidRequest(
-            f"Invalid '{name}': expected an integer from {low} to {high}.", param=name
-        )
-    return value
 
 
 def flag(arguments: Mapping[str, object], name: str) -> bool:

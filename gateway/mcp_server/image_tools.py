@@ -8,17 +8,15 @@ from mcp.types import CallToolResult
 
 from gateway.domain import IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
-from gateway.images.idempotency import claim_for
-from gateway.images.inputs import Upload, add_inputs
+from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
 from gateway.images.references import PictureReference, check_length
-from gateway.mcp_server.calls import ToolCall, flag, integer
+from gateway.mcp_server.calls import ToolCall, flag
 from gateway.mcp_server.progress import Progress
 from gateway.mcp_server.results import show_generation
 
 NOT_BOUGHT = frozenset({"full_image", "idempotency_key"})
 NOT_THE_MODELS = NOT_BOUGHT | {"partial_images", "image", "mask"}
-MAX_PARTIAL_IMAGES = 3
 MAX_PICTURES = 20
 
 
@@ -57,9 +55,9 @@ async def _parse(call: ToolCall, operation: Operation) -> ImageRequest:
     """The same check as REST's, of the same words, and the claim of the call's key."""
     # Checked before anything else of the call is done: it decides what the answer looks like.
     flag(call.arguments, "full_image")
-    partial_images = integer(call.arguments, "partial_images", 0, MAX_PARTIAL_IMAGES, 0)
     fields = {name: value for name, value in call.arguments.items() if name not in NOT_THE_MODELS}
-    if partial_images:
+    partial_images = call.arguments.get("partial_images")
+    if partial_images is not None and (isinstance(partial_images, bool) or partial_images != 0):
         fields |= {"partial_images": partial_images, "stream": True}
     request = parse_image_request(
         fields,
@@ -81,15 +79,14 @@ async def _claim(call: ToolCall, operation: Operation) -> IdempotencyClaim | Non
             param="idempotency_key",
         )
     bought = {name: given for name, given in call.arguments.items() if name not in NOT_BOUGHT}
-    return await claim_for(key, f"mcp/{operation}", bought)
+    # A preview is made of the images themselves.
+    return await claim_for(key, f"mcp/{operation}", bought, wants_bytes=True)
 
 
 async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
     pictures = picture_references(call.arguments)
-    gateway = call.gateway
     with ExitStack() as files:
-        uploads: list[Upload] = await gateway.fetcher.fetch(call.caller, request, pictures, files)
-        return await add_inputs(request, uploads, gateway.decoder)
+        return await call.gateway.intake.with_pictures(call.caller, request, pictures, files)
 
 
 def picture_references(arguments: Mapping[str, object]) -> list[PictureReference]:

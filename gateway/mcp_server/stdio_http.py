@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 import httpx2
 from mcp.shared.inbound import (
@@ -21,6 +20,7 @@ from mcp.types import (
 from pydantic import SecretStr
 
 from gateway import __version__
+from gateway.config import is_https_or_loopback
 from gateway.errors import ConfigurationError
 
 CONNECT_SECONDS = 10.0
@@ -62,22 +62,13 @@ def endpoint_url(address: str) -> str:
             "The gateway's address may hold a host, a port and a path, nothing else. "
             "The API key belongs in GATEWAY_API_KEY."
         )
-    if url.scheme == "http" and not _is_loopback(url.host):
+    if not is_https_or_loopback(str(url)):
         raise ConfigurationError(
             f"http://{url.host} is not encrypted: the API key would travel in clear. "
             "Use https://; http:// is for a gateway on this machine."
         )
     path = url.path.rstrip("/")
     return str(url.copy_with(path=path if path.endswith("/mcp") else f"{path}/mcp"))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def open_http(url: str, key: SecretStr) -> httpx2.AsyncClient:

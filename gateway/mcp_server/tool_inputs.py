@@ -96,6 +96,17 @@ MASK: Schema = {
     "description": "A PNG of the first picture's size; where it is transparent, the picture is to "
     "change. Given in the same ways as image.",
 }
+VARIATION_MODEL: Schema = {
+    "type": "string",
+    "description": "Leave out: dall-e-2 is the one that makes variations, served by its successor.",
+    "examples": ["dall-e-2"],
+}
+VARIATION_SIZE: Schema = {
+    "type": "string",
+    "enum": ["256x256", "512x512", "1024x1024"],
+    "default": "1024x1024",
+    "description": "Width and height in pixels.",
+}
 FIDELITY: Schema = {
     "type": "string",
     "enum": ["high", "low"],
@@ -146,9 +157,9 @@ EDIT_IMAGE = _object(
 CREATE_VARIATION = _object(
     ("image",),
     image=PICTURE,
-    model=MODEL,
+    model=VARIATION_MODEL,
     n=COUNT,
-    size=SIZE,
+    size=VARIATION_SIZE,
     full_image=FULL_IMAGE,
     idempotency_key=IDEMPOTENCY_KEY,
 )

@@ -9,8 +9,7 @@ from pydantic import BaseModel
 
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
-from gateway.images.idempotency import claim_for
-from gateway.images.inputs import add_inputs
+from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
@@ -36,6 +35,18 @@ def documented(**bodies: type[BaseModel]) -> dict[str, object]:
     names = {"json": "application/json", "form": "multipart/form-data"}
     content = {names[kind]: {"schema": _schema(body)} for kind, body in bodies.items()}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def documented_purchase(**bodies: type[BaseModel]) -> dict[str, object]:
+    """The same for a route that buys something, and may be told to buy it once."""
+    header = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "The same request with the same key is answered again, not bought again.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    }
+    return {"parameters": [header], **documented(**bodies)}
 
 
 def _schema(body: type[BaseModel]) -> object:
@@ -65,7 +76,7 @@ ERRORS: dict[int | str, dict[str, object]] = {
     summary="Make images",
     response_model=ImageAnswer,
     responses=ERRORS,
-    openapi_extra=documented(json=ImageBody),
+    openapi_extra=documented_purchase(json=ImageBody),
 )
 async def create_images(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Make images with one paid call, held against every budget that applies before it is made."""
@@ -78,7 +89,7 @@ async def create_images(request: Request, gateway: GatewayDep, caller: ImageWrit
     summary="Edit images",
     response_model=ImageAnswer,
     responses=ERRORS,
-    openapi_extra=documented(form=EditForm, json=EditBody),
+    openapi_extra=documented_purchase(form=EditForm, json=EditBody),
 )
 async def edit_images(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
@@ -93,7 +104,7 @@ async def edit_images(
     summary="Make variations of an image",
     response_model=ImageAnswer,
     responses=ERRORS,
-    openapi_extra=documented(form=VariationForm),
+    openapi_extra=documented_purchase(form=VariationForm),
 )
 async def vary_image(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
@@ -169,5 +180,4 @@ async def read_inputs(
         key = request.headers.get(IDEMPOTENCY_KEY)
         claim = await claim_for(key, request.url.path, form.fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
-        pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
-        return await add_inputs(image_request, pictures, gateway.decoder)
+        return await gateway.intake.with_pictures(caller, image_request, form.pictures, files)

@@ -9,12 +9,11 @@ from fastapi import APIRouter, Request, Response
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
-from gateway.images.idempotency import claim_for
-from gateway.images.inputs import add_inputs
+from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
 from gateway.rest.answers import generation_headers
 from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
-from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented
+from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented_purchase
 from gateway.rest.schemas import SimpleAnswer, SimpleBody, SimpleForm
 
 router = APIRouter(tags=["simple"])
@@ -27,7 +26,7 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
     summary="Make images from a prompt",
     response_model=SimpleAnswer,
     responses=ERRORS,
-    openapi_extra=documented(json=SimpleBody),
+    openapi_extra=documented_purchase(json=SimpleBody),
 )
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Like `/v1/images/generations`, answered with links alone."""
@@ -42,7 +41,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     summary="Edit a picture by a prompt",
     response_model=SimpleAnswer,
     responses=ERRORS,
-    openapi_extra=documented(form=SimpleForm),
+    openapi_extra=documented_purchase(form=SimpleForm),
 )
 async def edit_image(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
@@ -57,8 +56,9 @@ async def edit_image(
         key = request.headers.get(IDEMPOTENCY_KEY)
         claim = await claim_for(key, request.url.path, fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
-        pictures = await gateway.fetcher.fetch(caller, image_request, form.pictures, files)
-        image_request = await add_inputs(image_request, pictures, gateway.decoder)
+        image_request = await gateway.intake.with_pictures(
+            caller, image_request, form.pictures, files
+        )
     return await _answer(gateway, caller, image_request)
 
 

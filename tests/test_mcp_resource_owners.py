@@ -1,0 +1,180 @@
+"""Whose resources are whose: tenants, users, live and test apart; and what is gone is gone."""
+
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+
+from gateway.domain import Scope
+from gateway.tenancy.api_keys import IssuedKey
+from tests.hosting_helpers import Hosted
+from tests.mcp_helpers import (
+    HISTORY,
+    IMAGE,
+    INVALID_PARAMS,
+    MODEL,
+    MODES,
+    STORAGE,
+    Message,
+    post,
+    read,
+    read_json,
+    recent_ids,
+    refusal,
+    resource_pages,
+    told,
+)
+
+pytestmark = pytest.mark.parametrize("place", ["files"], indirect=True)
+both_eras = pytest.mark.parametrize("mode", MODES)
+NOT_FOUND = (INVALID_PARAMS, "image_not_found", "image_id")
+NO_SCOPE = (INVALID_PARAMS, "insufficient_scope", None)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images that a key meets, in each of the ways in which it can."""
+
+    listed: set[str]
+    recent: set[str]
+    readable: set[str]
+    counted: tuple[int, int]
+
+
+async def seen_by(http: httpx2.AsyncClient, mode: str, ids: set[str]) -> Seen:
+    """What a key sees, of all the images there are."""
+    uris = [resource["uri"] for page in await resource_pages(http, mode) for resource in page]
+    readable = set()
+    for image_id in ids:
+        answer = await post(http, Message("resources/read", {"uri": IMAGE + image_id}, mode))
+        if "error" in answer.messages[-1]:
+            assert told(answer.error) == NOT_FOUND
+        else:
+            readable.add(image_id)
+    stats = await read_json(http, STORAGE, mode)
+    return Seen(
+        {uri.removeprefix(IMAGE) for uri in uris if uri.startswith(IMAGE)},
+        set(await recent_ids(http, "?limit=100", mode)),
+        readable,
+        (stats["images"], stats["bytes"]),
+    )
+
+
+@both_eras
+async def test_everyone_sees_their_own_images_and_no_others(hosted: Hosted, mode: str) -> None:
+    served = hosted.served
+    other = await served.tenant("other")
+    keys: dict[str, IssuedKey] = {
+        "alice": await served.key(user="alice"),
+        "bob": await served.key(user="bob"),
+        "tenant": await served.key(),
+        "alice in test mode": await served.key(user="alice", livemode=False),
+        "tenant in test mode": await served.key(livemode=False),
+        "other": await served.key(tenant_id=other),
+        "other alice": await served.key(tenant_id=other, user="alice"),
+        "nobody": await served.key(tenant_id=await served.tenant("third")),
+    }
+    own: dict[str, set[str]] = {}
+    sizes: dict[str, int] = {}
+    for number, (name, key) in enumerate(keys.items(), start=1):
+        stored = [] if name == "nobody" else await hosted.put_all(key, [(b"x" * number, {})] * 2)
+        own[name] = {image.id for image in stored}
+        sizes |= {image.id: image.size_bytes for image in stored}
+    visible = own | {
+        "tenant": own["tenant"] | own["alice"] | own["bob"],
+        "tenant in test mode": own["tenant in test mode"] | own["alice in test mode"],
+        "other": own["other"] | own["other alice"],
+    }
+    found = {}
+    for name, key in keys.items():
+        async with served.http(key) as http:
+            found[name] = await seen_by(http, mode, set(sizes))
+    assert found == {
+        name: Seen(ids, ids, ids, (len(ids), sum(sizes[image_id] for image_id in ids)))
+        for name, ids in visible.items()
+    }
+
+
+@both_eras
+async def test_what_is_deleted_or_expired_is_gone_from_everywhere(
+    hosted: Hosted, mode: str
+) -> None:
+    key = await hosted.served.key()
+    deleted, expired, kept = await hosted.put_all(key, [(b"x", {}), (b"yy", {}), (b"zzz", {})])
+    ids = {deleted.id, expired.id, kept.id}
+    async with hosted.served.http(key) as http:
+        assert await seen_by(http, mode, ids) == Seen(ids, ids, ids, (3, 6))
+        assert (await http.delete(f"/v1/images/{deleted.id}")).status_code == 200
+        await hosted.served.owner_sql(
+            "UPDATE image SET expires_at = now() WHERE id = :id", id=expired.id
+        )
+        left = {kept.id}
+        assert await seen_by(http, mode, ids) == Seen(left, left, left, (1, 3))
+
+
+@both_eras
+async def test_storage_is_told_with_its_bounds(hosted: Hosted, mode: str) -> None:
+    key = await hosted.served.key()
+    async with hosted.served.http(key) as http:
+        empty = await read_json(http, STORAGE, mode)
+        stored = await hosted.put_all(key, [(b"x" * 10, {})] * 3)
+        rows = [await hosted.row(image.id) for image in stored]
+        await hosted.served.owner_sql(
+            "UPDATE tenant SET max_image_bytes = 1000, image_retention_seconds = 3600"
+        )
+        hosted.served.gateway.clear_caches(None)
+        full = await read_json(http, STORAGE, mode)
+    nothing = {"images": 0, "bytes": 0, "oldest": None, "newest": None, "max_bytes": None}
+    assert empty == nothing | {"kept_seconds": 86_400}
+    assert full == {
+        "images": 3,
+        "bytes": 30,
+        "oldest": min(row.created_at for row in rows).isoformat(),
+        "newest": max(row.created_at for row in rows).isoformat(),
+        "max_bytes": 1000,
+        "kept_seconds": 3600,
+    }
+
+
+@both_eras
+async def test_resources_need_the_scope_to_read(hosted: Hosted, mode: str) -> None:
+    served = hosted.served
+    writing = await served.key(scopes=[scope for scope in Scope if scope is not Scope.IMAGES_READ])
+    image = await hosted.put(writing)
+    async with served.http(writing) as http:
+        for uri in (HISTORY, STORAGE, IMAGE + image.id, MODEL + "gpt-image-2", "x"):
+            assert await refusal(http, uri, mode) == NO_SCOPE
+        listing = await post(http, Message("resources/list", {}, mode))
+        assert told(listing.error) == NO_SCOPE
+    reading = await served.key(scopes=[Scope.IMAGES_READ])
+    async with served.http(reading) as http:
+        for uri in (HISTORY, STORAGE, IMAGE + image.id, MODEL + "gpt-image-2"):
+            await read(http, uri, mode)
+
+
+@both_eras
+async def test_a_key_of_some_models_is_told_of_no_others(hosted: Hosted, mode: str) -> None:
+    key = await hosted.served.key(models=["gpt-image-2"])
+    async with hosted.served.http(key) as http:
+        assert (await read_json(http, MODEL + "gpt-image-2", mode))["id"] == "gpt-image-2"
+        assert await refusal(http, MODEL + "dall-e-3", mode) == (
+            INVALID_PARAMS,
+            "model_not_allowed",
+            "model",
+        )
+
+
+@both_eras
+async def test_a_tenant_without_continuity_has_no_card_of_a_retired_model(
+    hosted: Hosted, mode: str
+) -> None:
+    tenant_id = await hosted.served.tenant("strict")
+    await hosted.served.owner_sql(
+        "UPDATE tenant SET continuity = false WHERE id = :id", id=tenant_id
+    )
+    async with hosted.served.http(await hosted.served.key(tenant_id=tenant_id)) as http:
+        assert await refusal(http, MODEL + "dall-e-3", mode) == (
+            INVALID_PARAMS,
+            "model_not_found",
+            "model",
+        )
