@@ -87,6 +87,11 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
+def is_operators(path: str) -> bool:
+    """Whether a path is for admin keys, and for no others."""
+    return path in OPERATOR_PATHS or path.startswith(OPERATOR_PREFIXES)
+
+
 def require_scope(caller: Caller, scope: Scope) -> None:
     """Raise `InsufficientScope` where the key or token may not do this."""
     if scope not in caller.scopes:
@@ -169,7 +174,7 @@ def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
 
 def _check_side(caller: Caller | Operator, path: str) -> Caller | Operator:
     """Admin keys open the operators' routes and nothing else; tenants' keys the rest."""
-    for_operators = path in OPERATOR_PATHS or path.startswith(OPERATOR_PREFIXES)
+    for_operators = is_operators(path)
     if for_operators and not isinstance(caller, Operator):
         raise Forbidden("This route needs an admin key (igw_admin_…).")
     if not for_operators and isinstance(caller, Operator):

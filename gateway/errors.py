@@ -17,6 +17,7 @@
     │   │                             tenant_unknown
     │   └── InsufficientScope     403 insufficient_scope
     ├── NotFound                  404 not_found, model_not_found
+    ├── Conflict                  409 already_exists
     ├── CredentialRejected        424 credential_rejected
     ├── RateLimited               429 rate_limit_exceeded
     ├── StorageFailed             500 storage_failed
@@ -184,6 +185,15 @@ class IdempotencyConflict(GatewayError):
     status = 422
     type = "invalid_request_error"
     code = "idempotency_conflict"
+    retry = False
+
+
+class Conflict(GatewayError):
+    """What is to be made is there already; a second attempt would find the same."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "already_exists"
     retry = False
 
 

@@ -79,6 +79,7 @@ class Instrumentation:
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        scope.setdefault("state", {})["request_id"] = request_id
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:  # top: a defect is logged once, and answered like every other error
@@ -124,7 +125,9 @@ def route_label(path: str) -> str:
 
 def _take_note(scope: RequestScope, status: int, seconds: float) -> None:
     route = route_label(scope["path"])
-    method = scope["method"] if scope["method"] in {"GET", "POST", "PUT", "DELETE"} else "other"
+    method = (
+        scope["method"] if scope["method"] in {"GET", "POST", "PUT", "PATCH", "DELETE"} else "other"
+    )
     telemetry.requests_total.labels(route, method, str(status)).inc()
     telemetry.request_seconds.labels(route).observe(seconds)
     if route not in QUIET_ROUTES:

@@ -13,13 +13,14 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from gateway import __version__
-from gateway.authentication import Authentication
+from gateway.authentication import Authentication, is_operators
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
 from gateway.instrumentation import Instrumentation
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
 from gateway.rest import (
+    admin,
     credentials,
     health,
     history,
@@ -80,7 +81,8 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         redirect_slashes=False,
         swagger_ui_parameters={"persistAuthorization": True},
     )
-    for router in (images, simple, history, hosting, models, usage, credentials, health, oauth):
+    routers = (images, simple, history, hosting, models, usage, credentials, health, oauth, admin)
+    for router in routers:
         app.include_router(router.router)
     _document_keys(app)
     install_error_handlers(app)
@@ -102,13 +104,16 @@ def _document_keys(app: FastAPI) -> None:
     def schema_with_keys() -> dict[str, Any]:
         schema = make_schema()
         schema["components"]["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": KEYS}
+            "key": {"type": "http", "scheme": "bearer", "description": KEYS},
+            "admin_key": {"type": "http", "scheme": "bearer", "description": "igw_admin_…"},
         }
         schema["security"] = [{"key": []}]
-        for operations in schema["paths"].values():
+        for path, operations in schema["paths"].items():
             for operation in operations.values():
                 if "HTTPValidationError" in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]
+                if is_operators(path):
+                    operation["security"] = [{"admin_key": []}]
         return schema
 
     # https://fastapi.tiangolo.com/how-to/extending-openapi/

@@ -1,6 +1,6 @@
 """Money as integers: nano-US-dollars (1e-9 USD), exact addition, one upward rounding."""
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
 from typing import NewType
 
 NanoUsd = NewType("NanoUsd", int)
@@ -10,6 +10,8 @@ NANO_PER_USD = 1_000_000_000
 TOKENS_PER_RATE = 1_000_000
 MAX_AMOUNT_NANO = 1_000_000_000 * NANO_PER_USD
 """One billion dollars: far above any budget, far below what a BIGINT holds."""
+# More digits than any amount has: what does not fit is refused, never rounded.
+_EXACT = Context(prec=60, traps=[InvalidOperation, Overflow, Inexact])
 
 
 def token_cost(tokens: int, rate_nano_per_million: int) -> NanoUsd:
@@ -24,8 +26,8 @@ def parse_usd(text: str) -> NanoUsd:
         ValueError: not a finite decimal, negative, finer than 1e-9 USD, or above one billion.
     """
     try:
-        nano = Decimal(text) * NANO_PER_USD
-    except InvalidOperation:
+        nano = _EXACT.multiply(Decimal(text), NANO_PER_USD)
+    except DecimalException:
         raise ValueError(f"{text!r} is not an amount of US dollars, such as 12.50") from None
     if not nano.is_finite() or nano != nano.to_integral_value():
         raise ValueError(f"{text!r} is not a whole number of nano-dollars (9 decimals at most)")

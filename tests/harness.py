@@ -31,7 +31,7 @@ from gateway.images.catalog import utc_today
 from gateway.main import create_app
 from gateway.money import parse_usd
 from gateway.sweeper import Sweeper
-from gateway.tenancy import api_keys, tenants
+from gateway.tenancy import api_keys, tenants, users
 from gateway.tenancy.api_keys import IssuedKey
 from tests.serving import serving
 
@@ -107,9 +107,7 @@ class Served:
         owner = tenant_id or self.tenant_id
         async with self.gateway.database.operator() as session:
             tenant_session = TenantSession(session)
-            user_id = (
-                None if user is None else await tenants.ensure_user(tenant_session, owner, user)
-            )
+            user_id = None if user is None else await users.ensure_user(tenant_session, owner, user)
             return await api_keys.issue(
                 tenant_session,
                 owner,

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.billing import budgets
 from gateway.errors import NotFound
-from gateway.tenancy import api_keys, tenants
+from gateway.tenancy import api_keys, users
 from tests.harness import GPT2, Served, error_of
 from tests.stub_openai import Stub
 
@@ -61,5 +61,5 @@ async def test_usage_of_a_rolled_key_is_one_line(served: Served) -> None:
 async def test_a_budget_for_a_user_that_does_not_exist_is_refused(served: Served) -> None:
     async with served.gateway.database.tenant(served.tenant_id) as session:
         with pytest.raises(NotFound):
-            await tenants.find_user(session, served.tenant_id, "alcie")
+            await users.find_user(session, served.tenant_id, "alcie")
         assert await budgets.list_budgets(session, served.tenant_id) == []

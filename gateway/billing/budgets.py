@@ -1,26 +1,31 @@
 """Budgets: money limits of tenants, users and keys, per window of the tenant's own calendar."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Row, func, select, text
 
-from gateway.db.engine import TenantSession
-from gateway.db.tables import ApiKeyRow, BudgetRow
+from gateway.db.audit import Action, record
+from gateway.db.engine import TenantSession, one_at_a_time
+from gateway.db.pages import Page, page_of
+from gateway.db.tables import ApiKeyRow, BudgetRow, TenantUserRow
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, NotFound
-from gateway.money import MAX_AMOUNT_NANO, NanoUsd
+from gateway.money import MAX_AMOUNT_NANO, NanoUsd, format_usd_short
 
 Window = Literal["day", "week", "month", "total"]
 WINDOWS: tuple[Window, ...] = ("day", "week", "month", "total")
+MAX_ID = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget and how far it is used in its current period. Amounts in nano-USD."""
+    """A budget and how far it is used in its current period. Amounts in nano-USD.
+
+    `is_new`: it was made just now.
+    """
 
     id: int
     owner: Literal["tenant", "user", "key"]
@@ -33,6 +38,7 @@ class Budget:
     held_nano: int
     period_start: datetime | None
     resets_at: datetime | None
+    is_new: bool = False
 
     @property
     def remaining_nano(self) -> int:
@@ -54,44 +60,105 @@ async def set_limit(
 
     Raises:
         InvalidRequest: unknown window, limit out of bounds, or two owners at once.
-        NotFound: the key is not this tenant's.
+        NotFound: the key or the user is not this tenant's.
     """
     if window not in WINDOWS:
         raise InvalidRequest(f"A window is one of {', '.join(WINDOWS)}.", param="window")
     if not 0 <= limit_nano <= MAX_AMOUNT_NANO:
-        raise InvalidRequest("A limit lies between 0 and 1000000000 USD.", param="limit")
+        raise InvalidRequest("A limit lies between 0 and 1000000000 USD.", param="limit_usd")
     if api_key_id is not None and user_id is not None:
-        raise InvalidRequest("A budget belongs to a key or to a user, not to both.", param="user")
-    if api_key_id is not None:
-        key = await session.scalar(
-            select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == api_key_id)
+        raise InvalidRequest(
+            "A budget belongs to a key or to a user, not to both.", param="user_id"
         )
-        if key is None:
-            raise NotFound(f"This tenant has no API key {api_key_id}.", param="key")
+    await one_at_a_time(session, tenant_id)
+    if user_id is not None:
+        await _check_user(session, tenant_id, user_id)
+    if api_key_id is not None:
         # Of a rolled key the whole line is limited, and only calls of the key's own mode exist.
-        api_key_id, livemode = key.root_id, key.livemode
-    made = await session.execute(
-        insert(BudgetRow)
-        .values(
+        api_key_id, livemode = await _line_of(session, tenant_id, api_key_id)
+    row = await session.scalar(
+        select(BudgetRow).where(
+            BudgetRow.tenant_id == tenant_id,
+            BudgetRow.api_key_id.is_not_distinct_from(api_key_id),
+            BudgetRow.user_id.is_not_distinct_from(user_id),
+            BudgetRow.livemode.is_(livemode),
+            BudgetRow.period == window,
+        )
+    )
+    before = None if row is None or row.removed_at is not None else _shown(row)
+    if row is None:
+        row = BudgetRow(
             tenant_id=tenant_id,
             api_key_id=api_key_id,
             user_id=user_id,
             livemode=livemode,
             period=window,
-            limit_nano=limit_nano,
         )
-        .on_conflict_do_update(
-            constraint="budget_owner",
-            set_={"limit_nano": limit_nano, "updated_at": text("now()")},
-        )
-        .returning(BudgetRow.id)
+    row.limit_nano, row.removed_at, row.updated_at = limit_nano, None, func.now()
+    session.add(row)
+    await session.flush()
+    await record(
+        session,
+        Action.BUDGET_CREATED if before is None else Action.BUDGET_UPDATED,
+        tenant_id=tenant_id,
+        object_id=row.id,
+        before=before,
+        after=_shown(row),
     )
-    budget_id = made.scalar_one()
-    return next(b for b in await list_budgets(session, tenant_id) if b.id == budget_id)
+    found = await session.execute(_ONE, {"tenant_id": tenant_id, "id": row.id})
+    return replace(_budget(found.one()), is_new=before is None)
 
 
-_CURRENT = text(
+async def remove(session: TenantSession, tenant_id: UUID, budget_id: int) -> None:
+    """Lift a limit; what was spent stays on record, and counts again if it is set anew.
+
+    Raises:
+        NotFound: the tenant has no such budget.
     """
+    await one_at_a_time(session, tenant_id)
+    row = await session.scalar(
+        select(BudgetRow).where(
+            BudgetRow.tenant_id == tenant_id,
+            BudgetRow.id == budget_id,
+            BudgetRow.removed_at.is_(None),
+        )
+    )
+    if row is None:
+        raise NotFound(f"This tenant has no budget {budget_id}.", param="budget_id")
+    before = _shown(row)
+    # Calls that are under way settle in its periods, so the row must stay. It binds nobody now.
+    row.limit_nano, row.removed_at, row.updated_at = MAX_AMOUNT_NANO, func.now(), func.now()
+    await session.flush()
+    await record(
+        session,
+        Action.BUDGET_REMOVED,
+        tenant_id=tenant_id,
+        object_id=budget_id,
+        before=before,
+    )
+
+
+async def _check_user(session: TenantSession, tenant_id: UUID, user_id: UUID) -> None:
+    known = await session.scalar(
+        select(TenantUserRow.id).where(
+            TenantUserRow.tenant_id == tenant_id, TenantUserRow.id == user_id
+        )
+    )
+    if known is None:
+        raise NotFound(f"This tenant has no user {user_id}.", param="user_id")
+
+
+async def _line_of(session: TenantSession, tenant_id: UUID, key_id: UUID) -> tuple[UUID, bool]:
+    """The first key of this one's line, and its mode."""
+    key = await session.scalar(
+        select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == key_id)
+    )
+    if key is None:
+        raise NotFound(f"This tenant has no API key {key_id}.", param="api_key_id")
+    return key.root_id, key.livemode
+
+
+_SELECT = """
     SELECT b.id, b.api_key_id, b.user_id, b.livemode, b.period, b.limit_nano,
         coalesce(bp.spent_nano, 0) AS spent_nano, coalesce(bp.held_nano, 0) AS held_nano,
         nullif(coalesce(bp.period_start, p.starts_at), '-infinity') AS period_start,
@@ -101,31 +168,60 @@ _CURRENT = text(
     CROSS JOIN LATERAL period_bounds(b.period, clock_timestamp(), t.time_zone) p
     LEFT JOIN budget_period bp ON bp.budget_id = b.id
         AND bp.period_start <= clock_timestamp() AND clock_timestamp() < bp.period_end
-    WHERE b.tenant_id = :tenant_id
-    ORDER BY b.livemode DESC, b.api_key_id NULLS FIRST, b.user_id NULLS FIRST, b.id
-    """
+    WHERE b.tenant_id = :tenant_id AND b.removed_at IS NULL
+"""
+_ALL = text(
+    _SELECT + "ORDER BY b.livemode DESC, b.api_key_id NULLS FIRST, b.user_id NULLS FIRST, b.id"
 )
+_ONE = text(_SELECT + "AND b.id = :id")
+_PAGE = text(_SELECT + "AND b.id < :below ORDER BY b.id DESC LIMIT :limit")
 
 
 async def list_budgets(session: TenantSession, tenant_id: UUID) -> list[Budget]:
     """Every budget of the tenant with its current period."""
-    rows = await session.execute(_CURRENT, {"tenant_id": tenant_id})
-    return [
-        Budget(
-            id=row.id,
-            owner="key" if row.api_key_id else "user" if row.user_id else "tenant",
-            api_key_id=row.api_key_id,
-            user_id=row.user_id,
-            livemode=row.livemode,
-            window=row.period,
-            limit_nano=row.limit_nano,
-            spent_nano=row.spent_nano,
-            held_nano=row.held_nano,
-            period_start=row.period_start,
-            resets_at=row.resets_at,
-        )
-        for row in rows
-    ]
+    return [_budget(row) for row in await session.execute(_ALL, {"tenant_id": tenant_id})]
+
+
+async def list_page(
+    session: TenantSession, tenant_id: UUID, *, limit: int, after: int | None = None
+) -> Page[Budget]:
+    """Budgets of the tenant, newest first, from the one behind `after` on."""
+    rows = await session.execute(
+        _PAGE,
+        {
+            "tenant_id": tenant_id,
+            "below": MAX_ID if after is None else after,
+            "limit": limit + 1,
+        },
+    )
+    return page_of([_budget(row) for row in rows], limit)
+
+
+def _budget(row: Row[Any]) -> Budget:
+    return Budget(
+        id=row.id,
+        owner="key" if row.api_key_id else "user" if row.user_id else "tenant",
+        api_key_id=row.api_key_id,
+        user_id=row.user_id,
+        livemode=row.livemode,
+        window=row.period,
+        limit_nano=row.limit_nano,
+        spent_nano=row.spent_nano,
+        held_nano=row.held_nano,
+        period_start=row.period_start,
+        resets_at=row.resets_at,
+    )
+
+
+def _shown(row: BudgetRow) -> dict[str, object]:
+    """What the audit trail says of a budget."""
+    return {
+        "api_key_id": row.api_key_id,
+        "user_id": row.user_id,
+        "livemode": row.livemode,
+        "window": row.period,
+        "limit_usd": format_usd_short(row.limit_nano),
+    }
 
 
 async def for_caller(session: TenantSession, caller: Caller) -> list[Budget]:

@@ -7,13 +7,19 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
+from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession
+from gateway.db.pages import Page, page_of
 from gateway.db.tables import PriceRow
 from gateway.domain import Model, Price, SeedPrice
-from gateway.errors import InvalidRequest, NotConfigured
+from gateway.errors import Conflict, InvalidRequest, NotConfigured, NotFound
+from gateway.money import format_usd_short
 
 SEED_EFFECTIVE_FROM = datetime(2020, 1, 1, tzinfo=UTC)
+CACHE_TAG = "price"
+"""What Postgres announces when a version was added."""
+START_BEFORE = datetime(2100, 1, 1, tzinfo=UTC)
 MAX_RATE_NANO = 10_000 * 1_000_000_000
 """Ten thousand dollars per million tokens: what is above is a mistake of units."""
 
@@ -55,7 +61,7 @@ class Prices:
 
     async def _load(self) -> tuple[PriceTable, str]:
         async with self._database.operator() as session:
-            return PriceTable(_by_model(await list_prices(session))), "price"
+            return PriceTable(_by_model(await list_prices(session))), CACHE_TAG
 
 
 def _by_model(prices: Iterable[Price]) -> dict[str, tuple[Price, ...]]:
@@ -71,14 +77,61 @@ async def list_prices(session: OperatorSession) -> list[Price]:
     return [_price(row) for row in rows]
 
 
+async def list_page(
+    session: OperatorSession, *, limit: int, after: int | None = None, model: str | None = None
+) -> Page[Price]:
+    """Versions, the last one added first, from the one behind `after` on."""
+    query = select(PriceRow).order_by(PriceRow.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(PriceRow.id < after)
+    if model is not None:
+        query = query.where(PriceRow.model == model)
+    return page_of([_price(row) for row in await session.scalars(query)], limit)
+
+
+def check_name(name: str, models: Mapping[str, Model]) -> None:
+    """Raise `NotFound` for what no model of the catalogue has as the name of its price.
+
+    Raises:
+        InvalidRequest: the model has the price of another one.
+    """
+    model = models.get(name)
+    if model is not None and model.priced_as != name:
+        raise InvalidRequest(
+            f"{name} has the price of {model.priced_as}: add a version for that.", param="model"
+        )
+    if name not in list_prices_of(models.values()):
+        raise NotFound(
+            f"There is no price {name!r} in the catalogue; the list of prices shows the names.",
+            param="model",
+        )
+
+
 async def add(
     session: OperatorSession, model: str, rates: SeedPrice, *, effective_from: datetime
 ) -> Price:
     """Add a version.
 
     Raises:
-        InvalidRequest: a rate out of bounds, or a version with this start exists.
+        InvalidRequest: a rate or the start out of bounds.
+        Conflict: a version with this start exists.
     """
+    if not SEED_EFFECTIVE_FROM <= effective_from < START_BEFORE:
+        raise InvalidRequest(
+            f"A price starts from {SEED_EFFECTIVE_FROM:%Y-%m-%d} on and before "
+            f"{START_BEFORE:%Y-%m-%d}.",
+            param="effective_from",
+        )
+    price = await _insert(session, model, rates, effective_from=effective_from)
+    await record(
+        session, Action.PRICE_ADDED, tenant_id=None, object_id=price.id, after=_shown(price)
+    )
+    return price
+
+
+async def _insert(
+    session: OperatorSession, model: str, rates: SeedPrice, *, effective_from: datetime
+) -> Price:
     _check(rates)
     made = await session.execute(
         insert(PriceRow)
@@ -96,7 +149,7 @@ async def add(
     )
     row = made.scalar_one_or_none()
     if row is None:
-        raise InvalidRequest(
+        raise Conflict(
             f"{model} has a price from {effective_from.isoformat()} already, and prices are never "
             "edited. Choose another start.",
             param="effective_from",
@@ -109,7 +162,7 @@ async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
     priced = set(await session.scalars(select(PriceRow.model).distinct()))
     missing = {name: price for name, price in list_prices_of(models).items() if name not in priced}
     for name, price in missing.items():
-        await add(session, name, price, effective_from=SEED_EFFECTIVE_FROM)
+        await _insert(session, name, price, effective_from=SEED_EFFECTIVE_FROM)
     return len(missing)
 
 
@@ -135,6 +188,19 @@ def _check(rates: SeedPrice) -> None:
     for name, rate in named.items():
         if not 0 <= rate <= MAX_RATE_NANO:
             raise InvalidRequest(f"{name} must lie between 0 and 10000 US dollars.", param=name)
+
+
+def _shown(price: Price) -> dict[str, object]:
+    """What the audit trail says of a version; rates in US dollars."""
+    return {
+        "model": price.model,
+        "effective_from": price.effective_from,
+        "text_input": format_usd_short(price.text_input_nano),
+        "image_input": format_usd_short(price.image_input_nano),
+        "image_output": format_usd_short(price.image_output_nano),
+        "text_output": format_usd_short(price.text_output_nano),
+        "per_image": format_usd_short(price.per_image_nano),
+    }
 
 
 def _price(row: PriceRow) -> Price:

@@ -58,15 +58,20 @@ def parse_period(start: str | None, end: str | None, zone: str) -> Period:
         InvalidRequest: not ISO 8601, or an empty period.
     """
     now = datetime.now(ZoneInfo(zone))
-    starts = _moment(start, "start", zone, is_end=False) if start else None
-    ends = _moment(end, "end", zone, is_end=True) if end else now + timedelta(minutes=1)
+    starts = parse_moment(start, "start", zone, is_end=False) if start else None
+    ends = parse_moment(end, "end", zone, is_end=True) if end else now + timedelta(minutes=1)
     starts = starts or datetime(now.year, now.month, 1, tzinfo=ZoneInfo(zone))
     if starts >= ends:
         raise InvalidRequest("start must lie before end.", param="start")
     return Period(starts.astimezone(UTC), ends.astimezone(UTC))
 
 
-def _moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
+def parse_moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
+    """Read one bound of a period: a date-time, or where a day of `zone` begins or ends.
+
+    Raises:
+        InvalidRequest: not ISO 8601.
+    """
     try:
         if len(text) == len("2026-11-20"):
             day = date.fromisoformat(text) + timedelta(days=1 if is_end else 0)

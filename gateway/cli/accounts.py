@@ -9,10 +9,19 @@ import typer
 
 from gateway.bootstrap import Core
 from gateway.cli.amounts import parse_duration
-from gateway.cli.output import JsonOption, console, fields, print_json, refuse, run, show
+from gateway.cli.output import (
+    JsonOption,
+    console,
+    fields,
+    invoker,
+    print_json,
+    refuse,
+    run,
+    show,
+)
 from gateway.db.engine import TenantSession
 from gateway.domain import Scope, SecretText
-from gateway.tenancy import api_keys
+from gateway.tenancy import api_keys, users
 from gateway.tenancy import credentials as vaulted
 from gateway.tenancy import tenants as tenancy
 from gateway.tenancy.api_keys import IssuedKey
@@ -43,18 +52,18 @@ def create_key(
     unknown = sorted(set(wanted or ()) - set(Scope))
     if unknown:
         raise typer.BadParameter(f"unknown scope {unknown[0]}; choose from {', '.join(Scope)}")
-    expires_at = None if expires is None else datetime.now(UTC) + parse_duration(expires)
+    expires_at = None if expires is None else _moment_in(expires)
 
     async def work(core: Core) -> IssuedKey:
         allowed = _names(models)
         strange = sorted(set(allowed or ()) - set(core.catalog.models))
         if strange:
             refuse(f"There is no model {strange[0]}. GET /v1/models lists them.")
-        async with core.database.operator() as session:
+        async with core.database.operator(by=invoker()) as session:
             owner = await tenancy.find(session, tenant)
             tenant_session = TenantSession(session)
             user_id = (
-                None if user is None else await tenancy.ensure_user(tenant_session, owner.id, user)
+                None if user is None else await users.ensure_user(tenant_session, owner.id, user)
             )
             return await api_keys.issue(
                 tenant_session,
@@ -78,11 +87,11 @@ def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
         async with core.database.operator() as session:
             owner = await tenancy.find(session, tenant)
             found = await api_keys.list_keys(TenantSession(session), owner.id)
-            users = await tenancy.user_names(TenantSession(session), owner.id)
+            names = await users.user_names(TenantSession(session), owner.id)
         return [
             {
                 **fields(key, "id", "livemode", "last4", "scopes", "models"),
-                "user": None if key.user_id is None else users[key.user_id],
+                "user": None if key.user_id is None else names[key.user_id],
                 **fields(key, "expires_at", "revoked_at", "created_at"),
             }
             for key in found
@@ -129,7 +138,7 @@ def roll_key(
     grace_time = parse_duration(grace)
 
     async def work(core: Core) -> IssuedKey:
-        async with core.database.operator() as session:
+        async with core.database.operator(by=invoker()) as session:
             return await api_keys.roll(session, key_id, pepper=core.pepper, grace=grace_time)
 
     _show_issued(run(work), as_json=as_json)
@@ -143,7 +152,7 @@ def revoke_key(
     """End a key now, on every worker within a second."""
 
     async def work(core: Core) -> None:
-        async with core.database.operator() as session:
+        async with core.database.operator(by=invoker()) as session:
             await api_keys.revoke(session, key_id)
 
     run(work)
@@ -188,8 +197,8 @@ def set_credential(
     async def work(core: Core) -> vaulted.CredentialInfo:
         async with core.database.operator() as session:
             owner = await tenancy.find(session, tenant)
-        async with core.database.tenant(owner.id) as session:
-            user_id = None if user is None else await tenancy.ensure_user(session, owner.id, user)
+        async with core.database.tenant(owner.id, by=invoker()) as session:
+            user_id = None if user is None else await users.ensure_user(session, owner.id, user)
             return await vaulted.store(
                 session,
                 owner.id,
@@ -201,7 +210,7 @@ def set_credential(
 
     info = run(work)
     if as_json:
-        print_json(info)
+        print_json(fields(info, "provider", "owner", "user_id", "last4", "updated_at"))
     else:
         console.print(f"The {info.owner}'s {info.provider} key …{info.last4} is stored.")
 
@@ -213,13 +222,13 @@ def list_credentials(tenant: TenantOption, as_json: JsonOption = False) -> None:
     async def work(core: Core) -> list[dict[str, object]]:
         async with core.database.operator() as session:
             owner = await tenancy.find(session, tenant)
-            users = await tenancy.user_names(TenantSession(session), owner.id)
+            names = await users.user_names(TenantSession(session), owner.id)
             found = await vaulted.list_credentials(TenantSession(session), owner.id)
         return [
             {
                 "provider": info.provider,
                 "owner": info.owner,
-                "user": None if info.user_id is None else users[info.user_id],
+                "user": None if info.user_id is None else names[info.user_id],
                 "key": f"…{info.last4}",
                 "updated_at": info.updated_at,
             }
@@ -241,8 +250,8 @@ def delete_credential(
     async def work(core: Core) -> None:
         async with core.database.operator() as session:
             owner = await tenancy.find(session, tenant)
-        async with core.database.tenant(owner.id) as session:
-            user_id = None if user is None else await tenancy.ensure_user(session, owner.id, user)
+        async with core.database.tenant(owner.id, by=invoker()) as session:
+            user_id = None if user is None else await users.ensure_user(session, owner.id, user)
             await vaulted.delete(session, owner.id, user_id=user_id, provider=provider)
 
     run(work)
@@ -250,6 +259,13 @@ def delete_credential(
         print_json({"provider": provider, "deleted": True})
     else:
         console.print(f"The {provider} key is deleted.")
+
+
+def _moment_in(duration: str) -> datetime:
+    try:
+        return datetime.now(UTC) + parse_duration(duration)
+    except OverflowError:
+        raise typer.BadParameter(f"{duration!r} ends after the last day of the calendar") from None
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -15,12 +15,12 @@ from gateway.billing import prices as pricing
 from gateway.billing import usage as reporting
 from gateway.bootstrap import Core
 from gateway.cli.accounts import TenantOption, UserOption
-from gateway.cli.output import JsonOption, console, print_json, refuse, run, show
+from gateway.cli.output import JsonOption, console, invoker, print_json, refuse, run, show
 from gateway.db.engine import TenantSession
 from gateway.domain import Price, SeedPrice
 from gateway.money import format_usd, format_usd_short, parse_usd
 from gateway.rest.usage import render_budget, render_report, report_csv
-from gateway.tenancy import tenants
+from gateway.tenancy import tenants, users
 
 budgets = typer.Typer(help="Money limits, held before each call.", no_args_is_help=True)
 prices = typer.Typer(help="Price versions; never edited, only added.", no_args_is_help=True)
@@ -53,8 +53,8 @@ def set_budget(
     async def work(core: Core) -> budgeting.Budget:
         async with core.database.operator() as session:
             owner = await tenants.find(session, tenant)
-        async with core.database.tenant(owner.id) as session:
-            user_id = None if user is None else await tenants.find_user(session, owner.id, user)
+        async with core.database.tenant(owner.id, by=invoker()) as session:
+            user_id = None if user is None else await users.find_user(session, owner.id, user)
             return await budgeting.set_limit(
                 session,
                 owner.id,
@@ -197,12 +197,8 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
 
     async def work(core: Core) -> list[Price]:
         for name, _, _ in versions:
-            model = core.catalog.models.get(name)
-            if model is not None and model.priced_as != name:
-                refuse(f"{name} has the price of {model.priced_as}: add a version for that.")
-            if name not in pricing.list_prices_of(core.catalog.models.values()):
-                refuse(f"There is no price {name} in the catalogue; see `gateway prices list`.")
-        async with core.database.operator() as session:
+            pricing.check_name(name, core.catalog.models)
+        async with core.database.operator(by=invoker()) as session:
             return [
                 await pricing.add(session, model, rates, effective_from=start)
                 for model, rates, start in versions

@@ -26,8 +26,19 @@ from gateway.bootstrap import (
     open_core,
     open_gateway,
 )
-from gateway.cli.output import JsonOption, console, errors, guarded, print_json, refuse, run, show
+from gateway.cli.output import (
+    JsonOption,
+    console,
+    errors,
+    guarded,
+    invoker,
+    print_json,
+    refuse,
+    run,
+    show,
+)
 from gateway.config import Settings, export_to_workers, load_settings
+from gateway.db.audit import Action, record
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.images.storage import new_image_id, open_store
 from gateway.main import create_app, spare_garbage_collector
@@ -353,7 +364,13 @@ async def _rotate(core: Core, *, prune: bool) -> dict[str, object]:
         _add_key(keys, keys.path)
     with errors.status("Re-wrapping data keys …"):
         count = await rewrap_all(core.database, keys)
-    return {"master_key": keys.wrapping()[0], "rewrapped": count, "removed": removed}
+    done = {"rewrapped": count, "removed": removed}
+    key_id = keys.wrapping()[0]
+    async with core.database.operator(by=invoker()) as session:
+        await record(
+            session, Action.MASTER_KEY_ROTATED, tenant_id=None, object_id=key_id, after=done
+        )
+    return {"master_key": key_id, **done}
 
 
 def _add_key(keys: MasterKeys, path: Path) -> None:

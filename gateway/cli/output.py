@@ -10,12 +10,14 @@ from datetime import datetime
 from typing import Annotated, Any, NoReturn, TypeVar
 from uuid import UUID
 
+import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from gateway.bootstrap import Core, open_core
 from gateway.config import load_settings
+from gateway.domain import Actor
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.telemetry import configure_logging
 
@@ -37,6 +39,11 @@ def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
             return await work(opened_core)
 
     return guarded(lambda: asyncio.run(opened()))
+
+
+def invoker() -> Actor:
+    """Whoever runs this command, as the audit trail names him: by his login on this machine."""
+    return Actor("cli", psutil.Process().username())
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import typer
 
 from gateway.bootstrap import Core
 from gateway.cli.amounts import format_bytes, format_seconds, parse_bytes, parse_duration
-from gateway.cli.output import JsonOption, console, fields, print_json, run, show
+from gateway.cli.output import JsonOption, console, fields, invoker, print_json, run, show
 from gateway.tenancy import tenants as tenancy
 from gateway.tenancy.tenants import UNCHANGED, Tenant
 
@@ -32,7 +32,7 @@ def create_tenant(
     """Make a tenant."""
 
     async def work(core: Core) -> Tenant:
-        async with core.database.operator() as session:
+        async with core.database.operator(by=invoker()) as session:
             return await tenancy.create(session, name, time_zone=time_zone)
 
     tenant = run(work)
@@ -94,7 +94,7 @@ def set_tenant(
     cap = UNCHANGED if max_image_bytes is None else _cap_bytes(max_image_bytes)
 
     async def work(core: Core) -> Tenant:
-        async with core.database.operator() as session:
+        async with core.database.operator(by=invoker()) as session:
             return await tenancy.set_settings(
                 session,
                 tenant,
@@ -133,7 +133,7 @@ def resume_tenant(tenant: str, as_json: JsonOption = False) -> None:
 
 def _set_status(name: str, status: str, *, as_json: bool) -> None:
     async def work(core: Core) -> Tenant:
-        async with core.database.operator() as session:
+        async with core.database.operator(by=invoker()) as session:
             return await tenancy.set_status(session, name, status)
 
     tenant = run(work)

@@ -11,12 +11,13 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy import Row, text
+from sqlalchemy import Row, func, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from gateway.domain import THE_GATEWAY, Actor
 from gateway.errors import ConfigurationError, Unavailable
 
 APP_ROLE = "image_gateway_app"
@@ -28,6 +29,9 @@ IGNORED_PARAMETERS = frozenset(
 )
 """What hosted databases print into their addresses, and the driver has no use for."""
 CONFLICT_ATTEMPTS = 5
+
+ACTOR = "actor"
+"""Under this name a session carries who makes the changes of its transaction."""
 
 TenantSession = NewType("TenantSession", AsyncSession)
 """A transaction that sees one tenant's rows."""
@@ -77,30 +81,38 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def tenant(self, tenant_id: UUID) -> AsyncIterator[TenantSession]:
+    async def tenant(
+        self, tenant_id: UUID, *, by: Actor = THE_GATEWAY
+    ) -> AsyncIterator[TenantSession]:
         """One transaction that sees the rows of `tenant_id` only; commits at the end.
+
+        The audit trail says of what it changes that it was changed `by` that actor.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
         """
-        async with self._transaction("gateway.tenant_id", str(tenant_id)) as session:
+        async with self._transaction("gateway.tenant_id", str(tenant_id), by) as session:
             yield TenantSession(session)
 
     @asynccontextmanager
-    async def operator(self) -> AsyncIterator[OperatorSession]:
+    async def operator(self, *, by: Actor = THE_GATEWAY) -> AsyncIterator[OperatorSession]:
         """One transaction that sees every tenant's rows; commits at the end.
+
+        The audit trail says of what it changes that it was changed `by` that actor.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
         """
-        async with self._transaction("gateway.operator", "on") as session:
+        async with self._transaction("gateway.operator", "on", by) as session:
             yield OperatorSession(session)
 
     @asynccontextmanager
-    async def _transaction(self, setting: str, value: str) -> AsyncIterator[AsyncSession]:
+    async def _transaction(
+        self, setting: str, value: str, by: Actor
+    ) -> AsyncIterator[AsyncSession]:
         try:
             async with (
-                AsyncSession(self._engine, expire_on_commit=False) as session,
+                AsyncSession(self._engine, expire_on_commit=False, info={ACTOR: by}) as session,
                 session.begin(),
             ):
                 await session.execute(
@@ -154,6 +166,16 @@ class Database:
             return await asyncpg.connect(**arguments)
         except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
             raise DatabaseUnavailable from error
+
+
+async def one_at_a_time(session: TenantSession, tenant_id: UUID) -> None:
+    """Wait for other changes of this tenant that must not meet: two first ones would both insert.
+
+    Until the end of the transaction; readers do not wait.
+    """
+    await session.execute(
+        select(func.pg_advisory_xact_lock(func.hashtextextended(str(tenant_id), 0)))
+    )
 
 
 class Lane:

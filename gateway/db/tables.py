@@ -179,6 +179,11 @@ class PriceRow(Table):
             name="price_not_negative",
         ),
         CheckConstraint("per_image_nano >= 0", name="price_per_image_not_negative"),
+        CheckConstraint(
+            "greatest(text_input_nano, image_input_nano, image_output_nano, text_output_nano,"
+            " per_image_nano) <= 10000000000000",
+            name="price_bounded",
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -193,7 +198,11 @@ class PriceRow(Table):
 
 
 class BudgetRow(Table):
-    """A money limit for a tenant, one of its users or one of its keys, per window."""
+    """A money limit for a tenant, one of its users or one of its keys, per window.
+
+    A removed budget stays for its periods, in which calls may yet be settled; its limit is then the
+    highest there is, so that it binds nobody.
+    """
 
     __tablename__ = "budget"
     __table_args__ = (
@@ -216,6 +225,9 @@ class BudgetRow(Table):
         CheckConstraint("period IN ('day', 'week', 'month', 'total')", name="budget_period_name"),
         CheckConstraint("limit_nano BETWEEN 0 AND 1000000000000000000", name="budget_limit"),
         CheckConstraint("api_key_id IS NULL OR user_id IS NULL", name="budget_one_owner"),
+        CheckConstraint(
+            "removed_at IS NULL OR limit_nano = 1000000000000000000", name="budget_removed"
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -227,6 +239,7 @@ class BudgetRow(Table):
     limit_nano: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    removed_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class RateLimitRow(Table):
@@ -277,6 +290,7 @@ class BudgetPeriodRow(Table):
     __table_args__ = (
         UniqueConstraint("budget_id", "period_start", name="budget_period_start"),
         CheckConstraint("spent_nano >= 0 AND held_nano >= 0", name="budget_period_not_negative"),
+        CheckConstraint("ceiling_nano >= 0 AND breach_nano >= 0", name="budget_period_bounds"),
         {"postgresql_with": {"fillfactor": "50"}},
     )
 
@@ -306,12 +320,14 @@ class ReservationRow(Table):
         CheckConstraint(
             "(state IN ('held', 'unknown')) = (final_nano IS NULL)", name="reservation_final"
         ),
+        CheckConstraint("final_nano >= 0", name="reservation_final_not_negative"),
         Index(
             "reservation_open",
             "deadline_at",
             postgresql_where=text("state IN ('held', 'unknown')"),
         ),
         Index("reservation_tenant", "tenant_id", "admitted_at"),
+        Index("reservation_estimated", "id", postgresql_where=text("state = 'posted_est'")),
         CheckConstraint(
             "length(idempotency_key) BETWEEN 1 AND 255", name="reservation_idempotency_key"
         ),
@@ -363,6 +379,7 @@ class LedgerRow(Table):
         CheckConstraint(
             "kind IN ('hold', 'post', 'post_est', 'void', 'adjust')", name="ledger_kind"
         ),
+        CheckConstraint("amount_nano >= 0 OR kind = 'adjust'", name="ledger_amount"),
         Index(
             "ledger_report", "tenant_id", "livemode", "at", postgresql_where=text("kind <> 'hold'")
         ),
@@ -438,3 +455,28 @@ class SweepRow(Table):
     due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     store_mark: Mapped[str | None] = mapped_column(Text)
     store_since: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class AuditRow(Table):
+    """One change that somebody made: who, what, from what, to what. Never edited, never deleted.
+
+    `tenant_id` is null for what belongs to no tenant: prices, admin keys, the master key.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("audit_at", "at", "id"),
+        Index("audit_tenant", "tenant_id", "at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    # The moment of the change, not of its transaction: two of one transaction keep their order.
+    at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
+    actor_type: Mapped[str] = mapped_column(Text)
+    actor_id: Mapped[str] = mapped_column(Text)
+    request_id: Mapped[str | None] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text)
+    tenant_id: Mapped[UUID | None]
+    object_id: Mapped[str] = mapped_column(Text)
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))

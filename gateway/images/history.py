@@ -13,9 +13,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_, update
 
 from gateway import telemetry
+from gateway.db.audit import Action, record
 from gateway.db.engine import Database, TenantSession
 from gateway.db.tables import ImageRow, LedgerRow, ReservationRow, TenantRow
-from gateway.domain import Caller, CostStatus
+from gateway.domain import Actor, Caller, CostStatus
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
 from gateway.images.retention import delete_files, mark_deleted
 from gateway.images.storage import ImageStore, is_image_id
@@ -134,7 +135,7 @@ async def storage_stats(session: TenantSession, caller: Caller) -> StorageStats:
 
 
 async def delete_image(
-    database: Database, store: ImageStore, caller: Caller, image_id: str
+    database: Database, store: ImageStore, caller: Caller, image_id: str, *, by: Actor
 ) -> None:
     """Forget an image for good: row, file, thumbnail and prompt.
 
@@ -144,7 +145,7 @@ async def delete_image(
     Raises:
         NotFound: there is none, or no longer, or it is not the caller's.
     """
-    async with database.tenant(caller.tenant_id) as session:
+    async with database.tenant(caller.tenant_id, by=by) as session:
         path = await _expire(session, caller, image_id)
     try:
         await delete_files(store, path)
@@ -158,15 +159,24 @@ async def delete_image(
 async def _expire(session: TenantSession, caller: Caller, image_id: str) -> str:
     if not is_image_id(image_id):
         raise _not_found(image_id)
-    path = await session.scalar(
+    expired = await session.execute(
         update(ImageRow)
         .where(ImageRow.id == image_id, *_own(caller), *_living())
         .values(expires_at=func.now(), prompt=None, prompt_hash=None)
-        .returning(ImageRow.path)
+        .returning(ImageRow.path, ImageRow.livemode, ImageRow.user_id, ImageRow.created_at)
         .execution_options(synchronize_session=False)
     )
-    if path is None:
+    row = expired.one_or_none()
+    if row is None:
         raise _not_found(image_id)
+    await record(
+        session,
+        Action.IMAGE_DELETED,
+        tenant_id=caller.tenant_id,
+        object_id=image_id,
+        before={"livemode": row.livemode, "user_id": row.user_id, "created_at": row.created_at},
+    )
+    path: str = row.path
     return path
 
 

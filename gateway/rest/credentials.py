@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from gateway.domain import Caller, SecretText
 from gateway.errors import Forbidden
-from gateway.rest.dependencies import CredentialWriter, GatewayDep, read_json_object
+from gateway.rest.dependencies import ActorDep, CredentialWriter, GatewayDep, read_json_object
 from gateway.rest.schemas import CredentialAnswer, CredentialBody
 from gateway.tenancy import credentials
 from gateway.tenancy.credentials import CredentialInfo
@@ -23,7 +23,11 @@ BODY = {
 
 @router.put(PATH, summary="Store or replace the own provider key", openapi_extra=BODY)
 async def put_credential(
-    provider: str, request: Request, gateway: GatewayDep, caller: CredentialWriter
+    provider: str,
+    request: Request,
+    gateway: GatewayDep,
+    caller: CredentialWriter,
+    actor: ActorDep,
 ) -> CredentialAnswer:
     """A key bound to a user stores that user's credential, any other key the tenant's."""
     _require_live(caller)
@@ -34,7 +38,7 @@ async def put_credential(
     except ValidationError as error:
         # Inputs are left out: one of them may be the secret under a mistyped name.
         raise RequestValidationError(error.errors(include_input=False)) from None
-    async with gateway.database.tenant(caller.tenant_id) as session:
+    async with gateway.database.tenant(caller.tenant_id, by=actor) as session:
         stored = await credentials.store(
             session,
             caller.tenant_id,
@@ -63,12 +67,12 @@ async def get_credential(
 
 @router.delete(PATH, summary="Forget the own provider key", status_code=204)
 async def delete_credential(
-    provider: str, gateway: GatewayDep, caller: CredentialWriter
+    provider: str, gateway: GatewayDep, caller: CredentialWriter, actor: ActorDep
 ) -> Response:
     """Calls use the tenant's or the house's key from then on."""
     _require_live(caller)
     credentials.check_provider(provider)
-    async with gateway.database.tenant(caller.tenant_id) as session:
+    async with gateway.database.tenant(caller.tenant_id, by=actor) as session:
         await credentials.delete(
             session, caller.tenant_id, user_id=caller.user_id, provider=provider
         )

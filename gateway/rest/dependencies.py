@@ -8,8 +8,8 @@ from starlette.requests import ClientDisconnect
 
 from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
-from gateway.domain import Caller, Scope
-from gateway.errors import InvalidRequest, PayloadTooLarge
+from gateway.domain import Actor, Caller, Operator, Scope
+from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from gateway.rest.uploads import UploadReader
 
 # Dependencies are coroutines even where they await nothing: the framework would run a plain
@@ -34,6 +34,29 @@ async def get_caller(request: Request) -> Caller:
     return caller
 
 
+async def get_operator(request: Request) -> Operator:
+    """The operator behind the request's admin key.
+
+    Raises:
+        Forbidden: the key is a tenant's.
+    """
+    caller: Caller | Operator = request.state.caller
+    if not isinstance(caller, Operator):
+        raise Forbidden("This route needs an admin key (igw_admin_…).")
+    return caller
+
+
+async def get_actor(request: Request) -> Actor:
+    """Whom the audit trail names for what this request changes."""
+    caller: Caller | Operator = request.state.caller
+    request_id: str = request.state.request_id
+    if isinstance(caller, Operator):
+        return Actor("operator_key", str(caller.operator_key_id), request_id)
+    if caller.api_key_id is not None:
+        return Actor("api_key", str(caller.api_key_id), request_id)
+    return Actor("user", str(caller.user_id), request_id)
+
+
 class _Scoped:
     """A dependency that gives the caller if his key has the scope."""
 
@@ -49,6 +72,8 @@ class _Scoped:
 GatewayDep = Annotated[Gateway, Depends(get_gateway)]
 UploadsDep = Annotated[UploadReader, Depends(get_uploads)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
+OperatorDep = Annotated[Operator, Depends(get_operator)]
+ActorDep = Annotated[Actor, Depends(get_actor)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
 ImageReader = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]

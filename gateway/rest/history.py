@@ -11,7 +11,7 @@ from gateway.images.history import HostedImage
 from gateway.images.links import LinkKind
 from gateway.images.retention import link_expiry
 from gateway.money import NanoUsd, format_usd
-from gateway.rest.dependencies import GatewayDep, ImageReader, ImageWriter
+from gateway.rest.dependencies import ActorDep, GatewayDep, ImageReader, ImageWriter
 from gateway.rest.schemas import (
     ErrorAnswer,
     GenerationOfImage,
@@ -61,10 +61,12 @@ async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageReader) -> Ima
 
 
 @router.delete(ONE_IMAGE, summary="Delete an image", responses=ERRORS)
-async def delete_image(rest: Rest, gateway: GatewayDep, caller: ImageWriter) -> ImageDeleted:
+async def delete_image(
+    rest: Rest, gateway: GatewayDep, caller: ImageWriter, actor: ActorDep
+) -> ImageDeleted:
     """Forget image, thumbnail and prompt for good; what it cost stays in the ledger."""
     image_id = f"img_{rest}"
-    await history.delete_image(gateway.database, gateway.store, caller, image_id)
+    await history.delete_image(gateway.database, gateway.store, caller, image_id, by=actor)
     return ImageDeleted(id=image_id)
 
 

@@ -218,11 +218,11 @@ class ImageDeleted(BaseModel):
 class CredentialBody(BaseModel):
     """A provider key to store."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    secret: SecretStr = Field(
-        validation_alias=AliasChoices("secret", "api_key"), examples=["sk-proj-…"]
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"secret": "sk-proj-…"}]}
     )
+
+    secret: SecretStr = Field(validation_alias=AliasChoices("secret", "api_key"))
 
 
 class CredentialAnswer(BaseModel):

@@ -40,13 +40,7 @@ async def get_usage(  # noqa: PLR0917 - FastAPI passes query parameters by name
             group_by=fields,
             user_id=caller.user_id,
         )
-    if format == "csv":
-        return Response(
-            report_csv(report),
-            media_type="text/csv; charset=utf-8",
-            headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
-        )
-    return Response(orjson.dumps(render_report(report)), media_type="application/json")
+    return report_answer(report, format)
 
 
 @router.get("/v1/budgets", summary="Budgets and what they have left")
@@ -55,6 +49,17 @@ async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, obj
     async with gateway.database.tenant(caller.tenant_id) as session:
         applying = await budgets.for_caller(session, caller)
     return {"object": "list", "data": [render_budget(budget) for budget in applying]}
+
+
+def report_answer(report: UsageReport, as_format: Literal["json", "csv"]) -> Response:
+    """The report as it leaves."""
+    if as_format == "csv":
+        return Response(
+            report_csv(report),
+            media_type="text/csv; charset=utf-8",
+            headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
+        )
+    return Response(orjson.dumps(render_report(report)), media_type="application/json")
 
 
 def render_budget(budget: budgets.Budget) -> dict[str, object]:

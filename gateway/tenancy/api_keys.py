@@ -3,37 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select
 
+from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession, TenantSession
+from gateway.db.pages import Page, page_of
 from gateway.db.tables import ApiKeyRow, OperatorKeyRow
 from gateway.domain import Caller, Operator, Scope, SecretText, TenantSettings, new_id
-from gateway.errors import NotFound, Unauthenticated
+from gateway.errors import InvalidRequest, NotFound, Unauthenticated
 from gateway.tenancy import key_format
 from gateway.tenancy.rate_limits import read_limits
 from gateway.tenancy.tenants import refuse_suspended
+from gateway.tenancy.users import check_user
 
-
-@dataclass(frozen=True, slots=True)
-class IssuedKey:
-    """A new key; its secret is known only now."""
-
-    id: UUID
-    secret: SecretText
-    livemode: bool
-    scopes: tuple[str, ...]
-    models: tuple[str, ...] | None
-    expires_at: datetime | None
+MAX_LIFETIME = timedelta(days=3653)
+MAX_GRACE = timedelta(days=366)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
-    """What may be shown of a key."""
+    """What may be shown of a key.
+
+    `root_id`: the first of a line of rolled keys, which budgets and reports name for all of them.
+    """
 
     id: UUID
+    root_id: UUID
     user_id: UUID | None
     last4: str
     livemode: bool
@@ -42,6 +41,13 @@ class KeyInfo:
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedKey(KeyInfo):
+    """A new key; its secret is known only now."""
+
+    secret: SecretText
 
 
 class ApiKeys:
@@ -128,35 +134,41 @@ async def issue(
     scopes: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     expires_at: datetime | None = None,
-    root_id: UUID | None = None,
 ) -> IssuedKey:
-    """Make a key for a tenant, or for one of its users; the database keeps only its HMAC."""
-    secret = key_format.new_key("live" if livemode else "test")
-    granted = tuple(sorted(scopes)) if scopes is not None else tuple(sorted(Scope))
-    key_id = new_id()
-    session.add(
-        ApiKeyRow(
-            id=key_id,
-            tenant_id=tenant_id,
-            user_id=user_id,
-            root_id=root_id or key_id,
-            digest=key_format.digest(pepper, secret.reveal()),
-            last4=secret.reveal()[-4:],
-            livemode=livemode,
-            scopes=list(granted),
-            models=None if models is None else sorted(models),
-            expires_at=expires_at,
+    """Make a key for a tenant, or for one of its users; the database keeps only its HMAC.
+
+    Raises:
+        InvalidRequest: an unknown scope, or a life of more than ten years.
+        NotFound: the user is not this tenant's.
+    """
+    unknown = sorted(set(scopes or ()) - set(Scope))
+    if unknown:
+        raise InvalidRequest(
+            f"There is no scope {unknown[0]!r}. Choose from: {', '.join(Scope)}.", param="scopes"
         )
-    )
-    await session.flush()
-    return IssuedKey(
-        id=key_id,
-        secret=secret,
+    if expires_at is not None and expires_at > datetime.now(UTC) + MAX_LIFETIME:
+        raise InvalidRequest("A key lives for ten years at most.", param="expires_at")
+    if user_id is not None:
+        await check_user(session, tenant_id, user_id)
+    secret, row = _new_key(
+        tenant_id,
+        pepper=pepper,
         livemode=livemode,
-        scopes=granted,
-        models=None if models is None else tuple(sorted(models)),
+        user_id=user_id,
+        scopes=scopes if scopes is not None else tuple(Scope),
+        models=models,
         expires_at=expires_at,
     )
+    session.add(row)
+    await session.flush()
+    await record(
+        session,
+        Action.API_KEY_ISSUED,
+        tenant_id=tenant_id,
+        object_id=row.id,
+        after=_shown(row),
+    )
+    return _issued(row, secret)
 
 
 async def list_keys(session: TenantSession, tenant_id: UUID) -> list[KeyInfo]:
@@ -166,53 +178,70 @@ async def list_keys(session: TenantSession, tenant_id: UUID) -> list[KeyInfo]:
         .where(ApiKeyRow.tenant_id == tenant_id)
         .order_by(ApiKeyRow.created_at.desc(), ApiKeyRow.id.desc())
     )
-    return [
-        KeyInfo(
-            id=row.id,
-            user_id=row.user_id,
-            last4=row.last4,
-            livemode=row.livemode,
-            scopes=tuple(row.scopes),
-            models=None if row.models is None else tuple(row.models),
-            expires_at=row.expires_at,
-            revoked_at=row.revoked_at,
-            created_at=row.created_at,
-        )
-        for row in rows
-    ]
+    return [_info(row) for row in rows]
 
 
-async def revoke(session: OperatorSession, key_id: UUID) -> None:
-    """End a key now; every worker hears of it within a second.
+async def list_page(
+    session: TenantSession, tenant_id: UUID, *, limit: int, after: UUID | None = None
+) -> Page[KeyInfo]:
+    """Keys of the tenant, newest first, from the one behind `after` on."""
+    query = (
+        select(ApiKeyRow)
+        .where(ApiKeyRow.tenant_id == tenant_id)
+        .order_by(ApiKeyRow.id.desc())
+        .limit(limit + 1)
+    )
+    if after is not None:
+        query = query.where(ApiKeyRow.id < after)
+    return page_of([_info(row) for row in await session.scalars(query)], limit)
+
+
+async def revoke(session: OperatorSession | TenantSession, key_id: UUID) -> KeyInfo:
+    """End a key now; every worker hears of it within a second. One that has ended stays so.
 
     Raises:
-        NotFound: there is no such key.
+        NotFound: there is no such key that this session sees.
     """
-    changed = await session.execute(
-        update(ApiKeyRow)
-        .where(ApiKeyRow.id == key_id)
-        .values(revoked_at=func.coalesce(ApiKeyRow.revoked_at, func.now()))
-        .returning(ApiKeyRow.id)
+    row = await session.get(ApiKeyRow, key_id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"There is no API key {key_id}.", param="key_id")
+    before = _shown(row)
+    if row.revoked_at is None:
+        row.revoked_at = func.now()
+        await session.flush()
+        await session.refresh(row, ["revoked_at"])
+    await record(
+        session,
+        Action.API_KEY_REVOKED,
+        tenant_id=row.tenant_id,
+        object_id=row.id,
+        before=before,
+        after=_shown(row),
     )
-    if changed.first() is None:
-        raise NotFound(f"There is no API key {key_id}.")
+    return _info(row)
 
 
 async def roll(
-    session: OperatorSession, key_id: UUID, *, pepper: bytes, grace: timedelta
+    session: OperatorSession | TenantSession, key_id: UUID, *, pepper: bytes, grace: timedelta
 ) -> IssuedKey:
     """Issue a twin of a key, with its budgets; the old one stays valid for `grace`.
 
     Raises:
-        NotFound: there is no such key, or it was revoked.
+        InvalidRequest: a grace of more than a year.
+        NotFound: there is no such key that this session sees, or it was revoked.
     """
+    if not timedelta(0) <= grace <= MAX_GRACE:
+        raise InvalidRequest(
+            f"The grace lies between 0 and {int(MAX_GRACE.total_seconds())} seconds, a year.",
+            param="grace_seconds",
+        )
     old = await session.scalar(
         select(ApiKeyRow).where(ApiKeyRow.id == key_id, _is_usable()).with_for_update()
     )
     if old is None:
-        raise NotFound(f"There is no usable API key {key_id}.")
-    issued = await issue(
-        TenantSession(session),
+        raise NotFound(f"There is no usable API key {key_id}.", param="key_id")
+    before = _shown(old)
+    secret, twin = _new_key(
         old.tenant_id,
         pepper=pepper,
         livemode=old.livemode,
@@ -222,18 +251,82 @@ async def roll(
         expires_at=old.expires_at,
         root_id=old.root_id,
     )
+    session.add(twin)
     ends_at = datetime.now(UTC) + grace
-    await session.execute(
-        update(ApiKeyRow)
-        .where(ApiKeyRow.id == key_id)
-        .values(expires_at=func.least(func.coalesce(ApiKeyRow.expires_at, ends_at), ends_at))
+    old.expires_at = min(old.expires_at or ends_at, ends_at)
+    await session.flush()
+    await record(
+        session,
+        Action.API_KEY_ROLLED,
+        tenant_id=old.tenant_id,
+        object_id=old.id,
+        before=before,
+        after=_shown(old) | {"twin": {"id": twin.id, **_shown(twin)}},
     )
-    return issued
+    return _issued(twin, secret)
+
+
+def _new_key(
+    tenant_id: UUID,
+    *,
+    pepper: bytes,
+    livemode: bool,
+    user_id: UUID | None,
+    scopes: Sequence[str],
+    models: Sequence[str] | None,
+    expires_at: datetime | None,
+    root_id: UUID | None = None,
+) -> tuple[SecretText, ApiKeyRow]:
+    """A secret, and the row that knows it by its digest alone."""
+    secret = key_format.new_key("live" if livemode else "test")
+    key_id = new_id()
+    row = ApiKeyRow(
+        id=key_id,
+        tenant_id=tenant_id,
+        user_id=user_id,
+        root_id=root_id or key_id,
+        digest=key_format.digest(pepper, secret.reveal()),
+        last4=secret.reveal()[-4:],
+        livemode=livemode,
+        scopes=sorted(set(scopes)),
+        models=None if models is None else sorted(set(models)),
+        expires_at=expires_at,
+        revoked_at=None,
+    )
+    return secret, row
+
+
+def _info(row: ApiKeyRow) -> KeyInfo:
+    return KeyInfo(**_public(row))
+
+
+def _issued(row: ApiKeyRow, secret: SecretText) -> IssuedKey:
+    return IssuedKey(**_public(row), secret=secret)
+
+
+def _public(row: ApiKeyRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "root_id": row.root_id,
+        "user_id": row.user_id,
+        "last4": row.last4,
+        "livemode": row.livemode,
+        "scopes": tuple(row.scopes),
+        "models": None if row.models is None else tuple(row.models),
+        "expires_at": row.expires_at,
+        "revoked_at": row.revoked_at,
+        "created_at": row.created_at,
+    }
+
+
+def _shown(row: ApiKeyRow) -> dict[str, object]:
+    """What the audit trail says of a key: neither secret nor digest."""
+    return {name: value for name, value in _public(row).items() if name not in {"id", "created_at"}}
 
 
 def _is_usable() -> ColumnElement[bool]:
     return ApiKeyRow.revoked_at.is_(None) & or_(
-        ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()
+        ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.clock_timestamp()
     )
 
 
@@ -242,7 +335,15 @@ async def add_operator_key(session: OperatorSession, *, pepper: bytes, secret: S
     digest = key_format.digest(pepper, secret.reveal())
     known = await session.scalar(select(OperatorKeyRow.id).where(OperatorKeyRow.digest == digest))
     if known is None:
-        session.add(OperatorKeyRow(id=new_id(), digest=digest, last4=secret.reveal()[-4:]))
+        row = OperatorKeyRow(id=new_id(), digest=digest, last4=secret.reveal()[-4:])
+        session.add(row)
+        await record(
+            session,
+            Action.OPERATOR_KEY_CREATED,
+            tenant_id=None,
+            object_id=row.id,
+            after={"last4": row.last4},
+        )
 
 
 async def has_operator_key(session: OperatorSession) -> bool:

@@ -11,13 +11,15 @@ from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import Select, func, select
-from sqlalchemy import delete as sql_delete
 
+from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
-from gateway.db.engine import Database, TenantSession
+from gateway.db.engine import Database, TenantSession, one_at_a_time
+from gateway.db.pages import Page, page_of
 from gateway.db.tables import CredentialRow
 from gateway.domain import Caller, SecretText, new_id
 from gateway.errors import InvalidRequest, NotConfigured, NotFound
+from gateway.tenancy.users import check_user
 from gateway.tenancy.vault import Vault
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
@@ -30,11 +32,18 @@ _SECRET_FORM = re.compile(r"[\x21-\x7e]+")
 class CredentialInfo:
     """What may be shown of a credential."""
 
+    id: UUID
     provider: str
     owner: Literal["user", "tenant"]
     user_id: UUID | None
     last4: str
+    version: int
     updated_at: datetime
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it replaced no earlier one."""
+        return self.version == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +154,8 @@ async def store(
     """Seal and keep a provider key, in place of an earlier one.
 
     Raises:
-        InvalidRequest: unknown provider, or not the form of a key.
+        InvalidRequest: not the form of a key.
+        NotFound: unknown provider, or the user is not this tenant's.
     """
     check_provider(provider)
     text = secret.reveal()
@@ -154,11 +164,11 @@ async def store(
             f"A provider key has {MIN_CHARACTERS} to {MAX_CHARACTERS} characters and no spaces.",
             param="secret",
         )
-    # One at a time per tenant: two first ones at once would both insert.
-    await session.execute(
-        select(func.pg_advisory_xact_lock(func.hashtextextended(str(tenant_id), 0)))
-    )
+    await one_at_a_time(session, tenant_id)
+    if user_id is not None:
+        await check_user(session, tenant_id, user_id)
     row = await session.scalar(_owned(tenant_id, user_id, provider))
+    before = None if row is None else _shown(row)
     if row is None:
         row = CredentialRow(
             id=new_id(), tenant_id=tenant_id, user_id=user_id, provider=provider, version=0
@@ -172,6 +182,14 @@ async def store(
     session.add(row)
     await session.flush()
     await session.refresh(row, ["updated_at"])
+    await record(
+        session,
+        Action.CREDENTIAL_STORED,
+        tenant_id=tenant_id,
+        object_id=row.id,
+        before=before,
+        after=_shown(row),
+    )
     return _info(row)
 
 
@@ -185,6 +203,21 @@ async def list_credentials(session: TenantSession, tenant_id: UUID) -> list[Cred
     return [_info(row) for row in rows]
 
 
+async def list_page(
+    session: TenantSession, tenant_id: UUID, *, limit: int, after: UUID | None = None
+) -> Page[CredentialInfo]:
+    """Credentials of the tenant and its users, newest first, from the one behind `after` on."""
+    query = (
+        select(CredentialRow)
+        .where(CredentialRow.tenant_id == tenant_id)
+        .order_by(CredentialRow.id.desc())
+        .limit(limit + 1)
+    )
+    if after is not None:
+        query = query.where(CredentialRow.id < after)
+    return page_of([_info(row) for row in await session.scalars(query)], limit)
+
+
 async def get(
     session: TenantSession, tenant_id: UUID, *, user_id: UUID | None, provider: str
 ) -> CredentialInfo:
@@ -195,7 +228,7 @@ async def get(
     """
     row = await session.scalar(_owned(tenant_id, user_id, provider))
     if row is None:
-        raise NotFound(f"No {provider} key is stored here.", param="provider")
+        raise _not_stored(provider)
     return _info(row)
 
 
@@ -207,16 +240,22 @@ async def delete(
     Raises:
         NotFound: there is none.
     """
-    info = await get(session, tenant_id, user_id=user_id, provider=provider)
-    await session.execute(
-        sql_delete(CredentialRow).where(
-            CredentialRow.tenant_id == tenant_id,
-            CredentialRow.provider == info.provider,
-            CredentialRow.user_id.is_(None)
-            if user_id is None
-            else CredentialRow.user_id == user_id,
-        )
+    await one_at_a_time(session, tenant_id)
+    row = await session.scalar(_owned(tenant_id, user_id, provider))
+    if row is None:
+        raise _not_stored(provider)
+    await session.delete(row)
+    await record(
+        session,
+        Action.CREDENTIAL_DELETED,
+        tenant_id=tenant_id,
+        object_id=row.id,
+        before=_shown(row),
     )
+
+
+def _not_stored(provider: str) -> NotFound:
+    return NotFound(f"No {provider} key is stored here.", param="provider")
 
 
 def check_provider(provider: str) -> None:
@@ -233,11 +272,23 @@ def _owned(tenant_id: UUID, user_id: UUID | None, provider: str) -> Select[Crede
     )
 
 
+def _shown(row: CredentialRow) -> dict[str, object]:
+    """What the audit trail says of a credential: neither the secret nor its sealed form."""
+    return {
+        "provider": row.provider,
+        "user_id": row.user_id,
+        "last4": row.last4,
+        "version": row.version,
+    }
+
+
 def _info(row: CredentialRow) -> CredentialInfo:
     return CredentialInfo(
+        id=row.id,
         provider=row.provider,
         owner="tenant" if row.user_id is None else "user",
         user_id=row.user_id,
         last4=row.last4,
+        version=row.version,
         updated_at=row.updated_at,
     )

@@ -1,5 +1,6 @@
-"""Tenants and their users."""
+"""Tenants: the customers that own everything, and what they have chosen."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -7,18 +8,22 @@ from typing import Final
 from uuid import UUID
 from zoneinfo import available_timezones
 
-from sqlalchemy import or_, select, text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 
+from gateway.db.audit import Action, record
 from gateway.db.engine import OperatorSession, TenantSession
-from gateway.db.tables import TenantRow, TenantUserRow
+from gateway.db.pages import Page, page_of
+from gateway.db.tables import TenantRow
 from gateway.domain import new_id
-from gateway.errors import Forbidden, InvalidRequest, NotFound
+from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 
 MAX_NAME_CHARACTERS = 100
 MIN_RETENTION_SECONDS = 60
 MAX_RETENTION_SECONDS = 315_360_000
 MAX_IMAGE_BYTES = 2**63 - 1
+STATUSES = ("active", "suspended")
 
 
 class Unchanged(Enum):
@@ -49,16 +54,11 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
     """Make a tenant.
 
     Raises:
-        InvalidRequest: the name is empty, too long or taken, or the time zone is not known.
+        InvalidRequest: the name cannot be one, or the time zone is not known.
+        Conflict: the name is taken.
     """
-    _check_name(name)
-    known = await session.scalar(
-        text("SELECT 1 FROM pg_timezone_names WHERE name = :name"), {"name": time_zone}
-    )
-    if known is None or time_zone not in available_timezones() - {"localtime"}:
-        raise InvalidRequest(
-            f"{time_zone!r} is not a time zone such as Europe/Madrid.", param="time_zone"
-        )
+    check_name(name)
+    await _check_time_zone(session, time_zone)
     made = await session.execute(
         insert(TenantRow)
         .values(id=new_id(), name=name, time_zone=time_zone)
@@ -67,20 +67,42 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
     )
     tenant_id = made.scalar_one_or_none()
     if tenant_id is None:
-        raise InvalidRequest(f"There is a tenant {name!r} already.", param="name")
-    return await find(session, str(tenant_id))
+        raise _name_taken(name)
+    tenant = await get(session, tenant_id)
+    await record(
+        session,
+        Action.TENANT_CREATED,
+        tenant_id=tenant_id,
+        object_id=tenant_id,
+        after=_shown(tenant),
+    )
+    return tenant
+
+
+async def get(
+    session: OperatorSession | TenantSession, tenant_id: UUID, *, param: str = "tenant_id"
+) -> Tenant:
+    """The tenant with this id, which the request had in `param`.
+
+    Raises:
+        NotFound: there is none that this session sees.
+    """
+    row = await session.get(TenantRow, tenant_id)
+    if row is None:
+        raise NotFound(f"There is no tenant {tenant_id}.", param=param)
+    return _tenant(row)
 
 
 async def find(session: OperatorSession, name_or_id: str) -> Tenant:
-    """The tenant with this name or id.
+    """The tenant with this id or name; where one's name is another's id, the id counts.
 
     Raises:
         NotFound: there is none.
     """
-    matches = [TenantRow.name == name_or_id]
-    if (tenant_id := as_uuid(name_or_id)) is not None:
-        matches.append(TenantRow.id == tenant_id)
-    row = await session.scalar(select(TenantRow).where(or_(*matches)))
+    tenant_id = as_uuid(name_or_id)
+    row = None if tenant_id is None else await session.get(TenantRow, tenant_id)
+    if row is None:
+        row = await session.scalar(select(TenantRow).where(TenantRow.name == name_or_id))
     if row is None:
         raise NotFound(f"There is no tenant {name_or_id!r}. `gateway tenants list` shows them.")
     return _tenant(row)
@@ -93,57 +115,129 @@ async def list_all(session: OperatorSession) -> list[Tenant]:
     ]
 
 
+async def list_page(
+    session: OperatorSession, *, limit: int, after: UUID | None = None, name: str | None = None
+) -> Page[Tenant]:
+    """Tenants (or the one of this name), newest first, from the one behind `after` on."""
+    query = select(TenantRow).order_by(TenantRow.id.desc()).limit(limit + 1)
+    if name is not None:
+        check_name(name)
+        query = query.where(TenantRow.name == name)
+    if after is not None:
+        query = query.where(TenantRow.id < after)
+    return page_of([_tenant(row) for row in await session.scalars(query)], limit)
+
+
 async def set_status(session: OperatorSession, name_or_id: str, status: str) -> Tenant:
     """Suspend (`suspended`) or resume (`active`) a tenant.
 
     Raises:
         NotFound: there is no such tenant.
     """
-    tenant = await find(session, name_or_id)
-    await session.execute(update(TenantRow).where(TenantRow.id == tenant.id).values(status=status))
-    return await find(session, name_or_id)
+    return await set_settings(session, name_or_id, status=status)
 
 
 async def set_settings(
     session: OperatorSession,
     name_or_id: str,
     *,
+    name: str | Unchanged = UNCHANGED,
+    status: str | Unchanged = UNCHANGED,
+    time_zone: str | Unchanged = UNCHANGED,
     continuity: bool | Unchanged = UNCHANGED,
     stores_prompts: bool | Unchanged = UNCHANGED,
     image_retention_seconds: int | Unchanged | None = UNCHANGED,
     max_image_bytes: int | Unchanged | None = UNCHANGED,
 ) -> Tenant:
-    """Change what a tenant has chosen; every worker hears of it at once.
+    """Change a tenant and what it has chosen; every worker hears of it at once.
 
-    A new retention counts for images that are made from now on; a cap for those that are there.
+    A new retention counts for images that are made from now on; a cap for those that are there; a
+    new time zone from the end of each budget's current period on.
 
     Raises:
         NotFound: there is no such tenant.
-        InvalidRequest: a number is out of range.
+        InvalidRequest: a name, status or time zone that cannot be, or a number out of range.
+        Conflict: the new name is taken.
     """
-    if isinstance(image_retention_seconds, int) and not (
-        MIN_RETENTION_SECONDS <= image_retention_seconds <= MAX_RETENTION_SECONDS
-    ):
-        raise InvalidRequest(
-            "Images are kept for at least a minute and at most ten years "
-            f"({MIN_RETENTION_SECONDS} to {MAX_RETENTION_SECONDS} seconds).",
-            param="image_retention_seconds",
-        )
-    if isinstance(max_image_bytes, int) and not 0 <= max_image_bytes <= MAX_IMAGE_BYTES:
-        raise InvalidRequest(
-            "A cap on stored bytes is a number from 0 on, or none.", param="max_image_bytes"
-        )
-    tenant = await find(session, name_or_id)
     given = {
+        "name": name,
+        "status": status,
+        "time_zone": time_zone,
         "continuity": continuity,
         "stores_prompts": stores_prompts,
         "image_retention_seconds": image_retention_seconds,
         "max_image_bytes": max_image_bytes,
     }
-    changes = {name: value for name, value in given.items() if value is not UNCHANGED}
+    changes = {field: value for field, value in given.items() if value is not UNCHANGED}
+    await _check_changes(session, changes)
+    tenant_id = (await find(session, name_or_id)).id
+    row = await session.get_one(TenantRow, tenant_id, with_for_update=True, populate_existing=True)
+    before = _tenant(row)
     if changes:
-        await session.execute(update(TenantRow).where(TenantRow.id == tenant.id).values(**changes))
-    return await find(session, str(tenant.id))
+        await _update(session, tenant_id, changes)
+    after = _tenant(await session.get_one(TenantRow, tenant_id, populate_existing=True))
+    action = {
+        ("active", "suspended"): Action.TENANT_SUSPENDED,
+        ("suspended", "active"): Action.TENANT_RESUMED,
+    }.get((before.status, after.status), Action.TENANT_UPDATED)
+    await record(
+        session,
+        action,
+        tenant_id=tenant_id,
+        object_id=tenant_id,
+        before=_shown(before),
+        after=_shown(after),
+    )
+    return after
+
+
+async def _update(session: OperatorSession, tenant_id: UUID, changes: Mapping[str, object]) -> None:
+    try:
+        async with session.begin_nested():
+            await session.execute(
+                update(TenantRow).where(TenantRow.id == tenant_id).values(**changes)
+            )
+    except IntegrityError:
+        # Everything else was checked before: only a name can be taken meanwhile.
+        raise _name_taken(str(changes["name"])) from None
+
+
+async def _check_changes(session: OperatorSession, changes: Mapping[str, object]) -> None:
+    if isinstance(name := changes.get("name"), str):
+        check_name(name)
+    if (status := changes.get("status", STATUSES[0])) not in STATUSES:
+        raise InvalidRequest(
+            f"A tenant is {' or '.join(STATUSES)}, not {status!r}.", param="status"
+        )
+    if isinstance(time_zone := changes.get("time_zone"), str):
+        await _check_time_zone(session, time_zone)
+    seconds = changes.get("image_retention_seconds")
+    if isinstance(seconds, int) and not MIN_RETENTION_SECONDS <= seconds <= MAX_RETENTION_SECONDS:
+        raise InvalidRequest(
+            "Images are kept for at least a minute and at most ten years "
+            f"({MIN_RETENTION_SECONDS} to {MAX_RETENTION_SECONDS} seconds).",
+            param="image_retention_seconds",
+        )
+    max_bytes = changes.get("max_image_bytes")
+    if isinstance(max_bytes, int) and not 0 <= max_bytes <= MAX_IMAGE_BYTES:
+        raise InvalidRequest(
+            f"A cap on stored bytes is a number from 0 to {MAX_IMAGE_BYTES}, or none.",
+            param="max_image_bytes",
+        )
+
+
+async def _check_time_zone(session: OperatorSession, name: str) -> None:
+    """Raise `InvalidRequest` for a zone that Python or Postgres does not know.
+
+    Python first: Postgres would choke on a text that is none, such as one with a null character.
+    """
+    known = name in available_timezones() - {"localtime"} and await session.scalar(
+        text("SELECT 1 FROM pg_timezone_names WHERE name = :name"), {"name": name}
+    )
+    if not known:
+        raise InvalidRequest(
+            f"{name!r} is not a time zone such as Europe/Madrid.", param="time_zone"
+        )
 
 
 async def ids_after(session: OperatorSession, after: UUID, *, limit: int) -> list[UUID]:
@@ -152,62 +246,14 @@ async def ids_after(session: OperatorSession, after: UUID, *, limit: int) -> lis
     return list(await session.scalars(query))
 
 
-async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
-    """The id of the tenant's user of this name, made on first use.
-
-    Raises:
-        InvalidRequest: the name is empty or too long.
-    """
-    _check_name(name)
-    await session.execute(
-        insert(TenantUserRow)
-        .values(id=new_id(), tenant_id=tenant_id, name=name)
-        .on_conflict_do_nothing(index_elements=[TenantUserRow.tenant_id, TenantUserRow.name])
-    )
-    return (
-        await session.scalars(
-            select(TenantUserRow.id).where(
-                TenantUserRow.tenant_id == tenant_id, TenantUserRow.name == name
-            )
-        )
-    ).one()
-
-
-async def find_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
-    """The id of the tenant's user of this name.
-
-    Raises:
-        NotFound: there is none; users come into being with their first key.
-    """
-    user_id = await session.scalar(
-        select(TenantUserRow.id).where(
-            TenantUserRow.tenant_id == tenant_id, TenantUserRow.name == name
-        )
-    )
-    if user_id is None:
-        raise NotFound(
-            f"This tenant has no user {name!r}. Users are made with their first key: "
-            "`gateway keys create --user`.",
-            param="user",
-        )
-    return user_id
-
-
-async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]:
-    """Names of the tenant's users, by id."""
-    rows = await session.execute(
-        select(TenantUserRow.id, TenantUserRow.name).where(TenantUserRow.tenant_id == tenant_id)
-    )
-    return dict(rows.all())
-
-
 def refuse_suspended(status: str) -> None:
     """Raise `Forbidden` where a tenant of this status may do nothing."""
     if status != "active":
         raise Forbidden("This tenant is suspended.", code="tenant_suspended")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise `InvalidRequest` for what can be the name of no tenant and no user."""
     if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         raise InvalidRequest(
             f"A name has 1 to {MAX_NAME_CHARACTERS} printable characters.", param="name"
@@ -220,6 +266,23 @@ def as_uuid(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
+
+
+def _name_taken(name: str) -> Conflict:
+    return Conflict(f"There is a tenant {name!r} already.", param="name")
+
+
+def _shown(tenant: Tenant) -> dict[str, object]:
+    """What the audit trail says of a tenant."""
+    return {
+        "name": tenant.name,
+        "status": tenant.status,
+        "time_zone": tenant.time_zone,
+        "continuity": tenant.continuity,
+        "stores_prompts": tenant.stores_prompts,
+        "image_retention_seconds": tenant.image_retention_seconds,
+        "max_image_bytes": tenant.max_image_bytes,
+    }
 
 
 def _tenant(row: TenantRow) -> Tenant:

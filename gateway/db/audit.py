@@ -1,0 +1,147 @@
+"""The audit trail: who changed what, when, from what to what; written with the change itself.
+
+A row joins the transaction of its change: both are committed, or neither is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import insert, select, tuple_
+
+from gateway.db.engine import ACTOR, OperatorSession, TenantSession
+from gateway.db.pages import Page, page_of
+from gateway.db.tables import AuditRow
+from gateway.domain import Actor, new_id
+from gateway.errors import InvalidRequest
+
+
+class Action(StrEnum):
+    """What was done."""
+
+    TENANT_CREATED = "tenant.created"
+    TENANT_UPDATED = "tenant.updated"
+    TENANT_SUSPENDED = "tenant.suspended"
+    TENANT_RESUMED = "tenant.resumed"
+    USER_CREATED = "user.created"
+    API_KEY_ISSUED = "api_key.issued"
+    API_KEY_ROLLED = "api_key.rolled"
+    API_KEY_REVOKED = "api_key.revoked"
+    CREDENTIAL_STORED = "credential.stored"
+    CREDENTIAL_DELETED = "credential.deleted"
+    BUDGET_CREATED = "budget.created"
+    BUDGET_UPDATED = "budget.updated"
+    BUDGET_REMOVED = "budget.removed"
+    PRICE_ADDED = "price.added"
+    IMAGE_DELETED = "image.deleted"
+    OPERATOR_KEY_CREATED = "operator_key.created"
+    MASTER_KEY_ROTATED = "master_key.rotated"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change. `before` is None where something came into being, `after` where it went."""
+
+    id: UUID
+    at: datetime
+    actor_type: str
+    actor_id: str
+    request_id: str | None
+    action: str
+    tenant_id: UUID | None
+    object_id: str
+    before: Mapping[str, object] | None
+    after: Mapping[str, object] | None
+
+
+async def record(
+    session: TenantSession | OperatorSession,
+    action: Action,
+    *,
+    tenant_id: UUID | None,
+    object_id: UUID | int | str,
+    before: Mapping[str, object] | None = None,
+    after: Mapping[str, object] | None = None,
+) -> None:
+    """Write down a change that this transaction makes; one that changes nothing is none.
+
+    `before` and `after` are what may be shown of the object. Bytes and `SecretText` are refused by
+    the serializer, so that neither a digest nor a secret can come in by mistake.
+    """
+    if before == after:
+        return
+    actor: Actor = session.info[ACTOR]
+    await session.execute(
+        insert(AuditRow).values(
+            id=new_id(),
+            actor_type=actor.type,
+            actor_id=actor.id,
+            request_id=actor.request_id,
+            action=action,
+            tenant_id=tenant_id,
+            object_id=str(object_id),
+            before=_plain(before),
+            after=_plain(after),
+        )
+    )
+
+
+async def list_entries(
+    session: OperatorSession,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    tenant_id: UUID | None = None,
+    action: Action | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> Page[AuditEntry]:
+    """Changes from `start` up to `end`, newest first, from the one behind `after` on.
+
+    Raises:
+        InvalidRequest: `after` is the id of no entry.
+    """
+    query = select(AuditRow)
+    if tenant_id is not None:
+        query = query.where(AuditRow.tenant_id == tenant_id)
+    if action is not None:
+        query = query.where(AuditRow.action == action)
+    if start is not None:
+        query = query.where(AuditRow.at >= start)
+    if end is not None:
+        query = query.where(AuditRow.at < end)
+    if after is not None:
+        cursor = await session.get(AuditRow, after)
+        if cursor is None:
+            raise InvalidRequest("after must be the id of an audit entry.", param="after")
+        query = query.where(tuple_(AuditRow.at, AuditRow.id) < tuple_(cursor.at, cursor.id))
+    query = query.order_by(AuditRow.at.desc(), AuditRow.id.desc()).limit(limit + 1)
+    return page_of([_entry(row) for row in await session.scalars(query)], limit)
+
+
+def _entry(row: AuditRow) -> AuditEntry:
+    return AuditEntry(
+        id=row.id,
+        at=row.at,
+        actor_type=row.actor_type,
+        actor_id=row.actor_id,
+        request_id=row.request_id,
+        action=row.action,
+        tenant_id=row.tenant_id,
+        object_id=row.object_id,
+        before=row.before,
+        after=row.after,
+    )
+
+
+def _plain(value: object) -> object:
+    """The value in JSON's own types; the database driver's UUIDs are not known to every encoder."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, UUID) else value

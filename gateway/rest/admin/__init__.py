@@ -1,0 +1,29 @@
+"""The operators' REST under /admin/v1: thin routes over the core, for admin keys alone.
+
+Every change leaves a row in the audit trail, in its own transaction.
+"""
+
+from fastapi import APIRouter, Depends
+
+from gateway.rest.admin import (
+    audit,
+    budgets,
+    credentials,
+    keys,
+    prices,
+    reconciliation,
+    tenants,
+    usage,
+    users,
+)
+from gateway.rest.admin.dependencies import ERRORS
+from gateway.rest.dependencies import get_operator
+
+router = APIRouter(
+    prefix="/admin/v1",
+    # The middleware lets no other key come here; the routes do not rely on its list of paths.
+    dependencies=[Depends(get_operator)],
+    responses=ERRORS,
+)
+for noun in (tenants, users, keys, credentials, budgets, usage, prices, reconciliation, audit):
+    router.include_router(noun.router)

@@ -1,0 +1,108 @@
+"""The audit trail, read: who changed what, when, from what to what."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter
+from fastapi import Query as InQuery
+from pydantic import BaseModel, Field, JsonValue
+
+from gateway.billing.usage import parse_moment
+from gateway.db.audit import Action, AuditEntry, list_entries
+from gateway.rest.admin.schemas import (
+    KEY_ID,
+    TENANT_ID,
+    Identified,
+    Listed,
+    PageQuery,
+    with_example,
+)
+from gateway.rest.dependencies import GatewayDep
+
+router = APIRouter(prefix="/audit", tags=["admin: audit"])
+Snapshot = dict[str, JsonValue]
+
+
+class ActorObject(BaseModel):
+    """Who made a change."""
+
+    type: Literal["operator_key", "api_key", "user", "cli", "gateway"]
+    id: str = Field(
+        description="An admin key's id; an API key's (the first of its line); that of the user who "
+        "came with a token; the login of who ran a command; `gateway` for its own first start."
+    )
+
+
+class AuditObject(Identified):
+    """One change. Secrets are in none."""
+
+    model_config = with_example(
+        id="019aa5f7-5e00-7000-8000-000000000000",
+        object="audit_entry",
+        at="2026-11-21T09:40:00Z",
+        actor={"type": "operator_key", "id": "019aa5f0-0100-7000-8000-000000000000"},
+        request_id="req_5c0f6e0f9c1d4e2b8a7d3f61",
+        action="api_key.revoked",
+        tenant_id=TENANT_ID,
+        object_id=KEY_ID,
+        before={"last4": "x7Qa", "revoked_at": None},
+        after={"last4": "x7Qa", "revoked_at": "2026-11-21T09:40:00+00:00"},
+    )
+
+    id: UUID
+    object: Literal["audit_entry"] = "audit_entry"
+    at: datetime
+    actor: ActorObject
+    request_id: str | None = Field(description="As in `X-Request-Id`; null for commands.")
+    action: str
+    tenant_id: UUID | None = Field(description="null for what belongs to no tenant.")
+    object_id: str
+    before: Snapshot | None = Field(description="null: it came into being.")
+    after: Snapshot | None = Field(description="null: it is no more.")
+
+
+class AuditQuery(PageQuery):
+    """Which changes to show."""
+
+    tenant: UUID | None = Field(None, description="Only of this tenant.")
+    action: Action | None = Field(None, description="Only of this kind.")
+    start: str | None = Field(None, description="ISO date (of UTC) or date-time.")
+    end: str | None = Field(None, description="ISO date (included) or date-time.")
+
+
+@router.get("", summary="Who changed what")
+async def list_audit(
+    gateway: GatewayDep, query: Annotated[AuditQuery, InQuery()]
+) -> Listed[AuditObject]:
+    """Newest first: every change through REST and the command line, by operators and tenants."""
+    start = parse_moment(query.start, "start", "UTC", is_end=False) if query.start else None
+    end = parse_moment(query.end, "end", "UTC", is_end=True) if query.end else None
+    async with gateway.database.operator() as session:
+        page = await list_entries(
+            session,
+            limit=query.limit,
+            after=query.after,
+            tenant_id=query.tenant,
+            action=query.action,
+            start=start,
+            end=end,
+        )
+    data = [_render(entry) for entry in page.items]
+    return Listed[AuditObject].of(data, has_more=page.has_more)
+
+
+def _render(entry: AuditEntry) -> AuditObject:
+    return AuditObject.model_validate(
+        {
+            "id": entry.id,
+            "at": entry.at,
+            "actor": {"type": entry.actor_type, "id": entry.actor_id},
+            "request_id": entry.request_id,
+            "action": entry.action,
+            "tenant_id": entry.tenant_id,
+            "object_id": entry.object_id,
+            "before": entry.before,
+            "after": entry.after,
+        }
+    )

@@ -1,0 +1,158 @@
+"""What the operators' bodies, queries and answers have in common."""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic.config import JsonDict
+
+from gateway.money import parse_usd
+
+MAX_USD_CHARACTERS = 100
+MAX_ROW_ID = 2**63 - 1
+_DIGITS = re.compile(r"[0-9]{1,10}(\.[0-9]+)?")
+TENANT_ID = "019aa5f2-7c00-7000-8000-000000000000"
+USER_ID = "019aa5f3-1a00-7000-8000-000000000000"
+KEY_ID = "019aa5f4-2b00-7000-8000-000000000000"
+"""Ids for examples."""
+
+
+def _amount(text: str) -> str:
+    parse_usd(text)
+    if not _DIGITS.fullmatch(text):
+        raise ValueError(f"{text!r} must be written in digits, such as 12.50")
+    return text
+
+
+def _instant(value: object) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        instant = moment.astimezone(UTC) if moment is not None and moment.tzinfo else None
+    except (ValueError, OverflowError):
+        instant = None
+    if instant is None:
+        raise ValueError(
+            "it must be an ISO 8601 date-time with its offset, such as 2026-12-01T00:00:00Z"
+        )
+    return instant
+
+
+Usd = Annotated[
+    str,
+    StringConstraints(max_length=MAX_USD_CHARACTERS),
+    AfterValidator(_amount),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$", "examples": ["12.50"]}
+    ),
+]
+"""An amount of US dollars: a decimal string, exact to the nano-dollar."""
+Instant = Annotated[
+    datetime,
+    BeforeValidator(_instant),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+"""A moment: ISO 8601 with its offset."""
+RowId = Annotated[int, Field(ge=1, le=MAX_ROW_ID)]
+"""Budgets and price versions are numbered; their ids are numbers as strings."""
+
+
+class Body(BaseModel):
+    """A request's body; fields that are not known are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Query(BaseModel):
+    """A request's query; parameters that are not known are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PageQuery(Query):
+    """Which part of a list to show."""
+
+    limit: int = Field(20, ge=1, le=100)
+    after: UUID | None = Field(None, description="The id before the page: `last_id` of the last.")
+
+
+class NumberedPageQuery(Query):
+    """Which part of a list of numbered objects to show."""
+
+    limit: int = Field(20, ge=1, le=100)
+    after: RowId | None = Field(None, description="The id before the page: `last_id` of the last.")
+
+
+class Identified(BaseModel):
+    """An object with an id, by which lists are read on."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID | str
+
+
+T = TypeVar("T", bound=Identified)
+
+
+def _with_example(schema: dict[str, Any], model: type["Listed[Any]"]) -> None:
+    """The example of a list: its object's own."""
+    item = model.model_fields["data"].annotation.__args__[0]  # type: ignore[union-attr]
+    if isinstance(item, type) and issubclass(item, BaseModel):
+        example = example_of(item)
+        schema["examples"] = [
+            {
+                "object": "list",
+                "data": [example],
+                "has_more": False,
+                "first_id": example["id"],
+                "last_id": example["id"],
+            }
+        ]
+
+
+class Listed(BaseModel, Generic[T]):
+    """A page of a list."""
+
+    model_config = ConfigDict(json_schema_extra=_with_example)
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+    @classmethod
+    def of(cls, data: list[T], *, has_more: bool) -> Self:
+        """The page with these objects."""
+        return cls(
+            data=data,
+            has_more=has_more,
+            first_id=str(data[0].id) if data else None,
+            last_id=str(data[-1].id) if data else None,
+        )
+
+
+def left_as_it_is(schema: JsonDict) -> None:
+    """For fields of a change: one that is not sent has no value, whatever its default here."""
+    schema.pop("default", None)
+
+
+def with_example(**example: JsonValue) -> ConfigDict:
+    """The configuration of a model whose documentation has this example."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+def example_of(model: type[BaseModel]) -> dict[str, JsonValue]:
+    """The example in a model's documentation."""
+    example: dict[str, JsonValue] = model.model_json_schema()["examples"][0]
+    return example

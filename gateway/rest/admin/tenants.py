@@ -1,0 +1,166 @@
+"""Tenants: made, shown, changed, suspended and resumed."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+from fastapi import Query as InQuery
+from pydantic import Field, StrictBool, StrictInt
+
+from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
+from gateway.rest.admin.schemas import (
+    TENANT_ID,
+    Body,
+    Identified,
+    Listed,
+    PageQuery,
+    left_as_it_is,
+    with_example,
+)
+from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.tenancy import tenants
+from gateway.tenancy.tenants import (
+    MAX_IMAGE_BYTES,
+    MAX_NAME_CHARACTERS,
+    MAX_RETENTION_SECONDS,
+    MIN_RETENTION_SECONDS,
+)
+
+router = APIRouter(prefix="/tenants", tags=["admin: tenants"])
+
+
+class TenantObject(Identified):
+    """A tenant and what it has chosen."""
+
+    model_config = with_example(
+        id=TENANT_ID,
+        object="tenant",
+        name="acme",
+        status="active",
+        time_zone="Europe/Madrid",
+        continuity=True,
+        stores_prompts=False,
+        image_retention_seconds=2_592_000,
+        max_image_bytes=None,
+        created_at="2026-11-21T09:30:00Z",
+    )
+
+    id: UUID
+    object: Literal["tenant"] = "tenant"
+    name: str
+    status: Literal["active", "suspended"]
+    time_zone: str = Field(description="Where the days and months of its budgets begin.")
+    continuity: bool = Field(description="Retired models are served by a successor.")
+    stores_prompts: bool = Field(description="Prompts stay readable beside their images.")
+    image_retention_seconds: int | None = Field(description="null: as long as the gateway says.")
+    max_image_bytes: int | None = Field(description="Beyond it the oldest go; null: no cap.")
+    created_at: datetime
+
+
+class TenantBody(Body):
+    """A tenant to make."""
+
+    model_config = with_example(name="acme", time_zone="Europe/Madrid")
+
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
+    time_zone: str = Field("UTC", max_length=100, description="An IANA name.")
+
+
+class TenantChange(Body):
+    """What to change of a tenant; what is not named stays as it is."""
+
+    model_config = with_example(
+        status="suspended", image_retention_seconds=2_592_000, max_image_bytes=None
+    )
+
+    name: str = Field(
+        "", min_length=1, max_length=MAX_NAME_CHARACTERS, json_schema_extra=left_as_it_is
+    )
+    status: Literal["active", "suspended"] = Field(
+        "active",
+        description="`suspended` refuses every key of the tenant from the next request on.",
+        json_schema_extra=left_as_it_is,
+    )
+    time_zone: str = Field("", max_length=100, json_schema_extra=left_as_it_is)
+    continuity: StrictBool = Field(default=True, json_schema_extra=left_as_it_is)
+    stores_prompts: StrictBool = Field(default=False, json_schema_extra=left_as_it_is)
+    image_retention_seconds: StrictInt | None = Field(
+        None,
+        ge=MIN_RETENTION_SECONDS,
+        le=MAX_RETENTION_SECONDS,
+        description="For images made from now on; null: as long as the gateway says.",
+        json_schema_extra=left_as_it_is,
+    )
+    max_image_bytes: StrictInt | None = Field(
+        None,
+        ge=0,
+        le=MAX_IMAGE_BYTES,
+        description="For the images that are there too; null: no cap.",
+        json_schema_extra=left_as_it_is,
+    )
+
+
+class TenantsQuery(PageQuery):
+    """Which tenants to show."""
+
+    name: str | None = Field(None, description="Only the one of this name.")
+
+
+@router.post(
+    "",
+    summary="Make a tenant",
+    status_code=201,
+    dependencies=[NoQuery],
+    openapi_extra=body_of(TenantBody),
+)
+async def create_tenant(
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[TenantBody, Depends(JsonBody(TenantBody))],
+) -> TenantObject:
+    """It has no users, keys or budgets yet; without a budget it may spend without limit."""
+    async with gateway.database.operator(by=actor) as session:
+        made = await tenants.create(session, body.name, time_zone=body.time_zone)
+    return TenantObject.model_validate(made)
+
+
+@router.get("", summary="Tenants")
+async def list_tenants(
+    gateway: GatewayDep, query: Annotated[TenantsQuery, InQuery()]
+) -> Listed[TenantObject]:
+    """Newest first."""
+    async with gateway.database.operator() as session:
+        page = await tenants.list_page(
+            session, limit=query.limit, after=query.after, name=query.name
+        )
+    data = [TenantObject.model_validate(tenant) for tenant in page.items]
+    return Listed[TenantObject].of(data, has_more=page.has_more)
+
+
+@router.get("/{tenant_id}", summary="One tenant", dependencies=[NoQuery])
+async def get_tenant(tenant_id: UUID, gateway: GatewayDep) -> TenantObject:
+    """The tenant with this id."""
+    async with gateway.database.tenant(tenant_id) as session:
+        return TenantObject.model_validate(await tenants.get(session, tenant_id))
+
+
+@router.patch(
+    "/{tenant_id}",
+    summary="Change, suspend or resume a tenant",
+    dependencies=[NoQuery],
+    openapi_extra=body_of(TenantChange),
+)
+async def change_tenant(
+    tenant_id: UUID,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[TenantChange, Depends(JsonBody(TenantChange))],
+) -> TenantObject:
+    """Counts from the next request on; a new time zone from the end of each budget's period."""
+    async with gateway.database.operator(by=actor) as session:
+        changed = await tenants.set_settings(
+            session, str(tenant_id), **body.model_dump(exclude_unset=True)
+        )
+    gateway.clear_caches(str(tenant_id))
+    return TenantObject.model_validate(changed)

@@ -1,0 +1,87 @@
+"""What the tests of the operators' REST share: a client with the admin key, and the audit trail."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx2
+
+from tests.harness import GPT2, Served, error_of
+
+ROOT = "/admin/v1"
+NO_ID = "019aa5f2-7c00-7000-8000-00000000dead"
+GENERATIONS = "/v1/images/generations"
+LOW = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
+JsonObject = dict[str, Any]
+
+
+def admin_secret(served: Served) -> str:
+    """The admin key that the first start made."""
+    assert served.gateway.core.new_admin_key is not None
+    return served.gateway.core.new_admin_key.reveal()
+
+
+def admin(served: Served) -> httpx2.AsyncClient:
+    """An operator's client; paths begin behind /admin/v1."""
+    return httpx2.AsyncClient(
+        base_url=f"{served.base_url}{ROOT}",
+        headers={"Authorization": f"Bearer {admin_secret(served)}"},
+        timeout=60,
+    )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a client sees of a refusal."""
+
+    status: int
+    code: str
+    param: str | None
+
+
+def refusal(response: httpx2.Response) -> Refusal:
+    error = error_of(response)
+    return Refusal(response.status_code, error["code"], error["param"])
+
+
+def created(response: httpx2.Response) -> JsonObject:
+    """The object that was made."""
+    assert response.status_code == 201, response.text
+    answer: JsonObject = response.json()
+    return answer
+
+
+def answered(response: httpx2.Response) -> JsonObject:
+    """The object of an answer."""
+    assert response.status_code == 200, response.text
+    answer: JsonObject = response.json()
+    return answer
+
+
+async def every_page(http: httpx2.AsyncClient, path: str, **query: Any) -> list[JsonObject]:
+    """The whole list, page by page; each page must say where it begins and ends."""
+    found: list[JsonObject] = []
+    query = {"limit": 100, **query}
+    while True:
+        page = answered(await http.get(path, params=query))
+        assert set(page) == {"object", "data", "has_more", "first_id", "last_id"}
+        assert page["object"] == "list"
+        assert len(page["data"]) <= query["limit"]
+        ids = [item["id"] for item in page["data"]]
+        assert (page["first_id"], page["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
+        found += page["data"]
+        if not page["has_more"]:
+            return found
+        query["after"] = page["last_id"]
+
+
+async def entries(served: Served, **query: Any) -> list[JsonObject]:
+    """The audit trail, oldest first."""
+    async with admin(served) as http:
+        return (await every_page(http, "/audit", **query))[::-1]
+
+
+async def operator_key_id(served: Served) -> str:
+    """The id of the only admin key."""
+    [row] = await served.owner_sql("SELECT id FROM operator_key")
+    return str(UUID(str(row.id)))

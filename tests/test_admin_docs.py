@@ -1,0 +1,80 @@
+"""docs/admin.md: every command in it does what it says, in the order in which it stands there."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+
+from gateway.db.audit import Action
+from tests.admin_helpers import ROOT, admin_secret, created, entries, operator_key_id
+from tests.harness import Served
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "admin.md").read_text()
+
+
+def commands(variables: dict[str, str]) -> Iterator[tuple[str, str, str | None]]:
+    """Method, URL and body of each curl."""
+    for line in PAGE.splitlines():
+        if not line.startswith("curl "):
+            continue
+        for name, value in variables.items():
+            line = line.replace(f"'${name}'", value).replace(f"${name}", value)  # noqa: PLW2901
+        words = shlex.split(line.replace("sk-proj-…", "sk-proj-0123456789"))
+        body = words[words.index("-d") + 1] if "-d" in words else None
+        method = (
+            words[words.index("-X") + 1] if "-X" in words else "GET" if body is None else "POST"
+        )
+        [url] = [word for word in words if word.startswith("http")]
+        yield method, url, body
+
+
+async def test_every_command_of_the_page_succeeds(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {admin_secret(served)}"}
+    async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
+        root = f"{served.base_url}{ROOT}"
+        tenant = f"{root}/tenants/{served.tenant_id}"
+        user = created(await http.post(f"{tenant}/users", json={"name": "bob"}))
+        key = created(await http.post(f"{tenant}/keys", json={}))
+        body = {"window": "week", "limit_usd": "5"}
+        budget = created(await http.put(f"{tenant}/budgets", json=body))
+        await http.patch(tenant, json={"name": "before"})
+        variables = {
+            "GATEWAY": root,
+            "TENANT": str(served.tenant_id),
+            "USER": user["id"],
+            "KEY": key["id"],
+            "BUDGET": budget["id"],
+            "ADMIN": headers["Authorization"],
+        }
+        before = await entries(served)
+        asked, writes = set(), 0
+        for method, url, content in commands(variables):
+            answer = await http.request(method, url, content=(content or "").encode())
+            assert answer.is_success, (method, url, answer.text)
+            asked.add((method, url.removeprefix(root).partition("?")[0]))
+            writes += method != "GET"
+        paths = (await http.get(f"{served.base_url}/openapi.json")).json()["paths"]
+    documented = {
+        (method.upper(), path.removeprefix(ROOT))
+        for path, methods in paths.items()
+        if path.startswith(ROOT)
+        for method in methods
+    }
+    shown = {
+        (method, path.replace("{tenant_id}", str(served.tenant_id))) for method, path in documented
+    }
+    parts = {"{key_id}": key["id"], "{provider}": "openai", "{budget_id}": budget["id"]}
+    for name, value in parts.items():
+        shown = {(method, path.replace(name, value)) for method, path in shown}
+    assert asked == shown
+    told = (await entries(served))[len(before) :]
+    operator = {"type": "operator_key", "id": await operator_key_id(served)}
+    assert [entry["actor"] for entry in told] == [operator] * writes
+
+
+def test_every_action_is_on_the_page() -> None:
+    for action in Action:
+        noun, verb = action.split(".")
+        [row] = [line for line in PAGE.splitlines() if line.startswith(f"| `{noun}.")]
+        assert f".{verb}`" in row, action
