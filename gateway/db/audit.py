@@ -11,10 +11,11 @@ from uuid import UUID
 
 from sqlalchemy import insert, select, tuple_
 
+from gateway.db.actors import Actor
 from gateway.db.engine import ACTOR, OperatorSession, TenantSession
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import AuditRow
-from gateway.domain import Actor, new_id
+from gateway.domain import new_id
 from gateway.errors import InvalidRequest
 
 
