@@ -33,15 +33,17 @@ from gateway.images.decoding import (
     DecoderLimits,
     PictureRefused,
 )
-from gateway.images.idempotency import Replays
+from gateway.images.intake import Intake
 from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
 from gateway.images.pipeline import Pipeline, PipelineLimits
 from gateway.images.references import FetchLimits, PictureFetcher
+from gateway.images.replays import Replays
 from gateway.images.results import Results
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore, open_store
 from gateway.images.thumbnails import Thumbnails
+from gateway.limits.rate_limits import Limiter, open_limiter
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.providers.downloads import Downloads, origin_of
 from gateway.providers.openai_images import OpenAIImages
@@ -89,11 +91,12 @@ class Gateway:
     api_keys: ApiKeys
     identity_provider: IdentityProvider | None
     pipeline: Pipeline
+    limiter: Limiter
     store: ImageStore
     links: LinkSigner
     decoder: Decoder
     finisher: Decoder
-    fetcher: PictureFetcher
+    intake: Intake
     thumbnails: Thumbnails
     lifetimes: Lifetimes
     clear_caches: Callable[[str | None], None]
@@ -181,15 +184,13 @@ async def open_gateway(
         decoder, finisher = _decoder(settings), _finisher(settings)
         stack.push_async_callback(decoder.close)
         stack.push_async_callback(finisher.close)
-        thumbnails = Thumbnails(store, decoder)
+        thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
         stack.push_async_callback(thumbnails.close)
-        downloads = _downloads(settings)
         stack.push_async_callback(downloads.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
-        providers = _providers(settings, openai_images, _pixel_reader(decoder))
-        for provider in providers.values():
-            stack.push_async_callback(provider.close)
+        providers = _providers(stack, settings, openai_images, _pixel_reader(decoder))
         house = _house_credentials(settings)
+        limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
             catalog=core.catalog,
             prices=Prices(database, tables),
@@ -197,7 +198,8 @@ async def open_gateway(
             reservations=reservations,
             providers=providers,
             results=_results(core, store, links, finisher),
-            replays=Replays(database, store, links, image_ttl_seconds=settings.image_ttl_seconds),
+            replays=_replays(core, store, links),
+            limiter=limiter,
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
@@ -206,15 +208,26 @@ async def open_gateway(
             api_keys=ApiKeys(database, core.pepper, callers),
             identity_provider=identity_provider,
             pipeline=pipeline,
+            limiter=limiter,
             store=store,
             links=links,
             decoder=decoder,
             finisher=finisher,
-            fetcher=_fetcher(core, store, links, downloads),
+            intake=Intake(pipeline, _fetcher(core, store, links, downloads), decoder),
             thumbnails=thumbnails,
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
             clear_caches=clear,
         )
+
+
+def _replays(core: Core, store: ImageStore, links: LinkSigner) -> Replays:
+    return Replays(
+        core.database,
+        store,
+        links,
+        core.catalog,
+        image_ttl_seconds=core.settings.image_ttl_seconds,
+    )
 
 
 def _fetcher(
@@ -251,7 +264,10 @@ def _identity_provider(
 
 
 def _providers(
-    settings: Settings, openai_images: OpenAIImages, read_pixels: PixelReader
+    stack: AsyncExitStack,
+    settings: Settings,
+    openai_images: OpenAIImages,
+    read_pixels: PixelReader,
 ) -> dict[str, ImageProvider]:
     providers: dict[str, ImageProvider] = {
         "openai": openai_images,
@@ -259,6 +275,8 @@ def _providers(
     }
     if settings.legacy_base_url is not None:
         providers[LEGACY] = _openai_images(settings, settings.legacy_base_url)
+    for provider in providers.values():
+        stack.push_async_callback(provider.close)
     return providers
 
 

@@ -59,6 +59,7 @@ class GatewayError(Exception):
         self.code = code or type(self).code
         self.param = None if param is None else param[:MAX_PARAM_CHARACTERS]
         self.retry_after_seconds = retry_after_seconds
+        self.replayed = False
 
 
 class InternalError(GatewayError):
@@ -196,7 +197,7 @@ class CredentialRejected(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """The provider says: too many requests."""
+    """Too many requests, says the provider, or a limit of the gateway's own (`LimitReached`)."""
 
     status = 429
     type = "requests"
@@ -278,6 +279,8 @@ def response_headers(error: GatewayError) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.retry is not None:
         headers["X-Should-Retry"] = str(error.retry).lower()
+    if error.replayed:
+        headers["Idempotent-Replayed"] = "true"
     if error.status == Unauthenticated.status:
         headers["WWW-Authenticate"] = 'Bearer realm="image-gateway"'
     return headers

@@ -17,6 +17,7 @@ from mcp.types import CallToolResult, ImageContent, ResourceLink, TextContent
 
 from gateway.bootstrap import open_gateway
 from gateway.config import Settings
+from gateway.images.intake import Intake
 from gateway.images.references import FetchLimits, PictureFetcher
 from gateway.main import create_app
 from gateway.mcp_server.tools import TOOLS
@@ -294,7 +295,8 @@ async def served_with_downloads(settings: Settings, downloads: Downloads) -> Asy
             downloads=downloads,
             limits=FetchLimits(settings.max_upload_bytes, settings.download_seconds),
         )
-        gateway = replace(opened, fetcher=fetcher)
+        intake = Intake(opened.pipeline, fetcher, opened.decoder)
+        gateway = replace(opened, intake=intake)
         async with gateway.database.operator() as session:
             tenant = await tenants.create(session, "acme")
         async with serving(create_app(settings, gateway), lifespan="on") as base_url:

@@ -14,6 +14,7 @@ from gateway.config import Settings
 from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import Served, error_of, served_gateway
+from tests.hosting_helpers import S3Server, bucket_of, hosted_gateway
 from tests.money_helpers import (
     GENERATIONS,
     books,
@@ -324,6 +325,96 @@ async def test_a_worker_that_dies_leaves_a_key_that_never_buys_again(
     assert len(stub.calls) == 1
 
 
+async def test_a_source_that_is_gone_does_not_take_a_paid_edit_away(
+    served: Served, stub: Stub
+) -> None:
+    key = await served.key()
+    async with served.http(key) as http:
+        await http.post(GENERATIONS, json=image_body())
+        [source] = (await http.get("/v1/images")).json()["data"]
+        body = {
+            "model": "gpt-image-2",
+            "prompt": "a hat",
+            "quality": "low",
+            "images": [{"image_url": f"generated-images://{source['id']}"}],
+        }
+        first = await http.post(EDITS, json=body, headers=KEY)
+        await http.delete(f"/v1/images/{source['id']}")
+        again = await http.post(EDITS, json=body, headers=KEY)
+        other = await http.post(EDITS, json=body)
+    assert (first.status_code, again.content) == (200, first.content)
+    assert other.status_code == 404
+    assert len(stub.calls) == 2
+
+
+async def test_a_paid_request_is_answered_again_whatever_has_gone_since(
+    served: Served, settings: Settings, stub: Stub
+) -> None:
+    key = await served.key()
+    first = await post(served, key)
+    without_house_key = settings.model_copy(update={"openai_api_key": None})
+    async with served_gateway(without_house_key) as other:
+        again = await post(other, key)
+        new = await post(other, key, {"Idempotency-Key": "another"})
+    assert (again.status_code, again.content) == (200, first.content)
+    assert (new.status_code, error_of(new)["code"]) == (503, "no_credential")
+
+
+async def test_a_repeat_that_comes_while_the_image_is_being_stored_is_told_to_wait(
+    served: Served, stub: Stub
+) -> None:
+    key = await served.key()
+    assert (await post(served, key)).status_code == 200
+    [(path,)] = await served.owner_sql("SELECT path FROM image")
+    content = await served.gateway.store.get(path)
+    await served.gateway.store.delete(path)
+    early = await post(served, key, response_format="url")
+    assert early.status_code == 422
+    early = await post(served, key)
+    assert (early.status_code, error_of(early)["code"]) == (409, "idempotency_in_flight")
+    await served.gateway.store.put(path, content)
+    assert (await post(served, key)).status_code == 200
+    await served.gateway.store.delete(path)
+    await served.owner_sql("UPDATE image SET created_at = created_at - interval '2 minutes'")
+    late = await post(served, key)
+    assert (late.status_code, error_of(late)["code"]) == (404, "image_not_found")
+    assert late.headers["idempotent-replayed"] == "true"
+    assert len(stub.calls) == 1
+
+
+async def test_a_store_that_is_away_is_no_reason_to_buy_again(
+    settings: Settings, stub: Stub, s3_server: S3Server
+) -> None:
+    async with hosted_gateway(settings, await bucket_of(s3_server)) as hosted:
+        key = await hosted.served.key()
+        first = await post(hosted.served, key)
+        s3_server.stop()
+        away = await post(hosted.served, key)
+        s3_server.start()
+        again = await post(hosted.served, key)
+    assert (away.status_code, "x-should-retry" in away.headers) == (503, False)
+    assert (again.status_code, again.content) == (200, first.content)
+    assert len(stub.calls) == 1
+
+
+async def test_claims_of_a_few_users_under_one_key_never_wait_for_each_other(
+    served: Served, settings: Settings, stub: Stub
+) -> None:
+    keys = [await served.key(user=f"user-{at}") for at in range(20)]
+    async with served_gateway(settings) as other:
+        orders = [(served, keys), (other, keys[::-1])]
+        clients = [[client_of(gateway.base_url, key) for key in order] for gateway, order in orders]
+        for name in ("one", "two", "three"):
+            answers = await asyncio.gather(
+                *(post_keyed(client, name) for row in clients for client in row)
+            )
+            assert set(statuses(answers)) <= {200, 409}
+        for client in (client for row in clients for client in row):
+            await client.aclose()
+    assert len(stub.calls) == 60
+    assert await deadlocks(served) == 0
+
+
 async def test_many_keys_in_any_order_never_wait_for_each_other(
     served: Served, settings: Settings, stub: Stub
 ) -> None:
@@ -383,8 +474,11 @@ async def test_a_tool_called_again_with_its_key_gives_the_same_images(
     async with served.mcp(await served.key(), mode) as client:
         made = [await client.call_tool("generate_image", arguments) for _ in range(2)]
         other = await client.call_tool("generate_image", {**arguments, "prompt": "a wolf"})
-    assert made[0].structured_content == made[1].structured_content
     assert not made[0].is_error
+    first, again = made[0].structured_content, made[1].structured_content
+    assert first is not None
+    assert again == {**first, "replayed": True}
+    assert [block.type for block in made[1].content] == [block.type for block in made[0].content]
     assert other.is_error
     assert other.structured_content is not None
     assert other.structured_content["error"]["code"] == "idempotency_conflict"

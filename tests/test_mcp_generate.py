@@ -133,6 +133,7 @@ async def test_the_result_is_a_preview_a_link_a_sentence_and_data(
         "quality": "low",
         "cost_usd": cost_usd,
         "cost_status": "actual",
+        "replayed": False,
     }
     sentence = result.content[-1]
     assert isinstance(sentence, TextContent)

@@ -13,7 +13,7 @@ import pytest
 from gateway.config import Settings
 from tests.harness import GPT2, Served, secret_of, served_gateway
 from tests.mcp_helpers import MODES, Message, post, tool_message
-from tests.money_helpers import eventually
+from tests.money_helpers import eventually, image_body
 from tests.picture_helpers import (
     data_url,
     expect_nothing_bought,
@@ -184,3 +184,50 @@ async def test_a_body_of_very_many_parts_is_refused_unparsed(served: Served, stu
         assert answer.status_code == HTTPStatus.BAD_REQUEST
         assert (await post(http, Message("tools/list"))).result["tools"]
     await expect_nothing_bought(served, stub)
+
+
+async def test_a_link_is_bounded_before_anybody_reads_it(served: Served, stub: Stub) -> None:
+    key = await served.key()
+    url = f"{served.gateway.settings.public_url}/images/x?" + "a=b&" * 100_000
+    async with served.mcp(key) as client:
+        for reference in (
+            url,
+            "https://example.com/" + "a" * 100_000,
+            "generated-images://" * 9_000,
+        ):
+            result = await client.call_tool("edit_image", {"prompt": "x", "image": reference})
+            assert result.structured_content is not None
+            error = result.structured_content["error"]
+            assert (error["code"], error["param"]) == ("string_above_max_length", "image")
+    assert stub.calls == []
+
+
+async def test_few_images_are_read_as_resources_at_once_and_nobody_waits_for_ever(
+    settings: Settings, stub: Stub
+) -> None:
+    change = {"max_concurrent_large_mcp_requests": 2, "mcp_send_seconds": 0.5}
+    stub.configure(min_b64_bytes=8_000_000)
+    async with served_gateway(settings.model_copy(update=change)) as served:
+        key = await served.key()
+        async with served.http(key) as http:
+            made = await http.post("/v1/images/generations", json=image_body(response_format="url"))
+            assert made.status_code == 200
+            [image] = (await http.get("/v1/images")).json()["data"]
+            uri = f"generated-images://{image['id']}"
+            message = {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "resources/read",
+                "params": {"uri": uri},
+            }
+            headers = {"Accept": "application/json, text/event-stream"}
+            async with http.stream("POST", "/mcp", json=message, headers=headers) as unread:
+                assert unread.status_code == 200
+                refused = await http.post("/mcp", json=message, headers=headers)
+                assert (refused.status_code, rpc_code(refused)) == (503, "overloaded")
+
+                async def free_again() -> bool:
+                    answer = await http.post("/mcp", json=message, headers=headers)
+                    return answer.status_code == 200
+
+                await eventually(free_again)

@@ -34,11 +34,19 @@ async def estimate_unknown(database: Database, *, after_seconds: int, limit: int
 
 
 async def forget_claims(database: Database, *, after_seconds: int, limit: int) -> int:
-    """Forget idempotency keys that are older than this, and what they were answered with."""
-    rows = await database.call(
-        "SELECT forget_idempotency_keys(:after, :limit)", {"after": after_seconds, "limit": limit}
-    )
-    return int(rows[0][0])
+    """Forget idempotency keys that are older than this, and what they were answered with.
+
+    Takes `limit` in each commit until there are no more; returns how many that were.
+    """
+    count, found = 0, limit
+    while found == limit:
+        rows = await database.call(
+            "SELECT forget_idempotency_keys(:after, :limit)",
+            {"after": after_seconds, "limit": limit},
+        )
+        found = int(rows[0][0])
+        count += found
+    return count
 
 
 async def count_open(session: OperatorSession) -> dict[str, int]:

@@ -215,9 +215,13 @@ class Reservations:
         return [str(results[settlement.id]) for settlement in settlements]
 
 
-def _claim_order(request: ReservationRequest) -> tuple[str, str]:
-    claim = request.idempotency
-    return ("", "") if claim is None else (claim.key, str(request.caller.tenant_id))
+def _claim_order(request: ReservationRequest) -> tuple[str, ...]:
+    """By all that makes a claim another one (index `reservation_claim`)."""
+    claim, caller = request.idempotency, request.caller
+    if claim is None:
+        return ()
+    owner = (str(caller.tenant_id), str(caller.user_id), str(caller.livemode))
+    return (claim.key, *owner, request.operation)
 
 
 def _refusal(

@@ -29,7 +29,12 @@ from gateway.images.inputs import Upload, check_counts
 from gateway.images.links import LinkSigner
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore
-from gateway.providers.downloads import DownloadRefused, Downloads, Refusal
+from gateway.providers.downloads import (
+    MAX_URL_CHARACTERS,
+    DownloadRefused,
+    Downloads,
+    Refusal,
+)
 
 HOSTED_SCHEME = "generated-images://"
 """What an image of the history is called where it is referred to, followed by its id."""
@@ -147,8 +152,8 @@ class PictureFetcher:
         if reference.url.startswith(HOSTED_SCHEME):
             if Scope.IMAGES_READ not in caller.scopes:
                 raise Forbidden(
-                    f"'{reference.where}' names an image kept here, and this API key lacks the "
-                    f"scope {Scope.IMAGES_READ}.",
+                    f"'{reference.where}' names an image kept here, which takes the scope "
+                    f"{Scope.IMAGES_READ}.",
                     param=reference.where,
                 )
             async with self._database.tenant(caller.tenant_id) as session:
@@ -177,15 +182,17 @@ class PictureFetcher:
 
 
 def check_length(reference: PictureReference) -> None:
-    """Refuse a reference that is longer than OpenAI takes one.
+    """Refuse a data: URL that is longer than OpenAI takes one, or a link longer than any is.
 
     Raises:
         InvalidRequest: it is (code `string_above_max_length`).
     """
-    if len(reference.url) > MAX_DATA_URL_CHARACTERS:
+    is_data = reference.url.startswith("data:")
+    most = MAX_DATA_URL_CHARACTERS if is_data else MAX_URL_CHARACTERS
+    if len(reference.url) > most:
         raise InvalidRequest(
             f"Invalid '{reference.where}': string too long. Expected a string with maximum length "
-            f"{MAX_DATA_URL_CHARACTERS}.",
+            f"{most}.",
             code="string_above_max_length",
             param=reference.where,
         )

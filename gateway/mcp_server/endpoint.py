@@ -1,7 +1,7 @@
 """The place /mcp in front of the protocol: POST alone, bodies bounded, and a share for each tenant.
 
-The protocol's library keeps a body in memory for as long as its call runs, so few large ones are
-let in at a time.
+The protocol's library keeps a body in memory for as long as its call runs, and an answer until the
+client has taken it, so few large ones are let in at a time, and nobody waits for a client for ever.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import UUID
 
+import structlog
 from mcp.types import INTERNAL_ERROR, INVALID_REQUEST
 
 from gateway.domain import Caller
@@ -17,7 +18,11 @@ from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge, envelo
 from gateway.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.limits.concurrency import Places
 
+log = structlog.get_logger(__name__)
+
 LARGE_BODY_BYTES = 262_144
+READ_RESOURCE = b"resources/read"
+"""What stands in a request whose answer may be a whole image."""
 MAX_PARTS = 100_000
 """Commas and brackets, those within texts counted too: each may become an object of a hundred
 bytes."""
@@ -29,6 +34,7 @@ class EndpointLimits:
 
     max_body_bytes: int
     body_seconds: float
+    send_seconds: float
     max_concurrent: int
     max_concurrent_large: int
 
@@ -40,7 +46,7 @@ class McpEndpoint:
         self._app = app
         self._limits = limits
         self._places = Places(limits.max_concurrent, "MCP requests")
-        self._large_places = Places(limits.max_concurrent_large, "MCP requests with large bodies")
+        self._large_places = Places(limits.max_concurrent_large, "large MCP requests")
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Serve one request. Without sessions there is nothing to GET or to DELETE."""
@@ -54,7 +60,17 @@ class McpEndpoint:
                 await send_error(error, send, content=_as_json_rpc(error))
                 return
             if body is not None:
-                await self._app(scope, _replay(body, receive), send)
+                await self._serve(scope, _replay(body, receive), send)
+
+    async def _serve(self, scope: RequestScope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._limits.send_seconds):
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_in_time)
+        except* TimeoutError:
+            log.warning("mcp_client_does_not_read", seconds=self._limits.send_seconds)
 
     async def _read(
         self, scope: RequestScope, receive: Receive, places: ExitStack
@@ -88,7 +104,7 @@ class McpEndpoint:
                     f"The request body is larger than {self._limits.max_body_bytes} bytes. Refer "
                     "to large pictures by an https link or generated-images://…."
                 )
-            if len(body) > LARGE_BODY_BYTES and not is_large:
+            if not is_large and (len(body) > LARGE_BODY_BYTES or READ_RESOURCE in body):
                 places.enter_context(self._large_places.taken(tenant_id))
                 is_large = True
             if not message.get("more_body", False):

@@ -8,8 +8,7 @@ from mcp.types import CallToolResult
 
 from gateway.domain import IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
-from gateway.images.idempotency import claim_for
-from gateway.images.inputs import Upload, add_inputs
+from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
 from gateway.images.references import PictureReference, check_length
 from gateway.mcp_server.calls import ToolCall, flag
@@ -80,15 +79,14 @@ async def _claim(call: ToolCall, operation: Operation) -> IdempotencyClaim | Non
             param="idempotency_key",
         )
     bought = {name: given for name, given in call.arguments.items() if name not in NOT_BOUGHT}
-    return await claim_for(key, f"mcp/{operation}", bought)
+    # A preview is made of the images themselves.
+    return await claim_for(key, f"mcp/{operation}", bought, wants_bytes=True)
 
 
 async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
     pictures = picture_references(call.arguments)
-    gateway = call.gateway
     with ExitStack() as files:
-        uploads: list[Upload] = await gateway.fetcher.fetch(call.caller, request, pictures, files)
-        return await add_inputs(request, uploads, gateway.decoder)
+        return await call.gateway.intake.with_pictures(call.caller, request, pictures, files)
 
 
 def picture_references(arguments: Mapping[str, object]) -> list[PictureReference]:

@@ -44,8 +44,9 @@ LISTED_AT_ONCE = 50
 DEFAULT_LIMIT, MAX_LIMIT = 10, 100
 DEFAULT_DAYS, MAX_DAYS = 7, 3650
 MAX_URI_CHARACTERS = 500
-MAX_BLOB_BYTES = 33_554_432
-"""More than any picture that a model draws; beyond it there is the link."""
+MAX_BLOB_BYTES = 16_777_216
+"""A message holds it several times over on its way; beyond it there is the link."""
+MAX_SHOWN_PROMPT = 200
 
 FIXED = [
     Resource(
@@ -104,7 +105,9 @@ class RecentImage(BaseModel):
     height: int | None
     media_type: str
     size_bytes: int
-    prompt: str | None = Field(description="Where the tenant has chosen to store prompts.")
+    prompt: str | None = Field(
+        description="Its beginning, where the tenant has chosen to store prompts."
+    )
     cost_usd: str | None
     cost_status: str
     images_of_generation: int
@@ -148,7 +151,7 @@ async def list_resources(
             uri=HOSTED_SCHEME + image.id,
             name=image.id,
             title=f"{image.requested_model}, {image.created_at:%Y-%m-%d %H:%M} UTC",
-            description=image.prompt,
+            description=_shortened(image.prompt),
             mime_type=image.media_type,
             size=image.size_bytes,
         )
@@ -249,11 +252,18 @@ def _recent_image(gateway: Gateway, image: HostedImage) -> RecentImage:
         height=image.height,
         media_type=image.media_type,
         size_bytes=image.size_bytes,
-        prompt=image.prompt,
+        prompt=_shortened(image.prompt),
         cost_usd=None if image.cost_nano is None else format_usd(image.cost_nano),
         cost_status=image.cost_status.value,
         images_of_generation=image.generation_images,
     )
+
+
+def _shortened(prompt: str | None) -> str | None:
+    """Fifty prompts of thirty thousand characters fit no context window."""
+    if prompt is None or len(prompt) <= MAX_SHOWN_PROMPT:
+        return prompt
+    return f"{prompt[:MAX_SHOWN_PROMPT]}…"
 
 
 def _query(uri: str) -> Mapping[str, int]:

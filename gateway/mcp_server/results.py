@@ -42,6 +42,9 @@ class ImagesMade(BaseModel):
     quality: str | None
     cost_usd: str
     cost_status: Literal["actual", "estimated", "pending"]
+    replayed: bool = Field(
+        description="An earlier call with the same idempotency_key has made and paid for them."
+    )
 
 
 async def show_generation(
@@ -65,6 +68,7 @@ async def show_generation(
         quality=generation.answer.quality,
         cost_usd=format_usd(generation.cost_nano),
         cost_status=generation.cost_status.value,
+        replayed=generation.replayed,
     )
     is_whole = full_image and _fits(generation)
     pictures = await asyncio.gather(
@@ -103,7 +107,10 @@ async def _picture(image: StoredImage, finisher: Decoder, *, is_whole: bool) -> 
 
 
 def _sentence(result: ImagesMade, *, is_too_large: bool) -> TextContent:
-    lines = [f"Made with {result.model} for {result.cost_usd} USD ({result.cost_status})."]
+    cost = f"{result.cost_usd} USD ({result.cost_status})"
+    lines = [f"Made with {result.model} for {cost}."]
+    if result.replayed:
+        lines = [f"Nothing was bought: made with {result.model} by an earlier call, for {cost}."]
     if result.model != result.requested_model:
         lines.append(f"({result.requested_model} is retired; {result.model} serves it.)")
     if is_too_large:

@@ -99,6 +99,7 @@ def _limits(settings: Settings) -> EndpointLimits:
     return EndpointLimits(
         max_body_bytes=settings.max_mcp_body_bytes,
         body_seconds=settings.upload_seconds,
+        send_seconds=settings.mcp_send_seconds,
         max_concurrent=settings.max_concurrent_mcp_requests,
         max_concurrent_large=settings.max_concurrent_large_mcp_requests,
     )

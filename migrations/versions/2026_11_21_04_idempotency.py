@@ -303,9 +303,12 @@ BEGIN
             state = CASE s.kind WHEN 'post' THEN 'posted' WHEN 'post_est' THEN 'posted_est'
                 ELSE 'void' END,
             final_nano = coalesce(r.final_nano, 0) + v_change,
-            outcome = s.outcome, resolved_at = v_now, answer = coalesce(s.answer, r.answer),
+            outcome = s.outcome, resolved_at = v_now,
             -- What was surely not charged may be tried again under the same key.
-            idempotency_key = CASE WHEN s.kind = 'void' THEN NULL ELSE r.idempotency_key END
+            idempotency_key = CASE WHEN s.kind <> 'void' THEN r.idempotency_key END,
+            request_hash = CASE WHEN s.kind <> 'void' THEN r.request_hash END,
+            answer = CASE WHEN s.kind <> 'void' AND r.idempotency_key IS NOT NULL
+                THEN coalesce(s.answer, r.answer) END
         WHERE id = s.id;
         SELECT max(l.seq) + 1 AS seq, sum(l.requests) AS requests, sum(l.images) AS images,
             sum(l.text_input_tokens) AS text_in, sum(l.image_input_tokens) AS image_in,

@@ -1,20 +1,18 @@
-"""Never bought twice: a key claims a purchase, and whoever sends it again gets what came of it.
+"""Never bought twice: whoever sends a request again with its key gets what came of it.
 
 The claim stands in the reservation itself (docs/decisions/0011), so there is none without its hold.
 It is released where the call was surely not charged; an unknown outcome is never bought again.
 """
 
-import asyncio
-import hashlib
-import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import orjson
 import pybase64
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from gateway.billing.reservations import StoredFile
 from gateway.db.engine import Database
@@ -25,6 +23,7 @@ from gateway.domain import (
     Generation,
     IdempotencyClaim,
     ImageRequest,
+    Operation,
     ProviderAnswer,
     StoredImage,
     Usage,
@@ -34,68 +33,24 @@ from gateway.errors import (
     IdempotencyConflict,
     IdempotencyInFlight,
     ImageUnfinished,
-    InvalidRequest,
     NotFound,
     OutcomeUnknown,
     StorageFailed,
+    Unavailable,
 )
+from gateway.images import continuity
+from gateway.images.catalog import Catalog
 from gateway.images.history import COST_STATUS
-from gateway.images.inputs import Upload
 from gateway.images.links import LinkSigner
-from gateway.images.references import PictureReference
+from gateway.images.results import STORE_TIMEOUT_SECONDS
 from gateway.images.retention import link_expiry
 from gateway.images.storage import ImageStore
 from gateway.money import NanoUsd
 
-CHUNK_BYTES = 1_048_576
 RETRY_AFTER_SECONDS = 2
-_KEY_FORM = re.compile(r"[\x21-\x7e]{1,255}")
 _RECORDED_ERRORS: dict[str, type[GatewayError]] = {
     error.code: error for error in (ImageUnfinished, StorageFailed)
 }
-
-
-async def claim_for(
-    key: str | None,
-    route: str,
-    fields: Mapping[str, object],
-    pictures: Sequence[Upload | PictureReference] = (),
-) -> IdempotencyClaim | None:
-    """The claim of a request as it came: `fields` in any order, pictures by their bytes or link.
-
-    Raises:
-        InvalidRequest: the key has a form that is not taken.
-    """
-    if key is None:
-        return None
-    if not _KEY_FORM.fullmatch(key):
-        raise InvalidRequest(
-            "An idempotency key has 1 to 255 visible ASCII characters, such as a UUID.",
-            code="invalid_idempotency_key",
-            param="idempotency_key",
-        )
-    return IdempotencyClaim(key, await asyncio.to_thread(_hash, route, fields, pictures))
-
-
-def _hash(
-    route: str, fields: Mapping[str, object], pictures: Sequence[Upload | PictureReference]
-) -> bytes:
-    named = []
-    for picture in pictures:
-        if isinstance(picture, PictureReference):
-            named.append([picture.field, picture.url])
-            continue
-        digest = hashlib.sha256()
-        picture.file.seek(0)
-        while chunk := picture.file.read(CHUNK_BYTES):
-            digest.update(chunk)
-        picture.file.seek(0)
-        named.append([picture.field, digest.hexdigest()])
-    try:
-        canonical = orjson.dumps([route, fields, named], option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError:  # half of a surrogate pair, or an integer beyond 64 bits
-        canonical = repr([route, sorted(fields.items()), named]).encode()
-    return hashlib.sha256(canonical).digest()
 
 
 def record(
@@ -131,16 +86,29 @@ class Replays:
     """Finds what came of a claim that was made before."""
 
     def __init__(
-        self, database: Database, store: ImageStore, links: LinkSigner, *, image_ttl_seconds: int
+        self,
+        database: Database,
+        store: ImageStore,
+        links: LinkSigner,
+        catalog: Catalog,
+        *,
+        image_ttl_seconds: int,
     ) -> None:
         self._database = database
         self._store = store
         self._links = links
+        self._catalog = catalog
         self._image_ttl_seconds = image_ttl_seconds
 
-    async def find(
-        self, caller: Caller, request: ImageRequest, served: ImageRequest
-    ) -> Generation | None:
+    async def exists(self, caller: Caller, request: ImageRequest) -> bool:
+        """Whether somebody has made the request's claim, so that nothing will be bought for it."""
+        if request.idempotency is None:
+            return False
+        async with self._database.tenant(caller.tenant_id) as session:
+            row = await session.scalar(_claimed(caller, request.operation, request.idempotency))
+        return row is not None
+
+    async def find(self, caller: Caller, request: ImageRequest) -> Generation | None:
         """The generation that the request's claim stands for; None where nobody has made it.
 
         Raises:
@@ -148,47 +116,66 @@ class Replays:
             IdempotencyInFlight: its call is still running.
             OutcomeUnknown: nobody knows yet, or ever, what came of it.
             NotFound: its images are not stored any more.
+            Unavailable: the store does not answer.
             GatewayError: the error that its call ended with.
         """
         claim = request.idempotency
         if claim is None:
             return None
         async with self._database.tenant(caller.tenant_id) as session:
-            row = await session.scalar(
-                select(ReservationRow).where(
-                    ReservationRow.tenant_id == caller.tenant_id,
-                    ReservationRow.user_id.is_not_distinct_from(caller.user_id),
-                    ReservationRow.livemode.is_(caller.livemode),
-                    ReservationRow.operation == request.operation.value,
-                    ReservationRow.idempotency_key == claim.key,
-                )
-            )
+            row = await session.scalar(_claimed(caller, request.operation, claim))
             if row is None:
                 return None
-            images = await session.execute(
+            images = await session.scalars(
                 select(ImageRow).where(
                     ImageRow.tenant_id == caller.tenant_id, ImageRow.reservation_id == row.id
                 )
             )
-            stored = {image.id: image for image in images.scalars()}
+            stored = {image.id: image for image in images}
+        try:
+            return await self._generation(row, stored, request, claim)
+        except GatewayError as error:
+            error.replayed = True
+            raise
+
+    async def _generation(
+        self,
+        row: ReservationRow,
+        stored: Mapping[str, ImageRow],
+        request: ImageRequest,
+        claim: IdempotencyClaim,
+    ) -> Generation:
         _refuse_other(row, claim)
         answer = _answer_of(row)
         if not answer["images"]:
             raise _not_stored(row.id)
-        made = [
-            await self._image(row.id, stored.get(image_id), link_expires_at)
+        with_bytes = claim.wants_bytes or request.response_format == "b64_json"
+        images = [
+            await self._image(row, stored.get(image_id), link_expires_at, with_bytes=with_bytes)
             for image_id, link_expires_at in answer["images"]
         ]
-        return _generation(row, answer, made, request, served)
+        return _rebuilt(row, answer, images, request, self._served(row, request))
+
+    def _served(self, row: ReservationRow, request: ImageRequest) -> ImageRequest:
+        """What was bought: of the model that served then, whichever would serve now."""
+        model = self._catalog.models.get(row.served_model, request.model)
+        if request.operation is Operation.GENERATION:
+            return continuity.serve(request, model)
+        return replace(request, model=model)
 
     async def _image(
-        self, generation_id: UUID, row: ImageRow | None, link_expires_at: int
+        self,
+        generation: ReservationRow,
+        row: ImageRow | None,
+        link_expires_at: int,
+        *,
+        with_bytes: bool,
     ) -> StoredImage:
         now = int(time.time())
         expires_at = 0 if row is None else int(row.expires_at.timestamp())
         if row is None or row.deleted_at is not None or expires_at <= now:
-            raise _not_stored(generation_id)
-        content = await self._store.get(row.path)
+            raise _not_stored(generation.id)
+        content = await self._content(generation, row, with_bytes=with_bytes)
         until = link_expires_at
         if until <= now:
             until = link_expiry(
@@ -200,6 +187,47 @@ class Replays:
             url=self._links.sign(row.id, row.path, until),
             media_type=row.media_type,
         )
+
+    async def _content(
+        self, generation: ReservationRow, row: ImageRow, *, with_bytes: bool
+    ) -> bytes:
+        """The image's bytes, or none of them where a link is all that was asked for."""
+        try:
+            if with_bytes:
+                return await self._store.get(row.path)
+            await self._store.find(row.path)
+        except StorageFailed:
+            raise Unavailable(
+                "The images of this request are made and paid for, but the store does not answer "
+                "right now. Nothing is bought again; send the request again.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            ) from None
+        except NotFound:
+            # Cost and file are written at the same time: the file may still be on its way.
+            age = datetime.now(UTC) - row.created_at
+            if age < timedelta(seconds=STORE_TIMEOUT_SECONDS):
+                raise _in_flight() from None
+            raise _not_stored(generation.id) from None
+        return b""
+
+
+def _claimed(
+    caller: Caller, operation: Operation, claim: IdempotencyClaim
+) -> Select[ReservationRow]:
+    return select(ReservationRow).where(
+        ReservationRow.tenant_id == caller.tenant_id,
+        ReservationRow.user_id.is_not_distinct_from(caller.user_id),
+        ReservationRow.livemode.is_(caller.livemode),
+        ReservationRow.operation == operation.value,
+        ReservationRow.idempotency_key == claim.key,
+    )
+
+
+def _in_flight() -> IdempotencyInFlight:
+    return IdempotencyInFlight(
+        "The request with this idempotency key is still being worked on. Ask again later.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
 
 
 def _not_stored(generation_id: UUID) -> NotFound:
@@ -221,10 +249,7 @@ def _refuse_other(row: ReservationRow, claim: IdempotencyClaim) -> None:
 
 def _answer_of(row: ReservationRow) -> Mapping[str, Any]:
     if row.answer is None and row.state == "held":
-        raise IdempotencyInFlight(
-            "The request with this idempotency key is still being worked on. Ask again later.",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
+        raise _in_flight()
     if row.answer is None:
         raise OutcomeUnknown(
             f"What came of generation {row.id}, the first request with this idempotency key, is "
@@ -238,7 +263,7 @@ def _answer_of(row: ReservationRow) -> Mapping[str, Any]:
     return answer
 
 
-def _generation(
+def _rebuilt(
     row: ReservationRow,
     answer: Mapping[str, Any],
     images: Sequence[StoredImage],
