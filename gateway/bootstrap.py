@@ -43,6 +43,7 @@ from gateway.images.results import Results
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore, open_store
 from gateway.images.thumbnails import Thumbnails
+from gateway.limits.rate_limits import Limiter, open_limiter
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.providers.downloads import Downloads, origin_of
 from gateway.providers.openai_images import OpenAIImages
@@ -90,6 +91,7 @@ class Gateway:
     api_keys: ApiKeys
     identity_provider: IdentityProvider | None
     pipeline: Pipeline
+    limiter: Limiter
     store: ImageStore
     links: LinkSigner
     decoder: Decoder
@@ -182,15 +184,13 @@ async def open_gateway(
         decoder, finisher = _decoder(settings), _finisher(settings)
         stack.push_async_callback(decoder.close)
         stack.push_async_callback(finisher.close)
-        thumbnails = Thumbnails(store, decoder)
+        thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
         stack.push_async_callback(thumbnails.close)
-        downloads = _downloads(settings)
         stack.push_async_callback(downloads.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
-        providers = _providers(settings, openai_images, _pixel_reader(decoder))
-        for provider in providers.values():
-            stack.push_async_callback(provider.close)
+        providers = _providers(stack, settings, openai_images, _pixel_reader(decoder))
         house = _house_credentials(settings)
+        limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
             catalog=core.catalog,
             prices=Prices(database, tables),
@@ -199,6 +199,7 @@ async def open_gateway(
             providers=providers,
             results=_results(core, store, links, finisher),
             replays=_replays(core, store, links),
+            limiter=limiter,
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
@@ -207,6 +208,7 @@ async def open_gateway(
             api_keys=ApiKeys(database, core.pepper, callers),
             identity_provider=identity_provider,
             pipeline=pipeline,
+            limiter=limiter,
             store=store,
             links=links,
             decoder=decoder,
@@ -262,7 +264,10 @@ def _identity_provider(
 
 
 def _providers(
-    settings: Settings, openai_images: OpenAIImages, read_pixels: PixelReader
+    stack: AsyncExitStack,
+    settings: Settings,
+    openai_images: OpenAIImages,
+    read_pixels: PixelReader,
 ) -> dict[str, ImageProvider]:
     providers: dict[str, ImageProvider] = {
         "openai": openai_images,
@@ -270,6 +275,8 @@ def _providers(
     }
     if settings.legacy_base_url is not None:
         providers[LEGACY] = _openai_images(settings, settings.legacy_base_url)
+    for provider in providers.values():
+        stack.push_async_callback(provider.close)
     return providers
 
 

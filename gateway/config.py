@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from gateway.errors import ConfigurationError
 
 SECRET_FORM = re.compile(r"[\x21-\x7e]+")
+REDIS_FORM = re.compile(r"(rediss?|valkeys?)://[^/\s]+(/\d*)?(\?\S*)?$|unix://\S+$")
 WELL_KNOWN_SECRETS = frozenset(
     {"changeme", "change-me", "secret", "password", "admin", "test", "default", "sk-1234", "1234"}
 )
@@ -89,6 +90,16 @@ class Settings(BaseSettings):
     oidc_timeout_seconds: float = Field(default=5.0, gt=0)
     oidc_max_document_bytes: int = Field(default=262_144, ge=1024)
     oidc_max_token_characters: int = Field(default=16_384, ge=512)
+
+    redis_url: SecretStr | None = None
+    redis_timeout_ms: int = Field(default=50, ge=1, le=1000)
+    limit_lease_seconds: float = Field(default=15.0, ge=0.5, le=600)
+    default_requests_per_minute: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    default_images_per_minute: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    default_concurrent_generations: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    house_requests_per_minute: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    house_images_per_minute: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    house_concurrent_generations: int | None = Field(default=None, ge=0, le=1_000_000_000)
 
     idempotency_seconds: int = Field(default=86_400, ge=60, le=2_592_000)
     default_model: str = "gpt-image-2.5-sunburst"
@@ -174,6 +185,17 @@ class Settings(BaseSettings):
                 "GATEWAY_OIDC_ISSUER must be the https:// address that your identity provider "
                 "calls its issuer, without a query (http:// on this machine only). To accept API "
                 "keys alone, remove it."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_redis_address(self) -> Self:
+        url = self.redis_url
+        if url is not None and not REDIS_FORM.match(url.get_secret_value()):
+            raise ValueError(
+                "GATEWAY_REDIS_URL must be redis://, rediss:// (TLS) or valkey://, with a host, "
+                "such as redis://:password@127.0.0.1:6379/0. Without it, limits are counted in "
+                "each process."
             )
         return self
 

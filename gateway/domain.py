@@ -21,6 +21,32 @@ class Scope(StrEnum):
     CREDENTIALS_WRITE = "credentials:write"
 
 
+class LimitKind(StrEnum):
+    """What a limit counts: in a minute the first two, at once the third."""
+
+    REQUESTS = "requests"
+    IMAGES = "images"
+    CONCURRENT = "concurrent"
+
+
+LimitOwner = Literal["key", "user", "tenant", "house"]
+"""Whose calls a limit counts; the house's are all that are made with its own provider key."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """How much of a kind one owner may have."""
+
+    owner: LimitOwner
+    kind: LimitKind
+    value: int
+
+    @property
+    def name(self) -> str:
+        """What answers call it: `tenant-requests`."""
+        return f"{self.owner}-{self.kind}"
+
+
 @dataclass(frozen=True, slots=True)
 class TenantSettings:
     """What a tenant has chosen for itself.
@@ -40,6 +66,7 @@ class Caller:
     """Who one request is. `models` of None means every model of the catalogue.
 
     Without `api_key_id`: somebody who came with a token of the operator's identity provider.
+    `limits` are those that were set for the caller; the gateway's own defaults come on top.
     """
 
     tenant_id: UUID
@@ -51,6 +78,7 @@ class Caller:
     expires_at: datetime | None
     tenant_status: str
     tenant_settings: TenantSettings = TenantSettings()
+    limits: tuple[RateLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

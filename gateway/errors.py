@@ -207,7 +207,7 @@ class CredentialRejected(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """The provider says: too many requests."""
+    """Too many requests, says the provider, or a limit of the gateway's own (`LimitReached`)."""
 
     status = 429
     type = "requests"

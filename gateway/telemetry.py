@@ -45,6 +45,14 @@ alarms_total = Counter(
     "What an operator must look at: bound_breach, usage_missing, house_credential, …",
     ["kind"],
 )
+limited_total = Counter("gateway_limited_total", "Requests refused by a limit", ["owner", "kind"])
+limits_unshared_total = Counter(
+    "gateway_limits_unshared_total",
+    "Requests counted in one process alone because Redis was away or slow",
+)
+limits_shared = Gauge(
+    "gateway_limits_shared", "Whether limits are counted in Redis (1)", multiprocess_mode="livemin"
+)
 batch_size = Histogram(
     "gateway_group_commit_batch_size",
     "Items per commit",

@@ -73,6 +73,18 @@ def test_an_empty_database_address_is_not_taken_for_none(environment: pytest.Mon
     assert "GATEWAY_DATABASE_URL" in refusal(environment, GATEWAY_DATABASE_URL="")
 
 
+def test_a_redis_address_of_another_kind_is_refused_without_its_password(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    for url in ("", "127.0.0.1:6379", "http://:canary@redis/0", "redis://", "redis://h/canary"):
+        said = refusal(environment, GATEWAY_REDIS_URL=url)
+        assert "GATEWAY_REDIS_URL" in said
+        assert "canary" not in said
+    for url in ("redis://:pw@h:6379/0", "rediss://u:pw@h", "valkey://[::1]:6379", "redis://h/"):
+        environment.setenv("GATEWAY_REDIS_URL", url)
+        assert "pw" not in repr(load_settings())
+
+
 def test_a_wrong_setting_is_named_and_its_value_is_not_repeated(
     environment: pytest.MonkeyPatch,
 ) -> None:

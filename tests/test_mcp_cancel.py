@@ -214,8 +214,7 @@ async def test_a_call_that_the_official_client_cancels_is_charged_once_what_it_c
     await expect_no_files(before)
 
 
-@both_eras
-@both_tools
+@pytest.mark.parametrize(("mode", "tool"), list(zip(MODES, ARGUMENTS, strict=True)))
 async def test_whoever_comes_back_with_the_same_key_gets_what_was_bought(
     served: Served, stub: Stub, mode: str, tool: str
 ) -> None:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from gateway.mcp_server.tools import TOOLS
 from tests.harness import GPT2, Served
 from tests.mcp_helpers import MODES, call, error_of, post, tool_message
@@ -22,7 +20,6 @@ WHOLE = {
     "get_usage": {},
 }
 """Arguments with which each tool does what it is for."""
-both_eras = pytest.mark.parametrize("mode", MODES)
 
 Case = tuple[str, dict[str, Any], str, str | None]
 """A tool, what is changed of its arguments (None: left out), and the code and param of the error.
@@ -45,18 +42,16 @@ async def expect_refusals(served: Served, stub: Stub, mode: str, cases: list[Cas
     assert (stub.calls, await books(served)) == ([], before)
 
 
-@both_eras
-async def test_a_tool_that_does_not_exist_is_a_protocol_error(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_a_tool_that_does_not_exist_is_a_protocol_error(served: Served, stub: Stub) -> None:
     """As the protocol has it: there is no tool that could answer."""
-    async with served.http(await served.key()) as http:
-        for name in ("generate_picture", "", "x" * 10_000, "../generate_image"):
-            answer = await post(http, tool_message(name, mode))
-            assert answer.error["code"] == -32602
-            assert "generate_image" in answer.error["message"]
-            assert len(answer.error["message"]) < 400
-    await expect_nothing_bought(served, stub)
+    for mode in MODES:
+        async with served.http(await served.key()) as http:
+            for name in ("generate_picture", "", "x" * 10_000, "../generate_image"):
+                answer = await post(http, tool_message(name, mode))
+                assert answer.error["code"] == -32602
+                assert "generate_image" in answer.error["message"]
+                assert len(answer.error["message"]) < 400
+        await expect_nothing_bought(served, stub)
 
 
 VALUES: dict[str, list[Any]] = {
@@ -78,13 +73,11 @@ def wrong_types(tool: str) -> list[Case]:
     return cases
 
 
-@both_eras
-async def test_an_argument_of_a_wrong_type_is_refused_by_name(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_an_argument_of_a_wrong_type_is_refused_by_name(served: Served, stub: Stub) -> None:
     cases = [case for tool in TOOLS for case in wrong_types(tool)]
     assert len(cases) > 150
-    await expect_refusals(served, stub, mode, cases)
+    for mode in MODES:
+        await expect_refusals(served, stub, mode, cases)
 
 
 MISSING, UNKNOWN = "missing_required_parameter", "unknown_parameter"
@@ -129,11 +122,11 @@ WRONG: list[Case] = [
 ]
 
 
-@both_eras
 async def test_arguments_that_are_missing_unknown_or_out_of_bounds_are_refused(
-    served: Served, stub: Stub, mode: str
+    served: Served, stub: Stub
 ) -> None:
-    await expect_refusals(served, stub, mode, WRONG)
+    for mode in MODES:
+        await expect_refusals(served, stub, mode, WRONG)
 
 
 UNKNOWN_IMAGE = "img_19a00000000_0123456789abcdef"
@@ -169,10 +162,7 @@ REFERENCES = {
 }
 
 
-@both_eras
-async def test_a_picture_that_cannot_be_had_is_refused_by_name(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_a_picture_that_cannot_be_had_is_refused_by_name(served: Served, stub: Stub) -> None:
     own = f"{served.gateway.settings.public_url}/images/{UNKNOWN_IMAGE}"
     links = (own, f"{own}?exp=9999999999&sig=AAAA", f"{own}?exp=x&sig=%00", f"{own}/thumbnail")
     cases: list[Case] = []
@@ -185,13 +175,11 @@ async def test_a_picture_that_cannot_be_had_is_refused_by_name(
         cases.append(("edit_image", {"image": image}, code, "image"))
         cases.append(("edit_image", {"image": [PICTURE, image]}, code, "image"))
     cases.append(("edit_image", {"mask": PICTURE}, "invalid_mask_image_format", "mask"))
-    await expect_refusals(served, stub, mode, cases)
+    for mode in MODES:
+        await expect_refusals(served, stub, mode, cases)
 
 
-@both_eras
-async def test_a_data_url_of_thirty_megabytes_is_refused(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_a_data_url_of_thirty_megabytes_is_refused(served: Served, stub: Stub) -> None:
     """Within what a body may be, beyond what one text in it may be."""
     large = "data:image/png;base64," + "A" * 30_000_000
     cases: list[Case] = [
@@ -199,4 +187,5 @@ async def test_a_data_url_of_thirty_megabytes_is_refused(
         ("edit_image", {"mask": large}, "string_above_max_length", "mask"),
         ("create_variation", {"image": large}, "string_above_max_length", "image"),
     ]
-    await expect_refusals(served, stub, mode, cases)
+    for mode in MODES:
+        await expect_refusals(served, stub, mode, cases)

@@ -30,50 +30,54 @@ async def ask(http: httpx2.AsyncClient, tool: str, mode: str, **arguments: Any) 
 # Models
 
 
-@both_eras
 @pytest.mark.parametrize("livemode", [False, True], ids=["sandbox", "live"])
 async def test_models_are_those_of_rest_with_what_they_can_do(
-    served: Served, stub: Stub, mode: str, *, livemode: bool
+    served: Served, stub: Stub, *, livemode: bool
 ) -> None:
-    async with served.http(await served.key(livemode=livemode)) as http:
-        found = await ask(http, "list_available_models", mode)
-        models = {model["id"]: model for model in (await http.get("/v1/models")).json()["data"]}
-    assert [provider["provider"] for provider in found["providers"]] == ["openai"]
-    cards = {card["id"]: card for provider in found["providers"] for card in provider["models"]}
-    assert set(cards) == set(models)
-    for name, card in cards.items():
-        model = models[name]
-        capabilities = model["capabilities"]
-        told = ("qualities", "output_formats", "backgrounds", "max_images", "max_input_images")
-        assert {part: card[part] for part in told} == {part: capabilities[part] for part in told}
-        assert card["max_prompt_characters"] == capabilities["max_prompt_characters"]
-        assert len(card["operations"]) == len(capabilities["endpoints"])
-        assert card["served_by"] == model["served_model"]
-        assert card["shutdown_date"] == model["shutdown_date"]
-        assert card["successor"] == model["successor"]
-        assert card["is_default"] == (name == found["default_model"])
-    assert found["default_model"] == served.gateway.settings.default_model
-    await expect_nothing_bought(served, stub)
+    for mode in MODES:
+        async with served.http(await served.key(livemode=livemode)) as http:
+            found = await ask(http, "list_available_models", mode)
+            models = {model["id"]: model for model in (await http.get("/v1/models")).json()["data"]}
+        assert [provider["provider"] for provider in found["providers"]] == ["openai"]
+        cards = {card["id"]: card for provider in found["providers"] for card in provider["models"]}
+        assert set(cards) == set(models)
+        for name, card in cards.items():
+            model = models[name]
+            capabilities = model["capabilities"]
+            told = ("qualities", "output_formats", "backgrounds", "max_images", "max_input_images")
+            assert {part: card[part] for part in told} == {
+                part: capabilities[part] for part in told
+            }
+            assert card["max_prompt_characters"] == capabilities["max_prompt_characters"]
+            assert len(card["operations"]) == len(capabilities["endpoints"])
+            assert card["served_by"] == model["served_model"]
+            assert card["shutdown_date"] == model["shutdown_date"]
+            assert card["successor"] == model["successor"]
+            assert card["is_default"] == (name == found["default_model"])
+        assert found["default_model"] == served.gateway.settings.default_model
+        await expect_nothing_bought(served, stub)
 
 
-@both_eras
-async def test_what_a_model_costs_at_most_is_what_rest_quotes(served: Served, mode: str) -> None:
-    async with served.http(await served.key()) as http:
-        result = await call_by_http(http, tool_message("list_available_models", mode))
-        cards = content_of(result)["providers"][0]["models"]
-        quoted = 0
-        for card in cards:
-            assert card["max_cost_usd"], card["id"]
-            for quality, cost_usd in card["max_cost_usd"].items():
-                body = {"model": card["id"], "prompt": "-", "size": card["sample_size"]}
-                quote = (await http.post(QUOTES, json=body | {"quality": quality})).json()
-                assert quote["cost_usd_max"] == cost_usd
-                quoted += 1
-            assert card["price"] is not None
-    assert quoted > 40
-    lines = text_of(result).splitlines()[1:]
-    assert [line.partition(":")[0].partition(",")[0] for line in lines] == [c["id"] for c in cards]
-    assert all(card["served_by"] in line for card, line in zip(cards, lines, strict=True))
+async def test_what_a_model_costs_at_most_is_what_rest_quotes(served: Served) -> None:
+    for mode in MODES:
+        async with served.http(await served.key()) as http:
+            result = await call_by_http(http, tool_message("list_available_models", mode))
+            cards = content_of(result)["providers"][0]["models"]
+            quoted = 0
+            for card in cards:
+                assert card["max_cost_usd"], card["id"]
+                for quality, cost_usd in card["max_cost_usd"].items():
+                    body = {"model": card["id"], "prompt": "-", "size": card["sample_size"]}
+                    quote = (await http.post(QUOTES, json=body | {"quality": quality})).json()
+                    assert quote["cost_usd_max"] == cost_usd
+                    quoted += 1
+                assert card["price"] is not None
+        assert quoted > 40
+        lines = text_of(result).splitlines()[1:]
+        assert [line.partition(":")[0].partition(",")[0] for line in lines] == [
+            c["id"] for c in cards
+        ]
+        assert all(card["served_by"] in line for card, line in zip(cards, lines, strict=True))
 
 
 async def test_a_key_of_some_models_is_shown_those_alone(served: Served) -> None:
@@ -149,20 +153,22 @@ async def test_an_estimate_is_rests_quote_and_never_below_what_is_paid(
         await served.check_invariants()
 
 
-@both_eras
 async def test_an_estimate_neither_buys_nor_holds_nor_asks_for_budget(
-    served: Served, stub: Stub, mode: str
+    served: Served, stub: Stub
 ) -> None:
     key = await served.key()
     await served.budget("0", window="total", api_key_id=key.id)
-    async with served.http(key) as http:
-        result = await call_by_http(http, tool_message("estimate_cost", mode, prompt="a", n=2))
-        refused = await call_by_http(http, tool_message("generate_image", mode, prompt="a", n=2))
-    estimate = content_of(result)
-    assert Decimal(estimate["max_cost_usd"]) > 0
-    assert f"At most {estimate['max_cost_usd']} USD for 2 images" in text_of(result)
-    assert error_of(refused)["code"] == "budget_exceeded"
-    await expect_nothing_bought(served, stub)
+    for mode in MODES:
+        async with served.http(key) as http:
+            result = await call_by_http(http, tool_message("estimate_cost", mode, prompt="a", n=2))
+            refused = await call_by_http(
+                http, tool_message("generate_image", mode, prompt="a", n=2)
+            )
+        estimate = content_of(result)
+        assert Decimal(estimate["max_cost_usd"]) > 0
+        assert f"At most {estimate['max_cost_usd']} USD for 2 images" in text_of(result)
+        assert error_of(refused)["code"] == "budget_exceeded"
+        await expect_nothing_bought(served, stub)
 
 
 # Usage
@@ -236,8 +242,7 @@ async def test_what_is_held_by_a_running_call_is_not_left(served: Served, stub: 
     assert Decimal(budget["remaining_usd"]) == 5 - Decimal(budget["held_usd"])
 
 
-@both_eras
-async def test_usage_is_ones_own(served: Served, mode: str) -> None:
+async def test_usage_is_ones_own(served: Served) -> None:
     alice, bob = await served.key(user="alice"), await served.key(user="bob")
     tenant, sandbox = await served.key(), await served.key(livemode=False)
     other = await served.key(tenant_id=await served.tenant("other"))
@@ -249,21 +254,22 @@ async def test_usage_is_ones_own(served: Served, mode: str) -> None:
     for key in (alice, bob, tenant, sandbox):
         async with served.http(key) as http:
             await make(http, n=counts[key.id])
-    seen = {}
-    for name, key in (
-        *(("alice", alice), ("bob", bob), ("tenant", tenant)),
-        *(("sandbox", sandbox), ("other", other)),
-    ):
-        used = await expect_usage_of_rest(served, key, mode)
-        windows = [budget["window"] for budget in used["budgets"]]
-        seen[name] = (used["month"]["images"], windows)
-    assert seen == {
-        "alice": (1, ["day"]),
-        "bob": (2, ["week"]),
-        "tenant": (6, []),
-        "sandbox": (1, ["total"]),
-        "other": (0, []),
-    }
+    for mode in MODES:
+        seen = {}
+        for name, key in (
+            *(("alice", alice), ("bob", bob), ("tenant", tenant)),
+            *(("sandbox", sandbox), ("other", other)),
+        ):
+            used = await expect_usage_of_rest(served, key, mode)
+            windows = [budget["window"] for budget in used["budgets"]]
+            seen[name] = (used["month"]["images"], windows)
+        assert seen == {
+            "alice": (1, ["day"]),
+            "bob": (2, ["week"]),
+            "tenant": (6, []),
+            "sandbox": (1, ["total"]),
+            "other": (0, []),
+        }
 
 
 async def test_today_is_a_day_of_the_tenants_own_calendar(served: Served) -> None:

@@ -71,13 +71,12 @@ def expect_preview(params: dict[str, Any], index: int, token: str) -> None:
 
 @both_eras
 @both_tools
-@pytest.mark.parametrize("count", [1, 3])
 async def test_partial_images_arrive_while_the_model_still_works(
-    served: Served, stub: Stub, mode: str, tool: str, count: int
+    served: Served, stub: Stub, mode: str, tool: str
 ) -> None:
     stub.faults.add(Fault("stream_hold"))
     key = await served.key()
-    arguments = {**ARGUMENTS[tool], "partial_images": count}
+    arguments = {**ARGUMENTS[tool], "partial_images": 3}
     heard: list[float] = []
     asking = replace(tool_message(tool, mode, **arguments), meta={"progressToken": "t-1"})
     async with listening(served, key, asking) as messages:
@@ -89,14 +88,14 @@ async def test_partial_images_arrive_while_the_model_still_works(
                 expect_preview(params, len(heard), "t-1")
                 assert stub.totals.held == 1
                 heard.append(params["progress"])
-                if len(heard) == count:
+                if len(heard) == 3:
                     stub.release()
-    assert len(heard) == count
+    assert len(heard) == 3
     assert heard == sorted(set(heard))
     assert message["result"]["structuredContent"]["cost_status"] == "actual"
     [called] = stub.calls
     sent = called.json or called.form or {}
-    assert str(sent["partial_images"]) == str(count)
+    assert str(sent["partial_images"]) == "3"
     await expect_books_to_agree(served, stub, key, images=1)
     await expect_one_call_each(served, stub, requests=1)
 
@@ -118,21 +117,21 @@ async def test_partial_images_are_paid_for_whether_there_is_time_to_show_them_or
     await expect_one_call_each(served, stub, requests=1)
 
 
-@both_eras
-async def test_nobody_is_told_of_partial_images_who_did_not_ask(
-    served: Served, stub: Stub, mode: str
-) -> None:
-    stub.faults.add(Fault("stream_hold"))
+async def test_nobody_is_told_of_partial_images_who_did_not_ask(served: Served, stub: Stub) -> None:
     key = await served.key()
-    message = tool_message("generate_image", mode, **ARGUMENTS["generate_image"], partial_images=2)
-    async with served.http(key) as http:
-        answering = asyncio.create_task(post(http, message))
-        await stub.until_held(1)
-        stub.release()
-        answer = await answering
-    assert [m for m in answer.messages if "method" in m] == []
-    assert not answer.result.get("isError")
-    await expect_books_to_agree(served, stub, key, images=1)
+    for mode in MODES:
+        stub.faults.add(Fault("stream_hold"))
+        message = tool_message(
+            "generate_image", mode, **ARGUMENTS["generate_image"], partial_images=2
+        )
+        async with served.http(key) as http:
+            answering = asyncio.create_task(post(http, message))
+            await stub.until_held(1)
+            stub.release()
+            answer = await answering
+        assert [m for m in answer.messages if "method" in m] == []
+        assert not answer.result.get("isError")
+    await expect_books_to_agree(served, stub, key, images=2)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -149,29 +148,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@both_eras
-async def test_partial_images_that_cannot_be_had_are_refused(
-    served: Served, stub: Stub, mode: str
-) -> None:
-    found = {}
-    async with served.http(await served.key()) as http:
-        for name, (changes, _, _) in REFUSED.items():
-            arguments = {**ARGUMENTS["generate_image"], **changes}
-            answer = await post(http, tool_message("generate_image", mode, **arguments))
-            error = answer.result["structuredContent"]["error"]
-            found[name] = (changes, error["code"], error["param"])
-    assert found == REFUSED
-    await expect_nothing_bought(served, stub)
+async def test_partial_images_that_cannot_be_had_are_refused(served: Served, stub: Stub) -> None:
+    for mode in MODES:
+        found = {}
+        async with served.http(await served.key()) as http:
+            for name, (changes, _, _) in REFUSED.items():
+                arguments = {**ARGUMENTS["generate_image"], **changes}
+                answer = await post(http, tool_message("generate_image", mode, **arguments))
+                error = answer.result["structuredContent"]["error"]
+                found[name] = (changes, error["code"], error["param"])
+        assert found == REFUSED
+        await expect_nothing_bought(served, stub)
 
 
-@both_eras
-async def test_no_partial_images_may_be_asked_for_of_any_model(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_no_partial_images_may_be_asked_for_of_any_model(served: Served, stub: Stub) -> None:
     arguments: dict[str, Any] = {"model": "dall-e-3", "prompt": "a red fox", "partial_images": 0}
-    async with served.http(await served.key()) as http:
-        answer = await post(http, tool_message("generate_image", mode, **arguments))
-    assert not answer.result.get("isError"), answer
-    [called] = stub.calls
-    assert called.json is not None
-    assert "stream" not in called.json
+    for mode in MODES:
+        async with served.http(await served.key()) as http:
+            answer = await post(http, tool_message("generate_image", mode, **arguments))
+        assert not answer.result.get("isError"), answer
+        called = stub.calls[-1].json
+        assert called is not None
+        assert "stream" not in called

@@ -36,7 +36,6 @@ BUYING: dict[str, dict[str, Any]] = {
     "create_variation": {"image": PICTURE},
 }
 WHOLE = {**BUYING, "list_available_models": {}, "estimate_cost": MAKE, "get_usage": {}}
-both_eras = pytest.mark.parametrize("mode", MODES)
 
 
 async def codes(served: Served, key: IssuedKey, mode: str, *tools: str) -> dict[str, str]:
@@ -49,17 +48,19 @@ async def codes(served: Served, key: IssuedKey, mode: str, *tools: str) -> dict[
 # Keys and models
 
 
-@both_eras
-async def test_each_tool_needs_its_scope(served: Served, stub: Stub, mode: str) -> None:
-    assert TOOL_SCOPES.keys() == WHOLE.keys()
-    for tool, needed in TOOL_SCOPES.items():
-        others = await served.key(scopes=[scope for scope in Scope if scope is not needed])
-        assert await codes(served, others, mode, tool) == {tool: "insufficient_scope"}
-    nothing = await served.key(scopes=[Scope.CREDENTIALS_WRITE])
-    async with served.http(nothing) as http:
-        answer = await http.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
-    assert answer.status_code == 403
-    await expect_nothing_bought(served, stub)
+async def test_each_tool_needs_its_scope(served: Served, stub: Stub) -> None:
+    for mode in MODES:
+        assert TOOL_SCOPES.keys() == WHOLE.keys()
+        for tool, needed in TOOL_SCOPES.items():
+            others = await served.key(scopes=[scope for scope in Scope if scope is not needed])
+            assert await codes(served, others, mode, tool) == {tool: "insufficient_scope"}
+        nothing = await served.key(scopes=[Scope.CREDENTIALS_WRITE])
+        async with served.http(nothing) as http:
+            answer = await http.post(
+                "/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+            )
+        assert answer.status_code == 403
+        await expect_nothing_bought(served, stub)
 
 
 async def test_each_scope_is_enough_for_its_tools(served: Served) -> None:
@@ -79,46 +80,44 @@ async def test_an_image_kept_here_is_only_for_keys_that_may_read(
     assert len(stub.bill) == 2
 
 
-@both_eras
-async def test_a_key_of_some_models_is_refused_the_others(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_a_key_of_some_models_is_refused_the_others(served: Served, stub: Stub) -> None:
     key = await served.key(models=["gpt-image-2.5-flare"])
-    tools = (*BUYING, "estimate_cost")
-    assert await codes(served, key, mode, *tools) == dict.fromkeys(tools, "model_not_allowed")
-    async with served.mcp(key, mode) as client:
-        result = await call(client, "generate_image", **MAKE)
-        unnamed = await call(client, "generate_image", prompt="a red fox")
-    assert "list_available_models" in text_of(result)
-    assert error_of(unnamed)["code"] == "model_not_allowed"
-    await expect_nothing_bought(served, stub)
+    for mode in MODES:
+        tools = (*BUYING, "estimate_cost")
+        assert await codes(served, key, mode, *tools) == dict.fromkeys(tools, "model_not_allowed")
+        async with served.mcp(key, mode) as client:
+            result = await call(client, "generate_image", **MAKE)
+            unnamed = await call(client, "generate_image", prompt="a red fox")
+        assert "list_available_models" in text_of(result)
+        assert error_of(unnamed)["code"] == "model_not_allowed"
+        await expect_nothing_bought(served, stub)
 
 
-@both_eras
 async def test_a_tenant_without_continuity_is_told_that_a_model_is_gone(
-    served: Served, stub: Stub, mode: str
+    served: Served, stub: Stub
 ) -> None:
     tenant_id = await served.tenant("strict")
     await served.owner_sql("UPDATE tenant SET continuity = false WHERE id = :id", id=tenant_id)
     key = await served.key(tenant_id=tenant_id)
-    async with served.mcp(key, mode) as client:
-        listed = content_of(await call(client, "list_available_models"))
-        gone = await call(client, "generate_image", prompt="x", model="dall-e-3")
-    assert error_of(gone)["code"] == "invalid_value"
-    ids = [model["id"] for provider in listed["providers"] for model in provider["models"]]
-    assert "dall-e-3" not in ids
-    assert GPT2 in ids
-    await expect_nothing_bought(served, stub)
+    for mode in MODES:
+        async with served.mcp(key, mode) as client:
+            listed = content_of(await call(client, "list_available_models"))
+            gone = await call(client, "generate_image", prompt="x", model="dall-e-3")
+        assert error_of(gone)["code"] == "invalid_value"
+        ids = [model["id"] for provider in listed["providers"] for model in provider["models"]]
+        assert "dall-e-3" not in ids
+        assert GPT2 in ids
+        await expect_nothing_bought(served, stub)
 
 
-@both_eras
 async def test_without_any_provider_key_nothing_can_be_bought(
-    settings: Settings, stub: Stub, mode: str
+    settings: Settings, stub: Stub
 ) -> None:
     change = {"openai_api_key": None}
     async with served_gateway(settings.model_copy(update=change)) as served:
-        found = await codes(served, await served.key(), mode, *BUYING)
-        assert found == dict.fromkeys(BUYING, "no_credential")
+        for mode in MODES:
+            found = await codes(served, await served.key(), mode, *BUYING)
+            assert found == dict.fromkeys(BUYING, "no_credential")
         await expect_nothing_bought(served, stub)
         await served.check_invariants()
 
@@ -126,10 +125,7 @@ async def test_without_any_provider_key_nothing_can_be_bought(
 # Money
 
 
-@both_eras
-async def test_a_short_budget_is_named_with_when_it_resets(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_a_short_budget_is_named_with_when_it_resets(served: Served, stub: Stub) -> None:
     key = await served.key(user="alice")
     [alice] = await served.owner_sql("SELECT id FROM tenant_user")
     owners: dict[str, tuple[str, dict[str, Any]]] = {
@@ -139,16 +135,17 @@ async def test_a_short_budget_is_named_with_when_it_resets(
     }
     for name, (window, owner) in owners.items():
         await served.budget("0.0001", window=window, **owner)
-        async with served.mcp(key, mode) as client:
-            budget = content_of(await call(client, "get_usage"))["budgets"][0]
-            results = [await call(client, tool, **BUYING[tool]) for tool in BUYING]
-        for result in results:
-            assert error_of(result)["code"] == "budget_exceeded"
-            said = text_of(result)
-            assert name in said
-            assert (budget["resets_at"] or "does not reset") in said
-            assert "get_usage" in said
-            assert "Try again" not in said
+        for mode in MODES:
+            async with served.mcp(key, mode) as client:
+                budget = content_of(await call(client, "get_usage"))["budgets"][0]
+                results = [await call(client, tool, **BUYING[tool]) for tool in BUYING]
+            for result in results:
+                assert error_of(result)["code"] == "budget_exceeded"
+                said = text_of(result)
+                assert name in said
+                assert (budget["resets_at"] or "does not reset") in said
+                assert "get_usage" in said
+                assert "Try again" not in said
         await served.budget("1", window=window, **owner)
     assert {held for _, _, _, held in await budget_rows(served)} <= {0}
     await expect_nothing_bought(served, stub)
@@ -185,27 +182,28 @@ async def images_of_others(hosted: Hosted) -> Images:
     return Images(alice, {name: f"generated-images://{id_}" for name, id_ in ids.items()})
 
 
-@both_eras
 async def test_images_of_others_and_images_that_are_gone_cannot_be_edited(
-    settings: Settings, stub: Stub, tmp_path: Path, mode: str
+    settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
     async with hosted_gateway(settings, files_in(tmp_path / "store")) as hosted:
         images = await images_of_others(hosted)
         before = await books(hosted.served)
-        found = {}
-        async with hosted.served.mcp(images.alice, mode) as client:
-            for name, uri in images.uris.items():
-                results = [
-                    await call(client, "edit_image", **MAKE, image=uri),
-                    await call(client, "edit_image", **MAKE, image=[PICTURE, uri]),
-                    await call(client, "edit_image", **MAKE, image=PICTURE, mask=uri),
-                    await call(client, "create_variation", image=uri),
-                ]
-                errors = [error_of(result) for result in results]
-                found[name] = [(error["code"], error["param"]) for error in errors]
-                assert all("image-history://recent" in text_of(result) for result in results)
         params = ["image", "image[1]", "mask", "image"]
-        assert found == {name: [("image_not_found", p) for p in params] for name in images.uris}
+        expected = {name: [("image_not_found", param) for param in params] for name in images.uris}
+        for mode in MODES:
+            found = {}
+            async with hosted.served.mcp(images.alice, mode) as client:
+                for name, uri in images.uris.items():
+                    results = [
+                        await call(client, "edit_image", **MAKE, image=uri),
+                        await call(client, "edit_image", **MAKE, image=[PICTURE, uri]),
+                        await call(client, "edit_image", **MAKE, image=PICTURE, mask=uri),
+                        await call(client, "create_variation", image=uri),
+                    ]
+                    errors = [error_of(result) for result in results]
+                    found[name] = [(error["code"], error["param"]) for error in errors]
+                    assert all("image-history://recent" in text_of(result) for result in results)
+            assert found == expected
         assert (stub.calls, await books(hosted.served)) == ([], before)
 
 
@@ -257,50 +255,50 @@ async def test_a_providers_failure_says_what_it_means_and_buys_nothing_twice(
         await served.check_invariants()
 
 
-@both_eras
 async def test_a_tenants_own_key_that_is_refused_is_its_own_to_mend(
-    served: Served, stub: Stub, mode: str
+    served: Served, stub: Stub
 ) -> None:
     key = await served.key()
     async with served.http(key) as http:
         await http.put("/v1/credentials/openai", json={"secret": "sk-tenant-0123456789abcdef"})
     stub.faults.add(Fault("status", preset="invalid_api_key", times=None))
-    found = await codes(served, key, mode, *BUYING)
-    assert found == dict.fromkeys(BUYING, "credential_rejected")
-    assert await count_states(served) == {"void": 3}
+    for mode in MODES:
+        found = await codes(served, key, mode, *BUYING)
+        assert found == dict.fromkeys(BUYING, "credential_rejected")
+    assert await count_states(served) == {"void": 6}
 
 
-@both_eras
 async def test_what_was_paid_for_and_not_stored_is_not_bought_again(
-    served: Served, stub: Stub, mode: str
+    served: Served, stub: Stub
 ) -> None:
     images = served.gateway.settings.data_dir / "images"
     shutil.rmtree(images)
     images.write_bytes(b"a file where the folder was")
     key = await served.key()
-    async with served.mcp(key, mode) as client:
-        results = [await call(client, tool, **BUYING[tool]) for tool in BUYING]
-        usage = content_of(await call(client, "get_usage"))
-    assert [error_of(result)["code"] for result in results] == ["storage_failed"] * 3
-    assert all("paid twice" in text_of(result) for result in results)
-    assert str(images) not in "".join(map(text_of, results))
-    assert await count_states(served) == {"posted": 3}
+    for mode in MODES:
+        async with served.mcp(key, mode) as client:
+            results = [await call(client, tool, **BUYING[tool]) for tool in BUYING]
+            usage = content_of(await call(client, "get_usage"))
+        assert [error_of(result)["code"] for result in results] == ["storage_failed"] * 3
+        assert all("paid twice" in text_of(result) for result in results)
+        assert str(images) not in "".join(map(text_of, results))
+    assert await count_states(served) == {"posted": 6}
     assert await served.ledger_total() == stub.totals.cost_nano_usd
-    assert usage["today"]["images"] == 3
+    assert usage["today"]["images"] == 6
 
 
-@both_eras
 async def test_a_store_that_cannot_be_read_is_said_before_anything_is_bought(
-    served: Served, stub: Stub, mode: str
+    served: Served, stub: Stub
 ) -> None:
     key = await served.key()
-    image = (await made(served, key, "generate_image", mode, **MAKE))["images"][0]
+    image = (await made(served, key, "generate_image", **MAKE))["images"][0]
     folder = served.gateway.settings.data_dir / "images" / str(served.tenant_id)
     shutil.rmtree(folder)
     folder.write_bytes(b"a file where the folder was")
-    async with served.mcp(key, mode) as client:
-        for source in (image["uri"], image["url"]):
-            result = await call(client, "edit_image", **MAKE, image=source)
-            assert error_of(result)["code"] == "overloaded"
-            assert "paid" not in text_of(result)
+    for mode in MODES:
+        async with served.mcp(key, mode) as client:
+            for source in (image["uri"], image["url"]):
+                result = await call(client, "edit_image", **MAKE, image=source)
+                assert error_of(result)["code"] == "overloaded"
+                assert "paid" not in text_of(result)
     assert len(stub.calls) == 1

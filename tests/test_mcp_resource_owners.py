@@ -26,7 +26,6 @@ from tests.mcp_helpers import (
 )
 
 pytestmark = pytest.mark.parametrize("place", ["files"], indirect=True)
-both_eras = pytest.mark.parametrize("mode", MODES)
 NOT_FOUND = (INVALID_PARAMS, "image_not_found", "image_id")
 NO_SCOPE = (INVALID_PARAMS, "insufficient_scope", None)
 
@@ -60,8 +59,7 @@ async def seen_by(http: httpx2.AsyncClient, mode: str, ids: set[str]) -> Seen:
     )
 
 
-@both_eras
-async def test_everyone_sees_their_own_images_and_no_others(hosted: Hosted, mode: str) -> None:
+async def test_everyone_sees_their_own_images_and_no_others(hosted: Hosted) -> None:
     served = hosted.served
     other = await served.tenant("other")
     keys: dict[str, IssuedKey] = {
@@ -85,48 +83,46 @@ async def test_everyone_sees_their_own_images_and_no_others(hosted: Hosted, mode
         "tenant in test mode": own["tenant in test mode"] | own["alice in test mode"],
         "other": own["other"] | own["other alice"],
     }
-    found = {}
-    for name, key in keys.items():
-        async with served.http(key) as http:
-            found[name] = await seen_by(http, mode, set(sizes))
-    assert found == {
-        name: Seen(ids, ids, ids, (len(ids), sum(sizes[image_id] for image_id in ids)))
-        for name, ids in visible.items()
-    }
+    for mode in MODES:
+        found = {}
+        for name, key in keys.items():
+            async with served.http(key) as http:
+                found[name] = await seen_by(http, mode, set(sizes))
+        assert found == {
+            name: Seen(ids, ids, ids, (len(ids), sum(sizes[image_id] for image_id in ids)))
+            for name, ids in visible.items()
+        }
 
 
-@both_eras
-async def test_what_is_deleted_or_expired_is_gone_from_everywhere(
-    hosted: Hosted, mode: str
-) -> None:
+async def test_what_is_deleted_or_expired_is_gone_from_everywhere(hosted: Hosted) -> None:
     key = await hosted.served.key()
     deleted, expired, kept = await hosted.put_all(key, [(b"x", {}), (b"yy", {}), (b"zzz", {})])
-    ids = {deleted.id, expired.id, kept.id}
+    ids, left = {deleted.id, expired.id, kept.id}, {kept.id}
     async with hosted.served.http(key) as http:
-        assert await seen_by(http, mode, ids) == Seen(ids, ids, ids, (3, 6))
+        before = [await seen_by(http, mode, ids) for mode in MODES]
         assert (await http.delete(f"/v1/images/{deleted.id}")).status_code == 200
         await hosted.served.owner_sql(
             "UPDATE image SET expires_at = now() WHERE id = :id", id=expired.id
         )
-        left = {kept.id}
-        assert await seen_by(http, mode, ids) == Seen(left, left, left, (1, 3))
+        after = [await seen_by(http, mode, ids) for mode in MODES]
+    assert before == [Seen(ids, ids, ids, (3, 6))] * 2
+    assert after == [Seen(left, left, left, (1, 3))] * 2
 
 
-@both_eras
-async def test_storage_is_told_with_its_bounds(hosted: Hosted, mode: str) -> None:
+async def test_storage_is_told_with_its_bounds(hosted: Hosted) -> None:
     key = await hosted.served.key()
     async with hosted.served.http(key) as http:
-        empty = await read_json(http, STORAGE, mode)
+        empty = [await read_json(http, STORAGE, mode) for mode in MODES]
         stored = await hosted.put_all(key, [(b"x" * 10, {})] * 3)
         rows = [await hosted.row(image.id) for image in stored]
         await hosted.served.owner_sql(
             "UPDATE tenant SET max_image_bytes = 1000, image_retention_seconds = 3600"
         )
         hosted.served.gateway.clear_caches(None)
-        full = await read_json(http, STORAGE, mode)
+        full = [await read_json(http, STORAGE, mode) for mode in MODES]
     nothing = {"images": 0, "bytes": 0, "oldest": None, "newest": None, "max_bytes": None}
-    assert empty == nothing | {"kept_seconds": 86_400}
-    assert full == {
+    assert empty == [nothing | {"kept_seconds": 86_400}] * 2
+    told_of_all = {
         "images": 3,
         "bytes": 30,
         "oldest": min(row.created_at for row in rows).isoformat(),
@@ -134,47 +130,46 @@ async def test_storage_is_told_with_its_bounds(hosted: Hosted, mode: str) -> Non
         "max_bytes": 1000,
         "kept_seconds": 3600,
     }
+    assert full == [told_of_all] * 2
 
 
-@both_eras
-async def test_resources_need_the_scope_to_read(hosted: Hosted, mode: str) -> None:
+async def test_resources_need_the_scope_to_read(hosted: Hosted) -> None:
     served = hosted.served
     writing = await served.key(scopes=[scope for scope in Scope if scope is not Scope.IMAGES_READ])
     image = await hosted.put(writing)
-    async with served.http(writing) as http:
-        for uri in (HISTORY, STORAGE, IMAGE + image.id, MODEL + "gpt-image-2", "x"):
-            assert await refusal(http, uri, mode) == NO_SCOPE
-        listing = await post(http, Message("resources/list", {}, mode))
-        assert told(listing.error) == NO_SCOPE
-    reading = await served.key(scopes=[Scope.IMAGES_READ])
-    async with served.http(reading) as http:
-        for uri in (HISTORY, STORAGE, IMAGE + image.id, MODEL + "gpt-image-2"):
-            await read(http, uri, mode)
+    for mode in MODES:
+        async with served.http(writing) as http:
+            for uri in (HISTORY, STORAGE, IMAGE + image.id, MODEL + "gpt-image-2", "x"):
+                assert await refusal(http, uri, mode) == NO_SCOPE
+            listing = await post(http, Message("resources/list", {}, mode))
+            assert told(listing.error) == NO_SCOPE
+        reading = await served.key(scopes=[Scope.IMAGES_READ])
+        async with served.http(reading) as http:
+            for uri in (HISTORY, STORAGE, IMAGE + image.id, MODEL + "gpt-image-2"):
+                await read(http, uri, mode)
 
 
-@both_eras
-async def test_a_key_of_some_models_is_told_of_no_others(hosted: Hosted, mode: str) -> None:
-    key = await hosted.served.key(models=["gpt-image-2"])
-    async with hosted.served.http(key) as http:
-        assert (await read_json(http, MODEL + "gpt-image-2", mode))["id"] == "gpt-image-2"
-        assert await refusal(http, MODEL + "dall-e-3", mode) == (
-            INVALID_PARAMS,
-            "model_not_allowed",
-            "model",
-        )
+async def test_a_key_of_some_models_is_told_of_no_others(hosted: Hosted) -> None:
+    for mode in MODES:
+        key = await hosted.served.key(models=["gpt-image-2"])
+        async with hosted.served.http(key) as http:
+            assert (await read_json(http, MODEL + "gpt-image-2", mode))["id"] == "gpt-image-2"
+            assert await refusal(http, MODEL + "dall-e-3", mode) == (
+                INVALID_PARAMS,
+                "model_not_allowed",
+                "model",
+            )
 
 
-@both_eras
-async def test_a_tenant_without_continuity_has_no_card_of_a_retired_model(
-    hosted: Hosted, mode: str
-) -> None:
+async def test_a_tenant_without_continuity_has_no_card_of_a_retired_model(hosted: Hosted) -> None:
     tenant_id = await hosted.served.tenant("strict")
     await hosted.served.owner_sql(
         "UPDATE tenant SET continuity = false WHERE id = :id", id=tenant_id
     )
-    async with hosted.served.http(await hosted.served.key(tenant_id=tenant_id)) as http:
-        assert await refusal(http, MODEL + "dall-e-3", mode) == (
-            INVALID_PARAMS,
-            "model_not_found",
-            "model",
-        )
+    for mode in MODES:
+        async with hosted.served.http(await hosted.served.key(tenant_id=tenant_id)) as http:
+            assert await refusal(http, MODEL + "dall-e-3", mode) == (
+                INVALID_PARAMS,
+                "model_not_found",
+                "model",
+            )

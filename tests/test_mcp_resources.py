@@ -33,7 +33,6 @@ from tests.picture_helpers import download
 from tests.stub_openai import Stub
 
 pytestmark = pytest.mark.parametrize("place", ["files"], indirect=True)
-both_eras = pytest.mark.parametrize("mode", MODES)
 
 
 async def delete(http: httpx2.AsyncClient, image_id: str) -> None:
@@ -43,20 +42,20 @@ async def delete(http: httpx2.AsyncClient, image_id: str) -> None:
 # The list
 
 
-@both_eras
 @pytest.mark.parametrize("count", [0, 50, 117])
-async def test_the_list_goes_on_page_by_page(hosted: Hosted, mode: str, count: int) -> None:
+async def test_the_list_goes_on_page_by_page(hosted: Hosted, count: int) -> None:
     key = await hosted.served.key()
     stored = await hosted.put_all(key, [(b"x", {})] * count) if count else []
-    async with hosted.served.http(key) as http:
-        found = await resource_pages(http, mode)
-        rest = await http.get("/v1/images", params={"limit": 100})
-    assert [len(page) for page in found] == {0: [2], 50: [52], 117: [52, 50, 17]}[count]
-    uris = [resource["uri"] for page in found for resource in page]
-    assert uris[:2] == [HISTORY, STORAGE]
-    assert set(uris[2:]) == {IMAGE + image.id for image in stored}
-    assert len(uris) == count + 2
-    assert [IMAGE + image["id"] for image in rest.json()["data"]] == uris[2:102]
+    for mode in MODES:
+        async with hosted.served.http(key) as http:
+            found = await resource_pages(http, mode)
+            rest = await http.get("/v1/images", params={"limit": 100})
+        assert [len(page) for page in found] == {0: [2], 50: [52], 117: [52, 50, 17]}[count]
+        uris = [resource["uri"] for page in found for resource in page]
+        assert uris[:2] == [HISTORY, STORAGE]
+        assert set(uris[2:]) == {IMAGE + image.id for image in stored}
+        assert len(uris) == count + 2
+        assert [IMAGE + image["id"] for image in rest.json()["data"]] == uris[2:102]
 
 
 async def test_an_image_is_listed_with_what_it_is(hosted: Hosted) -> None:
@@ -89,74 +88,68 @@ async def test_a_page_follows_an_image_that_is_gone_by_now(hosted: Hosted) -> No
     assert "nextCursor" not in rest
 
 
-@both_eras
-async def test_a_cursor_that_is_not_ones_own_is_refused(hosted: Hosted, mode: str) -> None:
+async def test_a_cursor_that_is_not_ones_own_is_refused(hosted: Hosted) -> None:
     served = hosted.served
     other = await served.key(tenant_id=await served.tenant("other"))
     foreign = (await hosted.put(other)).id
-    async with served.http(await served.key()) as http:
-        for cursor in (foreign, "", "x", "img_1", "' OR 1=1 --", "\x00", "x" * 100_000):
-            answer = await post(http, Message("resources/list", {"cursor": cursor}, mode))
-            assert told(answer.error) == (INVALID_PARAMS, "invalid_value", "cursor")
+    for mode in MODES:
+        async with served.http(await served.key()) as http:
+            for cursor in (foreign, "", "x", "img_1", "' OR 1=1 --", "\x00", "x" * 100_000):
+                answer = await post(http, Message("resources/list", {"cursor": cursor}, mode))
+                assert told(answer.error) == (INVALID_PARAMS, "invalid_value", "cursor")
 
 
-@both_eras
-async def test_what_takes_arguments_is_listed_as_templates(hosted: Hosted, mode: str) -> None:
-    async with hosted.served.http(await hosted.served.key()) as http:
-        result = (await post(http, Message("resources/templates/list", {}, mode))).result
-    templates = {template["uriTemplate"]: template for template in result["resourceTemplates"]}
-    assert set(templates) == {IMAGE + "{image_id}", HISTORY + "{?limit,days}", MODEL + "{model}"}
-    assert all(template["title"] for template in templates.values())
-    assert all(template["description"] for template in templates.values())
+async def test_what_takes_arguments_is_listed_as_templates(hosted: Hosted) -> None:
+    for mode in MODES:
+        async with hosted.served.http(await hosted.served.key()) as http:
+            result = (await post(http, Message("resources/templates/list", {}, mode))).result
+        templates = {template["uriTemplate"]: template for template in result["resourceTemplates"]}
+        assert set(templates) == {
+            IMAGE + "{image_id}",
+            HISTORY + "{?limit,days}",
+            MODEL + "{model}",
+        }
+        assert all(template["title"] for template in templates.values())
+        assert all(template["description"] for template in templates.values())
 
 
 # Images
 
 
-@both_eras
-async def test_an_image_is_read_whole_with_its_own_type(
-    hosted: Hosted, stub: Stub, mode: str
-) -> None:
+async def test_an_image_is_read_whole_with_its_own_type(hosted: Hosted, stub: Stub) -> None:
     key = await hosted.served.key()
-    async with hosted.served.mcp(key, mode) as client, hosted.served.http(key) as http:
-        for output_format in ("png", "jpeg", "webp"):
-            arguments = {"prompt": "a red fox", "model": GPT2, "quality": "low"}
-            result = await call(client, "generate_image", **arguments, output_format=output_format)
-            made = content_of(result)
-            content = await read(http, made["images"][0]["uri"], mode)
-            assert content["mimeType"] == f"image/{output_format}"
-            whole = await download(hosted.served, made["url"])
-            assert base64.b64decode(content["blob"], validate=True) == whole
+    for mode in MODES:
+        async with hosted.served.mcp(key, mode) as client, hosted.served.http(key) as http:
+            for output_format in ("png", "jpeg", "webp"):
+                arguments = {"prompt": "a red fox", "model": GPT2, "quality": "low"}
+                result = await call(
+                    client, "generate_image", **arguments, output_format=output_format
+                )
+                made = content_of(result)
+                content = await read(http, made["images"][0]["uri"], mode)
+                assert content["mimeType"] == f"image/{output_format}"
+                whole = await download(hosted.served, made["url"])
+                assert base64.b64decode(content["blob"], validate=True) == whole
 
 
-@both_eras
-async def test_an_image_whose_file_is_away_is_an_error_with_its_code(
-    hosted: Hosted, mode: str
-) -> None:
+async def test_an_image_whose_file_is_away_is_an_error_with_its_code(hosted: Hosted) -> None:
     key = await hosted.served.key()
     missing, unreadable = await hosted.put(key), await hosted.put(key)
     await hosted.store.delete(missing.path)
+    gone = (INVALID_PARAMS, "image_not_found", None)
     async with hosted.served.http(key) as http:
-        assert await refusal(http, IMAGE + missing.id, mode) == (
-            INVALID_PARAMS,
-            "image_not_found",
-            None,
-        )
+        assert [await refusal(http, IMAGE + missing.id, mode) for mode in MODES] == [gone] * 2
         folder = Path(httpx2.URL(hosted.settings.image_storage_url).path) / str(hosted.tenant_id)
         shutil.rmtree(folder)
         folder.write_bytes(b"a file where the folder was")
-        assert await refusal(http, IMAGE + unreadable.id, mode) == (
-            INTERNAL_ERROR,
-            "storage_failed",
-            None,
-        )
+        failed = (INTERNAL_ERROR, "storage_failed", None)
+        assert [await refusal(http, IMAGE + unreadable.id, mode) for mode in MODES] == [failed] * 2
 
 
 # The history
 
 
-@both_eras
-async def test_the_history_shows_the_ten_newest_of_a_week(hosted: Hosted, mode: str) -> None:
+async def test_the_history_shows_the_ten_newest_of_a_week(hosted: Hosted) -> None:
     key = await hosted.served.key()
     stored = await hosted.put_all(key, [(b"x", {})] * 13)
     aged = [(image.id, days) for image, days in zip(stored, range(13), strict=True)]
@@ -168,18 +161,19 @@ async def test_the_history_shows_the_ten_newest_of_a_week(hosted: Hosted, mode: 
             id=image_id,
         )
     ids = [image_id for image_id, _ in aged]
-    async with hosted.served.http(key) as http:
-        assert await recent_ids(http, "", mode) == ids[:7]
-        assert await recent_ids(http, "?days=100", mode) == ids[:10]
-        assert await recent_ids(http, "?limit=100&days=100", mode) == ids
-        assert await recent_ids(http, "?days=100&limit=3", mode) == ids[:3]
-        assert await recent_ids(http, "?days=1", mode) == ids[:1]
-        assert await recent_ids(http, "?", mode) == ids[:7]
-        more = [
-            (await read_json(http, HISTORY + query, mode))["has_more"]
-            for query in ("", "?limit=6", "?limit=7", "?days=100&limit=12")
-        ]
-    assert more == [False, True, False, True]
+    for mode in MODES:
+        async with hosted.served.http(key) as http:
+            assert await recent_ids(http, "", mode) == ids[:7]
+            assert await recent_ids(http, "?days=100", mode) == ids[:10]
+            assert await recent_ids(http, "?limit=100&days=100", mode) == ids
+            assert await recent_ids(http, "?days=100&limit=3", mode) == ids[:3]
+            assert await recent_ids(http, "?days=1", mode) == ids[:1]
+            assert await recent_ids(http, "?", mode) == ids[:7]
+            more = [
+                (await read_json(http, HISTORY + query, mode))["has_more"]
+                for query in ("", "?limit=6", "?limit=7", "?days=100&limit=12")
+            ]
+        assert more == [False, True, False, True]
 
 
 async def test_an_image_of_the_history_is_as_rest_shows_it(hosted: Hosted, stub: Stub) -> None:
@@ -219,32 +213,31 @@ QUERIES = {
 }
 
 
-@both_eras
-async def test_the_history_says_what_is_wrong_in_its_address(hosted: Hosted, mode: str) -> None:
-    async with hosted.served.http(await hosted.served.key()) as http:
-        found = {query: await refusal(http, HISTORY + query, mode) for query in QUERIES}
-    assert found == {query: (INVALID_PARAMS, *what) for query, what in QUERIES.items()}
+async def test_the_history_says_what_is_wrong_in_its_address(hosted: Hosted) -> None:
+    for mode in MODES:
+        async with hosted.served.http(await hosted.served.key()) as http:
+            found = {query: await refusal(http, HISTORY + query, mode) for query in QUERIES}
+        assert found == {query: (INVALID_PARAMS, *what) for query, what in QUERIES.items()}
 
 
 # Models
 
 
-@both_eras
-async def test_every_model_has_its_card_retired_ones_too(hosted: Hosted, mode: str) -> None:
+async def test_every_model_has_its_card_retired_ones_too(hosted: Hosted) -> None:
     key = await hosted.served.key()
-    async with hosted.served.mcp(key, mode) as client, hosted.served.http(key) as http:
-        found = content_of(await call(client, "list_available_models"))
-        cards = [card for provider in found["providers"] for card in provider["models"]]
-        read_cards = [await read_json(http, MODEL + card["id"], mode) for card in cards]
-        spelled = await read_json(http, MODEL + "dall%2De%2D2", mode)
-    assert read_cards == cards
-    assert spelled["id"] == "dall-e-2"
-    assert spelled["served_by"] != "dall-e-2"
-    assert len(cards) > 10
+    for mode in MODES:
+        async with hosted.served.mcp(key, mode) as client, hosted.served.http(key) as http:
+            found = content_of(await call(client, "list_available_models"))
+            cards = [card for provider in found["providers"] for card in provider["models"]]
+            read_cards = [await read_json(http, MODEL + card["id"], mode) for card in cards]
+            spelled = await read_json(http, MODEL + "dall%2De%2D2", mode)
+        assert read_cards == cards
+        assert spelled["id"] == "dall-e-2"
+        assert spelled["served_by"] != "dall-e-2"
+        assert len(cards) > 10
 
 
-@both_eras
-async def test_addresses_that_lead_nowhere_are_said_to(hosted: Hosted, mode: str) -> None:
+async def test_addresses_that_lead_nowhere_are_said_to(hosted: Hosted) -> None:
     unknown = ("not_found", "uri")
     no_image, no_model = ("image_not_found", "image_id"), ("model_not_found", "model")
     expected = {
@@ -271,6 +264,7 @@ async def test_addresses_that_lead_nowhere_are_said_to(hosted: Hosted, mode: str
         "x" * 501: ("invalid_value", "uri"),
         IMAGE + "x" * 5_000: ("invalid_value", "uri"),
     }
-    async with hosted.served.http(await hosted.served.key()) as http:
-        found = {uri: await refusal(http, uri, mode) for uri in expected}
-    assert found == {uri: (INVALID_PARAMS, *what) for uri, what in expected.items()}
+    for mode in MODES:
+        async with hosted.served.http(await hosted.served.key()) as http:
+            found = {uri: await refusal(http, uri, mode) for uri in expected}
+        assert found == {uri: (INVALID_PARAMS, *what) for uri, what in expected.items()}

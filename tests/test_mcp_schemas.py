@@ -13,7 +13,6 @@ from tests.harness import GPT2, Served
 from tests.hosting_helpers import Hosted
 from tests.mcp_helpers import MODES, Message, call, content_of, post
 from tests.picture_helpers import data_url, png
-from tests.stub_openai import Stub
 
 MAX_TOKENS = 25_000
 CHARACTERS_PER_TOKEN = 2
@@ -34,7 +33,6 @@ FITTING: dict[str, dict[str, Any]] = {
 }
 """What a value of an argument needs beside it."""
 BUYING = {"generate_image", "edit_image", "create_variation"}
-both_eras = pytest.mark.parametrize("mode", MODES)
 
 
 async def announced(client: Client) -> dict[str, Tool]:
@@ -42,34 +40,32 @@ async def announced(client: Client) -> dict[str, Tool]:
     return {tool.name: tool for tool in (await client.list_tools()).tools}
 
 
-@both_eras
-async def test_every_schema_is_one_and_says_what_a_model_needs(served: Served, mode: str) -> None:
-    async with served.mcp(await served.key(), mode) as client:
-        tools = await announced(client)
-    assert tools.keys() == WHOLE.keys()
-    for name, tool in tools.items():
-        assert tool.title
-        assert len(tool.description or "") > 40
-        assert tool.output_schema is not None
-        for schema in (tool.input_schema, tool.output_schema):
-            Draft202012Validator.check_schema(schema)
-            assert schema["type"] == "object"
-        properties = tool.input_schema["properties"]
-        assert tool.input_schema["additionalProperties"] is False
-        assert set(tool.input_schema["required"]) <= properties.keys()
-        assert all(len(field["description"]) > 5 for field in properties.values()), name
-        Draft202012Validator(tool.input_schema).validate(WHOLE[name])
-        assert tool.annotations is not None
-        assert tool.annotations.read_only_hint == (name not in BUYING)
-        assert tool.annotations.destructive_hint is False
+async def test_every_schema_is_one_and_says_what_a_model_needs(served: Served) -> None:
+    for mode in MODES:
+        async with served.mcp(await served.key(), mode) as client:
+            tools = await announced(client)
+        assert tools.keys() == WHOLE.keys()
+        for name, tool in tools.items():
+            assert tool.title
+            assert len(tool.description or "") > 40
+            assert tool.output_schema is not None
+            for schema in (tool.input_schema, tool.output_schema):
+                Draft202012Validator.check_schema(schema)
+                assert schema["type"] == "object"
+            properties = tool.input_schema["properties"]
+            assert tool.input_schema["additionalProperties"] is False
+            assert set(tool.input_schema["required"]) <= properties.keys()
+            assert all(len(field["description"]) > 5 for field in properties.values()), name
+            Draft202012Validator(tool.input_schema).validate(WHOLE[name])
+            assert tool.annotations is not None
+            assert tool.annotations.read_only_hint == (name not in BUYING)
+            assert tool.annotations.destructive_hint is False
 
 
-@both_eras
-async def test_every_result_fits_the_announced_schema(
-    served: Served, stub: Stub, mode: str
-) -> None:
+async def test_every_result_fits_the_announced_schema(served: Served) -> None:
     await served.budget("9")
-    for key in (await served.key(), await served.key(livemode=False)):
+    for mode, livemode in zip(MODES, (True, False), strict=True):
+        key = await served.key(livemode=livemode)
         async with served.mcp(key, mode) as client:
             tools = await announced(client)
             for name, arguments in WHOLE.items():
@@ -168,13 +164,13 @@ async def test_no_result_fills_a_context_window(served: Served) -> None:
     assert max(characters(refused), characters(unknown)) < 4_000
 
 
-@both_eras
-async def test_what_is_announced_leaves_room_for_the_talk(served: Served, mode: str) -> None:
-    async with served.http(await served.key()) as http:
-        answers = {
-            method: await post(http, Message(method, {}, mode))
-            for method in ("tools/list", "resources/list", "resources/templates/list")
-        }
-    sizes = {method: len(json.dumps(answer.result)) for method, answer in answers.items()}
-    assert sizes["tools/list"] < 24_000, sizes
-    assert sizes["resources/list"] + sizes["resources/templates/list"] < 4_000, sizes
+async def test_what_is_announced_leaves_room_for_the_talk(served: Served) -> None:
+    for mode in MODES:
+        async with served.http(await served.key()) as http:
+            answers = {
+                method: await post(http, Message(method, {}, mode))
+                for method in ("tools/list", "resources/list", "resources/templates/list")
+            }
+        sizes = {method: len(json.dumps(answer.result)) for method, answer in answers.items()}
+        assert sizes["tools/list"] < 24_000, sizes
+        assert sizes["resources/list"] + sizes["resources/templates/list"] < 4_000, sizes

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.db.engine import APP_ROLE, create_engine, database_url
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served
+from tests.limits_helpers import limit
 from tests.stub_openai import Stub
 
 LOW = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
@@ -30,12 +31,17 @@ PLANTS = {
     f" VALUES ({NEW_ID}, :a, 'openai', 1, 1, '\\x00', 'xxxx')",
     "data_key": "(tenant_id, version, wrapped, master_key_id) VALUES (:a, 2, '\\x00', 'x')",
     "budget": "(tenant_id, livemode, period, limit_nano) VALUES (:a, true, 'total', 0)",
+    "rate_limit": "(tenant_id, livemode, kind, value) VALUES (:a, true, 'images', 1)",
 }
 REFERENCES = {
     "a budget for his key": "INSERT INTO budget"
     " (tenant_id, api_key_id, livemode, period, limit_nano) VALUES (:b, :key, true, 'total', 0)",
     "a budget for his user": "INSERT INTO budget"
     " (tenant_id, user_id, livemode, period, limit_nano) VALUES (:b, :alice, true, 'total', 0)",
+    "a limit for his key": "INSERT INTO rate_limit"
+    " (tenant_id, api_key_id, livemode, kind, value) VALUES (:b, :key, true, 'images', 1)",
+    "a limit for his user": "INSERT INTO rate_limit"
+    " (tenant_id, user_id, livemode, kind, value) VALUES (:b, :alice, true, 'images', 1)",
     "a key for his user": "INSERT INTO api_key"
     " (id, tenant_id, user_id, digest, last4, livemode, scopes)"
     f" VALUES ({NEW_ID}, :b, :alice, '\\x00', 'xxxx', true, '{{}}')",
@@ -70,6 +76,7 @@ async def two(served: Served) -> Two:
     b = await served.tenant("other")
     key_a, key_b = await served.key(user="alice"), await served.key(tenant_id=b, user="bob")
     await served.budget("5", window="total")
+    await limit(served, "requests", 50)
     async with served.http(key_a) as http:
         await http.put("/v1/credentials/openai", json={"secret": SECRET_A})
         made = await http.post("/v1/images/generations", json={**LOW, "response_format": "url"})
@@ -194,6 +201,8 @@ async def test_another_tenants_rows_cannot_be_changed(two: Two) -> None:
         "UPDATE budget SET limit_nano = 0 WHERE tenant_id = :a",
         "UPDATE image SET deleted_at = now() WHERE tenant_id = :a",
         "DELETE FROM credential WHERE tenant_id = :a",
+        "UPDATE rate_limit SET value = 0 WHERE tenant_id = :a",
+        "DELETE FROM rate_limit WHERE tenant_id = :a",
     )
     async with as_role(two.served, tenant_id=str(two.b)) as connection:
         for change in changes:

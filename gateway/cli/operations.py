@@ -282,10 +282,21 @@ async def _examine(settings: Settings, note: Note) -> None:
             note("house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own")
         else:
             note("house key", "ok", f"set, for {settings.openai_base_url} (not tried: calls cost)")
+        _examine_limits(gateway, note)
         templates = load_templates(settings.prompts_dir)
         note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
         if gateway.identity_provider is not None:
             await _examine_identity_provider(gateway.identity_provider, settings, note)
+
+
+def _examine_limits(gateway: Gateway, note: Note) -> None:
+    processes = gateway.limiter.processes
+    if gateway.settings.redis_url is None:
+        note("limits", "none", "GATEWAY_REDIS_URL is not set: each process counts for itself")
+    elif processes is None:
+        note("limits", "wrong", "GATEWAY_REDIS_URL does not answer, or refuses its password")
+    else:
+        note("limits", "ok", f"counted in Redis for {processes - 1} other running processes")
 
 
 async def _examine_identity_provider(

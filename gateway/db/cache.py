@@ -47,9 +47,13 @@ class Cache(Generic[K, V]):
         self._entries: OrderedDict[K, tuple[V, str, float]] = OrderedDict()
         self._keys_by_tag: dict[str, set[K]] = {}
         self._epoch = 0
+        self._loading: dict[K, tuple[int, asyncio.Task[V | None]]] = {}
 
     async def get(self, key: K, load: Callable[[], Awaitable[tuple[V, str] | None]]) -> V | None:
         """The cached value, or what `load` finds (value and tag); None is not kept.
+
+        Who comes while it is being loaded waits for the same load: a value that many ask for, and
+        that has just changed, must not cost a connection for each of them.
 
         Raises:
             DatabaseUnavailable: loading took longer than it may.
@@ -58,6 +62,14 @@ class Cache(Generic[K, V]):
         if entry is not None and self._clock() - entry[2] < self._ttl_seconds:
             self._entries.move_to_end(key)
             return entry[0]
+        epoch, loading = self._loading.get(key, (-1, None))
+        if loading is None or epoch != self._epoch:
+            loading = asyncio.create_task(self._load(key, load))
+            loading.add_done_callback(lambda task: self._loaded(key, task))
+            self._loading[key] = (self._epoch, loading)
+        return await asyncio.shield(loading)
+
+    async def _load(self, key: K, load: Callable[[], Awaitable[tuple[V, str] | None]]) -> V | None:
         epoch = self._epoch
         try:
             async with asyncio.timeout(self._load_seconds):
@@ -71,6 +83,13 @@ class Cache(Generic[K, V]):
         if epoch == self._epoch:
             self._keep(key, *found)
         return found[0]
+
+    def _loaded(self, key: K, task: "asyncio.Task[V | None]") -> None:
+        if self._loading.get(key, (0, None))[1] is task:
+            del self._loading[key]
+        # Whoever waited has it too; this keeps an error nobody waited for from being "lost".
+        if not task.cancelled():
+            task.exception()
 
     def clear(self, tag: str | None = None) -> None:
         """Drop what stands under `tag`, or everything."""

@@ -242,6 +242,43 @@ class BudgetRow(Table):
     removed_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
+class RateLimitRow(Table):
+    """So many requests or images a minute, or generations at once, for a tenant, user or key."""
+
+    __tablename__ = "rate_limit"
+    __table_args__ = (
+        UniqueConstraint(
+            "tenant_id",
+            "api_key_id",
+            "user_id",
+            "livemode",
+            "kind",
+            name="rate_limit_owner",
+            postgresql_nulls_not_distinct=True,
+        ),
+        _own_user("rate_limit"),
+        ForeignKeyConstraint(
+            ["tenant_id", "api_key_id"],
+            ["api_key.tenant_id", "api_key.id"],
+            name="rate_limit_own_key",
+            ondelete="RESTRICT",
+        ),
+        CheckConstraint("kind IN ('requests', 'images', 'concurrent')", name="rate_limit_kind"),
+        CheckConstraint("value BETWEEN 0 AND 1000000000", name="rate_limit_value"),
+        CheckConstraint("api_key_id IS NULL OR user_id IS NULL", name="rate_limit_one_owner"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    api_key_id: Mapped[UUID | None]
+    user_id: Mapped[UUID | None]
+    livemode: Mapped[bool]
+    kind: Mapped[str] = mapped_column(Text)
+    value: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
 class BudgetPeriodRow(Table):
     """What one budget has spent and holds in one period.
 

@@ -1,6 +1,7 @@
 """The only way an image is made: hold → call → store and settle. REST and MCP translate around it.
 
-    generate ─ admission ─► owned task: continuity, price, credential, quote ─► reserve (commit)
+    generate ─ admission ─► owned task: continuity, price, credential, quote
+                                        ─► limits ─► reserve (commit)
                                         ─► provider call, no connection held
                                         ─► finish ─► store, and settle (commit) ─► answer
 
@@ -57,6 +58,7 @@ from gateway.images.failures import client_error
 from gateway.images.replays import Replays, record, record_error
 from gateway.images.results import Results
 from gateway.images.settlements import Settlements
+from gateway.limits.rate_limits import Admission, AdmissionSink, Limiter
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.tenancy.credentials import CredentialChoice, Credentials
@@ -101,6 +103,7 @@ class Pipeline:
         providers: Mapping[str, ImageProvider],
         results: Results,
         replays: Replays,
+        limiter: Limiter,
         limits: PipelineLimits,
     ) -> None:
         self._catalog = catalog
@@ -110,22 +113,29 @@ class Pipeline:
         self._providers = providers
         self._results = results
         self._replays = replays
+        self._limiter = limiter
         self._limits = limits
         self._running: set[asyncio.Task[Generation]] = set()
         self._settlements = Settlements(reservations, wait_seconds=limits.settle_wait_seconds)
         self._draining = False
 
     async def generate(
-        self, caller: Caller, request: ImageRequest, partials: PartialSink | None = None
+        self,
+        caller: Caller,
+        request: ImageRequest,
+        partials: PartialSink | None = None,
+        *,
+        admitted: AdmissionSink | None = None,
     ) -> Generation:
         """Make the images of a checked request; its input files are closed whatever happens.
 
         A caller that is cancelled stops waiting; the call goes on and is settled. `partials` takes
-        the images on their way, where the request asks for a stream.
+        the images on their way, where the request asks for a stream, and `admitted` hears before
+        the first of them how the caller's limits stand.
 
         Raises:
             Unavailable: too many at once, shutting down, no credential, no price, no database.
-            BudgetExceeded: a budget is short; nothing was bought.
+            LimitReached, BudgetExceeded: a limit or a budget is in the way; nothing was bought.
             GatewayError: what the provider's failure means for the client.
         """
         try:
@@ -133,7 +143,7 @@ class Pipeline:
         except Unavailable:
             request.close()
             raise
-        task = asyncio.create_task(self._generate(caller, request, partials))
+        task = asyncio.create_task(self._generate(caller, request, partials, admitted))
         task.add_done_callback(lambda _: request.close())
         self._running.add(task)
         telemetry.generations_in_flight.inc()
@@ -190,7 +200,11 @@ class Pipeline:
             task.exception()
 
     async def _generate(
-        self, caller: Caller, request: ImageRequest, partials: PartialSink | None
+        self,
+        caller: Caller,
+        request: ImageRequest,
+        partials: PartialSink | None,
+        admitted: AdmissionSink | None,
     ) -> Generation:
         replayed = await self._replays.find(caller, request)
         if replayed is not None:
@@ -206,11 +220,19 @@ class Pipeline:
         )
         quote = await self.quote(served)
         paid = _Paid(new_id(), caller, request, served, quote, provider, credential)
+        house = provider if credential.owner == "house" else None
+        async with self._limiter.admit(caller, request.n, house, admitted) as admission:
+            return await self._buy(paid, partials, admission)
+
+    async def _buy(
+        self, paid: _Paid, partials: PartialSink | None, admission: Admission
+    ) -> Generation:
         try:
             await self._reserve(paid)
         except AlreadyClaimed:
             return await self._replay(paid)
         secret = await self._open_credential(paid)
+        admission.is_sent = True
         try:
             answer = await self._call(paid, secret, partials)
             return await self._succeed(paid, answer)

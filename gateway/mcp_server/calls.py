@@ -31,6 +31,7 @@ ADVICE = {
     "image_unfinished": "Do not call again: it would be paid twice. Read image-history://recent.",
     "credential_rejected": "Tell the person that their provider key does not work.",
     "no_credential": "Tell the person: a provider key must be stored first.",
+    "rate_limit_exceeded": "Do not call again at once.",
     "insufficient_scope": "Tell the person: another key, or more consent, is needed.",
 }
 

@@ -1,12 +1,23 @@
 """What leaves for a finished generation: OpenAI's images response, and headers about it."""
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from datetime import time as day_time
 
-from gateway.domain import Generation, ImageRequest, Model, Usage
+from gateway.domain import (
+    Generation,
+    ImageRequest,
+    LimitKind,
+    Model,
+    RateLimit,
+    Usage,
+)
+from gateway.limits.windows import Standing
 from gateway.money import format_usd
 
+LIMITED = {LimitKind.REQUESTS: "Requests", LimitKind.IMAGES: "Images"}
+UNITS = {LimitKind.IMAGES: ';qu="images"', LimitKind.CONCURRENT: ';qu="concurrent-requests"'}
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 
@@ -55,15 +66,57 @@ def render_usage(usage: Usage) -> dict[str, object]:
     }
 
 
-def generation_headers(generation: Generation) -> dict[str, str]:
-    """What the answer cost, which model served it, and how long the requested one lives."""
+def generation_headers(
+    generation: Generation, standings: Sequence[Standing] = ()
+) -> dict[str, str]:
+    """What the answer cost, which model served it, how long the requested one lives, and limits."""
     return {
         "X-Gateway-Generation-Id": str(generation.id),
         "X-Gateway-Cost-Usd": format_usd(generation.cost_nano),
         "X-Gateway-Cost-Status": generation.cost_status,
         **(REPLAYED if generation.replayed else {}),
         **model_headers(generation.request, generation.served.model),
+        **limit_headers(standings),
     }
+
+
+def limit_headers(standings: Sequence[Standing]) -> dict[str, str]:
+    """How the caller's limits stand: the tightest in OpenAI's words, all of them in the draft's.
+
+    https://developers.openai.com/api/docs/guides/rate-limits and
+    https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/
+    """
+    headers: dict[str, str] = {}
+    for kind, name in LIMITED.items():
+        own = [one for one in standings if one.limit.kind is kind]
+        if own:
+            tightest = min(own, key=lambda one: (one.remaining, one.limit.value))
+            headers |= {
+                f"X-RateLimit-Limit-{name}": str(tightest.limit.value),
+                f"X-RateLimit-Remaining-{name}": str(tightest.remaining),
+                f"X-RateLimit-Reset-{name}": _duration(tightest.reset_ms),
+            }
+    if standings:
+        headers["RateLimit-Policy"] = ", ".join(_policy(one.limit) for one in standings)
+        headers["RateLimit"] = ", ".join(_remaining(one) for one in standings)
+    return headers
+
+
+def _policy(limit: RateLimit) -> str:
+    window = "" if limit.kind is LimitKind.CONCURRENT else ";w=60"
+    return f'"{limit.name}";q={limit.value}{UNITS.get(limit.kind, "")}{window}'
+
+
+def _remaining(one: Standing) -> str:
+    """`t` says when there is more, where there is none, and else when all of it is there."""
+    seconds = -(-(one.reset_ms if one.remaining else one.next_ms) // 1000)
+    return f'"{one.limit.name}";r={one.remaining}' + (f";t={seconds}" if seconds else "")
+
+
+def _duration(milliseconds: int) -> str:
+    """`1m58s`: whole seconds, as Go writes them."""
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
 
 
 def model_headers(request: ImageRequest, served: Model) -> dict[str, str]:

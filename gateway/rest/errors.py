@@ -11,6 +11,8 @@ from gateway import telemetry
 from gateway.authentication import challenge_headers
 from gateway.config import Settings
 from gateway.errors import GatewayError, InvalidRequest, NotFound, envelope, response_headers
+from gateway.limits.rate_limits import LimitReached
+from gateway.rest.answers import limit_headers
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -27,7 +29,8 @@ def error_response(error: GatewayError) -> Response:
         orjson.dumps(envelope(error)),
         status_code=error.status,
         media_type="application/json",
-        headers=response_headers(error),
+        headers=response_headers(error)
+        | (limit_headers(error.standings) if isinstance(error, LimitReached) else {}),
     )
 
 

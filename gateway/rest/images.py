@@ -11,6 +11,7 @@ from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
+from gateway.limits.windows import Standing
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
 from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
@@ -143,11 +144,12 @@ async def answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) 
             image_request,
             keepalive_seconds=gateway.settings.stream_keepalive_seconds,
         )
-    generation = await gateway.pipeline.generate(caller, image_request)
+    standings: list[Standing] = []
+    generation = await gateway.pipeline.generate(caller, image_request, admitted=standings.extend)
     return Response(
         orjson.dumps(render_generation(generation)),
         media_type="application/json",
-        headers=generation_headers(generation),
+        headers=generation_headers(generation, standings),
     )
 
 

@@ -11,6 +11,7 @@ from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
+from gateway.limits.windows import Standing
 from gateway.rest.answers import generation_headers
 from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
 from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented_purchase
@@ -108,9 +109,10 @@ def _wrong_params() -> InvalidRequest:
 
 
 async def _answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) -> Response:
-    generation = await gateway.pipeline.generate(caller, image_request)
+    standings: list[Standing] = []
+    generation = await gateway.pipeline.generate(caller, image_request, admitted=standings.extend)
     return Response(
         orjson.dumps({"image_urls": [image.url for image in generation.images]}),
         media_type="application/json",
-        headers=generation_headers(generation),
+        headers=generation_headers(generation, standings),
     )

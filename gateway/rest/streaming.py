@@ -15,8 +15,9 @@ from gateway import telemetry
 from gateway.domain import Caller, Generation, ImageRequest, Operation, PartialImage
 from gateway.errors import GatewayError, envelope
 from gateway.images.pipeline import Pipeline
+from gateway.limits.windows import Standing
 from gateway.money import format_usd
-from gateway.rest.answers import REPLAYED, model_headers, render_usage
+from gateway.rest.answers import REPLAYED, limit_headers, model_headers, render_usage
 
 KEEP_ALIVE = b": keep-alive\n\n"
 PREFIXES = {Operation.GENERATION: "image_generation", Operation.EDIT: "image_edit"}
@@ -38,6 +39,7 @@ async def stream_generation(
         media_type="text/event-stream",
         headers=HEADERS
         | model_headers(request, pipeline.serve(caller, request).model)
+        | limit_headers(stream.standings)
         | (REPLAYED if stream.is_replay else {}),
     )
 
@@ -51,8 +53,11 @@ class _Stream:
         self._prefix = PREFIXES[request.operation]
         self._keepalive_seconds = keepalive_seconds
         self._arrived: asyncio.Queue[PartialImage] = asyncio.Queue()
+        self.standings: list[Standing] = []
         self._waiting = asyncio.create_task(
-            pipeline.generate(caller, request, self._arrived.put_nowait)
+            pipeline.generate(
+                caller, request, self._arrived.put_nowait, admitted=self.standings.extend
+            )
         )
 
     async def begin(self) -> bytes:

@@ -16,6 +16,7 @@ from gateway.db.tables import ApiKeyRow, OperatorKeyRow
 from gateway.domain import Caller, Operator, Scope, SecretText, TenantSettings, new_id
 from gateway.errors import InvalidRequest, NotFound, Unauthenticated
 from gateway.tenancy import key_format
+from gateway.tenancy.rate_limits import read_limits
 from gateway.tenancy.tenants import refuse_suspended
 from gateway.tenancy.users import check_user
 
@@ -83,7 +84,11 @@ class ApiKeys:
         return caller
 
     async def _load_caller(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
-        rows = await self._database.call("SELECT * FROM find_caller(:digest)", {"digest": digest})
+        rows = await self._database.call(
+            "SELECT c.*, limits_of(c.tenant_id, c.id, c.user_id, c.livemode) AS limits"
+            " FROM find_caller(:digest) c",
+            {"digest": digest},
+        )
         if not rows or rows[0].revoked_at is not None:
             return None
         row = rows[0]
@@ -101,6 +106,7 @@ class ApiKeys:
                 stores_prompts=row.stores_prompts,
                 image_retention_seconds=row.image_retention_seconds,
             ),
+            limits=read_limits(row.limits),
         )
         return caller, str(row.tenant_id)
 

@@ -11,8 +11,9 @@ from uuid import UUID
 from gateway.config import Settings
 from gateway.db.cache import Cache
 from gateway.db.engine import Database
-from gateway.domain import Caller, TenantSettings, new_id
+from gateway.domain import Caller, RateLimit, TenantSettings, new_id
 from gateway.errors import Forbidden, InvalidToken
+from gateway.tenancy.rate_limits import read_limits
 from gateway.tenancy.signing_keys import KeyLimits, SigningKeys
 from gateway.tenancy.tenants import MAX_NAME_CHARACTERS, as_uuid, refuse_suspended
 from gateway.tenancy.tokens import Expectations, Identity, read_header, read_identity
@@ -26,6 +27,7 @@ class Account:
     user_id: UUID | None
     tenant_status: str
     tenant_settings: TenantSettings
+    limits: tuple[RateLimit, ...]
 
 
 class IdentityProvider:
@@ -89,7 +91,8 @@ class IdentityProvider:
         if len(identity.tenant) > MAX_NAME_CHARACTERS or not identity.tenant.isprintable():
             return None
         rows = await self._database.call(
-            "SELECT * FROM find_caller_by_claims(:tenant_id, :tenant, :user, :new_id)",
+            "SELECT c.*, limits_of(c.tenant_id, NULL, c.user_id, true) AS limits"
+            " FROM find_caller_by_claims(:tenant_id, :tenant, :user, :new_id) c",
             {
                 "tenant_id": as_uuid(identity.tenant),
                 "tenant": identity.tenant,
@@ -109,6 +112,7 @@ class IdentityProvider:
                 stores_prompts=row.stores_prompts,
                 image_retention_seconds=row.image_retention_seconds,
             ),
+            limits=read_limits(row.limits),
         )
         return account, str(row.tenant_id)
 
@@ -149,4 +153,5 @@ def _caller(account: Account, scopes: frozenset[str], expires_at: datetime) -> C
         expires_at=expires_at,
         tenant_status=account.tenant_status,
         tenant_settings=account.tenant_settings,
+        limits=account.limits,
     )

