@@ -147,7 +147,7 @@ async def expect_no_defect(
         assert error["message"]
 
 
-@hypothesis_settings(fuzz, max_examples=400)
+@hypothesis_settings(fuzz, max_examples=250)
 @given(write=writes())
 async def test_no_body_is_a_server_error(served: Served, write: tuple[str, str, bytes]) -> None:
     method, path, content = write
@@ -158,7 +158,7 @@ async def test_no_body_is_a_server_error(served: Served, write: tuple[str, str, 
     await expect_no_defect(served, method, path.replace("{key}", str(key.id)), content=content)
 
 
-@hypothesis_settings(fuzz, max_examples=200)
+@hypothesis_settings(fuzz, max_examples=150)
 @given(
     path=st.sampled_from(READS),
     query=st.dictionaries(
@@ -169,7 +169,7 @@ async def test_no_query_is_a_server_error(served: Served, path: str, query: dict
     await expect_no_defect(served, "GET", path, query=query)
 
 
-@hypothesis_settings(fuzz, max_examples=100)
+@hypothesis_settings(fuzz, max_examples=80)
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE"]),
     parts=st.lists(

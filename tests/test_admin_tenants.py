@@ -20,7 +20,7 @@ from tests.admin_helpers import (
 )
 from tests.harness import Served
 
-LIST = 130
+LIST = 105
 
 
 async def test_a_tenant_is_made_shown_and_listed(served: Served) -> None:

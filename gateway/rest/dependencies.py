@@ -73,7 +73,6 @@ class _Scoped:
 GatewayDep = Annotated[Gateway, Depends(get_gateway)]
 UploadsDep = Annotated[UploadReader, Depends(get_uploads)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
-OperatorDep = Annotated[Operator, Depends(get_operator)]
 ActorDep = Annotated[Actor, Depends(get_actor)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
 ImageReader = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
