@@ -28,7 +28,7 @@ def rpc_code(answer: httpx2.Response) -> str:
     """The gateway's code in a refusal that came before the request was read."""
     error = answer.json()["error"]
     assert isinstance(error["code"], int)
-    return str(error["data"]["error"]["code"])
+    return str(error["data"]["code"])
 
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}

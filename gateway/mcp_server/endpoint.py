@@ -114,7 +114,8 @@ class McpEndpoint:
 def _as_json_rpc(error: GatewayError) -> dict[str, object]:
     """As the protocol says it before it knows which request it was: clients show the message."""
     code = INVALID_REQUEST if error.status < GatewayError.status else INTERNAL_ERROR
-    said = {"code": code, "message": f"{error.code}: {error.message}", "data": envelope(error)}
+    data = envelope(error)["error"]
+    said = {"code": code, "message": f"{error.code}: {error.message}", "data": data}
     return {"jsonrpc": "2.0", "id": None, "error": said}
 
 

@@ -116,9 +116,17 @@ async def estimate_cost(call: ToolCall) -> CallToolResult:
         max_cost_usd=format_usd_short(quote.amount_nano),
     )
     images = "one image" if request.n == 1 else f"{request.n} images"
-    return _result(
-        estimate, f"At most {estimate.max_cost_usd} USD for {images} with {estimate.model}."
-    )
+    said = [f"At most {estimate.max_cost_usd} USD for {images} with {estimate.model}."]
+    left_open = [
+        name
+        for name, value in (("size", request.size), ("quality", request.quality))
+        if value in {None, "auto"}
+    ]
+    if left_open:
+        said.append(
+            f"Naming {' and '.join(left_open)} lowers this: what is open counts as dearest."
+        )
+    return _result(estimate, " ".join(said))
 
 
 async def get_usage(call: ToolCall) -> CallToolResult:
