@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from gateway.domain import Actor, Scope, SecretText
+from gateway.db.actors import Actor
+from gateway.domain import Scope, SecretText
 from gateway.tenancy import credentials, tenants
 from tests.admin_helpers import (
     GENERATIONS,

@@ -7,10 +7,19 @@ import typer
 
 from gateway.bootstrap import Core
 from gateway.cli.accounts import TenantOption, UserOption
-from gateway.cli.output import JsonOption, console, fields, print_json, refuse, run, show
+from gateway.cli.output import (
+    JsonOption,
+    console,
+    fields,
+    invoker,
+    print_json,
+    refuse,
+    run,
+    show,
+)
 from gateway.db.engine import TenantSession
 from gateway.domain import LimitKind
-from gateway.tenancy import rate_limits, tenants
+from gateway.tenancy import rate_limits, tenants, users
 from gateway.tenancy.rate_limits import StoredLimit
 
 limits = typer.Typer(help="How much a minute, and how much at once.", no_args_is_help=True)
@@ -44,8 +53,8 @@ def set_limits(
     async def work(core: Core) -> list[StoredLimit]:
         async with core.database.operator() as session:
             owner = await tenants.find(session, tenant)
-        async with core.database.tenant(owner.id) as session:
-            user_id = None if user is None else await tenants.find_user(session, owner.id, user)
+        async with core.database.tenant(owner.id, by=invoker()) as session:
+            user_id = None if user is None else await users.find_user(session, owner.id, user)
             return [
                 await rate_limits.set_limit(
                     session,
@@ -137,8 +146,8 @@ def remove_limits(
     async def work(core: Core) -> list[StoredLimit]:
         async with core.database.operator() as session:
             owner = await tenants.find(session, tenant)
-        async with core.database.tenant(owner.id) as session:
-            user_id = None if user is None else await tenants.find_user(session, owner.id, user)
+        async with core.database.tenant(owner.id, by=invoker()) as session:
+            user_id = None if user is None else await users.find_user(session, owner.id, user)
             removed = [
                 limit
                 for limit in await rate_limits.list_limits(session, owner.id)

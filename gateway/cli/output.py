@@ -17,7 +17,7 @@ from rich.table import Table
 
 from gateway.bootstrap import Core, open_core
 from gateway.config import load_settings
-from gateway.domain import Actor
+from gateway.db.actors import Actor
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.telemetry import configure_logging
 

@@ -11,10 +11,11 @@ from uuid import UUID
 
 from sqlalchemy import insert, select, tuple_
 
+from gateway.db.actors import Actor
 from gateway.db.engine import ACTOR, OperatorSession, TenantSession
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import AuditRow
-from gateway.domain import Actor, new_id
+from gateway.domain import new_id
 from gateway.errors import InvalidRequest
 
 
@@ -34,6 +35,9 @@ class Action(StrEnum):
     BUDGET_CREATED = "budget.created"
     BUDGET_UPDATED = "budget.updated"
     BUDGET_REMOVED = "budget.removed"
+    LIMIT_CREATED = "limit.created"
+    LIMIT_UPDATED = "limit.updated"
+    LIMIT_REMOVED = "limit.removed"
     PRICE_ADDED = "price.added"
     IMAGE_DELETED = "image.deleted"
     OPERATOR_KEY_CREATED = "operator_key.created"

@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from gateway.domain import THE_GATEWAY, Actor
+from gateway.db.actors import THE_GATEWAY, Actor
 from gateway.errors import ConfigurationError, Unavailable
 
 APP_ROLE = "image_gateway_app"

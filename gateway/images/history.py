@@ -13,10 +13,11 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_, update
 
 from gateway import telemetry
+from gateway.db.actors import Actor
 from gateway.db.audit import Action, record
 from gateway.db.engine import Database, TenantSession
 from gateway.db.tables import ImageRow, LedgerRow, ReservationRow, TenantRow
-from gateway.domain import Actor, Caller, CostStatus
+from gateway.domain import Caller, CostStatus
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
 from gateway.images.retention import delete_files, mark_deleted
 from gateway.images.storage import ImageStore, is_image_id

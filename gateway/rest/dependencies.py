@@ -8,7 +8,8 @@ from starlette.requests import ClientDisconnect
 
 from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
-from gateway.domain import Actor, Caller, Operator, Scope
+from gateway.db.actors import Actor
+from gateway.domain import Caller, Operator, Scope
 from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from gateway.rest.uploads import UploadReader
 

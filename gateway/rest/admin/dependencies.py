@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from gateway.bootstrap import Gateway
+from gateway.db.actors import Actor
 from gateway.db.engine import TenantSession
-from gateway.domain import Actor
 from gateway.errors import InvalidRequest
 from gateway.rest.dependencies import GatewayDep, read_json_object
 from gateway.rest.schemas import ErrorAnswer

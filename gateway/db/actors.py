@@ -1,0 +1,20 @@
+"""Who makes a change: what every transaction knows of who opened it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who makes a change, as the audit trail names him.
+
+    `id`: of an operator key or of an API key (the first of a line of rolled ones); of the user who
+    came with a token; the login of who runs a command; "gateway" for what that does by itself.
+    """
+
+    type: Literal["operator_key", "api_key", "user", "cli", "gateway"]
+    id: str
+    request_id: str | None = None
+
+
+THE_GATEWAY = Actor("gateway", "gateway")
