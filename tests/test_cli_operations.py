@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.harness import MASTER_KEY, run_sql
+from tests.limits_helpers import running_valkey
 from tests.stub_openai import StubControl, stub_process
 from tests.test_cli_manners import CommandLine, Finished, RunningGateway, fresh_folder
 from tests.test_cli_manners import running_gateway as start_gateway
@@ -44,12 +45,24 @@ def states_of(ended: Finished) -> dict[str, str]:
 
 def test_a_doctor_finds_a_serving_gateway_well(running: RunningGateway) -> None:
     as_json, table = running.command.each("doctor --json", "doctor")
-    assert states_of(as_json) == dict.fromkeys(CHECKS, "ok") | {"house key": "none"}
+    none = {"house key": "none", "limits": "none"}
+    assert states_of(as_json) == dict.fromkeys(CHECKS, "ok") | none
     assert (as_json.status, as_json.err, table.status, table.err) == (0, "", 0, "")
     assert all(check in table.out for check in CHECKS)
     with_key = running.command("doctor", "--json", OPENAI_API_KEY="sk-doctor-canary-0123")
-    assert states_of(with_key) == dict.fromkeys(CHECKS, "ok")
+    assert states_of(with_key) == dict.fromkeys(CHECKS, "ok") | {"limits": "none"}
     assert "canary" not in with_key.out
+
+
+def test_a_doctor_says_whether_limits_are_shared(running: RunningGateway) -> None:
+    with running_valkey() as server:
+        shared = running.command("doctor", "--json", GATEWAY_REDIS_URL=server.url)
+        url = server.url.replace("//", "//:canary@")
+        server.client.config_set("requirepass", "another")
+        locked = running.command("doctor", "--json", GATEWAY_REDIS_URL=url)
+    assert (shared.status, states_of(shared)["limits"]) == (0, "ok")
+    assert (locked.status, states_of(locked)["limits"]) == (1, "wrong")
+    assert "canary" not in locked.out + locked.err
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ async def test_partial_images_arrive_while_the_model_still_works(
     arguments = {**ARGUMENTS[tool], "partial_images": 3}
     heard: list[float] = []
     asking = replace(tool_message(tool, mode, **arguments), meta={"progressToken": "t-1"})
-    async with listening(served, key, asking) as messages:
+    async with asyncio.timeout(30), listening(served, key, asking) as messages:
         async for message in messages:
             if message.get("method") != "notifications/progress":
                 break

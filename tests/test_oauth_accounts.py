@@ -16,6 +16,7 @@ from gateway.tenancy import tenants
 from tests.harness import Served, error_of, gateway_process, process_environment, secret_of
 from tests.hosting_helpers import RESERVE
 from tests.identity_provider import Issuer, rsa_key
+from tests.limits_helpers import limit
 from tests.oauth_helpers import (
     GENERATIONS,
     LOW,
@@ -345,3 +346,16 @@ def test_an_issuer_is_https_or_on_this_machine(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GATEWAY_OIDC_ISSUER", address)
     assert load_settings().oidc_issuer == address
+
+
+async def test_limits_of_a_user_and_his_tenant_bind_his_token(
+    trusting: Served, issuer: Issuer
+) -> None:
+    tokens = [token_of(trusting, issuer, sub=name) for name in ("anna", "bert")]
+    assert [(await get(trusting, token)).status_code for token in tokens] == [200, 200]
+    [row] = await trusting.owner_sql("SELECT id FROM tenant_user WHERE name = 'anna'")
+    await limit(trusting, "requests", 1, user_id=row.id)
+    await limit(trusting, "requests", 3)
+    for token, allowed in zip(tokens, (1, 2), strict=True):
+        came = [(await make_image(trusting, token)).status_code for _ in range(4)]
+        assert came == [200] * allowed + [429] * (4 - allowed)

@@ -1,4 +1,4 @@
-"""Who makes a change: what every transaction knows of who opened it."""
+"""Who makes changes, as every row of the audit trail says it."""
 
 from dataclasses import dataclass
 from typing import Literal

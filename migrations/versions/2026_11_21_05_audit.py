@@ -6,7 +6,7 @@ The release before keeps working: nothing that it reads or writes has changed.
 from alembic import op
 
 revision = "2026_11_21_05_audit"
-down_revision = "2026_11_21_06_rate_limits"
+down_revision = "2026_11_21_04_idempotency"
 
 ROLE = "image_gateway_app"
 

@@ -6,7 +6,7 @@ The release before keeps working: it does not look at them.
 from alembic import op
 
 revision = "2026_11_21_06_rate_limits"
-down_revision = "2026_11_21_04_idempotency"
+down_revision = "2026_11_21_05_audit"
 
 ROLE = "image_gateway_app"
 
