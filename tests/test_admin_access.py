@@ -13,12 +13,13 @@ EXAMPLES = {
     "{key_id}": NO_ID,
     "{provider}": "openai",
     "{budget_id}": "1",
+    "{limit_id}": "1",
 }
 TENANTS_ROUTES = ("/v1/models", "/v1/images", "/v1/usage", "/v1/budgets", "/v1/credentials/openai")
 METHODS = {"get", "post", "put", "patch", "delete"}
 NO_ADMIN = Refusal(403, "insufficient_scope", None)
 NOUNS = {
-    *("tenants", "users", "keys", "credentials", "budgets"),
+    *("tenants", "users", "keys", "credentials", "budgets", "limits"),
     *("usage", "prices", "reconciliation", "audit"),
 }
 
@@ -44,7 +45,7 @@ def example(served: Served, path: str) -> str:
 
 async def test_a_tenants_key_reaches_no_operators_route(served: Served) -> None:
     routes = await operations(served)
-    assert len(routes) == 22
+    assert len(routes) == 25
     for key in (await served.key(), await served.key(livemode=False), await served.key(user="a")):
         async with served.http(key) as http:
             for method, path in routes:

@@ -34,6 +34,8 @@ def test_every_command_that_changes_something_leaves_its_row(running: RunningGat
     command("credentials", "delete", *target)
     command("budgets", "set", *target, "--limit-usd", "5")
     command("budgets", "set", *target, "--limit-usd", "6", "--window", "month")
+    command("limits", "set", *target, "--requests", "60", "--concurrent", "5")
+    command("limits", "remove", *target, "--kind", "concurrent")
     rates = ("--text-input", "5", "--image-input", "8", "--image-output", "28")
     command("prices", "add", "--model", "gpt-image-2", *rates)
     command("master-key", "rotate")
@@ -56,6 +58,9 @@ def test_every_command_that_changes_something_leaves_its_row(running: RunningGat
         ("credential.deleted", tenant),
         ("budget.created", tenant),
         ("budget.updated", tenant),
+        ("limit.created", tenant),
+        ("limit.created", tenant),
+        ("limit.removed", tenant),
         ("price.added", None),
         ("master_key.rotated", None),
     ]

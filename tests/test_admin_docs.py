@@ -38,6 +38,8 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
         key = created(await http.post(f"{tenant}/keys", json={}))
         body = {"window": "week", "limit_usd": "5"}
         budget = created(await http.put(f"{tenant}/budgets", json=body))
+        pace = {"kind": "images", "value": 5}
+        limit = created(await http.put(f"{tenant}/limits", json=pace))
         await http.patch(tenant, json={"name": "before"})
         variables = {
             "GATEWAY": root,
@@ -45,6 +47,7 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
             "USER": user["id"],
             "KEY": key["id"],
             "BUDGET": budget["id"],
+            "LIMIT": limit["id"],
             "ADMIN": headers["Authorization"],
         }
         before = await entries(served)
@@ -64,7 +67,12 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
     shown = {
         (method, path.replace("{tenant_id}", str(served.tenant_id))) for method, path in documented
     }
-    parts = {"{key_id}": key["id"], "{provider}": "openai", "{budget_id}": budget["id"]}
+    parts = {
+        "{key_id}": key["id"],
+        "{provider}": "openai",
+        "{budget_id}": budget["id"],
+        "{limit_id}": limit["id"],
+    }
     for name, value in parts.items():
         shown = {(method, path.replace(name, value)) for method, path in shown}
     assert asked == shown

@@ -58,6 +58,8 @@ LIKELY: dict[str, st.SearchStrategy[object]] = {
     "window": st.sampled_from(["day", "week", "month", "total"]),
     "limit_usd": st.sampled_from(["5", "0", "1000000000", "0.000000001"]),
     "api_key_id": st.none(),
+    "kind": st.sampled_from(["requests", "images", "concurrent"]),
+    "value": st.sampled_from([0, 1, 10**9]),
     "model": st.sampled_from([GPT2, "dall-e-2/512x512"]),
     "effective_from": st.integers(0, 99_999).map(lambda n: f"2030-01-01T00:00:00.{n:05}Z"),
     "text_input": st.sampled_from(["5", "0"]),
@@ -86,6 +88,7 @@ WRITES: list[tuple[str, str, tuple[str, ...]]] = [
         f"{TENANT}/budgets",
         ("window", "limit_usd", "livemode", "api_key_id", "user_id"),
     ),
+    ("PUT", f"{TENANT}/limits", ("kind", "value", "livemode", "api_key_id", "user_id")),
     (
         "POST",
         "/prices",
@@ -95,7 +98,14 @@ WRITES: list[tuple[str, str, tuple[str, ...]]] = [
 ]
 READS = (
     *("/tenants", f"{TENANT}/users", f"{TENANT}/keys", f"{TENANT}/credentials"),
-    *(f"{TENANT}/budgets", "/usage", "/prices", "/reconciliation/calls", "/audit"),
+    *(
+        f"{TENANT}/budgets",
+        f"{TENANT}/limits",
+        "/usage",
+        "/prices",
+        "/reconciliation/calls",
+        "/audit",
+    ),
 )
 QUERY_NAMES = (
     *("limit", "after", "name", "model", "tenant", "action", "start", "end", "group_by"),

@@ -7,7 +7,16 @@ import typer
 
 from gateway.bootstrap import Core
 from gateway.cli.accounts import TenantOption, UserOption
-from gateway.cli.output import JsonOption, console, fields, print_json, refuse, run, show
+from gateway.cli.output import (
+    JsonOption,
+    console,
+    fields,
+    invoker,
+    print_json,
+    refuse,
+    run,
+    show,
+)
 from gateway.db.engine import TenantSession
 from gateway.domain import LimitKind
 from gateway.tenancy import rate_limits, tenants, users
@@ -44,7 +53,7 @@ def set_limits(
     async def work(core: Core) -> list[StoredLimit]:
         async with core.database.operator() as session:
             owner = await tenants.find(session, tenant)
-        async with core.database.tenant(owner.id) as session:
+        async with core.database.tenant(owner.id, by=invoker()) as session:
             user_id = None if user is None else await users.find_user(session, owner.id, user)
             return [
                 await rate_limits.set_limit(
@@ -137,7 +146,7 @@ def remove_limits(
     async def work(core: Core) -> list[StoredLimit]:
         async with core.database.operator() as session:
             owner = await tenants.find(session, tenant)
-        async with core.database.tenant(owner.id) as session:
+        async with core.database.tenant(owner.id, by=invoker()) as session:
             user_id = None if user is None else await users.find_user(session, owner.id, user)
             removed = [
                 limit

@@ -4,18 +4,20 @@ gateway/limits enforces it; docs/limits.md explains it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, cast
 from uuid import UUID
 
-from sqlalchemy import delete, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import func, select
 
-from gateway.db.engine import TenantSession
-from gateway.db.tables import ApiKeyRow, RateLimitRow, TenantUserRow
+from gateway.db.audit import Action, record
+from gateway.db.engine import TenantSession, one_at_a_time
+from gateway.db.pages import Page, page_of
+from gateway.db.tables import ApiKeyRow, RateLimitRow
 from gateway.domain import LimitKind, LimitOwner, RateLimit
 from gateway.errors import InvalidRequest, NotFound
+from gateway.tenancy.users import check_user
 
 KINDS = tuple(kind.value for kind in LimitKind)
 MAX_VALUE = 1_000_000_000
@@ -23,7 +25,7 @@ MAX_VALUE = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoredLimit:
-    """A limit as it was set."""
+    """A limit as it was set; `is_new`: it was made just now."""
 
     id: int
     owner: Literal["tenant", "user", "key"]
@@ -34,6 +36,7 @@ class StoredLimit:
     value: int
     created_at: datetime
     updated_at: datetime
+    is_new: bool = False
 
 
 async def set_limit(
@@ -57,38 +60,49 @@ async def set_limit(
     if not 0 <= value <= MAX_VALUE:
         raise InvalidRequest(f"A limit is a number from 0 to {MAX_VALUE}.", param="value")
     if api_key_id is not None and user_id is not None:
-        raise InvalidRequest("A limit belongs to a key or to a user, not to both.", param="user")
+        raise InvalidRequest("A limit belongs to a key or to a user, not to both.", param="user_id")
+    await one_at_a_time(session, tenant_id)
     if api_key_id is not None:
         key = await session.scalar(
             select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == api_key_id)
         )
         if key is None:
-            raise NotFound(f"This tenant has no API key {api_key_id}.", param="key")
+            raise NotFound(f"This tenant has no API key {api_key_id}.", param="api_key_id")
         # Of a rolled key the whole line is limited, and only calls of the key's own mode exist.
         api_key_id, livemode = key.root_id, key.livemode
-    if user_id is not None and not await session.scalar(
-        select(TenantUserRow.id).where(
-            TenantUserRow.tenant_id == tenant_id, TenantUserRow.id == user_id
+    if user_id is not None:
+        await check_user(session, tenant_id, user_id)
+    row = await session.scalar(
+        select(RateLimitRow).where(
+            RateLimitRow.tenant_id == tenant_id,
+            RateLimitRow.api_key_id.is_not_distinct_from(api_key_id),
+            RateLimitRow.user_id.is_not_distinct_from(user_id),
+            RateLimitRow.livemode.is_(livemode),
+            RateLimitRow.kind == kind,
         )
-    ):
-        raise NotFound(f"This tenant has no user {user_id}.", param="user")
-    made = await session.execute(
-        insert(RateLimitRow)
-        .values(
+    )
+    before = None if row is None else _shown(row)
+    if row is None:
+        row = RateLimitRow(
             tenant_id=tenant_id,
             api_key_id=api_key_id,
             user_id=user_id,
             livemode=livemode,
             kind=kind,
-            value=value,
         )
-        .on_conflict_do_update(
-            constraint="rate_limit_owner", set_={"value": value, "updated_at": text("now()")}
-        )
-        .returning(RateLimitRow)
-        .execution_options(populate_existing=True)
+    row.value, row.updated_at = value, func.now()
+    session.add(row)
+    await session.flush()
+    await session.refresh(row)
+    await record(
+        session,
+        Action.LIMIT_CREATED if before is None else Action.LIMIT_UPDATED,
+        tenant_id=tenant_id,
+        object_id=row.id,
+        before=before,
+        after=_shown(row),
     )
-    return _stored(made.scalar_one())
+    return replace(_stored(row), is_new=before is None)
 
 
 async def list_limits(session: TenantSession, tenant_id: UUID) -> list[StoredLimit]:
@@ -106,19 +120,41 @@ async def list_limits(session: TenantSession, tenant_id: UUID) -> list[StoredLim
     return [_stored(row) for row in rows]
 
 
+async def list_page(
+    session: TenantSession, tenant_id: UUID, *, limit: int, after: int | None = None
+) -> Page[StoredLimit]:
+    """Limits of the tenant, its users and its keys, newest first, from behind `after` on."""
+    query = (
+        select(RateLimitRow)
+        .where(RateLimitRow.tenant_id == tenant_id)
+        .order_by(RateLimitRow.id.desc())
+        .limit(limit + 1)
+    )
+    if after is not None:
+        query = query.where(RateLimitRow.id < after)
+    return page_of([_stored(row) for row in await session.scalars(query)], limit)
+
+
 async def remove_limit(session: TenantSession, tenant_id: UUID, limit_id: int) -> None:
     """Take a limit away; for a tenant, the gateway's default is in force again.
 
     Raises:
         NotFound: this tenant has no such limit.
     """
-    removed = await session.execute(
-        delete(RateLimitRow)
-        .where(RateLimitRow.tenant_id == tenant_id, RateLimitRow.id == limit_id)
-        .returning(RateLimitRow.id)
+    await one_at_a_time(session, tenant_id)
+    row = await session.scalar(
+        select(RateLimitRow).where(RateLimitRow.tenant_id == tenant_id, RateLimitRow.id == limit_id)
     )
-    if removed.first() is None:
-        raise NotFound(f"This tenant has no limit {limit_id}.")
+    if row is None:
+        raise NotFound(f"This tenant has no limit {limit_id}.", param="limit_id")
+    await session.delete(row)
+    await record(
+        session,
+        Action.LIMIT_REMOVED,
+        tenant_id=tenant_id,
+        object_id=limit_id,
+        before=_shown(row),
+    )
 
 
 def read_limits(lines: Sequence[str]) -> tuple[RateLimit, ...]:
@@ -128,6 +164,17 @@ def read_limits(lines: Sequence[str]) -> tuple[RateLimit, ...]:
         RateLimit(cast("LimitOwner", owner), LimitKind(kind), int(value))
         for owner, kind, value in parts
     )
+
+
+def _shown(row: RateLimitRow) -> dict[str, object]:
+    """What the audit trail says of a limit."""
+    return {
+        "api_key_id": row.api_key_id,
+        "user_id": row.user_id,
+        "livemode": row.livemode,
+        "kind": row.kind,
+        "value": row.value,
+    }
 
 
 def _stored(row: RateLimitRow) -> StoredLimit:

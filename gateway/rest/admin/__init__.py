@@ -10,6 +10,7 @@ from gateway.rest.admin import (
     budgets,
     credentials,
     keys,
+    limits,
     prices,
     reconciliation,
     tenants,
@@ -25,5 +26,8 @@ router = APIRouter(
     dependencies=[Depends(get_operator)],
     responses=ERRORS,
 )
-for noun in (tenants, users, keys, credentials, budgets, usage, prices, reconciliation, audit):
+for noun in (
+    *(tenants, users, keys, credentials, budgets, limits),
+    *(usage, prices, reconciliation, audit),
+):
     router.include_router(noun.router)

@@ -64,7 +64,7 @@ Instant = Annotated[
 ]
 """A moment: ISO 8601 with its offset."""
 RowId = Annotated[int, Field(ge=1, le=MAX_ROW_ID)]
-"""Budgets and price versions are numbered; their ids are numbers as strings."""
+"""Budgets, limits and price versions are numbered; their ids are numbers as strings."""
 
 
 class Body(BaseModel):
