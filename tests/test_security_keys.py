@@ -39,7 +39,8 @@ SCOPES = {
     ("PUT", "/v1/credentials/openai"): Scope.CREDENTIALS_WRITE,
     ("DELETE", "/v1/credentials/openai"): Scope.CREDENTIALS_WRITE,
 }
-REVOKED_WITHIN_SECONDS = 1
+REVOKED_WITHIN_SECONDS = 5
+"""Long before the cache would look by itself (30 s), with patience for a busy machine."""
 ROUTE_METHODS = {"get", "head", "post", "put", "patch", "delete"}
 
 

@@ -28,6 +28,9 @@ from gateway.tenancy.vault import (
 from tests.harness import GPT2, HOUSE_KEY, Served, error_of, make_settings, served_gateway
 from tests.stub_openai import Stub
 
+HEARD_WITHIN_SECONDS = 5
+"""Long before the cache would look by itself (30 s), with patience for a busy machine."""
+
 LOW = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
 PATH = "/v1/credentials/openai"
 TENANT_SECRET, USER_SECRET = "sk-tenant-canary-11112222", "sk-user-canary-33334444"
@@ -192,7 +195,7 @@ async def test_a_replaced_key_reaches_other_gateways_within_a_second(
     async with served_gateway(settings) as other:
         assert await key_used(other, stub, key) == HOUSE_KEY
         await store(served, key, TENANT_SECRET)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(HEARD_WITHIN_SECONDS):
             while await key_used(other, stub, key) != TENANT_SECRET:
                 pass
 
