@@ -24,7 +24,7 @@ async def test_the_schema_shows_every_way_to_make_images(served: Served) -> None
     bodies = {
         path: sorted(operations["post"]["requestBody"]["content"])
         for path, operations in schema["paths"].items()
-        if "post" in operations
+        if "post" in operations and not path.startswith("/admin/")
     }
     form, as_json = "multipart/form-data", "application/json"
     assert bodies == {
