@@ -9,8 +9,9 @@ from sqlalchemy import Row, func, select, text
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import TenantSession, one_at_a_time
+from gateway.db.owners import find_owner
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import ApiKeyRow, BudgetRow, TenantUserRow
+from gateway.db.tables import BudgetRow
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, NotFound
 from gateway.money import MAX_AMOUNT_NANO, NanoUsd, format_usd_short
@@ -66,22 +67,16 @@ async def set_limit(
         raise InvalidRequest(f"A window is one of {', '.join(WINDOWS)}.", param="window")
     if not 0 <= limit_nano <= MAX_AMOUNT_NANO:
         raise InvalidRequest("A limit lies between 0 and 1000000000 USD.", param="limit_usd")
-    if api_key_id is not None and user_id is not None:
-        raise InvalidRequest(
-            "A budget belongs to a key or to a user, not to both.", param="user_id"
-        )
     await one_at_a_time(session, tenant_id)
-    if user_id is not None:
-        await _check_user(session, tenant_id, user_id)
-    if api_key_id is not None:
-        # Of a rolled key the whole line is limited, and only calls of the key's own mode exist.
-        api_key_id, livemode = await _line_of(session, tenant_id, api_key_id)
+    owner = await find_owner(
+        session, tenant_id, livemode=livemode, api_key_id=api_key_id, user_id=user_id
+    )
     row = await session.scalar(
         select(BudgetRow).where(
             BudgetRow.tenant_id == tenant_id,
-            BudgetRow.api_key_id.is_not_distinct_from(api_key_id),
-            BudgetRow.user_id.is_not_distinct_from(user_id),
-            BudgetRow.livemode.is_(livemode),
+            BudgetRow.api_key_id.is_not_distinct_from(owner.api_key_id),
+            BudgetRow.user_id.is_not_distinct_from(owner.user_id),
+            BudgetRow.livemode.is_(owner.livemode),
             BudgetRow.period == window,
         )
     )
@@ -89,9 +84,9 @@ async def set_limit(
     if row is None:
         row = BudgetRow(
             tenant_id=tenant_id,
-            api_key_id=api_key_id,
-            user_id=user_id,
-            livemode=livemode,
+            api_key_id=owner.api_key_id,
+            user_id=owner.user_id,
+            livemode=owner.livemode,
             period=window,
         )
     row.limit_nano, row.removed_at, row.updated_at = limit_nano, None, func.now()
@@ -136,26 +131,6 @@ async def remove(session: TenantSession, tenant_id: UUID, budget_id: int) -> Non
         object_id=budget_id,
         before=before,
     )
-
-
-async def _check_user(session: TenantSession, tenant_id: UUID, user_id: UUID) -> None:
-    known = await session.scalar(
-        select(TenantUserRow.id).where(
-            TenantUserRow.tenant_id == tenant_id, TenantUserRow.id == user_id
-        )
-    )
-    if known is None:
-        raise NotFound(f"This tenant has no user {user_id}.", param="user_id")
-
-
-async def _line_of(session: TenantSession, tenant_id: UUID, key_id: UUID) -> tuple[UUID, bool]:
-    """The first key of this one's line, and its mode."""
-    key = await session.scalar(
-        select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == key_id)
-    )
-    if key is None:
-        raise NotFound(f"This tenant has no API key {key_id}.", param="api_key_id")
-    return key.root_id, key.livemode
 
 
 _SELECT = """

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, func, or_, select
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession, TenantSession
+from gateway.db.owners import check_user
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import ApiKeyRow, OperatorKeyRow
 from gateway.domain import Caller, Operator, Scope, SecretText, TenantSettings, new_id
@@ -18,7 +19,6 @@ from gateway.errors import InvalidRequest, NotFound, Unauthenticated
 from gateway.tenancy import key_format
 from gateway.tenancy.rate_limits import read_limits
 from gateway.tenancy.tenants import refuse_suspended
-from gateway.tenancy.users import check_user
 
 MAX_LIFETIME = timedelta(days=3653)
 MAX_GRACE = timedelta(days=366)

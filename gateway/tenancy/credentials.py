@@ -15,11 +15,11 @@ from sqlalchemy import Select, func, select
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, TenantSession, one_at_a_time
+from gateway.db.owners import check_user
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import CredentialRow
 from gateway.domain import Caller, SecretText, new_id
 from gateway.errors import InvalidRequest, NotConfigured, NotFound
-from gateway.tenancy.users import check_user
 from gateway.tenancy.vault import Vault
 
 Owner = Literal["user", "tenant", "house", "sandbox"]

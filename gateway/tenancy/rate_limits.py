@@ -13,11 +13,11 @@ from sqlalchemy import func, select
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import TenantSession, one_at_a_time
+from gateway.db.owners import find_owner
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import ApiKeyRow, RateLimitRow
+from gateway.db.tables import RateLimitRow
 from gateway.domain import LimitKind, LimitOwner, RateLimit
 from gateway.errors import InvalidRequest, NotFound
-from gateway.tenancy.users import check_user
 
 KINDS = tuple(kind.value for kind in LimitKind)
 MAX_VALUE = 1_000_000_000
@@ -59,25 +59,16 @@ async def set_limit(
         raise InvalidRequest(f"A limit is one of {', '.join(KINDS)}.", param="kind")
     if not 0 <= value <= MAX_VALUE:
         raise InvalidRequest(f"A limit is a number from 0 to {MAX_VALUE}.", param="value")
-    if api_key_id is not None and user_id is not None:
-        raise InvalidRequest("A limit belongs to a key or to a user, not to both.", param="user_id")
     await one_at_a_time(session, tenant_id)
-    if api_key_id is not None:
-        key = await session.scalar(
-            select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == api_key_id)
-        )
-        if key is None:
-            raise NotFound(f"This tenant has no API key {api_key_id}.", param="api_key_id")
-        # Of a rolled key the whole line is limited, and only calls of the key's own mode exist.
-        api_key_id, livemode = key.root_id, key.livemode
-    if user_id is not None:
-        await check_user(session, tenant_id, user_id)
+    owner = await find_owner(
+        session, tenant_id, livemode=livemode, api_key_id=api_key_id, user_id=user_id
+    )
     row = await session.scalar(
         select(RateLimitRow).where(
             RateLimitRow.tenant_id == tenant_id,
-            RateLimitRow.api_key_id.is_not_distinct_from(api_key_id),
-            RateLimitRow.user_id.is_not_distinct_from(user_id),
-            RateLimitRow.livemode.is_(livemode),
+            RateLimitRow.api_key_id.is_not_distinct_from(owner.api_key_id),
+            RateLimitRow.user_id.is_not_distinct_from(owner.user_id),
+            RateLimitRow.livemode.is_(owner.livemode),
             RateLimitRow.kind == kind,
         )
     )
@@ -85,9 +76,9 @@ async def set_limit(
     if row is None:
         row = RateLimitRow(
             tenant_id=tenant_id,
-            api_key_id=api_key_id,
-            user_id=user_id,
-            livemode=livemode,
+            api_key_id=owner.api_key_id,
+            user_id=owner.user_id,
+            livemode=owner.livemode,
             kind=kind,
         )
     row.value, row.updated_at = value, func.now()

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.db.audit import Action, record
-from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.engine import TenantSession
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import TenantUserRow
 from gateway.domain import new_id
@@ -90,19 +90,6 @@ async def list_users(
     if after is not None:
         query = query.where(TenantUserRow.id < after)
     return page_of([_user(row) for row in await session.scalars(query)], limit)
-
-
-async def check_user(
-    session: TenantSession | OperatorSession, tenant_id: UUID, user_id: UUID
-) -> None:
-    """Raise `NotFound` where this is the id of none of the tenant's users."""
-    known = await session.scalar(
-        select(TenantUserRow.id).where(
-            TenantUserRow.tenant_id == tenant_id, TenantUserRow.id == user_id
-        )
-    )
-    if known is None:
-        raise NotFound(f"This tenant has no user {user_id}.", param="user_id")
 
 
 async def find_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:

@@ -207,7 +207,8 @@ BEGIN
 END $$
 """
 
-# As before, but that it keeps what a repeated request is to be answered with.
+# As before, but that it keeps what a repeated request is to be answered with, and all that is known of
+# each stored image.
 SETTLE = """
 CREATE OR REPLACE FUNCTION settle(p_settlements jsonb)
 RETURNS TABLE (settled_id uuid, result text, breach bigint)
