@@ -124,52 +124,31 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
     }
 
 
+DRAWING = {
+    "model": MODEL,
+    "size": SIZE,
+    "quality": QUALITY,
+    "n": COUNT,
+    "background": BACKGROUND,
+    "output_format": OUTPUT_FORMAT,
+}
+BUYING = {"full_image": FULL_IMAGE, "idempotency_key": IDEMPOTENCY_KEY}
+
 NOTHING = _object()
 GENERATE_IMAGE = _object(
-    ("prompt",),
-    prompt=PROMPT,
-    model=MODEL,
-    size=SIZE,
-    quality=QUALITY,
-    n=COUNT,
-    background=BACKGROUND,
-    output_format=OUTPUT_FORMAT,
-    partial_images=PARTIAL_IMAGES,
-    full_image=FULL_IMAGE,
-    idempotency_key=IDEMPOTENCY_KEY,
+    ("prompt",), prompt=PROMPT, **DRAWING, partial_images=PARTIAL_IMAGES, **BUYING
 )
 EDIT_IMAGE = _object(
     ("prompt", "image"),
     prompt=PROMPT,
     image=PICTURES,
     mask=MASK,
-    model=MODEL,
-    size=SIZE,
-    quality=QUALITY,
-    n=COUNT,
-    background=BACKGROUND,
-    output_format=OUTPUT_FORMAT,
+    **DRAWING,
     input_fidelity=FIDELITY,
     partial_images=PARTIAL_IMAGES,
-    full_image=FULL_IMAGE,
-    idempotency_key=IDEMPOTENCY_KEY,
+    **BUYING,
 )
 CREATE_VARIATION = _object(
-    ("image",),
-    image=PICTURE,
-    model=VARIATION_MODEL,
-    n=COUNT,
-    size=VARIATION_SIZE,
-    full_image=FULL_IMAGE,
-    idempotency_key=IDEMPOTENCY_KEY,
+    ("image",), image=PICTURE, model=VARIATION_MODEL, n=COUNT, size=VARIATION_SIZE, **BUYING
 )
-ESTIMATE_COST = _object(
-    ("prompt",),
-    prompt=PROMPT,
-    model=MODEL,
-    size=SIZE,
-    quality=QUALITY,
-    n=COUNT,
-    background=BACKGROUND,
-    output_format=OUTPUT_FORMAT,
-)
+ESTIMATE_COST = _object(("prompt",), prompt=PROMPT, **DRAWING)
