@@ -2,13 +2,14 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import BinaryIO, Literal
 from uuid import UUID
 
+from gateway.image_models import Model
 from gateway.money import NanoUsd
 
 
@@ -104,164 +105,6 @@ class SecretText:
         return "SecretText(***)"
 
     __str__ = __repr__
-
-
-@dataclass(frozen=True, slots=True)
-class SizeRule:
-    """Which `WxH` sizes a model accepts: a fixed list, or the rule of the newer families."""
-
-    fixed: tuple[str, ...] = ()
-    auto: bool = True
-    multiple_of: int = 16
-    max_edge: int = 3840
-    max_ratio: int = 3
-    min_pixels: int = 655_360
-    max_pixels: int = 8_294_400
-    auto_pixels: int = 3_686_400
-
-
-PARTIAL_IMAGE_TOKENS = 100
-"""Output tokens of each partial image of a stream.
-https://developers.openai.com/api/docs/guides/image-generation"""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRule:
-    """How many output tokens one image takes: fixed by size and quality, or by formula.
-
-    `fixed` maps quality → size → tokens; `base` maps quality → patches along the longer edge.
-    The figures are upper bounds where the vendor publishes none (see catalog.toml).
-    """
-
-    fixed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    base: Mapping[str, int] = field(default_factory=dict)
-
-    def output_tokens(self, quality: str, width: int, height: int) -> int:
-        """Output tokens of one image.
-
-        The formula is OpenAI's own calculator for the GPT image family:
-        https://community.openai.com/t/gpt-image-2-output-pricing-calculator-online-and-in-your-code/1382699
-        """
-        if self.fixed:
-            return self.fixed[quality][f"{width}x{height}"]
-        base = self.base[quality]
-        short = _divide_half_even(base * min(width, height), max(width, height))
-        return -(-base * short * (2_000_000 + width * height) // 4_000_000)
-
-
-INPUT_PATCH = 32
-INPUT_SHORT_EDGE = 512
-INPUT_MAX_PATCHES = 6144
-"""Four times the most that OpenAI documents for any model that reads pictures by patches (1536).
-https://developers.openai.com/api/docs/guides/images-vision"""
-
-
-@dataclass(frozen=True, slots=True)
-class InputRule:
-    """Which input images a model takes for edits and variations.
-
-    `exact_mask`: what lies outside the mask comes back unchanged, pixel by pixel.
-    `tokens_percent` bounds what an input costs, in percent of its patches of 32 x 32 pixels;
-    `tokens_each` is added for each input, `high_fidelity_tokens` where that is asked for.
-    """
-
-    max_images: int = 0
-    max_bytes: int = 0
-    max_mask_bytes: int = 0
-    media_types: tuple[str, ...] = ()
-    square: bool = False
-    exact_mask: bool = False
-    fidelities: tuple[str, ...] = ()
-    markup: bool = False
-    tokens_percent: int = 0
-    tokens_each: int = 0
-    high_fidelity_tokens: int = 0
-
-    def input_tokens(self, image: "InputImage", *, high_fidelity: bool) -> int:
-        """An upper bound for what one input costs: small ones count as if they were scaled up.
-
-        Large ones are scaled down by the vendor, to a size it does not publish.
-        """
-        short = max(1, min(image.width, image.height))
-        scale = max(INPUT_SHORT_EDGE, short)
-        across, down = (
-            -(-edge * scale // (short * INPUT_PATCH)) for edge in (image.width, image.height)
-        )
-        patches = min(across * down, INPUT_MAX_PATCHES)
-        tokens = -(-patches * self.tokens_percent // 100) + self.tokens_each
-        return tokens + (self.high_fidelity_tokens if high_fidelity else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Continuity:
-    """How a retired model's words are said to its successor, and what its answers looked like.
-
-    `sizes` and `qualities` map its own to the successor's; "" stands for what was left out.
-    `bare_answer`: its answers had `created` and `data` only. `revised_prompt`: each image came
-    with the prompt it was made from.
-    """
-
-    sizes: Mapping[str, str] = field(default_factory=dict)
-    qualities: Mapping[str, str] = field(default_factory=dict)
-    bare_answer: bool = False
-    revised_prompt: bool = False
-
-
-def _divide_half_even(numerator: int, denominator: int) -> int:
-    quotient, remainder = divmod(numerator, denominator)
-    if 2 * remainder > denominator or (2 * remainder == denominator and quotient % 2 == 1):
-        return quotient + 1
-    return quotient
-
-
-@dataclass(frozen=True, slots=True)
-class SeedPrice:
-    """The list price a model starts with: nano-USD per million tokens, and per image made."""
-
-    text_input_nano: int
-    image_input_nano: int
-    image_output_nano: int
-    text_output_nano: int
-    per_image_nano: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One model of the catalogue, with everything that checks and prices a request for it.
-
-    `priced_as`: the model whose price counts; a dated snapshot has the price of its model.
-    `per_image`: prices of a model that bills by the image, by size or by quality and size.
-    `text_output_bound`: text tokens that one image may bring along, for models that bill them.
-    """
-
-    id: str
-    provider: str
-    endpoints: frozenset[str]
-    released: date | None
-    deprecation_date: date | None
-    shutdown_date: date | None
-    successor: str | None
-    sizes: SizeRule
-    qualities: tuple[str, ...]
-    output_formats: tuple[str, ...]
-    backgrounds: tuple[str, ...]
-    complexities: tuple[str, ...]
-    parameters: frozenset[str]
-    inputs: InputRule
-    continuity: Continuity
-    default_response_format: str
-    max_prompt_characters: int
-    max_images: int
-    read_timeout_seconds: int
-    priced_as: str
-    text_output_bound: int
-    tokens: TokenRule
-    price: SeedPrice | None
-    per_image: Mapping[str, SeedPrice] = field(default_factory=dict)
-
-    def is_retired(self, today: date) -> bool:
-        """Whether the vendor no longer serves it on this day."""
-        return self.shutdown_date is not None and self.shutdown_date <= today
 
 
 class Operation(StrEnum):
@@ -485,9 +328,3 @@ def new_id() -> UUID:
     value = value & ~(0xF << 76) | 7 << 76
     value = value & ~(0b11 << 62) | 0b10 << 62
     return UUID(int=value)
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """`"1536x1024"` → `(1536, 1024)`; the text was validated before."""
-    width, height = size.split("x")
-    return int(width), int(height)

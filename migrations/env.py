@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from gateway.db.tables import Table
+from gateway.db.money_tables import LedgerRow
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Table.metadata,
+    target_metadata=LedgerRow.metadata,
     compare_server_default=False,
     transactional_ddl=True,
 )

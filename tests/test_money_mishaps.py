@@ -16,7 +16,8 @@ import pytest
 from gateway.billing import prices
 from gateway.billing.quotes import cost
 from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
-from gateway.domain import Caller, Outcome, Price, Quote, SeedPrice, Usage, new_id
+from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
+from gateway.image_models import SeedPrice
 from gateway.money import NanoUsd, format_usd
 from gateway.providers.openai_answers import read_usage
 from tests.harness import GPT2, Served

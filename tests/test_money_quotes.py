@@ -9,7 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gateway.billing.quotes import quote
-from gateway.domain import Caller, Model, Price, new_id
+from gateway.domain import Caller, Price, new_id
+from gateway.image_models import Model
 from gateway.images.catalog import load_catalog
 from gateway.images.parameters import parse_image_request
 from tests.harness import Served

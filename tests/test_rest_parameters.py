@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gateway.domain import Model
+from gateway.image_models import Model
 from gateway.images.catalog import load_catalog
 from tests.harness import GPT2, HOUSE_KEY, Served, secret_of
 from tests.stub_openai import Stub

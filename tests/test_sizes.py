@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain import Caller, Model, parse_size
+from gateway.domain import Caller
+from gateway.image_models import Model, parse_size
 from gateway.images.catalog import load_catalog
 from gateway.images.parameters import parse_image_request
 from gateway.images.sizes import fitting_size

@@ -9,9 +9,9 @@ from sqlalchemy import Row, func, select, text
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import TenantSession, one_at_a_time
+from gateway.db.money_tables import BudgetRow
 from gateway.db.owners import find_owner
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import BudgetRow
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, NotFound
 from gateway.money import MAX_AMOUNT_NANO, NanoUsd, format_usd_short

@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy import func, literal_column, select, text
 
 from gateway.db.engine import Database, OperatorSession
+from gateway.db.money_tables import ReservationRow
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import ReservationRow
 
 OpenState = Literal["held", "unknown", "estimated"]
 OPEN_STATES: tuple[OpenState, ...] = get_args(OpenState)

@@ -10,10 +10,11 @@ from sqlalchemy.dialects.postgresql import insert
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession
+from gateway.db.money_tables import PriceRow
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import PriceRow
-from gateway.domain import Model, Price, SeedPrice
+from gateway.domain import Price
 from gateway.errors import Conflict, InvalidRequest, NotConfigured, NotFound
+from gateway.image_models import Model, SeedPrice
 from gateway.money import format_usd_short
 
 SEED_EFFECTIVE_FROM = datetime(2020, 1, 1, tzinfo=UTC)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from math import isqrt
 
-from gateway.domain import PARTIAL_IMAGE_TOKENS, ImageRequest, Price, Quote, Usage, parse_size
+from gateway.domain import ImageRequest, Price, Quote, Usage
+from gateway.image_models import PARTIAL_IMAGE_TOKENS, parse_size
 from gateway.money import NanoUsd, token_cost
 
 PROMPT_OVERHEAD_TOKENS = 32
@@ -53,7 +54,7 @@ def _input_tokens(request: ImageRequest) -> int:
     high_fidelity = request.input_fidelity == "high"
     rule = request.model.inputs
     return sum(
-        rule.input_tokens(picture, high_fidelity=high_fidelity)
+        rule.input_tokens(picture.width, picture.height, high_fidelity=high_fidelity)
         for picture in pictures
         if picture is not None
     )

@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import ColumnElement, Select, Text, cast, func, literal_column, select
 
 from gateway.db.engine import OperatorSession, TenantSession
-from gateway.db.tables import LedgerRow, TenantRow, TenantUserRow
+from gateway.db.money_tables import LedgerRow
+from gateway.db.tables import TenantRow, TenantUserRow
 from gateway.errors import InvalidRequest
 
 GroupField = Literal["day", "model", "requested_model", "key", "user", "tenant"]

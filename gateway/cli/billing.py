@@ -17,7 +17,8 @@ from gateway.bootstrap import Core
 from gateway.cli.accounts import TenantOption, UserOption
 from gateway.cli.output import JsonOption, console, invoker, print_json, refuse, run, show
 from gateway.db.engine import TenantSession
-from gateway.domain import Price, SeedPrice
+from gateway.domain import Price
+from gateway.image_models import SeedPrice
 from gateway.money import format_usd, format_usd_short, parse_usd
 from gateway.rest.usage import render_budget, render_report, report_csv
 from gateway.tenancy import tenants, users

@@ -7,16 +7,9 @@ from datetime import UTC, date, datetime
 from importlib import resources
 from typing import Any
 
-from gateway.domain import (
-    Caller,
-    Continuity,
-    InputRule,
-    Model,
-    SeedPrice,
-    SizeRule,
-    TokenRule,
-)
+from gateway.domain import Caller
 from gateway.errors import ConfigurationError, Forbidden, ModelRetired, NotFound
+from gateway.image_models import Continuity, InputRule, Model, SeedPrice, SizeRule, TokenRule
 from gateway.money import parse_usd
 
 DEFAULT_MODEL = "gpt-image-2.5-sunburst"

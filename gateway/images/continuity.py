@@ -6,7 +6,8 @@ What the successor cannot do by itself is done to the finished picture (`Finish`
 
 from dataclasses import dataclass, replace
 
-from gateway.domain import ImageRequest, InputImage, Model, Operation, parse_size
+from gateway.domain import ImageRequest, InputImage, Operation
+from gateway.image_models import Model, parse_size
 
 VARIATION_PROMPT = (
     "Make a variation of this image: the same subject, composition, style and colours, "

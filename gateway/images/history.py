@@ -16,7 +16,8 @@ from gateway import telemetry
 from gateway.db.actors import Actor
 from gateway.db.audit import Action, record
 from gateway.db.engine import Database, TenantSession
-from gateway.db.tables import ImageRow, LedgerRow, ReservationRow, TenantRow
+from gateway.db.money_tables import LedgerRow, ReservationRow
+from gateway.db.tables import ImageRow, TenantRow
 from gateway.domain import Caller, CostStatus
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
 from gateway.images.retention import delete_files, mark_deleted

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from gateway import telemetry
-from gateway.domain import ImageRequest, InputImage, InputRule, Operation
+from gateway.domain import ImageRequest, InputImage, Operation
 from gateway.errors import ImageRefused, InvalidRequest, PayloadTooLarge, Unavailable
+from gateway.image_models import InputRule
 from gateway.images.decoding import (
     Decoder,
     DecoderBusy,

@@ -6,8 +6,9 @@ Messages and codes follow OpenAI's, so that applications written for it understa
 import re
 from collections.abc import Mapping
 
-from gateway.domain import Caller, ImageRequest, Model, Operation
+from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
+from gateway.image_models import Model
 from gateway.images.catalog import Catalog
 
 MAX_IDENTIFIER_CHARACTERS = 512

@@ -15,7 +15,8 @@ from uuid import UUID
 from sqlalchemy import and_, func, select, tuple_
 
 from gateway.db.engine import Database, OperatorSession, TenantSession
-from gateway.db.tables import ImageRow, ReservationRow, SweepRow
+from gateway.db.money_tables import ReservationRow
+from gateway.db.tables import ImageRow, SweepRow
 from gateway.errors import NotFound
 from gateway.images.retention import mark_deleted
 from gateway.images.storage import ImageStore, StoredObject, image_of

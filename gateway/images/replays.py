@@ -16,7 +16,8 @@ from sqlalchemy import Select, select
 
 from gateway.billing.reservations import StoredFile
 from gateway.db.engine import Database
-from gateway.db.tables import ImageRow, ReservationRow
+from gateway.db.money_tables import ReservationRow
+from gateway.db.tables import ImageRow
 from gateway.domain import (
     Caller,
     CostStatus,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from math import log
 
-from gateway.domain import Model, SizeRule, parse_size
+from gateway.image_models import Model, SizeRule, parse_size
 
 EXPERIMENTAL_ABOVE_PIXELS = 2560 * 1440
 """Larger pictures are accepted, but their quality varies.

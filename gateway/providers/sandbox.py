@@ -13,8 +13,6 @@ from typing import Literal
 from PIL import Image
 
 from gateway.domain import (
-    INPUT_PATCH,
-    PARTIAL_IMAGE_TOKENS,
     ImageRequest,
     InputImage,
     Outcome,
@@ -23,8 +21,8 @@ from gateway.domain import (
     ProviderAnswer,
     SecretText,
     Usage,
-    parse_size,
 )
+from gateway.image_models import INPUT_PATCH, PARTIAL_IMAGE_TOKENS, parse_size
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.sandbox_drawing import OutputFormat, coarsen, encode, paint
 from gateway.providers.sandbox_inputs import Inputs, PixelReader, open_inputs

@@ -5,14 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from datetime import time as day_time
 
-from gateway.domain import (
-    Generation,
-    ImageRequest,
-    LimitKind,
-    Model,
-    RateLimit,
-    Usage,
-)
+from gateway.domain import Generation, ImageRequest, LimitKind, RateLimit, Usage
+from gateway.image_models import Model
 from gateway.limits.windows import Standing
 from gateway.money import format_usd
 

@@ -5,8 +5,8 @@ from datetime import time as day_time
 
 from fastapi import APIRouter
 
-from gateway.domain import Model
 from gateway.errors import ModelRetired, NotFound
+from gateway.image_models import Model
 from gateway.rest.dependencies import GatewayDep, ImageReader
 
 router = APIRouter(tags=["models"])

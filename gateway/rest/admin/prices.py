@@ -8,7 +8,8 @@ from fastapi import Query as InQuery
 from pydantic import Field, model_validator
 
 from gateway.billing import prices
-from gateway.domain import Price, SeedPrice
+from gateway.domain import Price
+from gateway.image_models import SeedPrice
 from gateway.money import format_usd_short, parse_usd
 from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
 from gateway.rest.admin.schemas import (
