@@ -278,3 +278,25 @@ class AuditRow(Table):
     object_id: Mapped[str] = mapped_column(Text)
     before: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+
+
+class EventRow(Table):
+    """Something that somebody is to be told of, such as a budget that is nearly used up.
+
+    `tenant_id` is null for what concerns the house alone. `announced_at` is null until it was
+    logged and handed to the webhooks that listen.
+    """
+
+    __tablename__ = "event"
+    __table_args__ = (
+        CheckConstraint("type <> ''", name="event_type"),
+        Index("event_waiting", "created_at", postgresql_where=text("announced_at IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    livemode: Mapped[bool]
+    type: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
+    data: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    announced_at: Mapped[datetime | None] = mapped_column(Timestamp)

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from gateway import __version__
-from gateway.providers.addresses import is_public
+from gateway.addresses import is_public
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 """Gives the addresses of a host name; raises OSError where it has none."""
