@@ -32,6 +32,7 @@ PLANTS = {
     "data_key": "(tenant_id, version, wrapped, master_key_id) VALUES (:a, 2, '\\x00', 'x')",
     "budget": "(tenant_id, livemode, period, limit_nano) VALUES (:a, true, 'total', 0)",
     "rate_limit": "(tenant_id, livemode, kind, value) VALUES (:a, true, 'images', 1)",
+    "event": "(tenant_id, livemode, type, data) VALUES (:a, true, 'test', '{}')",
 }
 REFERENCES = {
     "a budget for his key": "INSERT INTO budget"
@@ -81,6 +82,10 @@ async def two(served: Served) -> Two:
         await http.put("/v1/credentials/openai", json={"secret": SECRET_A})
         made = await http.post("/v1/images/generations", json={**LOW, "response_format": "url"})
         assert made.status_code == 200
+    await served.owner_sql(
+        "INSERT INTO event (tenant_id, livemode, type, data) VALUES (:a, true, 'test', '{}')",
+        a=served.tenant_id,
+    )
     url = httpx2.URL(made.json()["data"][0]["url"])
     return Two(served, served.tenant_id, b, key_a, key_b, url.path.rpartition("/")[2])
 
