@@ -98,6 +98,7 @@ class Sweeper:
         if estimated:
             telemetry.alarms_total.labels("outcome_estimated").inc(estimated)
             log.warning("reservations_estimated", count=estimated)
+        await ledger.alert_house_budgets(database)
         await ledger.forget_claims(
             database, after_seconds=self._gateway.settings.idempotency_seconds, limit=BATCH
         )

@@ -71,6 +71,14 @@ def render_budget(budget: budgets.Budget) -> dict[str, object]:
         "livemode": budget.livemode,
         "window": budget.window,
         "limit_usd": format_usd_short(budget.limit_nano),
+        "raise": None
+        if budget.raised_to_nano is None or budget.raised_until is None
+        else {
+            "limit_usd": format_usd_short(budget.raised_to_nano),
+            "until": budget.raised_until.isoformat(),
+        },
+        "enforcement": budget.enforcement,
+        "alert_percents": list(budget.alert_percents),
         "spent_usd": format_usd(budget.spent_nano),
         "held_usd": format_usd(budget.held_nano),
         "remaining_usd": format_usd(budget.remaining_nano),

@@ -31,3 +31,4 @@ for noun in (
     *(usage, prices, reconciliation, audit),
 ):
     router.include_router(noun.router)
+router.include_router(budgets.house_router)
