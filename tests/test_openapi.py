@@ -21,6 +21,9 @@ OPERATORS = {
     "/admin/v1/tenants/{tenant_id}/keys/{key_id}/roll",
     "/admin/v1/tenants/{tenant_id}/credentials/{provider}",
     "/admin/v1/tenants/{tenant_id}/budgets",
+    "/admin/v1/tenants/{tenant_id}/budgets/{budget_id}/raise",
+    "/admin/v1/budgets",
+    "/admin/v1/budgets/{budget_id}/raise",
     "/admin/v1/tenants/{tenant_id}/limits",
     "/admin/v1/prices",
 }
