@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2
@@ -38,6 +39,7 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
         key = created(await http.post(f"{tenant}/keys", json={}))
         body = {"window": "week", "limit_usd": "5"}
         budget = created(await http.put(f"{tenant}/budgets", json=body))
+        house_budget = created(await http.put(f"{root}/budgets", json=body))
         pace = {"kind": "images", "value": 5}
         limit = created(await http.put(f"{tenant}/limits", json=pace))
         await http.patch(tenant, json={"name": "before"})
@@ -47,6 +49,8 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
             "USER": user["id"],
             "KEY": key["id"],
             "BUDGET": budget["id"],
+            "HOUSE_BUDGET": house_budget["id"],
+            "UNTIL": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
             "LIMIT": limit["id"],
             "ADMIN": headers["Authorization"],
         }
@@ -66,6 +70,13 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
     }
     shown = {
         (method, path.replace("{tenant_id}", str(served.tenant_id))) for method, path in documented
+    }
+    of_house = "/budgets/{budget_id}"
+    shown = {
+        (method, path.replace(of_house, f"/budgets/{house_budget['id']}"))
+        if path.startswith(of_house)
+        else (method, path)
+        for method, path in shown
     }
     parts = {
         "{key_id}": key["id"],

@@ -1,6 +1,7 @@
 """Budgets of the house: eight shards of one limit, which together admit what the limit admits."""
 
 import asyncio
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -156,7 +157,7 @@ async def test_workers_on_shards_of_their_own_admit_together_what_the_limit_does
 
 async def test_a_budget_of_the_house_is_made_raised_lowered_and_removed(served: Served) -> None:
     body = {"window": "month", "limit_usd": "5000", "time_zone": "Europe/Madrid"}
-    until = "2026-12-24T08:00:00Z"
+    until = f"{datetime.now(UTC).year + 1}-01-01T08:00:00Z"
     async with admin(served) as http:
         made = created(await http.put(PATH, json=body))
         path = f"{PATH}/{made['id']}"
