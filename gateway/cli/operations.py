@@ -105,7 +105,7 @@ def _examine_limits(gateway: Gateway, note: Note) -> None:
     if gateway.settings.redis_url is None:
         note("limits", "none", "GATEWAY_REDIS_URL is not set: each process counts for itself")
     elif processes is None:
-        note("limits", "wrong", "GATEWAY_REDIS_URL does not answer, or refuses its password")
+        note("limits", "wrong", f"Redis of GATEWAY_REDIS_URL: {gateway.limiter.trouble}")
     else:
         note("limits", "ok", f"counted in Redis for {processes - 1} other running processes")
 
