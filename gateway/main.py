@@ -7,7 +7,7 @@ Instrumentation (request id, metrics) ─► Authentication (bearer key or token
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import FrameType
 from typing import Any
@@ -153,6 +153,20 @@ def worker_app() -> FastAPI:
     return create_app(settings)
 
 
+def leave(gateway: Gateway, signal_number: int, stop: Callable[[], None]) -> None:
+    """Say that the process was told to stop, and stop: after SIGTERM once balancers have heard it.
+
+    Who asks for the second time, or at a keyboard, does not wait.
+    """
+    seconds = gateway.settings.shutdown_delay_seconds
+    waits = signal_number == signal.SIGTERM and not gateway.leaving.is_set() and seconds > 0
+    gateway.leaving.set()
+    if waits:
+        asyncio.get_running_loop().call_later(seconds, stop)
+    else:
+        stop()
+
+
 @asynccontextmanager
 async def _drained_when_told_to_stop(gateway: Gateway) -> AsyncIterator[None]:
     """Drain from the signal on, as `gateway serve` does in one process.
@@ -170,10 +184,13 @@ async def _drained_when_told_to_stop(gateway: Gateway) -> AsyncIterator[None]:
             draining.append(asyncio.create_task(gateway.pipeline.drain(seconds)))
 
     def told(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(drain)
-        handler = servers[signal.Signals(number)]
-        if callable(handler):
-            handler(number, frame)
+        def stop() -> None:
+            drain()
+            handler = servers[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+
+        loop.call_soon_threadsafe(leave, gateway, number, stop)
 
     for number in servers:
         signal.signal(number, told)

@@ -5,10 +5,11 @@ import itertools
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import httpx2
 import pytest
@@ -28,7 +29,9 @@ from tests.stub_openai import Stub
 REPLICAS = 2
 STOP_SECONDS = 60
 ANSWER_SECONDS = 60
+LOOK_SECONDS = 0.2
 OVERLOADED = 503
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ class Drill:
 
 @dataclass
 class Balancer:
-    """Sends each request to the next gateway that takes some, and moves on when one is stopping.
+    """Sends each request to the next gateway that is ready, and moves on when one is stopping.
 
     What was cut off without an answer is sent again under the same idempotency key, as a client
     may: had the gateway taken it, the second answer would say so.
@@ -59,6 +62,8 @@ class Balancer:
         body = image_body(f"circle {number:05d}")
         async with httpx2.AsyncClient(timeout=ANSWER_SECONDS, headers=headers) as http:
             for turn in range(number, number + 2 * REPLICAS):
+                if not self.replicas:
+                    break
                 base_url = self.replicas[turn % len(self.replicas)]
                 try:
                     answer = await http.post(f"{base_url}{PATH}", json=body)
@@ -72,30 +77,39 @@ class Balancer:
                     self._leave(base_url, "told to go elsewhere")
         raise AssertionError(f"nobody took the request: {self.met}")
 
+    async def look(self) -> None:
+        """Ask everyone whether it is ready; who is not gets no more."""
+        async with httpx2.AsyncClient(timeout=ANSWER_SECONDS) as http:
+            for base_url in list(self.replicas):
+                with suppress(httpx2.TransportError):
+                    if (await http.get(f"{base_url}/ready")).status_code == OVERLOADED:
+                        self._leave(base_url, "not ready")
+
     def _leave(self, base_url: str, reason: str) -> None:
-        self.met[reason] += 1
-        if base_url in self.replicas and len(self.replicas) > 1:
+        if base_url in self.replicas:
+            self.met[reason] += 1
             self.replicas.remove(base_url)
 
 
 @dataclass
-class Arrivals:
-    """Starts a request every so often, however long the answers take."""
+class Arrivals(Generic[T]):
+    """Starts something every so often, however long the one before takes."""
 
-    start: Callable[[int], asyncio.Task[httpx2.Response]]
+    start: Callable[[int], Coroutine[None, None, T]]
     seconds_between: float
-    tasks: list[asyncio.Task[httpx2.Response]] = field(default_factory=list)
+    tasks: list[asyncio.Task[T]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         self._next(asyncio.get_running_loop().time())
 
-    def end(self) -> None:
+    async def end(self) -> list[T]:
         assert self.timer is not None
         self.timer.cancel()
+        return await asyncio.gather(*self.tasks)
 
     def _next(self, due: float) -> None:
-        self.tasks.append(self.start(len(self.tasks)))
+        self.tasks.append(asyncio.create_task(self.start(len(self.tasks))))
         due += self.seconds_between
         self.timer = asyncio.get_running_loop().call_at(due, self._next, due)
 
@@ -120,19 +134,19 @@ async def restart_under_load(
         balancer.replicas.append(process.base_url)
         return process
 
-    arrivals = Arrivals(
-        lambda number: asyncio.create_task(balancer.send(number)), 1 / plan.per_second
-    )
+    arrivals = Arrivals(balancer.send, 1 / plan.per_second)
+    looks = Arrivals(lambda _: balancer.look(), LOOK_SECONDS)
     with ExitStack() as stack:
         running = [await start(stack) for _ in range(REPLICAS)]
         arrivals.begin()
+        looks.begin()
         for _ in range(plan.restarts * REPLICAS):
             oldest = running.pop(0)
             oldest.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(oldest.process.wait, STOP_SECONDS) == 0
             running.append(await start(stack))
-        arrivals.end()
-        return await asyncio.gather(*arrivals.tasks)
+        await looks.end()
+        return await arrivals.end()
 
 
 async def drill(
@@ -145,6 +159,7 @@ async def drill(
     environment = process_environment(settings) | {
         "GATEWAY_REDIS_URL": valkey.url,
         "GATEWAY_DRAIN_SECONDS": "25",
+        "GATEWAY_SHUTDOWN_DELAY_SECONDS": "1",
     }
     balancer = Balancer(secret_of(await served.key()))
     answers = await restart_under_load(balancer, environment, settings.data_dir, plan)

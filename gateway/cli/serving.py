@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from uvicorn.supervisors import Multiprocess
 from gateway.bootstrap import Core, Gateway, open_core, open_gateway
 from gateway.cli.output import JsonOption, console, guarded, print_json, refuse
 from gateway.config import Settings, export_to_workers, load_settings
-from gateway.main import create_app, spare_garbage_collector
+from gateway.main import create_app, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.telemetry import configure_logging
 from gateway.tenancy.quickstart import quickstart_path, read_quickstart
@@ -58,6 +59,11 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._greet = greet
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        stop = partial(super().handle_exit, sig, frame)
+        self._loop.call_soon_threadsafe(leave, self._gateway, sig, stop)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
