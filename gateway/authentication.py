@@ -58,7 +58,7 @@ class Authentication:
         gateway: Gateway = scope["app"].state.gateway
         try:
             caller = _check_side(await _identify(gateway, scope), scope["path"])
-            if isinstance(caller, Caller) and _is_mcp(scope["path"]):
+            if isinstance(caller, Caller) and is_mcp(scope["path"]):
                 self._check_mcp(caller, scope)
         except GatewayError as error:
             await send_error(error, send, challenge_headers(error, gateway.settings, scope["path"]))
@@ -119,7 +119,7 @@ def challenge_headers(error: GatewayError, settings: Settings, path: str) -> dic
         fields["error_description"] = _NOT_QUOTABLE.sub("", error.message)
     fields["scope"] = " ".join(scope_names(settings, scopes))
     fields["resource_metadata"] = (
-        settings.public_url.rstrip("/") + METADATA_PATH + (MCP_PATH if _is_mcp(path) else "")
+        settings.public_url.rstrip("/") + METADATA_PATH + (MCP_PATH if is_mcp(path) else "")
     )
     text = ", ".join(f'{name}="{value}"' for name, value in fields.items())
     return {"WWW-Authenticate": f"Bearer {text}"}
@@ -159,7 +159,8 @@ def _header(scope: RequestScope, name: bytes) -> str:
     return next(found, "").strip()
 
 
-def _is_mcp(path: str) -> bool:
+def is_mcp(path: str) -> bool:
+    """Whether a path is the MCP endpoint's."""
     return path == MCP_PATH or path.startswith(f"{MCP_PATH}/")
 
 

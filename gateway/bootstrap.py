@@ -44,6 +44,9 @@ from gateway.images.results import Results
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore, open_store
 from gateway.images.thumbnails import Thumbnails
+from gateway.limits.circuit_breaker import CircuitLimits
+from gateway.limits.circuits import Circuits
+from gateway.limits.gate import Gate, GateLimits
 from gateway.limits.rate_limits import Limiter, open_limiter
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.providers.downloads import Downloads, origin_of
@@ -63,6 +66,8 @@ from gateway.tenancy.vault import MasterKeys, Vault
 
 FINISH_QUEUE_SECONDS = 600.0
 """Longer than any client waits: the picture is paid for."""
+FINISH_MAX_WAITING = 1_000_000
+"""More than can be bought at once, for the same reason."""
 FINISH_MEMORY_BYTES = 2**30
 MAX_MADE_PIXELS = 16_777_216
 """Twice what any model draws."""
@@ -92,6 +97,7 @@ class Gateway:
     api_keys: ApiKeys
     identity_provider: IdentityProvider | None
     pipeline: Pipeline
+    gate: Gate
     limiter: Limiter
     store: ImageStore
     links: LinkSigner
@@ -174,13 +180,7 @@ async def open_gateway(
         listener = ChangeListener(database, clear)
         listener.start()
         stack.push_async_callback(listener.close)
-        reservations = Reservations(
-            database,
-            instance=new_id(),
-            max_batch=settings.group_commit_max_batch,
-            admission_timeout_ms=settings.admission_timeout_ms,
-        )
-        stack.push_async_callback(reservations.close)
+        reservations = _reservations(stack, settings, database)
         identity_provider = _identity_provider(stack, settings, database, accounts)
         store = open_store(settings.image_storage_url, settings.s3_options)
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
@@ -194,6 +194,7 @@ async def open_gateway(
         providers = _providers(stack, settings, openai_images, _pixel_reader(decoder))
         house = _house_credentials(settings)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
+        gate = _gate(settings)
         pipeline = Pipeline(
             catalog=core.catalog,
             prices=Prices(database, tables),
@@ -202,6 +203,8 @@ async def open_gateway(
             providers=providers,
             results=_results(core, store, links, finisher),
             replays=_replays(core, store, links),
+            gate=gate,
+            circuits=Circuits(_circuit_limits(settings)),
             limiter=limiter,
             limits=_pipeline_limits(settings),
         )
@@ -211,6 +214,7 @@ async def open_gateway(
             api_keys=ApiKeys(database, core.pepper, callers),
             identity_provider=identity_provider,
             pipeline=pipeline,
+            gate=gate,
             limiter=limiter,
             store=store,
             links=links,
@@ -223,6 +227,17 @@ async def open_gateway(
         )
 
 
+def _reservations(stack: AsyncExitStack, settings: Settings, database: Database) -> Reservations:
+    reservations = Reservations(
+        database,
+        instance=new_id(),
+        max_batch=settings.group_commit_max_batch,
+        admission_timeout_ms=settings.admission_timeout_ms,
+    )
+    stack.push_async_callback(reservations.close)
+    return reservations
+
+
 def _replays(core: Core, store: ImageStore, links: LinkSigner) -> Replays:
     return Replays(
         core.database,
@@ -230,6 +245,29 @@ def _replays(core: Core, store: ImageStore, links: LinkSigner) -> Replays:
         links,
         core.catalog,
         image_ttl_seconds=core.settings.image_ttl_seconds,
+        lookup_seconds=core.settings.admission_timeout_ms / 1000,
+    )
+
+
+def _gate(settings: Settings) -> Gate:
+    return Gate(
+        "requests",
+        GateLimits(
+            most=settings.max_preparing_requests,
+            most_of_one=max(1, settings.max_preparing_requests // 2),
+            max_waiting=settings.max_waiting_requests,
+            wait_seconds=settings.max_wait_ms / 1000,
+        ),
+    )
+
+
+def _circuit_limits(settings: Settings) -> CircuitLimits:
+    return CircuitLimits(
+        failures_in_row=settings.circuit_failures,
+        window_calls=settings.circuit_window_calls,
+        open_seconds=settings.circuit_open_seconds,
+        max_open_seconds=settings.circuit_max_open_seconds,
+        max_circuits=settings.max_circuits,
     )
 
 
@@ -298,6 +336,9 @@ def _results(core: Core, store: ImageStore, links: LinkSigner, finisher: Decoder
 def _pipeline_limits(settings: Settings) -> PipelineLimits:
     return PipelineLimits(
         max_concurrent_generations=settings.max_concurrent_generations,
+        max_concurrent_generations_per_tenant=settings.resolved_max_generations_per_tenant,
+        max_concurrent_test_generations=settings.max_concurrent_test_generations,
+        admission_seconds=settings.admission_timeout_ms / 1000,
         settle_wait_seconds=settings.settle_wait_seconds,
         hold_margin_seconds=settings.hold_margin_seconds,
         read_timeout_seconds=settings.provider_read_timeout_seconds,
@@ -336,6 +377,7 @@ def _decoder(settings: Settings) -> Decoder:
             processes=settings.decoder_processes,
             job_seconds=settings.decoder_job_seconds,
             queue_seconds=settings.decoder_queue_seconds,
+            max_waiting=settings.max_waiting_requests,
             max_pixels=settings.max_input_pixels,
             memory_bytes=settings.decoder_memory_bytes,
         )
@@ -349,6 +391,7 @@ def _finisher(settings: Settings) -> Decoder:
             processes=settings.decoder_processes,
             job_seconds=settings.decoder_job_seconds,
             queue_seconds=FINISH_QUEUE_SECONDS,
+            max_waiting=FINISH_MAX_WAITING,
             max_pixels=MAX_MADE_PIXELS,
             memory_bytes=FINISH_MEMORY_BYTES,
         )

@@ -116,11 +116,21 @@ class Settings(BaseSettings):
     max_input_pixels: int = Field(default=40_000_000, ge=65_536)
     decoder_processes: int = Field(default=2, ge=1, le=64)
     decoder_job_seconds: float = Field(default=15.0, gt=0)
-    decoder_queue_seconds: float = Field(default=60.0, gt=0)
+    decoder_queue_seconds: float = Field(default=1.0, gt=0)
     decoder_memory_bytes: int = Field(default=1_073_741_824, ge=134_217_728)
     download_seconds: float = Field(default=20.0, gt=0)
     stream_keepalive_seconds: float = Field(default=15.0, gt=0)
+    max_preparing_requests: int = Field(default=128, ge=1)
+    max_waiting_requests: int = Field(default=1024, ge=1)
+    max_wait_ms: int = Field(default=1000, ge=1, le=60_000)
     max_concurrent_generations: int = Field(default=512, ge=1)
+    max_concurrent_generations_per_tenant: int | None = Field(default=None, ge=1)
+    max_concurrent_test_generations: int = Field(default=128, ge=1)
+    circuit_failures: int = Field(default=5, ge=1, le=1000)
+    circuit_window_calls: int = Field(default=20, ge=2, le=10_000)
+    circuit_open_seconds: float = Field(default=10.0, gt=0)
+    circuit_max_open_seconds: float = Field(default=120.0, gt=0)
+    max_circuits: int = Field(default=10_000, ge=1)
     database_pool_size: int = Field(default=8, ge=2, le=100)
     admission_timeout_ms: int = Field(default=800, gt=0)
     settle_wait_seconds: float = Field(default=2.0, gt=0)
@@ -227,6 +237,13 @@ class Settings(BaseSettings):
     def resolved_image_retention_seconds(self) -> int:
         """How long images are kept where their tenant says nothing: as long as a link lives."""
         return self.image_retention_seconds or self.image_ttl_seconds
+
+    @property
+    def resolved_max_generations_per_tenant(self) -> int:
+        """How many generations one tenant may have under way: by default half of all."""
+        return self.max_concurrent_generations_per_tenant or max(
+            1, self.max_concurrent_generations // 2
+        )
 
     @property
     def extra_hosts(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The application: what a request passes through, from the outside in.
 
 Instrumentation (request id, metrics) ─► Authentication (bearer key or token → Caller)
-    ─► rest/… routes, or the MCP server at /mcp ─► images/pipeline
+    ─► Admission (a place, in turn) ─► rest/… routes, or the MCP server at /mcp ─► images/pipeline
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from gateway import __version__
+from gateway.admission import Admission
 from gateway.authentication import Authentication, is_operators
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
@@ -93,6 +94,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     # A route, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.append(mcp.route)
     # The last one added is the outermost.
+    app.add_middleware(Admission)
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(Instrumentation)
     return app
@@ -130,6 +132,7 @@ def _upload_limits(settings: Settings) -> UploadLimits:
         max_json_bytes=settings.max_json_upload_bytes,
         max_concurrent=settings.max_concurrent_uploads,
         seconds=settings.upload_seconds,
+        queue_seconds=settings.max_wait_ms / 1000,
     )
 
 

@@ -53,6 +53,23 @@ limits_unshared_total = Counter(
 limits_shared = Gauge(
     "gateway_limits_shared", "Whether limits are counted in Redis (1)", multiprocess_mode="livemin"
 )
+shed_total = Counter(
+    "gateway_shed_total", "Requests refused because there was too much to do, by where", ["gate"]
+)
+circuits_open = Gauge(
+    "gateway_circuits_open",
+    "Circuits to providers that are open or half open",
+    ["provider"],
+    multiprocess_mode="livesum",
+)
+circuit_changes_total = Counter(
+    "gateway_circuit_changes_total", "Changes of circuits' states", ["provider", "model", "state"]
+)
+circuit_refused_total = Counter(
+    "gateway_circuit_refused_total",
+    "Requests refused because a circuit was open",
+    ["provider", "trouble"],
+)
 batch_size = Histogram(
     "gateway_group_commit_batch_size",
     "Items per commit",

@@ -82,6 +82,9 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
         "sweep_interval_seconds": 3600,
         "drain_seconds": 5,
+        # A test's clients, its provider and the gateway share one loop: always more than it can do.
+        "max_wait_ms": 60_000,
+        "decoder_queue_seconds": 60,
         **changes,
     }
     return Settings(_env_file=None, **values)  # type: ignore[call-arg]  # pydantic-settings' own
@@ -283,6 +286,8 @@ def process_environment(settings: Settings) -> dict[str, str]:
         "OPENAI_BASE_URL": settings.openai_base_url,
         "GATEWAY_SWEEP_INTERVAL_SECONDS": str(settings.sweep_interval_seconds),
         "GATEWAY_DRAIN_SECONDS": str(settings.drain_seconds),
+        "GATEWAY_MAX_WAIT_MS": str(settings.max_wait_ms),
+        "GATEWAY_DECODER_QUEUE_SECONDS": str(settings.decoder_queue_seconds),
     }
 
 

@@ -4,6 +4,7 @@ Every connection serves as `image_gateway_app`, a role that owns nothing. Row-le
 it the rows of the tenant set for the transaction, and nothing where none is set.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NewType
@@ -59,6 +60,20 @@ class DatabaseUnavailable(Unavailable):
             "The gateway's database is not available right now. Nothing was bought; try again.",
             retry_after_seconds=1,
         )
+
+
+@asynccontextmanager
+async def answered_within(seconds: float) -> AsyncIterator[None]:
+    """Give up what Postgres does not answer in time: somebody waits who has bought nothing yet.
+
+    Raises:
+        DatabaseUnavailable: the time is over.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise DatabaseUnavailable from error
 
 
 class Database:

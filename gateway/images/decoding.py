@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from gateway.errors import Unavailable
 from gateway.images.metadata.common import MAX_EDGE_PIXELS, PictureProblem, PictureRefused
+from gateway.limits.gate import Gate, GateLimits, Place
 
 __all__ = [
     "Decoder",
@@ -71,6 +73,7 @@ class DecoderLimits:
     memory_bytes: int
     """Of one process, beyond the interpreter's own. As measured, a check takes up to 12 bytes a
     pixel (of WebP 24), a composite 28; what does not fit is too expensive."""
+    max_waiting: int = 1024
 
 
 class Decoder:
@@ -83,25 +86,32 @@ class Decoder:
 
     def __init__(self, limits: DecoderLimits) -> None:
         self._limits = limits
-        self._free = asyncio.Semaphore(limits.processes)
+        self._gate = Gate(
+            "decoder",
+            GateLimits(
+                most=limits.processes,
+                most_of_one=limits.processes,
+                max_waiting=limits.max_waiting,
+                wait_seconds=limits.queue_seconds,
+            ),
+        )
         self._processes = [_Process(limits) for _ in range(limits.processes)]
         self._idle = deque(self._processes)
         # Threads of its own: a process dies with the thread that started it (see PR_SET_PDEATHSIG).
         self._threads = ThreadPoolExecutor(limits.processes, thread_name_prefix="decoder")
-        self._is_closed = False
 
-    async def clean(self, source: BinaryIO, target: BinaryIO) -> Picture:
+    async def clean(self, source: BinaryIO, target: BinaryIO, *, owner: Hashable = None) -> Picture:
         """Check every pixel of a picture and write it to `target` without metadata.
 
         The pixels stay as they are, bit for bit, unless they have to be turned (EXIF), or are of a
-        kind that not everyone reads: 16 bits, palettes, black and white, CMYK.
+        kind that not everyone reads: 16 bits, palettes, black and white, CMYK. Owners take turns.
 
         Raises:
             PictureRefused: it is not a picture that the gateway takes.
-            DecoderBusy: no process became free within `queue_seconds`.
+            DecoderBusy: no process becomes free within `queue_seconds`.
             DecoderFailed: it could not be tried.
         """
-        return await self._run(["clean"], [source], target)
+        return await self._run(["clean"], [source], target, owner)
 
     async def resample(
         self, source: BinaryIO, target: BinaryIO, *, width: int, height: int
@@ -146,7 +156,7 @@ class Decoder:
 
     async def close(self) -> None:
         """End every process, also in the middle of a job, whose caller then gets `DecoderBusy`."""
-        self._is_closed = True
+        self._gate.close()
         await asyncio.to_thread(self._end_all)
 
     def _check_size(self, width: int, height: int) -> None:
@@ -155,23 +165,23 @@ class Decoder:
             raise ValueError(f"{width}x{height} is beyond the decoder's limits")
 
     async def _run(
-        self, job: Sequence[str | int], sources: Sequence[BinaryIO], target: BinaryIO
+        self,
+        job: Sequence[str | int],
+        sources: Sequence[BinaryIO],
+        target: BinaryIO,
+        owner: Hashable = None,
     ) -> Picture:
         try:
-            async with asyncio.timeout(self._limits.queue_seconds):
-                await self._free.acquire()
-        except TimeoutError:
-            raise DecoderBusy("No decoder process became free in time.") from None
-        if self._is_closed:
-            self._free.release()  # to whoever waits next, for the same answer
-            raise DecoderBusy("The decoder is closed.")
-        future = self._submit(json.dumps(job).encode() + b"\n", sources, target)
+            place = await self._gate.enter(owner)
+        except Unavailable:
+            raise DecoderBusy("No decoder process becomes free in time.") from None
+        future = self._submit(json.dumps(job).encode() + b"\n", sources, target, place)
         picture = await asyncio.wrap_future(future)
         target.seek(0)
         return picture
 
     def _submit(
-        self, job: bytes, sources: Sequence[BinaryIO], target: BinaryIO
+        self, job: bytes, sources: Sequence[BinaryIO], target: BinaryIO, place: Place
     ) -> "Future[Picture]":
         """Hand the job to a thread; process and descriptors come back when that is done with them.
 
@@ -186,7 +196,7 @@ class Decoder:
                 os.close(descriptor)
             self._idle.append(process)
             with suppress(RuntimeError):  # the loop has ended, and everyone who waited with it
-                loop.call_soon_threadsafe(self._free.release)
+                loop.call_soon_threadsafe(place.leave)
 
         with ExitStack() as undo:
             undo.callback(give_back, None)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import BinaryIO
+from uuid import UUID
 
 from gateway import telemetry
 from gateway.domain import ImageRequest, InputImage, Operation
@@ -42,7 +43,7 @@ class Upload:
 
 
 async def add_inputs(
-    request: ImageRequest, uploads: Sequence[Upload], decoder: Decoder
+    request: ImageRequest, uploads: Sequence[Upload], decoder: Decoder, tenant_id: UUID
 ) -> ImageRequest:
     """Check the pictures of an edit or a variation; the request that comes back owns the files.
 
@@ -56,7 +57,7 @@ async def add_inputs(
     with ExitStack() as opened:
         # One after the other: a request with sixteen pictures must not keep others from their turn.
         pictures = [
-            await _clean(upload, number, decoder, opened)
+            await _clean(upload, number, decoder, opened, tenant_id)
             for number, upload in enumerate(uploads, start=1)
         ]
         named = list(zip((upload.field for upload in uploads), pictures, strict=True))
@@ -119,10 +120,12 @@ def _check_size(request: ImageRequest, upload: Upload) -> None:
         )
 
 
-async def _clean(upload: Upload, number: int, decoder: Decoder, opened: ExitStack) -> InputImage:
+async def _clean(
+    upload: Upload, number: int, decoder: Decoder, opened: ExitStack, tenant_id: UUID
+) -> InputImage:
     try:
         target = opened.enter_context(new_spool())
-        picture = await decoder.clean(upload.file, target)
+        picture = await decoder.clean(upload.file, target, owner=tenant_id)
     except PictureRefused as refused:
         raise _unusable(upload.field, number, refused.problem) from None
     except (OSError, DecoderBusy, DecoderFailed) as error:

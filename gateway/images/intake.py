@@ -36,4 +36,4 @@ class Intake:
         if await self._pipeline.is_claimed(caller, request):
             return request
         uploads = await self._fetcher.fetch(caller, request, pictures, files)
-        return await add_inputs(request, uploads, self._decoder)
+        return await add_inputs(request, uploads, self._decoder, caller.tenant_id)

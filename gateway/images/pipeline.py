@@ -1,7 +1,7 @@
 """The only way an image is made: hold → call → store and settle. REST and MCP translate around it.
 
     generate ─ admission ─► owned task: continuity, price, credential, quote
-                                        ─► limits ─► reserve (commit)
+                                        ─► circuit ─► limits ─► reserve (commit)
                                         ─► provider call, no connection held
                                         ─► finish ─► store, and settle (commit) ─► answer
 
@@ -12,6 +12,7 @@ cannot stop a call that is being paid for.
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 from uuid import UUID
@@ -26,9 +27,8 @@ from gateway.billing.reservations import (
     ReservationRequest,
     Reservations,
     Settlement,
-    StoredFile,
 )
-from gateway.db.engine import DatabaseUnavailable
+from gateway.db.engine import DatabaseUnavailable, answered_within
 from gateway.domain import (
     Caller,
     CostStatus,
@@ -55,9 +55,13 @@ from gateway.errors import (
 from gateway.images import continuity
 from gateway.images.catalog import Catalog
 from gateway.images.failures import client_error
-from gateway.images.replays import Replays, record, record_error
+from gateway.images.provider_circuits import note_failure, provider_call
+from gateway.images.replays import Replays, record_error, record_for, released
 from gateway.images.results import Results
 from gateway.images.settlements import Settlements
+from gateway.limits.circuits import Call, Circuits
+from gateway.limits.concurrency import Places
+from gateway.limits.gate import Gate, Place
 from gateway.limits.rate_limits import Admission, AdmissionSink, Limiter
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
@@ -72,6 +76,9 @@ class PipelineLimits:
     """What bounds the pipeline; see Settings for the meaning of each."""
 
     max_concurrent_generations: int
+    max_concurrent_generations_per_tenant: int
+    max_concurrent_test_generations: int
+    admission_seconds: float
     settle_wait_seconds: float
     hold_margin_seconds: int
     read_timeout_seconds: float | None
@@ -103,6 +110,8 @@ class Pipeline:
         providers: Mapping[str, ImageProvider],
         results: Results,
         replays: Replays,
+        gate: Gate,
+        circuits: Circuits,
         limiter: Limiter,
         limits: PipelineLimits,
     ) -> None:
@@ -113,8 +122,17 @@ class Pipeline:
         self._providers = providers
         self._results = results
         self._replays = replays
+        self._gate = gate
+        self._circuits = circuits
         self._limiter = limiter
         self._limits = limits
+        # Test calls have places of their own: they must not take those of live ones.
+        self._live_places = Places(
+            limits.max_concurrent_generations,
+            "generations",
+            most_of_one=limits.max_concurrent_generations_per_tenant,
+        )
+        self._test_places = Places(limits.max_concurrent_test_generations, "test generations")
         self._running: set[asyncio.Task[Generation]] = set()
         self._settlements = Settlements(reservations, wait_seconds=limits.settle_wait_seconds)
         self._draining = False
@@ -125,26 +143,32 @@ class Pipeline:
         request: ImageRequest,
         partials: PartialSink | None = None,
         *,
+        place: Place | None = None,
         admitted: AdmissionSink | None = None,
     ) -> Generation:
         """Make the images of a checked request; its input files are closed whatever happens.
 
         A caller that is cancelled stops waiting; the call goes on and is settled. `partials` takes
         the images on their way, where the request asks for a stream, and `admitted` hears before
-        the first of them how the caller's limits stand.
+        the first of them how the caller's limits stand. `place` is the request's inside the gate,
+        left as soon as its call goes out; without one it waits for one.
 
         Raises:
             Unavailable: too many at once, shutting down, no credential, no price, no database.
             LimitReached, BudgetExceeded: a limit or a budget is in the way; nothing was bought.
             GatewayError: what the provider's failure means for the client.
         """
-        try:
-            self._admit()
-        except Unavailable:
-            request.close()
-            raise
-        task = asyncio.create_task(self._generate(caller, request, partials, admitted))
-        task.add_done_callback(lambda _: request.close())
+        with ExitStack() as undo:
+            undo.callback(request.close)
+            if place is None or place.is_left:
+                place = await self._gate.enter(caller.tenant_id)
+            undo.callback(place.leave)
+            places = self._live_places if caller.livemode else self._test_places
+            undo.enter_context(places.taken(caller.tenant_id))
+            self._refuse_draining()
+            task = asyncio.create_task(self._generate(caller, request, place, partials, admitted))
+            ending = undo.pop_all()
+        task.add_done_callback(lambda _: ending.close())
         self._running.add(task)
         telemetry.generations_in_flight.inc()
         task.add_done_callback(self._ended)
@@ -179,6 +203,7 @@ class Pipeline:
     async def drain(self, seconds: float) -> None:
         """Take no new work, let paid calls finish for `seconds`, mark the rest as unknown."""
         self._draining = True
+        self._gate.close()
         if self._running:
             log.info("draining", calls=len(self._running), seconds=seconds)
             await asyncio.wait(self._running, timeout=seconds)
@@ -186,11 +211,9 @@ class Pipeline:
         for task in self._running:
             task.cancel()
 
-    def _admit(self) -> None:
+    def _refuse_draining(self) -> None:
         if self._draining:
             raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
-        if len(self._running) >= self._limits.max_concurrent_generations:
-            raise Unavailable("Too many images are being made. Try again.", retry_after_seconds=1)
 
     def _ended(self, task: asyncio.Task[Generation]) -> None:
         self._running.discard(task)
@@ -203,6 +226,7 @@ class Pipeline:
         self,
         caller: Caller,
         request: ImageRequest,
+        place: Place,
         partials: PartialSink | None,
         admitted: AdmissionSink | None,
     ) -> Generation:
@@ -210,7 +234,7 @@ class Pipeline:
         if replayed is not None:
             return replayed
         if request.operation is not Operation.GENERATION and not request.inputs:
-            raise _released()
+            raise released()
         served = self.serve(caller, request)
         provider = served.model.provider if caller.livemode else SANDBOX
         credential = (
@@ -221,11 +245,18 @@ class Pipeline:
         quote = await self.quote(served)
         paid = _Paid(new_id(), caller, request, served, quote, provider, credential)
         house = provider if credential.owner == "house" else None
-        async with self._limiter.admit(caller, request.n, house, admitted) as admission:
-            return await self._buy(paid, partials, admission)
+        model = served.model.id
+        with provider_call(self._circuits, caller, provider, model, credential) as call:
+            async with self._limiter.admit(caller, request.n, house, admitted) as admission:
+                return await self._buy(paid, partials, admission, place, call)
 
     async def _buy(
-        self, paid: _Paid, partials: PartialSink | None, admission: Admission
+        self,
+        paid: _Paid,
+        partials: PartialSink | None,
+        admission: Admission,
+        place: Place,
+        call: Call,
     ) -> Generation:
         try:
             await self._reserve(paid)
@@ -233,10 +264,13 @@ class Pipeline:
             return await self._replay(paid)
         secret = await self._open_credential(paid)
         admission.is_sent = True
+        place.leave()
         try:
             answer = await self._call(paid, secret, partials)
+            call.succeeded()
             return await self._succeed(paid, answer)
         except ProviderFailure as failure:
+            note_failure(call, failure)
             await self._fail(paid, failure)
         finally:
             # Whatever broke on the way: what is known of the cost is written down.
@@ -246,7 +280,7 @@ class Pipeline:
         """What came of a request with the same key that was a moment faster."""
         replayed = await self._replays.find(paid.caller, paid.request)
         if replayed is None:
-            raise _released()
+            raise released()
         return replayed
 
     async def _reserve(self, paid: _Paid) -> None:
@@ -317,7 +351,8 @@ class Pipeline:
         if paid.credential.owner == SANDBOX:
             return SecretText("")
         try:
-            return await self._credentials.open(paid.credential, paid.provider)
+            async with answered_within(self._limits.admission_seconds):
+                return await self._credentials.open(paid.credential, paid.provider)
         except Exception as error:  # top: whatever it is, no call is made and nothing stays held
             settling = self._settlements.settle(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))
             await self._settlements.acknowledged(settling)
@@ -419,31 +454,14 @@ class Pipeline:
         files = self._results.files(paid.caller, paid.request, answer)
         stored = tuple(file for file, _ in files)
         settling = self._settlements.settle(
-            replace(settlement, stored=stored, answer=_record(paid, answer, stored, failed))
+            replace(
+                settlement,
+                stored=stored,
+                answer=record_for(paid.caller, paid.request, answer, stored, failed),
+            )
         )
         images = await self._results.store(paid.id, answer, files)
         settled = await self._settlements.acknowledged(settling)
         if settled and files and images[0].url is None:
             await self._results.forget(paid.caller, files)
         return images, settled
-
-
-def _released() -> Unavailable:
-    return Unavailable(
-        "A request with the same idempotency key has just failed without being charged. Try again.",
-        retry_after_seconds=1,
-    )
-
-
-def _record(
-    paid: _Paid,
-    answer: ProviderAnswer,
-    stored: tuple[StoredFile, ...],
-    failed: GatewayError | None,
-) -> Mapping[str, object] | None:
-    """What the next request with the same key gets, where there is a key."""
-    if paid.request.idempotency is None:
-        return None
-    if failed is not None:
-        return record_error(failed)
-    return record(answer, stored, stores_prompts=paid.caller.tenant_settings.stores_prompts)

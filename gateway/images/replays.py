@@ -15,7 +15,7 @@ import pybase64
 from sqlalchemy import Select, select
 
 from gateway.billing.reservations import StoredFile
-from gateway.db.engine import Database
+from gateway.db.engine import Database, answered_within
 from gateway.db.money_tables import ReservationRow
 from gateway.db.tables import ImageRow
 from gateway.domain import (
@@ -52,6 +52,29 @@ RETRY_AFTER_SECONDS = 2
 _RECORDED_ERRORS: dict[str, type[GatewayError]] = {
     error.code: error for error in (ImageUnfinished, StorageFailed)
 }
+
+
+def released() -> Unavailable:
+    """What the request behind a released claim is told: the first one failed, and cost nothing."""
+    return Unavailable(
+        "A request with the same idempotency key has just failed without being charged. Try again.",
+        retry_after_seconds=1,
+    )
+
+
+def record_for(
+    caller: Caller,
+    request: ImageRequest,
+    answer: ProviderAnswer,
+    files: Sequence[StoredFile],
+    failed: GatewayError | None,
+) -> Mapping[str, object] | None:
+    """What the next request with the same key gets, where there is a key."""
+    if request.idempotency is None:
+        return None
+    if failed is not None:
+        return record_error(failed)
+    return record(answer, files, stores_prompts=caller.tenant_settings.stores_prompts)
 
 
 def record(
@@ -94,18 +117,23 @@ class Replays:
         catalog: Catalog,
         *,
         image_ttl_seconds: int,
+        lookup_seconds: float,
     ) -> None:
         self._database = database
         self._store = store
         self._links = links
         self._catalog = catalog
         self._image_ttl_seconds = image_ttl_seconds
+        self._lookup_seconds = lookup_seconds
 
     async def exists(self, caller: Caller, request: ImageRequest) -> bool:
         """Whether somebody has made the request's claim, so that nothing will be bought for it."""
         if request.idempotency is None:
             return False
-        async with self._database.tenant(caller.tenant_id) as session:
+        async with (
+            answered_within(self._lookup_seconds),
+            self._database.tenant(caller.tenant_id) as session,
+        ):
             row = await session.scalar(_claimed(caller, request.operation, request.idempotency))
         return row is not None
 
@@ -123,7 +151,10 @@ class Replays:
         claim = request.idempotency
         if claim is None:
             return None
-        async with self._database.tenant(caller.tenant_id) as session:
+        async with (
+            answered_within(self._lookup_seconds),
+            self._database.tenant(caller.tenant_id) as session,
+        ):
             row = await session.scalar(_claimed(caller, request.operation, claim))
             if row is None:
                 return None

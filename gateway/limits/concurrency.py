@@ -5,33 +5,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
+from gateway import telemetry
 from gateway.errors import Unavailable
 
 TENANT_SHARE = 2
-"""One tenant takes at most one place in two: the others always find some."""
+"""One tenant takes at most one place in two, unless said otherwise: others always find some."""
 
 
 class Places:
     """So many of something at once; `what` says in the refusal what there is too much of."""
 
-    def __init__(self, most: int, what: str) -> None:
+    def __init__(self, most: int, what: str, *, most_of_one: int | None = None) -> None:
         self._most = most
+        self._most_of_one = max(1, most // TENANT_SHARE) if most_of_one is None else most_of_one
         self._what = what
         self._taken: Counter[UUID] = Counter()
+        self._count = 0
 
-    @contextmanager
-    def taken(self, tenant_id: UUID) -> Iterator[None]:
-        """Hold one of the places.
+    def take(self, tenant_id: UUID) -> None:
+        """Take one of the places, to give it back later.
 
         Raises:
             Unavailable: none is free, or this tenant has its share.
         """
-        own = self._taken[tenant_id]
-        if self._taken.total() >= self._most or own >= max(1, self._most // TENANT_SHARE):
+        if self._count >= self._most or self._taken[tenant_id] >= self._most_of_one:
+            telemetry.shed_total.labels(self._what).inc()
             raise Unavailable(f"Too many {self._what} at once. Try again.", retry_after_seconds=1)
+        self._count += 1
         self._taken[tenant_id] += 1
+
+    def give_back(self, tenant_id: UUID) -> None:
+        """Free a place that was taken."""
+        self._count -= 1
+        self._taken[tenant_id] -= 1
+        if not self._taken[tenant_id]:
+            del self._taken[tenant_id]
+
+    @contextmanager
+    def taken(self, tenant_id: UUID) -> Iterator[None]:
+        """Hold one of the places for the length of the block.
+
+        Raises:
+            Unavailable: see `take`.
+        """
+        self.take(tenant_id)
         try:
             yield
         finally:
-            self._taken[tenant_id] -= 1
-            self._taken += Counter()  # tenants that hold none any more are let go
+            self.give_back(tenant_id)

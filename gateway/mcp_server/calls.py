@@ -13,6 +13,7 @@ from gateway import telemetry
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelope
+from gateway.limits.gate import Place
 
 Context = ServerRequestContext[Any, Request]
 
@@ -31,6 +32,9 @@ ADVICE = {
     "image_unfinished": "Do not call again: it would be paid twice. Read image-history://recent.",
     "credential_rejected": "Tell the person that their provider key does not work.",
     "no_credential": "Tell the person: a provider key must be stored first.",
+    "overloaded": "Nothing was bought.",
+    "provider_unavailable": "Nothing was bought. Another model may be served: see "
+    "list_available_models.",
     "rate_limit_exceeded": "Do not call again at once.",
     "insufficient_scope": "Tell the person: another key, or more consent, is needed.",
 }
@@ -43,17 +47,28 @@ class ToolCall:
     context: Context
     gateway: Gateway
     caller: Caller
+    place: Place | None
     arguments: Mapping[str, object] = field(repr=False)
 
 
 def opened_gateway(context: Context) -> tuple[Gateway, Caller]:
     """What authentication has put into the request's state."""
-    request = context.request
-    if request is None:
-        raise MCPError(INTERNAL_ERROR, "This server is reached over HTTP.")
+    request = _request(context)
     gateway: Gateway = request.state.gateway
     caller: Caller = request.state.caller
     return gateway, caller
+
+
+def place_of(context: Context) -> Place | None:
+    """The request's place among those that are worked on."""
+    place: Place | None = _request(context).state.place
+    return place
+
+
+def _request(context: Context) -> Request:
+    if context.request is None:
+        raise MCPError(INTERNAL_ERROR, "This server is reached over HTTP.")
+    return context.request
 
 
 def tool_error(error: GatewayError) -> CallToolResult:

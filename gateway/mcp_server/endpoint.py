@@ -11,10 +11,10 @@ from http import HTTPStatus
 from uuid import UUID
 
 import structlog
-from mcp.types import INTERNAL_ERROR, INVALID_REQUEST
 
+from gateway.admission import as_json_rpc
 from gateway.domain import Caller
-from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge, envelope
+from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.limits.concurrency import Places
 
@@ -57,7 +57,7 @@ class McpEndpoint:
             try:
                 body = await self._read(scope, receive, places)
             except GatewayError as error:
-                await send_error(error, send, content=_as_json_rpc(error))
+                await send_error(error, send, content=as_json_rpc(error))
                 return
             if body is not None:
                 await self._serve(scope, _replay(body, receive), send)
@@ -109,14 +109,6 @@ class McpEndpoint:
                 is_large = True
             if not message.get("more_body", False):
                 return body
-
-
-def _as_json_rpc(error: GatewayError) -> dict[str, object]:
-    """As the protocol says it before it knows which request it was: clients show the message."""
-    code = INVALID_REQUEST if error.status < GatewayError.status else INTERNAL_ERROR
-    data = envelope(error)["error"]
-    said = {"code": code, "message": f"{error.code}: {error.message}", "data": data}
-    return {"jsonrpc": "2.0", "id": None, "error": said}
 
 
 def _replay(body: bytearray, receive: Receive) -> Receive:

@@ -85,6 +85,8 @@ async def _claim(call: ToolCall, operation: Operation) -> IdempotencyClaim | Non
 
 async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
     pictures = picture_references(call.arguments)
+    if call.place is not None:
+        call.place.leave()  # to fetch and check pictures takes its time; the pipeline takes another
     with ExitStack() as files:
         return await call.gateway.intake.with_pictures(call.caller, request, pictures, files)
 
@@ -124,7 +126,7 @@ async def _make(call: ToolCall, request: ImageRequest) -> CallToolResult:
     progress = Progress(call.context, call.gateway.finisher)
     generation = await progress.during(
         call.gateway.pipeline.generate(
-            call.caller, request, progress.show if request.stream else None
+            call.caller, request, progress.show if request.stream else None, place=call.place
         )
     )
     return await show_generation(

@@ -11,6 +11,7 @@ from gateway.bootstrap import Gateway
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
+from gateway.limits.gate import Place
 from gateway.rest.uploads import UploadReader
 
 # Dependencies are coroutines even where they await nothing: the framework would run a plain
@@ -33,6 +34,12 @@ async def get_caller(request: Request) -> Caller:
     """The authenticated caller."""
     caller: Caller = request.state.caller
     return caller
+
+
+async def get_place(request: Request) -> Place | None:
+    """The request's place among those that are worked on."""
+    place: Place | None = request.state.place
+    return place
 
 
 async def get_operator(request: Request) -> Operator:
@@ -72,6 +79,7 @@ class _Scoped:
 
 GatewayDep = Annotated[Gateway, Depends(get_gateway)]
 UploadsDep = Annotated[UploadReader, Depends(get_uploads)]
+PlaceDep = Annotated[Place | None, Depends(get_place)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
 ActorDep = Annotated[Actor, Depends(get_actor)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]

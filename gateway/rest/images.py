@@ -11,10 +11,17 @@ from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
+from gateway.limits.gate import Place
 from gateway.limits.windows import Standing
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
-from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
+from gateway.rest.dependencies import (
+    GatewayDep,
+    ImageWriter,
+    PlaceDep,
+    UploadsDep,
+    read_json_object,
+)
 from gateway.rest.schemas import (
     EditBody,
     EditForm,
@@ -79,10 +86,12 @@ ERRORS: dict[int | str, dict[str, object]] = {
     responses=ERRORS,
     openapi_extra=documented_purchase(json=ImageBody),
 )
-async def create_images(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
+async def create_images(
+    request: Request, gateway: GatewayDep, caller: ImageWriter, place: PlaceDep
+) -> Response:
     """Make images with one paid call, held against every budget that applies before it is made."""
     image_request = await _read_generation(request, gateway, caller)
-    return await answer(gateway, caller, image_request)
+    return await answer(gateway, caller, image_request, place)
 
 
 @router.post(
@@ -135,17 +144,22 @@ async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWrite
     return Response(quoted.model_dump_json(), media_type="application/json")
 
 
-async def answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) -> Response:
+async def answer(
+    gateway: Gateway, caller: Caller, image_request: ImageRequest, place: Place | None = None
+) -> Response:
     """Make the images and answer with them, whole or as a stream."""
     if image_request.stream:
         return await stream_generation(
             gateway.pipeline,
             caller,
             image_request,
+            place=place,
             keepalive_seconds=gateway.settings.stream_keepalive_seconds,
         )
     standings: list[Standing] = []
-    generation = await gateway.pipeline.generate(caller, image_request, admitted=standings.extend)
+    generation = await gateway.pipeline.generate(
+        caller, image_request, place=place, admitted=standings.extend
+    )
     return Response(
         orjson.dumps(render_generation(generation)),
         media_type="application/json",

@@ -11,9 +11,16 @@ from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
+from gateway.limits.gate import Place
 from gateway.limits.windows import Standing
 from gateway.rest.answers import generation_headers
-from gateway.rest.dependencies import GatewayDep, ImageWriter, UploadsDep, read_json_object
+from gateway.rest.dependencies import (
+    GatewayDep,
+    ImageWriter,
+    PlaceDep,
+    UploadsDep,
+    read_json_object,
+)
 from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented_purchase
 from gateway.rest.schemas import SimpleAnswer, SimpleBody, SimpleForm
 
@@ -29,12 +36,14 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
     responses=ERRORS,
     openapi_extra=documented_purchase(json=SimpleBody),
 )
-async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
+async def generate_image(
+    request: Request, gateway: GatewayDep, caller: ImageWriter, place: PlaceDep
+) -> Response:
     """Like `/v1/images/generations`, answered with links alone."""
     body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
     image_request = _parse(body, gateway, caller, Operation.GENERATION)
     claim = await claim_for(request.headers.get(IDEMPOTENCY_KEY), request.url.path, body)
-    return await _answer(gateway, caller, replace(image_request, idempotency=claim))
+    return await _answer(gateway, caller, replace(image_request, idempotency=claim), place)
 
 
 @router.post(
@@ -108,9 +117,13 @@ def _wrong_params() -> InvalidRequest:
     )
 
 
-async def _answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) -> Response:
+async def _answer(
+    gateway: Gateway, caller: Caller, image_request: ImageRequest, place: Place | None = None
+) -> Response:
     standings: list[Standing] = []
-    generation = await gateway.pipeline.generate(caller, image_request, admitted=standings.extend)
+    generation = await gateway.pipeline.generate(
+        caller, image_request, place=place, admitted=standings.extend
+    )
     return Response(
         orjson.dumps({"image_urls": [image.url for image in generation.images]}),
         media_type="application/json",

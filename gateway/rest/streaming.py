@@ -15,6 +15,7 @@ from gateway import telemetry
 from gateway.domain import Caller, Generation, ImageRequest, Operation, PartialImage
 from gateway.errors import GatewayError, envelope
 from gateway.images.pipeline import Pipeline
+from gateway.limits.gate import Place
 from gateway.limits.windows import Standing
 from gateway.money import format_usd
 from gateway.rest.answers import REPLAYED, limit_headers, model_headers, render_usage
@@ -25,14 +26,19 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def stream_generation(
-    pipeline: Pipeline, caller: Caller, request: ImageRequest, *, keepalive_seconds: float
+    pipeline: Pipeline,
+    caller: Caller,
+    request: ImageRequest,
+    *,
+    place: Place | None,
+    keepalive_seconds: float,
 ) -> Response:
     """Answer with a stream as soon as there is something to send.
 
     Raises:
         GatewayError: refused before anything was sent.
     """
-    stream = _Stream(pipeline, caller, request, keepalive_seconds)
+    stream = _Stream(pipeline, caller, request, place, keepalive_seconds)
     first = await stream.begin()
     return StreamingResponse(
         stream.events(first),
@@ -48,7 +54,12 @@ class _Stream:
     """One stream: the task that waits for the generation, and the images on their way."""
 
     def __init__(
-        self, pipeline: Pipeline, caller: Caller, request: ImageRequest, keepalive_seconds: float
+        self,
+        pipeline: Pipeline,
+        caller: Caller,
+        request: ImageRequest,
+        place: Place | None,
+        keepalive_seconds: float,
     ) -> None:
         self._prefix = PREFIXES[request.operation]
         self._keepalive_seconds = keepalive_seconds
@@ -56,7 +67,11 @@ class _Stream:
         self.standings: list[Standing] = []
         self._waiting = asyncio.create_task(
             pipeline.generate(
-                caller, request, self._arrived.put_nowait, admitted=self.standings.extend
+                caller,
+                request,
+                self._arrived.put_nowait,
+                place=place,
+                admitted=self.standings.extend,
             )
         )
 

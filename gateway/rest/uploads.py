@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import BinaryIO
+from uuid import UUID
 
 import orjson
 from fastapi import Request
@@ -24,6 +25,7 @@ from gateway.images.inputs import Upload
 from gateway.images.references import PictureReference, check_length, decode_data_url
 from gateway.images.spools import new_spool
 from gateway.limits.concurrency import Places
+from gateway.limits.gate import Gate, GateLimits
 
 MAX_FILES = 20
 MAX_FIELDS = 40
@@ -65,6 +67,7 @@ class UploadLimits:
     max_json_bytes: int
     max_concurrent: int
     seconds: float
+    queue_seconds: float
 
 
 class UploadReader:
@@ -73,7 +76,15 @@ class UploadReader:
     def __init__(self, limits: UploadLimits) -> None:
         self._limits = limits
         self._places = Places(limits.max_concurrent, "uploads")
-        self._parsing_json = asyncio.Semaphore(PARALLEL_JSON_BODIES)
+        self._parsing_json = Gate(
+            "json_bodies",
+            GateLimits(
+                most=PARALLEL_JSON_BODIES,
+                most_of_one=PARALLEL_JSON_BODIES,
+                max_waiting=limits.max_concurrent,
+                wait_seconds=limits.queue_seconds,
+            ),
+        )
 
     async def read(
         self,
@@ -98,7 +109,7 @@ class UploadReader:
         try:
             with self._places.taken(caller.tenant_id):
                 async with asyncio.timeout(self._limits.seconds):
-                    return await self._read(request, files, names)
+                    return await self._read(request, caller.tenant_id, files, names)
         except ClientDisconnect:
             raise InvalidRequest(
                 "The request body ended too early.", code="incomplete_body"
@@ -115,12 +126,14 @@ class UploadReader:
                 retry_after_seconds=1,
             ) from error
 
-    async def _read(self, request: Request, files: ExitStack, names: Mapping[str, str]) -> Form:
+    async def _read(
+        self, request: Request, tenant_id: UUID, files: ExitStack, names: Mapping[str, str]
+    ) -> Form:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type == "multipart/form-data":
             return await self._read_form(request, files, names)
         if content_type == "application/json":
-            return await self._read_json(request, files)
+            return await self._read_json(request, tenant_id, files)
         raise InvalidRequest(
             "Send a multipart/form-data body with the picture in the field 'image', or JSON with "
             "images: [{image_url: …}].",
@@ -161,14 +174,14 @@ class UploadReader:
                 fields[name] = _field(name, value, names)
         return Form(fields, _images_first(uploads))
 
-    async def _read_json(self, request: Request, files: ExitStack) -> Form:
+    async def _read_json(self, request: Request, tenant_id: UUID, files: ExitStack) -> Form:
         with new_spool() as spooled:
             async with aclosing(_limited(request, self._limits.max_json_bytes)) as chunks:
                 async for chunk in chunks:
                     spooled.write(chunk)
             spooled.seek(0)
             # A body may be a hundred megabytes of base64: few are taken apart at the same time.
-            async with self._parsing_json:
+            async with self._parsing_json.place(tenant_id):
                 fields, pictures = await asyncio.to_thread(_take_apart, spooled, files)
         return Form(fields, _images_first(pictures))
 

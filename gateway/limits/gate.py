@@ -1,0 +1,221 @@
+"""So much at a time, and a short and fair wait for the rest.
+
+Who would wait too long is refused at once. Owners (tenants) take turns, so that one that sends more
+than it can have makes nobody wait but itself.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gateway import telemetry
+from gateway.errors import Unavailable
+
+REMEMBERED_STAYS = 16
+OWNER_SHARE = 2
+"""One owner takes at most half of the room to wait in."""
+BUSY = "The gateway is busy. Nothing was bought; try again."
+CLOSING = "This gateway is shutting down. Nothing was bought; try again."
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """How many are inside at a time, of one owner and altogether; how many wait, and how long."""
+
+    most: int
+    most_of_one: int
+    max_waiting: int
+    wait_seconds: float
+
+
+class Place:
+    """Being inside, until `leave`."""
+
+    __slots__ = ("_entered", "_gate", "_owner")
+
+    def __init__(self, gate: "Gate", owner: Hashable, entered: float) -> None:
+        self._gate: Gate | None = gate
+        self._owner = owner
+        self._entered = entered
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it has been left."""
+        return self._gate is None
+
+    def leave(self) -> None:
+        """Let the next one in; a second time it does nothing."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.left(self._owner, self._entered)
+
+
+class Gate:
+    """Lets in, keeps waiting or refuses; `name` is what the metrics call it."""
+
+    def __init__(
+        self, name: str, limits: GateLimits, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._inside: Counter[Hashable] = Counter()
+        self._count = 0
+        self._queues: dict[Hashable, deque[asyncio.Future[Place]]] = {}
+        self._waiting = 0
+        self._stay_seconds = 0.0
+        self._is_closed = False
+        self._shed = telemetry.shed_total.labels(name)
+
+    @property
+    def inside(self) -> int:
+        """How many are inside."""
+        return self._count
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return self._waiting
+
+    @asynccontextmanager
+    async def place(self, owner: Hashable) -> AsyncIterator[Place]:
+        """Be inside for the length of the block, or until its place is left.
+
+        Raises:
+            Unavailable: see `join`.
+        """
+        place = await self.enter(owner)
+        try:
+            yield place
+        finally:
+            place.leave()
+
+    async def enter(self, owner: Hashable) -> Place:
+        """Go in, after a wait where one is needed.
+
+        Raises:
+            Unavailable: see `join`.
+        """
+        place = self.take(owner)
+        if place is not None:
+            return place
+        joined = self.join(owner)
+        try:
+            return await joined
+        except asyncio.CancelledError:
+            self.abandon(owner, joined)
+            raise
+
+    def check(self, owner: Hashable) -> None:
+        """Raise what `take` and `join` would."""
+        if self._is_closed:
+            raise self._refusal(CLOSING)
+        if not self._has_room(owner) and not self._may_wait(owner):
+            raise self._refusal(BUSY)
+
+    def take(self, owner: Hashable) -> Place | None:
+        """Go in where there is room; None where one would have to wait.
+
+        Raises:
+            Unavailable: the gate is closed.
+        """
+        if self._is_closed:
+            raise self._refusal(CLOSING)
+        return self._let_in(owner) if self._has_room(owner) else None
+
+    def join(self, owner: Hashable) -> "asyncio.Future[Place]":
+        """Wait for a place. What comes of it is the caller's to leave, or to `abandon`.
+
+        Raises:
+            Unavailable: the wait would be too long; the future raises it where it was.
+        """
+        if not self._may_wait(owner):
+            raise self._refusal(BUSY)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Place] = loop.create_future()
+        self._queues.setdefault(owner, deque()).append(future)
+        self._waiting += 1
+        timer = loop.call_later(self._limits.wait_seconds, self._refuse, owner, future, BUSY)
+        future.add_done_callback(lambda _: timer.cancel())
+        return future
+
+    def abandon(self, owner: Hashable, future: "asyncio.Future[Place]") -> None:
+        """Wait no longer; a place that was given meanwhile goes to the next."""
+        if future.done() and not future.cancelled():
+            if future.exception() is None:
+                future.result().leave()
+            return
+        self._forget(owner, future)
+        future.cancel()
+
+    def close(self) -> None:
+        """Refuse whoever waits, and whoever comes."""
+        self._is_closed = True
+        for owner, queue in list(self._queues.items()):
+            for future in list(queue):
+                self._refuse(owner, future, CLOSING)
+
+    def left(self, owner: Hashable, entered: float) -> None:
+        """Somebody has left its place (`Place.leave`)."""
+        # One that stayed for very long says little of how long the next ones will.
+        stayed = min(self._clock() - entered, self._limits.wait_seconds)
+        self._stay_seconds += (stayed - self._stay_seconds) / REMEMBERED_STAYS
+        self._count -= 1
+        if self._inside[owner] == 1:
+            del self._inside[owner]
+        else:
+            self._inside[owner] -= 1
+        if self._waiting:
+            self._let_next_in()
+
+    def _has_room(self, owner: Hashable) -> bool:
+        limits = self._limits
+        return self._count < limits.most and self._inside[owner] < limits.most_of_one
+
+    def _may_wait(self, owner: Hashable) -> bool:
+        """Whether there is room to wait in, and the wait would be short enough."""
+        limits, queue = self._limits, self._queues.get(owner)
+        own = 0 if queue is None else len(queue)
+        if self._waiting >= limits.max_waiting or own >= max(1, limits.max_waiting // OWNER_SHARE):
+            return False
+        owners = len(self._queues) + (queue is None)
+        turns = min(self._waiting + 1, (own + 1) * owners)
+        waits = (turns / limits.most, (own + 1) / min(limits.most, limits.most_of_one))
+        return max(waits) * self._stay_seconds <= limits.wait_seconds
+
+    def _let_in(self, owner: Hashable) -> Place:
+        self._count += 1
+        self._inside[owner] += 1
+        return Place(self, owner, self._clock())
+
+    def _let_next_in(self) -> None:
+        """The first of the owner whose turn it is, unless it has its share; then the next one's."""
+        for owner in [owner for owner in self._queues if self._has_room(owner)]:
+            queue = self._queues.pop(owner)
+            while queue:
+                future = queue.popleft()
+                self._waiting -= 1
+                if not future.done():  # one that is has been cancelled
+                    if queue:
+                        self._queues[owner] = queue  # at the end: the others come first
+                    future.set_result(self._let_in(owner))
+                    return
+
+    def _refuse(self, owner: Hashable, future: "asyncio.Future[Place]", message: str) -> None:
+        if not future.done():
+            self._forget(owner, future)
+            future.set_exception(self._refusal(message))
+
+    def _forget(self, owner: Hashable, future: "asyncio.Future[Place]") -> None:
+        queue = self._queues.get(owner)
+        if queue is not None and future in queue:
+            queue.remove(future)
+            self._waiting -= 1
+            if not queue:
+                del self._queues[owner]
+
+    def _refusal(self, message: str) -> Unavailable:
+        self._shed.inc()
+        return Unavailable(message, retry_after_seconds=1)
