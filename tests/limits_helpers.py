@@ -55,6 +55,10 @@ class Valkey:
         return f"valkey://127.0.0.1:{self._port}/0"
 
     @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def client(self) -> Any:
         return valkey.Valkey(host="127.0.0.1", port=self._port, decode_responses=True)
 

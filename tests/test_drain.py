@@ -60,6 +60,25 @@ async def test_a_call_that_outlives_the_drain_is_told_that_its_outcome_is_unknow
     assert [row.state for row in rows] == ["unknown"]
 
 
+async def test_a_gateway_behind_a_balancer_serves_until_that_has_heard_of_its_end(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    key = secret_of(await served.key())
+    environment = process_environment(settings) | {"GATEWAY_SHUTDOWN_DELAY_SECONDS": "300"}
+    with gateway_process(environment, tmp_path / "log") as running:
+        await running.until_ready()
+        running.process.send_signal(signal.SIGTERM)
+        async with httpx2.AsyncClient(timeout=60) as http:
+            async with asyncio.timeout(30):
+                while (await http.get(f"{running.base_url}/ready")).status_code != 503:
+                    pass
+            assert (await _post(http, running.base_url, key)).status_code == 200
+        # Told once more, it waits for nobody.
+        running.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(running.process.wait, 60) == 0
+    assert len(stub.bill) == 1
+
+
 async def _post(http: httpx2.AsyncClient, base_url: str, key: str) -> httpx2.Response:
     return await http.post(
         f"{base_url}/v1/images/generations",

@@ -2,7 +2,7 @@
 
 import typer
 
-from gateway.cli import accounts, billing, budgets, limits, operations, tenants
+from gateway.cli import accounts, billing, budgets, limits, operations, serving, tenants
 from gateway.cli.demo import demo
 from gateway.cli.mcp import mcp_stdio
 
@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(operations.serve)
+app.command()(serving.serve)
 app.command()(operations.migrate)
 app.command()(operations.doctor)
 app.command()(demo)

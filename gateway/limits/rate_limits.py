@@ -81,6 +81,11 @@ class Limiter:
         """How many share the limits now, this one too; None: Redis is away, or there is none."""
         return None if self._shared is None or self._shared.is_away else self._shared.processes
 
+    @property
+    def trouble(self) -> str | None:
+        """Why Redis cannot be used, while it cannot."""
+        return None if self._shared is None else self._shared.trouble
+
     @asynccontextmanager
     async def admit(
         self,

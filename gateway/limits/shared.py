@@ -18,7 +18,9 @@ from redis.exceptions import RedisError
 
 from gateway import telemetry
 from gateway.domain import SecretText
+from gateway.errors import ConfigurationError
 from gateway.limits.scripts import EXCHANGE, KEEP
+from gateway.limits.troubles import explain
 from gateway.limits.windows import Demand, Found, Taken
 
 PREFIX = "{image-gateway}:limits:"
@@ -52,7 +54,7 @@ class SharedCounters:
     """One connection, one exchange at a time; what comes meanwhile goes with the next.
 
     `leases` says which generations are under way in this process. `processes` is how many there
-    were when Redis was last heard of.
+    were when Redis was last heard of. `trouble` says why it cannot be used, while it cannot.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class SharedCounters:
         self._is_away = True
         self._script = ""
         self.processes = 1
+        self.trouble: str | None = None
 
     @property
     def is_away(self) -> bool:
@@ -88,7 +91,7 @@ class SharedCounters:
         """Look whether Redis is there, and keep looking; that it is away is no error."""
         await self._beat()
         if self._is_away:
-            log.warning("limits_not_shared", reason="Redis does not answer")
+            log.warning("limits_not_shared", reason=self.trouble)
         telemetry.limits_shared.set(not self._is_away)
         self._keeping = asyncio.create_task(self._keep(), name="limits-keeper")
 
@@ -195,12 +198,13 @@ class SharedCounters:
 
     def _lose(self, error: Exception) -> None:
         """Ask Redis no more until it is found again."""
+        self.trouble = explain(error)
         if self._is_away:
             return
         self._is_away = True
         self._look.set()
         telemetry.limits_shared.set(0)
-        log.warning("limits_not_shared", reason=type(error).__name__, processes=self.processes)
+        log.warning("limits_not_shared", reason=self.trouble, processes=self.processes)
 
     async def _keep(self) -> None:
         while True:
@@ -230,7 +234,7 @@ class SharedCounters:
                 self._lose(error)
                 return
         if self._is_away:
-            self._is_away = False
+            self._is_away, self.trouble = False, None
             telemetry.limits_shared.set(1)
             log.info("limits_shared", processes=self.processes)
 
@@ -271,11 +275,19 @@ def _client(url: SecretText) -> "Redis":
     text = url.reveal()
     if text.startswith("valkey"):
         text = "redis" + text.removeprefix("valkey")
-    return Redis.from_url(
-        text,
-        protocol=2,
-        # Time limits are set around whole exchanges, and nothing is tried again in between.
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=None,
-        socket_connect_timeout=None,
-    )
+    try:
+        client = Redis.from_url(
+            text,
+            protocol=2,
+            # Time limits are set around whole exchanges, and nothing is tried again in between.
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,
+            socket_connect_timeout=None,
+        )
+        # What stands behind the question mark is looked at only when a connection is made.
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # not annotated
+    except (TypeError, ValueError, RedisError) as error:
+        raise ConfigurationError(
+            f"GATEWAY_REDIS_URL has an option that cannot be used: {error}"
+        ) from None
+    return client

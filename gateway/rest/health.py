@@ -30,7 +30,7 @@ async def health() -> dict[str, str]:
 @router.get("/ready", summary="Requests can be served")
 async def ready(gateway: GatewayDep) -> JSONResponse:
     """503 while Postgres does not answer, and once the gateway shuts down."""
-    if gateway.pipeline.draining:
+    if gateway.leaving.is_set() or gateway.pipeline.draining:
         return JSONResponse(
             {"status": "draining", "database": "ok"}, status_code=HTTPStatus.SERVICE_UNAVAILABLE
         )

@@ -1,0 +1,147 @@
+"""What each part costs: the same request with one thing more, against the floor of the same run."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import servers
+from benchmarks.load import Load, request_bytes, run_load
+from benchmarks.operator import Operator, Tenant
+
+PATH = "/v1/images/generations"
+CONNECTIONS = 32
+REQUESTS = 1000
+ALONE = 150
+AMPLE = 1_000_000_000
+AMPLE_USD = "1000000"
+BODY = {
+    "model": "gpt-image-2",
+    "prompt": "a red circle",
+    "size": "1024x1024",
+    "quality": "low",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line: `per_second` at 32 connections, `milliseconds` at one, medians of the rounds."""
+
+    what: str
+    per_second: float
+    milliseconds: float
+
+
+@dataclass
+class _Subject:
+    """Something to send requests to, and what came of it."""
+
+    what: str
+    port: int
+    requests: Iterator[bytes]
+    crowded: list[Load] = field(default_factory=list)
+    alone: list[Load] = field(default_factory=list)
+
+    def part(self) -> Part:
+        return Part(
+            self.what,
+            statistics.median(load.per_second for load in self.crowded),
+            statistics.median(load.percentile(0.5) for load in self.alone),
+        )
+
+
+async def measure(folder: Path, rounds: int, scale: float) -> list[Part]:
+    """All of them in turn, so that a slow spell of the machine meets all."""
+    with ExitStack() as stack:
+        stub_port = stack.enter_context(servers.stub(folder))
+        floor_port = stack.enter_context(servers.floor(stub_port, folder))
+        plain_port, _, _ = stack.enter_context(servers.gateway(stub_port, folder))
+        url = stack.enter_context(servers.valkey())
+        shared_port, _, _ = stack.enter_context(
+            servers.gateway(stub_port, folder, GATEWAY_REDIS_URL=url)
+        )
+        subjects = _subjects(Operator.of(plain_port, folder), floor_port, plain_port, shared_port)
+        for subject in subjects:  # connections, plans and caches are made once
+            await run_load(subject.port, subject.requests, connections=CONNECTIONS, requests=200)
+        for _ in range(rounds):
+            for subject in subjects:
+                subject.crowded.append(
+                    await run_load(
+                        subject.port,
+                        subject.requests,
+                        connections=CONNECTIONS,
+                        requests=max(CONNECTIONS, int(REQUESTS * scale)),
+                    )
+                )
+                subject.alone.append(
+                    await run_load(
+                        subject.port,
+                        subject.requests,
+                        connections=1,
+                        requests=max(10, int(ALONE * scale)),
+                    )
+                )
+        Operator.of(plain_port, folder).check_books()
+    return [subject.part() for subject in subjects]
+
+
+def _subjects(operator: Operator, floor: int, plain: int, shared: int) -> list[_Subject]:
+    """A tenant for each, so that no row is shared."""
+    limited, budgeted, full = (operator.tenant(name) for name in ("limits", "budgets", "all"))
+    for tenant in (limited, full):
+        _limit(operator, tenant)
+    for tenant in (budgeted, full):
+        _budget(operator, tenant)
+    nothing, repeatable = operator.tenant("nothing"), operator.tenant("idempotency")
+    return [
+        _Subject("floor", floor, _requests("sk-floor", url=False)),
+        _Subject("gateway, without limits and budgets", plain, _requests(nothing.key)),
+        _Subject("+ nine rate limits, in the process", plain, _requests(limited.key)),
+        _Subject("+ nine rate limits, in Valkey", shared, _requests(limited.key)),
+        _Subject("+ idempotency keys", plain, _requests(repeatable.key, keyed=True)),
+        _Subject("+ budgets of key, user, tenant", plain, _requests(budgeted.key)),
+        _Subject("all of it, with Valkey", shared, _requests(full.key, keyed=True)),
+    ]
+
+
+def _limit(operator: Operator, tenant: Tenant) -> None:
+    for kind in ("requests", "images", "concurrent"):
+        operator.limit(tenant, kind, AMPLE)
+        operator.limit(tenant, kind, AMPLE, user_id=tenant.user_id)
+        operator.limit(tenant, kind, AMPLE, api_key_id=tenant.key_id)
+
+
+def _budget(operator: Operator, tenant: Tenant) -> None:
+    operator.budget(tenant, AMPLE_USD)
+    operator.budget(tenant, AMPLE_USD, user_id=tenant.user_id)
+    operator.budget(tenant, AMPLE_USD, api_key_id=tenant.key_id)
+
+
+def _requests(key: str, *, url: bool = True, keyed: bool = False) -> Iterator[bytes]:
+    """The same request for ever, or each under an idempotency key of its own."""
+    body = json.dumps(BODY | ({"response_format": "url"} if url else {})).encode()
+    if not keyed:
+        return itertools.repeat(request_bytes("127.0.0.1", PATH, key, body))
+    return (
+        request_bytes("127.0.0.1", PATH, key, body, idempotency_key=f"bench-{key[-6:]}-{number}")
+        for number in itertools.count()
+    )
+
+
+def print_parts(parts: list[Part]) -> None:
+    """Throughput as a share of the floor's, and what a part takes beyond the bare gateway."""
+    floor, plain = parts[0], parts[1]
+    print(
+        f"{'what':38} {'req/s':>8} {'of floor':>9} {'ms alone':>9} {'added ms':>9} {'of plain':>9}"
+    )
+    for part in parts:
+        of_floor = part.per_second / floor.per_second
+        of_plain = part.per_second / plain.per_second
+        added = part.milliseconds - plain.milliseconds
+        print(
+            f"{part.what:38} {part.per_second:8.0f} {of_floor:9.1%} {part.milliseconds:9.2f}"
+            f" {added:9.2f} {of_plain:9.1%}"
+        )

@@ -1,0 +1,138 @@
+"""Several workers behind one port: limits are shared, the killed replaced, and no call is lost."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
+
+from gateway.config import Settings
+from tests.harness import (
+    GatewayProcess,
+    Served,
+    gateway_process,
+    process_environment,
+    served_gateway,
+)
+from tests.limits_helpers import BODY, PATH, burst, limit, running_valkey, with_redis
+from tests.money_helpers import client_of, count_states, eventually, statuses
+from tests.stub_openai import Fault, Stub
+
+WORKERS = "2"
+CALLS = 12
+STAYING = 8
+STOP_SECONDS = 60
+
+
+@asynccontextmanager
+async def clients_of(
+    served: Served, process: GatewayProcess, count: int
+) -> AsyncIterator[list[httpx2.AsyncClient]]:
+    """So many clients with a connection each, so that every worker gets some of them."""
+    key = await served.key()
+    clients = [client_of(process.base_url, key) for _ in range(count)]
+    yield clients
+    await asyncio.gather(*(client.aclose() for client in clients))
+
+
+async def test_workers_that_are_told_to_stop_finish_every_paid_call(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    stub.faults.add(Fault(hold=True, times=None))
+    environment = process_environment(settings) | {"GATEWAY_DRAIN_SECONDS": "30"}
+    with gateway_process(environment, tmp_path / "log", "--workers", WORKERS) as running:
+        await running.until_ready()
+        async with clients_of(served, running, CALLS) as clients:
+            calls = [asyncio.create_task(client.post(PATH, json=BODY)) for client in clients]
+            await stub.until_held(CALLS)
+            # A client that leaves has paid all the same: its worker must wait for the call too.
+            for call in calls[STAYING:]:
+                call.cancel()
+            await asyncio.wait(calls[STAYING:])
+            running.process.send_signal(signal.SIGTERM)
+            await until_refused(running)
+            stub.release()
+            answers = await asyncio.gather(*calls[:STAYING])
+        assert await asyncio.to_thread(running.process.wait, STOP_SECONDS) == 0
+    assert statuses(answers) == {200: STAYING}
+    assert await count_states(served) == {"posted": CALLS}
+    assert await served.ledger_total() == sum(line.cost_nano_usd for line in stub.bill)
+
+
+async def test_a_worker_that_is_killed_is_replaced(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    with gateway_process(
+        process_environment(settings), tmp_path / "log", "--workers", WORKERS
+    ) as running:
+        await running.until_ready()
+        before = workers_of(running)
+        os.kill(min(before), signal.SIGKILL)
+
+        async def replaced() -> bool:
+            now = await asyncio.to_thread(workers_of, running)
+            return len(now) == len(before) and min(before) not in now
+
+        await eventually(replaced)
+        await running.until_ready()
+        async with clients_of(served, running, CALLS) as clients:
+            answers = await asyncio.gather(*(client.post(PATH, json=BODY) for client in clients))
+    assert statuses(answers) == {200: CALLS}
+    assert len(stub.bill) == CALLS
+
+
+async def test_workers_of_two_gateways_share_a_limit(
+    settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    with running_valkey() as valkey:
+        environment = process_environment(settings) | {"GATEWAY_REDIS_URL": valkey.url}
+        async with served_gateway(with_redis(settings, valkey)) as served:
+            await limit(served, "requests", 40)
+            with (
+                gateway_process(environment, tmp_path / "one", "--workers", WORKERS) as one,
+                gateway_process(environment, tmp_path / "two", "--workers", WORKERS) as two,
+            ):
+                for running in (one, two):
+                    await running.until_ready()
+                await eventually(lambda: all_count(valkey.client, 5))
+                async with (
+                    clients_of(served, one, 10) as some,
+                    clients_of(served, two, 10) as others,
+                ):
+                    came = await burst([*some, *others], 200)
+    assert came[200] + came[429] == 200
+    assert 40 <= came[200] <= 41
+    assert len(stub.bill) == came[200]
+
+
+async def all_count(client: object, processes: int) -> bool:
+    """Whether so many processes have told Valkey that they are there."""
+    found = await asyncio.to_thread(client.zcard, "{image-gateway}:limits:processes")  # type: ignore[attr-defined]
+    return int(found) == processes
+
+
+def workers_of(running: GatewayProcess) -> Sequence[int]:
+    """The processes that serve; Python's own helper for shared objects is none of them."""
+    found = []
+    for child in psutil.Process(running.process.pid).children():
+        with suppress(psutil.Error):  # it has just ended
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
+
+
+async def until_refused(running: GatewayProcess) -> None:
+    """Return once nobody is let in any more; whoever tries is told at once."""
+    async with asyncio.timeout(STOP_SECONDS):
+        while True:
+            try:
+                async with httpx2.AsyncClient(timeout=5) as http:
+                    await http.get(f"{running.base_url}/health")
+            except httpx2.ConnectError:
+                return
+            except httpx2.TransportError:
+                continue
