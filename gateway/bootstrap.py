@@ -59,6 +59,8 @@ from gateway.tenancy.identity_provider import (
     identity_provider_of,
 )
 from gateway.tenancy.vault import MasterKeys, Vault
+from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
+from gateway.webhooks.sealing import Sealing
 
 FINISH_QUEUE_SECONDS = 600.0
 """Longer than any client waits: the picture is paid for."""
@@ -79,6 +81,7 @@ class Core:
     catalog: Catalog
     pepper: bytes = field(repr=False)
     link_key: bytes = field(repr=False)
+    webhook_sealing: Sealing
     revision: str
     new_admin_key: SecretText | None
 
@@ -99,6 +102,7 @@ class Gateway:
     intake: Intake
     thumbnails: Thumbnails
     lifetimes: Lifetimes
+    webhooks: Dispatcher
     clear_caches: Callable[[str | None], None]
     """Forget what is cached of a tenant (its id as text). Postgres announces a change to every
     gateway, but the one that made it must not serve the old state until it has heard that."""
@@ -142,9 +146,20 @@ async def open_core(
             )
             pepper = await vault.gateway_secret(session, "pepper")
             link_key = await vault.gateway_secret(session, "link_key")
+            webhook_key = await vault.gateway_secret(session, "webhook_key")
             await prices.seed(session, catalog.models.values())
             new_admin_key = await quickstart.make_first_keys(session, settings, pepper)
-        yield Core(settings, database, vault, catalog, pepper, link_key, revision, new_admin_key)
+        yield Core(
+            settings=settings,
+            database=database,
+            vault=vault,
+            catalog=catalog,
+            pepper=pepper,
+            link_key=link_key,
+            webhook_sealing=Sealing(vault, webhook_key),
+            revision=revision,
+            new_admin_key=new_admin_key,
+        )
 
 
 @asynccontextmanager
@@ -203,6 +218,8 @@ async def open_gateway(
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
+        webhooks = open_dispatcher(settings, database, core.webhook_sealing)
+        stack.push_async_callback(webhooks.close)
         yield Gateway(
             core=core,
             api_keys=ApiKeys(database, core.pepper, callers),
@@ -216,6 +233,7 @@ async def open_gateway(
             intake=Intake(pipeline, _fetcher(core, store, links, downloads), decoder),
             thumbnails=thumbnails,
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
+            webhooks=webhooks,
             clear_caches=clear,
         )
 

@@ -16,6 +16,7 @@ from gateway.rest.admin import (
     tenants,
     usage,
     users,
+    webhooks,
 )
 from gateway.rest.admin.dependencies import ERRORS
 from gateway.rest.dependencies import get_operator
@@ -28,6 +29,6 @@ router = APIRouter(
 )
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
-    *(usage, prices, reconciliation, audit),
+    *(webhooks, usage, prices, reconciliation, audit),
 ):
     router.include_router(noun.router)
