@@ -197,11 +197,10 @@ async def open_gateway(
         store = open_store(settings.image_storage_url, settings.s3_options)
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
         decoder, finisher = _decoder(settings), _finisher(settings)
-        stack.push_async_callback(decoder.close)
-        stack.push_async_callback(finisher.close)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
-        stack.push_async_callback(thumbnails.close)
-        stack.push_async_callback(downloads.close)
+        webhooks = open_dispatcher(settings, database, core.webhook_sealing)
+        for held in (decoder, finisher, thumbnails, downloads, webhooks):
+            stack.push_async_callback(held.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
         providers = _providers(stack, settings, openai_images, _pixel_reader(decoder))
         house = _house_credentials(settings)
@@ -218,8 +217,6 @@ async def open_gateway(
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
-        webhooks = open_dispatcher(settings, database, core.webhook_sealing)
-        stack.push_async_callback(webhooks.close)
         yield Gateway(
             core=core,
             api_keys=ApiKeys(database, core.pepper, callers),

@@ -23,6 +23,11 @@ OPERATORS = {
     "/admin/v1/tenants/{tenant_id}/budgets",
     "/admin/v1/tenants/{tenant_id}/limits",
     "/admin/v1/prices",
+    *(
+        f"/admin/v1{owner}/webhooks{rest}"
+        for owner in ("", "/tenants/{tenant_id}")
+        for rest in ("", "/{webhook_id}", "/{webhook_id}/roll")
+    ),
 }
 
 

@@ -173,9 +173,10 @@ async def change(
         row.disabled_reason = "operator" if disabled else None
         if disabled:
             await _bury(session, tenant_id, endpoint_id, Failure.DISABLED)
-    if session.is_modified(row):
-        row.updated_at = func.clock_timestamp()
     after = await _flushed(session, tenant_id, row)
+    if after != before:
+        row.updated_at = func.clock_timestamp()
+        after = await _flushed(session, tenant_id, row)
     await record(
         session,
         Action.WEBHOOK_UPDATED,
