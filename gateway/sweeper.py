@@ -1,6 +1,6 @@
 """The clock: late reservations become unknown, unknown ones estimates; images and orphans go.
 
-Once a day it asks how long the vendor's models live.
+Events that wait are announced and delivered. Once a day it asks how long the vendor's models live.
 """
 
 import asyncio
@@ -53,6 +53,7 @@ class Sweeper:
             self._sweep_images,
             self._sweep_orphans,
             self._refresh_lifetimes,
+            self._gateway.webhooks.work,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 

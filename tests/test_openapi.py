@@ -26,6 +26,11 @@ OPERATORS = {
     "/admin/v1/budgets/{budget_id}/raise",
     "/admin/v1/tenants/{tenant_id}/limits",
     "/admin/v1/prices",
+    *(
+        f"/admin/v1{owner}/webhooks{rest}"
+        for owner in ("", "/tenants/{tenant_id}")
+        for rest in ("", "/{webhook_id}", "/{webhook_id}/roll")
+    ),
 }
 
 

@@ -6,7 +6,7 @@
 from alembic import op
 
 revision = "2026_11_21_09_budgets"
-down_revision = "2026_11_21_07_events"
+down_revision = "2026_11_21_08_webhooks"
 
 ROLE = "image_gateway_app"
 

@@ -16,6 +16,7 @@ from gateway.rest.admin import (
     tenants,
     usage,
     users,
+    webhooks,
 )
 from gateway.rest.admin.dependencies import ERRORS
 from gateway.rest.dependencies import get_operator
@@ -28,7 +29,7 @@ router = APIRouter(
 )
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
-    *(usage, prices, reconciliation, audit),
+    *(webhooks, usage, prices, reconciliation, audit),
 ):
     router.include_router(noun.router)
 router.include_router(budgets.house_router)
