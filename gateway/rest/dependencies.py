@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import orjson
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from starlette.requests import ClientDisconnect
 
 from gateway.authentication import require_scope
@@ -12,6 +12,7 @@ from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from gateway.rest.uploads import UploadReader
+from gateway.tenancy.credentials import PROVIDERS
 
 # Dependencies are coroutines even where they await nothing: the framework would run a plain
 # function in a worker thread, at twenty times the cost.
@@ -77,6 +78,9 @@ ActorDep = Annotated[Actor, Depends(get_actor)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
 ImageReader = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
+Provider = Annotated[
+    str, Path(description="Whose key it is.", json_schema_extra={"enum": [*PROVIDERS]})
+]
 CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
 
 
