@@ -1,5 +1,6 @@
 """What routes ask for: the opened gateway, the caller with a scope, a bounded JSON body."""
 
+import json
 from typing import Annotated
 
 import orjson
@@ -84,8 +85,13 @@ Provider = Annotated[
 CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
 
 
-async def read_json_object(request: Request, *, max_bytes: int) -> dict[str, object]:
+async def read_json_object(
+    request: Request, *, max_bytes: int, refuses_repeated: bool = False
+) -> dict[str, object]:
     """The body as a JSON object, never more of it in memory than `max_bytes`.
+
+    Of a name that stands there twice the last value counts, as at OpenAI, or with
+    `refuses_repeated` none.
 
     Raises:
         InvalidRequest: not JSON, not an object, or compressed.
@@ -114,4 +120,19 @@ async def read_json_object(request: Request, *, max_bytes: int) -> dict[str, obj
             'such as {"prompt": "a red circle"}.',
             code="invalid_json",
         )
+    if refuses_repeated:
+        try:
+            json.loads(content, object_pairs_hook=_refuse_repeated)
+        except RecursionError:
+            raise InvalidRequest("The JSON body is too deep.", code="invalid_json") from None
     return body
+
+
+def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise InvalidRequest(
+                f"{name}: The body names it twice. Send it once.", code="invalid_json", param=name
+            )
+        seen.add(name)

@@ -32,7 +32,14 @@ PURCHASED = (
     *("RateLimit", "RateLimit-Policy", "Deprecation", "Sunset", "Link"),
 )
 EVENTS = {
-    "schema": {"type": "string"},
+    "itemSchema": {
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+        "required": ["data"],
+    },
     "example": "event: image_generation.completed\ndata: "
     '{"type": "image_generation.completed", "b64_json": "…"}\n\n',
 }

@@ -1,10 +1,29 @@
 """The shapes that the API documentation shows, and that small bodies are checked with."""
 
 from datetime import date, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, SecretStr
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+)
 
+
+def _in_digits(value: object) -> object:
+    """Of a parameter's text; the framework would also read `1_0`, ` 10` and `10.0`."""
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        raise ValueError("it must be a whole number in digits, such as 20")
+    return value
+
+
+IN_DIGITS = BeforeValidator(_in_digits)
+PageLimit = Annotated[int, Field(ge=1, le=100), IN_DIGITS]
+"""How many objects a page of a list has."""
 IMAGE_ID = r"^img_[0-9a-z_]{1,100}$"
 
 
@@ -49,7 +68,7 @@ class ImageListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(20, ge=1, le=100)
+    limit: PageLimit = 20
     after: str | None = Field(
         None, pattern=IMAGE_ID, description="Id of the image before the page: `last_id`."
     )

@@ -24,6 +24,8 @@ MIN_RETENTION_SECONDS = 60
 MAX_RETENTION_SECONDS = 315_360_000
 MAX_IMAGE_BYTES = 2**63 - 1
 STATUSES = ("active", "suspended")
+NO_ZONES = frozenset({"localtime", "Factory"})
+"""The machine's own, and the one of a machine that was given none."""
 
 
 class Unchanged(Enum):
@@ -231,7 +233,7 @@ async def _check_time_zone(session: OperatorSession, name: str) -> None:
 
     Python first: Postgres would choke on a text that is none, such as one with a null character.
     """
-    known = name in available_timezones() - {"localtime"} and await session.scalar(
+    known = name in available_timezones() - NO_ZONES and await session.scalar(
         text("SELECT 1 FROM pg_timezone_names WHERE name = :name"), {"name": name}
     )
     if not known:
