@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from gateway.rest.admin.dependencies import ERRORS
 from tests.admin_helpers import NO_ID, ROOT, JsonObject, Refusal, admin, admin_secret, refusal
 from tests.harness import Served
 
@@ -140,13 +139,17 @@ async def test_a_method_or_path_that_is_none_is_refused_in_the_envelope(served: 
 def shows_example(operation: JsonObject, document: JsonObject) -> bool:
     """Whether body and answers of an operation come with an example."""
     contents = [operation["requestBody"]["content"]] if "requestBody" in operation else []
+    answers = {
+        status: resolved(answer, document) for status, answer in operation["responses"].items()
+    }
     contents += [
         answer["content"]
-        for status, answer in operation["responses"].items()
+        for status, answer in answers.items()
         if "content" in answer or not re.fullmatch("20[04]", status)
     ]
     return all(
-        "example" in content or "examples" in resolved(content["schema"], document)
+        content.keys() & {"example", "examples"}
+        or "examples" in resolved(content["schema"], document)
         for by_type in contents
         for content in by_type.values()
     )
@@ -154,7 +157,8 @@ def shows_example(operation: JsonObject, document: JsonObject) -> bool:
 
 def resolved(schema: JsonObject, document: JsonObject) -> JsonObject:
     if "$ref" in schema:
-        found: JsonObject = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        _, _, kind, name = schema["$ref"].split("/")
+        found: JsonObject = document["components"][kind][name]
         return found
     return schema
 
@@ -167,7 +171,7 @@ async def test_every_route_is_documented_with_examples(served: Served) -> None:
     for route, operation in found.items():
         assert operation["summary"], route
         assert operation["description"], route
-        assert {str(status) for status in ERRORS} <= set(operation["responses"]), route
+        assert set(operation["responses"]) >= {"400", "401", "403", "503"}, route
         assert operation["security"] == [{"admin_key": []}], route
         assert shows_example(operation, document), route
         says_all_by_itself = route[1].endswith(("/test", "/redeliver"))

@@ -18,14 +18,12 @@ from gateway.rest.admin import (
     users,
     webhooks,
 )
-from gateway.rest.admin.dependencies import ERRORS
 from gateway.rest.dependencies import get_operator
 
 router = APIRouter(
     prefix="/admin/v1",
     # The middleware lets no other key come here; the routes do not rely on its list of paths.
     dependencies=[Depends(get_operator)],
-    responses=ERRORS,
 )
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
