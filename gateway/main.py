@@ -35,7 +35,7 @@ from gateway.rest import (
     usage,
 )
 from gateway.rest.errors import install_error_handlers
-from gateway.rest.openapi import complete
+from gateway.rest.openapi import describe
 from gateway.rest.uploads import UploadLimits, UploadReader
 from gateway.sweeper import Sweeper
 from gateway.telemetry import configure_logging
@@ -83,12 +83,13 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         static_url="/docs-assets",
         # A redirect would name whatever host the client made up.
         redirect_slashes=False,
-        swagger_ui_parameters={"persistAuthorization": True},
+        # The page would else offer the description to a validator elsewhere.
+        swagger_ui_parameters={"persistAuthorization": True, "filter": True, "validatorUrl": None},
     )
     routers = (images, simple, history, hosting, models, usage, credentials, health, oauth, admin)
     for router in routers:
         app.include_router(router.router)
-    _describe(app)
+    describe(app)
     install_error_handlers(app)
     # A route, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.append(mcp.route)
@@ -97,13 +98,6 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(Instrumentation)
     return app
-
-
-def _describe(app: FastAPI) -> None:
-    """Complete the API's description when it is first asked for: most processes never are."""
-    make_schema = app.openapi
-    # https://fastapi.tiangolo.com/how-to/extending-openapi/
-    app.openapi = lambda: app.openapi_schema or complete(make_schema())  # type: ignore[method-assign]
 
 
 def _upload_limits(settings: Settings) -> UploadLimits:

@@ -3,8 +3,13 @@
 Keys, refusals, headers and bodies are components; a route names only what is its own.
 """
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from starlette.routing import Route
 
 from gateway.authentication import is_open, is_operators
 from gateway.rest.refusals import REFUSALS, reference, shared_responses
@@ -77,6 +82,27 @@ HEADERS = {
 def shared_headers(*names: str) -> dict[str, object]:
     """A response's documentation of its headers."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def describe(app: FastAPI) -> None:
+    """Serve the complete description in place of FastAPI's own.
+
+    It is made when it is first asked for, since most processes never are, and beside the loop:
+    it takes half a second. Then it is kept as it is sent.
+    """
+    make_schema = app.openapi
+    # https://fastapi.tiangolo.com/how-to/extending-openapi/
+    app.openapi = lambda: app.openapi_schema or complete(make_schema())  # type: ignore[method-assign]
+    making = asyncio.Lock()
+    made: list[bytes] = []
+
+    async def description(_request: Request) -> Response:
+        async with making:
+            if not made:
+                made.append(await asyncio.to_thread(lambda: orjson.dumps(app.openapi())))
+        return Response(made[0], media_type="application/json")
+
+    app.router.routes.insert(0, Route("/openapi.json", description, include_in_schema=False))
 
 
 def complete(schema: Description) -> Description:
