@@ -23,6 +23,7 @@ from gateway.limits.gate import Gate, Place
 
 UPLOADS = frozenset({"/v1/images/edits", "/v1/images/variations", "/edit_image"})
 """Their bodies take their time, and have places of their own."""
+PURCHASES = UPLOADS | {"/v1/images/generations", "/generate_image"}
 BODY_PATIENCE_SECONDS = 0.25
 LARGE_BODY_BYTES = 262_144
 JSON_RPC_ERRORS = {True: -32600, False: -32603}
@@ -46,6 +47,8 @@ class Admission:
         state["place"] = None
         client = _Client(receive, send)
         try:
+            if scope["path"] in PURCHASES:
+                gateway.pipeline.check_room(caller)
             if scope["path"] in UPLOADS:
                 gateway.gate.check(caller.tenant_id)
                 await self._app(scope, receive, send)
@@ -55,8 +58,6 @@ class Admission:
             )
         except Unavailable as error:
             await _refuse(error, scope, send)
-            return
-        if place is None:  # the client has left
             return
         state["place"] = client.place = place
         try:
@@ -113,11 +114,11 @@ class _Client:
         self._has_come = not message.get("more_body", False)
 
 
-async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place | None:
-    """A place, after a wait; None where the client has left meanwhile.
+async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:
+    """A place, after a wait.
 
     Raises:
-        Unavailable: the wait is too long.
+        Unavailable: the wait is too long, or the client has left meanwhile.
     """
     joined = gate.join(tenant_id)
     leaving = asyncio.create_task(client.leaves())
@@ -125,8 +126,10 @@ async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place | None:
     is_let_in = False
     try:
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        is_let_in = not leaving.done()
-        return joined.result() if is_let_in else None
+        if leaving.done():
+            raise Unavailable("The client has left.")
+        is_let_in = True
+        return joined.result()
     finally:
         leaving.cancel()
         if not is_let_in:

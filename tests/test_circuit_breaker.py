@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from uuid import UUID
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.limits.circuit_breaker import Circuit, CircuitLimits, CircuitOpen, State, Trouble
@@ -203,6 +203,7 @@ EVENTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(events=EVENTS, is_shared=st.booleans())
 def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for_ever(
     *, events: list[tuple[str, int, UUID]], is_shared: bool

@@ -21,7 +21,21 @@ SPOKEN = Spoken(
         f"GET {TENANT}/users": frozenset({"name"}),
         f"POST {TENANT}/keys": frozenset({"expires_at"}),
         f"POST {TENANT}/keys/{{key_id}}/roll": frozenset({"grace_seconds"}),
-        f"PUT {TENANT}/budgets": OWNED,
+        f"PUT {TENANT}/budgets": OWNED | {"alert_percents"},
+        "PUT /admin/v1/budgets": frozenset({"alert_percents", "time_zone"}),
+        # Above the usual limit, and in the future.
+        f"PUT {TENANT}/budgets/{{budget_id}}/raise": frozenset({"limit_usd", "until"}),
+        "PUT /admin/v1/budgets/{budget_id}/raise": frozenset({"limit_usd", "until"}),
+        # A URL is one that can be read; and integers as above.
+        **{
+            f"{operation}{path}{rest}": frozenset({name})
+            for path in (f"{TENANT}/webhooks", "/admin/v1/webhooks")
+            for operation, rest, name in (
+                ("POST ", "", "url"),
+                ("PATCH ", "/{webhook_id}", "url"),
+                ("POST ", "/{webhook_id}/roll", "grace_seconds"),
+            )
+        },
         f"PUT {TENANT}/limits": OWNED | {"value"},
         "POST /admin/v1/prices": frozenset({None, "effective_from"}),
         "GET /admin/v1/usage": frozenset({"start", "end", "group_by"}),

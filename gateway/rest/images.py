@@ -19,8 +19,8 @@ from gateway.rest.bodies import EditBody, EditForm, ImageBody, VariationForm
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
-    PlaceDep,
     UploadsDep,
+    place_of,
     read_json_object,
 )
 from gateway.rest.openapi import SCHEMAS, shared_headers
@@ -90,12 +90,10 @@ def purchase_answers(*, streamed: bool) -> dict[int | str, dict[str, object]]:
     responses=purchase_answers(streamed=True),
     openapi_extra=documented_purchase(json=ImageBody),
 )
-async def create_images(
-    request: Request, gateway: GatewayDep, caller: ImageWriter, place: PlaceDep
-) -> Response:
+async def create_images(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Make images with one paid call, held against every budget that applies before it is made."""
     image_request = await _read_generation(request, gateway, caller)
-    return await answer(gateway, caller, image_request, place)
+    return await answer(gateway, caller, image_request, place_of(request))
 
 
 @router.post(

@@ -33,6 +33,7 @@ from gateway.rest.admin.webhook_schemas import (
     WebhookObject,
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.refusals import refused_with
 from gateway.webhooks import deliveries, endpoints
 from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
 
@@ -145,6 +146,7 @@ async def delete_webhook(
     status_code=201,
     dependencies=[NoQuery],
     openapi_extra=body_of(RollBody),
+    responses=refused_with(409),
 )
 async def roll_secret(
     webhook_id: UUID,
