@@ -26,14 +26,14 @@ SPOKEN = Spoken(
         # Above the usual limit, and in the future.
         f"PUT {TENANT}/budgets/{{budget_id}}/raise": frozenset({"limit_usd", "until"}),
         "PUT /admin/v1/budgets/{budget_id}/raise": frozenset({"limit_usd", "until"}),
-        # A URL is one that can be read; and integers as above.
+        # A URL is one that can be read, a description one line; and integers as above.
         **{
-            f"{operation}{path}{rest}": frozenset({name})
+            f"{operation}{path}{rest}": names
             for path in (f"{TENANT}/webhooks", "/admin/v1/webhooks")
-            for operation, rest, name in (
-                ("POST ", "", "url"),
-                ("PATCH ", "/{webhook_id}", "url"),
-                ("POST ", "/{webhook_id}/roll", "grace_seconds"),
+            for operation, rest, names in (
+                ("POST ", "", frozenset({"url", "description"})),
+                ("PATCH ", "/{webhook_id}", frozenset({"url", "description"})),
+                ("POST ", "/{webhook_id}/roll", frozenset({"grace_seconds"})),
             )
         },
         f"PUT {TENANT}/limits": OWNED | {"value"},

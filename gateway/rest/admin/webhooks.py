@@ -59,6 +59,7 @@ OwnerDep = Annotated[str | None, Depends(whose)]
     status_code=201,
     dependencies=[NoQuery],
     openapi_extra=body_of(WebhookBody),
+    responses=refused_with(409),
 )
 async def create_webhook(
     owner: OwnerDep,
@@ -170,7 +171,11 @@ async def roll_secret(
 
 
 @routes.post(
-    "/{webhook_id}/test", summary="Send a test event", status_code=201, dependencies=[NoQuery]
+    "/{webhook_id}/test",
+    summary="Send a test event",
+    status_code=201,
+    dependencies=[NoQuery],
+    responses=refused_with(409),
 )
 async def send_test(
     webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
@@ -206,6 +211,7 @@ async def list_deliveries(
     "/{webhook_id}/deliveries/{delivery_id}/redeliver",
     summary="Send a delivery again",
     dependencies=[NoQuery],
+    responses=refused_with(409),
 )
 async def redeliver(
     webhook_id: UUID, delivery_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
