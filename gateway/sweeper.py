@@ -53,7 +53,7 @@ class Sweeper:
             self._sweep_images,
             self._sweep_orphans,
             self._refresh_lifetimes,
-            self._gateway.webhooks.work,
+            self._send_events,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 
@@ -67,6 +67,7 @@ class Sweeper:
     async def sweep(self) -> None:
         """Do once what there is to do."""
         await self._sweep_money()
+        await self._send_events()
         await self._expire_beyond_caps()
         await self._delete_expired_images()
 
@@ -104,6 +105,9 @@ class Sweeper:
             database, after_seconds=self._gateway.settings.idempotency_seconds, limit=BATCH
         )
         await self._measure()
+
+    async def _send_events(self) -> None:
+        await self._gateway.webhooks.work()
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:

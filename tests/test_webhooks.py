@@ -9,7 +9,8 @@ from standardwebhooks import Webhook
 
 from gateway.config import Settings
 from gateway.telemetry import configure_logging
-from gateway.webhooks.deliveries import RETRY_SECONDS
+from gateway.webhooks.deliveries import RETRY_SECONDS, TRIES
+from gateway.webhooks.events import announce
 from tests.admin_helpers import JsonObject, Refusal, answered, entries, refusal
 from tests.harness import Served, served_gateway
 from tests.webhook_helpers import (
@@ -111,7 +112,7 @@ async def test_each_endpoint_hears_its_own_events_and_the_operators_hear_all(
 
 
 async def test_an_event_is_logged_once_also_where_nobody_listens(
-    served: Served, second: Served, capfd: pytest.CaptureFixture[str]
+    served: Served, second: Served, logging_again: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging("INFO", "json")
     event_id = await make_event(served, tenant_id=served.tenant_id)
@@ -163,16 +164,15 @@ async def test_the_waits_grow_over_about_a_day(served: Served) -> None:
 
 
 async def test_what_nobody_takes_is_dead_and_can_be_sent_again(served: Served) -> None:
-    tries = len(RETRY_SECONDS) + 1
-    async with receiving(*[503] * tries) as receiver:
+    async with receiving(*[503] * TRIES) as receiver:
         webhook = await make_webhook(served, receiver.url, tenant_id=served.tenant_id)
         event_id = await make_event(served, tenant_id=served.tenant_id)
-        for _ in range(tries + 2):
+        for _ in range(TRIES + 2):
             await deliver(served)
             await hasten(served)
-        assert len(receiver.received) == tries
+        assert len(receiver.received) == TRIES
         [dead] = await deliveries_of(served, webhook, served.tenant_id, status="dead")
-        assert outcome(dead) == ("dead", tries, 503, "bad_status")
+        assert outcome(dead) == ("dead", TRIES, 503, "bad_status")
         assert dead["next_attempt_at"] is None
         base = f"/tenants/{served.tenant_id}/webhooks/{webhook['id']}/deliveries"
         again = answered(await ask(served, "POST", f"{base}/{dead['id']}/redeliver"))
@@ -233,6 +233,19 @@ async def test_what_a_worker_does_not_end_is_sent_by_another_when_its_lease_is_o
     assert len(receiver.received) == 2
     [delivery] = await deliveries_of(served, webhook)
     assert (delivery["status"], delivery["attempts"]) == ("delivered", 2)
+
+
+async def test_what_ends_every_worker_that_tries_it_is_given_up(served: Served) -> None:
+    async with receiving() as receiver:
+        webhook = await make_webhook(served, receiver.url)
+        await make_event(served)
+        async with served.gateway.database.operator() as session:
+            await announce(session, limit=1)
+        await served.owner_sql("UPDATE webhook_delivery SET attempts = :tries", tries=TRIES)
+        await deliver(served)
+        [delivery] = await deliveries_of(served, webhook)
+    assert outcome(delivery) == ("dead", TRIES + 1, None, "abandoned")
+    assert receiver.received == []
 
 
 async def test_a_slow_endpoint_holds_up_no_other(served: Served) -> None:

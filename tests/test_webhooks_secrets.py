@@ -1,7 +1,6 @@
 """Secrets of webhooks: two sign while rolling, the master key may change, nothing tells them."""
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -37,14 +36,6 @@ from tests.webhook_helpers import (
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"webhook_allow_private": True})
-
-
-@pytest.fixture
-def logged(capfd: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
-    """Everything is logged, to where it can be read."""
-    configure_logging("DEBUG", "json")
-    yield capfd
-    configure_logging("INFO", "json")
 
 
 def verifies(secret: str, received: Received) -> bool:
@@ -143,8 +134,9 @@ async def test_a_secret_that_was_moved_or_changed_signs_nothing(
 
 
 async def test_secrets_are_in_no_log_answer_or_table(
-    served: Served, logged: pytest.CaptureFixture[str]
+    served: Served, logging_again: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    configure_logging("DEBUG", "json")
     answers: list[bytes] = []
     secrets: dict[str, bytes] = {}
 
@@ -176,7 +168,7 @@ async def test_secrets_are_in_no_log_answer_or_table(
             ]
             await deliver(served)
     answers.append((await ask(served, "GET", "/audit")).content)
-    log = logged.readouterr().err.encode()
+    log = capfd.readouterr().err.encode()
     assert log.count(b"webhook_attempt_failed") >= 2
     places = {"log": log, "answers": b"\n".join(answers)} | await dump(served)
     assert leaks(places, secrets) == set()

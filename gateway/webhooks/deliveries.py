@@ -32,8 +32,8 @@ from gateway.webhooks.targets import Failure
 
 RETRY_SECONDS = (5, 60, 300, 1800, 7200, 14_400, 28_800, 32_400)
 """Before each further try, nearly a day altogether; after the last one a delivery is dead."""
+TRIES = len(RETRY_SECONDS) + 1
 JITTER = 0.1
-STATUSES = ("pending", "delivered", "dead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ async def note_failed(session: OperatorSession, claimed: Claim, attempt: Attempt
 
 def _delay(attempt: int) -> timedelta | None:
     """How long to wait after this try; None where there is no further one."""
-    if attempt > len(RETRY_SECONDS):
+    if attempt >= TRIES:
         return None
     spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
     return timedelta(seconds=RETRY_SECONDS[attempt - 1] * spread)

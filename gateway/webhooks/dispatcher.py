@@ -83,14 +83,17 @@ class Dispatcher:
         while True:
             async with self._database.operator() as session:
                 announced = await announce(session, limit=BATCH)
+            # Asked before the claim: what ends meanwhile makes room for what was held back by it.
+            is_held_back = self._is_full or bool(self._busy)
             begun = await self._begin_due()
             if begun or announced == BATCH:
                 continue
-            if not (self._is_full or self._busy):
+            if not is_held_back:
                 break
-            await asyncio.wait(
-                self._tasks, timeout=LOOK_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            if self._tasks:
+                await asyncio.wait(
+                    self._tasks, timeout=LOOK_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
         await self._prune_and_count()
 
     async def finish(self) -> None:
@@ -141,7 +144,11 @@ class Dispatcher:
             log.error("webhook_attempt_broke", exc_info=error)
 
     async def _deliver(self, claimed: Claim) -> None:
-        attempt = await self._attempt(claimed)
+        if claimed.attempt > deliveries.TRIES:
+            # Whoever began the last one never said what came of it: it may be what ended them.
+            attempt = Attempt(None, Failure.ABANDONED)
+        else:
+            attempt = await self._attempt(claimed)
         is_dead, buried = False, None
         async with self._database.operator() as session:
             if attempt.failure is None:

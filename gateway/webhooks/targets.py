@@ -39,6 +39,7 @@ class Failure(StrEnum):
     GONE = "gone"
     SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105 - the name of a failure
     DISABLED = "disabled"
+    ABANDONED = "abandoned"
 
 
 class TargetRefused(Exception):
