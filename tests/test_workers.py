@@ -45,7 +45,7 @@ async def test_workers_that_are_told_to_stop_finish_every_paid_call(
     stub.faults.add(Fault(hold=True, times=None))
     environment = process_environment(settings) | {"GATEWAY_DRAIN_SECONDS": "30"}
     with gateway_process(environment, tmp_path / "log", "--workers", WORKERS) as running:
-        await running.until_ready()
+        await running.until_ready(tries=2400)
         async with clients_of(served, running, CALLS) as clients:
             calls = [asyncio.create_task(client.post(PATH, json=BODY)) for client in clients]
             await stub.until_held(CALLS)
@@ -69,7 +69,7 @@ async def test_a_worker_that_is_killed_is_replaced(
     with gateway_process(
         process_environment(settings), tmp_path / "log", "--workers", WORKERS
     ) as running:
-        await running.until_ready()
+        await running.until_ready(tries=2400)
         before = workers_of(running)
         os.kill(min(before), signal.SIGKILL)
 
@@ -78,7 +78,7 @@ async def test_a_worker_that_is_killed_is_replaced(
             return len(now) == len(before) and min(before) not in now
 
         await eventually(replaced)
-        await running.until_ready()
+        await running.until_ready(tries=2400)
         async with clients_of(served, running, CALLS) as clients:
             answers = await asyncio.gather(*(client.post(PATH, json=BODY) for client in clients))
     assert statuses(answers) == {200: CALLS}
@@ -97,7 +97,7 @@ async def test_workers_of_two_gateways_share_a_limit(
                 gateway_process(environment, tmp_path / "two", "--workers", WORKERS) as two,
             ):
                 for running in (one, two):
-                    await running.until_ready()
+                    await running.until_ready(tries=2400)
                 await eventually(lambda: all_count(valkey.client, 5))
                 async with (
                     clients_of(served, one, 10) as some,
