@@ -121,6 +121,8 @@ def gateway_environment(stub_port: int, folder: Path) -> dict[str, str]:
         "GATEWAY_DATA_DIR": str(folder / "data"),
         "OPENAI_API_KEY": "sk-bench-house-key",
         "OPENAI_BASE_URL": f"http://127.0.0.1:{stub_port}/v1",
+        # A hundred edits at once are to be served, not refused.
+        "GATEWAY_DECODER_QUEUE_SECONDS": "60",
     }
 
 

@@ -56,8 +56,6 @@ class Admission:
         except Unavailable as error:
             await _refuse(error, scope, send)
             return
-        if place is None:  # the client has left
-            return
         state["place"] = client.place = place
         try:
             await self._app(scope, client.receive, client.send)
@@ -113,11 +111,11 @@ class _Client:
         self._has_come = not message.get("more_body", False)
 
 
-async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place | None:
-    """A place, after a wait; None where the client has left meanwhile.
+async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:
+    """A place, after a wait.
 
     Raises:
-        Unavailable: the wait is too long.
+        Unavailable: the wait is too long, or the client has left meanwhile.
     """
     joined = gate.join(tenant_id)
     leaving = asyncio.create_task(client.leaves())
@@ -125,8 +123,10 @@ async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place | None:
     is_let_in = False
     try:
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        is_let_in = not leaving.done()
-        return joined.result() if is_let_in else None
+        if leaving.done():
+            raise Unavailable("The client has left.")
+        is_let_in = True
+        return joined.result()
     finally:
         leaving.cancel()
         if not is_let_in:

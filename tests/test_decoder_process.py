@@ -159,6 +159,24 @@ async def test_who_waits_too_long_is_told_that_the_decoder_is_busy() -> None:
     await decoder.close()
 
 
+async def test_owners_take_turns_however_many_pictures_one_has_sent() -> None:
+    decoder = Decoder(LIMITS)
+    process = await started(decoder)
+    process.suspend()
+    done: list[str] = []
+
+    async def check(owner: str) -> None:
+        await decoder.clean(file(GOOD), file(), owner=owner)
+        done.append(owner)
+
+    jobs = [asyncio.create_task(check(owner)) for owner in ("many", "many", "many", "one")]
+    await asyncio.sleep(0)
+    process.resume()
+    await asyncio.gather(*jobs)
+    assert done == ["many", "many", "one", "many"]
+    await decoder.close()
+
+
 async def test_a_cancelled_job_does_not_answer_the_next_one() -> None:
     decoder = Decoder(LIMITS)
     process = await started(decoder)

@@ -152,7 +152,8 @@ async def test_generations_at_once_are_let_in_as_others_end(served: Served, stub
 
 async def test_a_failed_call_gives_its_place_back(served: Served, stub: Stub) -> None:
     await limit(served, "concurrent", 1)
-    stub.faults.add(Fault(kind="status", status=500), Fault(kind="status", status=429))
+    stub.faults.add(Fault(kind="status", status=500))
+    stub.faults.add(Fault(kind="status", status=429, retry_after="0"))
     async with served.http(await served.key()) as http:
         statuses = [(await http.post(PATH, json=BODY)).status_code for _ in range(3)]
     assert statuses == [504, 429, 200]

@@ -203,7 +203,7 @@ class Pipeline:
     async def drain(self, seconds: float) -> None:
         """Take no new work, let paid calls finish for `seconds`, mark the rest as unknown."""
         self._draining = True
-        self._gate.close()
+        self._gate.end_waiting()
         if self._running:
             log.info("draining", calls=len(self._running), seconds=seconds)
             await asyncio.wait(self._running, timeout=seconds)

@@ -77,7 +77,7 @@ class Circuit:
         Raises:
             CircuitOpen: it may not.
         """
-        if now < self._put_off_until:
+        if self.is_put_off(now):
             raise CircuitOpen(Trouble.RATE_LIMITED, self._put_off_until - now)
         if self.state is State.CLOSED:
             return
@@ -98,6 +98,10 @@ class Circuit:
         until = now + min(seconds, self._limits.max_open_seconds)
         self._put_off_until = max(self._put_off_until, until)
         self.give_back(now)
+
+    def is_put_off(self, now: float) -> bool:
+        """Whether it is not yet the time that the provider has said."""
+        return now < self._put_off_until
 
     def succeed(self, now: float) -> None:
         """A call was answered."""

@@ -150,8 +150,11 @@ class Circuits:
                 self._forget(next(iter(self._circuits)))
         if number < self._changed.get(name, 0):
             return
-        before = circuit.state
-        what(circuit, self._clock())
+        now = self._clock()
+        before, was_put_off = circuit.state, circuit.is_put_off(now)
+        what(circuit, now)
+        if circuit.is_put_off(now) and not was_put_off:
+            self._report(name, "put_off", Trouble.RATE_LIMITED)
         if is_kept:
             self._circuits.move_to_end(name)
         if circuit.state is not before:
@@ -173,19 +176,21 @@ class Circuits:
             telemetry.circuits_open.labels(name.provider).dec()
 
     def _note(self, name: CircuitName, circuit: Circuit, before: State) -> None:
-        """One line, and the metrics, for each change."""
-        state = circuit.state
-        telemetry.circuit_changes_total.labels(name.provider, name.model, state).inc()
-        if state is State.OPEN and before is State.CLOSED:
+        if circuit.state is State.OPEN and before is State.CLOSED:
             telemetry.circuits_open.labels(name.provider).inc()
-        elif state is State.CLOSED:
+        elif circuit.state is State.CLOSED:
             telemetry.circuits_open.labels(name.provider).dec()
-        write = log.warning if state is State.OPEN else log.info
+        self._report(name, circuit.state, circuit.trouble)
+
+    def _report(self, name: CircuitName, state: str, trouble: Trouble) -> None:
+        """One line, and one in the metrics, for each change."""
+        telemetry.circuit_changes_total.labels(name.provider, name.model, state).inc()
+        write = log.warning if state == State.OPEN else log.info
         write(
             f"circuit_{state}",
             provider=name.provider,
             model=name.model,
             credential=name.owner,
             tenant=None if name.tenant_id is None else str(name.tenant_id),
-            trouble=circuit.trouble,
+            trouble=trouble,
         )

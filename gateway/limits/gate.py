@@ -67,6 +67,7 @@ class Gate:
         self._waiting = 0
         self._stay_seconds = 0.0
         self._is_closed = False
+        self._is_ending = False
         self._shed = telemetry.shed_total.labels(name)
 
     @property
@@ -112,8 +113,8 @@ class Gate:
         """Raise what `take` and `join` would."""
         if self._is_closed:
             raise self._refusal(CLOSING)
-        if not self._has_room(owner) and not self._may_wait(owner):
-            raise self._refusal(BUSY)
+        if not self._has_room(owner):
+            self._refuse_long_wait(owner)
 
     def take(self, owner: Hashable) -> Place | None:
         """Go in where there is room; None where one would have to wait.
@@ -131,8 +132,7 @@ class Gate:
         Raises:
             Unavailable: the wait would be too long; the future raises it where it was.
         """
-        if not self._may_wait(owner):
-            raise self._refusal(BUSY)
+        self._refuse_long_wait(owner)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Place] = loop.create_future()
         self._queues.setdefault(owner, deque()).append(future)
@@ -151,8 +151,13 @@ class Gate:
         future.cancel()
 
     def close(self) -> None:
-        """Refuse whoever waits, and whoever comes."""
+        """Refuse whoever comes, and whoever waits."""
         self._is_closed = True
+        self.end_waiting()
+
+    def end_waiting(self) -> None:
+        """Refuse whoever waits or would have to; where there is room one still gets in."""
+        self._is_ending = True
         for owner, queue in list(self._queues.items()):
             for future in list(queue):
                 self._refuse(owner, future, CLOSING)
@@ -184,6 +189,12 @@ class Gate:
         turns = min(self._waiting + 1, (own + 1) * owners)
         waits = (turns / limits.most, (own + 1) / min(limits.most, limits.most_of_one))
         return max(waits) * self._stay_seconds <= limits.wait_seconds
+
+    def _refuse_long_wait(self, owner: Hashable) -> None:
+        if self._is_ending:
+            raise self._refusal(CLOSING)
+        if not self._may_wait(owner):
+            raise self._refusal(BUSY)
 
     def _let_in(self, owner: Hashable) -> Place:
         self._count += 1

@@ -36,7 +36,7 @@ async def get_caller(request: Request) -> Caller:
     return caller
 
 
-async def get_place(request: Request) -> Place | None:
+def place_of(request: Request) -> Place | None:
     """The request's place among those that are worked on."""
     place: Place | None = request.state.place
     return place
@@ -79,7 +79,6 @@ class _Scoped:
 
 GatewayDep = Annotated[Gateway, Depends(get_gateway)]
 UploadsDep = Annotated[UploadReader, Depends(get_uploads)]
-PlaceDep = Annotated[Place | None, Depends(get_place)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
 ActorDep = Annotated[Actor, Depends(get_actor)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]

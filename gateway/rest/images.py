@@ -18,8 +18,8 @@ from gateway.rest.answers import generation_headers, render_generation
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
-    PlaceDep,
     UploadsDep,
+    place_of,
     read_json_object,
 )
 from gateway.rest.schemas import (
@@ -86,12 +86,10 @@ ERRORS: dict[int | str, dict[str, object]] = {
     responses=ERRORS,
     openapi_extra=documented_purchase(json=ImageBody),
 )
-async def create_images(
-    request: Request, gateway: GatewayDep, caller: ImageWriter, place: PlaceDep
-) -> Response:
+async def create_images(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Make images with one paid call, held against every budget that applies before it is made."""
     image_request = await _read_generation(request, gateway, caller)
-    return await answer(gateway, caller, image_request, place)
+    return await answer(gateway, caller, image_request, place_of(request))
 
 
 @router.post(

@@ -17,8 +17,8 @@ from gateway.rest.answers import generation_headers
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
-    PlaceDep,
     UploadsDep,
+    place_of,
     read_json_object,
 )
 from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented_purchase
@@ -36,14 +36,14 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
     responses=ERRORS,
     openapi_extra=documented_purchase(json=SimpleBody),
 )
-async def generate_image(
-    request: Request, gateway: GatewayDep, caller: ImageWriter, place: PlaceDep
-) -> Response:
+async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Like `/v1/images/generations`, answered with links alone."""
     body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
     image_request = _parse(body, gateway, caller, Operation.GENERATION)
     claim = await claim_for(request.headers.get(IDEMPOTENCY_KEY), request.url.path, body)
-    return await _answer(gateway, caller, replace(image_request, idempotency=claim), place)
+    return await _answer(
+        gateway, caller, replace(image_request, idempotency=claim), place_of(request)
+    )
 
 
 @router.post(

@@ -1,0 +1,230 @@
+"""Circuits, without any provider: when they open, what they let through, when they close."""
+
+from contextlib import ExitStack
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.limits.circuit_breaker import Circuit, CircuitLimits, CircuitOpen, State, Trouble
+from gateway.limits.circuits import CircuitName, Circuits
+from tests.limits_helpers import FakeClock
+
+LIMITS = CircuitLimits(
+    failures_in_row=3, window_calls=10, open_seconds=10, max_open_seconds=60, max_circuits=3
+)
+ANN, BOB = UUID(int=1), UUID(int=2)
+
+
+def own(credential: str = "key.1", model: str = "m") -> CircuitName:
+    return CircuitName("openai", model, "tenant", credential, ANN)
+
+
+SHARED = CircuitName("openai", "m", "house", "house", None)
+
+
+def refusal(circuit: Circuit, now: float) -> tuple[Trouble, float] | None:
+    try:
+        circuit.ask(now)
+    except CircuitOpen as refused:
+        return refused.trouble, refused.seconds
+    return None
+
+
+def fail(circuit: Circuit, times: int, *tenants: UUID, trouble: Trouble = Trouble.FAILING) -> None:
+    for at in range(times):
+        circuit.fail(0, trouble, tenants[at % len(tenants)])
+
+
+def test_it_opens_after_failures_in_a_row_and_says_when_to_come_again() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 2, ANN)
+    circuit.succeed(0)
+    fail(circuit, 2, ANN)
+    assert refusal(circuit, 0) is None
+    fail(circuit, 1, ANN, trouble=Trouble.UNREACHABLE)
+    assert (circuit.state, refusal(circuit, 4)) == (State.OPEN, (Trouble.UNREACHABLE, 6))
+
+
+def test_it_opens_where_half_of_the_calls_fail_though_never_in_a_row() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    for _ in range(5):
+        assert refusal(circuit, 0) is None
+        fail(circuit, 1, ANN)
+        circuit.succeed(0)
+    assert refusal(circuit, 0) == (Trouble.FAILING, 10)
+
+
+def test_fewer_failures_than_half_do_not_open_it() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    for _ in range(30):
+        fail(circuit, 1, ANN)
+        circuit.succeed(0)
+        circuit.succeed(0)
+    assert circuit.state is State.CLOSED
+
+
+def test_one_probe_is_let_through_and_its_answer_closes_the_circuit() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 3, ANN)
+    assert refusal(circuit, 10) is None
+    assert (circuit.state, refusal(circuit, 10)) == (State.HALF_OPEN, (Trouble.FAILING, 10))
+    circuit.succeed(11)
+    assert [refusal(circuit, 11) for _ in range(3)] == [None] * 3
+    fail(circuit, 2, ANN)
+    assert circuit.state is State.CLOSED
+
+
+def test_a_slow_probe_does_not_keep_the_others_waiting_for_ever() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 3, ANN)
+    assert [refusal(circuit, now) is None for now in (10, 15, 20, 21)] == [True, False, True, False]
+
+
+def test_each_failed_probe_doubles_the_time_up_to_the_maximum() -> None:
+    circuit, now, waits = Circuit(LIMITS, is_shared=False), 0.0, []
+    fail(circuit, 3, ANN)
+    for _ in range(5):
+        found = refusal(circuit, now)
+        assert found is not None
+        waits.append(found[1])
+        now += found[1]
+        assert refusal(circuit, now) is None
+        circuit.fail(now, Trouble.FAILING, ANN)
+    assert waits == [10, 20, 40, 60, 60]
+
+
+def test_a_probe_that_told_nothing_leaves_its_turn_to_the_next_call() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 3, ANN)
+    assert refusal(circuit, 10) is None
+    circuit.give_back(11)
+    assert refusal(circuit, 11) is None
+
+
+def test_what_the_provider_says_of_its_time_is_kept_up_to_the_maximum() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.put_off(0, 12)
+    circuit.put_off(0, 5)
+    assert refusal(circuit, 2) == (Trouble.RATE_LIMITED, 10)
+    assert [refusal(circuit, 12) for _ in range(2)] == [None, None]
+    circuit.put_off(20, 3600)
+    assert refusal(circuit, 20) == (Trouble.RATE_LIMITED, 60)
+
+
+def test_one_tenants_failures_alone_never_open_a_shared_circuit() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    fail(circuit, 50, ANN)
+    assert refusal(circuit, 0) is None
+    fail(circuit, 1, BOB)
+    assert refusal(circuit, 0) == (Trouble.FAILING, 10)
+
+
+def test_a_house_key_that_is_refused_opens_it_whoever_calls() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    fail(circuit, 3, ANN, trouble=Trouble.CREDENTIAL)
+    assert refusal(circuit, 0) == (Trouble.CREDENTIAL, 10)
+
+
+# Many of them
+
+
+def call(circuits: Circuits, *names: CircuitName, outcome: str = "failed") -> bool:
+    """Whether a call was let through; it then ends so."""
+    with circuits.call(ANN) as made:
+        try:
+            for name in names:
+                made.pass_through(name)
+        except CircuitOpen:
+            return False
+        if outcome == "failed":
+            made.failed(Trouble.FAILING)
+        elif outcome == "succeeded":
+            made.succeeded()
+    return True
+
+
+def test_a_replaced_credential_and_another_model_have_circuits_of_their_own() -> None:
+    circuits = Circuits(LIMITS, clock=FakeClock())
+    assert [call(circuits, own()) for _ in range(4)] == [True, True, True, False]
+    assert call(circuits, own("key.2"))
+    assert call(circuits, own(model="other"))
+
+
+def test_a_call_that_is_refused_by_its_second_circuit_is_no_probe_of_the_first() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    for _ in range(3):
+        call(circuits, own("first"))
+    clock.now += 9
+    for _ in range(3):
+        call(circuits, own("second"))
+    clock.now += 1
+    assert not call(circuits, own("first"), own("second"))
+    assert call(circuits, own("first"), outcome="succeeded")
+    assert call(circuits, own("first"), outcome="none")
+
+
+def test_what_was_sent_before_a_circuit_changed_tells_nothing_of_it_now() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    with ExitStack() as running:
+        late = [running.enter_context(circuits.call(ANN)) for _ in range(5)]
+        for one in late:
+            one.pass_through(own())
+        for _ in range(3):
+            call(circuits, own())
+        late[0].succeeded()  # it had begun before the trouble
+        assert not call(circuits, own())
+        clock.now += 10
+        assert call(circuits, own(), outcome="succeeded")
+        for one in late[1:]:
+            one.failed(Trouble.FAILING)
+    assert call(circuits, own())
+
+
+def test_no_more_circuits_are_remembered_than_may_be_and_old_ones_are_forgotten() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    for number in range(10):
+        call(circuits, own(f"key.{number}"))
+    assert len(circuits) == LIMITS.max_circuits
+    clock.now += 3600
+    call(circuits, own("key.0"), outcome="succeeded")
+    assert len(circuits) == 0
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "fail", "succeed", "put_off", "give_back"]),
+        st.integers(0, 100),
+        st.sampled_from([ANN, BOB]),
+    )
+)
+
+
+@settings(deadline=None)
+@given(events=EVENTS, is_shared=st.booleans())
+def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for_ever(
+    *, events: list[tuple[str, int, UUID]], is_shared: bool
+) -> None:
+    circuit, now = Circuit(LIMITS, is_shared=is_shared), 0.0
+    for event, number, tenant_id in events:
+        now += number
+        match event:
+            case "ask":
+                found = refusal(circuit, now)
+                assert found is None or 0 < found[1] <= LIMITS.max_open_seconds
+            case "fail":
+                circuit.fail(now, Trouble.FAILING, tenant_id)
+            case "succeed":
+                circuit.succeed(now)
+            case "put_off":
+                circuit.put_off(now, number)
+            case _:
+                circuit.give_back(now)
+    now += LIMITS.max_open_seconds
+    assert refusal(circuit, now) is None  # it is always tried again …
+    if circuit.state is State.HALF_OPEN:
+        circuit.succeed(now)
+        assert refusal(circuit, now) is None  # … and a success is enough

@@ -1,0 +1,298 @@
+"""More than the gateway can do: it refuses at once, fairly, and leaves nothing behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from gateway.config import Settings
+from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
+from tests.limits_helpers import limit
+from tests.mcp_helpers import MODES, post, tool_message
+from tests.money_helpers import GENERATIONS, client_of, eventually, image_body, statuses
+from tests.picture_helpers import png
+from tests.stub_openai import Fault, Stub
+from tests.test_money_crashes import locked
+
+NARROW = {"max_preparing_requests": 4, "max_waiting_requests": 4, "admission_timeout_ms": 60_000}
+"""One tenant has two places, and two more to wait in."""
+
+
+@asynccontextmanager
+async def narrow_gateway(settings: Settings, **changes: object) -> AsyncIterator[Served]:
+    """A gateway that has soon too much to do; the books agree in the end."""
+    async with served_gateway(settings.model_copy(update=NARROW | changes)) as served:
+        yield served
+        await served.check_invariants()
+
+
+@asynccontextmanager
+async def stuck(served: Served) -> AsyncIterator[None]:
+    """Whoever's provider key is not cached waits for it: neither bought nor refused."""
+    settings = served.gateway.settings
+    async with locked(settings, "LOCK TABLE credential IN ACCESS EXCLUSIVE MODE"):
+        yield
+
+
+def flood(http: httpx2.AsyncClient, count: int) -> list[asyncio.Task[httpx2.Response]]:
+    return [asyncio.create_task(http.post(GENERATIONS, json=image_body())) for _ in range(count)]
+
+
+async def first_ones(
+    tasks: Sequence[asyncio.Task[httpx2.Response]], count: int
+) -> list[httpx2.Response]:
+    """The first answers that come."""
+    coming = asyncio.as_completed(tasks, timeout=30)
+    return [await next(coming) for _ in range(count)]
+
+
+async def until(check: Callable[[], bool]) -> None:
+    """Wait for something in this process."""
+
+    async def holds() -> bool:
+        await asyncio.sleep(0)
+        return check()
+
+    await eventually(holds)
+
+
+async def reservations(served: Served) -> int:
+    [row] = await served.owner_sql("SELECT count(*) FROM reservation")
+    return int(row[0])
+
+
+def expect_busy(answer: httpx2.Response) -> None:
+    assert answer.status_code == 503, answer.text
+    error = error_of(answer)
+    assert (error["code"], error["type"], error["param"]) == ("overloaded", "server_error", None)
+    assert answer.headers["Retry-After"] == "1"
+    assert "X-Request-Id" in answer.headers
+
+
+async def test_a_tenant_that_floods_is_refused_at_once_and_blocks_nobody(
+    settings: Settings, stub: Stub
+) -> None:
+    async with narrow_gateway(settings) as served:
+        await limit(served, "requests", 100)
+        other = await served.key(tenant_id=await served.tenant("other"))
+        async with (
+            client_of(served.base_url, await served.key()) as http,
+            served.http(other) as calm,
+        ):
+            assert (await calm.post(GENERATIONS, json=image_body())).status_code == 200
+            async with stuck(served):
+                tasks = flood(http, 12)
+                for refused in await first_ones(tasks, 8):
+                    expect_busy(refused)
+                for _ in range(5):
+                    answer = await calm.post(GENERATIONS, json=image_body())
+                    assert answer.status_code == 200
+                assert (served.gateway.gate.inside, served.gateway.gate.waiting) == (2, 2)
+            answers = await asyncio.gather(*tasks)
+            assert statuses(answers) == {200: 4, 503: 8}
+            last = await http.post(GENERATIONS, json=image_body())
+        # What was refused has counted nowhere.
+        assert last.headers["X-RateLimit-Remaining-Requests"] == "95"
+        assert await reservations(served) == len(stub.calls) == 11
+
+
+async def test_what_costs_little_is_answered_while_nothing_else_gets_in(
+    settings: Settings,
+) -> None:
+    async with narrow_gateway(settings, max_preparing_requests=1) as served:
+        admin = served.gateway.core.new_admin_key
+        assert admin is not None
+        key = await served.key()
+        async with client_of(served.base_url, key) as http, served.http(admin.reveal()) as operator:
+            async with stuck(served):
+                tasks = flood(http, 3)
+                await until(lambda: served.gateway.gate.waiting == 2)
+                for path in ("/v1/models", "/v1/usage"):
+                    expect_busy(await http.get(path))
+                for path in ("/health", "/ready"):
+                    assert (await http.get(path)).status_code == 200
+                for path in ("/metrics", "/admin/v1/tenants"):
+                    assert (await operator.get(path)).status_code == 200
+                metrics = (await operator.get("/metrics")).text
+            assert statuses(await asyncio.gather(*tasks)) == {200: 3}
+    assert 'gateway_shed_total{gate="requests"}' in metrics
+
+
+async def test_nobody_waits_longer_than_he_may(settings: Settings, stub: Stub) -> None:
+    async with narrow_gateway(settings, max_wait_ms=50) as served:
+        async with client_of(served.base_url, await served.key()) as http:
+            async with stuck(served):
+                tasks = flood(http, 4)
+                for refused in await first_ones(tasks, 2):
+                    expect_busy(refused)
+            assert statuses(await asyncio.gather(*tasks)) == {200: 2, 503: 2}
+        assert await reservations(served) == len(stub.calls) == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_an_agent_is_told_too(settings: Settings, mode: str) -> None:
+    async with narrow_gateway(settings) as served:
+        paint = tool_message("generate_image", mode, prompt="a red fox", model=GPT2)
+        async with client_of(served.base_url, await served.key()) as http:
+            async with stuck(served):
+                tasks = flood(http, 4)
+                await until(lambda: served.gateway.gate.waiting == 2)
+                refused = await http.post("/mcp", content=paint.body, headers=paint.headers)
+            await asyncio.gather(*tasks)
+            made = await post(http, paint)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        said = refused.json()
+        assert (said["id"], said["error"]["data"]["code"]) == (None, "overloaded")
+        assert not made.result.get("isError")
+
+
+async def test_pictures_are_not_read_where_they_would_be_refused(settings: Settings) -> None:
+    form = {"prompt": "a hat", "model": GPT2}
+    async with (
+        narrow_gateway(settings) as served,
+        client_of(served.base_url, await served.key()) as http,
+    ):
+        async with stuck(served):
+            tasks = flood(http, 4)
+            await until(lambda: served.gateway.gate.waiting == 2)
+            expect_busy(await http.post("/v1/images/edits", data=form, files={"image": png()}))
+        assert statuses(await asyncio.gather(*tasks)) == {200: 4}
+
+
+async def test_a_client_that_leaves_while_it_waits_buys_nothing(
+    settings: Settings, stub: Stub
+) -> None:
+    async with narrow_gateway(settings) as served:
+        key = await served.key()
+        async with client_of(served.base_url, key) as http:
+            async with stuck(served):
+                inside = flood(http, 2)
+                await until(lambda: served.gateway.gate.inside == 2)
+                leaving = flood(http, 2)
+                await until(lambda: served.gateway.gate.waiting == 2)
+                for task in leaving:
+                    task.cancel()
+                await until(lambda: served.gateway.gate.waiting == 0)
+            assert statuses(await asyncio.gather(*inside)) == {200: 2}
+        assert len(stub.calls) == 2
+
+
+async def test_a_client_that_is_slow_to_send_keeps_no_place(settings: Settings) -> None:
+    async with narrow_gateway(settings) as served:
+        key = secret_of(await served.key())
+        host, port = served.base_url.removeprefix("http://").split(":")
+        writers = []
+        for _ in range(6):
+            _, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+            writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            writers.append(writer)
+        async with served.http(key) as http:
+
+            async def is_served() -> bool:
+                return (await http.post(GENERATIONS, json=image_body())).status_code == 200
+
+            await eventually(is_served)
+            await until(lambda: served.gateway.gate.inside == 0)
+        for writer in writers:
+            writer.close()
+
+
+async def test_a_burst_of_many_is_served_as_far_as_it_goes_and_each_answer_is_true(
+    settings: Settings, stub: Stub
+) -> None:
+    async with narrow_gateway(settings, max_wait_ms=200, admission_timeout_ms=800) as served:
+        keys = [await served.key(tenant_id=await served.tenant(f"t{at}")) for at in range(4)]
+        answers: list[Awaitable[httpx2.Response]] = []
+        clients = [client_of(served.base_url, key) for key in keys]
+        for http in clients:
+            answers += flood(http, 50)
+        counts = statuses(await asyncio.gather(*answers))
+        for http in clients:
+            # Each is served again as soon as there is room.
+            assert (await http.post(GENERATIONS, json=image_body())).status_code == 200
+            await http.aclose()
+        assert set(counts) <= {200, 503}
+        assert await reservations(served) == len(stub.calls) == counts[200] + 4
+        assert (served.gateway.gate.inside, served.gateway.gate.waiting) == (0, 0)
+
+
+# Places of generations
+
+
+async def test_one_tenant_takes_its_share_of_generations_and_test_keys_none_of_the_live(
+    settings: Settings, stub: Stub
+) -> None:
+    changes = {"max_concurrent_generations": 4, "max_concurrent_test_generations": 2}
+    async with narrow_gateway(settings, **changes) as served:
+        key, test_key = await served.key(), await served.key(livemode=False)
+        other = await served.key(tenant_id=await served.tenant("other"))
+        async with (
+            client_of(served.base_url, key) as http,
+            client_of(served.base_url, other) as calm,
+            client_of(served.base_url, test_key) as sandbox,
+        ):
+            stub.faults.add(Fault(hold=True, times=4))
+            held = flood(http, 2)
+            await stub.until_held(2)
+            expect_busy(await http.post(GENERATIONS, json=image_body()))
+            assert (await sandbox.post(GENERATIONS, json=image_body())).status_code == 200
+            held += flood(calm, 2)
+            await stub.until_held(4)
+            stub.release()
+            assert statuses(await asyncio.gather(*held)) == {200: 4}
+        assert await reservations(served) == 5
+
+
+async def test_the_share_of_one_tenant_can_be_set(settings: Settings, stub: Stub) -> None:
+    changes = {"max_concurrent_generations": 3, "max_concurrent_generations_per_tenant": 3}
+    async with (
+        narrow_gateway(settings, **changes) as served,
+        client_of(served.base_url, await served.key()) as http,
+    ):
+        stub.faults.add(Fault(hold=True, times=3))
+        held = flood(http, 2)
+        await stub.until_held(2)
+        held += flood(http, 1)
+        await stub.until_held(3)
+        expect_busy(await http.post(GENERATIONS, json=image_body()))
+        stub.release()
+        assert statuses(await asyncio.gather(*held)) == {200: 3}
+
+
+# The end
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_at_the_end_who_waits_is_refused_and_what_was_let_in_is_finished(
+    settings: Settings, stub: Stub, mode: str
+) -> None:
+    async with narrow_gateway(settings, max_preparing_requests=2) as served:
+        key = await served.key()
+        paint = tool_message("generate_image", mode, prompt="a red fox", model=GPT2)
+        async with client_of(served.base_url, key) as http:
+            stub.faults.add(Fault(hold=True))
+            held = flood(http, 1)
+            await stub.until_held(1)
+            served.gateway.clear_caches(None)
+            async with stuck(served):
+                waiting = flood(http, 3)
+                await until(lambda: served.gateway.gate.waiting == 2)
+                draining = asyncio.create_task(served.gateway.pipeline.drain(30))
+                for refused in await first_ones(waiting, 2):
+                    expect_busy(refused)
+            stub.release()
+            await draining
+            # One was inside already: its call is made, and it is waited for.
+            answers = await asyncio.gather(*held, *waiting)
+            assert statuses(answers) == {200: 2, 503: 2}
+            late = await http.post(GENERATIONS, json=image_body())
+            told = (await post(http, paint)).result
+            assert (await http.get("/v1/models")).status_code == 200
+        assert (late.status_code, error_of(late)["code"]) == (503, "overloaded")
+        assert late.headers["Retry-After"] == "1"
+        assert told["isError"]
+        assert told["structuredContent"]["error"]["code"] == "overloaded"
+        assert await reservations(served) == len(stub.calls) == 2
