@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import httpx2
@@ -77,7 +78,11 @@ async def limited_key(served: Served, tenant_id: UUID) -> IssuedKey:
 async def nearly_spend(served: Served, key: IssuedKey, tenant_id: UUID, cost_nano: int) -> None:
     """Budgets of tenant, user and key that run out one after another, the first while it fails."""
     asked = 3 * PHASE_SECONDS * PER_SECOND
-    owners = {"tenant": {}, "user": {"user_id": key.user_id}, "key": {"api_key_id": key.id}}
+    owners: dict[str, dict[str, Any]] = {
+        "tenant": {},
+        "user": {"user_id": key.user_id},
+        "key": {"api_key_id": key.id},
+    }
     for owner, tenths in TENTHS.items():
         amount = format_usd(asked * cost_nano * tenths // 10)
         await served.budget(amount, window="total", tenant_id=tenant_id, **owners[owner])

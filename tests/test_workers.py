@@ -11,6 +11,7 @@ import httpx2
 import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
 
 from gateway.config import Settings
+from gateway.tenancy import api_keys
 from tests.harness import (
     GatewayProcess,
     Served,
@@ -83,6 +84,30 @@ async def test_a_worker_that_is_killed_is_replaced(
             answers = await asyncio.gather(*(client.post(PATH, json=BODY) for client in clients))
     assert statuses(answers) == {200: CALLS}
     assert len(stub.bill) == CALLS
+
+
+async def test_a_revoked_key_ends_on_every_worker(
+    served: Served, settings: Settings, tmp_path: Path
+) -> None:
+    with gateway_process(
+        process_environment(settings), tmp_path / "log", "--workers", WORKERS
+    ) as running:
+        await running.until_ready(tries=2400)
+        key = await served.key()
+        clients = [client_of(running.base_url, key) for _ in range(CALLS)]
+
+        async def answers() -> dict[int, int]:
+            return statuses(await asyncio.gather(*(c.get("/v1/models") for c in clients)))
+
+        async def refused() -> bool:
+            return await answers() == {401: CALLS}
+
+        assert await answers() == {200: CALLS}
+        async with served.gateway.database.operator() as session:
+            await api_keys.revoke(session, key.id)
+        # Announced, it is heard at once; what is only cached would live for thirty seconds.
+        await eventually(refused, seconds=15)
+        await asyncio.gather(*(client.aclose() for client in clients))
 
 
 async def test_workers_of_two_gateways_share_a_limit(
