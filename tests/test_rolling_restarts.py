@@ -106,7 +106,7 @@ async def restart_under_load(
         process = stack.enter_context(
             gateway_process(environment, folder / f"replica-{next(names)}.log")
         )
-        await process.until_ready()
+        await process.until_ready(tries=2400)
         balancer.replicas.append(process.base_url)
         return process
 
@@ -148,6 +148,7 @@ async def drill(
     assert await served.ledger_total() == sum(line.cost_nano_usd for line in stub.bill)
 
 
+@pytest.mark.timeout(300)
 async def test_a_rolling_restart_under_load_loses_no_request(
     served: Served, settings: Settings, stub: Stub, valkey: Valkey
 ) -> None:

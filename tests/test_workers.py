@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
+import pytest
 
 from gateway.config import Settings
 from gateway.tenancy import api_keys
@@ -23,6 +24,8 @@ from tests.limits_helpers import BODY, PATH, burst, limit, running_valkey, with_
 from tests.money_helpers import client_of, count_states, eventually, statuses
 from tests.stub_openai import Fault, Stub
 
+# Each starts up to seven processes, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 WORKERS = "2"
 CALLS = 12
 STAYING = 8
