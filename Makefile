@@ -23,7 +23,7 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full check bench migrate lock clean
+.PHONY: help setup run dev test test-full check bench drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -50,8 +50,14 @@ check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 	@echo "mypy"         && $(BIN)/mypy --no-error-summary
 	@echo "style"        && $(BIN)/pytest -q --no-header tests/test_style.py
 
-bench: $(DEV_READY) ## measure speed and memory against the floor
+bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts --rounds 2')
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+DRILLS := tests/test_rolling_restarts.py tests/test_valkey_drill.py
+
+drill: $(DEV_READY) ## overload, a noisy tenant, rolling restarts, a failing Valkey (minutes)
+	@$(BIN)/python -m benchmarks overload noisy
+	@$(BIN)/pytest -m full -s $(DRILLS)
 
 migrate: $(RUN_READY) ## bring the database to the newest schema
 	@$(BIN)/gateway migrate $(ARGS)

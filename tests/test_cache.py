@@ -1,11 +1,14 @@
 """Lookups that are kept: loaded once for all who come at once, and never older than a change."""
 
 import asyncio
+import time
+from collections.abc import Callable
 
 import pytest
 
 from gateway.db.cache import Cache
 from gateway.db.engine import DatabaseUnavailable
+from tests.limits_helpers import FakeClock
 
 WHO_ASKS = 50
 
@@ -25,8 +28,10 @@ class Rows:
         return found, "tag"
 
 
-def make_cache(load_seconds: float = 30.0) -> Cache[str, str]:
-    return Cache(ttl_seconds=30, max_entries=10, load_seconds=load_seconds)
+def make_cache(
+    load_seconds: float = 30.0, clock: Callable[[], float] = time.monotonic
+) -> Cache[str, str]:
+    return Cache(ttl_seconds=30, max_entries=10, load_seconds=load_seconds, clock=clock)
 
 
 async def asked(count: int, cache: Cache[str, str], rows: Rows) -> list[asyncio.Task[str | None]]:
@@ -55,6 +60,19 @@ async def test_who_asks_after_a_change_does_not_get_what_was_being_loaded_before
     rows.answers.set()
     assert await asyncio.gather(*early) == ["old", "old"]
     assert await asyncio.gather(*late) == ["new", "new"]
+    assert await cache.get("key", rows.load) == "new"
+    assert rows.loads == 2
+
+
+async def test_a_change_that_nobody_announced_is_noticed_when_the_time_to_live_is_over() -> None:
+    clock = FakeClock()
+    cache, rows = make_cache(clock=clock), Rows("old")
+    rows.answers.set()
+    assert await cache.get("key", rows.load) == "old"
+    rows.value = "new"
+    clock.now += 29.9
+    assert await cache.get("key", rows.load) == "old"
+    clock.now += 0.2
     assert await cache.get("key", rows.load) == "new"
     assert rows.loads == 2
 

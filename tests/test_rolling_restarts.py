@@ -5,11 +5,10 @@ import itertools
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import httpx2
 import pytest
@@ -23,6 +22,7 @@ from tests.harness import (
     secret_of,
 )
 from tests.limits_helpers import PATH, Valkey, limit, running_valkey
+from tests.load_helpers import Arrivals
 from tests.money_helpers import count_states, image_body
 from tests.stub_openai import Stub
 
@@ -31,7 +31,6 @@ STOP_SECONDS = 60
 ANSWER_SECONDS = 60
 LOOK_SECONDS = 0.2
 OVERLOADED = 503
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -91,29 +90,6 @@ class Balancer:
             self.replicas.remove(base_url)
 
 
-@dataclass
-class Arrivals(Generic[T]):
-    """Starts something every so often, however long the one before takes."""
-
-    start: Callable[[int], Coroutine[None, None, T]]
-    seconds_between: float
-    tasks: list[asyncio.Task[T]] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
-
-    def begin(self) -> None:
-        self._next(asyncio.get_running_loop().time())
-
-    async def end(self) -> list[T]:
-        assert self.timer is not None
-        self.timer.cancel()
-        return await asyncio.gather(*self.tasks)
-
-    def _next(self, due: float) -> None:
-        self.tasks.append(asyncio.create_task(self.start(len(self.tasks))))
-        due += self.seconds_between
-        self.timer = asyncio.get_running_loop().call_at(due, self._next, due)
-
-
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
     with running_valkey() as server:
@@ -130,7 +106,7 @@ async def restart_under_load(
         process = stack.enter_context(
             gateway_process(environment, folder / f"replica-{next(names)}.log")
         )
-        await process.until_ready()
+        await process.until_ready(tries=2400)
         balancer.replicas.append(process.base_url)
         return process
 
@@ -172,6 +148,7 @@ async def drill(
     assert await served.ledger_total() == sum(line.cost_nano_usd for line in stub.bill)
 
 
+@pytest.mark.timeout(300)
 async def test_a_rolling_restart_under_load_loses_no_request(
     served: Served, settings: Settings, stub: Stub, valkey: Valkey
 ) -> None:

@@ -231,6 +231,19 @@ async def test_a_revoked_key_ends_on_every_gateway_within_a_second(
     assert stub.calls == []
 
 
+async def test_a_revocation_that_nobody_announced_counts_when_the_time_to_live_is_over(
+    settings: Settings,
+) -> None:
+    # Thirty seconds as it is delivered; that these are counted is for the tests of the cache.
+    async with served_gateway(settings.model_copy(update={"cache_ttl_seconds": 0.5})) as served:
+        key = await served.key()
+        async with served.http(key) as http:
+            assert (await http.get("/v1/models")).status_code == 200
+        await served.owner_sql("ALTER TABLE api_key DISABLE TRIGGER USER")
+        await served.owner_sql("UPDATE api_key SET revoked_at = now() WHERE id = :id", id=key.id)
+        assert await until_refused(served, key) == NO_KEY
+
+
 async def test_a_key_that_is_known_already_ends_when_it_expires(served: Served) -> None:
     key = await served.key(expires_at=datetime.now(UTC) + timedelta(milliseconds=400))
     async with served.http(key) as http:

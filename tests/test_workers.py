@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx2
 import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
+import pytest
 
 from gateway.config import Settings
+from gateway.tenancy import api_keys
 from tests.harness import (
     GatewayProcess,
     Served,
@@ -22,6 +24,8 @@ from tests.limits_helpers import BODY, PATH, burst, limit, running_valkey, with_
 from tests.money_helpers import client_of, count_states, eventually, statuses
 from tests.stub_openai import Fault, Stub
 
+# Each starts up to seven processes, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 WORKERS = "2"
 CALLS = 12
 STAYING = 8
@@ -45,7 +49,7 @@ async def test_workers_that_are_told_to_stop_finish_every_paid_call(
     stub.faults.add(Fault(hold=True, times=None))
     environment = process_environment(settings) | {"GATEWAY_DRAIN_SECONDS": "30"}
     with gateway_process(environment, tmp_path / "log", "--workers", WORKERS) as running:
-        await running.until_ready()
+        await running.until_ready(tries=2400)
         async with clients_of(served, running, CALLS) as clients:
             calls = [asyncio.create_task(client.post(PATH, json=BODY)) for client in clients]
             await stub.until_held(CALLS)
@@ -69,7 +73,7 @@ async def test_a_worker_that_is_killed_is_replaced(
     with gateway_process(
         process_environment(settings), tmp_path / "log", "--workers", WORKERS
     ) as running:
-        await running.until_ready()
+        await running.until_ready(tries=2400)
         before = workers_of(running)
         os.kill(min(before), signal.SIGKILL)
 
@@ -78,11 +82,35 @@ async def test_a_worker_that_is_killed_is_replaced(
             return len(now) == len(before) and min(before) not in now
 
         await eventually(replaced)
-        await running.until_ready()
+        await running.until_ready(tries=2400)
         async with clients_of(served, running, CALLS) as clients:
             answers = await asyncio.gather(*(client.post(PATH, json=BODY) for client in clients))
     assert statuses(answers) == {200: CALLS}
     assert len(stub.bill) == CALLS
+
+
+async def test_a_revoked_key_ends_on_every_worker(
+    served: Served, settings: Settings, tmp_path: Path
+) -> None:
+    with gateway_process(
+        process_environment(settings), tmp_path / "log", "--workers", WORKERS
+    ) as running:
+        await running.until_ready(tries=2400)
+        key = await served.key()
+        clients = [client_of(running.base_url, key) for _ in range(CALLS)]
+
+        async def answers() -> dict[int, int]:
+            return statuses(await asyncio.gather(*(c.get("/v1/models") for c in clients)))
+
+        async def refused() -> bool:
+            return await answers() == {401: CALLS}
+
+        assert await answers() == {200: CALLS}
+        async with served.gateway.database.operator() as session:
+            await api_keys.revoke(session, key.id)
+        # Announced, it is heard at once; what is only cached would live for thirty seconds.
+        await eventually(refused, seconds=15)
+        await asyncio.gather(*(client.aclose() for client in clients))
 
 
 async def test_workers_of_two_gateways_share_a_limit(
@@ -97,7 +125,7 @@ async def test_workers_of_two_gateways_share_a_limit(
                 gateway_process(environment, tmp_path / "two", "--workers", WORKERS) as two,
             ):
                 for running in (one, two):
-                    await running.until_ready()
+                    await running.until_ready(tries=2400)
                 await eventually(lambda: all_count(valkey.client, 5))
                 async with (
                     clients_of(served, one, 10) as some,

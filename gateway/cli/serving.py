@@ -28,6 +28,7 @@ from gateway.mcp_server.prompt_templates import load_templates
 from gateway.telemetry import configure_logging
 from gateway.tenancy.quickstart import quickstart_path, read_quickstart
 
+ACCEPTED_PER_TURN = 16
 WORKER_SILENCE_SECONDS = 60
 """A worker that answers its supervisor no sooner is killed and replaced. Python takes seconds to
 start, on a busy machine many: a shorter time kills each replacement in turn."""
@@ -83,7 +84,7 @@ def _serve_one(settings: Settings, host: str, port: int, *, as_json: bool) -> No
         async with open_gateway(settings) as gateway:
             config = _uvicorn_config(create_app(settings, gateway), settings, host, port)
             greet = partial(_greet, gateway.core, as_json=as_json)
-            await _Server(config, gateway, greet).serve()
+            await _Server(config, gateway, greet).serve(_listeners(config))
 
     # uvicorn raises the signal that stopped it once more; by then the drain must still follow.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -115,7 +116,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
                     "gateway.main:worker_app", settings, host, port, workers=workers
                 )
                 # It blocks this thread, which alone may handle signals; nothing else needs it.
-                _Supervisor(config, sockets=[config.bind_socket()]).run()
+                _Supervisor(config, sockets=_listeners(config)).run()
 
     guarded(lambda: asyncio.run(serve_until_stopped()))
 
@@ -159,6 +160,16 @@ def _uvicorn_config(
         # Longer than the drain, so that every client hears how its call ended.
         timeout_graceful_shutdown=int(settings.drain_seconds + settings.settle_wait_seconds) + 2,
     )
+
+
+def _listeners(config: uvicorn.Config) -> list[socket.socket]:
+    """One socket under several descriptors, from each of which the loop accepts at its every turn.
+
+    The event loop accepts one connection a turn. Turns of a busy process are long, and new clients
+    would wait for seconds outside, where nobody refuses them.
+    """
+    listener = config.bind_socket()
+    return [listener, *(listener.dup() for _ in range(ACCEPTED_PER_TURN - 1))]
 
 
 def _refuse_unusable(host: str, port: int) -> None:

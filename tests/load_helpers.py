@@ -1,0 +1,31 @@
+"""Load for drills: things that are started every so often, however long each of them takes."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class Arrivals(Generic[T]):
+    """Starts something every so often, however long the one before takes."""
+
+    start: Callable[[int], Coroutine[None, None, T]]
+    seconds_between: float
+    tasks: list[asyncio.Task[T]] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        self._next(asyncio.get_running_loop().time())
+
+    async def end(self) -> list[T]:
+        assert self.timer is not None
+        self.timer.cancel()
+        return await asyncio.gather(*self.tasks)
+
+    def _next(self, due: float) -> None:
+        self.tasks.append(asyncio.create_task(self.start(len(self.tasks))))
+        due += self.seconds_between
+        self.timer = asyncio.get_running_loop().call_at(due, self._next, due)
