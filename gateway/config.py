@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     decoder_memory_bytes: int = Field(default=1_073_741_824, ge=134_217_728)
     download_seconds: float = Field(default=20.0, gt=0)
     stream_keepalive_seconds: float = Field(default=15.0, gt=0)
-    max_preparing_requests: int = Field(default=128, ge=1)
+    max_preparing_requests: int = Field(default=64, ge=1)
     max_waiting_requests: int = Field(default=1024, ge=1)
     max_wait_ms: int = Field(default=1000, ge=1, le=60_000)
     max_concurrent_generations: int = Field(default=512, ge=1)
