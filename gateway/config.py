@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     max_concurrent_generations: int = Field(default=512, ge=1)
     max_concurrent_generations_per_tenant: int | None = Field(default=None, ge=1)
     max_concurrent_test_generations: int = Field(default=128, ge=1)
-    circuit_failures: int = Field(default=5, ge=1, le=1000)
+    circuit_failures: int = Field(default=10, ge=1, le=1000)
     circuit_window_calls: int = Field(default=20, ge=2, le=10_000)
     circuit_open_seconds: float = Field(default=10.0, gt=0)
     circuit_max_open_seconds: float = Field(default=120.0, gt=0)
