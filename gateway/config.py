@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     max_input_pixels: int = Field(default=40_000_000, ge=65_536)
     decoder_processes: int = Field(default=2, ge=1, le=64)
     decoder_job_seconds: float = Field(default=15.0, gt=0)
-    decoder_queue_seconds: float = Field(default=1.0, gt=0)
+    decoder_queue_seconds: float = Field(default=20.0, gt=0)
     decoder_memory_bytes: int = Field(default=1_073_741_824, ge=134_217_728)
     download_seconds: float = Field(default=20.0, gt=0)
     stream_keepalive_seconds: float = Field(default=15.0, gt=0)
