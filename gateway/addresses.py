@@ -35,6 +35,18 @@ _SPECIAL_V4 = tuple(
 # https://www.iana.org/assignments/iana-ipv6-special-registry; the first holds Teredo, the third is
 # 6to4: both carry an IPv4 address that some router may still unpack.
 _SPECIAL_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+# Private networks and this machine: RFC 1918, 6598, 4193.
+_INSIDE_V4 = tuple(
+    map(
+        IPv4Network,
+        ("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
+    )
+)
+_INSIDE_V6 = tuple(map(IPv6Network, ("::1/128", "fc00::/7")))
+# Inside these, where clouds tell machines who they are, keys included (Alibaba, AWS, Google). The
+# others' are link-local or special, and so not inside.
+_METADATA_V4 = IPv4Network("100.100.100.0/24")
+_METADATA_V6 = tuple(map(IPv6Network, ("fd00:ec2::/32", "fd20:ce::/32")))
 _UNICAST_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 """How a machine with IPv6 alone sees hosts with IPv4 alone (RFC 6052)."""
@@ -47,6 +59,23 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     return _is_public_v4(parsed) if isinstance(parsed, IPv4Address) else _is_public_v6(parsed)
+
+
+def is_public_or_private(address: str) -> bool:
+    """Whether `address` is one host, be it on a private network or this machine.
+
+    Never a cloud's metadata service, nor an IPv6 form in which an IPv4 address could hide.
+    """
+    if is_public(address):
+        return True
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, IPv4Address):
+        return parsed not in _METADATA_V4 and any(parsed in network for network in _INSIDE_V4)
+    is_hidden = parsed.scope_id is not None or any(parsed in one for one in _METADATA_V6)
+    return not is_hidden and any(parsed in network for network in _INSIDE_V6)
 
 
 def _is_public_v4(address: IPv4Address) -> bool:

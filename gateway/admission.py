@@ -23,6 +23,7 @@ from gateway.limits.gate import Gate, Place
 
 UPLOADS = frozenset({"/v1/images/edits", "/v1/images/variations", "/edit_image"})
 """Their bodies take their time, and have places of their own."""
+PURCHASES = UPLOADS | {"/v1/images/generations", "/generate_image"}
 BODY_PATIENCE_SECONDS = 0.25
 LARGE_BODY_BYTES = 262_144
 JSON_RPC_ERRORS = {True: -32600, False: -32603}
@@ -46,6 +47,8 @@ class Admission:
         state["place"] = None
         client = _Client(receive, send)
         try:
+            if scope["path"] in PURCHASES:
+                gateway.pipeline.check_room(caller)
             if scope["path"] in UPLOADS:
                 gateway.gate.check(caller.tenant_id)
                 await self._app(scope, receive, send)

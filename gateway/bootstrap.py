@@ -63,6 +63,8 @@ from gateway.tenancy.identity_provider import (
     identity_provider_of,
 )
 from gateway.tenancy.vault import MasterKeys, Vault
+from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
+from gateway.webhooks.sealing import Sealing
 
 FINISH_QUEUE_SECONDS = 600.0
 """Longer than any client waits: the picture is paid for."""
@@ -85,6 +87,7 @@ class Core:
     catalog: Catalog
     pepper: bytes = field(repr=False)
     link_key: bytes = field(repr=False)
+    webhook_sealing: Sealing
     revision: str
     new_admin_key: SecretText | None
 
@@ -106,6 +109,7 @@ class Gateway:
     intake: Intake
     thumbnails: Thumbnails
     lifetimes: Lifetimes
+    webhooks: Dispatcher
     clear_caches: Callable[[str | None], None]
     """Forget what is cached of a tenant (its id as text). Postgres announces a change to every
     gateway, but the one that made it must not serve the old state until it has heard that."""
@@ -151,9 +155,20 @@ async def open_core(
             )
             pepper = await vault.gateway_secret(session, "pepper")
             link_key = await vault.gateway_secret(session, "link_key")
+            webhook_key = await vault.gateway_secret(session, "webhook_key")
             await prices.seed(session, catalog.models.values())
             new_admin_key = await quickstart.make_first_keys(session, settings, pepper)
-        yield Core(settings, database, vault, catalog, pepper, link_key, revision, new_admin_key)
+        yield Core(
+            settings=settings,
+            database=database,
+            vault=vault,
+            catalog=catalog,
+            pepper=pepper,
+            link_key=link_key,
+            webhook_sealing=Sealing(vault, webhook_key),
+            revision=revision,
+            new_admin_key=new_admin_key,
+        )
 
 
 @asynccontextmanager
@@ -185,11 +200,10 @@ async def open_gateway(
         store = open_store(settings.image_storage_url, settings.s3_options)
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
         decoder, finisher = _decoder(settings), _finisher(settings)
-        stack.push_async_callback(decoder.close)
-        stack.push_async_callback(finisher.close)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
-        stack.push_async_callback(thumbnails.close)
-        stack.push_async_callback(downloads.close)
+        webhooks = open_dispatcher(settings, database, core.webhook_sealing)
+        for held in (decoder, finisher, thumbnails, downloads, webhooks):
+            stack.push_async_callback(held.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
         providers = _providers(stack, settings, openai_images, _pixel_reader(decoder))
         house = _house_credentials(settings)
@@ -223,6 +237,7 @@ async def open_gateway(
             intake=Intake(pipeline, _fetcher(core, store, links, downloads), decoder),
             thumbnails=thumbnails,
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
+            webhooks=webhooks,
             clear_caches=clear,
         )
 

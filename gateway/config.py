@@ -101,6 +101,13 @@ class Settings(BaseSettings):
     house_images_per_minute: int | None = Field(default=None, ge=0, le=1_000_000_000)
     house_concurrent_generations: int | None = Field(default=None, ge=0, le=1_000_000_000)
 
+    webhook_allow_private: bool = False
+    webhook_timeout_seconds: float = Field(default=10.0, gt=0, le=60)
+    webhook_max_parallel: int = Field(default=32, ge=1, le=1000)
+    webhook_max_parallel_per_endpoint: int = Field(default=2, ge=1, le=100)
+    webhook_retention_seconds: int = Field(default=2_592_000, ge=3600, le=315_360_000)
+    max_webhooks: int = Field(default=10, ge=0, le=1000)
+
     idempotency_seconds: int = Field(default=86_400, ge=60, le=2_592_000)
     default_model: str = "gpt-image-2.5-sunburst"
     prompts_dir: Path | None = None

@@ -10,14 +10,13 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import FrameType
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from gateway import __version__
 from gateway.admission import Admission
-from gateway.authentication import Authentication, is_operators
+from gateway.authentication import Authentication
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
 from gateway.instrumentation import Instrumentation
@@ -36,12 +35,12 @@ from gateway.rest import (
     usage,
 )
 from gateway.rest.errors import install_error_handlers
+from gateway.rest.openapi import describe
 from gateway.rest.uploads import UploadLimits, UploadReader
 from gateway.sweeper import Sweeper
 from gateway.telemetry import configure_logging
 
 GC_NEW_OBJECTS = 20_000
-KEYS = "igw_test_… or igw_live_…, or a token of the operator's identity provider"
 DESCRIPTION = """
 Make images through one place that knows, to the nano-dollar, who spent what.
 
@@ -84,12 +83,13 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         static_url="/docs-assets",
         # A redirect would name whatever host the client made up.
         redirect_slashes=False,
-        swagger_ui_parameters={"persistAuthorization": True},
+        # The page would else offer the description to a validator elsewhere.
+        swagger_ui_parameters={"persistAuthorization": True, "filter": True, "validatorUrl": None},
     )
     routers = (images, simple, history, hosting, models, usage, credentials, health, oauth, admin)
     for router in routers:
         app.include_router(router.router)
-    _document_keys(app)
+    describe(app)
     install_error_handlers(app)
     # A route, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.append(mcp.route)
@@ -98,32 +98,6 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(Instrumentation)
     return app
-
-
-def _document_keys(app: FastAPI) -> None:
-    """Say in the API's documentation how to send a key, and leave out a status never sent.
-
-    The schema is made when it is first asked for, and kept: most processes are never asked.
-    """
-    make_schema = app.openapi
-
-    def schema_with_keys() -> dict[str, Any]:
-        schema = make_schema()
-        schema["components"]["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": KEYS},
-            "admin_key": {"type": "http", "scheme": "bearer", "description": "igw_admin_…"},
-        }
-        schema["security"] = [{"key": []}]
-        for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                if "HTTPValidationError" in str(operation["responses"].get("422")):
-                    del operation["responses"]["422"]
-                if is_operators(path):
-                    operation["security"] = [{"admin_key": []}]
-        return schema
-
-    # https://fastapi.tiangolo.com/how-to/extending-openapi/
-    app.openapi = schema_with_keys  # type: ignore[method-assign]
 
 
 def _upload_limits(settings: Settings) -> UploadLimits:

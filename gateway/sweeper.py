@@ -1,6 +1,6 @@
 """The clock: late reservations become unknown, unknown ones estimates; images and orphans go.
 
-Once a day it asks how long the vendor's models live.
+Events that wait are announced and delivered. Once a day it asks how long the vendor's models live.
 """
 
 import asyncio
@@ -53,6 +53,7 @@ class Sweeper:
             self._sweep_images,
             self._sweep_orphans,
             self._refresh_lifetimes,
+            self._send_events,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 
@@ -66,6 +67,7 @@ class Sweeper:
     async def sweep(self) -> None:
         """Do once what there is to do."""
         await self._sweep_money()
+        await self._send_events()
         await self._expire_beyond_caps()
         await self._delete_expired_images()
 
@@ -98,10 +100,14 @@ class Sweeper:
         if estimated:
             telemetry.alarms_total.labels("outcome_estimated").inc(estimated)
             log.warning("reservations_estimated", count=estimated)
+        await ledger.alert_house_budgets(database)
         await ledger.forget_claims(
             database, after_seconds=self._gateway.settings.idempotency_seconds, limit=BATCH
         )
         await self._measure()
+
+    async def _send_events(self) -> None:
+        await self._gateway.webhooks.work()
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:

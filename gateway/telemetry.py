@@ -70,6 +70,20 @@ circuit_refused_total = Counter(
     "Requests refused because a circuit was open",
     ["provider", "trouble"],
 )
+events_total = Counter("gateway_events_total", "Events announced, by type", ["type"])
+webhook_attempts_total = Counter(
+    "gateway_webhook_attempts_total",
+    "Tries to deliver an event: delivered, failed (tried again later), dead (the last one)",
+    ["outcome"],
+)
+webhook_seconds = Histogram(
+    "gateway_webhook_duration_seconds", "Time of one try to deliver an event"
+)
+webhooks_waiting = Gauge(
+    "gateway_webhook_deliveries_waiting",
+    "Deliveries not arrived yet",
+    multiprocess_mode="mostrecent",
+)
 batch_size = Histogram(
     "gateway_group_commit_batch_size",
     "Items per commit",
@@ -79,7 +93,7 @@ batch_size = Histogram(
 
 _SECRET = re.compile(
     r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,}"
-    r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|(?i:bearer)\s+\S+"
+    r"|whsec_[0-9A-Za-z+/=]{4,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|(?i:bearer)\s+\S+"
 )
 
 

@@ -1,5 +1,7 @@
 """What the tests of the operators' REST share: a client with the admin key, and the audit trail."""
 
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -85,3 +87,19 @@ async def operator_key_id(served: Served) -> str:
     """The id of the only admin key."""
     [row] = await served.owner_sql("SELECT id FROM operator_key")
     return str(UUID(str(row.id)))
+
+
+def commands(page: str, variables: dict[str, str]) -> Iterator[tuple[str, str, str | None]]:
+    """Method, URL and body of each curl on a page of the documentation."""
+    for line in page.splitlines():
+        if not line.startswith("curl "):
+            continue
+        for name, value in variables.items():
+            line = line.replace(f"'${name}'", value).replace(f"${name}", value)  # noqa: PLW2901
+        words = shlex.split(line.replace("sk-proj-…", "sk-proj-0123456789"))
+        body = words[words.index("-d") + 1] if "-d" in words else None
+        method = (
+            words[words.index("-X") + 1] if "-X" in words else "GET" if body is None else "POST"
+        )
+        [url] = [word for word in words if word.startswith("http")]
+        yield method, url, body

@@ -59,6 +59,13 @@ def postgres(postgres_url: str) -> PostgresServer:
 
 
 @pytest.fixture
+def logging_again() -> Iterator[None]:
+    """For a test that logs to where it can read it: afterwards, logs as before."""
+    yield
+    configure_logging("INFO", "json")
+
+
+@pytest.fixture
 async def database(postgres: PostgresServer) -> AsyncIterator[str]:
     """A migrated database for this test alone; the owner's address."""
     url = await postgres.create()

@@ -138,6 +138,11 @@ class Served:
                 **owner,
             )
 
+    async def house_budget(self, limit_usd: str, *, window: str = "month") -> None:
+        """Set a budget for all calls with the house's own credential."""
+        async with self.gateway.database.operator() as session:
+            await budgets.set_limit(session, None, window=window, limit_nano=parse_usd(limit_usd))
+
     def http(self, key: IssuedKey | str | None = None, **options: Any) -> httpx2.AsyncClient:
         """A plain client, with a key or without."""
         headers = {} if key is None else {"Authorization": f"Bearer {secret_of(key)}"}

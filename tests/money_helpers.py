@@ -156,8 +156,11 @@ async def budget_rows(served: Served) -> list[tuple[str, int, int, int]]:
     """Every budget period: owner, limit, spent, held (nano-USD)."""
     rows = await served.owner_sql(
         "SELECT CASE WHEN b.api_key_id IS NOT NULL THEN 'key' WHEN b.user_id IS NOT NULL"
-        " THEN 'user' ELSE 'tenant' END AS owner, b.limit_nano, p.spent_nano, p.held_nano"
-        " FROM budget_period p JOIN budget b ON b.id = p.budget_id ORDER BY p.id"
+        " THEN 'user' WHEN b.tenant_id IS NOT NULL THEN 'tenant' ELSE 'house' END AS owner,"
+        " b.limit_nano, sum(p.spent_nano)::bigint AS spent_nano,"
+        " sum(p.held_nano)::bigint AS held_nano"
+        " FROM budget_period p JOIN budget b ON b.id = p.budget_id"
+        " GROUP BY b.id, p.period_start ORDER BY min(p.id)"
     )
     return [(row.owner, row.limit_nano, row.spent_nano, row.held_nano) for row in rows]
 

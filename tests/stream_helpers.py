@@ -68,6 +68,13 @@ async def read_event(lines: AsyncIterator[str]) -> Event:
             return Event(name, json.loads(data))
 
 
+async def read_image(lines: AsyncIterator[str]) -> Event:
+    """The next event, past all signs of life: on a busy machine some come first."""
+    while (event := await read_event(lines)) is COMMENT:
+        pass
+    return event
+
+
 async def read_events(response: httpx2.Response) -> list[Event]:
     """All events until the stream's end, without comments."""
     assert response.status_code == 200, await response.aread()

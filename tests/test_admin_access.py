@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from gateway.rest.admin.dependencies import ERRORS
 from tests.admin_helpers import NO_ID, ROOT, JsonObject, Refusal, admin, admin_secret, refusal
 from tests.harness import Served
 
@@ -14,13 +13,15 @@ EXAMPLES = {
     "{provider}": "openai",
     "{budget_id}": "1",
     "{limit_id}": "1",
+    "{webhook_id}": NO_ID,
+    "{delivery_id}": NO_ID,
 }
 TENANTS_ROUTES = ("/v1/models", "/v1/images", "/v1/usage", "/v1/budgets", "/v1/credentials/openai")
 METHODS = {"get", "post", "put", "patch", "delete"}
 NO_ADMIN = Refusal(403, "insufficient_scope", None)
 NOUNS = {
     *("tenants", "users", "keys", "credentials", "budgets", "limits"),
-    *("usage", "prices", "reconciliation", "audit"),
+    *("webhooks", "usage", "prices", "reconciliation", "audit"),
 }
 
 
@@ -45,7 +46,7 @@ def example(served: Served, path: str) -> str:
 
 async def test_a_tenants_key_reaches_no_operators_route(served: Served) -> None:
     routes = await operations(served)
-    assert len(routes) == 25
+    assert len(routes) == 43
     for key in (await served.key(), await served.key(livemode=False), await served.key(user="a")):
         async with served.http(key) as http:
             for method, path in routes:
@@ -138,13 +139,17 @@ async def test_a_method_or_path_that_is_none_is_refused_in_the_envelope(served: 
 def shows_example(operation: JsonObject, document: JsonObject) -> bool:
     """Whether body and answers of an operation come with an example."""
     contents = [operation["requestBody"]["content"]] if "requestBody" in operation else []
+    answers = {
+        status: resolved(answer, document) for status, answer in operation["responses"].items()
+    }
     contents += [
         answer["content"]
-        for status, answer in operation["responses"].items()
+        for status, answer in answers.items()
         if "content" in answer or not re.fullmatch("20[04]", status)
     ]
     return all(
-        "example" in content or "examples" in resolved(content["schema"], document)
+        content.keys() & {"example", "examples"}
+        or "examples" in resolved(content["schema"], document)
         for by_type in contents
         for content in by_type.values()
     )
@@ -152,7 +157,8 @@ def shows_example(operation: JsonObject, document: JsonObject) -> bool:
 
 def resolved(schema: JsonObject, document: JsonObject) -> JsonObject:
     if "$ref" in schema:
-        found: JsonObject = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        _, _, kind, name = schema["$ref"].split("/")
+        found: JsonObject = document["components"][kind][name]
         return found
     return schema
 
@@ -165,8 +171,9 @@ async def test_every_route_is_documented_with_examples(served: Served) -> None:
     for route, operation in found.items():
         assert operation["summary"], route
         assert operation["description"], route
-        assert {str(status) for status in ERRORS} <= set(operation["responses"]), route
+        assert set(operation["responses"]) >= {"400", "401", "403", "503"}, route
         assert operation["security"] == [{"admin_key": []}], route
         assert shows_example(operation, document), route
-        writes = route[0] in {"POST", "PUT", "PATCH"}
+        says_all_by_itself = route[1].endswith(("/test", "/redeliver"))
+        writes = route[0] in {"POST", "PUT", "PATCH"} and not says_all_by_itself
         assert ("requestBody" in operation) == writes, route

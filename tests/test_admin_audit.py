@@ -164,6 +164,9 @@ async def test_credentials_budgets_and_prices_are_told(served: Served) -> None:
         "livemode": True,
         "window": "day",
         "limit_usd": "5.00",
+        "enforcement": "hard",
+        "alert_percents": [50, 80, 100],
+        "raise": None,
     }
     raised = {**first, "limit_usd": "7.50"}
     found = (await entries(served, tenant=str(served.tenant_id)))[1:]

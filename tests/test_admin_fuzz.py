@@ -67,6 +67,10 @@ LIKELY: dict[str, st.SearchStrategy[object]] = {
     "image_output": st.just("28"),
     "text_output": st.just("28"),
     "per_image": st.just("0.02"),
+    "url": st.just("https://hooks.example/"),
+    "events": st.sampled_from([None, ["budget.exceeded"], ["webhook.test"] * 3]),
+    "description": st.text(max_size=20),
+    "disabled": st.booleans(),
 }
 TENANT = "/tenants/{tenant}"
 WRITES: list[tuple[str, str, tuple[str, ...]]] = [
@@ -95,12 +99,24 @@ WRITES: list[tuple[str, str, tuple[str, ...]]] = [
         ("model", "effective_from", "text_input", "image_input", "image_output", "text_output"),
     ),
     ("POST", "/prices", ("model", "effective_from", "per_image")),
+    *(
+        ("POST", f"{owner}/webhooks", ("url", "events", "livemode", "description"))
+        for owner in ("", TENANT)
+    ),
+    (
+        "PATCH",
+        "/webhooks/{hook}",
+        ("url", "events", "livemode", "description", "disabled"),
+    ),
+    ("POST", "/webhooks/{hook}/roll", ("grace_seconds",)),
 ]
 READS = (
     *("/tenants", f"{TENANT}/users", f"{TENANT}/keys", f"{TENANT}/credentials"),
     *(
         f"{TENANT}/budgets",
         f"{TENANT}/limits",
+        f"{TENANT}/webhooks",
+        f"/webhooks/{NO_ID}/deliveries",
         "/usage",
         "/prices",
         "/reconciliation/calls",
@@ -109,7 +125,7 @@ READS = (
 )
 QUERY_NAMES = (
     *("limit", "after", "name", "model", "tenant", "action", "start", "end", "group_by"),
-    *("format", "livemode", "state", "user_id", "x"),
+    *("format", "livemode", "state", "status", "user_id", "x"),
 )
 PATH_PARTS = st.sampled_from([NO_ID, "x", "%00", "0", "..", "%ff", "9" * 30, "%F0%9F%98%80"])
 
@@ -161,11 +177,14 @@ async def expect_no_defect(
 @given(write=writes())
 async def test_no_body_is_a_server_error(served: Served, write: tuple[str, str, bytes]) -> None:
     method, path, content = write
-    [key] = await served.owner_sql(
-        "SELECT coalesce((SELECT id FROM api_key ORDER BY id DESC LIMIT 1), :none) AS id",
+    [newest] = await served.owner_sql(
+        "SELECT coalesce((SELECT id FROM api_key ORDER BY id DESC LIMIT 1), :none) AS key,"
+        " coalesce((SELECT id FROM webhook_endpoint WHERE tenant_id IS NULL"
+        " ORDER BY id DESC LIMIT 1), :none) AS hook",
         none=NO_ID,
     )
-    await expect_no_defect(served, method, path.replace("{key}", str(key.id)), content=content)
+    path = path.replace("{key}", str(newest.key)).replace("{hook}", str(newest.hook))
+    await expect_no_defect(served, method, path, content=content)
 
 
 @hypothesis_settings(fuzz, max_examples=150)
@@ -185,7 +204,10 @@ async def test_no_query_is_a_server_error(served: Served, path: str, query: dict
     parts=st.lists(
         PATH_PARTS
         | st.sampled_from(
-            ["tenants", "keys", "roll", "credentials", "budgets", "users", "{tenant}"]
+            [
+                *("tenants", "keys", "roll", "credentials", "budgets", "users", "{tenant}"),
+                *("webhooks", "deliveries", "redeliver", "test"),
+            ]
         ),
         min_size=1,
         max_size=5,

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,90 @@ def test_budgets_of_every_owner_and_window_are_listed(running: RunningGateway) -
 )
 def test_a_budget_that_cannot_be_is_refused(running: RunningGateway, options: str) -> None:
     running.command("budgets", "set", *options.split()).expect_refusal()
+
+
+def test_a_budget_is_made_soft_raised_and_removed(running: RunningGateway) -> None:
+    running.command("tenants", "create", "growing")
+    of_tenant = "--tenant growing --window week"
+    made, listed, raised, table, ended, removed, empty = running.command.each(
+        f"budgets set {of_tenant} --limit-usd 5 --soft --alert-at 90,10 --json",
+        "budgets list --tenant growing --json",
+        f"budgets raise {of_tenant} --to-usd 8 --for 7d --json",
+        "budgets list --tenant growing",
+        f"budgets remove {of_tenant} --raise --json",
+        f"budgets remove {of_tenant}",
+        "budgets list --tenant growing --json",
+    )
+    budget = made.json()
+    assert (budget["enforcement"], budget["alert_percents"]) == ("soft", [10, 90])
+    assert listed.json() == [budget]
+    raise_ = raised.json()["raise"]
+    assert raised.json() == budget | {"raise": raise_, "remaining_usd": "8.000000000"}
+    assert raise_["limit_usd"] == "8.00"
+    assert all(word in table.out for word in ("8.00", "soft", "raised"))
+    assert ended.json() == budget
+    assert (removed.status, "5.00" in removed.out) == (0, True)
+    assert empty.json() == []
+
+
+def test_a_budget_of_the_house_is_set_listed_and_removed(running: RunningGateway) -> None:
+    end = (datetime.now(UTC) + timedelta(days=9)).replace(microsecond=0)
+    local = end.astimezone(timezone(timedelta(hours=1)))
+    set_, said, raised, listed, removed, empty = running.command.each(
+        "budgets set --house --limit-usd 500 --time-zone Europe/Madrid --json",
+        "budgets set --house --limit-usd 600",
+        f"budgets raise --house --to-usd 700 --until {local.isoformat()}",
+        "budgets list --house --json",
+        "budgets remove --house",
+        "budgets list --house",
+    )
+    budget = set_.json()
+    assert (budget["owner"], budget["time_zone"]) == ("house", "Europe/Madrid")
+    assert (said.status, raised.status, removed.status) == (0, 0, 0)
+    [shown] = listed.json()
+    assert shown == budget | {
+        "limit_usd": "600.00",
+        "remaining_usd": "700.000000000",
+        "raise": {"limit_usd": "700.00", "until": end.isoformat()},
+    }
+    assert "without limit" in empty.out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "set --limit-usd 5",
+        "set --house --tenant default --limit-usd 5",
+        "set --house --user dora --limit-usd 5",
+        "set --tenant default --limit-usd 5 --time-zone UTC",
+        "set --house --limit-usd 5 --alert-at soon",
+        "list",
+        "raise --house --to-usd 5",
+        "raise --house --to-usd 5 --for 7d --until 2026-12-01T09:00+01:00",
+        "raise --house --to-usd 5 --until 2026-12-01T09:00",
+        "raise --house --to-usd 5 --for 999999w",
+        "remove --house --test",
+    ],
+)
+def test_commands_on_budgets_that_make_no_sense_say_how_they_are_used(
+    running: RunningGateway, line: str
+) -> None:
+    [ended] = running.command.each(f"budgets {line}")
+    assert ended.status == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "set --house --limit-usd 5 --time-zone Europe/Atlantis",
+        "set --house --limit-usd 5 --alert-at 0",
+        "raise --house --window day --to-usd 5 --for 7d",
+        "raise --tenant default --key 019aa5f2-7c00-7000-8000-00000000dead --to-usd 5 --for 7d",
+        "remove --house --window day",
+    ],
+)
+def test_commands_on_budgets_that_cannot_be_are_refused(running: RunningGateway, line: str) -> None:
+    running.command("budgets", *line.split()).expect_refusal()
 
 
 def test_a_budget_for_another_tenants_key_is_refused(running: RunningGateway) -> None:

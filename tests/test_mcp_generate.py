@@ -270,7 +270,7 @@ async def test_the_providers_failures_are_tool_errors(served: Served, stub: Stub
     key = await served.key()
     failures = [
         (Fault("status", preset="moderation_blocked"), "moderation_blocked"),
-        (Fault("status", preset="rate_limited"), "rate_limit_exceeded"),
+        (Fault("status", preset="rate_limited", retry_after="0"), "rate_limit_exceeded"),
         (Fault("status", preset="insufficient_quota"), "provider_unavailable"),
         (Fault("reset_after_billing"), "outcome_unknown"),
     ]

@@ -27,6 +27,7 @@ from tests.stub_openai import Fault, Stub
 
 PATIENT = {"GATEWAY_ADMISSION_TIMEOUT_MS": "60000"}
 """The race is for the budget: on a busy machine nobody may drop out by waiting for a connection."""
+OWNERS = ("tenant", "key", "user", "house")
 
 
 @pytest.fixture
@@ -45,17 +46,24 @@ async def race(
     *,
     requests: int,
     admitted: int,
+    tight: str = "tenant",
 ) -> None:
-    """Start all at once on a fresh tenant whose budget admits `admitted` of them.
+    """Start all at once on a fresh tenant with budgets of every owner, of which one is tight.
 
-    Every prompt is as long as the one that is quoted.
+    That one admits `admitted` of them. Every prompt is as long as the one that is quoted.
     """
-    tenant = await served.tenant(f"race-{len(stub.calls)}")
-    key = await served.key(tenant_id=tenant)
+    tenant = await served.tenant(f"race-{tight}-{len(stub.calls)}")
+    key = await served.key(tenant_id=tenant, user="ann")
     async with served.http(key) as http:
         quote = await quote_nano(http)
     limit = admitted * quote + quote - 1
-    await served.budget(format_usd(limit), tenant_id=tenant)
+    limits = dict.fromkeys(OWNERS, requests * quote) | {tight: limit}
+    spent_by_house = await served.ledger_total()
+    [user] = await served.owner_sql("SELECT id FROM tenant_user WHERE tenant_id = :t", t=tenant)
+    await served.budget(format_usd(limits["key"]), tenant_id=tenant, api_key_id=key.id)
+    await served.budget(format_usd(limits["user"]), tenant_id=tenant, user_id=user.id)
+    await served.budget(format_usd(limits["tenant"]), tenant_id=tenant)
+    await served.house_budget(format_usd(spent_by_house + limits["house"]))
     before = len(stub.calls)
     clients = [client_of(process.base_url, key) for process in processes]
     tasks = [
@@ -76,7 +84,10 @@ async def race(
     await served.check_invariants()
     assert await served.ledger_total() == sum(line.cost_nano_usd for line in stub.bill)
     spent = sum(line.cost_nano_usd for line in stub.bill[-admitted:])
-    assert (await budget_rows(served))[-1] == ("tenant", limit, spent, 0)
+    rows = {owner: rest for owner, *rest in await budget_rows(served)}
+    assert rows == {owner: [limits[owner], spent, 0] for owner in OWNERS} | {
+        "house": [spent_by_house + limits["house"], spent_by_house + spent, 0]
+    }
 
 
 async def all_but(tasks: list[asyncio.Task[httpx2.Response]], count: int) -> list[httpx2.Response]:
@@ -89,12 +100,13 @@ async def all_but(tasks: list[asyncio.Task[httpx2.Response]], count: int) -> lis
     return finished
 
 
-async def test_a_budget_that_admits_25_of_150_racing_requests_buys_exactly_25(
+async def test_whoevers_budget_admits_20_of_80_racing_requests_exactly_20_are_bought(
     settings: Settings, served: Served, held_stub: Stub, tmp_path: Path
 ) -> None:
     with gateway_processes(settings, tmp_path, 2, **PATIENT) as processes:
         await asyncio.gather(*(process.until_ready() for process in processes))
-        await race(served, held_stub, processes, requests=150, admitted=25)
+        for tight in OWNERS:
+            await race(served, held_stub, processes, requests=80, admitted=20, tight=tight)
 
 
 @pytest.mark.full
@@ -104,8 +116,9 @@ async def test_a_budget_that_admits_50_of_500_racing_requests_buys_exactly_50_ev
 ) -> None:
     with gateway_processes(settings, tmp_path, 4, **PATIENT) as processes:
         await asyncio.gather(*(process.until_ready() for process in processes))
-        for _ in range(20):
-            await race(served, held_stub, processes, requests=500, admitted=50)
+        for number in range(20):
+            tight = OWNERS[number % len(OWNERS)]
+            await race(served, held_stub, processes, requests=500, admitted=50, tight=tight)
 
 
 async def test_a_budget_smaller_than_the_call_refuses_it_and_holds_nothing(
@@ -150,6 +163,7 @@ async def contested_keys(served: Served, quote: int, calls: int) -> list[str]:
     rows = await served.owner_sql("SELECT id FROM tenant_user")
     await served.budget(half, user_id=rows[0][0], window="week")
     await served.budget(whole, window="total")
+    await served.house_budget(whole, window="week")
     return [key.secret.reveal() for key in (early, late, of_user)]
 
 

@@ -162,6 +162,11 @@ async def test_fifty_first_requests_at_once_make_one_user(trusting: Served, issu
         answers = await asyncio.gather(*(http.get("/v1/models") for _ in range(50)))
     assert {answer.status_code for answer in answers} == {200}
     assert await user_names(trusting) == [("acme", "alice")]
+    [user] = await trusting.owner_sql("SELECT id FROM tenant_user")
+    [told] = await trusting.owner_sql(
+        "SELECT actor_type, actor_id, object_id, after FROM audit WHERE action = 'user.created'"
+    )
+    assert tuple(told) == ("user", str(user.id), str(user.id), {"name": "alice"})
 
 
 async def test_a_token_and_a_key_of_one_user_are_the_same_user(

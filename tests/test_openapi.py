@@ -1,5 +1,6 @@
 """The API's own description: every reference leads somewhere, every body is described."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,16 @@ OPERATORS = {
     "/admin/v1/tenants/{tenant_id}/keys/{key_id}/roll",
     "/admin/v1/tenants/{tenant_id}/credentials/{provider}",
     "/admin/v1/tenants/{tenant_id}/budgets",
+    "/admin/v1/tenants/{tenant_id}/budgets/{budget_id}/raise",
+    "/admin/v1/budgets",
+    "/admin/v1/budgets/{budget_id}/raise",
     "/admin/v1/tenants/{tenant_id}/limits",
     "/admin/v1/prices",
+    *(
+        f"/admin/v1{owner}/webhooks{rest}"
+        for owner in ("", "/tenants/{tenant_id}")
+        for rest in ("", "/{webhook_id}", "/{webhook_id}/roll")
+    ),
 }
 
 
@@ -52,6 +61,27 @@ async def test_every_reference_in_the_description_leads_somewhere(served: Served
     found = set(references(document))
     assert found
     assert {one for one in found if not leads_somewhere(document, one)} == set()
+
+
+async def test_many_who_ask_for_the_description_at_once_get_the_same(served: Served) -> None:
+    async with served.http() as http:
+        answers = await asyncio.gather(*(http.get("/openapi.json") for _ in range(5)))
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].json()["components"]["securitySchemes"].keys() == {"key", "admin_key"}
+
+
+async def test_every_operation_says_who_may_call_it_and_how_it_refuses(served: Served) -> None:
+    async with served.http() as http:
+        paths = (await http.get("/openapi.json")).json()["paths"]
+    for path, methods in paths.items():
+        for operation in methods.values():
+            refusals = {status for status in operation["responses"] if int(status) >= 400}
+            if operation.get("security") == []:
+                assert path.startswith(("/images/", "/health", "/ready")), path
+            else:
+                assert refusals >= {"400", "401", "403", "503"}, path
+            assert "413" in refusals or "requestBody" not in operation, path
+            assert "404" in refusals or "{" not in path, path
 
 
 async def test_every_body_is_described(served: Served) -> None:

@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 from tests.harness import Served
 
+ELSEWHERE = re.compile(r"(?:https?:)?//[\w.-]+\.\w+")
+CSS_URL = re.compile(r"url\(\s*['\"]?([^)'\"]*)")
 SOURCE = re.compile(r'(?:src|href)="([^"]+)"')
 
 
@@ -16,6 +18,24 @@ async def test_the_documentation_loads_nothing_from_elsewhere(served: Served) ->
         assert {urlsplit(source).netloc for source in sources} == {""}
         for source in sources:
             assert (await http.get(source)).status_code == 200, source
+
+
+async def test_the_documentation_names_no_other_host(served: Served) -> None:
+    async with served.http() as http:
+        page = (await http.get("/docs")).text
+        style = (await http.get("/docs-assets/swagger-ui.css")).text
+    assert ELSEWHERE.findall(page) == []
+    assert '"validatorUrl": null' in page
+    assert {url for url in CSS_URL.findall(style) if not url.startswith("data:")} == set()
+    assert "@import" not in style
+
+
+async def test_the_documentation_is_no_burden(served: Served) -> None:
+    async with served.http() as http:
+        page = await http.get("/docs")
+        schema = await http.get("/openapi.json")
+    assert len(page.content) < 10_000
+    assert len(schema.content) < 250_000
 
 
 async def test_the_schema_shows_every_way_to_make_images(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: S608 - SQL is put together here from this module's own words alone
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ PLANTS = {
     "budget": "(tenant_id, livemode, period, limit_nano) VALUES (:a, true, 'total', 0)",
     "rate_limit": "(tenant_id, livemode, kind, value) VALUES (:a, true, 'images', 1)",
     "event": "(tenant_id, livemode, type, data) VALUES (:a, true, 'test', '{}')",
+    "webhook_endpoint": f"(id, tenant_id, url) VALUES ({NEW_ID}, :a, 'https://b.example/')",
+    "webhook_secret": "(id, tenant_id, endpoint_id, data_key_version, sealed)"
+    f" VALUES ({NEW_ID}, :a, {NEW_ID}, 1, '\\x00')",
+    "webhook_delivery": "(id, tenant_id, endpoint_id, event_id)"
+    f" VALUES ({NEW_ID}, :a, {NEW_ID}, {NEW_ID})",
 }
 REFERENCES = {
     "a budget for his key": "INSERT INTO budget"
@@ -49,7 +55,28 @@ REFERENCES = {
     "a credential for his user": "INSERT INTO credential"
     " (id, tenant_id, user_id, provider, version, data_key_version, sealed, last4)"
     f" VALUES ({NEW_ID}, :b, :alice, 'openai', 1, 1, '\\x00', 'xxxx')",
+    "a secret for his webhook": "INSERT INTO webhook_secret"
+    " (id, tenant_id, endpoint_id, data_key_version, sealed)"
+    f" VALUES ({NEW_ID}, :b, :hook, 1, '\\x00')",
+    "a delivery to his webhook": "INSERT INTO webhook_delivery"
+    f" (id, tenant_id, endpoint_id, event_id) VALUES ({NEW_ID}, :b, :hook, :own_event)",
+    "a delivery of his event": "INSERT INTO webhook_delivery"
+    f" (id, tenant_id, endpoint_id, event_id) VALUES ({NEW_ID}, :b, :own_hook, :event)",
 }
+EVENT_DELIVERED = f"""
+WITH happened AS (
+    INSERT INTO event (tenant_id, livemode, type, data)
+    VALUES (:tenant_id, true, 'test', '{{}}') RETURNING id
+), hook AS (
+    INSERT INTO webhook_endpoint (id, tenant_id, url)
+    VALUES ({NEW_ID}, :tenant_id, 'https://a.example/') RETURNING id
+), secret AS (
+    INSERT INTO webhook_secret (id, tenant_id, endpoint_id, data_key_version, sealed)
+    SELECT {NEW_ID}, :tenant_id, id, 1, '\\x00' FROM hook
+)
+INSERT INTO webhook_delivery (id, tenant_id, endpoint_id, event_id)
+SELECT {NEW_ID}, :tenant_id, hook.id, happened.id FROM hook, happened
+"""
 MONEY = {
     "budget_period": "spent_nano",
     "reservation": "held_nano",
@@ -82,10 +109,8 @@ async def two(served: Served) -> Two:
         await http.put("/v1/credentials/openai", json={"secret": SECRET_A})
         made = await http.post("/v1/images/generations", json={**LOW, "response_format": "url"})
         assert made.status_code == 200
-    await served.owner_sql(
-        "INSERT INTO event (tenant_id, livemode, type, data) VALUES (:a, true, 'test', '{}')",
-        a=served.tenant_id,
-    )
+    for tenant_id in (served.tenant_id, b):
+        await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
     url = httpx2.URL(made.json()["data"][0]["url"])
     return Two(served, served.tenant_id, b, key_a, key_b, url.path.rpartition("/")[2])
 
@@ -208,6 +233,12 @@ async def test_another_tenants_rows_cannot_be_changed(two: Two) -> None:
         "DELETE FROM credential WHERE tenant_id = :a",
         "UPDATE rate_limit SET value = 0 WHERE tenant_id = :a",
         "DELETE FROM rate_limit WHERE tenant_id = :a",
+        "UPDATE webhook_endpoint SET url = 'https://b.example/' WHERE tenant_id = :a",
+        "UPDATE webhook_secret SET valid_until = now() WHERE tenant_id = :a",
+        "UPDATE webhook_delivery SET last_status = 200 WHERE tenant_id = :a",
+        "DELETE FROM webhook_endpoint WHERE tenant_id = :a",
+        "DELETE FROM webhook_secret WHERE tenant_id = :a",
+        "DELETE FROM webhook_delivery WHERE tenant_id = :a",
     )
     async with as_role(two.served, tenant_id=str(two.b)) as connection:
         for change in changes:
@@ -225,9 +256,15 @@ async def test_an_own_row_cannot_be_moved_to_another_tenant(two: Two) -> None:
 async def test_a_row_cannot_refer_to_another_tenants_key_or_user(two: Two) -> None:
     rows = await two.served.owner_sql("SELECT id FROM tenant_user WHERE name = 'alice'")
     values = {"b": two.b, "key": two.key_a.id, "alice": rows[0].id}
+    rows = await two.served.owner_sql(
+        "SELECT tenant_id, endpoint_id, event_id FROM webhook_delivery"
+    )
+    of_tenant = {row.tenant_id: row for row in rows}
+    values |= {"hook": of_tenant[two.a].endpoint_id, "own_hook": of_tenant[two.b].endpoint_id}
+    values |= {"event": of_tenant[two.a].event_id, "own_event": of_tenant[two.b].event_id}
     states = {}
     for name, statement in REFERENCES.items():
-        used = {name: value for name, value in values.items() if f":{name}" in statement}
+        used = {name: values[name] for name in re.findall(r":(\w+)", statement)}
         states[name] = await state_of(two.served, statement, tenant_id=two.b, **used)
     assert [name for name, state in states.items() if state == ALLOWED] == []
 

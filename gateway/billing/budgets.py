@@ -1,23 +1,33 @@
-"""Budgets: money limits of tenants, users and keys, per window of the tenant's own calendar."""
+"""Budgets: money limits of tenants, users, keys and the house, per window of a calendar.
 
+Functions that take `tenant_id` mean the house's own budgets where it is None.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import ColumnElement, Row, func, select, text
 
 from gateway.db.audit import Action, record
-from gateway.db.engine import TenantSession, one_at_a_time
+from gateway.db.engine import OperatorSession, TenantSession, one_at_a_time
 from gateway.db.money_tables import BudgetRow
-from gateway.db.owners import find_owner
+from gateway.db.owners import Owner, find_owner
 from gateway.db.pages import Page, page_of
+from gateway.db.time_zones import check_time_zone
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, NotFound
 from gateway.money import MAX_AMOUNT_NANO, NanoUsd, format_usd_short
 
+Session = TenantSession | OperatorSession
 Window = Literal["day", "week", "month", "total"]
 WINDOWS: tuple[Window, ...] = ("day", "week", "month", "total")
+Enforcement = Literal["hard", "soft"]
+ENFORCEMENTS: tuple[Enforcement, ...] = ("hard", "soft")
+MAX_ALERTS = 10
+MAX_RAISE = timedelta(days=366)
 MAX_ID = 2**63 - 1
 
 
@@ -25,16 +35,23 @@ MAX_ID = 2**63 - 1
 class Budget:
     """A budget and how far it is used in its current period. Amounts in nano-USD.
 
-    `is_new`: it was made just now.
+    `limit_nano` is the usual limit, `raised_to_nano` the one in force until `raised_until`; None
+    where it is not raised. A `soft` budget refuses nothing. `time_zone` is there for the house's;
+    a tenant's budgets follow its own. `is_new`: it was made just now.
     """
 
     id: int
-    owner: Literal["tenant", "user", "key"]
+    owner: Literal["house", "tenant", "user", "key"]
     api_key_id: UUID | None
     user_id: UUID | None
     livemode: bool
     window: Window
     limit_nano: int
+    enforcement: Enforcement
+    alert_percents: tuple[int, ...]
+    raised_to_nano: int | None
+    raised_until: datetime | None
+    time_zone: str | None
     spent_nano: int
     held_nano: int
     period_start: datetime | None
@@ -42,38 +59,52 @@ class Budget:
     is_new: bool = False
 
     @property
+    def limit_in_force_nano(self) -> int:
+        """The usual limit, or the one that it is raised to."""
+        return max(self.limit_nano, self.raised_to_nano or 0)
+
+    @property
     def remaining_nano(self) -> int:
         """What can still be held."""
-        return max(0, self.limit_nano - self.spent_nano - self.held_nano)
+        return max(0, self.limit_in_force_nano - self.spent_nano - self.held_nano)
 
 
 async def set_limit(
-    session: TenantSession,
-    tenant_id: UUID,
+    session: Session,
+    tenant_id: UUID | None,
     *,
     window: str,
     limit_nano: NanoUsd,
     livemode: bool = True,
     api_key_id: UUID | None = None,
     user_id: UUID | None = None,
+    enforcement: str | None = None,
+    alert_percents: Sequence[int] | None = None,
+    time_zone: str | None = None,
 ) -> Budget:
     """Make a budget, or change its limit; the next hold sees it.
 
+    What is None stays as it is. A new budget is hard, warns at 50, 80 and 100 %, and (the house's)
+    keeps the days of UTC.
+
     Raises:
-        InvalidRequest: unknown window, limit out of bounds, or two owners at once.
+        InvalidRequest: unknown window, enforcement or time zone, amounts or percents out of bounds,
+            or two owners at once.
         NotFound: the key or the user is not this tenant's.
     """
-    if window not in WINDOWS:
-        raise InvalidRequest(f"A window is one of {', '.join(WINDOWS)}.", param="window")
-    if not 0 <= limit_nano <= MAX_AMOUNT_NANO:
-        raise InvalidRequest("A limit lies between 0 and 1000000000 USD.", param="limit_usd")
+    _check(window, limit_nano, enforcement, alert_percents)
     await one_at_a_time(session, tenant_id)
-    owner = await find_owner(
-        session, tenant_id, livemode=livemode, api_key_id=api_key_id, user_id=user_id
-    )
+    if tenant_id is None:
+        owner = Owner(None, None, livemode=True)
+        if time_zone is not None:
+            await check_time_zone(session, time_zone)
+    else:
+        owner = await find_owner(
+            session, tenant_id, livemode=livemode, api_key_id=api_key_id, user_id=user_id
+        )
     row = await session.scalar(
         select(BudgetRow).where(
-            BudgetRow.tenant_id == tenant_id,
+            _of(tenant_id),
             BudgetRow.api_key_id.is_not_distinct_from(owner.api_key_id),
             BudgetRow.user_id.is_not_distinct_from(owner.user_id),
             BudgetRow.livemode.is_(owner.livemode),
@@ -89,7 +120,14 @@ async def set_limit(
             livemode=owner.livemode,
             period=window,
         )
+    if before is None:
+        row.enforcement, row.alert_percents = "hard", [50, 80, 100]
+        row.time_zone = "UTC" if tenant_id is None else None
     row.limit_nano, row.removed_at, row.updated_at = limit_nano, None, func.now()
+    row.enforcement = enforcement or row.enforcement
+    row.time_zone = time_zone or row.time_zone
+    if alert_percents is not None:
+        row.alert_percents = sorted(set(alert_percents))
     session.add(row)
     await session.flush()
     await record(
@@ -100,29 +138,61 @@ async def set_limit(
         before=before,
         after=_shown(row),
     )
-    found = await session.execute(_ONE, {"tenant_id": tenant_id, "id": row.id})
-    return replace(_budget(found.one()), is_new=before is None)
+    return replace(await _one(session, tenant_id, row.id), is_new=before is None)
 
 
-async def remove(session: TenantSession, tenant_id: UUID, budget_id: int) -> None:
+async def raise_limit(
+    session: Session,
+    tenant_id: UUID | None,
+    budget_id: int,
+    *,
+    to_nano: NanoUsd,
+    until: datetime,
+) -> Budget:
+    """Put a higher limit in force until a moment at most a year away; then the usual one is again.
+
+    Raises:
+        InvalidRequest: not higher than the usual limit, or the moment is past or too far away.
+        NotFound: there is no such budget.
+    """
+    row = await _find(session, tenant_id, budget_id)
+    if not row.limit_nano < to_nano <= MAX_AMOUNT_NANO:
+        raise InvalidRequest(
+            f"A raised limit must be above the usual one of {format_usd_short(row.limit_nano)} USD"
+            " and at most 1000000000 USD.",
+            param="limit_usd",
+        )
+    now = datetime.now(UTC)
+    if not now < until <= now + MAX_RAISE:
+        raise InvalidRequest(
+            "A raise ends in the future, at most a year from now. To change the limit for good, "
+            "set it.",
+            param="until",
+        )
+    return await _change_raise(session, tenant_id, row, to_nano, until)
+
+
+async def end_raise(session: Session, tenant_id: UUID | None, budget_id: int) -> Budget:
+    """Put the usual limit in force again, whether it was raised or not.
+
+    Raises:
+        NotFound: there is no such budget.
+    """
+    row = await _find(session, tenant_id, budget_id)
+    return await _change_raise(session, tenant_id, row, None, None)
+
+
+async def remove(session: Session, tenant_id: UUID | None, budget_id: int) -> None:
     """Lift a limit; what was spent stays on record, and counts again if it is set anew.
 
     Raises:
-        NotFound: the tenant has no such budget.
+        NotFound: there is no such budget.
     """
-    await one_at_a_time(session, tenant_id)
-    row = await session.scalar(
-        select(BudgetRow).where(
-            BudgetRow.tenant_id == tenant_id,
-            BudgetRow.id == budget_id,
-            BudgetRow.removed_at.is_(None),
-        )
-    )
-    if row is None:
-        raise NotFound(f"This tenant has no budget {budget_id}.", param="budget_id")
+    row = await _find(session, tenant_id, budget_id)
     before = _shown(row)
     # Calls that are under way settle in its periods, so the row must stay. It binds nobody now.
     row.limit_nano, row.removed_at, row.updated_at = MAX_AMOUNT_NANO, func.now(), func.now()
+    row.raised_to_nano = row.raised_until = None
     await session.flush()
     await record(
         session,
@@ -133,54 +203,143 @@ async def remove(session: TenantSession, tenant_id: UUID, budget_id: int) -> Non
     )
 
 
+def _check(
+    window: str,
+    limit_nano: NanoUsd,
+    enforcement: str | None,
+    alert_percents: Sequence[int] | None,
+) -> None:
+    if window not in WINDOWS:
+        raise InvalidRequest(f"A window is one of {', '.join(WINDOWS)}.", param="window")
+    if not 0 <= limit_nano <= MAX_AMOUNT_NANO:
+        raise InvalidRequest("A limit lies between 0 and 1000000000 USD.", param="limit_usd")
+    if enforcement is not None and enforcement not in ENFORCEMENTS:
+        raise InvalidRequest(
+            f"An enforcement is one of {', '.join(ENFORCEMENTS)}.", param="enforcement"
+        )
+    if alert_percents is not None and (
+        len(alert_percents) > MAX_ALERTS or not all(1 <= one <= 100 for one in alert_percents)  # noqa: PLR2004 - a percentage
+    ):
+        raise InvalidRequest(
+            f"Alerts are at most {MAX_ALERTS} whole numbers of percent from 1 to 100.",
+            param="alert_percents",
+        )
+
+
+async def _find(session: Session, tenant_id: UUID | None, budget_id: int) -> BudgetRow:
+    await one_at_a_time(session, tenant_id)
+    row = await session.scalar(
+        select(BudgetRow).where(
+            _of(tenant_id),
+            BudgetRow.id == budget_id,
+            BudgetRow.removed_at.is_(None),
+        )
+    )
+    if row is None:
+        owner = "The house" if tenant_id is None else "This tenant"
+        raise NotFound(f"{owner} has no budget {budget_id}.", param="budget_id")
+    return row
+
+
+async def _change_raise(
+    session: Session,
+    tenant_id: UUID | None,
+    row: BudgetRow,
+    to_nano: int | None,
+    until: datetime | None,
+) -> Budget:
+    before = _shown(row)
+    row.raised_to_nano, row.raised_until, row.updated_at = to_nano, until, func.now()
+    await session.flush()
+    await record(
+        session,
+        Action.BUDGET_UPDATED,
+        tenant_id=tenant_id,
+        object_id=row.id,
+        before=before,
+        after=_shown(row),
+    )
+    return await _one(session, tenant_id, row.id)
+
+
+# A budget of the house has several rows a period.
 _SELECT = """
-    SELECT b.id, b.api_key_id, b.user_id, b.livemode, b.period, b.limit_nano,
+    SELECT b.id, b.tenant_id, b.api_key_id, b.user_id, b.livemode, b.period, b.limit_nano,
+        b.enforcement, b.alert_percents, b.raised_to_nano, b.raised_until, b.time_zone,
+        b.raised_until > clock_timestamp() AS is_raised,
         coalesce(bp.spent_nano, 0) AS spent_nano, coalesce(bp.held_nano, 0) AS held_nano,
         nullif(coalesce(bp.period_start, p.starts_at), '-infinity') AS period_start,
         nullif(coalesce(bp.period_end, p.ends_at), 'infinity') AS resets_at
     FROM budget b
-    JOIN tenant t ON t.id = b.tenant_id
-    CROSS JOIN LATERAL period_bounds(b.period, clock_timestamp(), t.time_zone) p
-    LEFT JOIN budget_period bp ON bp.budget_id = b.id
-        AND bp.period_start <= clock_timestamp() AND clock_timestamp() < bp.period_end
-    WHERE b.tenant_id = :tenant_id AND b.removed_at IS NULL
+    LEFT JOIN tenant t ON t.id = b.tenant_id
+    CROSS JOIN LATERAL period_bounds(
+        b.period, clock_timestamp(), coalesce(b.time_zone, t.time_zone)) p
+    CROSS JOIN LATERAL (
+        SELECT sum(x.spent_nano)::bigint AS spent_nano, sum(x.held_nano)::bigint AS held_nano,
+            min(x.period_start) AS period_start, min(x.period_end) AS period_end
+        FROM budget_period x WHERE x.budget_id = b.id
+            AND x.period_start <= clock_timestamp() AND clock_timestamp() < x.period_end
+    ) bp
+    WHERE b.removed_at IS NULL AND b.tenant_id
 """
-_ALL = text(
-    _SELECT + "ORDER BY b.livemode DESC, b.api_key_id NULLS FIRST, b.user_id NULLS FIRST, b.id"
-)
-_ONE = text(_SELECT + "AND b.id = :id")
-_PAGE = text(_SELECT + "AND b.id < :below ORDER BY b.id DESC LIMIT :limit")
+_ALL = " ORDER BY b.livemode DESC, b.api_key_id NULLS FIRST, b.user_id NULLS FIRST, b.id"
+_ONE = " AND b.id = :id"
+_PAGE = " AND b.id < :below ORDER BY b.id DESC LIMIT :limit"
 
 
-async def list_budgets(session: TenantSession, tenant_id: UUID) -> list[Budget]:
-    """Every budget of the tenant with its current period."""
-    return [_budget(row) for row in await session.execute(_ALL, {"tenant_id": tenant_id})]
+def _of(tenant_id: UUID | None) -> ColumnElement[bool]:
+    return BudgetRow.tenant_id.is_(None) if tenant_id is None else BudgetRow.tenant_id == tenant_id
+
+
+async def _select(
+    session: Session, tenant_id: UUID | None, which: str, **values: int
+) -> list[Budget]:
+    if tenant_id is None:
+        found = await session.execute(text(f"{_SELECT} IS NULL{which}"), values)
+    else:
+        owned = {"tenant_id": tenant_id, **values}
+        found = await session.execute(text(f"{_SELECT} = :tenant_id{which}"), owned)
+    return [_budget(row) for row in found]
+
+
+async def list_budgets(session: Session, tenant_id: UUID | None) -> list[Budget]:
+    """Every budget of the tenant, or of the house, with its current period."""
+    return await _select(session, tenant_id, _ALL)
 
 
 async def list_page(
-    session: TenantSession, tenant_id: UUID, *, limit: int, after: int | None = None
+    session: Session, tenant_id: UUID | None, *, limit: int, after: int | None = None
 ) -> Page[Budget]:
-    """Budgets of the tenant, newest first, from the one behind `after` on."""
-    rows = await session.execute(
-        _PAGE,
-        {
-            "tenant_id": tenant_id,
-            "below": MAX_ID if after is None else after,
-            "limit": limit + 1,
-        },
-    )
-    return page_of([_budget(row) for row in rows], limit)
+    """Budgets of the tenant or the house, newest first, from the one behind `after` on."""
+    below = MAX_ID if after is None else after
+    return page_of(await _select(session, tenant_id, _PAGE, below=below, limit=limit + 1), limit)
+
+
+async def _one(session: Session, tenant_id: UUID | None, budget_id: int) -> Budget:
+    (budget,) = await _select(session, tenant_id, _ONE, id=budget_id)
+    return budget
 
 
 def _budget(row: Row[Any]) -> Budget:
     return Budget(
         id=row.id,
-        owner="key" if row.api_key_id else "user" if row.user_id else "tenant",
+        owner="key"
+        if row.api_key_id
+        else "user"
+        if row.user_id
+        else "tenant"
+        if row.tenant_id
+        else "house",
         api_key_id=row.api_key_id,
         user_id=row.user_id,
         livemode=row.livemode,
         window=row.period,
         limit_nano=row.limit_nano,
+        enforcement=row.enforcement,
+        alert_percents=tuple(row.alert_percents),
+        raised_to_nano=row.raised_to_nano if row.is_raised else None,
+        raised_until=row.raised_until if row.is_raised else None,
+        time_zone=row.time_zone,
         spent_nano=row.spent_nano,
         held_nano=row.held_nano,
         period_start=row.period_start,
@@ -190,13 +349,19 @@ def _budget(row: Row[Any]) -> Budget:
 
 def _shown(row: BudgetRow) -> dict[str, object]:
     """What the audit trail says of a budget."""
-    return {
+    shown: dict[str, object] = {
         "api_key_id": row.api_key_id,
         "user_id": row.user_id,
         "livemode": row.livemode,
         "window": row.period,
         "limit_usd": format_usd_short(row.limit_nano),
+        "enforcement": row.enforcement,
+        "alert_percents": row.alert_percents,
+        "raise": None
+        if row.raised_to_nano is None or row.raised_until is None
+        else {"limit_usd": format_usd_short(row.raised_to_nano), "until": row.raised_until},
     }
+    return shown if row.time_zone is None else {**shown, "time_zone": row.time_zone}
 
 
 async def for_caller(session: TenantSession, caller: Caller) -> list[Budget]:

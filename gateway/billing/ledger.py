@@ -85,6 +85,14 @@ async def forget_claims(database: Database, *, after_seconds: int, limit: int) -
     return count
 
 
+async def alert_house_budgets(database: Database) -> None:
+    """Note which thresholds the house's budgets have reached; those of tenants note theirs alone.
+
+    The house's are in shards, of which no single one knows how much was spent.
+    """
+    await database.call("SELECT alert_house_budgets()", {})
+
+
 async def count_open(session: OperatorSession) -> dict[str, int]:
     """How many reservations are not settled yet, by state."""
     rows = await session.execute(

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
+import asyncpg
 import orjson
 import structlog
 
@@ -192,13 +193,21 @@ class Reservations:
     async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
         # Keys in one order in every batch: two batches never wait for each other's.
         ordered = sorted(requests, key=_claim_order)
-        rows = await self._hold_lane.fetch(
-            "SELECT * FROM reserve($1::jsonb, $2)",
-            _to_json([_hold_fields(r) for r in ordered]),
+        rows = {row["request_id"]: row for row in await self._ask(ordered, whole=False)}
+        short = [request for request in ordered if rows[request.id]["outcome"] == "whole"]
+        if short:  # This worker's share of the house's budget is used up: what do all have left?
+            rows |= {row["request_id"]: row for row in await self._ask(short, whole=True)}
+        return [_Answer(_refusal(rows[request.id])) for request in requests]
+
+    async def _ask(
+        self, requests: Sequence[ReservationRequest], *, whole: bool
+    ) -> list[asyncpg.Record]:
+        return await self._hold_lane.fetch(
+            "SELECT * FROM reserve($1::jsonb, $2, $3)",
+            _to_json([_hold_fields(request) for request in requests]),
             self._instance,
+            whole,
         )
-        answers = {row["request_id"]: _Answer(_refusal(row)) for row in rows}
-        return [answers[request.id] for request in requests]
 
     async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[str]:
         rows = await self._settle_lane.fetch(
@@ -246,15 +255,18 @@ def _refusal(
 def budget_refusal(
     owner: str, window: str, *, limit_nano: int, available_nano: int, resets_at: datetime | None
 ) -> BudgetExceeded:
-    """Say which budget is short, by how much it is filled, and when it starts anew."""
+    """Say which budget is short, by how much it is filled, and when it starts anew.
+
+    How much the house may spend is the operator's business alone.
+    """
+    name = "total budget" if window == "total" else f"budget per {window}"
     until = f"It resets at {resets_at.isoformat()}." if resets_at else "It does not reset."
     seconds = (resets_at - datetime.now(UTC)).total_seconds() if resets_at else None
     return BudgetExceeded(
-        f"The {owner}'s budget per {window} of {format_usd_short(limit_nano)} USD has "
-        f"{format_usd_short(available_nano)} USD left, less than this call can cost at most. "
-        f"{until}"
-        if window != "total"
-        else f"The {owner}'s total budget of {format_usd_short(limit_nano)} USD has "
+        f"The {name} for all calls with the gateway's own provider key has less left than this "
+        f"call can cost at most. {until} A provider key of your own is not bound by it."
+        if owner == "house"
+        else f"The {owner}'s {name} of {format_usd_short(limit_nano)} USD has "
         f"{format_usd_short(available_nano)} USD left, less than this call can cost at most. "
         f"{until}",
         retry_after_seconds=None if seconds is None else max(1, int(seconds)),

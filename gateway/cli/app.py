@@ -2,7 +2,16 @@
 
 import typer
 
-from gateway.cli import accounts, billing, limits, operations, serving, tenants
+from gateway.cli import (
+    accounts,
+    billing,
+    budgets,
+    limits,
+    operations,
+    serving,
+    tenants,
+    webhooks,
+)
 from gateway.cli.demo import demo
 from gateway.cli.mcp import mcp_stdio
 
@@ -22,8 +31,9 @@ app.command()(billing.usage)
 app.add_typer(tenants.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(accounts.credentials, name="credentials")
-app.add_typer(billing.budgets, name="budgets")
+app.add_typer(budgets.budgets, name="budgets")
 app.add_typer(limits.limits, name="limits")
+app.add_typer(webhooks.webhooks, name="webhooks")
 app.add_typer(billing.prices, name="prices")
 app.add_typer(operations.master_key, name="master-key")
 

@@ -1,4 +1,4 @@
-"""Commands for budgets, prices and usage reports."""
+"""Commands for prices and usage reports."""
 
 import tomllib
 from dataclasses import replace
@@ -6,24 +6,20 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
 
-from gateway.billing import budgets as budgeting
 from gateway.billing import prices as pricing
 from gateway.billing import usage as reporting
 from gateway.bootstrap import Core
-from gateway.cli.accounts import TenantOption, UserOption
 from gateway.cli.output import JsonOption, console, invoker, print_json, refuse, run, show
 from gateway.db.engine import TenantSession
 from gateway.domain import Price
 from gateway.image_models import SeedPrice
 from gateway.money import format_usd, format_usd_short, parse_usd
-from gateway.rest.usage import render_budget, render_report, report_csv
-from gateway.tenancy import tenants, users
+from gateway.rest.usage import render_report, report_csv
+from gateway.tenancy import tenants
 
-budgets = typer.Typer(help="Money limits, held before each call.", no_args_is_help=True)
 prices = typer.Typer(help="Price versions; never edited, only added.", no_args_is_help=True)
 
 
@@ -33,87 +29,6 @@ class ReportFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
-
-
-@budgets.command("set")
-def set_budget(
-    tenant: TenantOption,
-    limit_usd: Annotated[str, typer.Option(help="E.g. 50 or 12.50.")],
-    window: Annotated[str, typer.Option(help="day, week, month or total.")] = "month",
-    key: Annotated[UUID | None, typer.Option(help="Only for this API key (its id).")] = None,
-    user: UserOption = None,
-    test: Annotated[bool, typer.Option("--test", help="For test keys instead of live.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Limit what a tenant, one of its users or one of its keys may spend."""
-    try:
-        limit = parse_usd(limit_usd)
-    except ValueError as error:
-        refuse(str(error))
-
-    async def work(core: Core) -> budgeting.Budget:
-        async with core.database.operator() as session:
-            owner = await tenants.find(session, tenant)
-        async with core.database.tenant(owner.id, by=invoker()) as session:
-            user_id = None if user is None else await users.find_user(session, owner.id, user)
-            return await budgeting.set_limit(
-                session,
-                owner.id,
-                window=window,
-                limit_nano=limit,
-                livemode=not test,
-                api_key_id=key,
-                user_id=user_id,
-            )
-
-    budget = run(work)
-    if as_json:
-        print_json(render_budget(budget))
-        return
-    console.print(
-        f"The {budget.owner} may spend {format_usd_short(budget.limit_nano)} USD per "
-        f"{budget.window}"
-        + (f" (until {budget.resets_at:%Y-%m-%d %H:%M %Z})." if budget.resets_at else ".")
-    )
-
-
-@budgets.command("list")
-def list_budgets(tenant: TenantOption, as_json: JsonOption = False) -> None:
-    """Show the budgets of a tenant and what they have left."""
-
-    async def work(core: Core) -> list[budgeting.Budget]:
-        async with core.database.operator() as session:
-            owner = await tenants.find(session, tenant)
-            return await budgeting.list_budgets(TenantSession(session), owner.id)
-
-    found = run(work)
-    if as_json:
-        print_json(
-            [
-                {**render_budget(budget), "key": budget.api_key_id, "user": budget.user_id}
-                for budget in found
-            ]
-        )
-        return
-    show(
-        [
-            {
-                "of": f"{budget.owner} {budget.api_key_id or budget.user_id or ''}".strip(),
-                "mode": "live" if budget.livemode else "test",
-                "per": budget.window,
-                "limit": format_usd_short(budget.limit_nano),
-                "spent": format_usd_short(budget.spent_nano),
-                "held": format_usd_short(budget.held_nano),
-                "left": format_usd_short(budget.remaining_nano),
-                "resets": budget.resets_at,
-            }
-            for budget in found
-        ],
-        as_json=False,
-        title="Budgets, in US dollars",
-        empty="No budgets: this tenant may spend without limit.",
-        right=("limit", "spent", "held", "left"),
-    )
 
 
 @prices.command("list")

@@ -183,8 +183,10 @@ class Database:
             raise DatabaseUnavailable from error
 
 
-async def one_at_a_time(session: TenantSession, tenant_id: UUID) -> None:
+async def one_at_a_time(session: TenantSession | OperatorSession, tenant_id: UUID | None) -> None:
     """Wait for other changes of this tenant that must not meet: two first ones would both insert.
+
+    None: other changes of what is the house's.
 
     Until the end of the transaction; readers do not wait.
     """

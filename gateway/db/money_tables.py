@@ -58,6 +58,9 @@ class PriceRow(Table):
 class BudgetRow(Table):
     """A money limit for a tenant, one of its users or one of its keys, per window.
 
+    Without a tenant it is the house's: it binds all calls with the house's own credentials, and has
+    a time zone of its own.
+
     A removed budget stays for its periods, in which calls may yet be settled; its limit is then the
     highest there is, so that it binds nobody.
     """
@@ -86,15 +89,38 @@ class BudgetRow(Table):
         CheckConstraint(
             "removed_at IS NULL OR limit_nano = 1000000000000000000", name="budget_removed"
         ),
+        CheckConstraint("enforcement IN ('hard', 'soft')", name="budget_enforcement"),
+        CheckConstraint(
+            "cardinality(alert_percents) <= 10"
+            " AND 1 <= ALL (alert_percents) AND 100 >= ALL (alert_percents)",
+            name="budget_alert_percents",
+        ),
+        CheckConstraint(
+            "(raised_to_nano IS NULL) = (raised_until IS NULL)"
+            " AND raised_to_nano BETWEEN 0 AND 1000000000000000000",
+            name="budget_raise",
+        ),
+        CheckConstraint(
+            "(tenant_id IS NULL) = (time_zone IS NOT NULL) AND (tenant_id IS NOT NULL"
+            " OR (api_key_id IS NULL AND user_id IS NULL AND livemode))",
+            name="budget_house",
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    tenant_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     livemode: Mapped[bool]
     period: Mapped[str] = mapped_column(Text)
     limit_nano: Mapped[int] = mapped_column(BigInteger)
+    enforcement: Mapped[str] = mapped_column(Text, server_default="hard")
+    alert_percents: Mapped[list[int]] = mapped_column(
+        ARRAY(SmallInteger), server_default="{50,80,100}"
+    )
+    raised_to_nano: Mapped[int | None] = mapped_column(BigInteger)
+    raised_until: Mapped[datetime | None] = mapped_column(Timestamp)
+    time_zone: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     removed_at: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -104,26 +130,39 @@ class BudgetPeriodRow(Table):
     """What one budget has spent and holds in one period.
 
     `ceiling_nano` is the highest limit in force during the period, `breach_nano` what real costs
-    took beyond their holds: spent + held never exceeds their sum.
+    took beyond their holds, `soft_nano` what was held while the budget was soft: spent + held never
+    exceeds their sum. Budgets of the house have several shards a period: each has a part
+    (`allotted_nano`) of the limit that was in force when it was divided (`allotted_of_nano`).
     """
 
     __tablename__ = "budget_period"
     __table_args__ = (
-        UniqueConstraint("budget_id", "period_start", name="budget_period_start"),
+        UniqueConstraint("budget_id", "period_start", "shard", name="budget_period_start"),
         CheckConstraint("spent_nano >= 0 AND held_nano >= 0", name="budget_period_not_negative"),
         CheckConstraint("ceiling_nano >= 0 AND breach_nano >= 0", name="budget_period_bounds"),
+        CheckConstraint("shard = 0 OR tenant_id IS NULL", name="budget_period_shard"),
+        CheckConstraint(
+            "allotted_nano >= 0 AND allotted_of_nano >= 0 AND soft_nano >= 0",
+            name="budget_period_allotted",
+        ),
         {"postgresql_with": {"fillfactor": "50"}},
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     budget_id: Mapped[int] = mapped_column(ForeignKey("budget.id", ondelete="RESTRICT"))
-    tenant_id: Mapped[UUID]
+    tenant_id: Mapped[UUID | None]
+    shard: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     period_start: Mapped[datetime] = mapped_column(Timestamp)
     period_end: Mapped[datetime] = mapped_column(Timestamp)
     ceiling_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     spent_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     held_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     breach_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    soft_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    allotted_nano: Mapped[int | None] = mapped_column(BigInteger)
+    allotted_of_nano: Mapped[int | None] = mapped_column(BigInteger)
+    alerted_percent: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    exceeded_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class ReservationRow(Table):

@@ -20,7 +20,7 @@ class Owner:
 
 
 async def find_owner(
-    session: TenantSession,
+    session: TenantSession | OperatorSession,
     tenant_id: UUID,
     *,
     livemode: bool,

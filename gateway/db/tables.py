@@ -1,7 +1,7 @@
 """The tables as SQLAlchemy sees them. Functions, views and policies live in the migrations."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import (
@@ -289,8 +289,10 @@ class EventRow(Table):
 
     __tablename__ = "event"
     __table_args__ = (
+        UniqueConstraint("tenant_id", "id", name="event_of_tenant"),
         CheckConstraint("type <> ''", name="event_type"),
         Index("event_waiting", "created_at", postgresql_where=text("announced_at IS NULL")),
+        Index("event_announced", "announced_at", postgresql_where=text("announced_at IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -300,3 +302,112 @@ class EventRow(Table):
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
     data: Mapped[dict[str, Any]] = mapped_column(JSONB)
     announced_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class WebhookEndpointRow(Table):
+    """Where events are sent: a tenant's own, or those of all where `tenant_id` is null.
+
+    `event_types` and `livemode` are null where they choose nothing.
+    """
+
+    __tablename__ = "webhook_endpoint"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "id", name="webhook_endpoint_of_tenant"),
+        CheckConstraint("url ~* '^https?://' AND length(url) <= 8192", name="webhook_endpoint_url"),
+        CheckConstraint("cardinality(event_types) > 0", name="webhook_endpoint_event_types"),
+        CheckConstraint(
+            "(disabled_at IS NULL) = (disabled_reason IS NULL)", name="webhook_endpoint_disabled"
+        ),
+        CheckConstraint(
+            "disabled_reason IN ('operator', 'gone')", name="webhook_endpoint_disabled_reason"
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    url: Mapped[str] = mapped_column(Text)
+    event_types: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    livemode: Mapped[bool | None]
+    description: Mapped[str] = mapped_column(Text, server_default="")
+    disabled_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    disabled_reason: Mapped[Literal["operator", "gone"] | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+def own_endpoint(table: str) -> ForeignKeyConstraint:
+    """An endpoint of the same tenant; it takes with it what is its own."""
+    return ForeignKeyConstraint(
+        ["tenant_id", "endpoint_id"],
+        ["webhook_endpoint.tenant_id", "webhook_endpoint.id"],
+        name=f"{table}_own_endpoint",
+        ondelete="CASCADE",
+    )
+
+
+class WebhookSecretRow(Table):
+    """What signs for an endpoint, sealed: by the tenant's data key, or by the house's key."""
+
+    __tablename__ = "webhook_secret"
+    __table_args__ = (
+        own_endpoint("webhook_secret"),
+        CheckConstraint(
+            "(tenant_id IS NULL) = (data_key_version IS NULL)", name="webhook_secret_key"
+        ),
+        Index("webhook_secret_endpoint", "endpoint_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID | None]
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("webhook_endpoint.id", ondelete="CASCADE"))
+    data_key_version: Mapped[int | None] = mapped_column(SmallInteger)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    valid_until: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class WebhookDeliveryRow(Table):
+    """One event for one endpoint. Whoever tries it puts `next_attempt_at` off: that is the lease.
+
+    `tenant_id` is the endpoint's, so null for an event of a tenant that the operator hears of.
+    """
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        UniqueConstraint("event_id", "endpoint_id", name="webhook_delivery_once"),
+        own_endpoint("webhook_delivery"),
+        ForeignKeyConstraint(
+            ["tenant_id", "event_id"],
+            ["event.tenant_id", "event.id"],
+            name="webhook_delivery_own_event",
+            ondelete="RESTRICT",
+        ),
+        CheckConstraint(
+            "status IN ('pending', 'delivered', 'dead')", name="webhook_delivery_status"
+        ),
+        CheckConstraint(
+            "(status = 'pending') = (next_attempt_at IS NOT NULL)", name="webhook_delivery_pending"
+        ),
+        CheckConstraint(
+            "(status = 'pending') = (finished_at IS NULL)", name="webhook_delivery_finished"
+        ),
+        Index(
+            "webhook_delivery_due",
+            *("endpoint_id", "next_attempt_at"),
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index("webhook_delivery_history", "endpoint_id", "id"),
+        Index("webhook_delivery_old", "finished_at", postgresql_where=text("status <> 'pending'")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID | None]
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("webhook_endpoint.id", ondelete="CASCADE"))
+    event_id: Mapped[UUID] = mapped_column(ForeignKey("event.id", ondelete="RESTRICT"))
+    status: Mapped[str] = mapped_column(Text, server_default="pending")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)

@@ -163,9 +163,7 @@ class Pipeline:
             if place is None or place.is_left:
                 place = await self._gate.enter(caller.tenant_id)
             undo.callback(place.leave)
-            places = self._live_places if caller.livemode else self._test_places
-            undo.enter_context(places.taken(caller.tenant_id))
-            self._refuse_draining()
+            undo.enter_context(self._room(caller).taken(caller.tenant_id))
             task = asyncio.create_task(self._generate(caller, request, place, partials, admitted))
             ending = undo.pop_all()
         task.add_done_callback(lambda _: ending.close())
@@ -211,9 +209,14 @@ class Pipeline:
         for task in self._running:
             task.cancel()
 
-    def _refuse_draining(self) -> None:
+    def check_room(self, caller: Caller) -> None:
+        """Raise `Unavailable` where a generation would not be begun now."""
+        self._room(caller).check(caller.tenant_id)
+
+    def _room(self, caller: Caller) -> Places:
         if self._draining:
             raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
+        return self._live_places if caller.livemode else self._test_places
 
     def _ended(self, task: asyncio.Task[Generation]) -> None:
         self._running.discard(task)

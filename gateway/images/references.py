@@ -29,12 +29,8 @@ from gateway.images.inputs import Upload, check_counts
 from gateway.images.links import LinkSigner
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore
-from gateway.providers.downloads import (
-    MAX_URL_CHARACTERS,
-    DownloadRefused,
-    Downloads,
-    Refusal,
-)
+from gateway.outbound import MAX_URL_CHARACTERS
+from gateway.providers.downloads import DownloadRefused, Downloads, Refusal
 
 HOSTED_SCHEME = "generated-images://"
 """What an image of the history is called where it is referred to, followed by its id."""

@@ -22,15 +22,19 @@ class Places:
         self._taken: Counter[UUID] = Counter()
         self._count = 0
 
+    def check(self, tenant_id: UUID) -> None:
+        """Raise `Unavailable` where none is free, or this tenant has its share."""
+        if self._count >= self._most or self._taken[tenant_id] >= self._most_of_one:
+            telemetry.shed_total.labels(self._what).inc()
+            raise Unavailable(f"Too many {self._what} at once. Try again.", retry_after_seconds=1)
+
     def take(self, tenant_id: UUID) -> None:
         """Take one of the places, to give it back later.
 
         Raises:
-            Unavailable: none is free, or this tenant has its share.
+            Unavailable: see `check`.
         """
-        if self._count >= self._most or self._taken[tenant_id] >= self._most_of_one:
-            telemetry.shed_total.labels(self._what).inc()
-            raise Unavailable(f"Too many {self._what} at once. Try again.", retry_after_seconds=1)
+        self.check(tenant_id)
         self._count += 1
         self._taken[tenant_id] += 1
 
@@ -46,7 +50,7 @@ class Places:
         """Hold one of the places for the length of the block.
 
         Raises:
-            Unavailable: see `take`.
+            Unavailable: see `check`.
         """
         self.take(tenant_id)
         try:

@@ -200,7 +200,7 @@ def _budget(budget: Budget) -> BudgetLeft:
     return BudgetLeft(
         owner=budget.owner,
         window=budget.window,
-        limit_usd=format_usd_short(budget.limit_nano),
+        limit_usd=format_usd_short(budget.limit_in_force_nano),
         spent_usd=format_usd(budget.spent_nano),
         held_usd=format_usd(budget.held_nano),
         remaining_usd=format_usd(budget.remaining_nano),

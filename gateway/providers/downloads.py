@@ -5,41 +5,32 @@ machine, its network or its cloud, carry a secret, or bring more than was bargai
 """
 
 import asyncio
-import re
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from ipaddress import ip_address
 from typing import BinaryIO
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from gateway import __version__
 from gateway.addresses import is_public
+from gateway.outbound import (
+    AddressRefused,
+    Resolver,
+    SocketFactory,
+    SystemResolver,
+    UnreadableUrl,
+    anywhere,
+    has_user,
+    is_host_name,
+    is_literal,
+    open_session,
+    origin,
+    read_url,
+)
 
-Resolver = Callable[[str], Awaitable[Sequence[str]]]
-"""Gives the addresses of a host name; raises OSError where it has none."""
-SocketFactory = Callable[[aiohttp.AddrInfoType], socket.socket]
-"""Opens a socket, not yet connected, of the family, type and protocol given."""
-
-MAX_URL_CHARACTERS = 8192
-MAX_AUTHORITY_CHARACTERS = 300
-"""A host name has 253 at most; to spell out a longer one in ASCII takes tens of milliseconds."""
-MAX_ADDRESSES_TRIED = 8
-RESOLVER_THREADS = 8
 HTTPS_PORT = 443
 OK = 200
 REDIRECTS = range(300, 400)
-# At least one dot, none at the end, and a last label that begins with a letter: every other
-# spelling of an IPv4 address (2130706433, 0x7f.1, 0177.0.0.1) ends in a label that does not.
-_HOST_NAME = re.compile(
-    r"(?=.{4,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])",
-    re.ASCII | re.IGNORECASE,
-)
 
 
 class Refusal(StrEnum):
@@ -92,16 +83,16 @@ class Downloads:
         self._total_seconds = total_seconds
         self._trusted_origins = trusted_origins
         self._slots = asyncio.Semaphore(max_connections)
-        # Whoever chooses host names can make look-ups hang. In threads of their own they hold up
-        # each other, not the provider calls and image work that share the event loop's.
-        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
-        resolver = resolver or self._resolve
-        timeout = aiohttp.ClientTimeout(total=None, connect=connect_seconds)
-        self._guarded = _session(
-            _PublicResolver(resolver), _public_socket(open_socket or _socket), ssl_context, timeout
-        )
-        self._trusted = _session(
-            _AnyResolver(resolver), open_socket or _socket, ssl_context, timeout
+        self._system_resolver = SystemResolver()
+        self._guarded, self._trusted = (
+            open_session(
+                allows,
+                resolver or self._system_resolver,
+                open_socket=open_socket,
+                ssl_context=ssl_context,
+                timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
+            )
+            for allows in (is_public, anywhere)
         )
 
     async def fetch(self, url: str, target: BinaryIO) -> int:
@@ -112,9 +103,9 @@ class Downloads:
         Raises:
             DownloadRefused: the address may not be fetched, or brought no file.
         """
-        address, origin = _parse(url)
+        address = _parse(url)
         session = self._trusted
-        if origin not in self._trusted_origins:
+        if origin(address) not in self._trusted_origins:
             _refuse_inside(address)
             session = self._guarded
         size = 0
@@ -129,7 +120,7 @@ class Downloads:
         """Close connections."""
         await self._guarded.close()
         await self._trusted.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._system_resolver.close()
 
     async def _fetch_in_time(
         self, session: aiohttp.ClientSession, address: URL, target: BinaryIO
@@ -167,10 +158,6 @@ class Downloads:
                 f"The file is larger than {self._max_bytes} bytes. Give a smaller picture.",
             )
 
-    async def _resolve(self, host: str) -> Sequence[str]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _addresses, host)
-
 
 def origin_of(url: str) -> str:
     """`scheme://host:port` of the operator's own address, with the port spelled out.
@@ -181,33 +168,23 @@ def origin_of(url: str) -> str:
     address = URL(url, encoded=url.isascii())
     if not address.raw_host:
         raise ValueError(f"{url} names no host")
-    return _origin(address)
+    return origin(address)
 
 
 # What is asked for
 
 
-def _parse(url: str) -> tuple[URL, str]:
-    """The one reading of `url` that is both checked and sent, and its origin."""
+def _parse(url: str) -> URL:
+    """The one reading of `url` that is both checked and sent."""
     try:
-        if len(url) > MAX_URL_CHARACTERS or not url.isprintable() or " " in url or "\\" in url:
-            raise _bad_url()
-        if max(map(len, re.split("[/?#]", url, maxsplit=3)[:3])) > MAX_AUTHORITY_CHARACTERS:
-            raise _bad_url()
-        # Letter by letter where that is possible: a signature may not survive another spelling.
-        address = URL(url, encoded=url.isascii())
-        origin = _origin(address)
-    except (ValueError, IndexError):  # the second is yarl's, for some stray brackets
+        address = read_url(url)
+    except UnreadableUrl:
         raise _bad_url() from None
-    if "@" in address.raw_authority:
+    if has_user(address):
         raise DownloadRefused(
             Refusal.BAD_URL, "The link holds a user name or password. Give one without."
         )
-    return address, origin
-
-
-def _origin(address: URL) -> str:
-    return f"{address.scheme}://{address.host_subcomponent}:{address.port}".lower()
+    return address
 
 
 def _refuse_inside(address: URL) -> None:
@@ -220,19 +197,11 @@ def _refuse_inside(address: URL) -> None:
         raise DownloadRefused(
             Refusal.BAD_URL, "The link names a port. Give one without: only 443 is fetched from."
         )
-    if _is_literal(host):
+    if is_literal(host):
         if not is_public(host):
             raise _private()
-    elif not _HOST_NAME.fullmatch(host):
+    elif not is_host_name(host):
         raise _bad_url()
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _bad_url() -> DownloadRefused:
@@ -246,101 +215,6 @@ def _private() -> DownloadRefused:
         Refusal.PRIVATE_ADDRESS,
         "The link leads to an address that is not on the public internet. "
         "Send the picture itself, or a link that everybody can open.",
-    )
-
-
-# Where it goes
-
-
-class _NotPublic(OSError):
-    """An address that must not be connected to; aiohttp hands on errors of this class alone."""
-
-
-class _AnyResolver(AbstractResolver):
-    """A `Resolver` as aiohttp expects it."""
-
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-
-    async def resolve(
-        self,
-        host: str,
-        port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - both families, always
-    ) -> list[ResolveResult]:
-        """The addresses to connect to: no name is looked up after this."""
-        addresses = self._allowed(await self._resolver(host))
-        if not addresses:
-            raise OSError("no address")
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses[:MAX_ADDRESSES_TRIED]
-        ]
-
-    async def close(self) -> None:
-        """Whoever gave the resolver closes it."""
-
-    def _allowed(self, addresses: Sequence[str]) -> Sequence[str]:
-        return addresses
-
-
-class _PublicResolver(_AnyResolver):
-    def _allowed(self, addresses: Sequence[str]) -> Sequence[str]:
-        # One private address among public ones is how a name is made to lead inside.
-        if not all(map(is_public, addresses)):
-            raise _NotPublic
-        return addresses
-
-
-def _public_socket(open_socket: SocketFactory) -> SocketFactory:
-    """The last look at an address: at the very one that is connected to, wherever it came from."""
-
-    def open_public(info: aiohttp.AddrInfoType) -> socket.socket:
-        if not is_public(str(info[4][0])):
-            raise _NotPublic
-        return open_socket(info)
-
-    return open_public
-
-
-def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
-    family, kind, protocol, *_ = info
-    return socket.socket(family, kind, protocol)
-
-
-def _addresses(host: str) -> Sequence[str]:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-def _session(
-    resolver: AbstractResolver,
-    open_socket: SocketFactory,
-    ssl_context: ssl.SSLContext | None,
-    timeout: aiohttp.ClientTimeout,
-) -> aiohttp.ClientSession:
-    """A session that remembers nothing between fetches, and adds nothing from its surroundings."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            resolver=resolver,
-            use_dns_cache=False,
-            socket_factory=open_socket,
-            ssl=ssl_context or True,
-            force_close=True,
-            limit=0,  # waiting for a slot is not part of connecting
-        ),
-        timeout=timeout,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,  # no proxies, no netrc
-        auto_decompress=False,
-        headers={"User-Agent": f"image-gateway/{__version__}", "Accept-Encoding": "identity"},
     )
 
 
@@ -370,7 +244,9 @@ def _refuse_answer(answer: aiohttp.ClientResponse) -> None:
 def _explain(error: aiohttp.ClientError) -> DownloadRefused:
     if isinstance(error, aiohttp.ClientSSLError):
         what = "The host's certificate cannot be verified. Send the picture itself."
-    elif isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _NotPublic):
+    elif isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+        error.os_error, AddressRefused
+    ):
         return _private()
     elif isinstance(error, aiohttp.ClientConnectorDNSError):
         what = "The link's host has no address. Check its name."

@@ -6,7 +6,14 @@ from pydantic import ValidationError
 
 from gateway.domain import Caller, SecretText
 from gateway.errors import Forbidden
-from gateway.rest.dependencies import ActorDep, CredentialWriter, GatewayDep, read_json_object
+from gateway.rest.dependencies import (
+    ActorDep,
+    CredentialWriter,
+    GatewayDep,
+    Provider,
+    read_json_object,
+)
+from gateway.rest.openapi import SCHEMAS
 from gateway.rest.schemas import CredentialAnswer, CredentialBody
 from gateway.tenancy import credentials
 from gateway.tenancy.credentials import CredentialInfo
@@ -16,14 +23,18 @@ PATH = "/v1/credentials/{provider}"
 BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": CredentialBody.model_json_schema()}},
+        "content": {
+            "application/json": {
+                "schema": CredentialBody.model_json_schema(ref_template=SCHEMAS + "{model}")
+            }
+        },
     }
 }
 
 
 @router.put(PATH, summary="Store or replace the own provider key", openapi_extra=BODY)
 async def put_credential(
-    provider: str,
+    provider: Provider,
     request: Request,
     gateway: GatewayDep,
     caller: CredentialWriter,
@@ -32,7 +43,9 @@ async def put_credential(
     """A key bound to a user stores that user's credential, any other key the tenant's."""
     _require_live(caller)
     credentials.check_provider(provider)
-    raw = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
+    raw = await read_json_object(
+        request, max_bytes=gateway.settings.max_body_bytes, refuses_repeated=True
+    )
     try:
         body = CredentialBody.model_validate(raw)
     except ValidationError as error:
@@ -53,7 +66,7 @@ async def put_credential(
 
 @router.get(PATH, summary="What is stored, without the secret")
 async def get_credential(
-    provider: str, gateway: GatewayDep, caller: CredentialWriter
+    provider: Provider, gateway: GatewayDep, caller: CredentialWriter
 ) -> CredentialAnswer:
     """The last four characters and when they were stored."""
     _require_live(caller)
@@ -67,7 +80,7 @@ async def get_credential(
 
 @router.delete(PATH, summary="Forget the own provider key", status_code=204)
 async def delete_credential(
-    provider: str, gateway: GatewayDep, caller: CredentialWriter, actor: ActorDep
+    provider: Provider, gateway: GatewayDep, caller: CredentialWriter, actor: ActorDep
 ) -> Response:
     """Calls use the tenant's or the house's key from then on."""
     _require_live(caller)

@@ -1,9 +1,10 @@
 """What routes ask for: the opened gateway, the caller with a scope, a bounded JSON body."""
 
+import json
 from typing import Annotated
 
 import orjson
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from starlette.requests import ClientDisconnect
 
 from gateway.authentication import require_scope
@@ -13,6 +14,7 @@ from gateway.domain import Caller, Operator, Scope
 from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from gateway.limits.gate import Place
 from gateway.rest.uploads import UploadReader
+from gateway.tenancy.credentials import PROVIDERS
 
 # Dependencies are coroutines even where they await nothing: the framework would run a plain
 # function in a worker thread, at twenty times the cost.
@@ -84,11 +86,19 @@ ActorDep = Annotated[Actor, Depends(get_actor)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
 ImageReader = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
+Provider = Annotated[
+    str, Path(description="Whose key it is.", json_schema_extra={"enum": [*PROVIDERS]})
+]
 CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
 
 
-async def read_json_object(request: Request, *, max_bytes: int) -> dict[str, object]:
+async def read_json_object(
+    request: Request, *, max_bytes: int, refuses_repeated: bool = False
+) -> dict[str, object]:
     """The body as a JSON object, never more of it in memory than `max_bytes`.
+
+    Of a name that stands there twice the last value counts, as at OpenAI, or with
+    `refuses_repeated` none.
 
     Raises:
         InvalidRequest: not JSON, not an object, or compressed.
@@ -117,4 +127,19 @@ async def read_json_object(request: Request, *, max_bytes: int) -> dict[str, obj
             'such as {"prompt": "a red circle"}.',
             code="invalid_json",
         )
+    if refuses_repeated:
+        try:
+            json.loads(content, object_pairs_hook=_refuse_repeated)
+        except RecursionError:
+            raise InvalidRequest("The JSON body is too deep.", code="invalid_json") from None
     return body
+
+
+def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise InvalidRequest(
+                f"{name}: The body names it twice. Send it once.", code="invalid_json", param=name
+            )
+        seen.add(name)

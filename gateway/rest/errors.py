@@ -6,6 +6,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from gateway import telemetry
 from gateway.authentication import challenge_headers
@@ -13,6 +14,8 @@ from gateway.config import Settings
 from gateway.errors import GatewayError, InvalidRequest, NotFound, envelope, response_headers
 from gateway.limits.rate_limits import LimitReached
 from gateway.rest.answers import limit_headers
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -67,4 +70,19 @@ async def _http_error(request: Request, error: Exception) -> Response:
     response = error_response(refusal)
     response.status_code = error.status_code
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """What the resource knows; the router names the methods of one of its routes alone."""
+    app: FastAPI = request.app
+    return [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in app.router.routes
+        )
+    ]

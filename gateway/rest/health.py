@@ -10,6 +10,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.db.engine import DatabaseUnavailable
 from gateway.rest.dependencies import GatewayDep
+from gateway.rest.openapi import shared_headers
+from gateway.rest.schemas import Health, Readiness
 
 router = APIRouter(tags=["health"])
 READY_TIMEOUT_SECONDS = 1.0
@@ -21,13 +23,24 @@ async def root() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
-@router.get("/health", summary="The process lives")
+@router.get("/health", summary="The process lives", response_model=Health)
 async def health() -> dict[str, str]:
     """Says nothing about the database: a restart would not mend that."""
     return {"status": "ok"}
 
 
-@router.get("/ready", summary="Requests can be served")
+@router.get(
+    "/ready",
+    summary="Requests can be served",
+    responses={
+        200: {"model": Readiness},
+        503: {
+            "model": Readiness,
+            "description": "Postgres does not answer, or the gateway shuts down.",
+            "headers": shared_headers("X-Request-Id", "Retry-After"),
+        },
+    },
+)
 async def ready(gateway: GatewayDep) -> JSONResponse:
     """503 while Postgres does not answer, and once the gateway shuts down."""
     if gateway.leaving.is_set() or gateway.pipeline.draining:
@@ -46,7 +59,12 @@ async def ready(gateway: GatewayDep) -> JSONResponse:
     return JSONResponse({"status": "ready", "database": "ok"})
 
 
-@router.get("/metrics", summary="Prometheus metrics; needs an admin key")
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics; needs an admin key",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(gateway: GatewayDep) -> Response:
     """Of every worker where there are several, else of this process."""
     if gateway.settings.prometheus_multiproc_dir is None:

@@ -12,8 +12,8 @@ from gateway.images.links import LinkKind
 from gateway.images.retention import link_expiry
 from gateway.money import NanoUsd, format_usd
 from gateway.rest.dependencies import ActorDep, GatewayDep, ImageReader, ImageWriter
+from gateway.rest.refusals import refused_with
 from gateway.rest.schemas import (
-    ErrorAnswer,
     GenerationOfImage,
     ImageDeleted,
     ImageList,
@@ -22,15 +22,19 @@ from gateway.rest.schemas import (
 )
 
 router = APIRouter(tags=["history"])
-ERRORS: dict[int | str, dict[str, object]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 503)
-}
 # Spelled with its beginning, so that it never stands for `generations` and its siblings.
 ONE_IMAGE = "/v1/images/img_{rest}"
-Rest = Annotated[str, Path(description="What follows `img_` in the image's id.")]
+Rest = Annotated[
+    str,
+    Path(
+        description="What follows `img_` in the image's id.",
+        examples=["19aa5f27c00_9f86d081884c7d65"],
+        json_schema_extra={"pattern": "^[0-9a-z_]{1,100}$"},
+    ),
+]
 
 
-@router.get("/v1/images", summary="Images made so far", responses=ERRORS)
+@router.get("/v1/images", summary="Images made so far")
 async def list_images(
     gateway: GatewayDep, caller: ImageReader, query: Annotated[ImageListQuery, Query()]
 ) -> ImageList:
@@ -52,7 +56,7 @@ async def list_images(
     )
 
 
-@router.get(ONE_IMAGE, summary="One image", responses=ERRORS)
+@router.get(ONE_IMAGE, summary="One image")
 async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageReader) -> ImageObject:
     """What is known of an image, with fresh links."""
     async with gateway.database.tenant(caller.tenant_id) as session:
@@ -60,7 +64,7 @@ async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageReader) -> Ima
     return render_image(gateway, image)
 
 
-@router.delete(ONE_IMAGE, summary="Delete an image", responses=ERRORS)
+@router.delete(ONE_IMAGE, summary="Delete an image", responses=refused_with(500))
 async def delete_image(
     rest: Rest, gateway: GatewayDep, caller: ImageWriter, actor: ActorDep
 ) -> ImageDeleted:

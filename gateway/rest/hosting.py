@@ -14,7 +14,8 @@ from gateway.images.storage import MEDIA_TYPES, ImageStore, thumbnail_path
 from gateway.rest.byte_ranges import is_fresh, parse_range
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.errors import error_response
-from gateway.rest.schemas import ErrorAnswer
+from gateway.rest.openapi import shared_headers
+from gateway.rest.refusals import refused_with
 
 router = APIRouter(tags=["images"])
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
@@ -28,11 +29,18 @@ PROTECTION = {
 Expiry = Annotated[str, Query(description="Until when the link is valid, Unix seconds.")]
 Signature = Annotated[str, Query(description="What makes the link ours.")]
 Saved = Annotated[bool, Query(alias="download", description="Save it rather than show it.")]
+PICTURES = {
+    media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in EXTENSIONS
+}
 ANSWERS: dict[int | str, dict[str, object]] = {
-    200: {"content": {media_type: {} for media_type in EXTENSIONS}},
-    206: {"description": "The bytes of a `Range`."},
+    200: {"content": PICTURES},
+    206: {
+        "description": "The bytes of a `Range`.",
+        "headers": shared_headers("Content-Range"),
+        "content": PICTURES,
+    },
     304: {"description": "The client has it already (`If-None-Match`)."},
-    **{status: {"model": ErrorAnswer} for status in (403, 404, 416, 500)},
+    **refused_with(403, 416, 500, 503),
 }
 
 

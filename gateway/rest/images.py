@@ -15,6 +15,7 @@ from gateway.limits.gate import Place
 from gateway.limits.windows import Standing
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
+from gateway.rest.bodies import EditBody, EditForm, ImageBody, VariationForm
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
@@ -22,15 +23,9 @@ from gateway.rest.dependencies import (
     place_of,
     read_json_object,
 )
-from gateway.rest.schemas import (
-    EditBody,
-    EditForm,
-    ErrorAnswer,
-    ImageAnswer,
-    ImageBody,
-    QuoteAnswer,
-    VariationForm,
-)
+from gateway.rest.openapi import SCHEMAS, shared_headers
+from gateway.rest.refusals import refused_with
+from gateway.rest.schemas import ImageAnswer, QuoteAnswer
 from gateway.rest.streaming import stream_generation
 from gateway.rest.uploads import UploadReader
 
@@ -38,10 +33,32 @@ router = APIRouter(tags=["images"])
 IDEMPOTENCY_KEY = "idempotency-key"
 
 
+PURCHASED = (
+    *("X-Gateway-Generation-Id", "X-Gateway-Cost-Usd", "X-Gateway-Cost-Status"),
+    *("X-Gateway-Requested-Model", "X-Gateway-Served-Model", "Idempotent-Replayed"),
+    *("RateLimit", "RateLimit-Policy", "Deprecation", "Sunset", "Link"),
+)
+EVENTS = {
+    "itemSchema": {
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+        "required": ["data"],
+    },
+    "example": "event: image_generation.completed\ndata: "
+    '{"type": "image_generation.completed", "b64_json": "…"}\n\n',
+}
+
+
 def documented(**bodies: type[BaseModel]) -> dict[str, object]:
     """The body's documentation by content type; its fields are checked by the catalogue."""
     names = {"json": "application/json", "form": "multipart/form-data"}
-    content = {names[kind]: {"schema": _schema(body)} for kind, body in bodies.items()}
+    content = {
+        names[kind]: {"schema": body.model_json_schema(ref_template=SCHEMAS + "{model}")}
+        for kind, body in bodies.items()
+    }
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -52,38 +69,25 @@ def documented_purchase(**bodies: type[BaseModel]) -> dict[str, object]:
         "in": "header",
         "required": False,
         "description": "The same request with the same key is answered again, not bought again.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     }
     return {"parameters": [header], **documented(**bodies)}
 
 
-def _schema(body: type[BaseModel]) -> object:
-    """The schema with what it refers to in its place: `$defs` are not found from within a page."""
-    schema = body.model_json_schema()
-    definitions: dict[str, object] = schema.pop("$defs", {})
-
-    def resolved(part: object) -> object:
-        if isinstance(part, list):
-            return [resolved(item) for item in part]
-        if not isinstance(part, dict):
-            return part
-        name = str(part.get("$ref", "")).removeprefix("#/$defs/")
-        return resolved(definitions[name]) if name else {k: resolved(v) for k, v in part.items()}
-
-    return resolved(schema)
-
-
-ERRORS: dict[int | str, dict[str, object]] = {
-    status: {"model": ErrorAnswer}
-    for status in (400, 401, 402, 403, 404, 409, 413, 422, 424, 429, 500, 502, 503, 504)
-}
+def purchase_answers(*, streamed: bool) -> dict[int | str, dict[str, object]]:
+    """How a route that buys something answers, beside what it answers with."""
+    content = {"text/event-stream": EVENTS} if streamed else {}
+    return {
+        200: {"headers": shared_headers(*PURCHASED), "content": content},
+        **refused_with(402, 404, 409, 422, 424, 429, 500, 502, 504),
+    }
 
 
 @router.post(
     "/v1/images/generations",
     summary="Make images",
     response_model=ImageAnswer,
-    responses=ERRORS,
+    responses=purchase_answers(streamed=True),
     openapi_extra=documented_purchase(json=ImageBody),
 )
 async def create_images(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
@@ -96,7 +100,7 @@ async def create_images(request: Request, gateway: GatewayDep, caller: ImageWrit
     "/v1/images/edits",
     summary="Edit images",
     response_model=ImageAnswer,
-    responses=ERRORS,
+    responses=purchase_answers(streamed=True),
     openapi_extra=documented_purchase(form=EditForm, json=EditBody),
 )
 async def edit_images(
@@ -111,7 +115,7 @@ async def edit_images(
     "/v1/images/variations",
     summary="Make variations of an image",
     response_model=ImageAnswer,
-    responses=ERRORS,
+    responses=purchase_answers(streamed=False),
     openapi_extra=documented_purchase(form=VariationForm),
 )
 async def vary_image(
@@ -126,7 +130,7 @@ async def vary_image(
     "/v1/images/quotes",
     summary="What a request can cost at most",
     response_model=QuoteAnswer,
-    responses=ERRORS,
+    responses=refused_with(404),
     openapi_extra=documented(json=ImageBody),
 )
 async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:

@@ -8,11 +8,17 @@ from fastapi import APIRouter
 from gateway.errors import ModelRetired, NotFound
 from gateway.image_models import Model
 from gateway.rest.dependencies import GatewayDep, ImageReader
+from gateway.rest.schemas import ModelList, ModelObject
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/v1/models", summary="The models that this key may use")
+@router.get(
+    "/v1/models",
+    summary="The models that this key may use",
+    response_model=None,
+    responses={200: {"model": ModelList}},
+)
 async def list_models(gateway: GatewayDep, caller: ImageReader) -> dict[str, object]:
     """As OpenAI lists them, with dates and capabilities; also those a successor serves."""
     catalog = gateway.core.catalog
@@ -23,7 +29,12 @@ async def list_models(gateway: GatewayDep, caller: ImageReader) -> dict[str, obj
     return {"object": "list", "data": models}
 
 
-@router.get("/v1/models/{model_id}", summary="One model")
+@router.get(
+    "/v1/models/{model_id}",
+    summary="One model",
+    response_model=None,
+    responses={200: {"model": ModelObject}},
+)
 async def get_model(model_id: str, gateway: GatewayDep, caller: ImageReader) -> dict[str, object]:
     """A model that this key may use."""
     try:

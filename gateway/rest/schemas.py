@@ -1,102 +1,30 @@
 """The shapes that the API documentation shows, and that small bodies are checked with."""
 
-from typing import Literal
+from datetime import date, datetime
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+)
 
+
+def _in_digits(value: object) -> object:
+    """Of a parameter's text; the framework would also read `1_0`, ` 10` and `10.0`."""
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        raise ValueError("it must be a whole number in digits, such as 20")
+    return value
+
+
+IN_DIGITS = BeforeValidator(_in_digits)
+PageLimit = Annotated[int, Field(ge=1, le=100), IN_DIGITS]
+"""How many objects a page of a list has."""
 IMAGE_ID = r"^img_[0-9a-z_]{1,100}$"
-
-
-class ImageBody(BaseModel):
-    """Documentation of the body; what a model accepts is checked against the catalogue."""
-
-    prompt: str = Field(description="What to show.", examples=["A lighthouse at dawn"])
-    model: str | None = Field(None, examples=["gpt-image-2.5-flare"])
-    n: int | None = Field(None, ge=1, le=10, description="How many images. Default 1.")
-    size: str | None = Field(None, description="`WIDTHxHEIGHT` or `auto`.", examples=["1024x1024"])
-    quality: str | None = Field(
-        None,
-        description="`low`, `medium`, `high`, `auto`; from gpt-image-2.5 on also `xhigh`, `max`.",
-    )
-    background: Literal["transparent", "opaque", "auto"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    output_compression: int | None = Field(None, ge=0, le=100, description="jpeg and webp only.")
-    moderation: Literal["auto", "low"] | None = None
-    complexity: Literal["low", "medium", "high"] | None = Field(None, description="2.6 only.")
-    response_format: Literal["url", "b64_json"] | None = Field(
-        None, description="For every model; `b64_json` where left out. Links expire."
-    )
-    style: Literal["vivid", "natural"] | None = Field(None, description="dall-e-3 only.")
-    stream: bool | None = Field(None, description="Server-sent events; n=1 only.")
-    partial_images: int | None = Field(None, ge=0, le=3, description="With `stream` only.")
-    safety_identifier: str | None = None
-    user: str | None = None
-
-
-class _EditFields(BaseModel):
-    """What both forms of an edit share."""
-
-    prompt: str = Field(description="What to change.", examples=["Add a red kite in the sky"])
-    model: str | None = Field(None, examples=["gpt-image-2.5-flare"])
-    n: int | None = Field(None, ge=1, le=10)
-    size: str | None = None
-    quality: str | None = None
-    background: Literal["transparent", "opaque", "auto"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    output_compression: int | None = Field(None, ge=0, le=100)
-    input_fidelity: Literal["low", "high"] | None = Field(None, description="gpt-image-1.x only.")
-    complexity: Literal["low", "medium", "high"] | None = Field(None, description="2.6 only.")
-    response_format: Literal["url", "b64_json"] | None = None
-    stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
-    safety_identifier: str | None = None
-    user: str | None = None
-
-
-class EditForm(_EditFields):
-    """Documentation of the multipart form."""
-
-    image: list[bytes] = Field(
-        description="PNG, JPEG or WebP; repeat as `image[]` for up to 16.",
-        json_schema_extra={"items": {"type": "string", "format": "binary"}},
-    )
-    mask: bytes | None = Field(
-        None,
-        description="PNG of the first image's size; transparent where to change.",
-        json_schema_extra={"format": "binary"},
-    )
-    markup: bytes | None = Field(
-        None,
-        description="From gpt-image-2.5 on, in place of a mask: a transparent PNG drawn over it.",
-        json_schema_extra={"format": "binary"},
-    )
-
-
-class ImageReference(BaseModel):
-    """A picture by link: a data: URL, or an https address."""
-
-    image_url: str = Field(examples=["data:image/png;base64,…"])
-
-
-class EditBody(_EditFields):
-    """Documentation of the JSON form."""
-
-    images: list[ImageReference] = Field(min_length=1, max_length=16)
-    mask: ImageReference | None = None
-    markup: ImageReference | None = None
-
-
-class VariationForm(BaseModel):
-    """Documentation of the variations form."""
-
-    image: bytes = Field(
-        description="A square PNG of less than 4 MB.", json_schema_extra={"format": "binary"}
-    )
-    model: str | None = Field(None, examples=["dall-e-2"])
-    n: int | None = Field(None, ge=1, le=10)
-    size: Literal["256x256", "512x512", "1024x1024"] | None = None
-    response_format: Literal["url", "b64_json"] | None = None
-    user: str | None = None
 
 
 class ImageItem(BaseModel):
@@ -120,24 +48,6 @@ class ImageAnswer(BaseModel):
     safety_identifier: str | None = None
 
 
-class SimpleBody(BaseModel):
-    """Documentation of the simple form."""
-
-    prompt: str = Field(examples=["A lighthouse at dawn"])
-    params: dict[str, str | int] | None = Field(
-        None, description="Anything else.", examples=[{"model": "gpt-image-2.5-flare", "n": 2}]
-    )
-
-
-class SimpleForm(BaseModel):
-    """Documentation of the simple form with a picture."""
-
-    prompt: str = Field(examples=["Add a red kite in the sky"])
-    image_file: bytes = Field(json_schema_extra={"format": "binary"})
-    mask_file: bytes | None = Field(None, json_schema_extra={"format": "binary"})
-    params: str | None = Field(None, description="Anything else, as a JSON object.")
-
-
 class SimpleAnswer(BaseModel):
     """Links to the images; they expire."""
 
@@ -158,7 +68,7 @@ class ImageListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(20, ge=1, le=100)
+    limit: PageLimit = 20
     after: str | None = Field(
         None, pattern=IMAGE_ID, description="Id of the image before the page: `last_id`."
     )
@@ -215,14 +125,155 @@ class ImageDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class ModelSizes(BaseModel):
+    """The sizes of a model: a list of them, or the rule that they follow."""
+
+    fixed: list[str] | None = None
+    multiple_of: int | None = None
+    max_edge: int | None = None
+    max_aspect_ratio: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+class ModelCapabilities(BaseModel):
+    """What a model accepts."""
+
+    endpoints: list[Literal["generations", "edits", "variations"]]
+    sizes: ModelSizes
+    qualities: list[str]
+    output_formats: list[str]
+    backgrounds: list[str]
+    max_images: int
+    max_input_images: int
+    max_prompt_characters: int
+
+
+class ModelObject(BaseModel):
+    """OpenAI's model object, extended; `served_model` says who really draws."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    shutdown_date: date | None
+    successor: str | None
+    served_model: str
+    capabilities: ModelCapabilities
+
+
+class ModelList(BaseModel):
+    """The models that a key may use."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class TenantBudget(BaseModel):
+    """A budget and what it has left; US dollars as decimal strings."""
+
+    object: Literal["budget"] = "budget"
+    id: str
+    owner: Literal["tenant", "user", "key"]
+    livemode: bool
+    window: Literal["day", "week", "month", "total"]
+    limit_usd: str
+    spent_usd: str
+    held_usd: str
+    remaining_usd: str
+    period_start: datetime | None
+    resets_at: datetime | None
+
+
+class BudgetList(BaseModel):
+    """The budgets that a call is held against."""
+
+    object: Literal["list"] = "list"
+    data: list[TenantBudget]
+
+
+class UsageSums(BaseModel):
+    """Sums over ledger entries."""
+
+    requests: int
+    images: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: str
+
+
+class UsageRowObject(UsageSums):
+    """The sums of one group, with the fields of `group_by`."""
+
+    day: str | None = None
+    model: str | None = None
+    requested_model: str | None = None
+    key: str | None = None
+    user: str | None = None
+    tenant: str | None = None
+
+
+SUMS: dict[str, JsonValue] = {
+    "requests": 4,
+    "images": 4,
+    "input_tokens": 52,
+    "output_tokens": 784,
+    "cost_usd": "0.023680000",
+}
+
+
+class UsageReportObject(BaseModel):
+    """A usage report."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "object": "usage_report",
+                    "currency": "usd",
+                    "start": "2026-11-01T00:00:00+00:00",
+                    "end": "2026-11-21T09:35:00+00:00",
+                    "group_by": ["model"],
+                    "data": [{"model": "gpt-image-2", **SUMS}],
+                    "total": SUMS,
+                }
+            ]
+        }
+    )
+
+    object: Literal["usage_report"] = "usage_report"
+    currency: Literal["usd"] = "usd"
+    start: datetime
+    end: datetime
+    group_by: list[str]
+    data: list[UsageRowObject]
+    total: UsageSums
+
+
+class Health(BaseModel):
+    """The process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether requests can be served, and why not."""
+
+    status: Literal["ready", "draining", "unavailable"]
+    database: Literal["ok", "unavailable"]
+
+
 class CredentialBody(BaseModel):
     """A provider key to store."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"secret": "sk-proj-…"}]}
+        extra="forbid", json_schema_extra={"examples": [{"secret": "sk-proj-0123456789"}]}
     )
 
-    secret: SecretStr = Field(validation_alias=AliasChoices("secret", "api_key"))
+    secret: SecretStr = Field(
+        validation_alias=AliasChoices("secret", "api_key"),
+        json_schema_extra={"pattern": r"^\s*[!-~]{8,500}\s*$"},
+    )
 
 
 class CredentialAnswer(BaseModel):

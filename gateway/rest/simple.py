@@ -14,6 +14,7 @@ from gateway.images.parameters import parse_image_request
 from gateway.limits.gate import Place
 from gateway.limits.windows import Standing
 from gateway.rest.answers import generation_headers
+from gateway.rest.bodies import SimpleBody, SimpleForm
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
@@ -21,8 +22,8 @@ from gateway.rest.dependencies import (
     place_of,
     read_json_object,
 )
-from gateway.rest.images import ERRORS, IDEMPOTENCY_KEY, documented_purchase
-from gateway.rest.schemas import SimpleAnswer, SimpleBody, SimpleForm
+from gateway.rest.images import IDEMPOTENCY_KEY, documented_purchase, purchase_answers
+from gateway.rest.schemas import SimpleAnswer
 
 router = APIRouter(tags=["simple"])
 FILES = {"image_file": "image", "mask_file": "mask"}
@@ -33,7 +34,7 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
     "/generate_image",
     summary="Make images from a prompt",
     response_model=SimpleAnswer,
-    responses=ERRORS,
+    responses=purchase_answers(streamed=False),
     openapi_extra=documented_purchase(json=SimpleBody),
 )
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
@@ -50,7 +51,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     "/edit_image",
     summary="Edit a picture by a prompt",
     response_model=SimpleAnswer,
-    responses=ERRORS,
+    responses=purchase_answers(streamed=False),
     openapi_extra=documented_purchase(form=SimpleForm),
 )
 async def edit_image(
@@ -90,7 +91,7 @@ def _parse(
                 code="unknown_parameter",
                 param=name,
             )
-    params = body.get("params") or {}
+    params = {} if body.get("params") is None else body["params"]
     if not isinstance(params, dict):
         raise _wrong_params()
     for name in NOT_HERE:

@@ -2,48 +2,99 @@
 
 import csv
 import io
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import orjson
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import budgets, usage
 from gateway.billing.usage import GroupField, UsageReport, UsageRow
 from gateway.money import format_usd, format_usd_short
 from gateway.rest.dependencies import GatewayDep, UsageReader
+from gateway.rest.schemas import BudgetList, UsageReportObject
 
 router = APIRouter(tags=["usage"])
 TENANT_FIELDS: tuple[GroupField, ...] = ("day", "model", "requested_model", "key", "user")
 
 
-@router.get("/v1/usage", summary="What was used and what it cost")
-async def get_usage(  # noqa: PLR0917 - FastAPI passes query parameters by name
-    gateway: GatewayDep,
-    caller: UsageReader,
-    start: str | None = None,
-    end: str | None = None,
-    group_by: str = "",
-    format: Literal["json", "csv"] = "json",  # noqa: A002 - the public parameter's name
+REPORT: dict[int | str, dict[str, object]] = {
+    200: {
+        "model": UsageReportObject,
+        "content": {
+            "text/csv": {
+                "schema": {"type": "string"},
+                "example": "model,requests,images,input_tokens,output_tokens,cost_usd\n"
+                "gpt-image-2,4,4,52,784,0.023680000\n",
+            }
+        },
+    }
+}
+
+
+def grouped(fields: Sequence[GroupField]) -> str:
+    """The parameter `group_by`, which takes any of these."""
+    name = f"({'|'.join(fields)})"
+    field: str = Field(
+        "",
+        description=f"Any of {', '.join(fields)}; each once.",
+        examples=["day,model"],
+        json_schema_extra={"pattern": f"^({name}(,{name})*)?$"},
+    )
+    return field
+
+
+class UsageQuery(BaseModel):
+    """What to report."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start: str | None = Field(
+        None, description="ISO date or date-time. Default: this month.", examples=["2026-11-01"]
+    )
+    end: str | None = Field(
+        None,
+        description="ISO date (included) or date-time. Default: now.",
+        examples=["2026-11-20"],
+    )
+    group_by: str = grouped(TENANT_FIELDS)
+    format: Literal["json", "csv"] = "json"
+
+
+@router.get(
+    "/v1/usage",
+    summary="What was used and what it cost",
+    response_class=Response,
+    responses=REPORT,
+)
+async def get_usage(
+    gateway: GatewayDep, caller: UsageReader, query: Annotated[UsageQuery, Query()]
 ) -> Response:
     """Sums over the ledger from `start` to `end`: ISO dates (whole days of the tenant's time zone,
     `end` included) or date-times. Without them: the current month. A key of one user sees that
     user's usage, any other key the whole tenant's; test and live usage never mix.
     """
-    fields = usage.parse_group_by(group_by, allowed=TENANT_FIELDS)
+    fields = usage.parse_group_by(query.group_by, allowed=TENANT_FIELDS)
     async with gateway.database.tenant(caller.tenant_id) as session:
         zone = await usage.tenant_zone(session, caller.tenant_id)
         report = await usage.tenant_report(
             session,
             caller.tenant_id,
             livemode=caller.livemode,
-            period=usage.parse_period(start, end, zone),
+            period=usage.parse_period(query.start, query.end, zone),
             group_by=fields,
             user_id=caller.user_id,
         )
-    return report_answer(report, format)
+    return report_answer(report, query.format)
 
 
-@router.get("/v1/budgets", summary="Budgets and what they have left")
+@router.get(
+    "/v1/budgets",
+    summary="Budgets and what they have left",
+    response_model=None,
+    responses={200: {"model": BudgetList}},
+)
 async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, object]:
     """The budgets that a call with this key is held against."""
     async with gateway.database.tenant(caller.tenant_id) as session:
@@ -71,6 +122,14 @@ def render_budget(budget: budgets.Budget) -> dict[str, object]:
         "livemode": budget.livemode,
         "window": budget.window,
         "limit_usd": format_usd_short(budget.limit_nano),
+        "raise": None
+        if budget.raised_to_nano is None or budget.raised_until is None
+        else {
+            "limit_usd": format_usd_short(budget.raised_to_nano),
+            "until": budget.raised_until.isoformat(),
+        },
+        "enforcement": budget.enforcement,
+        "alert_percents": list(budget.alert_percents),
         "spent_usd": format_usd(budget.spent_nano),
         "held_usd": format_usd(budget.held_nano),
         "remaining_usd": format_usd(budget.remaining_nano),

@@ -16,18 +16,18 @@ from gateway.rest.admin import (
     tenants,
     usage,
     users,
+    webhooks,
 )
-from gateway.rest.admin.dependencies import ERRORS
 from gateway.rest.dependencies import get_operator
 
 router = APIRouter(
     prefix="/admin/v1",
     # The middleware lets no other key come here; the routes do not rely on its list of paths.
     dependencies=[Depends(get_operator)],
-    responses=ERRORS,
 )
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
-    *(usage, prices, reconciliation, audit),
+    *(webhooks, usage, prices, reconciliation, audit),
 ):
     router.include_router(noun.router)
+router.include_router(budgets.house_router)

@@ -1,4 +1,4 @@
-"""Budgets of a tenant: set, shown and removed."""
+"""Budgets of tenants and of the house: set, shown, raised for a time, and removed."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -6,10 +6,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Response
 from fastapi import Query as InQuery
-from pydantic import Field, StrictBool
+from pydantic import BaseModel, Field, StrictBool, StrictInt
+from pydantic.config import JsonDict
 
 from gateway.billing import budgets
-from gateway.billing.budgets import Budget, Window
+from gateway.billing.budgets import MAX_ALERTS, Budget, Enforcement, Window
 from gateway.money import parse_usd
 from gateway.rest.admin.dependencies import (
     JsonBody,
@@ -22,19 +23,52 @@ from gateway.rest.admin.schemas import (
     USER_ID,
     Body,
     Identified,
+    Instant,
     Listed,
     NumberedPageQuery,
     RowId,
     Usd,
+    left_as_it_is,
     with_example,
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
 from gateway.rest.usage import render_budget
 
 router = APIRouter(prefix="/tenants/{tenant_id}/budgets", tags=["admin: budgets"])
+house_router = APIRouter(prefix="/budgets", tags=["admin: budgets"])
+Percent = Annotated[StrictInt, Field(ge=1, le=100)]
 
 
-class BudgetObject(Identified):
+NOT_RAISED: JsonDict = {"raise": None}
+RAISED: JsonDict = {"raise": {"limit_usd": "6000.00", "until": "2026-11-24T08:00:00Z"}}
+
+
+class RaiseObject(BaseModel):
+    """The limit that is in force instead of the usual one, and until when."""
+
+    limit_usd: str
+    until: datetime
+
+
+class BudgetFields(Identified):
+    """What budgets of tenants and of the house have in common."""
+
+    id: str
+    object: Literal["budget"] = "budget"
+    livemode: bool
+    window: Window
+    limit_usd: str = Field(description="The usual limit.")
+    raised: RaiseObject | None = Field(alias="raise", description="null: it is not raised.")
+    enforcement: Enforcement = Field(description="soft: it warns, and refuses nothing.")
+    alert_percents: list[int] = Field(description="At which parts of the limit it warns.")
+    spent_usd: str
+    held_usd: str
+    remaining_usd: str
+    period_start: datetime | None
+    resets_at: datetime | None
+
+
+class BudgetObject(BudgetFields):
     """A budget and how far it is used in its current period; US dollars as decimal strings."""
 
     model_config = with_example(
@@ -46,40 +80,98 @@ class BudgetObject(Identified):
         livemode=True,
         window="month",
         limit_usd="50.00",
+        enforcement="hard",
+        alert_percents=[50, 80, 100],
         spent_usd="12.404160000",
         held_usd="0.005920000",
         remaining_usd="37.589920000",
         period_start="2026-10-31T23:00:00Z",
         resets_at="2026-11-30T23:00:00Z",
+        **NOT_RAISED,
     )
 
-    id: str
-    object: Literal["budget"] = "budget"
     owner: Literal["tenant", "user", "key"]
     api_key_id: UUID | None = Field(description="The first of the key's line, if it was rolled.")
     user_id: UUID | None
-    livemode: bool
-    window: Window
-    limit_usd: str
-    spent_usd: str
-    held_usd: str
-    remaining_usd: str
-    period_start: datetime | None
-    resets_at: datetime | None
 
 
-class BudgetBody(Body):
-    """A budget to set: of a key, of a user, or of the tenant where neither is named."""
+class HouseBudgetObject(BudgetFields):
+    """A budget for all calls with the house's own provider credentials."""
 
-    model_config = with_example(window="month", limit_usd="50", user_id=USER_ID)
+    model_config = with_example(
+        id="3",
+        object="budget",
+        owner="house",
+        livemode=True,
+        time_zone="Europe/Madrid",
+        window="month",
+        limit_usd="5000.00",
+        enforcement="hard",
+        alert_percents=[50, 80, 100],
+        spent_usd="1204.160000000",
+        held_usd="0.592000000",
+        remaining_usd="4795.248000000",
+        period_start="2026-10-31T23:00:00Z",
+        resets_at="2026-11-30T23:00:00Z",
+        **RAISED,
+    )
+
+    owner: Literal["house"]
+    time_zone: str = Field(description="Where its days and months begin.")
+
+
+class Terms(Body):
+    """What is to hold for a budget. What is not sent stays as it is."""
 
     window: Window
     limit_usd: Usd = Field(description="From 0 to 1000000000 US dollars.")
+    enforcement: Enforcement | None = Field(
+        None,
+        description="soft: it warns, and refuses nothing. A new budget is hard.",
+        json_schema_extra=left_as_it_is,
+    )
+    alert_percents: list[Percent] | None = Field(
+        None,
+        max_length=MAX_ALERTS,
+        description="When to warn, once a period each; [] never. A new budget: 50, 80 and 100.",
+        json_schema_extra=left_as_it_is,
+    )
+
+
+class BudgetBody(Terms):
+    """A budget to set: of a key, of a user, or of the tenant where neither is named."""
+
+    model_config = with_example(
+        window="month", limit_usd="50", user_id=USER_ID, alert_percents=[80, 100]
+    )
+
     livemode: StrictBool = Field(
         default=True, description="false: for test keys. A key's own budget has the key's mode."
     )
     api_key_id: UUID | None = None
     user_id: UUID | None = None
+
+
+class HouseBudgetBody(Terms):
+    """A budget to set for all calls with the house's own provider credentials."""
+
+    model_config = with_example(window="month", limit_usd="5000", time_zone="Europe/Madrid")
+
+    time_zone: str | None = Field(
+        None,
+        max_length=100,
+        description="An IANA name. A new budget: UTC. A period that has begun ends as it would.",
+        json_schema_extra=left_as_it_is,
+    )
+
+
+class RaiseBody(Body):
+    """A higher limit for a time."""
+
+    model_config = with_example(limit_usd="80", until="2026-12-01T00:00:00Z")
+
+    limit_usd: Usd = Field(description="Above the usual limit.")
+    until: Instant = Field(description="At most a year away; then the usual limit is in force.")
 
 
 @router.put(
@@ -108,6 +200,8 @@ async def put_budget(
             livemode=body.livemode,
             api_key_id=body.api_key_id,
             user_id=body.user_id,
+            enforcement=body.enforcement,
+            alert_percents=body.alert_percents,
         )
     response.status_code = 201 if budget.is_new else 200
     return _render(budget)
@@ -124,6 +218,33 @@ async def list_budgets(
     return Listed[BudgetObject].of(data, has_more=page.has_more)
 
 
+@router.put(
+    "/{budget_id}/raise",
+    summary="Raise a budget for a time",
+    dependencies=[NoQuery],
+    openapi_extra=body_of(RaiseBody),
+)
+async def raise_budget(
+    tenant_id: UUID,
+    budget_id: RowId,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[RaiseBody, Depends(JsonBody(RaiseBody))],
+) -> BudgetObject:
+    """Until then the higher limit is in force, from the next call on; after it, the usual one."""
+    async with changing_tenant(gateway, tenant_id, actor) as session:
+        return _render(await _raise(session, tenant_id, budget_id, body))
+
+
+@router.delete("/{budget_id}/raise", summary="End a raise now", dependencies=[NoQuery])
+async def end_raise(
+    tenant_id: UUID, budget_id: RowId, gateway: GatewayDep, actor: ActorDep
+) -> BudgetObject:
+    """The usual limit is in force again."""
+    async with changing_tenant(gateway, tenant_id, actor) as session:
+        return _render(await budgets.end_raise(session, tenant_id, budget_id))
+
+
 @router.delete("/{budget_id}", summary="Remove a budget", status_code=204, dependencies=[NoQuery])
 async def remove_budget(
     tenant_id: UUID, budget_id: RowId, gateway: GatewayDep, actor: ActorDep
@@ -136,6 +257,102 @@ async def remove_budget(
     return Response(status_code=204)
 
 
+@house_router.put(
+    "",
+    summary="Set a budget of the house",
+    dependencies=[NoQuery],
+    openapi_extra=body_of(HouseBudgetBody),
+    responses={201: {"model": HouseBudgetObject, "description": "It was made."}},
+)
+async def put_house_budget(
+    gateway: GatewayDep,
+    actor: ActorDep,
+    response: Response,
+    body: Annotated[HouseBudgetBody, Depends(JsonBody(HouseBudgetBody))],
+) -> HouseBudgetObject:
+    """It binds all live calls, of every tenant, that are made with the house's own credentials. One
+    for each window: a second one changes the limit of the first.
+    """
+    async with gateway.database.operator(by=actor) as session:
+        budget = await budgets.set_limit(
+            session,
+            None,
+            window=body.window,
+            limit_nano=parse_usd(body.limit_usd),
+            enforcement=body.enforcement,
+            alert_percents=body.alert_percents,
+            time_zone=body.time_zone,
+        )
+    response.status_code = 201 if budget.is_new else 200
+    return _render_house(budget)
+
+
+@house_router.get("", summary="Budgets of the house")
+async def list_house_budgets(
+    gateway: GatewayDep, query: Annotated[NumberedPageQuery, InQuery()]
+) -> Listed[HouseBudgetObject]:
+    """Newest first, each with what its current period has spent and holds."""
+    async with gateway.database.operator() as session:
+        page = await budgets.list_page(session, None, limit=query.limit, after=query.after)
+    data = [_render_house(budget) for budget in page.items]
+    return Listed[HouseBudgetObject].of(data, has_more=page.has_more)
+
+
+@house_router.put(
+    "/{budget_id}/raise",
+    summary="Raise a budget of the house for a time",
+    dependencies=[NoQuery],
+    openapi_extra=body_of(RaiseBody),
+)
+async def raise_house_budget(
+    budget_id: RowId,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[RaiseBody, Depends(JsonBody(RaiseBody))],
+) -> HouseBudgetObject:
+    """Until then the higher limit is in force, from the next call on; after it, the usual one."""
+    async with gateway.database.operator(by=actor) as session:
+        return _render_house(await _raise(session, None, budget_id, body))
+
+
+@house_router.delete(
+    "/{budget_id}/raise", summary="End a raise of the house's now", dependencies=[NoQuery]
+)
+async def end_house_raise(
+    budget_id: RowId, gateway: GatewayDep, actor: ActorDep
+) -> HouseBudgetObject:
+    """The usual limit is in force again."""
+    async with gateway.database.operator(by=actor) as session:
+        return _render_house(await budgets.end_raise(session, None, budget_id))
+
+
+@house_router.delete(
+    "/{budget_id}",
+    summary="Remove a budget of the house",
+    status_code=204,
+    dependencies=[NoQuery],
+)
+async def remove_house_budget(budget_id: RowId, gateway: GatewayDep, actor: ActorDep) -> Response:
+    """It binds nobody from the next call on."""
+    async with gateway.database.operator(by=actor) as session:
+        await budgets.remove(session, None, budget_id)
+    return Response(status_code=204)
+
+
+async def _raise(
+    session: budgets.Session, tenant_id: UUID | None, budget_id: int, body: RaiseBody
+) -> Budget:
+    return await budgets.raise_limit(
+        session, tenant_id, budget_id, to_nano=parse_usd(body.limit_usd), until=body.until
+    )
+
+
 def _render(budget: Budget) -> BudgetObject:
     owner = {"api_key_id": budget.api_key_id, "user_id": budget.user_id}
     return BudgetObject.model_validate({**render_budget(budget), **owner})
+
+
+def _render_house(budget: Budget) -> HouseBudgetObject:
+    return HouseBudgetObject.model_validate(
+        {**render_budget(budget), "time_zone": budget.time_zone}
+    )

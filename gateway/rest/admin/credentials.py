@@ -18,7 +18,7 @@ from gateway.rest.admin.schemas import (
     Query,
     with_example,
 )
-from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.dependencies import ActorDep, GatewayDep, Provider
 from gateway.rest.schemas import CredentialBody
 from gateway.tenancy import credentials
 
@@ -74,7 +74,7 @@ async def list_credentials(
 )
 async def put_credential(  # noqa: PLR0917 - FastAPI passes them by name
     tenant_id: UUID,
-    provider: str,
+    provider: Provider,
     gateway: GatewayDep,
     actor: ActorDep,
     response: Response,
@@ -98,7 +98,7 @@ async def put_credential(  # noqa: PLR0917 - FastAPI passes them by name
 @router.delete("/{provider}", summary="Forget a provider key", status_code=204)
 async def delete_credential(
     tenant_id: UUID,
-    provider: str,
+    provider: Provider,
     gateway: GatewayDep,
     actor: ActorDep,
     query: Annotated[OwnerQuery, InQuery()],

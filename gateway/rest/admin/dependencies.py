@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Request
@@ -14,41 +14,10 @@ from gateway.db.actors import Actor
 from gateway.db.engine import TenantSession
 from gateway.errors import InvalidRequest
 from gateway.rest.dependencies import GatewayDep, read_json_object
-from gateway.rest.schemas import ErrorAnswer
+from gateway.rest.openapi import SCHEMAS
 from gateway.tenancy import tenants
 
 M = TypeVar("M", bound=BaseModel)
-_REFUSALS = {
-    400: ("invalid_value", "limit", "limit: Input should be less than or equal to 100."),
-    401: ("invalid_api_key", None, "This API key is not known here, or it was revoked."),
-    403: ("insufficient_scope", None, "This route needs an admin key (igw_admin_…)."),
-    404: (
-        "not_found",
-        "tenant_id",
-        "There is no tenant 019aa5f2-7c00-7000-8000-000000000000.",
-    ),
-    409: ("already_exists", "name", "There is a tenant 'acme' already."),
-    413: ("payload_too_large", None, "The request body is larger than 1048576 bytes."),
-    503: ("database_unavailable", None, "The gateway's database is not available right now."),
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "model": ErrorAnswer,
-        "content": {
-            "application/json": {
-                "example": {
-                    "error": {
-                        "message": message,
-                        "type": "server_error" if status == 503 else "invalid_request_error",  # noqa: PLR2004 - as above
-                        "param": param,
-                        "code": code,
-                    }
-                }
-            }
-        },
-    }
-    for status, (code, param, message) in _REFUSALS.items()
-}
 
 
 class JsonBody(Generic[M]):
@@ -58,7 +27,9 @@ class JsonBody(Generic[M]):
         self._model = model
 
     async def __call__(self, request: Request, gateway: GatewayDep) -> M:
-        raw = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
+        raw = await read_json_object(
+            request, max_bytes=gateway.settings.max_body_bytes, refuses_repeated=True
+        )
         try:
             return self._model.model_validate(raw)
         except ValidationError as error:
@@ -71,7 +42,11 @@ def body_of(model: type[BaseModel]) -> dict[str, object]:
     return {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": model.model_json_schema()}},
+            "content": {
+                "application/json": {
+                    "schema": model.model_json_schema(ref_template=SCHEMAS + "{model}")
+                }
+            },
         }
     }
 

@@ -22,6 +22,7 @@ from gateway.rest.admin.schemas import (
     with_example,
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.refusals import refused_with
 
 router = APIRouter(prefix="/prices", tags=["admin: prices"])
 MODEL = r"^[!-~]{1,100}$"
@@ -121,6 +122,7 @@ async def list_prices(
     "",
     summary="Add a price version",
     status_code=201,
+    responses=refused_with(404, 409),
     dependencies=[NoQuery],
     openapi_extra=body_of(PriceBody),
 )

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from gateway.money import parse_usd
+from gateway.rest.schemas import IN_DIGITS, PageLimit
 
 MAX_USD_CHARACTERS = 100
 MAX_ROW_ID = 2**63 - 1
@@ -63,7 +64,7 @@ Instant = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 """A moment: ISO 8601 with its offset."""
-RowId = Annotated[int, Field(ge=1, le=MAX_ROW_ID)]
+RowId = Annotated[int, Field(ge=1, le=MAX_ROW_ID), IN_DIGITS]
 """Budgets, limits and price versions are numbered; their ids are numbers as strings."""
 
 
@@ -82,14 +83,14 @@ class Query(BaseModel):
 class PageQuery(Query):
     """Which part of a list to show."""
 
-    limit: int = Field(20, ge=1, le=100)
+    limit: PageLimit = 20
     after: UUID | None = Field(None, description="The id before the page: `last_id` of the last.")
 
 
 class NumberedPageQuery(Query):
     """Which part of a list of numbered objects to show."""
 
-    limit: int = Field(20, ge=1, le=100)
+    limit: PageLimit = 20
     after: RowId | None = Field(None, description="The id before the page: `last_id` of the last.")
 
 

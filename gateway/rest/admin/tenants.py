@@ -19,6 +19,7 @@ from gateway.rest.admin.schemas import (
     with_example,
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.refusals import refused_with
 from gateway.tenancy import tenants
 from gateway.tenancy.tenants import (
     MAX_IMAGE_BYTES,
@@ -64,7 +65,9 @@ class TenantBody(Body):
     model_config = with_example(name="acme", time_zone="Europe/Madrid")
 
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
-    time_zone: str = Field("UTC", max_length=100, description="An IANA name.")
+    time_zone: str = Field(
+        "UTC", min_length=1, max_length=100, description="An IANA name.", examples=["Europe/Madrid"]
+    )
 
 
 class TenantChange(Body):
@@ -82,7 +85,13 @@ class TenantChange(Body):
         description="`suspended` refuses every key of the tenant from the next request on.",
         json_schema_extra=left_as_it_is,
     )
-    time_zone: str = Field("", max_length=100, json_schema_extra=left_as_it_is)
+    time_zone: str = Field(
+        "",
+        min_length=1,
+        max_length=100,
+        json_schema_extra=left_as_it_is,
+        examples=["Europe/Madrid"],
+    )
     continuity: StrictBool = Field(default=True, json_schema_extra=left_as_it_is)
     stores_prompts: StrictBool = Field(default=False, json_schema_extra=left_as_it_is)
     image_retention_seconds: StrictInt | None = Field(
@@ -104,13 +113,19 @@ class TenantChange(Body):
 class TenantsQuery(PageQuery):
     """Which tenants to show."""
 
-    name: str | None = Field(None, description="Only the one of this name.")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_NAME_CHARACTERS,
+        description="Only the one of this name.",
+    )
 
 
 @router.post(
     "",
     summary="Make a tenant",
     status_code=201,
+    responses=refused_with(409),
     dependencies=[NoQuery],
     openapi_extra=body_of(TenantBody),
 )
@@ -148,6 +163,7 @@ async def get_tenant(tenant_id: UUID, gateway: GatewayDep) -> TenantObject:
 @router.patch(
     "/{tenant_id}",
     summary="Change, suspend or resume a tenant",
+    responses=refused_with(409),
     dependencies=[NoQuery],
     openapi_extra=body_of(TenantChange),
 )

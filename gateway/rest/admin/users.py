@@ -17,6 +17,7 @@ from gateway.rest.admin.dependencies import (
 )
 from gateway.rest.admin.schemas import USER_ID, Body, Identified, Listed, PageQuery, with_example
 from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.refusals import refused_with
 from gateway.tenancy import users
 from gateway.tenancy.tenants import MAX_NAME_CHARACTERS
 
@@ -47,13 +48,19 @@ class UserBody(Body):
 class UsersQuery(PageQuery):
     """Which users to show."""
 
-    name: str | None = Field(None, description="Only the one of this name.")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_NAME_CHARACTERS,
+        description="Only the one of this name.",
+    )
 
 
 @router.post(
     "",
     summary="Make a user",
     status_code=201,
+    responses=refused_with(409),
     dependencies=[NoQuery],
     openapi_extra=body_of(UserBody),
 )

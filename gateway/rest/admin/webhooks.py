@@ -1,0 +1,274 @@
+"""Webhooks of a tenant, and the operator's own; the same routes under two paths.
+
+`/webhooks` are the operator's: they hear the events of every tenant and of the house.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Query as InQuery
+
+from gateway.bootstrap import Gateway
+from gateway.db.actors import Actor
+from gateway.rest.admin.dependencies import (
+    JsonBody,
+    NoQuery,
+    body_of,
+    changing_tenant,
+    reading_tenant,
+)
+from gateway.rest.admin.schemas import Listed, PageQuery
+from gateway.rest.admin.webhook_schemas import (
+    DeliveriesQuery,
+    DeliveryObject,
+    RollBody,
+    SecretObject,
+    SignedWebhookObject,
+    WebhookBody,
+    WebhookChange,
+    WebhookObject,
+)
+from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.refusals import refused_with
+from gateway.webhooks import deliveries, endpoints
+from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
+
+routes = APIRouter()
+
+
+async def whose(request: Request) -> str | None:
+    """The tenant in the path; None where the operator's own webhooks are meant."""
+    tenant: str | None = request.path_params.get("tenant_id")
+    return tenant
+
+
+async def known_tenant(tenant_id: UUID) -> None:
+    """Checks and documents the path of a tenant's webhooks."""
+
+
+OwnerDep = Annotated[str | None, Depends(whose)]
+
+
+@routes.post(
+    "",
+    summary="Make a webhook",
+    status_code=201,
+    dependencies=[NoQuery],
+    openapi_extra=body_of(WebhookBody),
+    responses=refused_with(409),
+)
+async def create_webhook(
+    owner: OwnerDep,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[WebhookBody, Depends(JsonBody(WebhookBody))],
+) -> SignedWebhookObject:
+    """The answer holds the secret that signs, this once."""
+    async with _changing(gateway, owner, actor) as (session, tenant_id):
+        made = await endpoints.create(
+            session,
+            tenant_id,
+            sealing=gateway.core.webhook_sealing,
+            url=body.url,
+            event_types=body.events,
+            livemode=body.livemode,
+            description=body.description,
+            allow_private=gateway.settings.webhook_allow_private,
+            max_endpoints=gateway.settings.max_webhooks,
+        )
+    return _render_signed(made)
+
+
+@routes.get("", summary="Webhooks, without secrets")
+async def list_webhooks(
+    owner: OwnerDep, gateway: GatewayDep, query: Annotated[PageQuery, InQuery()]
+) -> Listed[WebhookObject]:
+    """Newest first, disabled ones among them. Those of tenants and the operator's own apart."""
+    async with _reading(gateway, owner) as (session, tenant_id):
+        page = await endpoints.list_page(session, tenant_id, limit=query.limit, after=query.after)
+    data = [_render(endpoint) for endpoint in page.items]
+    return Listed[WebhookObject].of(data, has_more=page.has_more)
+
+
+@routes.get("/{webhook_id}", summary="One webhook", dependencies=[NoQuery])
+async def get_webhook(webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep) -> WebhookObject:
+    """`secrets` says how many sign, and until when."""
+    async with _reading(gateway, owner) as (session, tenant_id):
+        return _render(await endpoints.get(session, tenant_id, webhook_id))
+
+
+@routes.patch(
+    "/{webhook_id}",
+    summary="Change, disable or enable a webhook",
+    dependencies=[NoQuery],
+    openapi_extra=body_of(WebhookChange),
+)
+async def change_webhook(
+    webhook_id: UUID,
+    owner: OwnerDep,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[WebhookChange, Depends(JsonBody(WebhookChange))],
+) -> WebhookObject:
+    """Counts from the next try on, of events that wait already too. What happens while a webhook
+    is disabled is not kept for it.
+    """
+    given = body.model_dump(exclude_unset=True)
+    if "events" in given:
+        given["event_types"] = given.pop("events")
+    async with _changing(gateway, owner, actor) as (session, tenant_id):
+        changed = await endpoints.change(
+            session,
+            tenant_id,
+            webhook_id,
+            allow_private=gateway.settings.webhook_allow_private,
+            **given,
+        )
+    return _render(changed)
+
+
+@routes.delete("/{webhook_id}", summary="Delete a webhook", status_code=204, dependencies=[NoQuery])
+async def delete_webhook(
+    webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
+) -> Response:
+    """With its secrets and its deliveries; what waits for it is not sent."""
+    async with _changing(gateway, owner, actor) as (session, tenant_id):
+        await endpoints.remove(session, tenant_id, webhook_id)
+    return Response(status_code=204)
+
+
+@routes.post(
+    "/{webhook_id}/roll",
+    summary="Roll a webhook's secret",
+    status_code=201,
+    dependencies=[NoQuery],
+    openapi_extra=body_of(RollBody),
+    responses=refused_with(409),
+)
+async def roll_secret(
+    webhook_id: UUID,
+    owner: OwnerDep,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[RollBody, Depends(JsonBody(RollBody))],
+) -> SignedWebhookObject:
+    """The answer holds the new secret, this once. Until the grace is over, every delivery is signed
+    with the new secret and with those before it.
+    """
+    async with _changing(gateway, owner, actor) as (session, tenant_id):
+        rolled = await endpoints.roll(
+            session,
+            tenant_id,
+            webhook_id,
+            sealing=gateway.core.webhook_sealing,
+            grace=timedelta(seconds=body.grace_seconds),
+        )
+    return _render_signed(rolled)
+
+
+@routes.post(
+    "/{webhook_id}/test",
+    summary="Send a test event",
+    status_code=201,
+    dependencies=[NoQuery],
+    responses=refused_with(409),
+)
+async def send_test(
+    webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
+) -> DeliveryObject:
+    """A `webhook.test` event takes the ordinary way to this webhook alone, within seconds."""
+    async with _changing(gateway, owner, actor) as (session, tenant_id):
+        delivery = await deliveries.send_test(session, tenant_id, webhook_id)
+    return DeliveryObject.model_validate(delivery)
+
+
+@routes.get("/{webhook_id}/deliveries", summary="Deliveries of a webhook")
+async def list_deliveries(
+    webhook_id: UUID,
+    owner: OwnerDep,
+    gateway: GatewayDep,
+    query: Annotated[DeliveriesQuery, InQuery()],
+) -> Listed[DeliveryObject]:
+    """Newest first; `?status=dead`: those that were given up."""
+    async with _reading(gateway, owner) as (session, tenant_id):
+        page = await deliveries.list_page(
+            session,
+            tenant_id,
+            webhook_id,
+            limit=query.limit,
+            after=query.after,
+            status=query.status,
+        )
+    data = [DeliveryObject.model_validate(delivery) for delivery in page.items]
+    return Listed[DeliveryObject].of(data, has_more=page.has_more)
+
+
+@routes.post(
+    "/{webhook_id}/deliveries/{delivery_id}/redeliver",
+    summary="Send a delivery again",
+    dependencies=[NoQuery],
+    responses=refused_with(409),
+)
+async def redeliver(
+    webhook_id: UUID, delivery_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
+) -> DeliveryObject:
+    """A dead one, or one that arrived: under the same `webhook-id`, with all its tries."""
+    async with _changing(gateway, owner, actor) as (session, tenant_id):
+        delivery = await deliveries.redeliver(session, tenant_id, webhook_id, delivery_id)
+    return DeliveryObject.model_validate(delivery)
+
+
+@asynccontextmanager
+async def _reading(
+    gateway: Gateway, owner: str | None
+) -> AsyncIterator[tuple[Session, UUID | None]]:
+    if owner is None:
+        async with gateway.database.operator() as session:
+            yield session, None
+    else:
+        async with reading_tenant(gateway, UUID(owner)) as tenant_session:
+            yield tenant_session, UUID(owner)
+
+
+@asynccontextmanager
+async def _changing(
+    gateway: Gateway, owner: str | None, actor: Actor
+) -> AsyncIterator[tuple[Session, UUID | None]]:
+    if owner is None:
+        async with gateway.database.operator(by=actor) as session:
+            yield session, None
+    else:
+        async with changing_tenant(gateway, UUID(owner), actor) as tenant_session:
+            yield tenant_session, UUID(owner)
+
+
+def _render(endpoint: Endpoint) -> WebhookObject:
+    return WebhookObject(
+        id=endpoint.id,
+        tenant_id=endpoint.tenant_id,
+        url=endpoint.url,
+        events=None if endpoint.event_types is None else list(endpoint.event_types),
+        livemode=endpoint.livemode,
+        description=endpoint.description,
+        disabled_at=endpoint.disabled_at,
+        disabled_reason=endpoint.disabled_reason,
+        secrets=[SecretObject.model_validate(secret) for secret in endpoint.secrets],
+        created_at=endpoint.created_at,
+        updated_at=endpoint.updated_at,
+    )
+
+
+def _render_signed(made: NewSecret) -> SignedWebhookObject:
+    shown = _render(made.endpoint)
+    return SignedWebhookObject(**shown.model_dump(), secret=made.secret.reveal())
+
+
+router = APIRouter(tags=["admin: webhooks"])
+router.include_router(routes, prefix="/webhooks")
+router.include_router(
+    routes, prefix="/tenants/{tenant_id}/webhooks", dependencies=[Depends(known_tenant)]
+)

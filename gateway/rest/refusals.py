@@ -1,0 +1,209 @@
+"""How refusals are documented: for each status one shared response, with examples of its codes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.errors import (
+    BudgetExceeded,
+    Conflict,
+    ContentRefused,
+    CredentialRejected,
+    Forbidden,
+    GatewayError,
+    IdempotencyConflict,
+    IdempotencyInFlight,
+    ImageUnfinished,
+    InsufficientScope,
+    InvalidRequest,
+    NotConfigured,
+    NotFound,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    ProviderUnreachable,
+    RangeNotSatisfiable,
+    RateLimited,
+    StorageFailed,
+    Unauthenticated,
+    Unavailable,
+    envelope,
+)
+
+JsonSchema = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The refusals of one status: the name of their component, what they say, and how."""
+
+    name: str
+    description: str
+    examples: Sequence[GatewayError]
+    headers: Sequence[str] = ()
+
+
+REFUSALS: Mapping[int, Refusal] = {
+    400: Refusal(
+        "BadRequest",
+        "The request itself is wrong; `param` names the field. Sent again as it is, it is refused "
+        "again.",
+        (
+            InvalidRequest("Unknown parameter: 'sise'.", code="unknown_parameter", param="sise"),
+            InvalidRequest(
+                "Invalid 'n': integer above maximum value. Expected a value <= 10, but got 11 "
+                "instead.",
+                code="integer_above_max_value",
+                param="n",
+            ),
+            InvalidRequest("limit: Input should be less than or equal to 100.", param="limit"),
+            ContentRefused("Your request was rejected by the safety system."),
+        ),
+    ),
+    401: Refusal(
+        "Unauthenticated",
+        "No key, or none that opens anything: missing, malformed, unknown, revoked or expired.",
+        (Unauthenticated("This API key is not known here, or it was revoked."),),
+        ("WWW-Authenticate",),
+    ),
+    402: Refusal(
+        "BudgetExceeded",
+        "The worst case of this call does not fit into what a budget has left; the message says "
+        "which, and when it begins anew. Nothing was bought.",
+        (
+            BudgetExceeded(
+                "The tenant's budget per month of 50.00 USD has 0.002 USD left, less than this "
+                "call can cost at most. It begins anew at 2026-12-01T00:00:00+00:00."
+            ),
+        ),
+        ("X-Should-Retry",),
+    ),
+    403: Refusal(
+        "Forbidden",
+        "The key is valid and may not do this; or a link that is not ours, or has expired.",
+        (
+            InsufficientScope(
+                "This API key lacks the scope images:write; it has: images:read.",
+                scopes=("images:write",),
+            ),
+            Forbidden("This tenant is suspended.", code="tenant_suspended"),
+            Forbidden("This image link has expired.", code="link_expired"),
+        ),
+    ),
+    404: Refusal(
+        "NotFound",
+        "No such thing, or none that this key may see.",
+        (
+            NotFound("The model 'dall-e-4' does not exist.", code="model_not_found", param="model"),
+            NotFound("There is no tenant 019aa5f2-7c00-7000-8000-000000000000.", param="tenant_id"),
+        ),
+    ),
+    409: Refusal(
+        "Conflict",
+        "The first request with this idempotency key has not been answered yet; or what is to be "
+        "made is there already.",
+        (
+            IdempotencyInFlight("A request with this idempotency key is still being answered."),
+            Conflict("There is a tenant 'acme' already.", param="name"),
+        ),
+        ("Retry-After", "X-Should-Retry"),
+    ),
+    413: Refusal(
+        "PayloadTooLarge",
+        "The body is larger than the gateway reads.",
+        (PayloadTooLarge("The request body is larger than 1048576 bytes."),),
+    ),
+    416: Refusal(
+        "RangeNotSatisfiable",
+        "The file ends before the range begins; `Content-Range` says where.",
+        (RangeNotSatisfiable("The file has 1024 bytes."),),
+        ("Content-Range",),
+    ),
+    422: Refusal(
+        "IdempotencyConflict",
+        "The idempotency key was used for another request. Nothing was bought.",
+        (
+            IdempotencyConflict(
+                "This idempotency key was used for another request.", param="idempotency_key"
+            ),
+        ),
+        ("X-Should-Retry",),
+    ),
+    424: Refusal(
+        "CredentialRejected",
+        "The provider refused the tenant's own key. The house's never silently takes its place.",
+        (CredentialRejected("The provider refused your own openai key."),),
+        ("X-Should-Retry",),
+    ),
+    429: Refusal(
+        "RateLimited",
+        "A limit of the gateway's, which the message names, or the provider's. Nothing was bought.",
+        (RateLimited("The key's limit of 60 requests a minute is reached."),),
+        ("Retry-After", "X-Should-Retry", "RateLimit", "RateLimit-Policy"),
+    ),
+    500: Refusal(
+        "InternalError",
+        "Made and paid for, but not to be had as asked; or a defect, which `X-Request-Id` names "
+        "in the gateway's log. Do not send it again.",
+        (
+            StorageFailed("The image was made and could not be stored."),
+            ImageUnfinished("The image was made and could not be brought to the asked size."),
+        ),
+        ("X-Should-Retry",),
+    ),
+    502: Refusal(
+        "ProviderUnreachable",
+        "No connection to the provider came about. Nothing was bought.",
+        (ProviderUnreachable("The provider cannot be reached."),),
+    ),
+    503: Refusal(
+        "Unavailable",
+        "The gateway cannot serve this now, or lacks a setting. Nothing was bought.",
+        (
+            Unavailable("The gateway is at its limit.", retry_after_seconds=1),
+            Unavailable(
+                "The gateway's database is not available right now.", code="database_unavailable"
+            ),
+            NotConfigured("No openai key is configured.", code="no_credential"),
+        ),
+        ("Retry-After", "X-Should-Retry"),
+    ),
+    504: Refusal(
+        "OutcomeUnknown",
+        "The provider may have made and billed the image; the ledger will say. Do not send it "
+        "again without its idempotency key.",
+        (OutcomeUnknown("The outcome of this call is not known."),),
+        ("X-Should-Retry",),
+    ),
+}
+
+
+def refused_with(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """A route's documentation of its refusals, beside those that every route has."""
+    return {status: {"$ref": reference(status)} for status in statuses}
+
+
+def reference(status: int) -> str:
+    """Where the shared response of a status stands."""
+    return f"#/components/responses/{REFUSALS[status].name}"
+
+
+def shared_responses() -> dict[str, JsonSchema]:
+    """The components, by their names."""
+    return {refusal.name: _response(refusal) for refusal in REFUSALS.values()}
+
+
+def _response(refusal: Refusal) -> JsonSchema:
+    # Two examples may have one code: the later one stands for both.
+    examples = {error.code: {"value": envelope(error)} for error in refusal.examples}
+    return {
+        "description": refusal.description,
+        "headers": {
+            name: {"$ref": f"#/components/headers/{name}"}
+            for name in ("X-Request-Id", *refusal.headers)
+        },
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/ErrorAnswer"},
+                "examples": examples,
+            }
+        },
+    }

@@ -1,0 +1,359 @@
+"""Deliveries: one for each event and endpoint; claimed, and noted what came of each try.
+
+A claim puts the next try off by the lease. A worker that dies holds nothing: another one follows
+when the lease is over.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, exists, func, or_, select, text, update
+
+from gateway.db.audit import Action, record
+from gateway.db.engine import OperatorSession
+from gateway.db.pages import Page, page_of
+from gateway.db.tables import (
+    EventRow,
+    WebhookDeliveryRow,
+    WebhookEndpointRow,
+    WebhookSecretRow,
+)
+from gateway.domain import new_id
+from gateway.errors import Conflict, NotFound
+from gateway.webhooks import endpoints
+from gateway.webhooks.endpoints import Endpoint, Session
+from gateway.webhooks.events import Event, EventType, event_of
+from gateway.webhooks.sealing import SealedSecret
+from gateway.webhooks.sender import Attempt
+from gateway.webhooks.targets import Failure
+
+RETRY_SECONDS = (5, 60, 300, 1800, 7200, 14_400, 28_800, 32_400)
+"""Before each further try, nearly a day altogether; after the last one a delivery is dead."""
+TRIES = len(RETRY_SECONDS) + 1
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event for one endpoint, and what came of it so far. `attempts`: tries begun."""
+
+    id: UUID
+    endpoint_id: UUID
+    event_id: UUID
+    event_type: str
+    status: str
+    attempts: int
+    next_attempt_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A delivery that this worker tries now; `attempt` counts from one."""
+
+    id: UUID
+    attempt: int
+    endpoint_id: UUID
+    tenant_id: UUID | None
+    url: str
+    event: Event
+    secrets: tuple[SealedSecret, ...]
+
+
+# For a worker
+
+# One for each endpoint that has any due, so that none waits behind another's many. The first part
+# hops along the index from one endpoint to the next: it reads no more than one row of each.
+CLAIM = text("""
+WITH RECURSIVE waiting AS (
+    (SELECT endpoint_id FROM webhook_delivery WHERE status = 'pending'
+     ORDER BY endpoint_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.endpoint_id FROM webhook_delivery d
+            WHERE d.status = 'pending' AND d.endpoint_id > w.endpoint_id
+            ORDER BY d.endpoint_id LIMIT 1)
+    FROM waiting w WHERE w.endpoint_id IS NOT NULL
+), due AS (
+    SELECT d.id FROM waiting w CROSS JOIN LATERAL (
+        SELECT id FROM webhook_delivery
+        WHERE endpoint_id = w.endpoint_id AND status = 'pending' AND next_attempt_at <= now()
+        ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED) d
+    WHERE w.endpoint_id <> ALL(CAST(:busy AS uuid[])) LIMIT :limit
+)
+UPDATE webhook_delivery d SET attempts = d.attempts + 1,
+    next_attempt_at = now() + make_interval(secs => :lease_seconds)
+FROM due WHERE d.id = due.id RETURNING d.id
+""")
+
+
+async def claim(
+    session: OperatorSession, *, limit: int, lease_seconds: float, busy: Sequence[UUID]
+) -> list[Claim]:
+    """Take what is due: at most one for each endpoint, and none for those that are `busy`."""
+    values = {"limit": limit, "lease_seconds": lease_seconds, "busy": list(busy)}
+    ids = (await session.scalars(CLAIM, values)).all()
+    if not ids:
+        return []
+    found = (
+        await session.execute(
+            select(WebhookDeliveryRow, WebhookEndpointRow, EventRow)
+            .join(WebhookEndpointRow, WebhookEndpointRow.id == WebhookDeliveryRow.endpoint_id)
+            .join(EventRow, EventRow.id == WebhookDeliveryRow.event_id)
+            .where(WebhookDeliveryRow.id.in_(ids))
+        )
+    ).all()
+    secrets: dict[UUID, list[SealedSecret]] = {row[1].id: [] for row in found}
+    valid = await session.scalars(
+        select(WebhookSecretRow)
+        .where(
+            WebhookSecretRow.endpoint_id.in_(secrets),
+            or_(
+                WebhookSecretRow.valid_until.is_(None),
+                WebhookSecretRow.valid_until > func.now(),
+            ),
+        )
+        .order_by(WebhookSecretRow.id.desc())
+    )
+    for row in valid:
+        secrets[row.endpoint_id].append(
+            SealedSecret(row.id, row.tenant_id, row.endpoint_id, row.data_key_version, row.sealed)
+        )
+    return [
+        Claim(
+            id=delivery.id,
+            attempt=delivery.attempts,
+            endpoint_id=endpoint.id,
+            tenant_id=endpoint.tenant_id,
+            url=endpoint.url,
+            event=event_of(event),
+            secrets=tuple(secrets[endpoint.id]),
+        )
+        for delivery, endpoint, event in found
+    ]
+
+
+async def note_delivered(session: OperatorSession, claimed: Claim, attempt: Attempt) -> None:
+    """It arrived, whatever others have noted meanwhile."""
+    await session.execute(
+        update(WebhookDeliveryRow)
+        .where(WebhookDeliveryRow.id == claimed.id, WebhookDeliveryRow.status != "delivered")
+        .values(
+            status="delivered",
+            last_status=attempt.status,
+            last_error=None,
+            next_attempt_at=None,
+            finished_at=func.now(),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def note_failed(session: OperatorSession, claimed: Claim, attempt: Attempt) -> bool:
+    """It did not arrive; it is tried again later. Returns whether that was the last try.
+
+    Nothing is noted where the lease was over and somebody else has begun a try of his own.
+    """
+    delay = _delay(claimed.attempt)
+    is_last = delay is None or attempt.failure is Failure.GONE
+    noted = await session.scalar(
+        update(WebhookDeliveryRow)
+        .where(
+            WebhookDeliveryRow.id == claimed.id,
+            WebhookDeliveryRow.status == "pending",
+            WebhookDeliveryRow.attempts == claimed.attempt,
+        )
+        .values(
+            status="dead" if is_last else "pending",
+            last_status=attempt.status,
+            last_error=attempt.failure,
+            next_attempt_at=None if is_last else func.now() + delay,
+            finished_at=func.now() if is_last else None,
+        )
+        .returning(WebhookDeliveryRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return is_last and noted is not None
+
+
+def _delay(attempt: int) -> timedelta | None:
+    """How long to wait after this try; None where there is no further one."""
+    if attempt >= TRIES:
+        return None
+    spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
+    return timedelta(seconds=RETRY_SECONDS[attempt - 1] * spread)
+
+
+async def count_waiting(session: OperatorSession) -> int:
+    """How many are neither delivered nor dead."""
+    found = await session.scalar(
+        select(func.count())
+        .select_from(WebhookDeliveryRow)
+        .where(WebhookDeliveryRow.status == "pending")
+    )
+    return found or 0
+
+
+async def prune(session: OperatorSession, *, after_seconds: int, limit: int) -> int:
+    """Forget old deliveries, and old events of which none are left; returns how many."""
+    before = func.now() - timedelta(seconds=after_seconds)
+    old = (
+        select(WebhookDeliveryRow.id)
+        .where(WebhookDeliveryRow.status != "pending", WebhookDeliveryRow.finished_at < before)
+        .limit(limit)
+    )
+    deliveries = await session.scalars(
+        delete(WebhookDeliveryRow)
+        .where(WebhookDeliveryRow.id.in_(old.with_for_update(skip_locked=True)))
+        .returning(WebhookDeliveryRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    done = len(deliveries.all())
+    is_needed = exists().where(WebhookDeliveryRow.event_id == EventRow.id)
+    events = await session.scalars(
+        delete(EventRow)
+        .where(
+            EventRow.id.in_(
+                select(EventRow.id).where(EventRow.announced_at < before, ~is_needed).limit(limit)
+            )
+        )
+        .returning(EventRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return done + len(events.all())
+
+
+# For operators
+
+
+async def list_page(
+    session: Session,
+    tenant_id: UUID | None,
+    endpoint_id: UUID,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    status: str | None = None,
+) -> Page[Delivery]:
+    """What was, is or shall be sent there, newest first, from the one behind `after` on.
+
+    Raises:
+        NotFound: the endpoint is not this tenant's, or not the house's.
+    """
+    await endpoints.get(session, tenant_id, endpoint_id)
+    query = (
+        select(WebhookDeliveryRow, EventRow.type)
+        .join(EventRow, EventRow.id == WebhookDeliveryRow.event_id)
+        .where(WebhookDeliveryRow.endpoint_id == endpoint_id)
+        .order_by(WebhookDeliveryRow.id.desc())
+        .limit(limit + 1)
+    )
+    if status is not None:
+        query = query.where(WebhookDeliveryRow.status == status)
+    if after is not None:
+        query = query.where(WebhookDeliveryRow.id < after)
+    rows = await session.execute(query)
+    return page_of([_delivery(row, event_type) for row, event_type in rows], limit)
+
+
+async def send_test(session: Session, tenant_id: UUID | None, endpoint_id: UUID) -> Delivery:
+    """Let a `webhook.test` event go to this endpoint alone, whatever events it listens to.
+
+    Raises:
+        NotFound: the endpoint is not this tenant's, or not the house's.
+        Conflict: it is disabled.
+    """
+    endpoint = await endpoints.get(session, tenant_id, endpoint_id)
+    _refuse_disabled(endpoint)
+    event = EventRow(
+        tenant_id=tenant_id,
+        livemode=endpoint.livemode is not False,
+        type=EventType.WEBHOOK_TEST,
+        data={"webhook_id": str(endpoint_id)},
+        announced_at=func.clock_timestamp(),
+    )
+    session.add(event)
+    await session.flush()
+    row = WebhookDeliveryRow(
+        id=new_id(), tenant_id=tenant_id, endpoint_id=endpoint_id, event_id=event.id
+    )
+    session.add(row)
+    await session.flush()
+    await session.refresh(row)
+    await record(
+        session,
+        Action.WEBHOOK_TESTED,
+        tenant_id=tenant_id,
+        object_id=endpoint_id,
+        after={"delivery": row.id},
+    )
+    return _delivery(row, event.type)
+
+
+async def redeliver(
+    session: Session, tenant_id: UUID | None, endpoint_id: UUID, delivery_id: UUID
+) -> Delivery:
+    """Send a dead or delivered one again, under the same `webhook-id`, with all its tries.
+
+    Raises:
+        NotFound: there is no such delivery of this endpoint.
+        Conflict: it is still being tried, or the endpoint is disabled.
+    """
+    endpoint = await endpoints.get(session, tenant_id, endpoint_id)
+    _refuse_disabled(endpoint)
+    row = await session.scalar(
+        select(WebhookDeliveryRow)
+        .where(
+            WebhookDeliveryRow.tenant_id.is_not_distinct_from(tenant_id),
+            WebhookDeliveryRow.endpoint_id == endpoint_id,
+            WebhookDeliveryRow.id == delivery_id,
+        )
+        .with_for_update()
+    )
+    if row is None:
+        raise NotFound(f"This webhook has no delivery {delivery_id}.", param="delivery_id")
+    if row.status == "pending":
+        raise Conflict(
+            "It is still being tried: `next_attempt_at` says when.", code="delivery_pending"
+        )
+    before = {"delivery": row.id, "status": row.status}
+    row.status, row.attempts, row.finished_at = "pending", 0, None
+    row.next_attempt_at = func.now()
+    await session.flush()
+    await session.refresh(row)
+    event_type = await session.scalar(select(EventRow.type).where(EventRow.id == row.event_id))
+    await record(
+        session,
+        Action.WEBHOOK_REDELIVERED,
+        tenant_id=tenant_id,
+        object_id=endpoint_id,
+        before=before,
+        after={"delivery": row.id, "status": row.status},
+    )
+    return _delivery(row, event_type or "")
+
+
+def _refuse_disabled(endpoint: Endpoint) -> None:
+    if endpoint.disabled_at is not None:
+        raise Conflict("This webhook is disabled. Enable it first.", code="webhook_disabled")
+
+
+def _delivery(row: WebhookDeliveryRow, event_type: str) -> Delivery:
+    return Delivery(
+        id=row.id,
+        endpoint_id=row.endpoint_id,
+        event_id=row.event_id,
+        event_type=event_type,
+        status=row.status,
+        attempts=row.attempts,
+        next_attempt_at=row.next_attempt_at,
+        last_status=row.last_status,
+        last_error=row.last_error,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,413 @@
+"""Endpoints: where a tenant's events are sent, or, of the operator's own, those of all tenants."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import delete, func, or_, select, update
+
+from gateway.db.audit import Action, record
+from gateway.db.engine import OperatorSession, TenantSession, one_at_a_time
+from gateway.db.pages import Page, page_of
+from gateway.db.tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookSecretRow
+from gateway.domain import SecretText, new_id
+from gateway.errors import Conflict, InvalidRequest, NotFound
+from gateway.tenancy.tenants import UNCHANGED, Unchanged
+from gateway.webhooks.events import EventType
+from gateway.webhooks.sealing import Sealing
+from gateway.webhooks.signatures import new_secret
+from gateway.webhooks.targets import Failure, TargetRefused, read_target, shown
+
+Session = TenantSession | OperatorSession
+MAX_DESCRIPTION_CHARACTERS = 200
+MAX_VALID_SECRETS = 5
+MAX_GRACE = timedelta(days=30)
+THE_HOUSE = UUID(int=0)
+"""Stands for the house where changes follow one another."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretInfo:
+    """A secret that signs, until when: None means until it is rolled."""
+
+    created_at: datetime
+    valid_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where events are sent. None in `event_types` and `livemode`: all of them, both modes."""
+
+    id: UUID
+    tenant_id: UUID | None
+    url: str
+    event_types: tuple[str, ...] | None
+    livemode: bool | None
+    description: str
+    disabled_at: datetime | None
+    disabled_reason: Literal["operator", "gone"] | None
+    secrets: tuple[SecretInfo, ...]
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """An endpoint with the secret that was made for it just now, which is shown this once."""
+
+    endpoint: Endpoint
+    secret: SecretText
+
+
+async def create(
+    session: Session,
+    tenant_id: UUID | None,
+    *,
+    sealing: Sealing,
+    url: str,
+    event_types: Sequence[str] | None = None,
+    livemode: bool | None = None,
+    description: str = "",
+    allow_private: bool,
+    max_endpoints: int,
+) -> NewSecret:
+    """Make an endpoint of this tenant, or of the house.
+
+    Raises:
+        InvalidRequest: the URL, an event or the description cannot be one.
+        Conflict: there are as many as there may be.
+    """
+    checked_url = _check_url(url, allow_private=allow_private)
+    await one_at_a_time(TenantSession(session), tenant_id or THE_HOUSE)
+    count = await session.scalar(
+        select(func.count())
+        .select_from(WebhookEndpointRow)
+        .where(WebhookEndpointRow.tenant_id.is_not_distinct_from(tenant_id))
+    )
+    if (count or 0) >= max_endpoints:
+        raise Conflict(
+            f"There are {count} webhooks already, as many as there may be. Delete one first, or "
+            "let the operator raise GATEWAY_MAX_WEBHOOKS.",
+            code="too_many_webhooks",
+        )
+    row = WebhookEndpointRow(
+        id=new_id(),
+        tenant_id=tenant_id,
+        url=checked_url,
+        event_types=_check_types(event_types),
+        livemode=livemode,
+        description=_check_description(description),
+    )
+    session.add(row)
+    await session.flush()
+    secret = new_secret()
+    session.add(await sealing.seal(session, tenant_id, row.id, secret))
+    endpoint = await _flushed(session, tenant_id, row)
+    await record(
+        session,
+        Action.WEBHOOK_CREATED,
+        tenant_id=tenant_id,
+        object_id=row.id,
+        after=_shown(endpoint),
+    )
+    return NewSecret(endpoint, secret)
+
+
+async def get(session: Session, tenant_id: UUID | None, endpoint_id: UUID) -> Endpoint:
+    """The endpoint with this id.
+
+    Raises:
+        NotFound: it is not this tenant's, or not the house's.
+    """
+    return await _flushed(session, tenant_id, await _find(session, tenant_id, endpoint_id))
+
+
+async def list_page(
+    session: Session, tenant_id: UUID | None, *, limit: int, after: UUID | None = None
+) -> Page[Endpoint]:
+    """The tenant's or the house's endpoints, newest first, from the one behind `after` on."""
+    query = (
+        select(WebhookEndpointRow)
+        .where(WebhookEndpointRow.tenant_id.is_not_distinct_from(tenant_id))
+        .order_by(WebhookEndpointRow.id.desc())
+        .limit(limit + 1)
+    )
+    if after is not None:
+        query = query.where(WebhookEndpointRow.id < after)
+    rows = await session.scalars(query)
+    return page_of([await _flushed(session, tenant_id, row) for row in rows.all()], limit)
+
+
+async def change(
+    session: Session,
+    tenant_id: UUID | None,
+    endpoint_id: UUID,
+    *,
+    url: str | None = None,
+    event_types: Sequence[str] | Unchanged | None = UNCHANGED,
+    livemode: bool | Unchanged | None = UNCHANGED,
+    description: str | None = None,
+    disabled: bool | None = None,
+    allow_private: bool,
+) -> Endpoint:
+    """Change what is given. A disabled endpoint gets nothing, and what waited for it is dead.
+
+    Raises:
+        InvalidRequest: as for `create`.
+        NotFound: it is not this tenant's, or not the house's.
+    """
+    row = await _find(session, tenant_id, endpoint_id, for_change=True)
+    before = await _flushed(session, tenant_id, row)
+    if url is not None:
+        row.url = _check_url(url, allow_private=allow_private)
+    if event_types is not UNCHANGED:
+        row.event_types = _check_types(event_types)
+    if livemode is not UNCHANGED:
+        row.livemode = livemode
+    if description is not None:
+        row.description = _check_description(description)
+    if disabled is not None and disabled != (row.disabled_at is not None):
+        row.disabled_at = func.now() if disabled else None
+        row.disabled_reason = "operator" if disabled else None
+        if disabled:
+            await _bury(session, tenant_id, endpoint_id, Failure.DISABLED)
+    after = await _flushed(session, tenant_id, row)
+    if after != before:
+        row.updated_at = func.clock_timestamp()
+        after = await _flushed(session, tenant_id, row)
+    await record(
+        session,
+        Action.WEBHOOK_UPDATED,
+        tenant_id=tenant_id,
+        object_id=endpoint_id,
+        before=_shown(before),
+        after=_shown(after),
+    )
+    return after
+
+
+async def disable_gone(
+    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, told_by: UUID
+) -> int | None:
+    """Disable an endpoint whose receiver says that it is gone for good: `told_by` a delivery, which
+    is left alone.
+
+    Returns how many others that waited are dead with it; None if it was disabled before.
+    """
+    row = await session.scalar(
+        select(WebhookEndpointRow)
+        .where(WebhookEndpointRow.id == endpoint_id, WebhookEndpointRow.disabled_at.is_(None))
+        .with_for_update()
+    )
+    if row is None:
+        return None
+    before = await _flushed(session, tenant_id, row)
+    row.disabled_at, row.disabled_reason = func.now(), "gone"
+    row.updated_at = func.clock_timestamp()
+    count = await _bury(session, tenant_id, endpoint_id, Failure.GONE, but=told_by)
+    after = await _flushed(session, tenant_id, row)
+    await record(
+        session,
+        Action.WEBHOOK_DISABLED,
+        tenant_id=tenant_id,
+        object_id=endpoint_id,
+        before=_shown(before),
+        after=_shown(after),
+    )
+    return count
+
+
+async def roll(
+    session: Session,
+    tenant_id: UUID | None,
+    endpoint_id: UUID,
+    *,
+    sealing: Sealing,
+    grace: timedelta,
+) -> NewSecret:
+    """Add a secret; those before it sign along for `grace`, and no longer than they would have.
+
+    Raises:
+        InvalidRequest: a grace of more than 30 days.
+        NotFound: it is not this tenant's, or not the house's.
+        Conflict: too many secrets would sign at once.
+    """
+    if not timedelta(0) <= grace <= MAX_GRACE:
+        raise InvalidRequest(
+            f"The grace lies between 0 and {int(MAX_GRACE.total_seconds())} seconds, 30 days.",
+            param="grace_seconds",
+        )
+    row = await _find(session, tenant_id, endpoint_id, for_change=True)
+    before = await _flushed(session, tenant_id, row)
+    await session.execute(
+        update(WebhookSecretRow)
+        .where(WebhookSecretRow.endpoint_id == endpoint_id)
+        .values(valid_until=func.least(WebhookSecretRow.valid_until, func.now() + grace))
+        .execution_options(synchronize_session=False)
+    )
+    await session.execute(
+        delete(WebhookSecretRow)
+        .where(
+            WebhookSecretRow.endpoint_id == endpoint_id,
+            WebhookSecretRow.valid_until <= func.now(),
+        )
+        .execution_options(synchronize_session=False)
+    )
+    secret = new_secret()
+    session.add(await sealing.seal(session, tenant_id, endpoint_id, secret))
+    row.updated_at = func.clock_timestamp()
+    after = await _flushed(session, tenant_id, row)
+    if len(after.secrets) > MAX_VALID_SECRETS:
+        raise Conflict(
+            f"{MAX_VALID_SECRETS} secrets of this webhook are valid. Wait until one ends, or roll "
+            "with a grace of 0, which ends all of them now.",
+            code="too_many_secrets",
+        )
+    await record(
+        session,
+        Action.WEBHOOK_ROLLED,
+        tenant_id=tenant_id,
+        object_id=endpoint_id,
+        before=_shown(before),
+        after=_shown(after),
+    )
+    return NewSecret(after, secret)
+
+
+async def remove(session: Session, tenant_id: UUID | None, endpoint_id: UUID) -> None:
+    """Delete an endpoint, with its secrets and all that is known of its deliveries.
+
+    Raises:
+        NotFound: it is not this tenant's, or not the house's.
+    """
+    row = await _find(session, tenant_id, endpoint_id, for_change=True)
+    before = await _flushed(session, tenant_id, row)
+    await session.execute(
+        delete(WebhookEndpointRow)
+        .where(WebhookEndpointRow.id == endpoint_id)
+        .execution_options(synchronize_session=False)
+    )
+    await record(
+        session,
+        Action.WEBHOOK_DELETED,
+        tenant_id=tenant_id,
+        object_id=endpoint_id,
+        before=_shown(before),
+    )
+
+
+async def _find(
+    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, for_change: bool = False
+) -> WebhookEndpointRow:
+    query = select(WebhookEndpointRow).where(
+        WebhookEndpointRow.tenant_id.is_not_distinct_from(tenant_id),
+        WebhookEndpointRow.id == endpoint_id,
+    )
+    row = await session.scalar(query.with_for_update() if for_change else query)
+    if row is None:
+        raise NotFound(f"There is no webhook {endpoint_id} here.", param="webhook_id")
+    return row
+
+
+async def _bury(
+    session: Session,
+    tenant_id: UUID | None,
+    endpoint_id: UUID,
+    reason: Failure,
+    *,
+    but: UUID | None = None,
+) -> int:
+    """Let what waits for this endpoint be dead, `but` one; returns how many deliveries."""
+    buried = await session.scalars(
+        update(WebhookDeliveryRow)
+        .where(
+            WebhookDeliveryRow.tenant_id.is_not_distinct_from(tenant_id),
+            WebhookDeliveryRow.endpoint_id == endpoint_id,
+            WebhookDeliveryRow.status == "pending",
+            WebhookDeliveryRow.id.is_distinct_from(but),
+        )
+        .values(status="dead", last_error=reason, next_attempt_at=None, finished_at=func.now())
+        .returning(WebhookDeliveryRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(buried.all())
+
+
+async def _flushed(session: Session, tenant_id: UUID | None, row: WebhookEndpointRow) -> Endpoint:
+    """The endpoint as the database has it now, with the secrets that are valid."""
+    await session.flush()
+    await session.refresh(row)
+    secrets = await session.scalars(
+        select(WebhookSecretRow)
+        .where(
+            WebhookSecretRow.tenant_id.is_not_distinct_from(tenant_id),
+            WebhookSecretRow.endpoint_id == row.id,
+            or_(
+                WebhookSecretRow.valid_until.is_(None),
+                WebhookSecretRow.valid_until > func.now(),
+            ),
+        )
+        .order_by(WebhookSecretRow.id)
+        .execution_options(populate_existing=True)
+    )
+    return Endpoint(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        url=row.url,
+        event_types=None if row.event_types is None else tuple(row.event_types),
+        livemode=row.livemode,
+        description=row.description,
+        disabled_at=row.disabled_at,
+        disabled_reason=row.disabled_reason,
+        secrets=tuple(SecretInfo(one.created_at, one.valid_until) for one in secrets),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _check_url(url: str, *, allow_private: bool) -> str:
+    try:
+        return str(read_target(url, allow_private=allow_private))
+    except TargetRefused as refused:
+        raise InvalidRequest(refused.message, code=refused.reason, param="url") from None
+
+
+def _check_types(event_types: Sequence[str] | None) -> list[str] | None:
+    if event_types is None:
+        return None
+    if unknown := sorted(set(event_types) - set(EventType)):
+        raise InvalidRequest(
+            f"There is no event {unknown[0]!r}. There are: {', '.join(EventType)}.", param="events"
+        )
+    if not event_types:
+        raise InvalidRequest(
+            "Name at least one event, or none at all for every one.", param="events"
+        )
+    return sorted(set(event_types))
+
+
+def _check_description(text: str) -> str:
+    if len(text) > MAX_DESCRIPTION_CHARACTERS or not text.isprintable():
+        raise InvalidRequest(
+            f"A description has at most {MAX_DESCRIPTION_CHARACTERS} characters, in one line.",
+            param="description",
+        )
+    return text
+
+
+def _shown(endpoint: Endpoint) -> dict[str, object]:
+    """What the audit trail says: of the URL scheme, host and port alone. `updated_at` tells that
+    something changed even so.
+    """
+    return {
+        "url": shown(endpoint.url),
+        "events": endpoint.event_types,
+        "livemode": endpoint.livemode,
+        "description": endpoint.description,
+        "disabled_at": endpoint.disabled_at,
+        "disabled_reason": endpoint.disabled_reason,
+        "secrets_valid_until": [secret.valid_until for secret in endpoint.secrets],
+        "updated_at": endpoint.updated_at,
+    }

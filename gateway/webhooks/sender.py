@@ -1,0 +1,98 @@
+"""Sends one delivery, once: guarded against where it leads, bounded in time, its answer unread."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import aiohttp
+
+from gateway.outbound import (
+    AddressRefused,
+    Resolver,
+    SocketFactory,
+    SystemResolver,
+    open_session,
+)
+from gateway.webhooks.targets import Failure, TargetRefused, guard, read_target
+
+SUCCESS = range(200, 300)
+REDIRECTS = range(300, 400)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of one try. Without `failure` it arrived."""
+
+    status: int | None
+    failure: Failure | None
+
+
+class Sender:
+    """Posts to endpoints; made in a running event loop.
+
+    `resolver`, `ssl_context` and `open_socket` default to the system's own. None of them decides
+    what is let through: each address is checked after the resolver and before the socket.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_seconds: float,
+        allow_private: bool,
+        resolver: Resolver | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        open_socket: SocketFactory | None = None,
+    ) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._allow_private = allow_private
+        self._system_resolver = SystemResolver()
+        self._session = open_session(
+            guard(allow_private=allow_private),
+            resolver or self._system_resolver,
+            open_socket=open_socket,
+            ssl_context=ssl_context,
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+
+    async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Attempt:
+        """Post `body`. Redirects are not followed; of the answer only the status is looked at."""
+        try:
+            address = read_target(url, allow_private=self._allow_private)
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                self._session.post(
+                    address, data=body, headers=headers, allow_redirects=False
+                ) as answer,
+            ):
+                return Attempt(answer.status, _failure_of(answer.status))
+        except TargetRefused as refused:
+            return Attempt(None, refused.reason)
+        except TimeoutError:
+            return Attempt(None, Failure.TIMEOUT)
+        except aiohttp.ClientError as error:
+            # Nothing else of it is kept: it quotes the whole address.
+            return Attempt(None, _classify(error))
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._session.close()
+        self._system_resolver.close()
+
+
+def _failure_of(status: int) -> Failure | None:
+    if status in SUCCESS:
+        return None
+    if status in REDIRECTS:
+        return Failure.REDIRECT
+    return Failure.GONE if status == HTTPStatus.GONE else Failure.BAD_STATUS
+
+
+def _classify(error: aiohttp.ClientError) -> Failure:
+    if isinstance(error, aiohttp.ClientSSLError):
+        return Failure.BAD_CERTIFICATE
+    if isinstance(error, aiohttp.ClientConnectorError):
+        is_refused = isinstance(error.os_error, AddressRefused)
+        return Failure.PRIVATE_ADDRESS if is_refused else Failure.UNREACHABLE
+    return Failure.BROKEN_OFF

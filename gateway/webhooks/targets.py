@@ -1,0 +1,103 @@
+"""Where events may be sent: https to the public internet, checked like any stranger's address.
+
+The operator may allow private networks and plain http for receivers of his own; a cloud's
+metadata service is out of reach even then.
+"""
+
+import re
+from enum import StrEnum
+
+from yarl import URL
+
+from gateway.addresses import is_public, is_public_or_private
+from gateway.outbound import (
+    Guard,
+    UnreadableUrl,
+    has_user,
+    is_host_name,
+    is_literal,
+    origin,
+    read_url,
+)
+
+_SHORT_NAME = re.compile(r"[a-z](?:[a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
+MAX_PORT = 65_535
+
+
+class Failure(StrEnum):
+    """Why a delivery did not arrive."""
+
+    BAD_URL = "bad_url"
+    NOT_HTTPS = "not_https"
+    PRIVATE_ADDRESS = "private_address"
+    UNREACHABLE = "unreachable"
+    BAD_CERTIFICATE = "bad_certificate"
+    BROKEN_OFF = "broken_off"
+    TIMEOUT = "timeout"
+    REDIRECT = "redirect"
+    BAD_STATUS = "bad_status"
+    GONE = "gone"
+    SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105 - the name of a failure
+    DISABLED = "disabled"
+    ABANDONED = "abandoned"
+
+
+class TargetRefused(Exception):
+    """An address to which nothing is sent. `message` never quotes it: it may hold a secret."""
+
+    def __init__(self, reason: Failure, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def guard(*, allow_private: bool) -> Guard:
+    """Which network addresses may be connected to."""
+    return is_public_or_private if allow_private else is_public
+
+
+def read_target(url: str, *, allow_private: bool) -> URL:
+    """The address to send to.
+
+    Raises:
+        TargetRefused: it is not one that events may be sent to.
+    """
+    try:
+        address = read_url(url)
+    except UnreadableUrl:
+        raise _bad_url() from None
+    if has_user(address) or address.raw_fragment:
+        raise TargetRefused(
+            Failure.BAD_URL,
+            "The URL holds a user name, a password or a #fragment. Give one without: "
+            "the signature says who sends.",
+        )
+    if address.scheme != "https" and not (allow_private and address.scheme == "http"):
+        raise TargetRefused(Failure.NOT_HTTPS, "Give a URL that begins with https://.")
+    host = address.raw_host
+    if not host or not 0 < (address.port or 0) <= MAX_PORT:
+        raise _bad_url()
+    if is_literal(host):
+        if not guard(allow_private=allow_private)(host):
+            raise TargetRefused(
+                Failure.PRIVATE_ADDRESS,
+                "The URL leads to an address that is not on the public internet. Give a public "
+                "one, or let the operator set GATEWAY_WEBHOOK_ALLOW_PRIVATE.",
+            )
+    elif not is_host_name(host) and not (allow_private and _SHORT_NAME.fullmatch(host)):
+        raise _bad_url()
+    return address
+
+
+def shown(url: str) -> str:
+    """What logs and the audit trail may say of a URL: paths and queries are often secrets."""
+    try:
+        return origin(read_url(url))
+    except UnreadableUrl:
+        return "unreadable"
+
+
+def _bad_url() -> TargetRefused:
+    return TargetRefused(
+        Failure.BAD_URL, "The URL cannot be read. Give one such as https://example.com/hooks"
+    )

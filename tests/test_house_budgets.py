@@ -1,0 +1,308 @@
+"""Budgets of the house: eight shards of one limit, which together admit what the limit admits."""
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.billing import budgets, prices
+from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.domain import Caller, Outcome, Price, Quote, new_id
+from gateway.errors import BudgetExceeded
+from gateway.money import NanoUsd, format_usd
+from tests.admin_helpers import admin, answered, created, refusal
+from tests.harness import GPT2, Served, error_of
+from tests.money_helpers import post_image, quote_nano
+from tests.stub_openai import Fault, Stub
+
+PATH = "/budgets"
+# Each has a shard of its own: the first seven digits of its id name it.
+WORKERS = [UUID(f"0000000{shard}-0000-7000-8000-000000000000") for shard in range(8)]
+
+
+class House:
+    """Workers that hold and settle with the house's credential, and one number that is right."""
+
+    def __init__(self, served: Served, caller: Caller, price: Price) -> None:
+        self.served = served
+        self._caller = caller
+        self._price = price
+        self._workers = [
+            Reservations(
+                served.gateway.database, instance=worker, max_batch=64, admission_timeout_ms=60000
+            )
+            for worker in WORKERS
+        ]
+
+    async def limit(self, limit_nano: int) -> None:
+        async with self.served.gateway.database.operator() as session:
+            await budgets.set_limit(session, None, window="total", limit_nano=NanoUsd(limit_nano))
+
+    async def hold(self, worker: int, amount_nano: int) -> UUID | None:
+        """A reservation; None where the house's budget refuses it."""
+        wanted = ReservationRequest(
+            id=new_id(),
+            caller=self._caller,
+            quote=Quote(self._price, NanoUsd(amount_nano)),
+            operation="generation",
+            requested_model=GPT2,
+            served_model=GPT2,
+            provider="openai",
+            credential="house",
+            ttl_seconds=600,
+        )
+        try:
+            await self._workers[worker].reserve(wanted)
+        except BudgetExceeded:
+            return None
+        return wanted.id
+
+    async def settle(self, worker: int, reservation_id: UUID, amount_nano: int) -> None:
+        await self._workers[worker].settle(
+            Settlement(reservation_id, Outcome.SUCCESS, NanoUsd(amount_nano), images=1)
+        )
+
+    async def start_anew(self) -> None:
+        """No budget, no reservation, no line: as if nothing had happened."""
+        for statement in (
+            "ALTER TABLE ledger DISABLE TRIGGER USER",
+            "DELETE FROM ledger",
+            "DELETE FROM reservation",
+            "DELETE FROM budget_period",
+            "DELETE FROM budget",
+            "ALTER TABLE ledger ENABLE TRIGGER USER",
+        ):
+            await self.served.owner_sql(statement)
+
+    async def close(self) -> None:
+        for worker in self._workers:
+            await worker.close()
+
+
+@pytest.fixture
+async def house(served: Served) -> House:
+    key = await served.key()
+    async with served.gateway.database.operator() as session:
+        price = next(p for p in await prices.list_prices(session) if p.model == GPT2)
+    caller = Caller(
+        tenant_id=served.tenant_id,
+        user_id=None,
+        api_key_id=key.id,
+        livemode=True,
+        scopes=frozenset(),
+        models=None,
+        expires_at=None,
+        tenant_status="active",
+    )
+    return House(served, caller, price)
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("hold"), st.integers(0, 7), st.integers(1, 400)),
+    st.tuples(st.just("settle"), st.integers(0, 7), st.integers(0, 100)),
+    st.tuples(st.just("limit"), st.just(0), st.integers(0, 1500)),
+)
+
+
+@hypothesis_settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(steps=st.lists(STEPS, min_size=5, max_size=30))
+async def test_shards_admit_exactly_what_one_number_would(
+    house: House, steps: list[tuple[str, int, int]]
+) -> None:
+    await house.start_anew()
+    await house.limit(1000)
+    limit, used = 1000, 0
+    held: list[tuple[UUID, int]] = []
+    for what, number, amount in steps:
+        if what == "limit":
+            await house.limit(amount)
+            limit = amount
+        elif what == "hold":
+            reservation_id = await house.hold(number, amount)
+            assert (reservation_id is not None) == (used + amount <= limit), (used, amount, limit)
+            if reservation_id is not None:
+                held.append((reservation_id, amount))
+                used += amount
+        elif held:
+            reservation_id, holds = held.pop(number % len(held))
+            cost = holds * amount // 100
+            await house.settle(number, reservation_id, cost)
+            used += cost - holds
+    await house.served.check_invariants()
+    await house.close()
+
+
+async def test_workers_on_shards_of_their_own_admit_together_what_the_limit_does(
+    house: House,
+) -> None:
+    await house.limit(1000)
+    for round_ in range(6):
+        held = await asyncio.gather(*(house.hold(worker % 8, 30) for worker in range(80)))
+        admitted = [one for one in held if one is not None]
+        assert len(admitted) == 1000 // 30, round_
+        await asyncio.gather(
+            *(house.settle(number % 8, one, 0) for number, one in enumerate(admitted))
+        )
+    await house.served.check_invariants()
+    await house.close()
+
+
+async def test_a_budget_of_the_house_is_made_raised_lowered_and_removed(served: Served) -> None:
+    body = {"window": "month", "limit_usd": "5000", "time_zone": "Europe/Madrid"}
+    until = f"{datetime.now(UTC).year + 1}-01-01T08:00:00Z"
+    async with admin(served) as http:
+        made = created(await http.put(PATH, json=body))
+        path = f"{PATH}/{made['id']}"
+        soft = answered(
+            await http.put(
+                PATH,
+                json={
+                    "window": "month",
+                    "limit_usd": "10",
+                    "enforcement": "soft",
+                    "alert_percents": [90, 10, 90],
+                },
+            )
+        )
+        hundred = {"limit_usd": "100", "until": until}
+        raised = answered(await http.put(f"{path}/raise", json=hundred))
+        assert answered(await http.get(PATH))["data"] == [raised]
+        ended = answered(await http.delete(f"{path}/raise"))
+        assert (await http.delete(path)).status_code == 204
+        assert answered(await http.get(PATH))["data"] == []
+        assert refusal(await http.delete(path)).code == "not_found"
+    assert made == {
+        "id": made["id"],
+        "object": "budget",
+        "owner": "house",
+        "livemode": True,
+        "time_zone": "Europe/Madrid",
+        "window": "month",
+        "limit_usd": "5000.00",
+        "raise": None,
+        "enforcement": "hard",
+        "alert_percents": [50, 80, 100],
+        "spent_usd": "0.000000000",
+        "held_usd": "0.000000000",
+        "remaining_usd": "5000.000000000",
+        "period_start": made["period_start"],
+        "resets_at": made["resets_at"],
+    }
+    changed = {
+        "limit_usd": "10.00",
+        "remaining_usd": "10.000000000",
+        "enforcement": "soft",
+        "alert_percents": [10, 90],
+    }
+    assert soft == made | changed
+    assert raised == soft | {
+        "raise": {"limit_usd": "100.00", "until": until},
+        "remaining_usd": "100.000000000",
+    }
+    assert ended == soft
+
+
+async def test_the_houses_budget_binds_calls_with_its_credential_and_no_others(
+    served: Served, stub: Stub
+) -> None:
+    live, test = await served.key(), await served.key(livemode=False)
+    owner = await served.tenant("with a key of its own")
+    own = await served.key(tenant_id=owner)
+    async with admin(served) as http:
+        created(await http.put(PATH, json={"window": "day", "limit_usd": "0.000001"}))
+    async with served.http(own) as http:
+        await http.put("/v1/credentials/openai", json={"secret": "sk-of-this-tenant-alone"})
+        assert (await post_image(http)).status_code == 200
+    async with served.http(test) as http:
+        assert (await post_image(http)).status_code == 200
+    async with served.http(live) as http:
+        refused = await post_image(http)
+    error = error_of(refused)
+    assert (refused.status_code, error["code"]) == (402, "budget_exceeded")
+    assert "0.000001" not in refused.text  # what the house may spend is nobody else's business
+    assert refused.headers["x-should-retry"] == "false"
+    assert [call.key for call in stub.calls] == ["sk-of-this-tenant-alone"]
+
+
+async def test_the_house_is_warned_of_what_all_shards_have_spent_together(
+    house: House,
+) -> None:
+    await house.limit(1000)
+    for worker in range(8):
+        held = await house.hold(worker, 100)
+        assert held is not None
+        await house.settle(worker, held, 64)
+    await house.served.sweep()
+    await house.served.sweep()
+    assert await told(house.served) == [("budget.threshold_reached", 50, format_usd(8 * 64))]
+    for _ in range(6):
+        held = await house.hold(3, 80)
+        assert held is not None
+        await house.settle(3, held, 80)
+    await house.served.sweep()
+    assert await house.hold(5, 100) is None
+    assert await house.hold(6, 100) is None
+    assert await told(house.served) == [
+        ("budget.threshold_reached", 50, format_usd(512)),
+        ("budget.threshold_reached", 80, format_usd(992)),
+        ("budget.exceeded", None, format_usd(992)),
+    ]
+    await house.close()
+
+
+async def told(served: Served) -> list[tuple[str, int | None, str]]:
+    """The house's events, oldest first."""
+    rows = await served.owner_sql(
+        "SELECT type, data FROM event WHERE tenant_id IS NULL ORDER BY created_at"
+    )
+    assert all(row.data["owner"] == "house" for row in rows)
+    return [(row.type, row.data.get("threshold_percent"), row.data["spent_usd"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"window": "month"},
+        {"window": "year", "limit_usd": "5"},
+        {"window": "month", "limit_usd": "-1"},
+        {"window": "month", "limit_usd": "1000000001"},
+        {"window": "month", "limit_usd": "5", "time_zone": "Europe/Atlantis"},
+        {"window": "month", "limit_usd": "5", "enforcement": "gentle"},
+        {"window": "month", "limit_usd": "5", "alert_percents": [0]},
+        {"window": "month", "limit_usd": "5", "alert_percents": [101]},
+        {"window": "month", "limit_usd": "5", "alert_percents": [True]},
+        {"window": "month", "limit_usd": "5", "alert_percents": list(range(1, 12))},
+        {"window": "month", "limit_usd": "5", "livemode": False},
+        {"window": "month", "limit_usd": "5", "user_id": str(WORKERS[0])},
+    ],
+)
+async def test_a_budget_of_the_house_that_cannot_be_is_refused(
+    served: Served, body: dict[str, object]
+) -> None:
+    async with admin(served) as http:
+        assert refusal(await http.put(PATH, json=body)).status == 400
+        assert answered(await http.get(PATH))["data"] == []
+
+
+async def test_tenants_see_no_budget_of_the_house(served: Served, stub: Stub) -> None:
+    stub.faults.add(Fault(hold=True))
+    async with admin(served) as http:
+        created(await http.put(PATH, json={"window": "day", "limit_usd": "1"}))
+    async with served.http(await served.key()) as http:
+        waiting = asyncio.create_task(post_image(http))
+        await stub.until_held(1)
+        quote = await quote_nano(http)
+        assert (await http.get("/v1/budgets")).json()["data"] == []
+        async with admin(served) as operator:
+            [budget] = answered(await operator.get(PATH))["data"]
+        stub.release()
+        assert (await waiting).status_code == 200
+    assert budget["held_usd"] == format_usd(quote)

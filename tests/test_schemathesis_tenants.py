@@ -1,0 +1,50 @@
+"""Whatever is sent to the tenants' routes, the answer is one that the description promises."""
+
+import pytest
+
+from tests.conformance import Spoken, examine
+from tests.harness import Served, secret_of
+from tests.stub_openai import Stub
+
+# Which values go together, and with which model, says the catalogue; `GET /v1/models` shows it.
+BY_MODEL = frozenset(
+    {
+        *("model", "prompt", "n", "size", "quality", "background", "output_format"),
+        *("output_compression", "moderation", "style", "complexity", "input_fidelity"),
+        *("safety_identifier", "stream", "partial_images"),
+    }
+)
+# One key, one request.
+BOUGHT = BY_MODEL | {"idempotency_key"}
+# A picture must be one, small enough, and as the model wants it.
+PICTURES = frozenset({"image", "mask", "markup", "images", "image_file", "mask_file"})
+SPOKEN = Spoken(
+    {
+        "POST /v1/images/generations": BOUGHT,
+        "POST /v1/images/quotes": BY_MODEL,
+        "POST /v1/images/edits": BOUGHT | PICTURES,
+        "POST /v1/images/variations": BOUGHT | PICTURES,
+        "POST /generate_image": BOUGHT,
+        "POST /edit_image": BOUGHT | PICTURES | {"params"},
+        # Pages begin after an image of the caller's own.
+        "GET /v1/images": frozenset({"after"}),
+        # Dates of ISO 8601, one before the other; fields that are named once.
+        "GET /v1/usage": frozenset({"start", "end", "group_by"}),
+    }
+)
+
+
+@pytest.mark.timeout(600)
+async def test_every_answer_to_tenants_is_as_described(served: Served, stub: Stub) -> None:
+    report = await examine(
+        served, secret_of(await served.key()), operators=False, examples=45, spoken=SPOKEN
+    )
+    assert report.findings == [], "\n\n".join(report.findings[:20])
+    assert report.cases >= 2_100
+    assert 200 in report.answered("POST /v1/images/generations")
+    assert 200 in report.answered("POST /v1/images/edits")
+    assert 200 in report.answered("GET /v1/images")
+    open_calls = await served.owner_sql("SELECT id FROM reservation WHERE state = 'held'")
+    assert open_calls == []
+    [bought] = await served.owner_sql("SELECT count(*) AS calls FROM reservation")
+    assert bought.calls == len(stub.calls)
