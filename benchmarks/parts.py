@@ -18,6 +18,8 @@ REQUESTS = 1000
 ALONE = 150
 AMPLE = 1_000_000_000
 AMPLE_USD = "1000000"
+PATIENT = {"GATEWAY_ADMISSION_TIMEOUT_MS": "10000"}
+"""What a part costs is measured; who is late on a busy machine is not refused."""
 BODY = {
     "model": "gpt-image-2",
     "prompt": "a red circle",
@@ -61,7 +63,11 @@ async def measure(folder: Path, rounds: int, scale: float) -> list[Part]:
             await run_load(subject.port, subject.requests, connections=CONNECTIONS, requests=200)
         for _ in range(rounds):
             for subject in subjects:
-                await _measure_once(subject, scale)
+                try:
+                    await _measure_once(subject, scale)
+                except AssertionError as error:
+                    error.add_note(f"while measuring: {subject.what}")
+                    raise
         for operator in operators:
             operator.check_books()
     return [subject.part() for subject in subjects]
@@ -81,9 +87,13 @@ def _start(stack: ExitStack, folder: Path) -> tuple[list[_Subject], list[Operato
     stub = stack.enter_context(servers.stub(folder))
     floor = stack.enter_context(servers.floor(stub, folder))
     url = stack.enter_context(servers.valkey())
-    plain, _, _ = stack.enter_context(servers.gateway(stub, folder))
-    shared, _, _ = stack.enter_context(servers.gateway(stub, folder, GATEWAY_REDIS_URL=url))
-    house, _, _ = stack.enter_context(servers.gateway(stub, house_folder, GATEWAY_REDIS_URL=url))
+    plain, _, _ = stack.enter_context(servers.gateway(stub, folder, **PATIENT))
+    shared, _, _ = stack.enter_context(
+        servers.gateway(stub, folder, GATEWAY_REDIS_URL=url, **PATIENT)
+    )
+    house, _, _ = stack.enter_context(
+        servers.gateway(stub, house_folder, GATEWAY_REDIS_URL=url, **PATIENT)
+    )
     operators = [Operator.of(plain, folder), Operator.of(house, house_folder)]
     operators[1].house_budget(AMPLE_USD)
     return [
