@@ -1,6 +1,7 @@
 """Budgets of the house: eight shards of one limit, which together admit what the limit admits."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -20,14 +21,16 @@ from tests.money_helpers import post_image, quote_nano
 from tests.stub_openai import Fault, Stub
 
 PATH = "/budgets"
-# Each has a shard of its own: the first seven digits of its id name it.
-WORKERS = [UUID(f"0000000{shard}-0000-7000-8000-000000000000") for shard in range(8)]
+# Each has a shard of its own: the end of its id names it.
+WORKERS = [UUID(f"019aa5f2-7c00-7000-8000-00000000000{shard}") for shard in range(8)]
 
 
 class House:
     """Workers that hold and settle with the house's credential, and one number that is right."""
 
-    def __init__(self, served: Served, caller: Caller, price: Price) -> None:
+    def __init__(
+        self, served: Served, caller: Caller, price: Price, workers: Sequence[UUID]
+    ) -> None:
         self.served = served
         self._caller = caller
         self._price = price
@@ -35,7 +38,7 @@ class House:
             Reservations(
                 served.gateway.database, instance=worker, max_batch=64, admission_timeout_ms=60000
             )
-            for worker in WORKERS
+            for worker in workers
         ]
 
     async def limit(self, limit_nano: int) -> None:
@@ -85,6 +88,10 @@ class House:
 
 @pytest.fixture
 async def house(served: Served) -> House:
+    return await make_house(served, WORKERS)
+
+
+async def make_house(served: Served, workers: Sequence[UUID]) -> House:
     key = await served.key()
     async with served.gateway.database.operator() as session:
         price = next(p for p in await prices.list_prices(session) if p.model == GPT2)
@@ -98,7 +105,7 @@ async def house(served: Served) -> House:
         expires_at=None,
         tenant_status="active",
     )
-    return House(served, caller, price)
+    return House(served, caller, price, workers)
 
 
 STEPS = st.one_of(
@@ -138,6 +145,26 @@ async def test_shards_admit_exactly_what_one_number_would(
             used += cost - holds
     await house.served.check_invariants()
     await house.close()
+
+
+async def test_each_worker_holds_on_a_shard_of_its_own(house: House) -> None:
+    await house.limit(1000)
+    assert await house.hold(0, 1) is not None  # divides the limit
+    for worker in range(8):
+        assert await house.hold(worker, 10 + worker) is not None
+    rows = await house.served.owner_sql("SELECT held_nano FROM budget_period ORDER BY shard")
+    assert [row.held_nano for row in rows] == [11, *range(11, 18)]
+    await house.close()
+
+
+async def test_workers_that_start_together_are_spread_over_the_shards(served: Served) -> None:
+    together = await make_house(served, [new_id() for _ in range(12)])
+    await together.limit(1000)
+    for worker in range(12):
+        assert await together.hold(worker, 10) is not None
+    rows = await served.owner_sql("SELECT 1 FROM budget_period WHERE held_nano > 0")
+    assert len(rows) > 2
+    await together.close()
 
 
 async def test_workers_on_shards_of_their_own_admit_together_what_the_limit_does(

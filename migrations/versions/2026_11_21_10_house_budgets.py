@@ -77,7 +77,8 @@ END $$
 """
 
 # As before, and: the house's budgets bind calls with its own credential. A worker holds on its own
-# shard, which it need not share with the others; where that is short, nothing is held and the answer
+# shard (named by the end of its id, which is random: ids begin with the time), which it need not
+# share with the others; where that is short, nothing is held and the answer
 # is 'whole': asked again with `p_whole`, all shards are locked, the limit is held against their sum,
 # and what is left is divided anew. A soft budget counts and refuses nobody.
 RESERVE = """
@@ -92,7 +93,7 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_shards CONSTANT int := 8;
     v_shard int := CASE WHEN p_whole THEN NULL
-        ELSE ('x' || left(replace(p_instance::text, '-', ''), 7))::bit(28)::int % v_shards END;
+        ELSE ('x' || right(p_instance::text, 7))::bit(28)::int % v_shards END;
     v_budgets bigint[];
     v_found bigint[];
     v_budget bigint;
