@@ -121,6 +121,7 @@ class BudgetRow(Table):
     raised_to_nano: Mapped[int | None] = mapped_column(BigInteger)
     raised_until: Mapped[datetime | None] = mapped_column(Timestamp)
     time_zone: Mapped[str | None] = mapped_column(Text)
+    division: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     removed_at: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -132,7 +133,8 @@ class BudgetPeriodRow(Table):
     `ceiling_nano` is the highest limit in force during the period, `breach_nano` what real costs
     took beyond their holds, `soft_nano` what was held while the budget was soft: spent + held never
     exceeds their sum. Budgets of the house have several shards a period: each has a part
-    (`allotted_nano`) of the limit that was in force when it was divided (`allotted_of_nano`).
+    (`allotted_nano`) of the limit that was in force when it was divided (`allotted_of_nano`), valid
+    while the budget's `division` is the one of then (`allotted_division`).
     """
 
     __tablename__ = "budget_period"
@@ -161,6 +163,7 @@ class BudgetPeriodRow(Table):
     soft_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     allotted_nano: Mapped[int | None] = mapped_column(BigInteger)
     allotted_of_nano: Mapped[int | None] = mapped_column(BigInteger)
+    allotted_division: Mapped[int | None]
     alerted_percent: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     exceeded_at: Mapped[datetime | None] = mapped_column(Timestamp)
 

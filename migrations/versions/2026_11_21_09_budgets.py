@@ -18,6 +18,7 @@ ALTER TABLE budget
     ADD COLUMN raised_to_nano BIGINT,
     ADD COLUMN raised_until TIMESTAMP WITH TIME ZONE,
     ADD COLUMN time_zone TEXT,
+    ADD COLUMN division INTEGER DEFAULT 0 NOT NULL,
     ADD CONSTRAINT budget_enforcement CHECK (enforcement IN ('hard', 'soft')),
     ADD CONSTRAINT budget_alert_percents CHECK (cardinality(alert_percents) <= 10
         AND 1 <= ALL (alert_percents) AND 100 >= ALL (alert_percents)),
@@ -28,13 +29,14 @@ ALTER TABLE budget
 """
 
 # A shard has a part of the limit; `allotted_of_nano` says of which limit, so that a part of one that
-# is not in force any more is never taken for its own.
+# is not in force any more is never taken for its own; `allotted_division`, since when.
 BUDGET_PERIOD = """
 ALTER TABLE budget_period
     ALTER COLUMN tenant_id DROP NOT NULL,
     ADD COLUMN shard SMALLINT DEFAULT 0 NOT NULL,
     ADD COLUMN allotted_nano BIGINT,
     ADD COLUMN allotted_of_nano BIGINT,
+    ADD COLUMN allotted_division INTEGER,
     ADD COLUMN soft_nano BIGINT DEFAULT 0 NOT NULL,
     ADD COLUMN alerted_percent SMALLINT DEFAULT 0 NOT NULL,
     ADD COLUMN exceeded_at TIMESTAMP WITH TIME ZONE,
@@ -124,6 +126,32 @@ WHEN (NEW.spent_nano > OLD.spent_nano AND NEW.alerted_percent < 100 AND NEW.tena
 EXECUTE FUNCTION alert_budget()
 """
 
+# Where a shard may have used more than its part, the others' parts are not what is left: the limit
+# must be divided anew. A soft budget lets any shard do so, and a real cost above its hold does.
+BEGIN_DIVISION = (
+    """
+CREATE FUNCTION begin_division() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_TABLE_NAME = 'budget' THEN
+        NEW.division := OLD.division + 1;
+    ELSE
+        UPDATE budget SET division = division + 1 WHERE id = NEW.budget_id;
+    END IF;
+    RETURN NEW;
+END $$
+""",
+    """
+CREATE TRIGGER budget_division BEFORE UPDATE ON budget FOR EACH ROW
+WHEN (NEW.enforcement <> OLD.enforcement)
+EXECUTE FUNCTION begin_division()
+""",
+    """
+CREATE TRIGGER budget_period_division AFTER UPDATE ON budget_period FOR EACH ROW
+WHEN (NEW.breach_nano > OLD.breach_nano AND NEW.tenant_id IS NULL)
+EXECUTE FUNCTION begin_division()
+""",
+)
+
 ALERT_HOUSE = """
 CREATE FUNCTION alert_house_budgets() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
@@ -156,7 +184,8 @@ def upgrade() -> None:
     for statement in (BUDGET, BUDGET_PERIOD, LIMIT_AT, USD, NOTE_EVENT, ALERT_REACHED, ALERT):
         op.execute(statement)
     op.execute(ALERT_TRIGGER)
-    op.execute(ALERT_HOUSE)
+    for statement in (*BEGIN_DIVISION, ALERT_HOUSE):
+        op.execute(statement)
     op.execute("REVOKE ALL ON FUNCTION alert_house_budgets() FROM PUBLIC")
     op.execute(f"GRANT EXECUTE ON FUNCTION alert_house_budgets() TO {ROLE}")
     op.execute(

@@ -1,7 +1,6 @@
 """`reserve` heeds the house's budgets, soft budgets and raises.
 
-The release before keeps working: it calls the same function. Where a budget of the house is nearly
-spent it refuses calls that this release would still let through.
+The release before keeps working: it calls a function of the same name, which locks all shards.
 """
 
 from alembic import op
@@ -82,7 +81,7 @@ END $$
 # is 'whole': asked again with `p_whole`, all shards are locked, the limit is held against their sum,
 # and what is left is divided anew. A soft budget counts and refuses nobody.
 RESERVE = """
-CREATE FUNCTION reserve(p_requests jsonb, p_instance uuid, p_whole boolean DEFAULT false)
+CREATE FUNCTION reserve(p_requests jsonb, p_instance uuid, p_whole boolean)
 RETURNS TABLE (
     request_id uuid, outcome text, budget bigint, owner text, window_name text,
     budget_limit bigint, available bigint, resets_at timestamptz
@@ -105,6 +104,7 @@ DECLARE
     v_is_house boolean[];
     v_is_soft boolean[];
     v_is_exceeded boolean[];
+    v_divisions int[];
     v_exceeded int[] := '{}';
     v_positions int[];
     v_position int;
@@ -130,14 +130,17 @@ BEGIN
     END LOOP;
     SELECT array_agg(l.id), array_agg(l.budget_id), array_agg(l.limit_nano), array_agg(
             CASE WHEN l.tenant_id IS NOT NULL OR p_whole THEN l.limit_nano - l.used_nano
-                WHEN l.allotted_of_nano = l.limit_nano THEN l.allotted_nano - l.used_nano END),
+                WHEN l.allotted_of_nano = l.limit_nano AND l.allotted_division = l.division
+                    THEN l.allotted_nano - l.used_nano END),
         array_agg(0::bigint), array_agg(l.tenant_id IS NULL), array_agg(l.is_soft),
-        array_agg(l.is_exceeded)
+        array_agg(l.is_exceeded), array_agg(l.division)
     INTO v_locked, v_of_budget, v_limits, v_available, v_held, v_is_house, v_is_soft,
-        v_is_exceeded
+        v_is_exceeded, v_divisions
     FROM (
         SELECT bp.id, bp.budget_id, bp.tenant_id, bp.spent_nano + bp.held_nano AS used_nano,
-            bp.allotted_nano, bp.allotted_of_nano, bp.exceeded_at IS NOT NULL AS is_exceeded,
+            bp.allotted_nano, bp.allotted_of_nano, bp.allotted_division,
+            (SELECT o.division FROM budget o WHERE o.id = bp.budget_id) AS division,
+            bp.exceeded_at IS NOT NULL AS is_exceeded,
             (SELECT limit_at(o, v_now) FROM budget o WHERE o.id = bp.budget_id) AS limit_nano,
             (SELECT o.enforcement = 'soft' FROM budget o WHERE o.id = bp.budget_id) AS is_soft
         FROM budget_period bp WHERE bp.id = ANY (v_found) ORDER BY bp.id FOR UPDATE
@@ -277,7 +280,8 @@ BEGIN
                 + v_room / v_shards
                 + CASE WHEN bp.id = v_locked[v_position] THEN v_room % v_shards ELSE 0 END END,
             -- While more than the limit is used, no shard by itself can tell what is left.
-            allotted_of_nano = CASE WHEN v_room >= 0 THEN v_limits[v_position] END
+            allotted_of_nano = CASE WHEN v_room >= 0 THEN v_limits[v_position] END,
+            allotted_division = v_divisions[v_position]
         WHERE bp.id = ANY (v_locked) AND bp.budget_id = v_of_budget[v_position];
     END LOOP;
     FOREACH v_position IN ARRAY v_exceeded LOOP
@@ -292,6 +296,17 @@ BEGIN
             v_limits[v_position], NULL);
     END LOOP;
 END $$
+"""
+
+# The release before does not know 'whole': it is always asked with all shards.
+RESERVE_WHOLE = """
+CREATE OR REPLACE FUNCTION reserve(p_requests jsonb, p_instance uuid)
+RETURNS TABLE (
+    request_id uuid, outcome text, budget bigint, owner text, window_name text,
+    budget_limit bigint, available bigint, resets_at timestamptz
+) LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+    SELECT * FROM reserve(p_requests, p_instance, true)
+$$
 """
 
 INVARIANT_BREAK = """
@@ -339,9 +354,8 @@ SIGNATURE = "reserve(jsonb, uuid, boolean)"
 def upgrade() -> None:
     """Replace the functions and the view."""
     op.execute("SET LOCAL lock_timeout = '5s'")
-    op.execute("DROP FUNCTION reserve(jsonb, uuid)")
-    op.execute("DROP FUNCTION current_period(bigint, timestamptz)")
-    for statement in (CURRENT_PERIODS, APPLYING_BUDGETS, RESERVE, INVARIANT_BREAK):
+    for statement in (CURRENT_PERIODS, APPLYING_BUDGETS, RESERVE, RESERVE_WHOLE, INVARIANT_BREAK):
         op.execute(statement)
+    op.execute("DROP FUNCTION current_period(bigint, timestamptz)")
     op.execute(f"REVOKE ALL ON FUNCTION {SIGNATURE} FROM PUBLIC")
     op.execute(f"GRANT EXECUTE ON FUNCTION {SIGNATURE} TO {ROLE}")
