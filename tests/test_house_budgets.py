@@ -333,6 +333,20 @@ async def test_the_house_is_warned_of_what_all_shards_have_spent_together(
     await house.close()
 
 
+async def test_what_is_settled_after_a_period_of_the_houses_is_told_of_too(house: House) -> None:
+    await house.limit(1000)
+    held = await house.hold(0, 500)
+    assert held is not None
+    await house.served.owner_sql(
+        "UPDATE budget_period SET period_end = clock_timestamp() - interval '1 minute'"
+    )
+    await house.settle(0, held, 500)
+    await house.served.sweep()
+    await house.served.sweep()
+    assert await told(house.served) == [("budget.threshold_reached", 50, format_usd(500))]
+    await house.close()
+
+
 async def told(served: Served) -> list[tuple[str, int | None, str]]:
     """The house's events, oldest first."""
     rows = await served.owner_sql(

@@ -263,6 +263,27 @@ async def test_a_slow_endpoint_holds_up_no_other(served: Served) -> None:
     assert len(slow.received) == 10
 
 
+async def test_what_is_old_is_forgotten_also_while_an_endpoint_hangs(
+    settings: Settings, served: Served
+) -> None:
+    patient = settings.model_copy(update={"webhook_timeout_seconds": 60})
+    async with receiving(silent=True) as slow, served_gateway(patient) as worker:
+        await make_event(served)
+        await deliver(served)
+        await served.owner_sql("UPDATE event SET announced_at = now() - interval '31 days'")
+        await served.owner_sql("UPDATE sweep SET due_at = now() WHERE name = 'webhooks'")
+        await make_webhook(served, slow.url)
+        for _ in range(3):
+            await make_event(served)
+        working = asyncio.create_task(deliver(worker))
+        async with asyncio.timeout(SECONDS):
+            while len(await served.owner_sql("SELECT id FROM event")) > 3:
+                assert len(slow.received) < 3
+        slow.opened.set()
+        await working
+    assert len(slow.received) == 3
+
+
 async def test_one_that_hangs_is_given_up_after_the_timeout(
     settings: Settings, served: Served
 ) -> None:

@@ -88,13 +88,14 @@ class Dispatcher:
             begun = await self._begin_due()
             if begun or announced == BATCH:
                 continue
+            # Also while something is held back: a slow endpoint may keep it so for hours.
+            await self._prune_and_count()
             if not is_held_back:
                 break
             if self._tasks:
                 await asyncio.wait(
                     self._tasks, timeout=LOOK_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-        await self._prune_and_count()
 
     async def finish(self) -> None:
         """Wait for everything under way."""

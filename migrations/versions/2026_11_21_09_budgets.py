@@ -164,15 +164,19 @@ DECLARE
     p budget_period;
 BEGIN
     FOR v_budget IN SELECT b.id FROM budget b WHERE b.tenant_id IS NULL ORDER BY b.id LOOP
-        SELECT * INTO p FROM budget_period x
-        WHERE x.budget_id = v_budget AND x.period_start <= v_now AND v_now < x.period_end
-            AND x.shard = 0 FOR UPDATE SKIP LOCKED;
-        CONTINUE WHEN NOT FOUND;
-        SELECT sum(x.spent_nano), sum(x.held_nano) INTO v_spent, v_held FROM budget_period x
-        WHERE x.budget_id = v_budget AND x.period_start = p.period_start;
-        v_alerted := alert_reached(p, v_spent, v_held, v_now);
-        UPDATE budget_period SET alerted_percent = v_alerted
-        WHERE id = p.id AND v_alerted > p.alerted_percent;
+        -- What was spent shortly before a period ended, or is settled after it, is told of too.
+        FOR p IN
+            SELECT * FROM budget_period x
+            WHERE x.budget_id = v_budget AND x.period_start <= v_now
+                AND v_now < x.period_end + interval '1 day' AND x.shard = 0
+            ORDER BY x.period_start FOR UPDATE SKIP LOCKED
+        LOOP
+            SELECT sum(x.spent_nano), sum(x.held_nano) INTO v_spent, v_held FROM budget_period x
+            WHERE x.budget_id = v_budget AND x.period_start = p.period_start;
+            v_alerted := alert_reached(p, v_spent, v_held, least(v_now, p.period_end));
+            UPDATE budget_period SET alerted_percent = v_alerted
+            WHERE id = p.id AND v_alerted > p.alerted_percent;
+        END LOOP;
     END LOOP;
 END $$
 """
