@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import orjson
@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from gateway.billing import budgets, prices
 from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.db.engine import create_engine, database_url
 from gateway.domain import Caller, Outcome, Price, Quote, new_id
 from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd
@@ -52,7 +54,7 @@ class House:
                 enforcement=enforcement,
             )
 
-    async def hold(self, worker: int, amount_nano: int) -> UUID | None:
+    async def hold(self, worker: int, amount_nano: int, credential: str = "house") -> UUID | None:
         """A reservation; None where the house's budget refuses it."""
         wanted = ReservationRequest(
             id=new_id(),
@@ -62,7 +64,7 @@ class House:
             requested_model=GPT2,
             served_model=GPT2,
             provider="openai",
-            credential="house",
+            credential=credential,
             ttl_seconds=600,
         )
         try:
@@ -210,6 +212,25 @@ async def test_what_a_shard_used_beyond_its_part_is_nobody_elses(house: House) -
     await house.close()
 
 
+async def test_who_pays_a_provider_himself_does_not_wait_for_the_houses_shards(
+    house: House,
+) -> None:
+    await house.limit(1000)
+    assert await house.hold(0, 1) is not None
+    url = house.served.gateway.settings.database_url
+    assert url is not None
+    engine = create_engine(database_url(url.get_secret_value()), role=None)
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1 FROM budget_period WHERE shard = 5 FOR UPDATE"))
+        waiting = asyncio.create_task(house.hold(0, 500))
+        for _ in range(3):
+            assert await house.hold(0, 100, credential="tenant") is not None
+        assert not waiting.done()
+    assert await waiting is not None
+    await engine.dispose()
+    await house.close()
+
+
 async def test_the_release_before_is_never_asked_to_come_again(house: House) -> None:
     await house.limit(1000)
     assert await house.hold(0, 1) is not None
@@ -232,7 +253,7 @@ async def test_the_release_before_is_never_asked_to_come_again(house: House) -> 
 
 async def test_a_budget_of_the_house_is_made_raised_lowered_and_removed(served: Served) -> None:
     body = {"window": "month", "limit_usd": "5000", "time_zone": "Europe/Madrid"}
-    until = f"{datetime.now(UTC).year + 1}-01-01T08:00:00Z"
+    until = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%dT%H:%M:%SZ}"
     async with admin(served) as http:
         made = created(await http.put(PATH, json=body))
         path = f"{PATH}/{made['id']}"

@@ -10,13 +10,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
-import asyncpg
 import orjson
 import structlog
 
 from gateway import telemetry
 from gateway.billing.group_commit import GroupCommit
-from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable
+from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable, Lane
 from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
 from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd_short
@@ -103,9 +102,14 @@ class _Lookup:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One row of `reserve`."""
+    """One row of `reserve`.
+
+    `is_undecided`: nothing is held; this worker's part of the house's budget is short, and what all
+    parts have left must decide.
+    """
 
     refusal: BudgetExceeded | DatabaseUnavailable | AlreadyClaimed | None
+    is_undecided: bool = False
 
 
 class Reservations:
@@ -121,11 +125,16 @@ class Reservations:
     ) -> None:
         self._instance = instance
         self._hold_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
+        self._whole_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._settle_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._lookup_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._admission_timeout_ms = admission_timeout_ms
         self._holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
             "reserve", self._reserve_batch, max_batch=max_batch, abandoned=self._abandoned
+        )
+        # By themselves: who is not bound by the house's budget does not wait for all its shards.
+        self._whole_holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
+            "reserve_whole", self._reserve_whole, max_batch=max_batch, abandoned=self._abandoned
         )
         self._settlements: GroupCommit[Settlement, str] = GroupCommit(
             "settle", self._settle_batch, max_batch=max_batch
@@ -148,6 +157,8 @@ class Reservations:
         try:
             async with asyncio.timeout(self._admission_timeout_ms / 1000):
                 answer = await self._holds.submit(request)
+                if answer.is_undecided:
+                    answer = await self._whole_holds.submit(request)
         except Exception as error:  # top: the hold may stand though its call is not made
             self._undo_later(request.id)
             if isinstance(error, TimeoutError):
@@ -191,12 +202,13 @@ class Reservations:
         if self._undoing:
             await asyncio.wait(self._undoing)
         self._hold_lane.close()
+        self._whole_lane.close()
         self._settle_lane.close()
         self._lookup_lane.close()
 
     def _abandoned(self, request: ReservationRequest, answer: _Answer) -> None:
         """Give back a hold that came about after its caller had been refused."""
-        if answer.refusal is None:
+        if answer.refusal is None and not answer.is_undecided:
             self._undo_later(request.id)
 
     def _undo_later(self, reservation_id: UUID) -> None:
@@ -218,23 +230,24 @@ class Reservations:
             await self.settle(void)
 
     async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
-        # Keys in one order in every batch: two batches never wait for each other's.
-        ordered = sorted(requests, key=_claim_order)
-        rows = {row["request_id"]: row for row in await self._ask(ordered, whole=False)}
-        short = [request for request in ordered if rows[request.id]["outcome"] == "whole"]
-        if short:  # This worker's share of the house's budget is used up: what do all have left?
-            rows |= {row["request_id"]: row for row in await self._ask(short, whole=True)}
-        return [_Answer(_refusal(rows[request.id])) for request in requests]
+        return await self._ask(self._hold_lane, requests, whole=False)
+
+    async def _reserve_whole(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
+        return await self._ask(self._whole_lane, requests, whole=True)
 
     async def _ask(
-        self, requests: Sequence[ReservationRequest], *, whole: bool
-    ) -> list[asyncpg.Record]:
-        return await self._hold_lane.fetch(
+        self, lane: Lane, requests: Sequence[ReservationRequest], *, whole: bool
+    ) -> list[_Answer]:
+        # Keys in one order in every batch: two batches never wait for each other's.
+        ordered = sorted(requests, key=_claim_order)
+        rows = await lane.fetch(
             "SELECT * FROM reserve($1::jsonb, $2, $3)",
-            _to_json([_hold_fields(request) for request in requests]),
+            _to_json([_hold_fields(request) for request in ordered]),
             self._instance,
             whole,
         )
+        answers = {row["request_id"]: _answer(row) for row in rows}
+        return [answers[request.id] for request in requests]
 
     async def _lookup_batch(self, lookups: Sequence[_Lookup]) -> list[bool]:
         rows = await self._lookup_lane.fetch(
@@ -268,22 +281,24 @@ def _claim_order(request: ReservationRequest) -> tuple[str, ...]:
     return (claim.key, *owner, request.operation)
 
 
-def _refusal(
-    row: Mapping[str, Any],
-) -> BudgetExceeded | DatabaseUnavailable | AlreadyClaimed | None:
+def _answer(row: Mapping[str, Any]) -> _Answer:
     match row["outcome"]:
         case "held":
-            return None
+            return _Answer(None)
+        case "whole":
+            return _Answer(None, is_undecided=True)
         case "claimed":
-            return AlreadyClaimed()
+            return _Answer(AlreadyClaimed())
         case "again":
-            return DatabaseUnavailable()
-    return budget_refusal(
-        row["owner"],
-        row["window_name"],
-        limit_nano=row["budget_limit"],
-        available_nano=row["available"],
-        resets_at=row["resets_at"],
+            return _Answer(DatabaseUnavailable())
+    return _Answer(
+        budget_refusal(
+            row["owner"],
+            row["window_name"],
+            limit_nano=row["budget_limit"],
+            available_nano=row["available"],
+            resets_at=row["resets_at"],
+        )
     )
 
 
