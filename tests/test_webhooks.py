@@ -263,6 +263,21 @@ async def test_a_slow_endpoint_holds_up_no_other(served: Served) -> None:
     assert len(slow.received) == 10
 
 
+async def test_some_that_hang_do_not_take_every_place(settings: Settings, served: Served) -> None:
+    narrow = settings.model_copy(update={"webhook_max_parallel": 4, "webhook_timeout_seconds": 60})
+    async with receiving(silent=True) as slow, receiving() as quick, served_gateway(narrow) as few:
+        for receiver in (slow, slow, quick):
+            await make_webhook(served, receiver.url)
+        for _ in range(3):
+            await make_event(served)
+        working = asyncio.create_task(deliver(few))
+        await quick.until(3)
+        assert len(slow.received) < 6
+        slow.opened.set()
+        await working
+    assert len(slow.received) == 6
+
+
 async def test_what_is_old_is_forgotten_also_while_an_endpoint_hangs(
     settings: Settings, served: Served
 ) -> None:

@@ -69,7 +69,8 @@ class Claim:
 # For a worker
 
 # One for each endpoint that has any due, so that none waits behind another's many. The first part
-# hops along the index from one endpoint to the next: it reads no more than one row of each.
+# hops along the index from one endpoint to the next: it reads no more than one row of each. Those
+# to which this worker sends nothing yet come first: some that hang must not take every place.
 CLAIM = text("""
 WITH RECURSIVE waiting AS (
     (SELECT endpoint_id FROM webhook_delivery WHERE status = 'pending'
@@ -81,10 +82,11 @@ WITH RECURSIVE waiting AS (
     FROM waiting w WHERE w.endpoint_id IS NOT NULL
 ), due AS (
     SELECT d.id FROM waiting w CROSS JOIN LATERAL (
-        SELECT id FROM webhook_delivery
+        SELECT id, next_attempt_at FROM webhook_delivery
         WHERE endpoint_id = w.endpoint_id AND status = 'pending' AND next_attempt_at <= now()
         ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED) d
-    WHERE w.endpoint_id <> ALL(CAST(:busy AS uuid[])) LIMIT :limit
+    WHERE w.endpoint_id <> ALL(CAST(:busy AS uuid[]))
+    ORDER BY w.endpoint_id = ANY(CAST(:under_way AS uuid[])), d.next_attempt_at LIMIT :limit
 )
 UPDATE webhook_delivery d SET attempts = d.attempts + 1,
     next_attempt_at = now() + make_interval(secs => :lease_seconds)
@@ -93,10 +95,22 @@ FROM due WHERE d.id = due.id RETURNING d.id
 
 
 async def claim(
-    session: OperatorSession, *, limit: int, lease_seconds: float, busy: Sequence[UUID]
+    session: OperatorSession,
+    *,
+    limit: int,
+    lease_seconds: float,
+    busy: Sequence[UUID],
+    under_way: Sequence[UUID],
 ) -> list[Claim]:
-    """Take what is due: at most one for each endpoint, and none for those that are `busy`."""
-    values = {"limit": limit, "lease_seconds": lease_seconds, "busy": list(busy)}
+    """Take what is due: at most one for each endpoint, none for those that are `busy`, and first
+    for those to which nothing is `under_way`.
+    """
+    values = {
+        "limit": limit,
+        "lease_seconds": lease_seconds,
+        "busy": list(busy),
+        "under_way": list(under_way),
+    }
     ids = (await session.scalars(CLAIM, values)).all()
     if not ids:
         return []

@@ -131,6 +131,7 @@ class Dispatcher:
                 limit=self._limits.max_parallel - len(self._tasks),
                 lease_seconds=self._limits.timeout_seconds + LEASE_MARGIN_SECONDS,
                 busy=self._busy,
+                under_way=list(self._tasks.values()),
             )
         for claimed in claims:
             task = asyncio.create_task(self._deliver(claimed), name="webhook-delivery")
