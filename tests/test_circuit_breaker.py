@@ -136,10 +136,10 @@ def test_one_tenants_failures_alone_never_keep_a_shared_circuit_open() -> None:
     assert circuit.state is State.CLOSED
 
 
-def test_a_house_key_that_is_refused_opens_it_whoever_calls() -> None:
+def test_a_house_key_whose_quota_is_used_up_opens_it_whoever_calls() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
-    fail(circuit, 3, ANN, trouble=Trouble.CREDENTIAL)
-    assert refusal(circuit, 0) == (Trouble.CREDENTIAL, 10)
+    fail(circuit, 3, ANN, trouble=Trouble.QUOTA)
+    assert refusal(circuit, 0) == (Trouble.QUOTA, 10)
 
 
 # Many of them

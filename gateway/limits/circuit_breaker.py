@@ -55,7 +55,8 @@ class Circuit:
     """One circuit. It opens after so many failures in a row, or when half of a window's calls fail.
 
     A circuit that several tenants share (`is_shared`) opens, and stays open, only where more than
-    one of them sees failures, or where the trouble is nobody's but the credential's own.
+    one of them sees failures, or where the credential's quota is used up. A refused credential (401,
+    403) may be one request's fault: a blocked end user, a feature that the account may not use.
     """
 
     def __init__(self, limits: CircuitLimits, *, is_shared: bool) -> None:
@@ -153,8 +154,8 @@ class Circuit:
             self._tenants = set()
 
     def _concerns_all(self, tenants: set[UUID]) -> bool:
-        is_the_credentials = self.trouble in {Trouble.CREDENTIAL, Trouble.QUOTA}
-        return not self._is_shared or is_the_credentials or len(tenants) >= ENOUGH_TENANTS
+        is_used_up = self.trouble is Trouble.QUOTA
+        return not self._is_shared or is_used_up or len(tenants) >= ENOUGH_TENANTS
 
     def _open(self, now: float) -> None:
         self.state = State.OPEN
