@@ -10,6 +10,7 @@ import pytest
 from gateway.config import Settings
 from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
 from tests.limits_helpers import limit
+from tests.load_helpers import Arrivals
 from tests.mcp_helpers import MODES, post, tool_message
 from tests.money_helpers import GENERATIONS, client_of, eventually, image_body, statuses
 from tests.picture_helpers import png
@@ -198,6 +199,26 @@ async def test_a_client_that_is_slow_to_send_keeps_no_place(settings: Settings) 
             await until(lambda: served.gateway.gate.inside == 0)
         for writer in writers:
             writer.close()
+
+
+async def test_a_client_that_sends_a_byte_now_and_then_keeps_no_place(settings: Settings) -> None:
+    async with narrow_gateway(settings) as served:
+        key = secret_of(await served.key())
+        host, port = served.base_url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        writer.write(f"{head}Content-Length: 1000000\r\n\r\n{{".encode())
+        await until(lambda: served.gateway.gate.inside == 1)
+        dripping = Arrivals(lambda _: _drip(writer), 0.05)
+        dripping.begin()
+        await until(lambda: served.gateway.gate.inside == 0)
+        await dripping.end()
+        writer.close()
+
+
+async def _drip(writer: asyncio.StreamWriter) -> None:
+    writer.write(b" ")
+    await writer.drain()
 
 
 async def test_a_burst_of_many_is_served_as_far_as_it_goes_and_each_answer_is_true(
