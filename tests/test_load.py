@@ -15,7 +15,7 @@ from tests.mcp_helpers import MODES, post, tool_message
 from tests.money_helpers import GENERATIONS, client_of, eventually, image_body, statuses
 from tests.picture_helpers import png
 from tests.stub_openai import Fault, Stub
-from tests.test_money_crashes import locked
+from tests.test_money_crashes import locked, waiting_for_locks
 
 NARROW = {"max_preparing_requests": 4, "max_waiting_requests": 4, "admission_timeout_ms": 60_000}
 """One tenant has two places, and two more to wait in."""
@@ -160,6 +160,31 @@ async def test_pictures_are_not_read_where_they_would_be_refused(settings: Setti
             await until(lambda: served.gateway.gate.waiting == 2)
             expect_busy(await http.post("/v1/images/edits", data=form, files={"image": png()}))
         assert statuses(await asyncio.gather(*tasks)) == {200: 4}
+
+
+async def test_pictures_keep_their_place_among_uploads_until_they_are_checked(
+    settings: Settings,
+) -> None:
+    form = {"prompt": "a hat", "model": GPT2}
+    async with narrow_gateway(settings, max_concurrent_uploads=2) as served:
+        other = await served.key(tenant_id=await served.tenant("other"))
+        async with (
+            client_of(served.base_url, await served.key()) as http,
+            client_of(served.base_url, other) as calm,
+        ):
+            # Its key is looked up when the body has been read.
+            http.headers["Idempotency-Key"] = "k"
+            async with locked(settings, "LOCK TABLE reservation IN ACCESS EXCLUSIVE MODE"):
+                first = asyncio.create_task(
+                    http.post("/v1/images/edits", data=form, files={"image": png()})
+                )
+                await eventually(lambda: waiting_for_locks(served))
+                expect_busy(
+                    await http.post("/v1/images/edits", data=form, files={"image": png()})
+                )
+            assert (await first).status_code == 200
+            answer = await calm.post("/v1/images/edits", data=form, files={"image": png()})
+            assert answer.status_code == 200
 
 
 async def test_a_client_that_leaves_while_it_waits_buys_nothing(
