@@ -179,9 +179,7 @@ async def test_pictures_keep_their_place_among_uploads_until_they_are_checked(
                     http.post("/v1/images/edits", data=form, files={"image": png()})
                 )
                 await eventually(lambda: waiting_for_locks(served))
-                expect_busy(
-                    await http.post("/v1/images/edits", data=form, files={"image": png()})
-                )
+                expect_busy(await http.post("/v1/images/edits", data=form, files={"image": png()}))
             assert (await first).status_code == 200
             answer = await calm.post("/v1/images/edits", data=form, files={"image": png()})
             assert answer.status_code == 200

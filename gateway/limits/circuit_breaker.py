@@ -55,8 +55,8 @@ class Circuit:
     """One circuit. It opens after so many failures in a row, or when half of a window's calls fail.
 
     A circuit that several tenants share (`is_shared`) opens, and stays open, only where more than
-    one of them sees failures, or where the credential's quota is used up. A refused credential (401,
-    403) may be one request's fault: a blocked end user, a feature that the account may not use.
+    one of them sees failures, or where the credential's quota is used up. A refused credential
+    (401, 403) may be one request's fault: a blocked end user, what the account may not use.
     """
 
     def __init__(self, limits: CircuitLimits, *, is_shared: bool) -> None:
