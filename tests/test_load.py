@@ -3,15 +3,28 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from gateway.config import Settings
+from gateway.images.references import LINKS_AT_ONCE
+from gateway.limits.concurrency import TENANT_SHARE
+from tests.download_hosts import (
+    NAME,
+    PUBLIC,
+    Dialled,
+    Names,
+    certificates,
+    downloading,
+    sends,
+    web_host,
+)
 from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
 from tests.limits_helpers import limit
 from tests.load_helpers import Arrivals
-from tests.mcp_helpers import MODES, post, tool_message
+from tests.mcp_helpers import MODES, post, served_with_downloads, tool_message
 from tests.money_helpers import GENERATIONS, client_of, eventually, image_body, statuses
 from tests.picture_helpers import png
 from tests.stub_openai import Fault, Stub
@@ -183,6 +196,49 @@ async def test_pictures_keep_their_place_among_uploads_until_they_are_checked(
             assert (await first).status_code == 200
             answer = await calm.post("/v1/images/edits", data=form, files={"image": png()})
             assert answer.status_code == 200
+
+
+async def test_links_that_never_answer_keep_no_other_tenants_links_waiting(
+    settings: Settings, tmp_path: Path
+) -> None:
+    made_certificates = certificates(tmp_path, NAME)
+    most_of_one = LINKS_AT_ONCE // TENANT_SHARE
+    heard, is_over = asyncio.Semaphore(0), asyncio.Event()
+    answers = iter([is_over.wait] * most_of_one)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        heard.release()
+        silence = next(answers, None)
+        if silence is None:
+            await sends(png())(writer)
+        else:
+            await silence()
+
+    edit = {"prompt": "a hat", "model": GPT2, "images": [{"image_url": f"https://{NAME}/a.png"}]}
+    async with (
+        web_host(answer, made_certificates.server) as host,
+        downloading(
+            ssl_context=made_certificates.client,
+            open_socket=Dialled(host.port),
+            resolver=Names([[PUBLIC]]),
+        ) as downloads,
+        served_with_downloads(settings, downloads) as served,
+    ):
+        other = await served.key(tenant_id=await served.tenant("other"))
+        async with (
+            client_of(served.base_url, await served.key()) as http,
+            client_of(served.base_url, other) as calm,
+        ):
+            tasks = [
+                asyncio.create_task(http.post("/v1/images/edits", json=edit))
+                for _ in range(most_of_one + 1)
+            ]
+            for _ in range(most_of_one):
+                await asyncio.wait_for(heard.acquire(), 30)
+            assert (await calm.post("/v1/images/edits", json=edit)).status_code == 200
+            assert len(host.requests) == most_of_one + 1
+            is_over.set()
+            await asyncio.gather(*tasks)
 
 
 async def test_a_client_that_leaves_while_it_waits_buys_nothing(
