@@ -303,7 +303,7 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
 async def test_a_burst_of_many_is_served_as_far_as_it_goes_and_each_answer_is_true(
     settings: Settings, stub: Stub
 ) -> None:
-    async with narrow_gateway(settings, max_wait_ms=200, admission_timeout_ms=800) as served:
+    async with narrow_gateway(settings, max_wait_ms=200) as served:
         keys = [await served.key(tenant_id=await served.tenant(f"t{at}")) for at in range(4)]
         answers: list[Awaitable[httpx2.Response]] = []
         clients = [client_of(served.base_url, key) for key in keys]
