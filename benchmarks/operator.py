@@ -47,6 +47,10 @@ class Operator:
             "PUT", f"/tenants/{tenant.id}/budgets", window="month", limit_usd=limit_usd, **owner
         )
 
+    def house_budget(self, limit_usd: str) -> None:
+        """At most so much a month with the house's own key, by all tenants."""
+        self._ask("PUT", "/budgets", window="month", limit_usd=limit_usd)
+
     def check_books(self) -> None:
         """Nothing is held or in doubt any more, and the books agree."""
         books = self._ask("GET", "/reconciliation")

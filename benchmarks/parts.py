@@ -18,6 +18,8 @@ REQUESTS = 1000
 ALONE = 150
 AMPLE = 1_000_000_000
 AMPLE_USD = "1000000"
+PATIENT = {"GATEWAY_ADMISSION_TIMEOUT_MS": "10000"}
+"""What a part costs is measured; who is late on a busy machine is not refused."""
 BODY = {
     "model": "gpt-image-2",
     "prompt": "a red circle",
@@ -56,46 +58,66 @@ class _Subject:
 async def measure(folder: Path, rounds: int, scale: float) -> list[Part]:
     """All of them in turn, so that a slow spell of the machine meets all."""
     with ExitStack() as stack:
-        stub_port = stack.enter_context(servers.stub(folder))
-        floor_port = stack.enter_context(servers.floor(stub_port, folder))
-        plain_port, _, _ = stack.enter_context(servers.gateway(stub_port, folder))
-        url = stack.enter_context(servers.valkey())
-        shared_port, _, _ = stack.enter_context(
-            servers.gateway(stub_port, folder, GATEWAY_REDIS_URL=url)
-        )
-        subjects = _subjects(Operator.of(plain_port, folder), floor_port, plain_port, shared_port)
+        subjects, operators = _start(stack, folder)
         for subject in subjects:  # connections, plans and caches are made once
             await run_load(subject.port, subject.requests, connections=CONNECTIONS, requests=200)
         for _ in range(rounds):
             for subject in subjects:
-                subject.crowded.append(
-                    await run_load(
-                        subject.port,
-                        subject.requests,
-                        connections=CONNECTIONS,
-                        requests=max(CONNECTIONS, int(REQUESTS * scale)),
-                    )
-                )
-                subject.alone.append(
-                    await run_load(
-                        subject.port,
-                        subject.requests,
-                        connections=1,
-                        requests=max(10, int(ALONE * scale)),
-                    )
-                )
-        Operator.of(plain_port, folder).check_books()
+                try:
+                    await _measure_once(subject, scale)
+                except AssertionError as error:
+                    error.add_note(f"while measuring: {subject.what}")
+                    raise
+        for operator in operators:
+            operator.check_books()
     return [subject.part() for subject in subjects]
+
+
+async def _measure_once(subject: _Subject, scale: float) -> None:
+    many, few = max(CONNECTIONS, int(REQUESTS * scale)), max(10, int(ALONE * scale))
+    port, requests = subject.port, subject.requests
+    subject.crowded.append(await run_load(port, requests, connections=CONNECTIONS, requests=many))
+    subject.alone.append(await run_load(port, requests, connections=1, requests=few))
+
+
+def _start(stack: ExitStack, folder: Path) -> tuple[list[_Subject], list[Operator]]:
+    """Servers and subjects. A budget of the house binds all of a database, so it has its own."""
+    house_folder = folder / "house"
+    house_folder.mkdir(mode=0o755)
+    stub = stack.enter_context(servers.stub(folder))
+    floor = stack.enter_context(servers.floor(stub, folder))
+    url = stack.enter_context(servers.valkey())
+    plain, _, _ = stack.enter_context(servers.gateway(stub, folder, **PATIENT))
+    shared, _, _ = stack.enter_context(
+        servers.gateway(stub, folder, GATEWAY_REDIS_URL=url, **PATIENT)
+    )
+    house, _, _ = stack.enter_context(
+        servers.gateway(stub, house_folder, GATEWAY_REDIS_URL=url, **PATIENT)
+    )
+    operators = [Operator.of(plain, folder), Operator.of(house, house_folder)]
+    operators[1].house_budget(AMPLE_USD)
+    return [
+        *_subjects(operators[0], floor, plain, shared),
+        *_house_subjects(operators[1], house),
+    ], operators
+
+
+def _house_subjects(operator: Operator, port: int) -> list[_Subject]:
+    capped, full = operator.tenant("house"), operator.tenant("all")
+    _limit(operator, full)
+    _budget(operator, full)
+    return [
+        _Subject("+ a budget of the house", port, _requests(capped.key)),
+        _Subject("all of it, with Valkey", port, _requests(full.key, keyed=True)),
+    ]
 
 
 def _subjects(operator: Operator, floor: int, plain: int, shared: int) -> list[_Subject]:
     """A tenant for each, so that no row is shared."""
-    limited, budgeted, full = (operator.tenant(name) for name in ("limits", "budgets", "all"))
-    for tenant in (limited, full):
-        _limit(operator, tenant)
-    for tenant in (budgeted, full):
-        _budget(operator, tenant)
+    limited, budgeted = operator.tenant("limits"), operator.tenant("budgets")
     nothing, repeatable = operator.tenant("nothing"), operator.tenant("idempotency")
+    _limit(operator, limited)
+    _budget(operator, budgeted)
     return [
         _Subject("floor", floor, _requests("sk-floor", url=False)),
         _Subject("gateway, without limits and budgets", plain, _requests(nothing.key)),
@@ -103,7 +125,6 @@ def _subjects(operator: Operator, floor: int, plain: int, shared: int) -> list[_
         _Subject("+ nine rate limits, in Valkey", shared, _requests(limited.key)),
         _Subject("+ idempotency keys", plain, _requests(repeatable.key, keyed=True)),
         _Subject("+ budgets of key, user, tenant", plain, _requests(budgeted.key)),
-        _Subject("all of it, with Valkey", shared, _requests(full.key, keyed=True)),
     ]
 
 

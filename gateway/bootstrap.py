@@ -216,7 +216,7 @@ async def open_gateway(
             reservations=reservations,
             providers=providers,
             results=_results(core, store, links, finisher),
-            replays=_replays(core, store, links),
+            replays=_replays(core, reservations, store, links),
             gate=gate,
             circuits=Circuits(_circuit_limits(settings)),
             limiter=limiter,
@@ -253,9 +253,12 @@ def _reservations(stack: AsyncExitStack, settings: Settings, database: Database)
     return reservations
 
 
-def _replays(core: Core, store: ImageStore, links: LinkSigner) -> Replays:
+def _replays(
+    core: Core, reservations: Reservations, store: ImageStore, links: LinkSigner
+) -> Replays:
     return Replays(
         core.database,
+        reservations,
         store,
         links,
         core.catalog,

@@ -29,3 +29,10 @@ class Arrivals(Generic[T]):
         self.tasks.append(asyncio.create_task(self.start(len(self.tasks))))
         due += self.seconds_between
         self.timer = asyncio.get_running_loop().call_at(due, self._next, due)
+
+
+async def until_passed(seconds: float) -> None:
+    """Return when a drill has lasted so long: its load goes on meanwhile."""
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, passed.set)
+    await passed.wait()

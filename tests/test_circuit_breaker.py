@@ -105,12 +105,17 @@ def test_a_probe_that_told_nothing_leaves_its_turn_to_the_next_call() -> None:
 
 def test_what_the_provider_says_of_its_time_is_kept_up_to_the_maximum() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
+    circuit.put_off(0, 5)
+    assert refusal(circuit, 0) is None  # it may have been for what that call asked for
     circuit.put_off(0, 12)
     circuit.put_off(0, 5)
     assert refusal(circuit, 2) == (Trouble.RATE_LIMITED, 10)
     assert [refusal(circuit, 12) for _ in range(2)] == [None, None]
     circuit.put_off(20, 3600)
     assert refusal(circuit, 20) == (Trouble.RATE_LIMITED, 60)
+    circuit.succeed(90)
+    circuit.put_off(90, 12)
+    assert refusal(circuit, 90) is None
 
 
 def test_one_tenants_failures_alone_never_open_a_shared_circuit() -> None:

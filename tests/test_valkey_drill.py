@@ -19,7 +19,7 @@ from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import Served
 from tests.limits_helpers import Valkey, limit, running_valkey
-from tests.load_helpers import Arrivals
+from tests.load_helpers import Arrivals, until_passed
 from tests.money_helpers import client_of, gateway_processes, post_image
 from tests.stub_openai import Stub
 
@@ -57,13 +57,6 @@ def sender(clients: Sequence[httpx2.AsyncClient]) -> Callable[[int], Coroutine[N
         return Came(started, answer.status_code, time.perf_counter() - started)
 
     return send
-
-
-async def until_passed(seconds: float) -> None:
-    """Return when a phase of the drill is over."""
-    passed = asyncio.Event()
-    asyncio.get_running_loop().call_later(seconds, passed.set)
-    await passed.wait()
 
 
 async def limited_key(served: Served, tenant_id: UUID) -> IssuedKey:

@@ -93,6 +93,15 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class _Lookup:
+    """A key that may have been claimed."""
+
+    caller: Caller
+    operation: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Answer:
     """One row of `reserve`."""
 
@@ -113,12 +122,17 @@ class Reservations:
         self._instance = instance
         self._hold_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._settle_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
+        self._lookup_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._admission_timeout_ms = admission_timeout_ms
         self._holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
             "reserve", self._reserve_batch, max_batch=max_batch, abandoned=self._abandoned
         )
         self._settlements: GroupCommit[Settlement, str] = GroupCommit(
             "settle", self._settle_batch, max_batch=max_batch
+        )
+        # Nothing to commit, but one statement serves all that come at once just as well.
+        self._lookups: GroupCommit[_Lookup, bool] = GroupCommit(
+            "look_up", self._lookup_batch, max_batch=max_batch
         )
         self._undoing: set[asyncio.Task[None]] = set()
 
@@ -141,6 +155,18 @@ class Reservations:
             raise
         if answer.refusal is not None:
             raise answer.refusal
+
+    async def is_claimed(self, caller: Caller, operation: str, claim: IdempotencyClaim) -> bool:
+        """Whether the caller has claimed this key with a reservation before.
+
+        Raises:
+            DatabaseUnavailable: no answer in time.
+        """
+        try:
+            async with asyncio.timeout(self._admission_timeout_ms / 1000):
+                return await self._lookups.submit(_Lookup(caller, operation, claim.key))
+        except TimeoutError as error:
+            raise DatabaseUnavailable from error
 
     async def settle(self, settlement: Settlement) -> str:
         """Write down how a call ended; tries until Postgres acknowledges.
@@ -166,6 +192,7 @@ class Reservations:
             await asyncio.wait(self._undoing)
         self._hold_lane.close()
         self._settle_lane.close()
+        self._lookup_lane.close()
 
     def _abandoned(self, request: ReservationRequest, answer: _Answer) -> None:
         """Give back a hold that came about after its caller had been refused."""
@@ -208,6 +235,14 @@ class Reservations:
             self._instance,
             whole,
         )
+
+    async def _lookup_batch(self, lookups: Sequence[_Lookup]) -> list[bool]:
+        rows = await self._lookup_lane.fetch(
+            "SELECT number FROM claims_made($1::jsonb) AS number",
+            _to_json([_lookup_fields(number, one) for number, one in enumerate(lookups)]),
+        )
+        claimed = {row["number"] for row in rows}
+        return [number in claimed for number in range(len(lookups))]
 
     async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[str]:
         rows = await self._settle_lane.fetch(
@@ -276,6 +311,17 @@ def budget_refusal(
 def _to_json(value: object) -> str:
     """JSON text; asyncpg's own UUID class is one that orjson does not know."""
     return orjson.dumps(value, default=str).decode()
+
+
+def _lookup_fields(number: int, lookup: _Lookup) -> dict[str, object]:
+    return {
+        "number": number,
+        "tenant_id": lookup.caller.tenant_id,
+        "user_id": lookup.caller.user_id,
+        "livemode": lookup.caller.livemode,
+        "operation": lookup.operation,
+        "key": lookup.key,
+    }
 
 
 def _hold_fields(request: ReservationRequest) -> dict[str, object]:

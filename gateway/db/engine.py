@@ -39,8 +39,10 @@ TenantSession = NewType("TenantSession", AsyncSession)
 OperatorSession = NewType("OperatorSession", AsyncSession)
 """A transaction that sees every tenant's rows: operators' commands and the sweeper."""
 
-LOST_CLASSES = frozenset({"08", "53", "57"})
-"""Postgres' own classes of errors: connection, resources, intervention (shutdown, cancel)."""
+LOST_CLASSES = frozenset({"08", "40", "53", "55", "57"})
+"""Postgres' own classes of errors: connection, a transaction rolled back (a deadlock), resources,
+a lock that was not to be had, intervention (shutdown, cancel). Nothing of them was committed, or
+nobody knows."""
 DEFECT_CLASSES = frozenset({"22", "23", "42", "P0"})
 """What no second attempt mends: data, constraint, syntax or rights, an assertion of ours."""
 LANE_ERRORS = (

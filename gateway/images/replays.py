@@ -14,7 +14,7 @@ from uuid import UUID
 import pybase64
 from sqlalchemy import Select, select
 
-from gateway.billing.reservations import StoredFile
+from gateway.billing.reservations import Reservations, StoredFile
 from gateway.db.engine import Database, answered_within
 from gateway.db.money_tables import ReservationRow
 from gateway.db.tables import ImageRow
@@ -112,6 +112,7 @@ class Replays:
     def __init__(
         self,
         database: Database,
+        reservations: Reservations,
         store: ImageStore,
         links: LinkSigner,
         catalog: Catalog,
@@ -120,6 +121,7 @@ class Replays:
         lookup_seconds: float,
     ) -> None:
         self._database = database
+        self._reservations = reservations
         self._store = store
         self._links = links
         self._catalog = catalog
@@ -128,14 +130,10 @@ class Replays:
 
     async def exists(self, caller: Caller, request: ImageRequest) -> bool:
         """Whether somebody has made the request's claim, so that nothing will be bought for it."""
-        if request.idempotency is None:
-            return False
-        async with (
-            answered_within(self._lookup_seconds),
-            self._database.tenant(caller.tenant_id) as session,
-        ):
-            row = await session.scalar(_claimed(caller, request.operation, request.idempotency))
-        return row is not None
+        claim = request.idempotency
+        return claim is not None and await self._reservations.is_claimed(
+            caller, request.operation, claim
+        )
 
     async def find(self, caller: Caller, request: ImageRequest) -> Generation | None:
         """The generation that the request's claim stands for; None where nobody has made it.
@@ -149,7 +147,8 @@ class Replays:
             GatewayError: the error that its call ended with.
         """
         claim = request.idempotency
-        if claim is None:
+        # Most keys are new, and many requests ask for theirs in one statement.
+        if claim is None or not await self.exists(caller, request):
             return None
         async with (
             answered_within(self._lookup_seconds),

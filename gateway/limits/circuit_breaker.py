@@ -10,6 +10,8 @@ from uuid import UUID
 
 BACKOFF = 2
 ENOUGH_TENANTS = 2
+ENOUGH_PUT_OFF = 2
+"""One refusal may have been for what that request alone asked for, ten images at once, say."""
 FORGET_SECONDS = 600.0
 
 
@@ -66,6 +68,7 @@ class Circuit:
         self.trouble = Trouble.FAILING
         self._until = 0.0
         self._put_off_until = 0.0
+        self._put_off_in_row = 0
         self._touched = 0.0
         self._open_seconds = limits.open_seconds
         self._in_row = self._failures = self._calls = 0
@@ -94,10 +97,12 @@ class Circuit:
             self._until = now
 
     def put_off(self, now: float, seconds: float) -> None:
-        """The provider has said when to come again."""
+        """The provider has said when to come again; it counts once it was said twice in a row."""
         self._touched = now
-        until = now + min(seconds, self._limits.max_open_seconds)
-        self._put_off_until = max(self._put_off_until, until)
+        self._put_off_in_row += 1
+        if self._put_off_in_row >= ENOUGH_PUT_OFF:
+            until = now + min(seconds, self._limits.max_open_seconds)
+            self._put_off_until = max(self._put_off_until, until)
         self.give_back(now)
 
     def is_put_off(self, now: float) -> bool:
@@ -106,6 +111,7 @@ class Circuit:
 
     def succeed(self, now: float) -> None:
         """A call was answered."""
+        self._put_off_in_row = 0
         if self.state is not State.CLOSED:
             self.state = State.CLOSED
             self._open_seconds = self._limits.open_seconds
@@ -117,6 +123,7 @@ class Circuit:
 
     def fail(self, now: float, trouble: Trouble, tenant_id: UUID) -> None:
         """A call failed."""
+        self._put_off_in_row = 0
         self._touched = now
         self.trouble = trouble
         for tenants in (self._row_tenants, self._tenants):

@@ -43,6 +43,7 @@ TAGS = {
     "admin: credentials": "Provider keys of tenants and their users.",
     "admin: budgets": "Limits of money, held against before each call.",
     "admin: limits": "Limits of pace.",
+    "admin: webhooks": "Where events are sent, and what came of it.",
     "admin: usage": "Reports over one tenant or all.",
     "admin: prices": "Versions of prices; none is ever edited.",
     "admin: reconciliation": "What is open, and whether the books agree.",

@@ -1,0 +1,56 @@
+"""A provider's answer is read without parsing its images, and says the same as if they were."""
+
+import json
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.providers.base import ProviderFailure
+from gateway.providers.openai_answers import read_body
+
+BASE64 = st.text("ABCabc0189+/=", max_size=40)
+IMAGE = st.one_of(BASE64, st.text(max_size=20), st.none(), st.integers(0, 3))
+TEXT = st.one_of(st.text(max_size=20), st.sampled_from(['"b64_json":"', "\\", '{"b64_json": "x"}']))
+ITEM = st.fixed_dictionaries(
+    {},
+    optional={
+        "b64_json": IMAGE,
+        "revised_prompt": TEXT,
+        "more": st.fixed_dictionaries({"b64_json": IMAGE}),
+    },
+)
+BODY = st.fixed_dictionaries(
+    {"data": st.lists(ITEM, max_size=4)},
+    optional={"b64_json": IMAGE, "created": st.integers(0, 2**40), "note": TEXT},
+)
+
+
+@settings(deadline=None)
+@given(body=BODY, indent=st.sampled_from([None, 2]), ensure_ascii=st.booleans())
+def test_a_body_says_what_its_json_says(
+    *, body: dict[str, object], indent: int | None, ensure_ascii: bool
+) -> None:
+    content = json.dumps(body, indent=indent, ensure_ascii=ensure_ascii).encode()
+    assert read_body(content) == orjson.loads(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"data":[{"b64_json":"AAAA',
+        b'{"data":[{"b64_json":"AAAA"}',
+        b'{"data":[{"b64_json":"AAAA"}]}}',
+        b'{"data":{"b64_json":"AAAA"}}',
+        b'{"data":[{"b64_json":"\xff"}]}',
+    ],
+)
+def test_a_body_that_is_cut_off_or_no_json_cannot_be_read(content: bytes) -> None:
+    with pytest.raises(ProviderFailure):
+        read_body(content)
+
+
+def test_of_a_name_that_comes_twice_the_last_counts() -> None:
+    content = b'{"data":[{"b64_json":"AAAA","b64_json":"BBBB"},{"b64\\u005fjson":"0"}]}'
+    assert read_body(content) == orjson.loads(content)
