@@ -74,6 +74,7 @@ class _Client:
         self._send = send
         self._kept: deque[Message] = deque()
         self._received_bytes = 0
+        self._patience_seconds = BODY_PATIENCE_SECONDS
         self._has_come = False
         self.place: Place | None = None
 
@@ -83,11 +84,15 @@ class _Client:
             return self._kept.popleft()
         if self._has_come or self.place is None:
             return await self._receive()
-        patience = asyncio.get_running_loop().call_later(BODY_PATIENCE_SECONDS, self.place.leave)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        patience = loop.call_later(self._patience_seconds, self.place.leave)
         try:
             message = await self._receive()
         finally:
             patience.cancel()
+        # For the whole body: who sends a byte now and then is slow too.
+        self._patience_seconds = max(0.0, self._patience_seconds - (loop.time() - began))
         self._take_note(message)
         if self._received_bytes > LARGE_BODY_BYTES:
             self.place.leave()

@@ -298,7 +298,9 @@ def _fetcher(
         store=store,
         links=links,
         downloads=downloads,
-        limits=FetchLimits(settings.max_upload_bytes, settings.download_seconds),
+        limits=FetchLimits(
+            settings.max_upload_bytes, settings.download_seconds, settings.max_wait_ms / 1000
+        ),
     )
 
 

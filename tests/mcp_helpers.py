@@ -293,7 +293,9 @@ async def served_with_downloads(settings: Settings, downloads: Downloads) -> Asy
             store=opened.store,
             links=opened.links,
             downloads=downloads,
-            limits=FetchLimits(settings.max_upload_bytes, settings.download_seconds),
+            limits=FetchLimits(
+                settings.max_upload_bytes, settings.download_seconds, settings.max_wait_ms / 1000
+            ),
         )
         intake = Intake(opened.pipeline, fetcher, opened.decoder)
         gateway = replace(opened, intake=intake)

@@ -1,6 +1,7 @@
 """Circuits, without any provider: when they open, what they let through, when they close."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -125,18 +126,35 @@ def test_one_tenants_failures_alone_never_open_a_shared_circuit() -> None:
     assert refusal(circuit, 0) == (Trouble.FAILING, 10)
 
 
-def test_a_house_key_that_is_refused_opens_it_whoever_calls() -> None:
+def test_one_tenants_failures_alone_never_keep_a_shared_circuit_open() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
-    fail(circuit, 3, ANN, trouble=Trouble.CREDENTIAL)
-    assert refusal(circuit, 0) == (Trouble.CREDENTIAL, 10)
+    fail(circuit, 3, ANN, BOB)
+    assert refusal(circuit, 10) is None
+    circuit.fail(10, Trouble.FAILING, ANN)
+    assert refusal(circuit, 10) is None  # the next one is tried at once …
+    circuit.fail(10, Trouble.FAILING, BOB)
+    assert refusal(circuit, 10) == (Trouble.FAILING, 20)  # … and it is not Ann alone
+    assert refusal(circuit, 30) is None
+    circuit.fail(30, Trouble.FAILING, ANN)
+    assert refusal(circuit, 30) is None
+    circuit.succeed(30)
+    assert circuit.state is State.CLOSED
+
+
+def test_a_house_key_whose_quota_is_used_up_opens_it_whoever_calls() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    fail(circuit, 3, ANN, trouble=Trouble.QUOTA)
+    assert refusal(circuit, 0) == (Trouble.QUOTA, 10)
 
 
 # Many of them
 
 
-def call(circuits: Circuits, *names: CircuitName, outcome: str = "failed") -> bool:
+def call(
+    circuits: Circuits, *names: CircuitName, outcome: str = "failed", tenant_id: UUID = ANN
+) -> bool:
     """Whether a call was let through; it then ends so."""
-    with circuits.call(ANN) as made:
+    with circuits.call(tenant_id) as made:
         try:
             for name in names:
                 made.pass_through(name)
@@ -197,6 +215,21 @@ def test_no_more_circuits_are_remembered_than_may_be_and_old_ones_are_forgotten(
     clock.now += 3600
     call(circuits, own("key.0"), outcome="succeeded")
     assert len(circuits) == 0
+
+
+def test_a_tenant_that_always_asks_first_and_always_fails_shuts_nobody_else_out() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    anns, bobs = (SHARED, replace(SHARED, tenant_id=ANN)), (SHARED, replace(SHARED, tenant_id=BOB))
+    call(circuits, *bobs, tenant_id=BOB)
+    for _ in range(2):
+        call(circuits, *anns)
+    was_served = []
+    for _ in range(300):  # the provider has recovered: only Ann's requests still fail
+        clock.now += 1
+        call(circuits, *anns)
+        was_served.append(call(circuits, *bobs, outcome="succeeded", tenant_id=BOB))
+    assert all(was_served[2 * int(LIMITS.open_seconds) :])
 
 
 EVENTS = st.lists(

@@ -114,6 +114,16 @@ async def test_one_tenants_failures_close_the_house_key_to_nobody_else(
         assert await fail(guest, 1, prompt="quick") == {(503, "provider_unavailable")}
 
 
+async def test_what_the_provider_forbids_one_tenant_closes_the_house_key_to_nobody_else(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault("status", status=403, times=None, prompt_contains="forbidden"))
+    other = await served.key(tenant_id=await served.tenant("other"))
+    async with served.http(await served.key()) as http, served.http(other) as calm:
+        await fail(http, FAILURES, prompt="forbidden")
+        assert (await post_image(calm)).status_code == 200
+
+
 async def test_a_bad_key_of_ones_own_is_said_to_be_bad_until_it_is_replaced(
     served: Served, stub: Stub
 ) -> None:

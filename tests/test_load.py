@@ -3,18 +3,32 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from gateway.config import Settings
+from gateway.images.references import LINKS_AT_ONCE
+from gateway.limits.concurrency import TENANT_SHARE
+from tests.download_hosts import (
+    NAME,
+    PUBLIC,
+    Dialled,
+    Names,
+    certificates,
+    downloading,
+    sends,
+    web_host,
+)
 from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
 from tests.limits_helpers import limit
-from tests.mcp_helpers import MODES, post, tool_message
+from tests.load_helpers import Arrivals
+from tests.mcp_helpers import MODES, post, served_with_downloads, tool_message
 from tests.money_helpers import GENERATIONS, client_of, eventually, image_body, statuses
 from tests.picture_helpers import png
 from tests.stub_openai import Fault, Stub
-from tests.test_money_crashes import locked
+from tests.test_money_crashes import locked, waiting_for_locks
 
 NARROW = {"max_preparing_requests": 4, "max_waiting_requests": 4, "admission_timeout_ms": 60_000}
 """One tenant has two places, and two more to wait in."""
@@ -161,6 +175,72 @@ async def test_pictures_are_not_read_where_they_would_be_refused(settings: Setti
         assert statuses(await asyncio.gather(*tasks)) == {200: 4}
 
 
+async def test_pictures_keep_their_place_among_uploads_until_they_are_checked(
+    settings: Settings,
+) -> None:
+    form = {"prompt": "a hat", "model": GPT2}
+    async with narrow_gateway(settings, max_concurrent_uploads=2) as served:
+        other = await served.key(tenant_id=await served.tenant("other"))
+        async with (
+            client_of(served.base_url, await served.key()) as http,
+            client_of(served.base_url, other) as calm,
+        ):
+            # Its key is looked up when the body has been read.
+            http.headers["Idempotency-Key"] = "k"
+            async with locked(settings, "LOCK TABLE reservation IN ACCESS EXCLUSIVE MODE"):
+                first = asyncio.create_task(
+                    http.post("/v1/images/edits", data=form, files={"image": png()})
+                )
+                await eventually(lambda: waiting_for_locks(served))
+                expect_busy(await http.post("/v1/images/edits", data=form, files={"image": png()}))
+            assert (await first).status_code == 200
+            answer = await calm.post("/v1/images/edits", data=form, files={"image": png()})
+            assert answer.status_code == 200
+
+
+async def test_links_that_never_answer_keep_no_other_tenants_links_waiting(
+    settings: Settings, tmp_path: Path
+) -> None:
+    made_certificates = certificates(tmp_path, NAME)
+    most_of_one = LINKS_AT_ONCE // TENANT_SHARE
+    heard, is_over = asyncio.Semaphore(0), asyncio.Event()
+    answers = iter([is_over.wait] * most_of_one)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        heard.release()
+        silence = next(answers, None)
+        if silence is None:
+            await sends(png())(writer)
+        else:
+            await silence()
+
+    edit = {"prompt": "a hat", "model": GPT2, "images": [{"image_url": f"https://{NAME}/a.png"}]}
+    async with (
+        web_host(answer, made_certificates.server) as host,
+        downloading(
+            ssl_context=made_certificates.client,
+            open_socket=Dialled(host.port),
+            resolver=Names([[PUBLIC]]),
+        ) as downloads,
+        served_with_downloads(settings, downloads) as served,
+    ):
+        other = await served.key(tenant_id=await served.tenant("other"))
+        async with (
+            client_of(served.base_url, await served.key()) as http,
+            client_of(served.base_url, other) as calm,
+        ):
+            tasks = [
+                asyncio.create_task(http.post("/v1/images/edits", json=edit))
+                for _ in range(most_of_one + 1)
+            ]
+            for _ in range(most_of_one):
+                await asyncio.wait_for(heard.acquire(), 30)
+            assert (await calm.post("/v1/images/edits", json=edit)).status_code == 200
+            assert len(host.requests) == most_of_one + 1
+            is_over.set()
+            await asyncio.gather(*tasks)
+
+
 async def test_a_client_that_leaves_while_it_waits_buys_nothing(
     settings: Settings, stub: Stub
 ) -> None:
@@ -200,10 +280,30 @@ async def test_a_client_that_is_slow_to_send_keeps_no_place(settings: Settings) 
             writer.close()
 
 
+async def test_a_client_that_sends_a_byte_now_and_then_keeps_no_place(settings: Settings) -> None:
+    async with narrow_gateway(settings) as served:
+        key = secret_of(await served.key())
+        host, port = served.base_url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        writer.write(f"{head}Content-Length: 1000000\r\n\r\n{{".encode())
+        await until(lambda: served.gateway.gate.inside == 1)
+        dripping = Arrivals(lambda _: _drip(writer), 0.05)
+        dripping.begin()
+        await until(lambda: served.gateway.gate.inside == 0)
+        await dripping.end()
+        writer.close()
+
+
+async def _drip(writer: asyncio.StreamWriter) -> None:
+    writer.write(b" ")
+    await writer.drain()
+
+
 async def test_a_burst_of_many_is_served_as_far_as_it_goes_and_each_answer_is_true(
     settings: Settings, stub: Stub
 ) -> None:
-    async with narrow_gateway(settings, max_wait_ms=200, admission_timeout_ms=800) as served:
+    async with narrow_gateway(settings, max_wait_ms=200) as served:
         keys = [await served.key(tenant_id=await served.tenant(f"t{at}")) for at in range(4)]
         answers: list[Awaitable[httpx2.Response]] = []
         clients = [client_of(served.base_url, key) for key in keys]

@@ -89,6 +89,16 @@ async def test_a_worker_that_is_killed_is_replaced(
     assert len(stub.bill) == CALLS
 
 
+async def test_workers_that_cannot_start_end_the_gateway_with_a_failure(
+    settings: Settings, tmp_path: Path
+) -> None:
+    nonsense = {"GATEWAY_REDIS_URL": "redis://127.0.0.1:6379/0?nonsense=1"}
+    with gateway_process(
+        process_environment(settings) | nonsense, tmp_path / "log", "--workers", WORKERS
+    ) as running:
+        assert await asyncio.to_thread(running.process.wait, 2 * STOP_SECONDS) == 1
+
+
 async def test_a_revoked_key_ends_on_every_worker(
     served: Served, settings: Settings, tmp_path: Path
 ) -> None:

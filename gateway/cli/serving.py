@@ -18,11 +18,13 @@ from typing import Annotated
 import typer
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from gateway.bootstrap import Core, Gateway, open_core, open_gateway
 from gateway.cli.output import JsonOption, console, guarded, print_json, refuse
 from gateway.config import Settings, export_to_workers, load_settings
+from gateway.errors import ConfigurationError
 from gateway.main import create_app, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.telemetry import configure_logging
@@ -115,8 +117,11 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
                 config = _uvicorn_config(
                     "gateway.main:worker_app", settings, host, port, workers=workers
                 )
+                supervisor = _Supervisor(config, sockets=_listeners(config))
                 # It blocks this thread, which alone may handle signals; nothing else needs it.
-                _Supervisor(config, sockets=_listeners(config)).run()
+                supervisor.run()
+                if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
+                    raise ConfigurationError("A worker could not start. The log above says why.")
 
     guarded(lambda: asyncio.run(serve_until_stopped()))
 
@@ -131,6 +136,15 @@ class _Supervisor(Multiprocess):
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
+
+    def keep_subprocess_alive(self) -> None:
+        """Hear at once of a worker that ends while it is asked whether it lives.
+
+        Its end of the pipe must be its own alone, else the silence is waited for to its end.
+        """
+        for process in self.processes:
+            process.child_conn.close()
+        super().keep_subprocess_alive()
 
 
 @contextmanager

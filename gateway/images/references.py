@@ -29,6 +29,8 @@ from gateway.images.inputs import Upload, check_counts
 from gateway.images.links import LinkSigner
 from gateway.images.spools import new_spool
 from gateway.images.storage import ImageStore
+from gateway.limits.concurrency import TENANT_SHARE
+from gateway.limits.gate import Gate, GateLimits
 from gateway.outbound import MAX_URL_CHARACTERS
 from gateway.providers.downloads import DownloadRefused, Downloads, Refusal
 
@@ -36,6 +38,8 @@ HOSTED_SCHEME = "generated-images://"
 """What an image of the history is called where it is referred to, followed by its id."""
 MAX_DATA_URL_CHARACTERS = 20_971_520
 """https://developers.openai.com/api/reference/resources/images (edits, `image_url`)"""
+LINKS_AT_ONCE = 64
+"""Half of them at most for one tenant: a host that never answers keeps its link to the end."""
 UNREACHABLE = (
     "The link does not lead to a host on the public internet, or that host cannot be reached. "
     "Send the picture itself."
@@ -57,6 +61,7 @@ class FetchLimits:
 
     max_bytes: int
     seconds: float
+    queue_seconds: float
 
 
 class PictureFetcher:
@@ -76,6 +81,15 @@ class PictureFetcher:
         self._links = links
         self._downloads = downloads
         self._limits = limits
+        self._gate = Gate(
+            "links",
+            GateLimits(
+                most=LINKS_AT_ONCE,
+                most_of_one=LINKS_AT_ONCE // TENANT_SHARE,
+                max_waiting=LINKS_AT_ONCE,
+                wait_seconds=limits.queue_seconds,
+            ),
+        )
 
     async def fetch(
         self,
@@ -92,7 +106,8 @@ class PictureFetcher:
             InvalidRequest: they are not what the model takes, or one of them cannot be had.
             NotFound, Forbidden: an image kept here is not there, or not for this caller.
             PayloadTooLarge: together they are larger than a body may be.
-            Unavailable: the store of the images kept here does not answer.
+            Unavailable: too many links are being fetched, or too many of this tenant; or the
+                store of the images kept here does not answer.
         """
         check_counts(request, [picture.field for picture in pictures])
         try:
@@ -131,7 +146,8 @@ class PictureFetcher:
         try:
             path = await self._own_path(caller, reference)
             if path is None:
-                size_bytes = await self._download(reference, file)
+                async with self._gate.place(caller.tenant_id):
+                    size_bytes = await self._download(reference, file)
             else:
                 size_bytes = await self._copy(path, file)
         except NotFound as error:

@@ -56,8 +56,9 @@ class CircuitOpen(Exception):
 class Circuit:
     """One circuit. It opens after so many failures in a row, or when half of a window's calls fail.
 
-    A circuit that several tenants share (`is_shared`) opens only where more than one of them sees
-    failures, or where the trouble is nobody's but the credential's own.
+    A circuit that several tenants share (`is_shared`) opens, and stays open, only where more than
+    one of them sees failures, or where the credential's quota is used up. A refused credential
+    (401, 403) may be one request's fault: a blocked end user, what the account may not use.
     """
 
     def __init__(self, limits: CircuitLimits, *, is_shared: bool) -> None:
@@ -125,16 +126,20 @@ class Circuit:
         self._put_off_in_row = 0
         self._touched = now
         self.trouble = trouble
+        for tenants in (self._row_tenants, self._tenants):
+            if len(tenants) < ENOUGH_TENANTS:
+                tenants.add(tenant_id)
         if self.state is not State.CLOSED:
+            if not self._concerns_all(self._row_tenants):
+                # The fastest to ask must not keep it open for all: the next one's turn.
+                self.give_back(now)
+                return
             longer = self._open_seconds * BACKOFF
             self._open_seconds = min(longer, self._limits.max_open_seconds)
             self._open(now)
             return
         self._in_row += 1
         self._failures += 1
-        for tenants in (self._row_tenants, self._tenants):
-            if len(tenants) < ENOUGH_TENANTS:
-                tenants.add(tenant_id)
         if self._in_row >= self._limits.failures_in_row and self._concerns_all(self._row_tenants):
             self._open(now)
         else:
@@ -156,12 +161,13 @@ class Circuit:
             self._tenants = set()
 
     def _concerns_all(self, tenants: set[UUID]) -> bool:
-        is_the_credentials = self.trouble in {Trouble.CREDENTIAL, Trouble.QUOTA}
-        return not self._is_shared or is_the_credentials or len(tenants) >= ENOUGH_TENANTS
+        is_used_up = self.trouble is Trouble.QUOTA
+        return not self._is_shared or is_used_up or len(tenants) >= ENOUGH_TENANTS
 
     def _open(self, now: float) -> None:
         self.state = State.OPEN
         self._until = now + self._open_seconds
+        self._row_tenants = set()
 
     def _start_anew(self) -> None:
         self._in_row = self._failures = self._calls = 0

@@ -96,6 +96,8 @@ class UploadReader:
     ) -> Form:
         """Read a multipart form, or JSON with `images`; `names` says which fields are pictures.
 
+        The request's place among the uploads is kept until the stack is closed.
+
         Raises:
             InvalidRequest: it cannot be read, takes too long, or names pictures in a wrong way.
             PayloadTooLarge: longer than the gateway reads.
@@ -106,10 +108,11 @@ class UploadReader:
                 "Compressed request bodies are not read; send it without Content-Encoding.",
                 code="unsupported_content_encoding",
             )
+        # Until its pictures have been fetched and checked: each request may keep large files.
+        files.enter_context(self._places.taken(caller.tenant_id))
         try:
-            with self._places.taken(caller.tenant_id):
-                async with asyncio.timeout(self._limits.seconds):
-                    return await self._read(request, caller.tenant_id, files, names)
+            async with asyncio.timeout(self._limits.seconds):
+                return await self._read(request, caller.tenant_id, files, names)
         except ClientDisconnect:
             raise InvalidRequest(
                 "The request body ended too early.", code="incomplete_body"
