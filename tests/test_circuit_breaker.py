@@ -104,18 +104,36 @@ def test_a_probe_that_told_nothing_leaves_its_turn_to_the_next_call() -> None:
 
 
 def test_what_the_provider_says_of_its_time_is_kept_up_to_the_maximum() -> None:
-    circuit = Circuit(LIMITS, is_shared=True)
-    circuit.put_off(0, 5)
+    circuit = Circuit(LIMITS, is_shared=False)
+    circuit.put_off(0, 5, ANN)
     assert refusal(circuit, 0) is None  # it may have been for what that call asked for
-    circuit.put_off(0, 12)
-    circuit.put_off(0, 5)
+    circuit.put_off(0, 12, ANN)
+    circuit.put_off(0, 5, ANN)
     assert refusal(circuit, 2) == (Trouble.RATE_LIMITED, 10)
     assert [refusal(circuit, 12) for _ in range(2)] == [None, None]
-    circuit.put_off(20, 3600)
+    circuit.put_off(20, 3600, ANN)
     assert refusal(circuit, 20) == (Trouble.RATE_LIMITED, 60)
     circuit.succeed(90)
-    circuit.put_off(90, 12)
+    circuit.put_off(90, 12, ANN)
     assert refusal(circuit, 90) is None
+
+
+def test_what_one_tenant_is_told_puts_off_nobody_else() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    for _ in range(9):
+        circuit.put_off(0, 12, ANN)
+    assert refusal(circuit, 0) is None
+    circuit.put_off(0, 12, BOB)
+    assert refusal(circuit, 0) == (Trouble.RATE_LIMITED, 12)
+
+
+def test_a_chance_failure_beside_a_tenant_of_many_opens_nothing() -> None:
+    circuit = Circuit(replace(LIMITS, failures_in_row=10, window_calls=20), is_shared=True)
+    fail(circuit, 50, ANN)
+    fail(circuit, 1, BOB)
+    assert refusal(circuit, 0) is None
+    fail(circuit, 1, BOB)
+    assert refusal(circuit, 0) == (Trouble.FAILING, 10)
 
 
 def test_one_tenants_failures_alone_never_open_a_shared_circuit() -> None:
@@ -258,7 +276,7 @@ def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for
             case "succeed":
                 circuit.succeed(now)
             case "put_off":
-                circuit.put_off(now, number)
+                circuit.put_off(now, number, ANN)
             case _:
                 circuit.give_back(now)
     now += LIMITS.max_open_seconds

@@ -4,6 +4,7 @@ Closed → open → half open → closed. No I/O; the time is passed in. What co
 the caller to say.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -68,12 +69,12 @@ class Circuit:
         self.trouble = Trouble.FAILING
         self._until = 0.0
         self._put_off_until = 0.0
-        self._put_off_in_row = 0
+        self._put_off_by: Counter[UUID] = Counter()
         self._touched = 0.0
         self._open_seconds = limits.open_seconds
-        self._in_row = self._failures = self._calls = 0
-        self._tenants: set[UUID] = set()
-        self._row_tenants: set[UUID] = set()
+        self._row: Counter[UUID] = Counter()
+        self._window: Counter[UUID] = Counter()
+        self._calls = 0
 
     def ask(self, now: float) -> None:
         """Let a call be made; in a half open circuit it is a probe.
@@ -96,11 +97,12 @@ class Circuit:
         if self.state is State.HALF_OPEN:
             self._until = now
 
-    def put_off(self, now: float, seconds: float) -> None:
+    def put_off(self, now: float, seconds: float, tenant_id: UUID) -> None:
         """The provider has said when to come again; it counts once it was said twice in a row."""
         self._touched = now
-        self._put_off_in_row += 1
-        if self._put_off_in_row >= ENOUGH_PUT_OFF:
+        self._put_off_by[tenant_id] += 1
+        is_of_one = self._is_shared and len(self._put_off_by) < ENOUGH_TENANTS
+        if self._put_off_by.total() >= ENOUGH_PUT_OFF and not is_of_one:
             until = now + min(seconds, self._limits.max_open_seconds)
             self._put_off_until = max(self._put_off_until, until)
         self.give_back(now)
@@ -111,26 +113,23 @@ class Circuit:
 
     def succeed(self, now: float) -> None:
         """A call was answered."""
-        self._put_off_in_row = 0
-        if self.state is not State.CLOSED:
-            self.state = State.CLOSED
-            self._open_seconds = self._limits.open_seconds
-            self._start_anew()
+        self._put_off_by.clear()
+        self._row.clear()
+        if self.state is State.CLOSED:
+            self._count(now)
             return
-        self._in_row = 0
-        self._row_tenants = set()
-        self._count(now)
+        self.state = State.CLOSED
+        self._open_seconds = self._limits.open_seconds
+        self._start_window()
 
     def fail(self, now: float, trouble: Trouble, tenant_id: UUID) -> None:
         """A call failed."""
-        self._put_off_in_row = 0
+        self._put_off_by.clear()
         self._touched = now
         self.trouble = trouble
-        for tenants in (self._row_tenants, self._tenants):
-            if len(tenants) < ENOUGH_TENANTS:
-                tenants.add(tenant_id)
         if self.state is not State.CLOSED:
-            if not self._concerns_all(self._row_tenants):
+            self._row[tenant_id] += 1
+            if not self._concerns_all(self._row):
                 # The fastest to ask must not keep it open for all: the next one's turn.
                 self.give_back(now)
                 return
@@ -138,38 +137,49 @@ class Circuit:
             self._open_seconds = min(longer, self._limits.max_open_seconds)
             self._open(now)
             return
-        self._in_row += 1
-        self._failures += 1
-        if self._in_row >= self._limits.failures_in_row and self._concerns_all(self._row_tenants):
+        self._add(self._row, tenant_id)
+        is_counted = self._add(self._window, tenant_id)
+        if self._row.total() >= self._limits.failures_in_row and self._concerns_all(self._row):
             self._open(now)
-        else:
+        elif is_counted:
             self._count(now)
 
     def is_over(self, now: float) -> bool:
         """Whether nothing worth remembering has happened for long."""
         return now > max(self._touched, self._until, self._put_off_until) + FORGET_SECONDS
 
+    def _add(self, failures: Counter[UUID], tenant_id: UUID) -> bool:
+        """Count a failure; not where it is shared and the tenant has had his part of what opens it.
+
+        His calls that were under way already may fail by the hundred.
+        """
+        enough = self._limits.failures_in_row
+        most_of_one = max((enough + 1) // 2, enough - ENOUGH_TENANTS)
+        is_the_tenants = self._is_shared and self.trouble is not Trouble.QUOTA
+        if is_the_tenants and failures[tenant_id] >= most_of_one:
+            return False
+        failures[tenant_id] += 1
+        return True
+
     def _count(self, now: float) -> None:
         """One more call of the window; at its end, whether half of them failed."""
         self._calls += 1
         if self._calls < self._limits.window_calls:
             return
-        if self._failures * 2 >= self._calls and self._concerns_all(self._tenants):
+        if self._window.total() * 2 >= self._calls and self._concerns_all(self._window):
             self._open(now)
         else:
-            self._failures = self._calls = 0
-            self._tenants = set()
+            self._start_window()
 
-    def _concerns_all(self, tenants: set[UUID]) -> bool:
+    def _concerns_all(self, failures: Counter[UUID]) -> bool:
         is_used_up = self.trouble is Trouble.QUOTA
-        return not self._is_shared or is_used_up or len(tenants) >= ENOUGH_TENANTS
+        return not self._is_shared or is_used_up or len(failures) >= ENOUGH_TENANTS
 
     def _open(self, now: float) -> None:
         self.state = State.OPEN
         self._until = now + self._open_seconds
-        self._row_tenants = set()
+        self._row.clear()
 
-    def _start_anew(self) -> None:
-        self._in_row = self._failures = self._calls = 0
-        self._tenants = set()
-        self._row_tenants = set()
+    def _start_window(self) -> None:
+        self._calls = 0
+        self._window.clear()

@@ -67,7 +67,10 @@ class Call:
         self._is_told = True
         for name in self._passed:
             self._circuits.tell(
-                name, self._number, lambda circuit, now: circuit.put_off(now, seconds), is_kept=True
+                name,
+                self._number,
+                lambda circuit, now: circuit.put_off(now, seconds, self._tenant_id),
+                is_kept=True,
             )
 
     def ended(self) -> None:
