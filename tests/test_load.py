@@ -1,12 +1,14 @@
 """More than the gateway can do: it refuses at once, fairly, and leaves nothing behind."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.config import Settings
 from gateway.images.references import LINKS_AT_ONCE
@@ -396,3 +398,37 @@ async def test_at_the_end_who_waits_is_refused_and_what_was_let_in_is_finished(
         assert told["isError"]
         assert told["structuredContent"]["error"]["code"] == "overloaded"
         assert await reservations(served) == len(stub.calls) == 2
+
+
+async def test_a_repeated_request_that_waits_for_its_images_keeps_no_place(
+    settings: Settings,
+) -> None:
+    async with narrow_gateway(settings, max_preparing_requests=2) as served:
+        key, other = await served.key(), await served.key(tenant_id=await served.tenant("other"))
+        async with served.http(key) as http, served.http(other) as calm:
+
+            async def ask() -> httpx2.Response:
+                again = {"Idempotency-Key": "again"}
+                return await http.post(GENERATIONS, json=image_body(), headers=again)
+
+            assert (await ask()).status_code == 200
+            [(path,)] = await served.owner_sql("SELECT path FROM image")
+            file = Path(httpx2.URL(served.gateway.settings.image_storage_url).path) / path
+            file.unlink()
+            os.mkfifo(file)  # whoever opens it waits for a writer
+            before = in_flight()
+            waiting = [asyncio.create_task(ask()) for _ in range(2)]
+            try:
+                await until(lambda: in_flight() == before + 2 and served.gateway.gate.inside == 0)
+                assert (await calm.post(GENERATIONS, json=image_body())).status_code == 200
+                assert not any(task.done() for task in waiting)
+            finally:
+                while not all(task.done() for task in waiting):
+                    with suppress(OSError):  # nobody has it open yet
+                        os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+                    await asyncio.wait(waiting, timeout=0.1)
+
+
+def in_flight() -> float:
+    """Generations under way in this process."""
+    return REGISTRY.get_sample_value("gateway_generations_in_flight") or 0

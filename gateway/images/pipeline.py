@@ -233,7 +233,7 @@ class Pipeline:
         partials: PartialSink | None,
         admitted: AdmissionSink | None,
     ) -> Generation:
-        replayed = await self._replays.find(caller, request)
+        replayed = await self._replays.find(caller, request, found=place.leave)
         if replayed is not None:
             return replayed
         if request.operation is not Operation.GENERATION and not request.inputs:
@@ -264,7 +264,7 @@ class Pipeline:
         try:
             await self._reserve(paid)
         except AlreadyClaimed:
-            return await self._replay(paid)
+            return await self._replay(paid, place)
         secret = await self._open_credential(paid)
         admission.is_sent = True
         place.leave()
@@ -279,9 +279,9 @@ class Pipeline:
             # Whatever broke on the way: what is known of the cost is written down.
             self._settlements.end_as_known(paid.id)
 
-    async def _replay(self, paid: _Paid) -> Generation:
+    async def _replay(self, paid: _Paid, place: Place) -> Generation:
         """What came of a request with the same key that was a moment faster."""
-        replayed = await self._replays.find(paid.caller, paid.request)
+        replayed = await self._replays.find(paid.caller, paid.request, found=place.leave)
         if replayed is None:
             raise released()
         return replayed

@@ -5,7 +5,7 @@ It is released where the call was surely not charged; an unknown outcome is neve
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -135,8 +135,12 @@ class Replays:
             caller, request.operation, claim
         )
 
-    async def find(self, caller: Caller, request: ImageRequest) -> Generation | None:
+    async def find(
+        self, caller: Caller, request: ImageRequest, *, found: Callable[[], None]
+    ) -> Generation | None:
         """The generation that the request's claim stands for; None where nobody has made it.
+
+        `found` is called as soon as somebody has: what is left to do is waiting for the store.
 
         Raises:
             IdempotencyConflict: the key was used for another request.
@@ -163,6 +167,7 @@ class Replays:
                 )
             )
             stored = {image.id: image for image in images}
+        found()
         try:
             return await self._generation(row, stored, request, claim)
         except GatewayError as error:

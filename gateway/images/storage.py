@@ -30,6 +30,8 @@ LISTED_AT_ONCE = 1000
 STREAM_CHUNK_BYTES = 262_144
 UNANSWERED = "The image store does not answer."
 
+READ_SECONDS = 20.0
+"""A store that takes longer to hand out an image does not answer, whatever its client hopes for."""
 FAILED = (BaseError, OSError)
 MISSING = (NotFoundError, FileNotFoundError)
 _CLIENT: "ClientConfig" = {
@@ -96,10 +98,12 @@ class ImageStore:
 
         Raises:
             NotFound: nothing is there, or no longer.
+            StorageFailed: the store does not answer in time.
         """
         try:
-            result = await self._store.get_async(path)
-            return bytes(await result.bytes_async())
+            async with asyncio.timeout(READ_SECONDS):
+                result = await self._store.get_async(path)
+                return bytes(await result.bytes_async())
         except FAILED as error:
             raise _refusal(error) from error
 
@@ -108,9 +112,11 @@ class ImageStore:
 
         Raises:
             NotFound: nothing is there, or no longer.
+            StorageFailed: the store does not answer in time.
         """
         try:
-            return _object(await self._store.head_async(path))
+            async with asyncio.timeout(READ_SECONDS):
+                return _object(await self._store.head_async(path))
         except FAILED as error:
             raise _refusal(error) from error
 
