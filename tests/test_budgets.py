@@ -140,6 +140,26 @@ async def test_the_first_refusal_of_a_period_is_told_and_no_other(
     assert stub.calls == []
 
 
+async def test_a_higher_limit_is_warned_of_anew(served: Served, stub: Stub) -> None:
+    cost = await cost_nano(served, stub)
+    told = []
+    async with served.http(await served.key()) as http:
+        for limit in (cost, cost // 2, 2 * cost):
+            await set_budget(served, limit_usd=format_usd(limit), window="total")
+            await set_budget(
+                served, limit_usd=format_usd(limit), window="total", enforcement="soft"
+            )
+            assert (await post_image(http)).status_code == 200
+            await set_budget(
+                served, limit_usd=format_usd(limit), window="total", enforcement="hard"
+            )
+            assert (await post_image(http)).status_code == 402
+            found = await events(served)
+            told.append([event.get("threshold_percent", "exceeded") for event in found])
+    first = [50, 80, 100, "exceeded"]
+    assert told == [first, first, first + first]
+
+
 async def test_a_soft_budget_refuses_nothing_and_counts_for_when_it_is_hard(
     served: Served,
 ) -> None:

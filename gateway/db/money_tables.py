@@ -147,6 +147,9 @@ class BudgetPeriodRow(Table):
             "allotted_nano >= 0 AND allotted_of_nano >= 0 AND soft_nano >= 0",
             name="budget_period_allotted",
         ),
+        CheckConstraint(
+            "alerted_of_nano >= 0 AND exceeded_of_nano >= 0", name="budget_period_told"
+        ),
         {"postgresql_with": {"fillfactor": "50"}},
     )
 
@@ -165,7 +168,8 @@ class BudgetPeriodRow(Table):
     allotted_of_nano: Mapped[int | None] = mapped_column(BigInteger)
     allotted_division: Mapped[int | None]
     alerted_percent: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    exceeded_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    alerted_of_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    exceeded_of_nano: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class ReservationRow(Table):

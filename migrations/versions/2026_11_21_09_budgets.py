@@ -39,12 +39,14 @@ ALTER TABLE budget_period
     ADD COLUMN allotted_division INTEGER,
     ADD COLUMN soft_nano BIGINT DEFAULT 0 NOT NULL,
     ADD COLUMN alerted_percent SMALLINT DEFAULT 0 NOT NULL,
-    ADD COLUMN exceeded_at TIMESTAMP WITH TIME ZONE,
+    ADD COLUMN alerted_of_nano BIGINT DEFAULT 0 NOT NULL,
+    ADD COLUMN exceeded_of_nano BIGINT,
     DROP CONSTRAINT budget_period_start,
     ADD CONSTRAINT budget_period_start UNIQUE (budget_id, period_start, shard),
     ADD CONSTRAINT budget_period_shard CHECK (shard = 0 OR tenant_id IS NULL),
     ADD CONSTRAINT budget_period_allotted
-        CHECK (allotted_nano >= 0 AND allotted_of_nano >= 0 AND soft_nano >= 0)
+        CHECK (allotted_nano >= 0 AND allotted_of_nano >= 0 AND soft_nano >= 0),
+    ADD CONSTRAINT budget_period_told CHECK (alerted_of_nano >= 0 AND exceeded_of_nano >= 0)
 """
 
 LIMIT_AT = """
@@ -58,6 +60,13 @@ $$
 USD = """
 CREATE FUNCTION usd(p_nano bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT (p_nano / 1000000000)::text || '.' || lpad((p_nano % 1000000000)::text, 9, '0')
+$$
+"""
+
+INSTANT = """
+CREATE FUNCTION instant(p_at timestamptz) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN isfinite(p_at)
+        THEN to_char(p_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') END
 $$
 """
 
@@ -75,40 +84,44 @@ CREATE FUNCTION note_budget_event(
         'api_key_id', p_budget.api_key_id, 'user_id', p_budget.user_id,
         'window', p_budget.period, 'enforcement', p_budget.enforcement,
         'limit_usd', usd(p_limit), 'spent_usd', usd(p_spent), 'held_usd', usd(p_held),
-        'period_start', nullif(p_period.period_start, '-infinity'),
-        'resets_at', nullif(p_period.period_end, 'infinity')
+        'period_start', instant(p_period.period_start),
+        'resets_at', instant(p_period.period_end)
     ) || CASE WHEN p_percent IS NULL THEN '{}'::jsonb
         ELSE jsonb_build_object('threshold_percent', p_percent) END)
 $$
 """
 
-# Once per period and threshold; a jump over several tells of each of them. Returns the highest.
+# Once per period and threshold, and anew once the limit is higher than the one that was told of; a
+# jump over several tells of each of them. Returns the period as it is now.
 ALERT_REACHED = """
 CREATE FUNCTION alert_reached(
     p_period budget_period, p_spent bigint, p_held bigint, p_at timestamptz
-) RETURNS smallint LANGUAGE plpgsql AS $$
+) RETURNS budget_period LANGUAGE plpgsql AS $$
 DECLARE
     b budget;
     v_limit bigint;
     v_percent smallint;
-    v_alerted smallint := p_period.alerted_percent;
 BEGIN
     SELECT * INTO b FROM budget WHERE id = p_period.budget_id;
     v_limit := limit_at(b, p_at);
     IF b.removed_at IS NOT NULL OR v_limit = 0 THEN
-        RETURN v_alerted;
+        RETURN p_period;
+    END IF;
+    IF v_limit > p_period.alerted_of_nano THEN
+        p_period.alerted_percent := 0;
     END IF;
     FOR v_percent IN SELECT u.percent FROM unnest(b.alert_percents) AS u(percent) ORDER BY 1 LOOP
         -- Without the product of the whole limit, which would not fit.
-        IF v_percent > v_alerted
+        IF v_percent > p_period.alerted_percent
             AND p_spent >= v_limit / 100 * v_percent + (v_limit % 100 * v_percent + 99) / 100
         THEN
-            v_alerted := v_percent;
+            p_period.alerted_percent := v_percent;
+            p_period.alerted_of_nano := v_limit;
             PERFORM note_budget_event('budget.threshold_reached', b, p_period, p_spent, p_held,
                 v_limit, v_percent);
         END IF;
     END LOOP;
-    RETURN v_alerted;
+    RETURN p_period;
 END $$
 """
 
@@ -116,13 +129,12 @@ END $$
 ALERT = """
 CREATE FUNCTION alert_budget() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    NEW.alerted_percent := alert_reached(NEW, NEW.spent_nano, NEW.held_nano, clock_timestamp());
-    RETURN NEW;
+    RETURN alert_reached(NEW, NEW.spent_nano, NEW.held_nano, clock_timestamp());
 END $$
 """
 ALERT_TRIGGER = """
 CREATE TRIGGER budget_period_alert BEFORE UPDATE ON budget_period FOR EACH ROW
-WHEN (NEW.spent_nano > OLD.spent_nano AND NEW.alerted_percent < 100 AND NEW.tenant_id IS NOT NULL)
+WHEN (NEW.spent_nano > OLD.spent_nano AND NEW.tenant_id IS NOT NULL)
 EXECUTE FUNCTION alert_budget()
 """
 
@@ -160,7 +172,6 @@ DECLARE
     v_budget bigint;
     v_spent bigint;
     v_held bigint;
-    v_alerted smallint;
     p budget_period;
 BEGIN
     FOR v_budget IN SELECT b.id FROM budget b WHERE b.tenant_id IS NULL ORDER BY b.id LOOP
@@ -169,13 +180,15 @@ BEGIN
             SELECT * FROM budget_period x
             WHERE x.budget_id = v_budget AND x.period_start <= v_now
                 AND v_now < x.period_end + interval '1 day' AND x.shard = 0
-            ORDER BY x.period_start FOR UPDATE SKIP LOCKED
+            ORDER BY x.period_start FOR UPDATE
         LOOP
             SELECT sum(x.spent_nano), sum(x.held_nano) INTO v_spent, v_held FROM budget_period x
             WHERE x.budget_id = v_budget AND x.period_start = p.period_start;
-            v_alerted := alert_reached(p, v_spent, v_held, least(v_now, p.period_end));
-            UPDATE budget_period SET alerted_percent = v_alerted
-            WHERE id = p.id AND v_alerted > p.alerted_percent;
+            p := alert_reached(p, v_spent, v_held, least(v_now, p.period_end));
+            UPDATE budget_period SET
+                alerted_percent = p.alerted_percent, alerted_of_nano = p.alerted_of_nano
+            WHERE id = p.id AND (alerted_percent, alerted_of_nano)
+                <> (p.alerted_percent, p.alerted_of_nano);
         END LOOP;
     END LOOP;
 END $$
@@ -185,7 +198,16 @@ END $$
 def upgrade() -> None:
     """Add the columns, and what tells of budgets that are nearly used up."""
     op.execute("SET LOCAL lock_timeout = '5s'")
-    for statement in (BUDGET, BUDGET_PERIOD, LIMIT_AT, USD, NOTE_EVENT, ALERT_REACHED, ALERT):
+    for statement in (
+        BUDGET,
+        BUDGET_PERIOD,
+        LIMIT_AT,
+        USD,
+        INSTANT,
+        NOTE_EVENT,
+        ALERT_REACHED,
+        ALERT,
+    ):
         op.execute(statement)
     op.execute(ALERT_TRIGGER)
     for statement in (*BEGIN_DIVISION, ALERT_HOUSE):

@@ -133,14 +133,14 @@ BEGIN
                 WHEN l.allotted_of_nano = l.limit_nano AND l.allotted_division = l.division
                     THEN l.allotted_nano - l.used_nano END),
         array_agg(0::bigint), array_agg(l.tenant_id IS NULL), array_agg(l.is_soft),
-        array_agg(l.is_exceeded), array_agg(l.division)
+        array_agg(coalesce(l.exceeded_of_nano >= l.limit_nano, false)), array_agg(l.division)
     INTO v_locked, v_of_budget, v_limits, v_available, v_held, v_is_house, v_is_soft,
         v_is_exceeded, v_divisions
     FROM (
         SELECT bp.id, bp.budget_id, bp.tenant_id, bp.spent_nano + bp.held_nano AS used_nano,
             bp.allotted_nano, bp.allotted_of_nano, bp.allotted_division,
             (SELECT o.division FROM budget o WHERE o.id = bp.budget_id) AS division,
-            bp.exceeded_at IS NOT NULL AS is_exceeded,
+            bp.exceeded_of_nano,
             (SELECT limit_at(o, v_now) FROM budget o WHERE o.id = bp.budget_id) AS limit_nano,
             (SELECT o.enforcement = 'soft' FROM budget o WHERE o.id = bp.budget_id) AS is_soft
         FROM budget_period bp WHERE bp.id = ANY (v_found) ORDER BY bp.id FOR UPDATE
@@ -285,7 +285,8 @@ BEGIN
         WHERE bp.id = ANY (v_locked) AND bp.budget_id = v_of_budget[v_position];
     END LOOP;
     FOREACH v_position IN ARRAY v_exceeded LOOP
-        UPDATE budget_period SET exceeded_at = v_now WHERE id = v_locked[v_position];
+        UPDATE budget_period SET exceeded_of_nano = v_limits[v_position]
+        WHERE id = v_locked[v_position];
         SELECT * INTO b FROM budget WHERE id = v_of_budget[v_position];
         SELECT * INTO p FROM budget_period WHERE id = v_locked[v_position];
         PERFORM note_budget_event('budget.exceeded', b, p,
