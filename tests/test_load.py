@@ -400,6 +400,26 @@ async def test_at_the_end_who_waits_is_refused_and_what_was_let_in_is_finished(
         assert await reservations(served) == len(stub.calls) == 2
 
 
+async def test_slow_reports_of_one_tenant_leave_the_database_to_the_others(
+    settings: Settings,
+) -> None:
+    async with served_gateway(settings) as served:
+        key, other = await served.key(), await served.key(tenant_id=await served.tenant("other"))
+        lock = "LOCK TABLE tenant_user IN ACCESS EXCLUSIVE MODE"
+        async with served.http(key) as http, served.http(other) as calm:
+            async with locked(served.gateway.settings, lock):
+                reports = [
+                    asyncio.create_task(http.get("/v1/usage?group_by=user")) for _ in range(20)
+                ]
+                await eventually(lambda: waiting_for_locks(served))
+                assert (await calm.get("/v1/budgets")).status_code == 200
+                assert (await calm.post(GENERATIONS, json=image_body())).status_code == 200
+            # Whoever waited too long for a connection is told so; nobody hangs.
+            answers = await asyncio.gather(*reports)
+    assert set(statuses(answers)) <= {200, 503}
+    assert statuses(answers)[200] >= 4
+
+
 async def test_a_repeated_request_that_waits_for_its_images_keeps_no_place(
     settings: Settings,
 ) -> None:

@@ -6,9 +6,10 @@ it the rows of the tenant set for the transaction, and nothing where none is set
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NewType
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import asyncpg
 import orjson
@@ -43,6 +44,8 @@ LOST_CLASSES = frozenset({"08", "40", "53", "55", "57"})
 """Postgres' own classes of errors: connection, a transaction rolled back (a deadlock), resources,
 a lock that was not to be had, intervention (shutdown, cancel). Nothing of them was committed, or
 nobody knows."""
+SPARED = 2
+"""Connections that tenants' own transactions never take."""
 DEFECT_CLASSES = frozenset({"22", "23", "42", "P0"})
 """What no second attempt mends: data, constraint, syntax or rights, an assertion of ours."""
 LANE_ERRORS = (
@@ -78,6 +81,36 @@ async def answered_within(seconds: float) -> AsyncIterator[None]:
         raise DatabaseUnavailable from error
 
 
+class _Shares:
+    """What tenants may have of the pool: one of them half, all of them together not the last ones.
+
+    A tenant whose slow reports take all there is for him leaves the others theirs, and keys, prices
+    and whatever else is looked up before a call find a connection even while many tenants read.
+    """
+
+    def __init__(self, pool_size: int, *, wait_seconds: float) -> None:
+        self._together = asyncio.Semaphore(max(1, pool_size - SPARED))
+        self._of_one = max(1, pool_size // 2)
+        self._wait_seconds = wait_seconds
+        self._own: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def taken(self, tenant_id: UUID) -> AsyncIterator[None]:
+        """Have one of the connections for the length of the block.
+
+        Raises:
+            DatabaseUnavailable: none was free in time.
+        """
+        own = self._own.get(tenant_id)
+        if own is None:
+            own = self._own[tenant_id] = asyncio.Semaphore(self._of_one)
+        async with AsyncExitStack() as stack:
+            async with answered_within(self._wait_seconds):
+                await stack.enter_async_context(own)
+                await stack.enter_async_context(self._together)
+            yield
+
+
 class Database:
     """The pool of serving connections."""
 
@@ -91,6 +124,7 @@ class Database:
             pool_timeout=connect_timeout_seconds,
             connect_timeout_seconds=connect_timeout_seconds,
         )
+        self._shares = _Shares(pool_size, wait_seconds=connect_timeout_seconds)
         self._calls = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     async def close(self) -> None:
@@ -106,9 +140,12 @@ class Database:
         The audit trail says of what it changes that it was changed `by` that actor.
 
         Raises:
-            DatabaseUnavailable: Postgres is away.
+            DatabaseUnavailable: Postgres is away, or this tenant has its share of the pool.
         """
-        async with self._transaction("gateway.tenant_id", str(tenant_id), by) as session:
+        async with (
+            self._shares.taken(tenant_id),
+            self._transaction("gateway.tenant_id", str(tenant_id), by) as session,
+        ):
             yield TenantSession(session)
 
     @asynccontextmanager
