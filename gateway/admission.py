@@ -26,6 +26,8 @@ UPLOADS = frozenset({"/v1/images/edits", "/v1/images/variations", "/edit_image"}
 PURCHASES = UPLOADS | {"/v1/images/generations", "/generate_image"}
 BODY_PATIENCE_SECONDS = 0.25
 LARGE_BODY_BYTES = 262_144
+WAITING_BODY_BYTES = 65_536
+"""What is read of a body while its request waits: there may be a thousand of them."""
 JSON_RPC_ERRORS = {True: -32600, False: -32603}
 """Invalid request, where it is the client's fault; internal error (JSON-RPC 2.0, section 5.1)."""
 
@@ -47,17 +49,12 @@ class Admission:
         state["place"] = None
         client = _Client(receive, send)
         try:
-            if scope["path"] in PURCHASES:
-                gateway.pipeline.check_room(caller)
-            if scope["path"] in UPLOADS:
-                gateway.gate.check(caller.tenant_id)
-                await self._app(scope, receive, send)
-                return
-            place = gateway.gate.take(caller.tenant_id) or await _wait(
-                gateway.gate, caller.tenant_id, client
-            )
+            place = await _enter(gateway, caller, scope["path"], client)
         except Unavailable as error:
             await _refuse(error, scope, send)
+            return
+        if place is None:
+            await self._app(scope, receive, send)
             return
         state["place"] = client.place = place
         try:
@@ -106,7 +103,7 @@ class _Client:
 
     async def leaves(self) -> None:
         """Return when the client has left; what it sends before is kept for `receive`."""
-        while self._received_bytes <= LARGE_BODY_BYTES:
+        while self._received_bytes <= WAITING_BODY_BYTES:
             message = await self._receive()
             self._kept.append(message)
             self._take_note(message)
@@ -117,6 +114,21 @@ class _Client:
     def _take_note(self, message: Message) -> None:
         self._received_bytes += len(message.get("body", b""))
         self._has_come = not message.get("more_body", False)
+
+
+async def _enter(gateway: Gateway, caller: Caller, path: str, client: _Client) -> Place | None:
+    """The request's place; None for uploads, which get theirs in the pipeline.
+
+    Raises:
+        Unavailable: there is none, and none for what would be bought.
+    """
+    if path in PURCHASES:
+        gateway.pipeline.check_room(caller)
+    if path in UPLOADS:
+        gateway.gate.check(caller.tenant_id)
+        return None
+    place = gateway.gate.take(caller.tenant_id)
+    return place or await _wait(gateway.gate, caller.tenant_id, client)
 
 
 async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:

@@ -84,6 +84,7 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "drain_seconds": 5,
         # A test's clients, its provider and the gateway share one loop: always more than it can do.
         "max_wait_ms": 60_000,
+        "admission_timeout_ms": 5000,
         "decoder_queue_seconds": 60,
         **changes,
     }

@@ -107,7 +107,7 @@ async def test_a_gateway_sweeps_by_itself(settings: Settings, tmp_path: Path) ->
 
         await eventually(is_empty)
         rows = await hosted.served.owner_sql("SELECT name FROM sweep WHERE due_at > now()")
-    assert {row.name for row in rows} == {"byte_caps", "orphans"}
+    assert {row.name for row in rows} == {"byte_caps", "orphans", "webhooks"}
 
 
 def test_a_tenants_retention_goes_before_the_gateways() -> None:

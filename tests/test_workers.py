@@ -67,6 +67,7 @@ async def test_workers_that_are_told_to_stop_finish_every_paid_call(
     assert await served.ledger_total() == sum(line.cost_nano_usd for line in stub.bill)
 
 
+@pytest.mark.full
 async def test_a_worker_that_is_killed_is_replaced(
     served: Served, settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ async def test_workers_that_cannot_start_end_the_gateway_with_a_failure(
         assert await asyncio.to_thread(running.process.wait, 2 * STOP_SECONDS) == 1
 
 
+@pytest.mark.full
 async def test_a_revoked_key_ends_on_every_worker(
     served: Served, settings: Settings, tmp_path: Path
 ) -> None:

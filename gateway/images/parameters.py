@@ -146,7 +146,6 @@ def _prompt(given: Mapping[str, object], model: Model) -> str:
             code="string_above_max_length",
             param="prompt",
         )
-    _refuse_null(prompt, "prompt")
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -221,14 +220,7 @@ def _identifier(given: Mapping[str, object], name: str) -> str | None:
         raise InvalidRequest(
             f"'{name}' has more than {MAX_IDENTIFIER_CHARACTERS} characters.", param=name
         )
-    _refuse_null(value or "", name)
     return value
-
-
-def _refuse_null(value: str, name: str) -> None:
-    """It says nothing to a model, and ends texts in programs that come after."""
-    if "\0" in value:
-        raise InvalidRequest(f"'{name}' holds a null character. Leave it out.", param=name)
 
 
 def _integer(given: Mapping[str, object], name: str, low: int, high: int) -> int | None:
