@@ -8,7 +8,7 @@ from uuid import UUID
 
 import httpx2
 
-from tests.harness import GPT2, Served, error_of
+from tests.harness import GPT2, TLS, Served, error_of
 
 ROOT = "/admin/v1"
 NO_ID = "019aa5f2-7c00-7000-8000-00000000dead"
@@ -29,6 +29,7 @@ def admin(served: Served) -> httpx2.AsyncClient:
         base_url=f"{served.base_url}{ROOT}",
         headers={"Authorization": f"Bearer {admin_secret(served)}"},
         timeout=60,
+        verify=TLS,
     )
 
 

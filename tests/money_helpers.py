@@ -16,6 +16,7 @@ from gateway.money import parse_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import (
     GPT2,
+    TLS,
     GatewayProcess,
     Served,
     gateway_process,
@@ -77,6 +78,7 @@ def client_of(base_url: str, key: IssuedKey | str, **options: object) -> httpx2.
         base_url=base_url,
         headers={"Authorization": f"Bearer {secret_of(key)}"},
         timeout=110,
+        verify=TLS,
         limits=httpx2.Limits(max_connections=None),
         **options,  # type: ignore[arg-type]  # passed through
     )
