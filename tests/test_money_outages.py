@@ -186,6 +186,7 @@ async def served_through_relay(
             tmp_path,
             OPENAI_BASE_URL=settings.openai_base_url,
             migration_database_url=settings.database_url,
+            admission_timeout_ms=800,
             settle_wait_seconds=0.2,
         )
         async with served_gateway(changed) as served, served.http(await served.key()) as http:

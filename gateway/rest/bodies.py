@@ -44,7 +44,7 @@ Prompt = Annotated[
         examples=["A lighthouse at dawn"],
     ),
 ]
-Identifier = Annotated[str, Field(max_length=MAX_IDENTIFIER_CHARACTERS, pattern=r"^[^\x00]*$")]
+Identifier = Annotated[str, Field(max_length=MAX_IDENTIFIER_CHARACTERS)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{2,3}x[1-9][0-9]{2,3})$")]
 Quality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
 ResponseFormat = Literal["url", "b64_json"]
