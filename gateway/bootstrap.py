@@ -386,7 +386,7 @@ def _house_credentials(settings: Settings) -> dict[str, SecretText]:
         house["openai"] = SecretText(settings.openai_api_key.get_secret_value().strip())
     if settings.legacy_base_url is not None:
         key = settings.legacy_api_key
-        # A host of one's own often wants no key, but the SDK always sends one.
+        # A host of one's own often wants no key; it then ignores this one.
         house[LEGACY] = SecretText("none" if key is None else key.get_secret_value().strip())
     return house
 

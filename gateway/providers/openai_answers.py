@@ -7,8 +7,6 @@ from datetime import UTC, date, datetime
 from typing import cast
 
 import aiohttp
-import httpx2
-import openai
 import orjson
 
 from gateway.domain import ImageRequest, Outcome, PartialImage, ProviderAnswer, Usage
@@ -23,6 +21,8 @@ FORMATS = frozenset({"png", "jpeg", "webp"})
 MAX_TOKENS = 1_000_000_000
 """Usage beyond it is no usage: no answer takes a billion tokens."""
 MAX_RETRY_AFTER_SECONDS = 3600
+NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+"""A connection that was reset after the request was written is none of these."""
 _IMAGE_OPENING = re.compile(rb'"b64_json"\s*:\s*"')
 
 
@@ -229,23 +229,33 @@ def unreadable(usage: Usage | None = None) -> ProviderFailure:
     )
 
 
-def refused(error: openai.APIStatusError) -> ProviderFailure:
+def refused(status: int, headers: Mapping[str, str], content: bytes) -> ProviderFailure:
     """What an error status means; only a refusal in OpenAI's own words costs nothing."""
-    is_theirs = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
-    if error.status_code not in UNCHARGED_STATUSES or not is_theirs:
+    error = _error(content)
+    message = error.get("message")
+    if status not in UNCHARGED_STATUSES or not isinstance(message, str):
         return ProviderFailure(
-            Outcome.AMBIGUOUS, Reason.UNKNOWN, f"The provider answered {error.status_code}."
+            Outcome.AMBIGUOUS, Reason.UNKNOWN, f"The provider answered {status}."
         )
-    message = str(error.body["message"]) if isinstance(error.body, Mapping) else ""
-    code = error.code if isinstance(error.code, str) else None
+    code = _optional_text(error, "code")
     return ProviderFailure(
         Outcome.MODERATION if code in MODERATION_CODES else Outcome.REJECTED,
-        _reason(error.status_code, code, message),
+        _reason(status, code, message),
         message,
         code=code,
-        param=error.param if isinstance(error.param, str) else None,
-        retry_after_seconds=_retry_after(error.response.headers),
+        param=_optional_text(error, "param"),
+        retry_after_seconds=_retry_after(headers),
     )
+
+
+def _error(content: bytes) -> Mapping[str, object]:
+    """The error of OpenAI's envelope, or what stands in its place; empty where nothing does."""
+    try:
+        body = orjson.loads(content)
+    except ValueError:
+        return {}
+    error = body.get("error", body) if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else {}
 
 
 def _reason(status: int, code: str | None, message: str) -> Reason:
@@ -264,33 +274,39 @@ def _reason(status: int, code: str | None, message: str) -> Reason:
     return by_status.get(status, Reason.INVALID)
 
 
-def _retry_after(headers: httpx2.Headers) -> int | None:
-    text = headers.get("retry-after", "")
+def _retry_after(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("Retry-After", "")
     return min(int(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdecimal() else None
 
 
-def broken_stream(error: openai.APIError) -> ProviderFailure:
-    """A stream that had begun and ended in an error event: what it took is not said."""
-    code = error.code if isinstance(error.code, str) else None
-    reason = Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN
-    return ProviderFailure(
-        Outcome.AMBIGUOUS, reason, "The provider broke off while the image was being made."
-    )
+def read_event(data: bytes) -> Mapping[str, object]:
+    """Read one event of a stream; what is no object says nothing.
 
-
-def interrupted(error: openai.APIConnectionError) -> ProviderFailure:
-    """Tell a connection that never came about from one that broke.
-
-    The transport's own mapping cannot be used: it reports a connection that was reset after the
-    request was sent as a connect timeout. The innermost cause, aiohttp's, says which it was.
+    Raises:
+        ProviderFailure: it cannot be read, or says that the stream ends with an error. What it
+            took is not said.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            return ProviderFailure(
-                Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
-            )
-        cause = cause.__cause__
+    try:
+        event = orjson.loads(data)
+    except ValueError as error:
+        raise unreadable() from error
+    if not isinstance(event, dict):
+        return {}
+    if failure := event.get("error"):
+        code = failure.get("code") if isinstance(failure, dict) else None
+        reason = Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN
+        raise ProviderFailure(
+            Outcome.AMBIGUOUS, reason, "The provider broke off while the image was being made."
+        )
+    return event
+
+
+def interrupted(error: aiohttp.ClientError) -> ProviderFailure:
+    """Tell a connection that never came about from one that broke."""
+    if isinstance(error, NEVER_SENT):
+        return ProviderFailure(
+            Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
+        )
     return ProviderFailure(
         Outcome.AMBIGUOUS, Reason.UNKNOWN, "The connection to the provider broke during the call."
     )

@@ -1,17 +1,24 @@
-"""OpenAI's Images API through its own SDK: one shared client, one key per call, no retries."""
+"""OpenAI's Images API over plain HTTP: one shared session, one key per call, no retries.
+
+The vendor's SDK is left out (docs/decisions/0018): a call is one POST, and whether its request was
+sent, which decides about money, only the HTTP client itself can tell.
+"""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import date
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
 
+import aiohttp
 import httpx2
-import openai
+import orjson
 import pybase64
 import structlog
-from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient
+from yarl import URL
 
+from gateway import __version__
 from gateway.domain import (
     ImageRequest,
     InputImage,
@@ -21,12 +28,13 @@ from gateway.domain import (
     SecretText,
 )
 from gateway.providers.downloads import DownloadRefused, Downloads
+from gateway.providers.event_stream import read_events
 from gateway.providers.openai_answers import (
-    broken_stream,
     interrupted,
     read_answer,
     read_body,
     read_completed,
+    read_event,
     read_partial,
     read_shutdown_dates,
     refused,
@@ -43,10 +51,13 @@ MODELS_PATH = "/models"
 MODELS_TIMEOUT_SECONDS = 30.0
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
+READ_BUFFER_BYTES = 262_144
+"""Answers are megabytes: a larger buffer than the usual one saves a wake-up for every 64 KB."""
+SUCCESS = range(200, 300)
 
 
 class OpenAIImages:
-    """The provider `openai`."""
+    """The provider `openai`; made in a running event loop."""
 
     def __init__(
         self,
@@ -60,25 +71,26 @@ class OpenAIImages:
         self._downloads = downloads
         self._connect_timeout_seconds = connect_timeout_seconds
         self._read_timeout_seconds = read_timeout_seconds
-        self._client = AsyncOpenAI(
-            api_key="one is given with each call",
-            base_url=base_url,
-            max_retries=0,
-            http_client=DefaultAioHttpClient(
-                limits=httpx2.Limits(
-                    max_connections=max_connections, keepalive_expiry=KEEPALIVE_SECONDS
-                ),
-                # A redirect would carry the prompt, and could buy twice.
-                follow_redirects=False,
+        address = base_url.rstrip("/")
+        self._urls = {operation: URL(address + path) for operation, path in PATHS.items()}
+        self._models_url = URL(address + MODELS_PATH)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=max_connections,
+                keepalive_timeout=KEEPALIVE_SECONDS,
+                # With certificates of its own, for machines that have none, and heeding
+                # SSL_CERT_FILE.
+                ssl=httpx2.create_ssl_context(),
             ),
+            # One tenant's cookies must not go out with another's key.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": f"image-gateway/{__version__}", "Accept": "application/json"},
+            read_bufsize=READ_BUFFER_BYTES,
         )
-        # The SDK reads these from the environment; they would be sent with tenants' keys.
-        self._client.organization = None
-        self._client.project = None
 
     async def close(self) -> None:
         """Close connections."""
-        await self._client.close()
+        await self._session.close()
         await self._downloads.close()
 
     async def generate(
@@ -93,22 +105,13 @@ class OpenAIImages:
             ProviderFailure: anything but images.
         """
         try:
-            if request.stream:
-                return await self._stream(request, credential, partials)
-            # The SDK's own way to call a path: the typed method would only check once more what
-            # the catalogue has checked, and parse megabytes of base64 into objects.
-            response = await self._client.post(
-                PATHS[request.operation],
-                cast_to=httpx2.Response,
-                body=_parameters(request),
-                files=_files(request),
-                options=self._options(request, credential),
-            )
-        except openai.APIStatusError as error:
-            raise refused(error) from error
-        except openai.APIConnectionError as error:
+            async with self._post(request, credential) as response:
+                if request.stream:
+                    return await _read_stream(response, request, partials)
+                content = await response.read()
+        except aiohttp.ClientError as error:
             raise interrupted(error) from error
-        body = read_body(response.content)
+        body = read_body(content)
         items = cast("list[dict[str, object]]", body["data"])
         images = await asyncio.gather(*(self._image(item) for item in items))
         return read_answer(body, images, request)
@@ -136,66 +139,89 @@ class OpenAIImages:
             ProviderFailure: no answer, or none that can be read.
         """
         try:
-            response = await self._client.get(
-                MODELS_PATH,
-                cast_to=httpx2.Response,
-                options={
-                    "headers": {"Authorization": f"Bearer {credential.reveal()}"},
-                    "timeout": MODELS_TIMEOUT_SECONDS,
-                },
-            )
-        except openai.APIStatusError as error:
-            raise refused(error) from error
-        except openai.APIConnectionError as error:
+            async with self._session.get(
+                self._models_url,
+                headers=_authorization(credential),
+                timeout=self._timeout(MODELS_TIMEOUT_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                await _refuse_failed(response)
+                return read_shutdown_dates(await response.read())
+        except aiohttp.ClientError as error:
             raise interrupted(error) from error
-        return read_shutdown_dates(response.content)
 
-    async def _stream(
-        self, request: ImageRequest, credential: SecretText, partials: PartialSink | None
-    ) -> ProviderAnswer:
-        """Read events until the last one. A stream that ends without it may have been paid."""
-        stream = await self._client.post(
-            PATHS[request.operation],
-            cast_to=object,
-            body=_parameters(request) | {"stream": True, "partial_images": request.partial_images},
-            files=_files(request),
-            options=self._options(request, credential),
-            stream=True,
-            stream_cls=AsyncStream[object],
+    @asynccontextmanager
+    async def _post(
+        self, request: ImageRequest, credential: SecretText
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to the paid call, whose body is not read yet.
+
+        Raises:
+            ProviderFailure: its status is not of success.
+        """
+        url = self._urls[request.operation]
+        read_seconds = self._read_timeout_seconds or request.model.read_timeout_seconds
+        content, headers = _content(request, url)
+        async with self._session.post(
+            url,
+            data=content,
+            headers=_authorization(credential) | headers,
+            timeout=self._timeout(read_seconds),
+            # A redirect would carry the prompt, and could buy twice.
+            allow_redirects=False,
+        ) as response:
+            await _refuse_failed(response)
+            yield response
+
+    def _timeout(self, read_seconds: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=None,
+            connect=POOL_TIMEOUT_SECONDS,
+            sock_connect=self._connect_timeout_seconds,
+            sock_read=read_seconds,
         )
-        async with stream:
-            try:
-                async for event in stream:
-                    if not isinstance(event, Mapping):
-                        continue
-                    kind = str(event.get("type"))
-                    if kind.endswith(".completed"):
-                        return read_completed(event, request)
-                    partial = read_partial(event, request)
-                    if partials is not None and partial is not None:
-                        partials(partial)
-            except openai.APIConnectionError:
-                raise
-            except openai.APIError as error:
-                raise broken_stream(error) from error
-            except ValueError as error:
-                raise unreadable() from error
-        raise unreadable()
 
-    def _options(self, request: ImageRequest, credential: SecretText) -> openai.RequestOptions:
-        read_timeout = self._read_timeout_seconds or request.model.read_timeout_seconds
-        headers = {"Authorization": f"Bearer {credential.reveal()}"}
-        if request.operation is not Operation.GENERATION:
-            headers["Content-Type"] = "multipart/form-data"
-        return {
-            "headers": headers,
-            "timeout": httpx2.Timeout(
-                connect=self._connect_timeout_seconds,
-                read=read_timeout,
-                write=read_timeout,
-                pool=POOL_TIMEOUT_SECONDS,
-            ),
-        }
+
+async def _refuse_failed(response: aiohttp.ClientResponse) -> None:
+    if response.status not in SUCCESS:
+        raise refused(response.status, response.headers, await response.read())
+
+
+async def _read_stream(
+    response: aiohttp.ClientResponse, request: ImageRequest, partials: PartialSink | None
+) -> ProviderAnswer:
+    """Read events until the last one. A stream that ends without it may have been paid."""
+    async for data in read_events(response.content.iter_any()):
+        event = read_event(data)
+        if str(event.get("type")).endswith(".completed"):
+            return read_completed(event, request)
+        partial = read_partial(event, request)
+        if partials is not None and partial is not None:
+            partials(partial)
+    raise unreadable()
+
+
+def _authorization(credential: SecretText) -> dict[str, str]:
+    return {"Authorization": f"Bearer {credential.reveal()}"}
+
+
+def _content(
+    request: ImageRequest, url: URL
+) -> tuple[bytes | AsyncIterator[bytes], dict[str, str]]:
+    """The body of the call, and the headers that say what it is."""
+    fields = _parameters(request)
+    if request.stream:
+        fields |= {"stream": True, "partial_images": request.partial_images}
+    if request.operation is Operation.GENERATION:
+        return orjson.dumps(fields), {"Content-Type": "application/json"}
+    # Field for field as the vendor's own SDK sends it, whose forms are this library's.
+    form = httpx2.Request("POST", str(url), data=fields, files=_files(request))
+    return _chunks(form), {name: form.headers[name] for name in ("Content-Type", "Content-Length")}
+
+
+async def _chunks(form: httpx2.Request) -> AsyncIterator[bytes]:
+    async for chunk in cast("httpx2.AsyncByteStream", form.stream):
+        yield chunk
 
 
 def _parameters(request: ImageRequest) -> dict[str, str | int | bool]:
@@ -223,13 +249,11 @@ def _parameters(request: ImageRequest) -> dict[str, str | int | bool]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _files(request: ImageRequest) -> Sequence[tuple[str, tuple[str, BinaryIO, str]]] | None:
+def _files(request: ImageRequest) -> Sequence[tuple[str, tuple[str, BinaryIO, str]]]:
     """The pictures of an edit as multipart files, each with its true content type.
 
     OpenAI refuses what is declared as `application/octet-stream`; files are read as they are sent.
     """
-    if request.operation is Operation.GENERATION:
-        return None
     name = "image" if len(request.inputs) == 1 else "image[]"
     named = [(name, image) for image in request.inputs]
     named += [
