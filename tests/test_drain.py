@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from gateway.config import Settings
 from tests.harness import (
@@ -77,6 +78,23 @@ async def test_a_gateway_behind_a_balancer_serves_until_that_has_heard_of_its_en
         running.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(running.process.wait, 60) == 0
     assert len(stub.bill) == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_gateway_that_is_told_to_stop_while_it_starts_does_not_go_on(
+    settings: Settings, tmp_path: Path, workers: str
+) -> None:
+    asked = asyncio.Event()
+    silent = await asyncio.start_server(lambda *_: asked.set(), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    environment = process_environment(settings) | {
+        "GATEWAY_DATABASE_URL": f"postgresql://nobody@127.0.0.1:{port}/nothing"
+    }
+    async with silent:
+        with gateway_process(environment, tmp_path / "log", "--workers", workers) as running:
+            await asyncio.wait_for(asked.wait(), 60)
+            running.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(running.process.wait, 60) == 128 + signal.SIGTERM
 
 
 async def _post(http: httpx2.AsyncClient, base_url: str, key: str) -> httpx2.Response:

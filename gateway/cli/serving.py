@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from gateway.telemetry import configure_logging
 from gateway.tenancy.quickstart import quickstart_path, read_quickstart
 
 ACCEPTED_PER_TURN = 16
+SIGNALLED = 128
+"""Plus the signal's number, what shells say of a process that a signal has ended."""
 WORKER_SILENCE_SECONDS = 60
 """A worker that answers its supervisor no sooner is killed and replaced. Python takes seconds to
 start, on a busy machine many: a shorter time kills each replacement in turn."""
@@ -58,8 +60,11 @@ def serve(
 class _Server(uvicorn.Server):
     """Greets once it listens; drains as soon as it is told to stop, while clients still wait."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, greet: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gateway: Gateway, greet: Callable[[], None], start: "_Start"
+    ) -> None:
         super().__init__(config)
+        self._start = start
         self._gateway = gateway
         self._greet = greet
         self._loop = asyncio.get_running_loop()
@@ -69,6 +74,7 @@ class _Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(leave, self._gateway, sig, stop)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._start.over()  # by now signals are this server's
         await super().startup(sockets)
         if self.started:
             spare_garbage_collector()
@@ -81,18 +87,47 @@ class _Server(uvicorn.Server):
         await draining
 
 
+class _Start:
+    """Until it is over, SIGINT and SIGTERM cancel its task, which closes what it has opened."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(self._loop)
+        self._is_over = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def over(self) -> None:
+        """Leave the signals to the server. It raises the one that stopped it once more, when the
+        drain must still follow: that one is not heeded.
+        """
+        self._is_over = True
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if not self._is_over and self._task is not None:
+            self._is_over = True
+            self._loop.call_soon_threadsafe(self._task.cancel, number)
+
+
+def _run(serving: Coroutine[object, object, None]) -> None:
+    """Run the server to its end; a start that a signal has ended is no mistake of anybody's."""
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        try:
+            guarded(lambda: runner.run(serving))
+        except asyncio.CancelledError as ended:
+            sys.exit(SIGNALLED + (ended.args[0] if ended.args else signal.SIGTERM))
+
+
 def _serve_one(settings: Settings, host: str, port: int, *, as_json: bool) -> None:
     async def serve_until_stopped() -> None:
+        start = _Start()
         async with open_gateway(settings) as gateway:
             config = _uvicorn_config(create_app(settings, gateway), settings, host, port)
             greet = partial(_greet, gateway.core, as_json=as_json)
-            await _Server(config, gateway, greet).serve(_listeners(config))
+            server = _Server(config, gateway, greet, start)
+            await server.serve(_listeners(config))
 
-    # uvicorn raises the signal that stopped it once more; by then the drain must still follow.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: None)
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        guarded(lambda: runner.run(serve_until_stopped()))
+    _run(serve_until_stopped())
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
@@ -110,6 +145,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
     export_to_workers(GATEWAY_PUBLIC_URL=settings.public_url)
 
     async def serve_until_stopped() -> None:
+        start = _Start()
         load_templates(settings.prompts_dir)  # a mistake is said here, not by each worker
         async with open_core(settings) as core:
             _greet(core, as_json=as_json, workers=workers)
@@ -118,12 +154,13 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
                     "gateway.main:worker_app", settings, host, port, workers=workers
                 )
                 supervisor = _Supervisor(config, sockets=_listeners(config))
+                start.over()
                 # It blocks this thread, which alone may handle signals; nothing else needs it.
                 supervisor.run()
                 if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
                     raise ConfigurationError("A worker could not start. The log above says why.")
 
-    guarded(lambda: asyncio.run(serve_until_stopped()))
+    _run(serve_until_stopped())
 
 
 class _Supervisor(Multiprocess):
