@@ -1,5 +1,6 @@
 """The operators' routes of webhooks: what they answer, refuse and leave in the audit trail."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -17,6 +18,8 @@ from tests.admin_helpers import (
     refusal,
 )
 from tests.harness import Served
+from tests.money_helpers import eventually
+from tests.test_money_crashes import locked, waiting_for_locks
 from tests.webhook_helpers import (
     ask,
     deliver,
@@ -196,6 +199,19 @@ async def test_a_rolled_secret_signs_along_for_its_grace_and_no_longer(
             assert refusal(answer) == Refusal(400, "invalid_value", "grace_seconds")
     kept = await served.owner_sql("SELECT count(*) FROM webhook_secret")
     assert kept[0][0] == 1
+
+
+async def test_a_test_event_for_a_webhook_that_is_being_deleted_finds_none(
+    served: Served, settings: Settings, owner: UUID | None
+) -> None:
+    webhook = await make_webhook(served, URL, tenant_id=owner)
+    path = f"{webhooks_of(owner)}/{webhook['id']}"
+    deleted = f"DELETE FROM webhook_endpoint WHERE id = '{webhook['id']}'"  # noqa: S608 - a UUID
+    async with admin(served) as http:
+        async with locked(settings, deleted):
+            asked = asyncio.create_task(http.post(f"{path}/test"))
+            await eventually(lambda: waiting_for_locks(served))
+        assert refusal(await asked) == Refusal(404, "not_found", "webhook_id")
 
 
 async def test_disabling_ends_what_waits(served: Served, owner: UUID | None) -> None:

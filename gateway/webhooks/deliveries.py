@@ -293,7 +293,7 @@ async def send_test(session: Session, tenant_id: UUID | None, endpoint_id: UUID)
         NotFound: the endpoint is not this tenant's, or not the house's.
         Conflict: it is disabled.
     """
-    endpoint = await endpoints.get(session, tenant_id, endpoint_id)
+    endpoint = await endpoints.get(session, tenant_id, endpoint_id, kept=True)
     _refuse_disabled(endpoint)
     event = EventRow(
         tenant_id=tenant_id,
@@ -329,7 +329,7 @@ async def redeliver(
         NotFound: there is no such delivery of this endpoint.
         Conflict: it is still being tried, or the endpoint is disabled.
     """
-    endpoint = await endpoints.get(session, tenant_id, endpoint_id)
+    endpoint = await endpoints.get(session, tenant_id, endpoint_id, kept=True)
     _refuse_disabled(endpoint)
     row = await session.scalar(
         select(WebhookDeliveryRow)

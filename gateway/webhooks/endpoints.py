@@ -115,13 +115,16 @@ async def create(
     return NewSecret(endpoint, secret)
 
 
-async def get(session: Session, tenant_id: UUID | None, endpoint_id: UUID) -> Endpoint:
-    """The endpoint with this id.
+async def get(
+    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, kept: bool = False
+) -> Endpoint:
+    """The endpoint with this id; `kept`: nobody deletes it before the transaction ends.
 
     Raises:
         NotFound: it is not this tenant's, or not the house's.
     """
-    return await _flushed(session, tenant_id, await _find(session, tenant_id, endpoint_id))
+    row = await _find(session, tenant_id, endpoint_id, kept=kept)
+    return await _flushed(session, tenant_id, row)
 
 
 async def list_page(
@@ -299,13 +302,22 @@ async def remove(session: Session, tenant_id: UUID | None, endpoint_id: UUID) ->
 
 
 async def _find(
-    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, for_change: bool = False
+    session: Session,
+    tenant_id: UUID | None,
+    endpoint_id: UUID,
+    *,
+    for_change: bool = False,
+    kept: bool = False,
 ) -> WebhookEndpointRow:
     query = select(WebhookEndpointRow).where(
         WebhookEndpointRow.tenant_id.is_not_distinct_from(tenant_id),
         WebhookEndpointRow.id == endpoint_id,
     )
-    row = await session.scalar(query.with_for_update() if for_change else query)
+    if for_change:
+        query = query.with_for_update()
+    elif kept:  # the weakest lock that does: workers that note how a try ended need not wait
+        query = query.with_for_update(read=True, key_share=True)
+    row = await session.scalar(query)
     if row is None:
         raise NotFound(f"There is no webhook {endpoint_id} here.", param="webhook_id")
     return row
