@@ -183,6 +183,25 @@ async def test_an_upload_that_takes_too_long_is_given_up(
     assert nameless_files() <= before
 
 
+async def test_a_json_body_that_takes_too_long_is_given_up(
+    database: str, stub: Stub, tmp_path: Path
+) -> None:
+    settings = make_settings(database, tmp_path, OPENAI_BASE_URL=stub.base_url, upload_seconds=0.2)
+    async with served_gateway(settings) as served:
+        address = urlsplit(served.base_url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(
+            "POST /v1/images/generations HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n"
+            f"authorization: Bearer {secret_of(await served.key())}\r\n"
+            'content-type: application/json\r\ncontent-length: 100\r\n\r\n{"prompt":'.encode()
+        )
+        status = await reader.readline()
+        body = (await reader.read()).partition(b"\r\n\r\n")[2]
+        writer.close()
+    assert b" 400 " in status
+    assert json.loads(body)["error"]["code"] == "upload_too_slow"
+
+
 async def test_nothing_is_fetched_for_a_request_that_is_wrong_in_itself(served: Served) -> None:
     async with served.http(await served.key()) as http:
         for change in ({"model": "nope"}, {"prompt": ""}, {"sise": "1x1"}, {"n": 11}):

@@ -43,9 +43,7 @@ async def put_credential(
     """A key bound to a user stores that user's credential, any other key the tenant's."""
     _require_live(caller)
     credentials.check_provider(provider)
-    raw = await read_json_object(
-        request, max_bytes=gateway.settings.max_body_bytes, refuses_repeated=True
-    )
+    raw = await read_json_object(request, gateway.settings, refuses_repeated=True)
     try:
         body = CredentialBody.model_validate(raw)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """What routes ask for: the opened gateway, the caller with a scope, a bounded JSON body."""
 
+import asyncio
 import json
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
+from gateway.config import Settings
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
@@ -93,30 +95,23 @@ CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
 
 
 async def read_json_object(
-    request: Request, *, max_bytes: int, refuses_repeated: bool = False
+    request: Request, settings: Settings, *, refuses_repeated: bool = False
 ) -> dict[str, object]:
-    """The body as a JSON object, never more of it in memory than `max_bytes`.
+    """The body as a JSON object, never more of it in memory than `settings.max_body_bytes`.
 
     Of a name that stands there twice the last value counts, as at OpenAI, or with
     `refuses_repeated` none.
 
     Raises:
-        InvalidRequest: not JSON, not an object, or compressed.
-        PayloadTooLarge: longer than `max_bytes`.
+        InvalidRequest: not JSON, not an object, compressed, or too long under way.
+        PayloadTooLarge: larger than that.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidRequest(
             "Compressed request bodies are not read; send it without Content-Encoding.",
             code="unsupported_content_encoding",
         )
-    content = bytearray()
-    try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > max_bytes:
-                raise PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
-    except ClientDisconnect:
-        raise InvalidRequest("The request body ended too early.", code="incomplete_body") from None
+    content = await _read_body(request, settings)
     try:
         body = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -133,6 +128,26 @@ async def read_json_object(
         except RecursionError:
             raise InvalidRequest("The JSON body is too deep.", code="invalid_json") from None
     return body
+
+
+async def _read_body(request: Request, settings: Settings) -> bytearray:
+    content = bytearray()
+    try:
+        async with asyncio.timeout(settings.upload_seconds):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > settings.max_body_bytes:
+                    raise PayloadTooLarge(
+                        f"The request body is larger than {settings.max_body_bytes} bytes."
+                    )
+    except ClientDisconnect:
+        raise InvalidRequest("The request body ended too early.", code="incomplete_body") from None
+    except TimeoutError:
+        raise InvalidRequest(
+            f"The request body took longer than {settings.upload_seconds:g} seconds.",
+            code="upload_too_slow",
+        ) from None
+    return content
 
 
 def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:

@@ -170,7 +170,7 @@ async def answer(
 
 
 async def _read_generation(request: Request, gateway: Gateway, caller: Caller) -> ImageRequest:
-    body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
+    body = await read_json_object(request, gateway.settings)
     image_request = parse_image_request(
         body, caller, gateway.core.catalog, default_model=gateway.settings.default_model
     )

@@ -39,7 +39,7 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
 )
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Like `/v1/images/generations`, answered with links alone."""
-    body = await read_json_object(request, max_bytes=gateway.settings.max_body_bytes)
+    body = await read_json_object(request, gateway.settings)
     image_request = _parse(body, gateway, caller, Operation.GENERATION)
     claim = await claim_for(request.headers.get(IDEMPOTENCY_KEY), request.url.path, body)
     return await _answer(

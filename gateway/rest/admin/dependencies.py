@@ -27,9 +27,7 @@ class JsonBody(Generic[M]):
         self._model = model
 
     async def __call__(self, request: Request, gateway: GatewayDep) -> M:
-        raw = await read_json_object(
-            request, max_bytes=gateway.settings.max_body_bytes, refuses_repeated=True
-        )
+        raw = await read_json_object(request, gateway.settings, refuses_repeated=True)
         try:
             return self._model.model_validate(raw)
         except ValidationError as error:
