@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -83,6 +84,8 @@ class ImageStore:
         self._writes: GroupCommit[tuple[str, bytes], None] = GroupCommit(
             "store", self._write_files, max_batch=WRITTEN_AT_ONCE
         )
+        # Of its own: the loop's other threads also look up host names, which may hang.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="image-writer")
 
     async def put(self, path: str, content: bytes) -> None:
         """Store `content`.
@@ -108,7 +111,7 @@ class ImageStore:
             for path, content in files:
                 self._store.put(path, content, use_multipart=False)
 
-        await asyncio.to_thread(write)
+        await asyncio.get_running_loop().run_in_executor(self._writer, write)
         return [None] * len(files)
 
     async def get(self, path: str) -> bytes:
