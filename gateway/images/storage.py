@@ -5,7 +5,6 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,6 @@ from uuid import UUID
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
-from gateway.billing.group_commit import GroupCommit
 from gateway.errors import ConfigurationError, NotFound, StorageFailed
 
 if TYPE_CHECKING:  # what these name is known to type checkers only
@@ -29,7 +27,6 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 THUMBNAIL_SUFFIX = ".thumb.webp"
 RANDOM_BYTES = 8
 LISTED_AT_ONCE = 1000
-WRITTEN_AT_ONCE = 64
 STREAM_CHUNK_BYTES = 262_144
 UNANSWERED = "The image store does not answer."
 
@@ -81,11 +78,6 @@ class ImageStore:
     def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
         self._store = store
         self._folder = folder
-        self._writes: GroupCommit[tuple[str, bytes], None] = GroupCommit(
-            "store", self._write_files, max_batch=WRITTEN_AT_ONCE
-        )
-        # Of its own: the loop's other threads also look up host names, which may hang.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="image-writer")
 
     async def put(self, path: str, content: bytes) -> None:
         """Store `content`.
@@ -94,25 +86,12 @@ class ImageStore:
             StorageFailed: it is not stored.
         """
         try:
-            if self._folder is None:
-                await self._store.put_async(path, content, use_multipart=False)
-            else:
-                await self._writes.submit((path, content))
+            await self._store.put_async(path, content, use_multipart=False)
         except FAILED as error:
             raise StorageFailed(
                 "The image was made and its cost recorded, but it could not be stored "
                 f"({type(error).__name__})."
             ) from error
-
-    async def _write_files(self, files: Sequence[tuple[str, bytes]]) -> Sequence[None]:
-        """Many in one thread: to wake one for each costs several times what the writing does."""
-
-        def write() -> None:
-            for path, content in files:
-                self._store.put(path, content, use_multipart=False)
-
-        await asyncio.get_running_loop().run_in_executor(self._writer, write)
-        return [None] * len(files)
 
     async def get(self, path: str) -> bytes:
         """The bytes at `path`.
