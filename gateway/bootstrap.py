@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.billing import prices
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
-from gateway.config import Settings
+from gateway.config import Settings, proxy_for
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_dir
 from gateway.db.engine import (
@@ -368,9 +368,11 @@ def _pipeline_limits(settings: Settings) -> PipelineLimits:
 def _openai_images(settings: Settings, base_url: str) -> OpenAIImages:
     return OpenAIImages(
         base_url=base_url,
+        proxy=proxy_for(base_url),
         connect_timeout_seconds=settings.provider_connect_timeout_seconds,
         read_timeout_seconds=settings.provider_read_timeout_seconds,
         max_connections=settings.provider_max_connections,
+        max_answer_bytes=settings.provider_max_answer_bytes,
         downloads=Downloads(
             max_bytes=MAX_DOWNLOAD_BYTES,
             total_seconds=settings.download_seconds,

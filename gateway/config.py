@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
@@ -147,6 +148,7 @@ class Settings(BaseSettings):
     provider_connect_timeout_seconds: float = Field(default=5.0, gt=0)
     provider_read_timeout_seconds: float | None = Field(default=None, gt=0)
     provider_max_connections: int = Field(default=1000, ge=1)
+    provider_max_answer_bytes: int = Field(default=536_870_912, ge=1_048_576)
     hold_margin_seconds: int = Field(default=60, ge=1)
     estimate_after_seconds: int = Field(default=3600, ge=1)
     sweep_interval_seconds: float = Field(default=5.0, gt=0)
@@ -193,6 +195,19 @@ class Settings(BaseSettings):
                 "GATEWAY_LEGACY_BASE_URL and GATEWAY_LEGACY_MODELS belong together: the address of "
                 "an OpenAI-compatible host, and the retired models it still has (dall-e-2,…)."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _require_provider_addresses(self) -> Self:
+        named = {"OPENAI_BASE_URL": self.openai_base_url}
+        if self.legacy_base_url is not None:
+            named["GATEWAY_LEGACY_BASE_URL"] = self.legacy_base_url
+        for name, url in named.items():
+            if not _is_web_address(url) or {"?", "#"} & set(url):
+                raise ValueError(
+                    f"{name} must be an https:// or http:// address such as "
+                    "https://api.openai.com/v1, without user, password or query."
+                )
         return self
 
     @model_validator(mode="after")
@@ -282,6 +297,13 @@ class Settings(BaseSettings):
 
 def is_https_or_loopback(url: str) -> bool:
     """Whether nobody on the way can change what is fetched from this address."""
+    if not _is_web_address(url):
+        return False
+    parts = urlsplit(url)
+    return parts.scheme == "https" or _is_loopback(parts.hostname)
+
+
+def _is_web_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
@@ -289,7 +311,27 @@ def is_https_or_loopback(url: str) -> bool:
         return False
     if not has_host or parts.username is not None or not url.isascii() or re.search(r"\s", url):
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname))
+    return parts.scheme in {"https", "http"}
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for an address, if any.
+
+    Raises:
+        ConfigurationError: it is of a kind that is not spoken (SOCKS).
+    """
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not proxy.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"The environment names a proxy for {parts.scheme}:// that is not an http:// or "
+            f"https:// address. Change it, or list {parts.hostname} in NO_PROXY."
+        )
+    return proxy
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -85,6 +85,30 @@ def test_a_redis_address_of_another_kind_is_refused_without_its_password(
         assert "pw" not in repr(load_settings())
 
 
+def test_a_provider_address_that_cannot_work_is_refused_without_its_password(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    wrong = (
+        "",
+        "api/v1",
+        "localhost:9/v1",
+        "ftp://h/v1",
+        "https://u:canary@h/v1",
+        "http://h:99999",
+    )
+    for url in (*wrong, "https://h/v1?key=canary"):
+        said = refusal(environment, OPENAI_BASE_URL=url)
+        assert "OPENAI_BASE_URL" in said
+        assert "canary" not in said
+    said = refusal(
+        environment, GATEWAY_LEGACY_BASE_URL="https://u:canary@h", GATEWAY_LEGACY_MODELS="dall-e-2"
+    )
+    assert "GATEWAY_LEGACY_BASE_URL" in said
+    assert "canary" not in said
+    environment.setenv("OPENAI_BASE_URL", "http://[::1]:9/openai/v1/")
+    assert load_settings().openai_base_url == "http://[::1]:9/openai/v1/"
+
+
 def test_a_wrong_setting_is_named_and_its_value_is_not_repeated(
     environment: pytest.MonkeyPatch,
 ) -> None:

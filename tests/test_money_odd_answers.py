@@ -34,8 +34,8 @@ def quiet() -> Iterator[None]:
 class OddProvider:
     """Answers every POST with the same JSON, and counts them."""
 
-    def __init__(self, answer: object) -> None:
-        self._body = json.dumps(answer, ensure_ascii=False).encode()
+    def __init__(self, answer: object, *, ensure_ascii: bool) -> None:
+        self._body = json.dumps(answer, ensure_ascii=ensure_ascii).encode()
         self.calls = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -54,9 +54,11 @@ class OddProvider:
 
 
 @asynccontextmanager
-async def odd_provider(answer: object) -> AsyncIterator[tuple[OddProvider, str]]:
+async def odd_provider(
+    answer: object, *, ensure_ascii: bool = False
+) -> AsyncIterator[tuple[OddProvider, str]]:
     """The provider and its address."""
-    provider = OddProvider(answer)
+    provider = OddProvider(answer, ensure_ascii=ensure_ascii)
     server = await asyncio.start_server(provider.serve, "127.0.0.1", 0)
     yield provider, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     server.close()
@@ -132,4 +134,40 @@ async def test_an_answer_without_an_image_that_says_what_it_took_is_posted(
             assert caught.value.response.headers["x-should-retry"] == "false"
             [booked] = await books(served)
             assert (booked.state, booked.final_nano) == ("posted", 6_050_000)
+            await served.check_invariants()
+
+
+async def test_half_a_character_in_an_answer_does_not_cost_the_image(settings: Settings) -> None:
+    """JSON may escape what no UTF-8 can say, as where a vendor cuts a text."""
+    odd = {"data": [{"b64_json": IMAGE, "revised_prompt": "a cat \ud83d"}]}
+    async with odd_provider(ANSWER | odd, ensure_ascii=True) as (_, url):
+        changed = settings.model_copy(update={"openai_base_url": url})
+        async with served_gateway(changed) as served:
+            async with served.openai(await served.key()) as client:
+                answer = await client.images.generate(model=GPT2, prompt="a cat", quality="low")
+            assert answer.data is not None
+            [image] = answer.data
+            assert image.b64_json == IMAGE
+            [booked] = await books(served)
+            assert (booked.state, booked.final_nano) == ("posted", 6_050_000)
+            await served.check_invariants()
+
+
+async def test_an_answer_without_end_is_given_up_and_may_have_cost_its_price(
+    settings: Settings,
+) -> None:
+    endless = ANSWER | {"data": [{"b64_json": "A" * 2_000_000}]}
+    async with odd_provider(endless) as (provider, url):
+        changed = settings.model_copy(
+            update={"openai_base_url": url, "provider_max_answer_bytes": 1_048_576}
+        )
+        async with served_gateway(changed) as served:
+            async with served.openai(await served.key()) as client:
+                with pytest.raises(openai.InternalServerError) as caught:
+                    await client.images.generate(model=GPT2, prompt="a cat", quality="low")
+            assert (caught.value.code, provider.calls) == ("outcome_unknown", 1)
+            [booked] = await books(served)
+            assert booked.state == "unknown"
+            await age_unknown(served)
+            await served.sweep()
             await served.check_invariants()

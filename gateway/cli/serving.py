@@ -74,7 +74,7 @@ class _Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(leave, self._gateway, sig, stop)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._start.over()  # by now signals are this server's
+        await self._start.over()  # by now signals are this server's
         await super().startup(sockets)
         if self.started:
             spare_garbage_collector()
@@ -97,10 +97,11 @@ class _Start:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
-    def over(self) -> None:
+    async def over(self) -> None:
         """Leave the signals to the server. It raises the one that stopped it once more, when the
         drain must still follow: that one is not heeded.
         """
+        await asyncio.sleep(0)  # one that came a moment ago ends the start here, not later
         self._is_over = True
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
@@ -154,7 +155,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
                     "gateway.main:worker_app", settings, host, port, workers=workers
                 )
                 supervisor = _Supervisor(config, sockets=_listeners(config))
-                start.over()
+                await start.over()
                 # It blocks this thread, which alone may handle signals; nothing else needs it.
                 supervisor.run()
                 if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):

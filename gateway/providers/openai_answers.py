@@ -1,12 +1,12 @@
 """What OpenAI's Images API answers, and what each answer may have cost."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import cast
 
-import aiohttp
 import orjson
 
 from gateway.domain import ImageRequest, Outcome, PartialImage, ProviderAnswer, Usage
@@ -21,8 +21,6 @@ FORMATS = frozenset({"png", "jpeg", "webp"})
 MAX_TOKENS = 1_000_000_000
 """Usage beyond it is no usage: no answer takes a billion tokens."""
 MAX_RETRY_AFTER_SECONDS = 3600
-NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
-"""A connection that was reset after the request was written is none of these."""
 _IMAGE_OPENING = re.compile(rb'"b64_json"\s*:\s*"')
 
 
@@ -46,10 +44,38 @@ def _parse(content: bytes) -> object:
     """What the JSON says. Megabytes of base64 are cut out before it is parsed, which is cheaper."""
     short, images = _cut_images(content)
     if images:
-        body = orjson.loads(short)
+        body = _parse_loosely(short)
         if _put_back(body, images) == len(images):
             return body
-    return orjson.loads(content)
+    return _parse_loosely(content)
+
+
+def _parse_loosely(content: bytes, errors: str = "strict") -> object:
+    """What the JSON says, also where a text in it ends amid a character, or a number is none.
+
+    Such an answer may have been paid for. `errors`: what to do with bytes that are not UTF-8.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        try:
+            return _whole(json.loads(content.decode(errors=errors)))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+def _whole(value: object) -> object:
+    """The same without halves of characters, which nobody could be told in UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value
 
 
 def _cut_images(content: bytes) -> tuple[bytes, list[str]]:
@@ -251,7 +277,7 @@ def refused(status: int, headers: Mapping[str, str], content: bytes) -> Provider
 def _error(content: bytes) -> Mapping[str, object]:
     """The error of OpenAI's envelope, or what stands in its place; empty where nothing does."""
     try:
-        body = orjson.loads(content)
+        body = _parse_loosely(content, errors="replace")
     except ValueError:
         return {}
     error = body.get("error", body) if isinstance(body, dict) else None
@@ -287,7 +313,7 @@ def read_event(data: bytes) -> Mapping[str, object]:
             took is not said.
     """
     try:
-        event = orjson.loads(data)
+        event = _parse_loosely(data)
     except ValueError as error:
         raise unreadable() from error
     if not isinstance(event, dict):
@@ -301,12 +327,21 @@ def read_event(data: bytes) -> Mapping[str, object]:
     return event
 
 
-def interrupted(error: aiohttp.ClientError) -> ProviderFailure:
-    """Tell a connection that never came about from one that broke."""
-    if isinstance(error, NEVER_SENT):
+def interrupted(*, sent: bool) -> ProviderFailure:
+    """A connection that broke, or that never came about: then nothing was sent."""
+    if not sent:
         return ProviderFailure(
             Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
         )
     return ProviderFailure(
         Outcome.AMBIGUOUS, Reason.UNKNOWN, "The connection to the provider broke during the call."
+    )
+
+
+def too_large(max_bytes: int) -> ProviderFailure:
+    """An answer that is not read to its end, and may have been paid for."""
+    return ProviderFailure(
+        Outcome.AMBIGUOUS,
+        Reason.UNKNOWN,
+        f"The provider's answer is longer than {max_bytes} bytes.",
     )

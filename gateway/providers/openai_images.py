@@ -7,8 +7,10 @@ sent, which decides about money, only the HTTP client itself can tell.
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import date
 from tempfile import TemporaryFile
+from types import SimpleNamespace
 from typing import BinaryIO, cast
 
 import aiohttp
@@ -27,6 +29,7 @@ from gateway.domain import (
     ProviderAnswer,
     SecretText,
 )
+from gateway.providers.base import ProviderFailure
 from gateway.providers.downloads import DownloadRefused, Downloads
 from gateway.providers.event_stream import read_events
 from gateway.providers.openai_answers import (
@@ -38,6 +41,7 @@ from gateway.providers.openai_answers import (
     read_partial,
     read_shutdown_dates,
     refused,
+    too_large,
     unreadable,
 )
 
@@ -53,27 +57,49 @@ KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
 READ_BUFFER_BYTES = 262_144
 """Answers are megabytes: a larger buffer than the usual one saves a wake-up for every 64 KB."""
+MAX_ERROR_BYTES = 1_048_576
 SUCCESS = range(200, 300)
 
 
+@dataclass(slots=True)
+class _Sending:
+    """Whether a request may have gone out: it had a connection to be written to."""
+
+    had_connection: bool = False
+
+
+async def _note_connection(_session: object, context: SimpleNamespace, _params: object) -> None:
+    context.trace_request_ctx.had_connection = True
+
+
 class OpenAIImages:
-    """The provider `openai`; made in a running event loop."""
+    """The provider `openai`; made in a running event loop. `proxy` may hold a user and password."""
 
     def __init__(
         self,
         *,
         base_url: str,
+        proxy: str | None,
         connect_timeout_seconds: float,
         read_timeout_seconds: float | None,
         max_connections: int,
+        max_answer_bytes: int,
         downloads: Downloads,
     ) -> None:
         self._downloads = downloads
+        self._max_answer_bytes = max_answer_bytes
         self._connect_timeout_seconds = connect_timeout_seconds
         self._read_timeout_seconds = read_timeout_seconds
         address = base_url.rstrip("/")
         self._urls = {operation: URL(address + path) for operation, path in PATHS.items()}
         self._models_url = URL(address + MODELS_PATH)
+        self._proxy, known = _read_proxy(proxy)
+        # Where there is TLS, the proxy hears it as the tunnel is made, and nobody afterwards.
+        has_tunnel = self._models_url.scheme == "https"
+        self._proxy_headers = known if has_tunnel else None
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_create_end.append(_note_connection)
+        tracing.on_connection_reuseconn.append(_note_connection)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=max_connections,
@@ -84,8 +110,13 @@ class OpenAIImages:
             ),
             # One tenant's cookies must not go out with another's key.
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": f"image-gateway/{__version__}", "Accept": "application/json"},
+            headers={
+                "User-Agent": f"image-gateway/{__version__}",
+                "Accept": "application/json",
+                **({} if has_tunnel else known),
+            },
             read_bufsize=READ_BUFFER_BYTES,
+            trace_configs=[tracing],
         )
 
     async def close(self) -> None:
@@ -104,13 +135,11 @@ class OpenAIImages:
         Raises:
             ProviderFailure: anything but images.
         """
-        try:
-            async with self._post(request, credential) as response:
-                if request.stream:
-                    return await _read_stream(response, request, partials)
-                content = await response.read()
-        except aiohttp.ClientError as error:
-            raise interrupted(error) from error
+        async with self._post(request, credential) as response:
+            chunks = _limited(response, self._max_answer_bytes)
+            if request.stream:
+                return await _read_stream(chunks, request, partials)
+            content = b"".join([chunk async for chunk in chunks])
         body = read_body(content)
         items = cast("list[dict[str, object]]", body["data"])
         images = await asyncio.gather(*(self._image(item) for item in items))
@@ -138,40 +167,56 @@ class OpenAIImages:
         Raises:
             ProviderFailure: no answer, or none that can be read.
         """
+        sending = _Sending()
         try:
-            async with self._session.get(
-                self._models_url,
-                headers=_authorization(credential),
-                timeout=self._timeout(MODELS_TIMEOUT_SECONDS),
-                allow_redirects=False,
-            ) as response:
+            async with (
+                asyncio.timeout(MODELS_TIMEOUT_SECONDS),
+                self._session.get(
+                    self._models_url,
+                    headers=_authorization(credential),
+                    timeout=self._timeout(MODELS_TIMEOUT_SECONDS),
+                    allow_redirects=False,
+                    trace_request_ctx=sending,
+                    proxy=self._proxy,
+                    proxy_headers=self._proxy_headers,
+                ) as response,
+            ):
                 await _refuse_failed(response)
-                return read_shutdown_dates(await response.read())
-        except aiohttp.ClientError as error:
-            raise interrupted(error) from error
+                chunks = _limited(response, self._max_answer_bytes)
+                return read_shutdown_dates(b"".join([chunk async for chunk in chunks]))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _interrupted(error, sending) from None
 
     @asynccontextmanager
     async def _post(
         self, request: ImageRequest, credential: SecretText
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to the paid call, whose body is not read yet.
+        """The answer to the paid call, whose body is read in the block.
 
         Raises:
-            ProviderFailure: its status is not of success.
+            ProviderFailure: its status is not of success, or the connection failed, in the block
+                as well.
         """
         url = self._urls[request.operation]
         read_seconds = self._read_timeout_seconds or request.model.read_timeout_seconds
         content, headers = _content(request, url)
-        async with self._session.post(
-            url,
-            data=content,
-            headers=_authorization(credential) | headers,
-            timeout=self._timeout(read_seconds),
-            # A redirect would carry the prompt, and could buy twice.
-            allow_redirects=False,
-        ) as response:
-            await _refuse_failed(response)
-            yield response
+        sending = _Sending()
+        try:
+            async with self._session.post(
+                url,
+                data=content,
+                headers=_authorization(credential) | headers,
+                timeout=self._timeout(read_seconds),
+                # A redirect would carry the prompt, and could buy twice.
+                allow_redirects=False,
+                trace_request_ctx=sending,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
+            ) as response:
+                await _refuse_failed(response)
+                yield response
+        except aiohttp.ClientError as error:
+            raise _interrupted(error, sending) from None
 
     def _timeout(self, read_seconds: float) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(
@@ -182,16 +227,42 @@ class OpenAIImages:
         )
 
 
+def _interrupted(error: Exception, sending: _Sending) -> ProviderFailure:
+    """What a failed connection means. Its cause is dropped: aiohttp's may quote the key."""
+    log.warning(
+        "provider_connection_failed",
+        error=type(error).__name__,
+        had_connection=sending.had_connection,
+    )
+    return interrupted(sent=sending.had_connection)
+
+
 async def _refuse_failed(response: aiohttp.ClientResponse) -> None:
     if response.status not in SUCCESS:
-        raise refused(response.status, response.headers, await response.read())
+        chunks = _limited(response, MAX_ERROR_BYTES)
+        content = b"".join([chunk async for chunk in chunks])
+        raise refused(response.status, response.headers, content)
+
+
+async def _limited(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
+    """The answer's body as it comes.
+
+    Raises:
+        ProviderFailure: it is longer than that.
+    """
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large(max_bytes)
+        yield chunk
 
 
 async def _read_stream(
-    response: aiohttp.ClientResponse, request: ImageRequest, partials: PartialSink | None
+    chunks: AsyncIterator[bytes], request: ImageRequest, partials: PartialSink | None
 ) -> ProviderAnswer:
     """Read events until the last one. A stream that ends without it may have been paid."""
-    async for data in read_events(response.content.iter_any()):
+    async for data in read_events(chunks):
         event = read_event(data)
         if str(event.get("type")).endswith(".completed"):
             return read_completed(event, request)
@@ -199,6 +270,17 @@ async def _read_stream(
         if partials is not None and partial is not None:
             partials(partial)
     raise unreadable()
+
+
+def _read_proxy(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
+    """The proxy's address, and the header that tells it who calls, where it wants to know."""
+    if proxy is None:
+        return None, {}
+    url = URL(proxy)
+    if url.user is None:
+        return url, {}
+    known = aiohttp.encode_basic_auth(url.user, url.password or "")
+    return url.with_user(None), {"Proxy-Authorization": known}
 
 
 def _authorization(credential: SecretText) -> dict[str, str]:
