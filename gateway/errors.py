@@ -3,6 +3,7 @@
     GatewayError
     ├── InternalError             500 internal_error
     ├── InvalidRequest            400 invalid_value, unknown_parameter, missing_required_parameter
+    │   ├── BodyTooSlow           400 upload_too_slow
     │   ├── ContentRefused        400 moderation_blocked
     │   ├── ImageRefused          400 invalid_image_file, unsupported_file_mimetype
     │   ├── MalformedAuthorization 400 invalid_request
@@ -104,6 +105,15 @@ class ModelRetired(InvalidRequest):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"The model '{model}' does not exist.")
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body takes longer than the gateway waits; its connection is closed, or it would go on."""
+
+    code = "upload_too_slow"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request body took longer than {seconds:g} seconds.")
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -291,6 +301,8 @@ def response_headers(error: GatewayError) -> dict[str, str]:
         headers["X-Should-Retry"] = str(error.retry).lower()
     if error.replayed:
         headers["Idempotent-Replayed"] = "true"
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"
     if error.status == Unauthenticated.status:
         headers["WWW-Authenticate"] = 'Bearer realm="image-gateway"'
     return headers

@@ -60,7 +60,6 @@ async def upload_in_part(served: Served, key: str, *, announced: int) -> asyncio
 async def begin_upload(writer: asyncio.StreamWriter, key: str, *, announced: int) -> None:
     head = (
         f"POST {EDITS} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {key}\r\n"
-        "connection: close\r\n"
         f"content-type: multipart/form-data; boundary=b\r\ncontent-length: {announced}\r\n\r\n"
         '--b\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
     )
@@ -191,7 +190,7 @@ async def test_a_json_body_that_takes_too_long_is_given_up(
         address = urlsplit(served.base_url)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         writer.write(
-            "POST /v1/images/generations HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n"
+            "POST /v1/images/generations HTTP/1.1\r\nhost: gateway\r\n"
             f"authorization: Bearer {secret_of(await served.key())}\r\n"
             'content-type: application/json\r\ncontent-length: 100\r\n\r\n{"prompt":'.encode()
         )

@@ -14,7 +14,7 @@ import structlog
 
 from gateway.admission import as_json_rpc
 from gateway.domain import Caller
-from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.errors import BodyTooSlow, GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.limits.concurrency import Places
 
@@ -82,10 +82,7 @@ class McpEndpoint:
             async with asyncio.timeout(self._limits.body_seconds):
                 body = await self._receive(caller.tenant_id, receive, places)
         except TimeoutError:
-            raise InvalidRequest(
-                f"The request body took longer than {self._limits.body_seconds:g} seconds.",
-                code="upload_too_slow",
-            ) from None
+            raise BodyTooSlow(self._limits.body_seconds) from None
         if body is not None and sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
             raise InvalidRequest("The JSON body has too many parts.", code="invalid_json")
         return body

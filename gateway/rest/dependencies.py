@@ -13,7 +13,7 @@ from gateway.bootstrap import Gateway
 from gateway.config import Settings
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
-from gateway.errors import Forbidden, InvalidRequest, PayloadTooLarge
+from gateway.errors import BodyTooSlow, Forbidden, InvalidRequest, PayloadTooLarge
 from gateway.limits.gate import Place
 from gateway.rest.uploads import UploadReader
 from gateway.tenancy.credentials import PROVIDERS
@@ -143,10 +143,7 @@ async def _read_body(request: Request, settings: Settings) -> bytearray:
     except ClientDisconnect:
         raise InvalidRequest("The request body ended too early.", code="incomplete_body") from None
     except TimeoutError:
-        raise InvalidRequest(
-            f"The request body took longer than {settings.upload_seconds:g} seconds.",
-            code="upload_too_slow",
-        ) from None
+        raise BodyTooSlow(settings.upload_seconds) from None
     return content
 
 

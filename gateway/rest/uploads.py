@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from gateway import telemetry
 from gateway.domain import Caller
-from gateway.errors import InvalidRequest, PayloadTooLarge, Unavailable
+from gateway.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, Unavailable
 from gateway.images.inputs import Upload
 from gateway.images.references import PictureReference, check_length, decode_data_url
 from gateway.images.spools import new_spool
@@ -118,10 +118,7 @@ class UploadReader:
                 "The request body ended too early.", code="incomplete_body"
             ) from None
         except TimeoutError:
-            raise InvalidRequest(
-                f"The request body took longer than {self._limits.seconds:g} seconds.",
-                code="upload_too_slow",
-            ) from None
+            raise BodyTooSlow(self._limits.seconds) from None
         except OSError as error:
             telemetry.alarm("upload_not_written", error=type(error).__name__)
             raise Unavailable(
