@@ -30,7 +30,8 @@ def started(folder: Path, *options: str) -> Iterator[GatewayProcess]:
     """`gateway serve` on the data directory in `folder`; its log begins anew."""
     log = folder / "server.log"
     log.unlink(missing_ok=True)
-    with gateway_process({"GATEWAY_DATA_DIR": str(folder / "data")}, log, *options) as process:
+    environment = {"GATEWAY_DATA_DIR": str(folder / "data")}
+    with gateway_process(environment, log, *options, from_nothing=True) as process:
         asyncio.run(process.until_ready())
         yield process
 
