@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from testcontainers.community.postgres import PostgresContainer
 
 from gateway.config import Settings
@@ -115,6 +116,32 @@ async def served(settings: Settings) -> AsyncIterator[Served]:
     async with served_gateway(settings) as running:
         yield running
         await running.check_invariants()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unused_stub() -> AsyncIterator[Stub]:
+    """The stub behind `unchanged`, from which nothing is bought."""
+    async with running_stub() as running:
+        yield running
+        assert running.calls == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unchanged(
+    postgres: PostgresServer, unused_stub: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """One gateway for all tests of a file that are refused what they ask for, and change nothing.
+
+    They run in the loop of their file: `@pytest.mark.asyncio(loop_scope="module")`.
+    """
+    url = await postgres.create()
+    folder = tmp_path_factory.mktemp("unchanged")
+    async with served_gateway(
+        make_settings(url, folder, OPENAI_BASE_URL=unused_stub.base_url)
+    ) as running:
+        yield running
+        await running.check_invariants()
+    await postgres.drop(url)
 
 
 @pytest.fixture
