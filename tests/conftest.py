@@ -24,6 +24,15 @@ from tests.tls_helpers import Authority
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - in a new folder with a name of its own
 ROOM_BYTES = 2 * 2**30
+LONG = {
+    *("test_schemathesis_operators.py", "test_schemathesis_tenants.py"),
+    *("test_workers.py", "test_quickstart.py", "test_rolling_restarts.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun last, one would keep every other process waiting."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
