@@ -16,8 +16,10 @@ from pathlib import Path
 from gateway.cli import main
 
 FORKS = multiprocessing.get_context("forkserver")
-# pytest: every fork imports what its parent was started with.
-FORKS.set_forkserver_preload(["gateway.cli.app", "tests.forks", "pytest"])
+# httpcore2: imported by the first client. pytest: every fork imports what its parent began with.
+FORKS.set_forkserver_preload(["gateway.cli.app", "httpcore2", "tests.forks", "pytest"])
+KEPT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE")
+"""What processes have of the tests' own environment."""
 
 
 class Forked:

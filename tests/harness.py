@@ -34,7 +34,7 @@ from gateway.money import parse_usd
 from gateway.sweeper import Sweeper
 from gateway.tenancy import api_keys, tenants, users
 from gateway.tenancy.api_keys import IssuedKey
-from tests.forks import Forked, fork_gateway
+from tests.forks import KEPT, Forked, fork_gateway
 from tests.serving import serving
 
 MASTER_KEY = "bWFzdGVyLWtleS1jYW5hcnktMDEyMzQ1Njc4OWFiY2Q="
@@ -270,7 +270,7 @@ def gateway_process(
     It is forked with its imports done, unless it shall start `from_nothing`, as from a shell.
     """
     port = free_port()
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     environment = kept | {"GATEWAY_LOG_FORMAT": "json"} | environment
     arguments = ["serve", "--port", str(port), *options]
     process = (

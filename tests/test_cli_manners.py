@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.forks import fork_gateway
+from tests.forks import KEPT, fork_gateway
 from tests.harness import gateway_process
 
 GENERATIONS = "/v1/images/generations"
@@ -104,7 +104,7 @@ class CommandLine:
         return [self(*command.split()) for command in commands]
 
     def _whole(self, changes: dict[str, str]) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         return kept | {"COLUMNS": "200", "PWD": str(self.folder)} | self.environment | changes
 
 
