@@ -12,8 +12,9 @@ MADE := $(VENV)/.made-in
 RUN_READY := $(VENV)/.ready-to-run
 DEV_READY := $(VENV)/.ready-to-develop
 
-# A process for each core, each with a Postgres of its own; a file's tests stay together.
-PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
+# A process for each core, each with a Postgres of its own; a file's tests stay together, and the files
+# in the order of tests/conftest.py: the longest first, few tests though they have.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # pip says little with -qq, but still its errors.
 define INSTALL

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from testcontainers.community.postgres import PostgresContainer
 
 from gateway.config import Settings
@@ -19,6 +20,19 @@ from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, files_in, 
 from tests.identity_provider import Issuer, running_issuer
 from tests.oauth_helpers import trusting_gateway
 from tests.stub_openai import Stub, running_stub
+from tests.tls_helpers import Authority
+
+MEMORY = Path("/dev/shm")  # noqa: S108 - in a new folder with a name of its own
+ROOM_BYTES = 2 * 2**30
+LONG = {
+    *("test_schemathesis_operators.py", "test_schemathesis_tenants.py"),
+    *("test_workers.py", "test_quickstart.py", "test_rolling_restarts.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun last, one would keep every other process waiting."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +41,16 @@ def logging_as_served() -> None:
     configure_logging("INFO", "json")
     # As a served gateway does: a collection over everything imported takes a tenth of a second.
     spare_garbage_collector()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Clients trust one authority, and it vouches for nobody: tests talk to loopback alone.
+
+    Each client and each gateway would read the machine's 150 anew, a tenth of the tests' time.
+    """
+    nobody = Authority(tmp_path_factory.mktemp("authority"), "nobody")
+    os.environ["SSL_CERT_FILE"] = str(nobody.file)
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +64,23 @@ def postgres_url() -> Iterator[str]:
         with PostgresContainer("postgres:18", driver="asyncpg") as container:
             yield container.get_connection_url()
         return
-    # Under the system's temporary directory and readable to all: started by root, the server runs
-    # as a user of its own.
-    folder = Path(tempfile.mkdtemp(prefix="gateway-tests-"))
+    # Readable to all: started by root, the server runs as a user of its own.
+    folder = Path(tempfile.mkdtemp(prefix="gateway-tests-", dir=_in_memory()))
     folder.chmod(0o755)
     embedded = EmbeddedPostgres(folder)
     yield embedded.owner_url("postgres").render_as_string(hide_password=False)
     asyncio.run(embedded.close())
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_memory() -> Path | None:
+    """A file system in memory with room to spare; None: the system's temporary directory.
+
+    Every test has a database of its own, of 300 files: on a disk, making and removing them takes
+    longer than most tests.
+    """
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM_BYTES
+    return MEMORY if has_room and os.access(MEMORY, os.W_OK) else None
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +125,32 @@ async def served(settings: Settings) -> AsyncIterator[Served]:
     async with served_gateway(settings) as running:
         yield running
         await running.check_invariants()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unused_stub() -> AsyncIterator[Stub]:
+    """The stub behind `unchanged`, from which nothing is bought."""
+    async with running_stub() as running:
+        yield running
+        assert running.calls == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unchanged(
+    postgres: PostgresServer, unused_stub: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """One gateway for all tests of a file that are refused what they ask for, and change nothing.
+
+    They run in the loop of their file: `@pytest.mark.asyncio(loop_scope="module")`.
+    """
+    url = await postgres.create()
+    folder = tmp_path_factory.mktemp("unchanged")
+    async with served_gateway(
+        make_settings(url, folder, OPENAI_BASE_URL=unused_stub.base_url)
+    ) as running:
+        yield running
+        await running.check_invariants()
+    await postgres.drop(url)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from gateway.money import parse_usd
 from gateway.sweeper import Sweeper
 from gateway.tenancy import api_keys, tenants, users
 from gateway.tenancy.api_keys import IssuedKey
+from tests.forks import KEPT, Forked, fork_gateway
 from tests.serving import serving
 
 MASTER_KEY = "bWFzdGVyLWtleS1jYW5hcnktMDEyMzQ1Njc4OWFiY2Q="
@@ -227,7 +228,7 @@ async def served_gateway(
 class GatewayProcess:
     """A gateway in a process of its own, as `gateway serve` starts it."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     base_url: str
     log: Path
 
@@ -262,18 +263,21 @@ def free_port() -> int:
 
 @contextmanager
 def gateway_process(
-    environment: dict[str, str], log: Path, *options: str
+    environment: dict[str, str], log: Path, *options: str, from_nothing: bool = False
 ) -> Iterator[GatewayProcess]:
-    """Run `gateway serve` with this environment alone; stopped at the end, by force if need be."""
+    """Run `gateway serve` with this environment alone; stopped at the end, by force if need be.
+
+    It is forked with its imports done, unless it shall start `from_nothing`, as from a shell.
+    """
     port = free_port()
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--port", str(port), *options],
-            env=kept | {"GATEWAY_LOG_FORMAT": "json"} | environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment = kept | {"GATEWAY_LOG_FORMAT": "json"} | environment
+    arguments = ["serve", "--port", str(port), *options]
+    process = (
+        _start_gateway(arguments, environment, log)
+        if from_nothing
+        else fork_gateway(arguments, environment, out=log, err=log)
+    )
     started = GatewayProcess(process, f"http://127.0.0.1:{port}", log)
     try:
         yield started
@@ -285,6 +289,18 @@ def gateway_process(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _start_gateway(
+    arguments: list[str], environment: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gateway", *arguments],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def process_environment(settings: Settings) -> dict[str, str]:

@@ -97,6 +97,7 @@ async def test_unknown_parameters_are_refused_on_every_route(served: Served) -> 
                 assert answer == Refusal(400, "unknown_parameter", "surprise")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("content", "code"),
     [
@@ -112,12 +113,12 @@ async def test_unknown_parameters_are_refused_on_every_route(served: Served) -> 
     ],
 )
 async def test_a_body_that_is_none_is_refused_on_every_route(
-    served: Served, content: bytes, code: str
+    unchanged: Served, content: bytes, code: str
 ) -> None:
-    async with admin(served) as http:
-        for (method, path), operation in (await operations(served)).items():
+    async with admin(unchanged) as http:
+        for (method, path), operation in (await operations(unchanged)).items():
             if "requestBody" in operation:
-                target = example(served, path).removeprefix(ROOT)
+                target = example(unchanged, path).removeprefix(ROOT)
                 answer = await http.request(method, target, content=content)
                 assert refusal(answer).code == code, (method, path)
 

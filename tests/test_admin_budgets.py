@@ -138,6 +138,7 @@ async def test_budgets_of_keys_users_and_modes_stand_beside_each_other(served: S
     assert {budget["id"] for budget in held} == {budget["id"] for budget in made[1:]}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [
@@ -166,13 +167,13 @@ async def test_budgets_of_keys_users_and_modes_stand_beside_each_other(served: S
     ],
 )
 async def test_a_budget_that_cannot_be_is_refused(
-    served: Served, changes: dict[str, Any], code: str, param: str
+    unchanged: Served, changes: dict[str, Any], code: str, param: str
 ) -> None:
-    async with admin(served) as http:
+    async with admin(unchanged) as http:
         body = {"window": "day", "limit_usd": "5", **changes}
-        answer = refusal(await http.put(budgets_of(served), json=body))
+        answer = refusal(await http.put(budgets_of(unchanged), json=body))
         assert answer == Refusal(400, code, param)
-        assert await every_page(http, budgets_of(served)) == []
+        assert await every_page(http, budgets_of(unchanged)) == []
 
 
 async def test_the_largest_and_the_smallest_limits_are_taken(served: Served) -> None:

@@ -78,6 +78,7 @@ async def test_what_is_stored_is_shown_without_the_secret(served: Served) -> Non
     assert again == Refusal(404, "not_found", "provider")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("target", "body", "expected"),
     [
@@ -96,10 +97,10 @@ async def test_what_is_stored_is_shown_without_the_secret(served: Served) -> Non
     ],
 )
 async def test_a_provider_key_that_cannot_be_is_refused_and_not_repeated(
-    served: Served, target: str, body: dict[str, Any], expected: Refusal
+    unchanged: Served, target: str, body: dict[str, Any], expected: Refusal
 ) -> None:
-    path = f"/tenants/{served.tenant_id}/credentials"
-    async with admin(served) as http:
+    path = f"/tenants/{unchanged.tenant_id}/credentials"
+    async with admin(unchanged) as http:
         answer = await http.put(f"{path}/{target}", json=body)
         assert refusal(answer) == expected
         assert await every_page(http, path) == []

@@ -91,6 +91,7 @@ async def test_a_key_may_do_what_it_was_issued_for(served: Served) -> None:
 PAST = "2020-01-01T00:00:00Z"
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -115,11 +116,11 @@ PAST = "2020-01-01T00:00:00Z"
     ],
 )
 async def test_a_key_that_cannot_be_is_refused(
-    served: Served, body: dict[str, Any], expected: Refusal
+    unchanged: Served, body: dict[str, Any], expected: Refusal
 ) -> None:
-    async with admin(served) as http:
-        assert refusal(await http.post(keys_of(served), json=body)) == expected
-        assert await every_page(http, keys_of(served)) == []
+    async with admin(unchanged) as http:
+        assert refusal(await http.post(keys_of(unchanged), json=body)) == expected
+        assert await every_page(http, keys_of(unchanged)) == []
 
 
 async def test_a_revoked_key_opens_nothing_from_the_next_request_on(served: Served) -> None:

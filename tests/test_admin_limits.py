@@ -72,6 +72,7 @@ async def test_a_limit_counts_for_the_very_next_request(served: Served) -> None:
             assert (await http.delete(f"{path}/{made['id']}")).status_code == 204
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -91,12 +92,12 @@ async def test_a_limit_counts_for_the_very_next_request(served: Served) -> None:
     ],
 )
 async def test_a_limit_that_cannot_be_is_refused(
-    served: Served, changes: dict[str, Any], expected: Refusal
+    unchanged: Served, changes: dict[str, Any], expected: Refusal
 ) -> None:
-    async with admin(served) as http:
+    async with admin(unchanged) as http:
         body = {"kind": "images", "value": 5, **changes}
-        assert refusal(await http.put(limits_of(served), json=body)) == expected
-        assert await every_page(http, limits_of(served)) == []
+        assert refusal(await http.put(limits_of(unchanged), json=body)) == expected
+        assert await every_page(http, limits_of(unchanged)) == []
 
 
 async def test_of_many_who_set_the_same_limit_one_makes_it(served: Served) -> None:

@@ -88,6 +88,7 @@ async def test_every_version_is_listed_page_by_page(served: Served) -> None:
             assert answer == Refusal(400, "invalid_value", query.partition("=")[0])
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -113,9 +114,9 @@ async def test_every_version_is_listed_page_by_page(served: Served) -> None:
     ],
 )
 async def test_a_price_that_cannot_be_is_refused(
-    served: Served, changes: dict[str, Any], expected: Refusal
+    unchanged: Served, changes: dict[str, Any], expected: Refusal
 ) -> None:
-    async with admin(served) as http:
+    async with admin(unchanged) as http:
         before = await every_page(http, "/prices")
         assert refusal(await http.post("/prices", json={**VERSION, **changes})) == expected
         assert await every_page(http, "/prices") == before
@@ -166,6 +167,7 @@ async def test_usage_is_reported_over_all_tenants_or_one(served: Served, stub: S
     assert [row["user"] for row in csv.DictReader(io.StringIO(table.text))] == ["", "'=cmd()"]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -182,9 +184,9 @@ async def test_usage_is_reported_over_all_tenants_or_one(served: Served, stub: S
     ],
 )
 async def test_a_report_that_cannot_be_is_refused(
-    served: Served, query: str, expected: Refusal
+    unchanged: Served, query: str, expected: Refusal
 ) -> None:
-    async with admin(served) as http:
+    async with admin(unchanged) as http:
         assert refusal(await http.get(f"/usage?{query}")) == expected
 
 

@@ -50,6 +50,7 @@ async def test_a_tenant_is_made_shown_and_listed(served: Served) -> None:
     assert by_name == [zoned]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
@@ -70,9 +71,9 @@ async def test_a_tenant_is_made_shown_and_listed(served: Served) -> None:
     ],
 )
 async def test_a_tenant_that_cannot_be_is_refused_with_the_field(
-    served: Served, body: dict[str, Any], code: str, param: str
+    unchanged: Served, body: dict[str, Any], code: str, param: str
 ) -> None:
-    async with admin(served) as http:
+    async with admin(unchanged) as http:
         assert refusal(await http.post("/tenants", json=body)) == Refusal(400, code, param)
         assert len(await every_page(http, "/tenants")) == 1
 
@@ -131,6 +132,7 @@ async def test_what_a_change_does_not_name_stays_as_it_is(served: Served) -> Non
         assert answered(await http.get(path)) == expected
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -154,10 +156,10 @@ async def test_what_a_change_does_not_name_stays_as_it_is(served: Served) -> Non
     ],
 )
 async def test_a_change_that_cannot_be_is_refused_whole(
-    served: Served, change: dict[str, Any], param: str
+    unchanged: Served, change: dict[str, Any], param: str
 ) -> None:
-    path = f"/tenants/{served.tenant_id}"
-    async with admin(served) as http:
+    path = f"/tenants/{unchanged.tenant_id}"
+    async with admin(unchanged) as http:
         before = answered(await http.get(path))
         body = {"stores_prompts": not before["stores_prompts"], **change}
         assert refusal(await http.patch(path, json=body)) == Refusal(400, "invalid_value", param)

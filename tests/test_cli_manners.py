@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -18,15 +17,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.cli import main
+from tests.forks import KEPT, fork_gateway
 from tests.harness import gateway_process
 
 GENERATIONS = "/v1/images/generations"
 IMAGE = {"model": "gpt-image-2", "prompt": "a red circle", "quality": "low", "size": "1024x1024"}
 TRIES = 500
 COMMAND_SECONDS = 100
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["gateway.cli.app", "tests.harness", "pytest"])
 
 
 @dataclass(frozen=True)
@@ -56,20 +53,6 @@ class Finished:
         assert "--help" in self.err
 
 
-def run_in_fork(arguments: list[str], environment: dict[str, str], folder: Path) -> None:
-    """In a fresh fork: be `gateway`, with the input, output and errors in files of `folder`."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(environment["PWD"])
-    sys.stdin = (folder / "in").open()
-    for number, name in ((1, "out"), (2, "err")):
-        # What commands start (Postgres' own programs) writes to the descriptors.
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.stdout, sys.stderr = (folder / "out").open("a"), (folder / "err").open("a")
-    sys.argv = ["gateway", *arguments]
-    main()
-
-
 @dataclass(frozen=True)
 class CommandLine:
     """Runs `gateway …` in processes of its own, with this environment alone.
@@ -86,17 +69,21 @@ class CommandLine:
         with tempfile.TemporaryDirectory() as name:
             files = Path(name)
             (files / "in").write_text(stdin)
-            forked = FORKS.Process(
-                target=run_in_fork, args=(list(arguments), self._whole(changes), files)
+            out, err = files / "out", files / "err"
+            forked = fork_gateway(
+                list(arguments),
+                self._whole(changes),
+                out=out,
+                err=err,
+                stdin=files / "in",
+                folder=self.folder,
             )
-            forked.start()
-            forked.join(COMMAND_SECONDS)
-            if forked.exitcode is None:
+            try:
+                status = forked.wait(COMMAND_SECONDS)
+            except subprocess.TimeoutExpired:
                 forked.kill()
-                raise AssertionError(f"it goes on and on: {arguments}")
-            return Finished(
-                forked.exitcode, (files / "out").read_text(), (files / "err").read_text()
-            )
+                raise AssertionError(f"it goes on and on: {arguments}") from None
+            return Finished(status, out.read_text(), err.read_text())
 
     def process(self, *arguments: str, **changes: str) -> Finished:
         """Run one command as a shell does."""
@@ -117,7 +104,7 @@ class CommandLine:
         return [self(*command.split()) for command in commands]
 
     def _whole(self, changes: dict[str, str]) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         return kept | {"COLUMNS": "200", "PWD": str(self.folder)} | self.environment | changes
 
 

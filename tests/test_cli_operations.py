@@ -49,7 +49,7 @@ def test_a_doctor_finds_a_serving_gateway_well(running: RunningGateway) -> None:
     assert states_of(as_json) == dict.fromkeys(CHECKS, "ok") | none
     assert (as_json.status, as_json.err, table.status, table.err) == (0, "", 0, "")
     assert all(check in table.out for check in CHECKS)
-    with_key = running.command("doctor", "--json", OPENAI_API_KEY="sk-doctor-canary-0123")
+    with_key = running.command.process("doctor", "--json", OPENAI_API_KEY="sk-doctor-canary-0123")
     assert states_of(with_key) == dict.fromkeys(CHECKS, "ok") | {"limits": "none"}
     assert "canary" not in with_key.out
 

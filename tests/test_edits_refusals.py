@@ -123,20 +123,21 @@ PICTURES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", PICTURES)
 async def test_what_is_no_picture_of_a_known_kind_is_refused(
-    served: Served, stub: Stub, name: str
+    unchanged: Served, unused_stub: Stub, name: str
 ) -> None:
     content, code = PICTURES[name]
     found = []
-    async with served.http(await served.key()) as http:
+    async with unchanged.http(await unchanged.key()) as http:
         for declared in ("image/png", "application/octet-stream"):
             files: Files = [("image[]", ("i.png", content, declared)), ("image[]", PICTURE[1])]
             found.append(told(await http.post(PATH, data=FIELDS, files=files)))
         link = {"image_url": data_url(content or b"\n")}
         found.append(told(await http.post(PATH, json={**FIELDS, "images": [link]})))
     assert found == [(400, code, "image")] * 3
-    await expect_nothing_bought(served, stub)
+    await expect_nothing_bought(unchanged, unused_stub)
 
 
 async def test_masks_that_do_not_fit_are_refused(served: Served, stub: Stub) -> None:

@@ -119,7 +119,8 @@ async def test_without_a_place_for_files_uploads_are_put_off_and_what_was_bought
     folder = tmp_path / "spool"
     folder.mkdir()
     environment = process_environment(settings) | {"TMPDIR": str(folder)}
-    with gateway_process(environment, tmp_path / "log") as process:
+    # From nothing: a process decides where its files go as soon as it has imported something.
+    with gateway_process(environment, tmp_path / "log", from_nothing=True) as process:
         await process.until_ready()
         async with client_of(process.base_url, await served.key()) as http:
             assert (await http.post(EDITS, data=SMALL, files=HOLED)).status_code == 200

@@ -377,6 +377,7 @@ async def told(served: Served) -> list[tuple[str, int | None, str]]:
     return [(row.type, row.data.get("threshold_percent"), row.data["spent_usd"]) for row in rows]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     "body",
     [
@@ -395,9 +396,9 @@ async def told(served: Served) -> list[tuple[str, int | None, str]]:
     ],
 )
 async def test_a_budget_of_the_house_that_cannot_be_is_refused(
-    served: Served, body: dict[str, object]
+    unchanged: Served, body: dict[str, object]
 ) -> None:
-    async with admin(served) as http:
+    async with admin(unchanged) as http:
         assert refusal(await http.put(PATH, json=body)).status == 400
         assert answered(await http.get(PATH))["data"] == []
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,8 @@ from gateway.errors import ConfigurationError
 from gateway.limits.rate_limits import LimitReached, open_limiter
 from tests.harness import free_port, process_environment
 from tests.limits_helpers import TENANT_ID, Valkey, caller, running_valkey
+from tests.test_cli_manners import CommandLine
 from tests.tls_helpers import Authority, tls_in_front_of
-
-DOCTOR_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,11 @@ async def secured(tmp_path: Path) -> AsyncIterator[Secured]:
 
 async def doctors_word(settings: Settings, redis_url: str) -> tuple[str, str]:
     """State and detail of what `gateway doctor` finds of the limits."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "doctor", "--json"),
-        env=kept | process_environment(settings) | {"GATEWAY_REDIS_URL": redis_url},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), DOCTOR_SECONDS)
+    environment = process_environment(settings) | {"GATEWAY_REDIS_URL": redis_url}
+    command = CommandLine(environment, settings.data_dir)
+    ended = await asyncio.to_thread(command, "doctor", "--json")
     # The limits' own word, or that of what kept the gateway from starting.
-    found = [check for check in json.loads(out) if check["check"] in {"limits", "start"}]
+    found = [check for check in json.loads(ended.out) if check["check"] in {"limits", "start"}]
     return found[0]["state"], found[0]["detail"]
 
 

@@ -26,11 +26,12 @@ STOPPED = {0, -signal.SIGTERM}
 
 
 @contextmanager
-def started(folder: Path, *options: str) -> Iterator[GatewayProcess]:
+def started(folder: Path, *options: str, from_nothing: bool = False) -> Iterator[GatewayProcess]:
     """`gateway serve` on the data directory in `folder`; its log begins anew."""
     log = folder / "server.log"
     log.unlink(missing_ok=True)
-    with gateway_process({"GATEWAY_DATA_DIR": str(folder / "data")}, log, *options) as process:
+    environment = {"GATEWAY_DATA_DIR": str(folder / "data")}
+    with gateway_process(environment, log, *options, from_nothing=from_nothing) as process:
         asyncio.run(process.until_ready())
         yield process
 
@@ -61,7 +62,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def first(folder: Path) -> Iterator[GatewayProcess]:
     """The first start."""
-    with started(folder) as process:
+    with started(folder, from_nothing=True) as process:
         yield process
 
 
@@ -173,7 +174,7 @@ def test_a_crashed_gateway_starts_again_and_then_leaves_no_postgres() -> None:
 
 def test_two_workers_serve_and_stop_together() -> None:
     with fresh_folder() as folder:
-        with started(folder, "--workers", "2") as process:
+        with started(folder, "--workers", "2", from_nothing=True) as process:
             key = keys_in(folder)["test_key"]
             answers = [ask(process.base_url, key) for _ in range(8)]
             assert [answer.status_code for answer in answers] == [200] * 8

@@ -249,17 +249,18 @@ JSON_REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
 }
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", JSON_REFUSALS)
 async def test_wrong_pictures_in_json_are_refused_by_name(
-    served: Served, stub: Stub, name: str
+    unchanged: Served, unused_stub: Stub, name: str
 ) -> None:
     body, code, param = JSON_REFUSALS[name]
-    async with served.http(await served.key()) as http:
+    async with unchanged.http(await unchanged.key()) as http:
         response = await http.post(EDITS, json={**FIELDS, **body})
     assert (response.status_code, error_of(response)["code"]) == (400, code)
     assert param is None or error_of(response)["param"] == param
-    assert stub.calls == []
-    assert await served.owner_sql("SELECT 1 FROM reservation") == []
+    assert unused_stub.calls == []
+    assert await unchanged.owner_sql("SELECT 1 FROM reservation") == []
 
 
 BOUNDARY = {"content-type": "multipart/form-data; boundary=b"}
@@ -280,13 +281,16 @@ FORM_REFUSALS: dict[str, tuple[bytes, dict[str, str], str]] = {
 }
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", FORM_REFUSALS)
-async def test_a_body_that_cannot_be_read_is_refused(served: Served, stub: Stub, name: str) -> None:
+async def test_a_body_that_cannot_be_read_is_refused(
+    unchanged: Served, unused_stub: Stub, name: str
+) -> None:
     content, headers, code = FORM_REFUSALS[name]
-    async with served.http(await served.key()) as http:
+    async with unchanged.http(await unchanged.key()) as http:
         response = await http.post(EDITS, content=content, headers=headers)
     assert (response.status_code, error_of(response)["code"]) == (400, code)
-    assert stub.calls == []
+    assert unused_stub.calls == []
 
 
 async def test_pictures_keep_their_order_and_json_edits_reach_the_provider(

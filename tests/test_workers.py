@@ -26,7 +26,7 @@ from tests.stub_openai import Fault, Stub
 
 # Each starts up to seven processes, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(300)
-WORKERS = "2"
+MANY = ("--workers", "2")
 CALLS = 12
 STAYING = 8
 STOP_SECONDS = 60
@@ -48,7 +48,7 @@ async def test_workers_that_are_told_to_stop_finish_every_paid_call(
 ) -> None:
     stub.faults.add(Fault(hold=True, times=None))
     environment = process_environment(settings) | {"GATEWAY_DRAIN_SECONDS": "30"}
-    with gateway_process(environment, tmp_path / "log", "--workers", WORKERS) as running:
+    with gateway_process(environment, tmp_path / "log", *MANY, from_nothing=True) as running:
         await running.until_ready(tries=2400)
         async with clients_of(served, running, CALLS) as clients:
             calls = [asyncio.create_task(client.post(PATH, json=BODY)) for client in clients]
@@ -72,7 +72,7 @@ async def test_a_worker_that_is_killed_is_replaced(
     served: Served, settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
     with gateway_process(
-        process_environment(settings), tmp_path / "log", "--workers", WORKERS
+        process_environment(settings), tmp_path / "log", *MANY, from_nothing=True
     ) as running:
         await running.until_ready(tries=2400)
         before = workers_of(running)
@@ -95,7 +95,7 @@ async def test_workers_that_cannot_start_end_the_gateway_with_a_failure(
 ) -> None:
     nonsense = {"GATEWAY_REDIS_URL": "redis://127.0.0.1:6379/0?nonsense=1"}
     with gateway_process(
-        process_environment(settings) | nonsense, tmp_path / "log", "--workers", WORKERS
+        process_environment(settings) | nonsense, tmp_path / "log", *MANY, from_nothing=True
     ) as running:
         assert await asyncio.to_thread(running.process.wait, 2 * STOP_SECONDS) == 1
 
@@ -105,7 +105,7 @@ async def test_a_revoked_key_ends_on_every_worker(
     served: Served, settings: Settings, tmp_path: Path
 ) -> None:
     with gateway_process(
-        process_environment(settings), tmp_path / "log", "--workers", WORKERS
+        process_environment(settings), tmp_path / "log", *MANY, from_nothing=True
     ) as running:
         await running.until_ready(tries=2400)
         key = await served.key()
@@ -133,8 +133,8 @@ async def test_workers_of_two_gateways_share_a_limit(
         async with served_gateway(with_redis(settings, valkey)) as served:
             await limit(served, "requests", 40)
             with (
-                gateway_process(environment, tmp_path / "one", "--workers", WORKERS) as one,
-                gateway_process(environment, tmp_path / "two", "--workers", WORKERS) as two,
+                gateway_process(environment, tmp_path / "one", *MANY, from_nothing=True) as one,
+                gateway_process(environment, tmp_path / "two", *MANY, from_nothing=True) as two,
             ):
                 for running in (one, two):
                     await running.until_ready(tries=2400)

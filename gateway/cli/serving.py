@@ -152,7 +152,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
             _greet(core, as_json=as_json, workers=workers)
             with _shared_metrics():
                 config = _uvicorn_config(
-                    "gateway.main:worker_app", settings, host, port, workers=workers
+                    "gateway.cli:worker_app", settings, host, port, workers=workers
                 )
                 supervisor = _Supervisor(config, sockets=_listeners(config))
                 await start.over()

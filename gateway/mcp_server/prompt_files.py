@@ -123,11 +123,16 @@ class TemplateContent(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TemplateFile:
-    """A checked file: what it holds, its text taken apart, and the line of its name."""
+    """A checked file: what it holds, and its text taken apart."""
 
     content: TemplateContent
     parts: tuple[Part, ...]
-    name_line: int
+    source: str
+
+    @property
+    def name_line(self) -> int:
+        """Where its name stands; sought for a complaint only, since that reads all of it again."""
+        return _statement(locate(self.source), ("name",)).line
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,21 +157,20 @@ def parse_file(data: bytes, path: str) -> TemplateFile:
     except tomllib.TOMLDecodeError as error:
         line, complaint = explain_syntax(error, source)
         raise ConfigurationError(f"{path}:{line}: no valid TOML: {complaint}.") from None
-    places = locate(source)
     try:
         content = TemplateContent.model_validate(values)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        raise _refusal(path, map(_schema_complaint, problems), places) from None
+        raise _refusal(path, map(_schema_complaint, problems), source) from None
     try:
         parts = parse_text(content.text)
     except TextMistake as mistake:
         complaint_in_text = _Complaint(("text",), mistake.message, mistake.offset, mistake.mark)
-        raise _refusal(path, [complaint_in_text], places, content.text) from None
+        raise _refusal(path, [complaint_in_text], source, content.text) from None
     complaints = [*_argument_complaints(content), *_text_complaints(content, parts)]
     if complaints:
-        raise _refusal(path, complaints, places, content.text)
-    return TemplateFile(content, parts, _statement(places, ("name",)).line)
+        raise _refusal(path, complaints, source, content.text)
+    return TemplateFile(content, parts, source)
 
 
 def _decode(data: bytes, path: str) -> str:
@@ -185,9 +189,10 @@ def _decode(data: bytes, path: str) -> str:
 def _refusal(
     path: str,
     complaints: Iterable[_Complaint],
-    places: Mapping[KeyPath, Statement],
+    source: str,
     text: str = "",
 ) -> ConfigurationError:
+    places = locate(source)
     lines: list[tuple[int, str]] = []
     for complaint in complaints:
         statement = _statement(places, complaint.path)

@@ -1,0 +1,100 @@
+"""Processes that are the command `gateway`, forked from one that has done its imports.
+
+The imports take seconds and most of the time of a command, or of a gateway's start; apart from
+them a fork does all that a process started from nothing does. It inherits no state of the tests:
+what is forked is a process that has only imported the command.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from gateway.cli import main
+
+FORKS = multiprocessing.get_context("forkserver")
+# httpcore2: imported by the first client. pytest: every fork imports what its parent began with.
+FORKS.set_forkserver_preload(["gateway.cli.app", "httpcore2", "tests.forks", "pytest"])
+KEPT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE")
+"""What processes have of the tests' own environment."""
+
+
+class Forked:
+    """A running fork: of `subprocess.Popen`, what tests use."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        assert process.pid is not None
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs on.
+        """
+        self._process.join(timeout)
+        status = self._process.exitcode
+        if status is None:
+            raise subprocess.TimeoutExpired("gateway", timeout or 0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+
+def fork_gateway(
+    arguments: list[str],
+    environment: dict[str, str],
+    *,
+    out: Path,
+    err: Path,
+    stdin: Path = Path(os.devnull),
+    folder: Path | None = None,
+) -> Forked:
+    """Start `gateway …` with this environment alone; `out` and `err` are appended to."""
+    process = FORKS.Process(
+        target=_be_gateway,
+        args=(arguments, environment, folder or Path.cwd()),
+        kwargs={"out": out, "err": err, "stdin": stdin},
+    )
+    process.start()
+    return Forked(process)
+
+
+def _be_gateway(
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    *,
+    out: Path,
+    err: Path,
+    stdin: Path,
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.stdin = stdin.open()
+    for number, file in ((1, out), (2, err)):
+        # What commands start (Postgres' own programs) writes to the descriptors.
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    sys.stdout, sys.stderr = out.open("a", buffering=1), err.open("a", buffering=1)
+    sys.argv = ["gateway", *arguments]
+    main()
