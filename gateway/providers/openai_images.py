@@ -136,10 +136,10 @@ class OpenAIImages:
             ProviderFailure: anything but images.
         """
         async with self._post(request, credential) as response:
-            chunks = _limited(response, self._max_answer_bytes)
             if request.stream:
+                chunks = _limited(response, self._max_answer_bytes)
                 return await _read_stream(chunks, request, partials)
-            content = b"".join([chunk async for chunk in chunks])
+            content = await _read(response, self._max_answer_bytes)
         body = read_body(content)
         items = cast("list[dict[str, object]]", body["data"])
         images = await asyncio.gather(*(self._image(item) for item in items))
@@ -182,8 +182,7 @@ class OpenAIImages:
                 ) as response,
             ):
                 await _refuse_failed(response)
-                chunks = _limited(response, self._max_answer_bytes)
-                return read_shutdown_dates(b"".join([chunk async for chunk in chunks]))
+                return read_shutdown_dates(await _read(response, self._max_answer_bytes))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _interrupted(error, sending) from None
 
@@ -239,9 +238,12 @@ def _interrupted(error: Exception, sending: _Sending) -> ProviderFailure:
 
 async def _refuse_failed(response: aiohttp.ClientResponse) -> None:
     if response.status not in SUCCESS:
-        chunks = _limited(response, MAX_ERROR_BYTES)
-        content = b"".join([chunk async for chunk in chunks])
+        content = await _read(response, MAX_ERROR_BYTES)
         raise refused(response.status, response.headers, content)
+
+
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    return b"".join([chunk async for chunk in _limited(response, max_bytes)])
 
 
 async def _limited(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
