@@ -152,6 +152,7 @@ class Settings(BaseSettings):
     hold_margin_seconds: int = Field(default=60, ge=1)
     estimate_after_seconds: int = Field(default=3600, ge=1)
     sweep_interval_seconds: float = Field(default=5.0, gt=0)
+    keepalive_seconds: int = Field(default=75, ge=1, le=3600)
     shutdown_delay_seconds: float = Field(default=0.0, ge=0, le=300)
     drain_seconds: float = Field(default=25.0, ge=0)
 

@@ -1,11 +1,14 @@
 """What every answer carries: its id, its cost, the model that served it and how long that lives."""
 
+import asyncio
 import dataclasses
 import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -16,7 +19,15 @@ from gateway.images.storage import Download, ImageStore
 from gateway.main import create_app
 from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
-from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
+from tests.harness import (
+    GPT2,
+    Served,
+    error_of,
+    gateway_process,
+    process_environment,
+    secret_of,
+    served_gateway,
+)
 from tests.stub_openai import Fault, Stub
 
 PATH = "/v1/images/generations"
@@ -218,3 +229,19 @@ async def test_no_answer_leads_to_a_host_that_the_client_made_up(served: Served)
         for method, path in (("GET", "/"), ("GET", "/v1/models/"), ("POST", f"{PATH}/")):
             response = await http.request(method, path, headers={"Host": "made-up.example"})
             assert "made-up.example" not in response.headers.get("location", ""), path
+
+
+async def test_an_idle_connection_is_closed_when_the_operator_says(
+    settings: Settings, tmp_path: Path
+) -> None:
+    environment = process_environment(settings) | {"GATEWAY_KEEPALIVE_SECONDS": "1"}
+    with gateway_process(environment, tmp_path / "log") as running:
+        await running.until_ready()
+        address = urlsplit(running.base_url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        for _ in range(2):
+            writer.write(b"GET /health HTTP/1.1\r\nhost: gateway\r\n\r\n")
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            await reader.readuntil(b"}")
+        assert await asyncio.wait_for(reader.read(), 60) == b""
+        writer.close()

@@ -208,6 +208,7 @@ def _uvicorn_config(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.keepalive_seconds,
         timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         # Longer than the drain, so that every client hears how its call ended.
         timeout_graceful_shutdown=int(settings.drain_seconds + settings.settle_wait_seconds) + 2,
