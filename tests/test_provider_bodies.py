@@ -75,6 +75,15 @@ def test_a_refusal_in_other_words_may_have_cost_something(content: bytes) -> Non
     assert refused(400, {}, content).outcome is Outcome.AMBIGUOUS
 
 
+@pytest.mark.parametrize("error", ['"no"', '{"code":["a list"]}', '{"code":{}}', "[1]"])
+def test_a_stream_that_ends_in_an_error_may_have_cost_something_however_odd_it_is(
+    error: str,
+) -> None:
+    with pytest.raises(ProviderFailure) as caught:
+        read_event(f'{{"type":"error","error":{error}}}'.encode())
+    assert caught.value.outcome is Outcome.AMBIGUOUS
+
+
 def test_an_event_with_half_a_character_is_read() -> None:
     event = read_event(b'{"type":"image_generation.completed","revised_prompt":"a \\ud83d"}')
     assert event == {"type": "image_generation.completed", "revised_prompt": "a \ufffd"}

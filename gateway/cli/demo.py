@@ -33,7 +33,7 @@ def demo(
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         refuse(f"{output_dir} cannot be made: {error.strerror}.")
-    # Half a second and 40 MB of clients that no other command has a use for.
+    # A third of a second and 13 MB of a client that no other command has a use for.
     from gateway.cli.demo_clients import DemoFailed, demonstrate  # noqa: PLC0415
 
     say = (lambda _line: None) if as_json else console.print

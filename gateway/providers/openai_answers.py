@@ -319,7 +319,7 @@ def read_event(data: bytes) -> Mapping[str, object]:
     if not isinstance(event, dict):
         return {}
     if failure := event.get("error"):
-        code = failure.get("code") if isinstance(failure, dict) else None
+        code = _optional_text(failure, "code") if isinstance(failure, dict) else None
         reason = Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN
         raise ProviderFailure(
             Outcome.AMBIGUOUS, reason, "The provider broke off while the image was being made."
