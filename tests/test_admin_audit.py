@@ -49,6 +49,7 @@ def told(found: list[JsonObject]) -> list[tuple[str, str, Any, Any]]:
 def shown_key(key: JsonObject, **changes: Any) -> JsonObject:
     kept = (
         "root_id",
+        "name",
         "user_id",
         "last4",
         "livemode",

@@ -18,6 +18,7 @@ from tests.admin_helpers import (
     admin,
     answered,
     created,
+    entries,
     every_page,
     refusal,
 )
@@ -45,6 +46,7 @@ async def test_a_key_is_issued_and_its_secret_shown_this_once(served: Served) ->
         "id": made["id"],
         "object": "api_key",
         "root_id": made["id"],
+        "name": None,
         "user_id": None,
         "livemode": True,
         "last4": made["secret"][-4:],
@@ -88,6 +90,34 @@ async def test_a_key_may_do_what_it_was_issued_for(served: Served) -> None:
     assert [(row["user"], row["images"]) for row in report["data"]] == [("alice", 1)]
 
 
+@pytest.mark.parametrize("name", ["website", "Ünï & Co 日本", "x7Qa", "[red]x[/red]", "n" * 100])
+async def test_all_keys_of_a_line_have_one_name(served: Served, name: str) -> None:
+    async with admin(served) as http:
+        old = created(await http.post(keys_of(served), json={"name": "before"}))
+        other = created(await http.post(keys_of(served), json={"name": "before"}))
+        path = f"{keys_of(served)}/{old['id']}"
+        twin = created(await http.post(f"{path}/roll", json={}))
+        assert (old["name"], other["name"], twin["name"]) == ("before", "before", "before")
+        renamed = answered(await http.patch(path, json={"name": name}))
+        assert renamed["name"] == name
+        named = {key["id"]: key["name"] for key in await every_page(http, keys_of(served))}
+        assert named == {old["id"]: name, twin["id"]: name, other["id"]: "before"}
+        answered(await http.patch(f"{keys_of(served)}/{twin['id']}", json={"name": None}))
+        named = {key["id"]: key["name"] for key in await every_page(http, keys_of(served))}
+        assert named == {old["id"]: None, twin["id"]: None, other["id"]: "before"}
+        told = [entry for entry in await entries(served) if entry["action"] == "api_key.renamed"]
+    assert [(e["object_id"], e["before"]["name"], e["after"]["name"]) for e in told] == [
+        (old["id"], "before", name),
+        (twin["id"], name, None),
+    ]
+
+
+async def test_two_spellings_of_a_name_are_one(served: Served) -> None:
+    async with admin(served) as http:
+        made = created(await http.post(keys_of(served), json={"name": "cafe\u0301"}))
+    assert made["name"] == "caf\u00e9"
+
+
 PAST = "2020-01-01T00:00:00Z"
 
 
@@ -103,6 +133,12 @@ PAST = "2020-01-01T00:00:00Z"
         ({"models": ["\x00"]}, Refusal(404, "model_not_found", "models")),
         ({"models": []}, Refusal(400, "invalid_value", "models")),
         ({"livemode": "false"}, Refusal(400, "invalid_value", "livemode")),
+        ({"name": ""}, Refusal(400, "invalid_value", "name")),
+        ({"name": "  "}, Refusal(400, "invalid_value", "name")),
+        ({"name": "a\nb"}, Refusal(400, "invalid_value", "name")),
+        ({"name": "\u202egnp"}, Refusal(400, "invalid_value", "name")),
+        ({"name": "n" * 101}, Refusal(400, "invalid_value", "name")),
+        ({"name": 5}, Refusal(400, "invalid_value", "name")),
         ({"user_id": NO_ID}, Refusal(404, "not_found", "user_id")),
         ({"user_id": "alice"}, Refusal(400, "invalid_value", "user_id")),
         ({"expires_at": PAST}, Refusal(400, "invalid_value", "expires_at")),
@@ -215,6 +251,7 @@ async def test_a_key_is_reached_through_its_own_tenant_alone(served: Served) -> 
             path = f"{keys_of(served, other)}/{key_id}"
             assert refusal(await http.delete(path)) == gone
             assert refusal(await http.post(f"{path}/roll", json={})) == gone
+            assert refusal(await http.patch(path, json={"name": "mine"})) == gone
         stranger = await http.post(keys_of(served), json={"user_id": theirs["id"]})
         assert refusal(stranger) == Refusal(404, "not_found", "user_id")
         assert await every_page(http, keys_of(served, other)) == []

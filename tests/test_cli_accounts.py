@@ -109,12 +109,12 @@ def test_a_key_may_do_what_it_was_made_for(running: RunningGateway) -> None:
     before = datetime.now(UTC)
     made = make_key(
         running,
-        *("--test", "--user", "alice", "--scopes", "images:write,usage:read"),
+        *("--name", "Ünï", "--test", "--user", "alice", "--scopes", "images:write,usage:read"),
         *("--models", "gpt-image-2", "--expires", "90d"),
     )
-    assert set(made) == {"id", "key", "livemode", "scopes", "models", "expires_at"}
+    assert set(made) == {"id", "name", "key", "livemode", "scopes", "models", "expires_at"}
     assert made["key"].startswith("igw_test_")
-    assert (made["livemode"], made["models"]) == (False, ["gpt-image-2"])
+    assert (made["name"], made["livemode"], made["models"]) == ("Ünï", False, ["gpt-image-2"])
     assert made["scopes"] == ["images:write", "usage:read"]
     lifetime = datetime.fromisoformat(made["expires_at"]) - before
     assert timedelta(days=90) <= lifetime < timedelta(days=90, minutes=5)
@@ -137,6 +137,7 @@ def test_a_keys_secret_is_shown_once(running: RunningGateway) -> None:
     [info] = [key for key in listed.json() if key["last4"] == secret[-4:]]
     assert info == {
         "id": info["id"],
+        "name": None,
         "livemode": True,
         "last4": secret[-4:],
         "scopes": sorted(Scope),

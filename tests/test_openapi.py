@@ -19,6 +19,7 @@ OPERATORS = {
     "/admin/v1/tenants/{tenant_id}",
     "/admin/v1/tenants/{tenant_id}/users",
     "/admin/v1/tenants/{tenant_id}/keys",
+    "/admin/v1/tenants/{tenant_id}/keys/{key_id}",
     "/admin/v1/tenants/{tenant_id}/keys/{key_id}/roll",
     "/admin/v1/tenants/{tenant_id}/credentials/{provider}",
     "/admin/v1/tenants/{tenant_id}/budgets",

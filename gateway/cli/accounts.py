@@ -36,6 +36,9 @@ UserOption = Annotated[str | None, typer.Option("--user", help="Name of a user o
 @keys.command("create")
 def create_key(
     tenant: TenantOption,
+    name: Annotated[
+        str | None, typer.Option(help="What lists and reports call it, e.g. website.")
+    ] = None,
     user: UserOption = None,
     test: Annotated[bool, typer.Option("--test", help="A sandbox key: costs nothing.")] = False,
     scopes: Annotated[
@@ -70,6 +73,7 @@ def create_key(
                 owner.id,
                 pepper=core.pepper,
                 livemode=not test,
+                name=name,
                 user_id=user_id,
                 scopes=wanted,
                 models=allowed,
@@ -90,7 +94,7 @@ def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
             names = await users.user_names(TenantSession(session), owner.id)
         return [
             {
-                **fields(key, "id", "livemode", "last4", "scopes", "models"),
+                **fields(key, "id", "name", "livemode", "last4", "scopes", "models"),
                 "user": None if key.user_id is None else names[key.user_id],
                 **fields(key, "expires_at", "revoked_at", "created_at"),
             }
@@ -105,6 +109,7 @@ def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
         [
             {
                 "id": key["id"],
+                "name": key["name"],
                 "key": f"igw_{'live' if key['livemode'] else 'test'}_…{key['last4']}",
                 "user": key["user"],
                 "scopes": "all" if set(key["scopes"]) == set(Scope) else key["scopes"],
@@ -165,6 +170,7 @@ def revoke_key(
 def _show_issued(issued: IssuedKey, *, as_json: bool) -> None:
     shown = {
         "id": issued.id,
+        "name": issued.name,
         "key": issued.secret.reveal(),
         "livemode": issued.livemode,
         "scopes": list(issued.scopes),
@@ -174,7 +180,7 @@ def _show_issued(issued: IssuedKey, *, as_json: bool) -> None:
     if as_json:
         print_json(shown)
         return
-    console.print(f"Key {issued.id}:")
+    console.print(f"Key {issued.id}{f' ({issued.name})' if issued.name else ''}:")
     console.print(f"\n    {issued.secret.reveal()}\n")
     console.print("Keep it now; it is not shown again.")
 

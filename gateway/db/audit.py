@@ -28,6 +28,7 @@ class Action(StrEnum):
     TENANT_RESUMED = "tenant.resumed"
     USER_CREATED = "user.created"
     API_KEY_ISSUED = "api_key.issued"
+    API_KEY_RENAMED = "api_key.renamed"
     API_KEY_ROLLED = "api_key.rolled"
     API_KEY_REVOKED = "api_key.revoked"
     CREDENTIAL_STORED = "credential.stored"

@@ -44,11 +44,13 @@ class TenantRow(Table):
 
     __tablename__ = "tenant"
     __table_args__ = (
-        CheckConstraint("status IN ('active', 'suspended')", name="tenant_status"),
+        CheckConstraint("status IN ('active', 'suspended', 'deleted')", name="tenant_status"),
+        CheckConstraint("(status = 'deleted') = (deleted_at IS NOT NULL)", name="tenant_deleted"),
         CheckConstraint(
             "image_retention_seconds BETWEEN 60 AND 315360000", name="tenant_image_retention"
         ),
         CheckConstraint("max_image_bytes >= 0", name="tenant_max_image_bytes"),
+        Index("tenant_erased", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -60,6 +62,7 @@ class TenantRow(Table):
     image_retention_seconds: Mapped[int | None]
     max_image_bytes: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class TenantUserRow(Table):
@@ -69,18 +72,26 @@ class TenantUserRow(Table):
     __table_args__ = (
         UniqueConstraint("tenant_id", "name", name="tenant_user_name"),
         UniqueConstraint("tenant_id", "id", name="tenant_user_of_tenant"),
+        CheckConstraint("status IN ('active', 'disabled', 'deleted')", name="tenant_user_status"),
+        CheckConstraint(
+            "(status = 'deleted') = (deleted_at IS NOT NULL)", name="tenant_user_deleted"
+        ),
+        Index("tenant_user_erased", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     name: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text, server_default="active")
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class ApiKeyRow(Table):
     """A secret we issued; only its HMAC is kept.
 
     `root_id`: the first key of a line of rolled keys; it stands for all in budgets and reports.
+    All keys of a line have the same name, if any.
     """
 
     __tablename__ = "api_key"
@@ -94,6 +105,7 @@ class ApiKeyRow(Table):
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     user_id: Mapped[UUID | None]
     root_id: Mapped[UUID]
+    name: Mapped[str | None] = mapped_column(Text)
     digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     last4: Mapped[str] = mapped_column(Text)
     livemode: Mapped[bool]
@@ -165,6 +177,7 @@ class CredentialRow(Table):
     last4: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    tested_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class RateLimitRow(Table):

@@ -1,12 +1,13 @@
 """API keys: issuing, finding the caller behind one, rolling and revoking."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, func, or_, select, update
 
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
@@ -18,7 +19,7 @@ from gateway.domain import Caller, Operator, Scope, SecretText, TenantSettings, 
 from gateway.errors import InvalidRequest, NotFound, Unauthenticated
 from gateway.tenancy import key_format
 from gateway.tenancy.rate_limits import read_limits
-from gateway.tenancy.tenants import refuse_suspended
+from gateway.tenancy.tenants import check_name, refuse_suspended
 
 MAX_LIFETIME = timedelta(days=3653)
 MAX_GRACE = timedelta(days=366)
@@ -33,6 +34,7 @@ class KeyInfo:
 
     id: UUID
     root_id: UUID
+    name: str | None
     user_id: UUID | None
     last4: str
     livemode: bool
@@ -130,6 +132,7 @@ async def issue(
     *,
     pepper: bytes,
     livemode: bool,
+    name: str | None = None,
     user_id: UUID | None = None,
     scopes: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
@@ -138,9 +141,10 @@ async def issue(
     """Make a key for a tenant, or for one of its users; the database keeps only its HMAC.
 
     Raises:
-        InvalidRequest: an unknown scope, or a life of more than ten years.
+        InvalidRequest: an unknown scope, a life of more than ten years, or a name that cannot be.
         NotFound: the user is not this tenant's.
     """
+    name = _checked_name(name)
     unknown = sorted(set(scopes or ()) - set(Scope))
     if unknown:
         raise InvalidRequest(
@@ -154,6 +158,7 @@ async def issue(
         tenant_id,
         pepper=pepper,
         livemode=livemode,
+        name=name,
         user_id=user_id,
         scopes=scopes if scopes is not None else tuple(Scope),
         models=models,
@@ -194,6 +199,38 @@ async def list_page(
     if after is not None:
         query = query.where(ApiKeyRow.id < after)
     return page_of([_info(row) for row in await session.scalars(query)], limit)
+
+
+async def rename(
+    session: OperatorSession | TenantSession, key_id: UUID, name: str | None
+) -> KeyInfo:
+    """Name a key and every other of its line; None takes the name away.
+
+    Raises:
+        InvalidRequest: a name that cannot be.
+        NotFound: there is no such key that this session sees.
+    """
+    name = _checked_name(name)
+    row = await session.get(ApiKeyRow, key_id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"There is no API key {key_id}.", param="key_id")
+    before = _shown(row)
+    if name != row.name:
+        await session.execute(
+            update(ApiKeyRow)
+            .where(ApiKeyRow.tenant_id == row.tenant_id, ApiKeyRow.root_id == row.root_id)
+            .values(name=name)
+            .execution_options(synchronize_session="fetch")
+        )
+    await record(
+        session,
+        Action.API_KEY_RENAMED,
+        tenant_id=row.tenant_id,
+        object_id=row.id,
+        before=before,
+        after=_shown(row),
+    )
+    return _info(row)
 
 
 async def revoke(session: OperatorSession | TenantSession, key_id: UUID) -> KeyInfo:
@@ -245,6 +282,7 @@ async def roll(
         old.tenant_id,
         pepper=pepper,
         livemode=old.livemode,
+        name=old.name,
         user_id=old.user_id,
         scopes=old.scopes,
         models=old.models,
@@ -271,6 +309,7 @@ def _new_key(
     *,
     pepper: bytes,
     livemode: bool,
+    name: str | None,
     user_id: UUID | None,
     scopes: Sequence[str],
     models: Sequence[str] | None,
@@ -285,6 +324,7 @@ def _new_key(
         tenant_id=tenant_id,
         user_id=user_id,
         root_id=root_id or key_id,
+        name=name,
         digest=key_format.digest(pepper, secret.reveal()),
         last4=secret.reveal()[-4:],
         livemode=livemode,
@@ -294,6 +334,15 @@ def _new_key(
         revoked_at=None,
     )
     return secret, row
+
+
+def _checked_name(name: str | None) -> str | None:
+    """The name in Unicode's composed form, in which two spellings of it are the same."""
+    if name is None:
+        return None
+    composed = unicodedata.normalize("NFC", name)
+    check_name(composed)
+    return composed
 
 
 def _info(row: ApiKeyRow) -> KeyInfo:
@@ -308,6 +357,7 @@ def _public(row: ApiKeyRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "root_id": row.root_id,
+        "name": row.name,
         "user_id": row.user_id,
         "last4": row.last4,
         "livemode": row.livemode,

@@ -25,6 +25,7 @@ from gateway.rest.admin.schemas import (
     Identified,
     Instant,
     Listed,
+    Name,
     PageQuery,
     with_example,
 )
@@ -37,6 +38,7 @@ EXAMPLE: dict[str, JsonValue] = {
     "id": KEY_ID,
     "object": "api_key",
     "root_id": KEY_ID,
+    "name": "website",
     "user_id": USER_ID,
     "livemode": True,
     "last4": "x7Qa",
@@ -58,6 +60,7 @@ class KeyObject(Identified):
     root_id: UUID = Field(
         description="The first of a line of rolled keys: budgets and reports name it for all."
     )
+    name: str | None = Field(description="One for all keys of the line.")
     user_id: UUID | None
     livemode: bool
     last4: str
@@ -82,6 +85,7 @@ class KeyBody(Body):
     """A key to issue."""
 
     model_config = with_example(
+        name="website",
         user_id=USER_ID,
         livemode=True,
         scopes=["images:read", "images:write"],
@@ -89,6 +93,7 @@ class KeyBody(Body):
         expires_at="2027-11-21T00:00:00Z",
     )
 
+    name: Name | None = Field(None, description="Shown beside the id; need not be unique.")
     user_id: UUID | None = Field(None, description="A user of the tenant; none: the tenant's own.")
     livemode: StrictBool = Field(default=True, description="false: a test key, for the sandbox.")
     scopes: list[str] | None = Field(
@@ -102,6 +107,14 @@ class KeyBody(Body):
         None, min_length=1, max_length=100, description="Every model, where none are named."
     )
     expires_at: Instant | None = Field(None, description="Within ten years. null: never.")
+
+
+class KeyChange(Body):
+    """What to change of a key."""
+
+    model_config = with_example(name="website")
+
+    name: Name | None = Field(description="null: it has no name.")
 
 
 class RollBody(Body):
@@ -138,6 +151,7 @@ async def issue_key(
             tenant_id,
             pepper=gateway.core.pepper,
             livemode=body.livemode,
+            name=body.name,
             user_id=body.user_id,
             scopes=body.scopes,
             models=body.models,
@@ -155,6 +169,24 @@ async def list_keys(
         page = await api_keys.list_page(session, tenant_id, limit=query.limit, after=query.after)
     data = [KeyObject.model_validate(key) for key in page.items]
     return Listed[KeyObject].of(data, has_more=page.has_more)
+
+
+@router.patch(
+    "/{key_id}",
+    summary="Rename a key",
+    dependencies=[NoQuery],
+    openapi_extra=body_of(KeyChange),
+)
+async def rename_key(
+    tenant_id: UUID,
+    key_id: UUID,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[KeyChange, Depends(JsonBody(KeyChange))],
+) -> KeyObject:
+    """Every key of its line has the name from then on, in reports of the past too."""
+    async with changing_tenant(gateway, tenant_id, actor) as session:
+        return KeyObject.model_validate(await api_keys.rename(session, key_id, body.name))
 
 
 @router.post(

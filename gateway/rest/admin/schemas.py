@@ -19,6 +19,7 @@ from pydantic.config import JsonDict
 
 from gateway.money import parse_usd
 from gateway.rest.schemas import IN_DIGITS, PageLimit
+from gateway.tenancy.tenants import MAX_NAME_CHARACTERS
 
 MAX_USD_CHARACTERS = 100
 MAX_ROW_ID = 2**63 - 1
@@ -64,6 +65,8 @@ Instant = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 """A moment: ISO 8601 with its offset."""
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+"""What tenants, users and keys are called."""
 RowId = Annotated[int, Field(ge=1, le=MAX_ROW_ID), IN_DIGITS]
 """Budgets, limits and price versions are numbered; their ids are numbers as strings."""
 
