@@ -102,11 +102,14 @@ def content_of(result: CallToolResult) -> dict[str, Any]:
 
 
 def error_of(result: CallToolResult) -> dict[str, Any]:
-    """The error that a tool answered with, as REST's envelope holds it."""
+    """The error that a tool answered with, as REST's envelope holds it.
+
+    Nothing stands in the structured content, which clients check against the output schema.
+    """
     assert result.is_error, result.content
-    assert result.structured_content is not None
-    assert set(result.structured_content) == {"error"}
-    error: dict[str, Any] = result.structured_content["error"]
+    assert result.structured_content is None
+    assert result.meta is not None
+    error: dict[str, Any] = result.meta["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
 

@@ -220,6 +220,6 @@ async def test_an_agent_is_told_to_try_another_model(served: Served, stub: Stub,
         await fail(http, FAILURES)
         result = (await post(http, paint)).result
     assert result["isError"]
-    assert result["structuredContent"]["error"]["code"] == "provider_unavailable"
+    assert result["_meta"]["error"]["code"] == "provider_unavailable"
     assert "list_available_models" in result["content"][0]["text"]
     assert len(stub.calls) == FAILURES

@@ -481,6 +481,6 @@ async def test_a_tool_called_again_with_its_key_gives_the_same_images(
     assert again == {**first, "replayed": True}
     assert [block.type for block in made[1].content] == [block.type for block in made[0].content]
     assert other.is_error
-    assert other.structured_content is not None
-    assert other.structured_content["error"]["code"] == "idempotency_conflict"
+    assert other.meta is not None
+    assert other.meta["error"]["code"] == "idempotency_conflict"
     assert len(stub.calls) == 1

@@ -396,7 +396,7 @@ async def test_at_the_end_who_waits_is_refused_and_what_was_let_in_is_finished(
         assert (late.status_code, error_of(late)["code"]) == (503, "overloaded")
         assert late.headers["Retry-After"] == "1"
         assert told["isError"]
-        assert told["structuredContent"]["error"]["code"] == "overloaded"
+        assert told["_meta"]["error"]["code"] == "overloaded"
         assert await reservations(served) == len(stub.calls) == 2
 
 

@@ -62,8 +62,9 @@ def expect_sense(sent: Sent, message: dict[str, Any]) -> None:
         assert code != INTERNAL_ERROR, (sent, said)
         assert not said.startswith("internal_error")
         return
-    found = message["result"].get("structuredContent", {})
     if message["result"].get("isError"):
+        assert "structuredContent" not in message["result"]
+        found = message["result"]["_meta"]
         seen[f"tool error {found['error']['code']}"] += 1
         assert found["error"]["code"] != "internal_error", (sent, found)
     else:

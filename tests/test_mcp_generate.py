@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import itertools
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ from gateway.domain import Scope
 from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
+from tests.mcp_helpers import error_of as tool_error_of
+from tests.picture_helpers import download
 from tests.stub_openai import Fault, Stub
 
 MODES = ["2026-07-28", "legacy"]
@@ -119,13 +122,29 @@ async def test_the_result_is_a_preview_a_link_a_sentence_and_data(
         result = await call(client, size="1024x1024")
     assert [type(block) for block in result.content] == [ImageContent, ResourceLink, TextContent]
     [link], [url] = links_of(result), urls_of(result)
-    assert link.uri == f"generated-images://{link.name}"
+    full = await download(served, url)
+    assert (link.uri, link.mime_type, link.size) == (url, "image/png", len(full))
     cost_usd = format_usd(stub.totals.cost_nano_usd)
-    assert result.structured_content == {
+    assert result.meta is not None
+    assert result.meta["cost"] == {"usd": cost_usd, "model": GPT2, "provider": "openai"}
+    assert result.structured_content is not None
+    made = dict(result.structured_content)
+    assert datetime.fromisoformat(made.pop("created_at")).utcoffset() == timedelta(0)
+    [row] = await served.owner_sql("SELECT id FROM reservation")
+    assert made == {
         "id": link.name,
+        "generation_id": str(row.id),
         "url": url,
         "images": [
-            {"id": link.name, "uri": link.uri, "url": url, "media_type": "image/png"},
+            {
+                "id": link.name,
+                "uri": f"generated-images://{link.name}",
+                "url": url,
+                "media_type": "image/png",
+                "size_bytes": len(full),
+                "width": 1024,
+                "height": 1024,
+            },
         ],
         "model": GPT2,
         "requested_model": GPT2,
@@ -197,7 +216,7 @@ async def test_refusals_carry_the_same_error_as_rest_and_buy_nothing(
             result = await call(client, **changes)
             answer = await http.post("/v1/images/generations", json={**ARGUMENTS, **changes})
             assert result.is_error
-            assert result.structured_content == {"error": error_of(answer)}
+            assert tool_error_of(result) == error_of(answer)
     assert stub.calls == []
 
 
@@ -228,8 +247,8 @@ async def error_code(served: Served, key: IssuedKey, mode: str) -> str:
     async with served.mcp(key, mode) as client:
         result = await call(client)
     assert result.is_error
-    assert result.structured_content is not None
-    code = str(result.structured_content["error"]["code"])
+    assert result.meta is not None
+    code = str(result.meta["error"]["code"])
     [block] = result.content
     assert isinstance(block, TextContent)
     assert block.text.startswith(f"{code}: ")

@@ -196,8 +196,8 @@ async def test_a_link_is_bounded_before_anybody_reads_it(served: Served, stub: S
             "generated-images://" * 9_000,
         ):
             result = await client.call_tool("edit_image", {"prompt": "x", "image": reference})
-            assert result.structured_content is not None
-            error = result.structured_content["error"]
+            assert result.meta is not None
+            error = result.meta["error"]
             assert (error["code"], error["param"]) == ("string_above_max_length", "image")
     assert stub.calls == []
 

@@ -155,7 +155,7 @@ async def test_partial_images_that_cannot_be_had_are_refused(served: Served, stu
             for name, (changes, _, _) in REFUSED.items():
                 arguments = {**ARGUMENTS["generate_image"], **changes}
                 answer = await post(http, tool_message("generate_image", mode, **arguments))
-                error = answer.result["structuredContent"]["error"]
+                error = answer.result["_meta"]["error"]
                 found[name] = (changes, error["code"], error["param"])
         assert found == REFUSED
         await expect_nothing_bought(served, stub)

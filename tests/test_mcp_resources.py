@@ -237,6 +237,21 @@ async def test_every_model_has_its_card_retired_ones_too(hosted: Hosted) -> None
         assert len(cards) > 10
 
 
+async def test_an_error_of_a_resource_names_its_address(hosted: Hosted) -> None:
+    long = IMAGE + "x" * 5_000
+    for mode in MODES:
+        async with hosted.served.http(await hosted.served.key()) as http:
+            for uri in (
+                IMAGE + "img_1",
+                MODEL + "x",
+                "file:///etc/passwd",
+                HISTORY + "?limit=0",
+                long,
+            ):
+                message = Message("resources/read", {"uri": uri}, mode)
+                assert (await post(http, message)).error["data"]["uri"] == uri[:500]
+
+
 async def test_addresses_that_lead_nowhere_are_said_to(hosted: Hosted) -> None:
     unknown = ("not_found", "uri")
     no_image, no_model = ("image_not_found", "image_id"), ("model_not_found", "model")

@@ -12,6 +12,7 @@ from mcp.types import CallToolResult
 from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, error_of
+from tests.mcp_helpers import error_of as tool_error_of
 from tests.stub_openai import Stub
 
 ROUTE = "/v1/images/generations"
@@ -73,7 +74,7 @@ async def test_a_magic_prompt_fails_as_its_name_says(
     assert answer.headers.get("retry-after") == magic.retry_after
     assert isinstance(result, CallToolResult)
     assert result.is_error
-    assert result.structured_content == {"error": error}
+    assert tool_error_of(result) == error
     assert await states(served) == [(magic.state, False, "sandbox")] * 2
     assert await served.ledger_total() == 0
     assert stub.calls == []

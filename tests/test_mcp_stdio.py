@@ -102,8 +102,8 @@ async def test_a_tool_error_keeps_its_code(served: Served, tmp_path: Path, mode:
         result = await client.call_tool("generate_image", {"prompt": "x", "model": "no-such"})
     assert isinstance(result, CallToolResult)
     assert result.is_error
-    assert result.structured_content is not None
-    assert result.structured_content["error"]["code"] == "model_not_found"
+    assert result.meta is not None
+    assert result.meta["error"]["code"] == "model_not_found"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -191,8 +191,8 @@ async def test_thirty_megabytes_pass_in_an_argument(
         async with bridge.client(mode) as client:
             result = await client.call_tool("generate_image", {"prompt": "x" * LARGE_BYTES})
     assert isinstance(result, CallToolResult)
-    assert result.structured_content is not None
-    assert result.structured_content["error"]["code"] == "string_above_max_length"
+    assert result.meta is not None
+    assert result.meta["error"]["code"] == "string_above_max_length"
 
 
 def other_server() -> MCPServer:

@@ -260,8 +260,8 @@ async def test_before_the_headers_of_2026_a_tool_itself_says_what_it_lacks(
     reader = issuer.sign(issuer.claims(trusting.base_url, scope="images:read"))
     async with trusting.mcp(reader, mode="legacy") as client:
         result = await client.call_tool("generate_image", LOW)
-    assert result.structured_content is not None
-    assert result.structured_content["error"]["code"] == "insufficient_scope"
+    assert result.meta is not None
+    assert result.meta["error"]["code"] == "insufficient_scope"
     assert stub.calls == []
 
 

@@ -172,8 +172,8 @@ async def test_a_tool_needs_the_scope_of_its_route(served: Served, stub: Stub) -
     async with served.mcp(key) as client:
         result = await client.call_tool("generate_image", {"prompt": "a red circle"})
     assert result.is_error
-    assert result.structured_content is not None
-    assert result.structured_content["error"]["code"] == "insufficient_scope"
+    assert result.meta is not None
+    assert result.meta["error"]["code"] == "insufficient_scope"
     assert stub.calls == []
 
 
@@ -326,6 +326,6 @@ async def test_a_key_limited_to_models_uses_and_sees_no_others(served: Served, s
         result = await client.call_tool(
             "generate_image", {"prompt": "x", "model": "gpt-image-2.5-flare"}
         )
-    assert result.structured_content is not None
-    assert result.structured_content["error"]["code"] == "model_not_allowed"
+    assert result.meta is not None
+    assert result.meta["error"]["code"] == "model_not_allowed"
     assert stub.calls == []

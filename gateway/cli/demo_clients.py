@@ -10,7 +10,7 @@ import httpx2
 import openai
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.types import CallToolResult, ImageContent
+from mcp.types import CallToolResult, ImageContent, TextContent
 
 from gateway.cli.output import errors
 
@@ -82,8 +82,8 @@ async def _through_mcp(address: str, key: str, path: Path) -> dict[str, object]:
                 "generate_image",
                 {"prompt": PROMPT, "model": "gpt-image-2.5-flare", "quality": "low"},
             )
-        if not isinstance(result, CallToolResult) or result.is_error:
-            raise DemoFailed(f"The MCP tool refused: {result.structured_content}")
+        if result.structured_content is None:
+            raise DemoFailed(f"The MCP tool refused: {_text(result)}")
         full = await http.get(result.structured_content["url"])
         full.raise_for_status()
     await asyncio.to_thread(path.write_bytes, full.content)
@@ -93,6 +93,10 @@ async def _through_mcp(address: str, key: str, path: Path) -> dict[str, object]:
         "cost_usd": result.structured_content["cost_usd"],
         "preview_bytes": sum(len(base64.b64decode(block.data)) for block in previews),
     }
+
+
+def _text(result: CallToolResult) -> str:
+    return " ".join(block.text for block in result.content if isinstance(block, TextContent))
 
 
 def _reason(error: openai.APIStatusError) -> str:

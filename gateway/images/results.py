@@ -108,7 +108,7 @@ class Results:
         image_id = new_image_id()
         # Not every OpenAI-compatible host says what it gives, or gives what it says.
         output_format = sniff_format(content) or answer.output_format
-        form = _SIZE_FORM.fullmatch(answer.size or "")
+        width, height = dimensions(answer.size)
         settings = caller.tenant_settings
         ttl_seconds = retention_seconds(settings, default_seconds=self._image_retention_seconds)
         now = int(time.time())
@@ -121,8 +121,8 @@ class Results:
             link_expires_at=link_expiry(
                 now, link_seconds=self._image_ttl_seconds, image_expires_at=now + ttl_seconds
             ),
-            width=None if form is None else int(form[1]),
-            height=None if form is None else int(form[2]),
+            width=width,
+            height=height,
             prompt=request.prompt if settings.stores_prompts else None,
             prompt_hash=prompt_hash(self._link_key, caller.tenant_id, request.prompt),
         )
@@ -165,3 +165,9 @@ class Results:
         except (StorageFailed, TimeoutError) as error:
             return type(error).__name__
         return None
+
+
+def dimensions(size: str | None) -> tuple[int | None, int | None]:
+    """Width and height in pixels of a size as providers write it; None where it names none."""
+    form = _SIZE_FORM.fullmatch(size or "")
+    return (None, None) if form is None else (int(form[1]), int(form[2]))

@@ -16,6 +16,8 @@ from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelop
 from gateway.limits.gate import Place
 
 Context = ServerRequestContext[Any, Request]
+ERROR_META = "error"
+"""Where a tool error carries REST's envelope, in `_meta`."""
 
 ADVICE = {
     "model_not_found": "Call list_available_models for those that can be used.",
@@ -71,8 +73,17 @@ def _request(context: Context) -> Request:
     return context.request
 
 
+def error_data(error: GatewayError) -> dict[str, str | None]:
+    """The fields of REST's error envelope."""
+    return dict(envelope(error)["error"])
+
+
 def tool_error(error: GatewayError) -> CallToolResult:
-    """A tool error with the code that REST gives, and for a model what to do next."""
+    """A tool error with the code that REST gives, and for a model what to do next.
+
+    The envelope stands in `_meta`: several clients check the structured content of errors too
+    against the tool's output schema, and would report a schema error in place of this one.
+    """
     telemetry.errors_total.labels(error.code).inc()
     said = [f"{error.code}: {error.message}", ADVICE.get(error.code, "")]
     # When a budget begins anew stands in the message, as a date.
@@ -80,8 +91,8 @@ def tool_error(error: GatewayError) -> CallToolResult:
         said.append(f"Try again in {error.retry_after_seconds} s.")
     return CallToolResult(
         content=[TextContent(type="text", text=" ".join(part for part in said if part))],
-        structured_content={**envelope(error)},
         is_error=True,
+        _meta={ERROR_META: error_data(error)},
     )
 
 
@@ -92,7 +103,7 @@ def protocol_error(error: GatewayError, **data: object) -> MCPError:
     return MCPError(
         INVALID_PARAMS if is_theirs else INTERNAL_ERROR,
         f"{error.code}: {error.message}",
-        data={**envelope(error)["error"], **data},
+        data={**error_data(error), **data},
     )
 
 

@@ -10,6 +10,7 @@ from gateway.domain import IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
+from gateway.images.pipeline import SANDBOX
 from gateway.images.references import PictureReference, check_length
 from gateway.mcp_server.calls import ToolCall, flag
 from gateway.mcp_server.progress import Progress
@@ -130,5 +131,8 @@ async def _make(call: ToolCall, request: ImageRequest) -> CallToolResult:
         )
     )
     return await show_generation(
-        generation, call.gateway.finisher, full_image=flag(call.arguments, "full_image")
+        generation,
+        call.gateway.finisher,
+        provider=generation.served.model.provider if call.caller.livemode else SANDBOX,
+        full_image=flag(call.arguments, "full_image"),
     )

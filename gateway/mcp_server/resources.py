@@ -27,12 +27,12 @@ from pydantic import BaseModel, Field
 from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, Scope
-from gateway.errors import InvalidRequest, ModelRetired, NotFound, PayloadTooLarge
+from gateway.errors import GatewayError, InvalidRequest, ModelRetired, NotFound, PayloadTooLarge
 from gateway.images import history
 from gateway.images.history import HostedImage
 from gateway.images.references import HOSTED_SCHEME
 from gateway.images.retention import link_expiry
-from gateway.mcp_server.calls import Context, opened_gateway
+from gateway.mcp_server.calls import Context, opened_gateway, protocol_error
 from gateway.mcp_server.model_cards import model_card
 from gateway.money import format_usd
 
@@ -171,16 +171,24 @@ async def list_resource_templates(
 
 
 async def read_resource(context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
-    """What an address leads to.
+    """Read the resource at an address; an error names the address in `data.uri`.
 
     Raises:
-        NotFound, InvalidRequest: nothing, or what stands in the address is wrong.
-        Forbidden: the key may not read.
+        MCPError: there is nothing, the address is wrong, or the key may not read.
     """
-    gateway, caller = _reader(context)
     uri = str(params.uri)
+    try:
+        return await _read(context, uri)
+    except GatewayError as error:
+        raise protocol_error(error, uri=uri[:MAX_URI_CHARACTERS]) from None
+
+
+async def _read(context: Context, uri: str) -> ReadResourceResult:
+    gateway, caller = _reader(context)
     if len(uri) > MAX_URI_CHARACTERS:
-        raise InvalidRequest("The address is too long.", param="uri")
+        raise InvalidRequest(
+            f"The address is too long: at most {MAX_URI_CHARACTERS} characters.", param="uri"
+        )
     if uri.startswith(HOSTED_SCHEME):
         contents = await _image(gateway, caller, uri)
         return ReadResourceResult(contents=[contents])

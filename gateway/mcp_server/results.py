@@ -6,6 +6,8 @@ size fits a context window.
 
 import asyncio
 import base64
+import time
+from datetime import UTC, datetime
 from typing import Literal
 
 from mcp.types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
@@ -15,8 +17,13 @@ from gateway.domain import Generation, StoredImage
 from gateway.images.decoding import Decoder
 from gateway.images.previews import make_preview
 from gateway.images.references import HOSTED_SCHEME
+from gateway.images.results import dimensions
 from gateway.money import format_usd
 
+COST_META = "cost"
+"""Where a result carries its cost, in `_meta`."""
+MAX_UNIX_SECONDS = 253_402_300_800
+"""The year 10000, which a date cannot name."""
 MAX_FULL_IMAGE_BASE64 = 1_000_000
 """Clients refuse results of more than a megabyte or so, and cut off the conversation."""
 
@@ -28,12 +35,17 @@ class MadeImage(BaseModel):
     uri: str = Field(description="Read it as a resource, or give it to edit_image.")
     url: str = Field(description="Link for the person; it expires.")
     media_type: str
+    size_bytes: int
+    width: int | None
+    height: int | None
 
 
 class ImagesMade(BaseModel):
     """What was made. Links expire; `cost_usd` is a decimal string, of all images together."""
 
     id: str = Field(description="Id of the first image.")
+    generation_id: str
+    created_at: str
     url: str = Field(description="Link to the first image in full size.")
     images: list[MadeImage]
     model: str = Field(description="The model that made them.")
@@ -48,18 +60,14 @@ class ImagesMade(BaseModel):
 
 
 async def show_generation(
-    generation: Generation, finisher: Decoder, *, full_image: bool
+    generation: Generation, finisher: Decoder, *, provider: str, full_image: bool
 ) -> CallToolResult:
-    """The result of a tool that made images."""
-    made = [
-        MadeImage(
-            id=image.id, uri=HOSTED_SCHEME + image.id, url=image.url, media_type=image.media_type
-        )
-        for image in generation.images
-        if image.url is not None
-    ]
+    """The result of a tool that made images, bought of `provider`."""
+    made = _made(generation)
     result = ImagesMade(
         id=made[0].id,
+        generation_id=str(generation.id),
+        created_at=_created_at(generation),
         url=made[0].url,
         images=made,
         model=generation.served.model.id,
@@ -80,16 +88,52 @@ async def show_generation(
         blocks.append(
             ResourceLink(
                 type="resource_link",
-                uri=image.uri,
+                # Several clients hand this to a model as the address of an image to load.
+                uri=image.url,
                 name=image.id,
                 title="Full image",
                 mime_type=image.media_type,
+                size=image.size_bytes,
             )
         )
     return CallToolResult(
         content=[*blocks, _sentence(result, is_too_large=full_image and not is_whole)],
         structured_content=result.model_dump(mode="json"),
+        _meta={
+            COST_META: {
+                "usd": result.cost_usd,
+                "model": result.model,
+                "provider": provider,
+            }
+        },
     )
+
+
+def _made(generation: Generation) -> list[MadeImage]:
+    width, height = dimensions(generation.answer.size)
+    return [
+        MadeImage(
+            id=image.id,
+            uri=HOSTED_SCHEME + image.id,
+            url=image.url,
+            media_type=image.media_type,
+            size_bytes=_decoded_bytes(image.base64),
+            width=width,
+            height=height,
+        )
+        for image in generation.images
+        if image.url is not None
+    ]
+
+
+def _decoded_bytes(encoded: str) -> int:
+    return len(encoded) // 4 * 3 - encoded[-2:].count("=")
+
+
+def _created_at(generation: Generation) -> str:
+    seconds = generation.answer.created
+    is_known = 0 < seconds < MAX_UNIX_SECONDS  # as the provider says it
+    return datetime.fromtimestamp(seconds if is_known else time.time(), UTC).isoformat()
 
 
 def _fits(generation: Generation) -> bool:
