@@ -227,11 +227,28 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What the cost of one request depends on; `quality` and `size` are None where they are open.
+
+    The tokens are bounds, over all images of the request.
+    """
+
+    n: int
+    quality: str | None
+    size: str | None
+    text_input_tokens: int
+    image_input_tokens: int
+    text_output_tokens: int
+    partial_images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Quote:
-    """The worst case of one call, before it is made."""
+    """The worst case of one call, before it is made, and the terms that it follows from."""
 
     price: Price
     amount_nano: NanoUsd
+    terms: Terms
 
 
 class Outcome(StrEnum):

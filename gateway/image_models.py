@@ -116,6 +116,14 @@ def _divide_half_even(numerator: int, denominator: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A quality and a size, as a model serves a request that leaves both open."""
+
+    quality: str
+    size: str
+
+
+@dataclass(frozen=True, slots=True)
 class SeedPrice:
     """The list price a model starts with: nano-USD per million tokens, and per image made."""
 
@@ -133,6 +141,7 @@ class Model:
     `priced_as`: the model whose price counts; a dated snapshot has the price of its model.
     `per_image`: prices of a model that bills by the image, by size or by quality and size.
     `text_output_bound`: text tokens that one image may bring along, for models that bill them.
+    `usual`: what an open quality and size are estimated as until its own calls show it.
     """
 
     id: str
@@ -156,6 +165,7 @@ class Model:
     read_timeout_seconds: int
     priced_as: str
     text_output_bound: int
+    usual: Choice
     tokens: TokenRule
     price: SeedPrice | None
     per_image: Mapping[str, SeedPrice] = field(default_factory=dict)

@@ -12,6 +12,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing import ledger
+from gateway.billing.sweeping import BATCH, sweep
 from gateway.bootstrap import Gateway
 from gateway.db import sweeps
 from gateway.db.engine import DatabaseUnavailable
@@ -25,7 +26,6 @@ from gateway.images.retention import (
     mark_deleted,
 )
 
-BATCH = 200
 PARALLEL_DELETIONS = 8
 DELETE_TIMEOUT_SECONDS = 30.0
 INVARIANT_INTERVAL_SECONDS = 3600.0
@@ -90,16 +90,17 @@ class Sweeper:
 
     async def _sweep_money(self) -> None:
         database = self._gateway.database
-        late = await ledger.expire_late(database, limit=BATCH)
-        estimated = await ledger.estimate_unknown(
-            database, after_seconds=self._gateway.settings.estimate_after_seconds, limit=BATCH
+        swept = await sweep(
+            database,
+            self._gateway.core.catalog.models,
+            estimate_after_seconds=self._gateway.settings.estimate_after_seconds,
         )
-        if late:
-            telemetry.alarms_total.labels("reservation_expired").inc(late)
-            log.warning("reservations_expired", count=late)
-        if estimated:
-            telemetry.alarms_total.labels("outcome_estimated").inc(estimated)
-            log.warning("reservations_estimated", count=estimated)
+        if swept.expired:
+            telemetry.alarms_total.labels("reservation_expired").inc(swept.expired)
+            log.warning("reservations_expired", count=swept.expired)
+        if swept.estimated:
+            telemetry.alarms_total.labels("outcome_estimated").inc(swept.estimated)
+            log.warning("reservations_estimated", count=swept.estimated)
         await ledger.alert_house_budgets(database)
         await ledger.forget_claims(
             database, after_seconds=self._gateway.settings.idempotency_seconds, limit=BATCH

@@ -20,7 +20,7 @@ from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd
 from tests.admin_helpers import admin, answered, created, refusal
 from tests.harness import GPT2, Served, error_of
-from tests.money_helpers import post_image, quote_nano
+from tests.money_helpers import TERMS, post_image, quote_nano
 from tests.stub_openai import Fault, Stub
 
 PATH = "/budgets"
@@ -59,7 +59,7 @@ class House:
         wanted = ReservationRequest(
             id=new_id(),
             caller=self._caller,
-            quote=Quote(self._price, NanoUsd(amount_nano)),
+            quote=Quote(self._price, NanoUsd(amount_nano), TERMS),
             operation="generation",
             requested_model=GPT2,
             served_model=GPT2,

@@ -22,6 +22,7 @@ from gateway.money import NanoUsd, format_usd
 from gateway.providers.openai_answers import read_usage
 from tests.harness import GPT2, Served
 from tests.money_helpers import (
+    TERMS,
     books,
     budget_rows,
     count_states,
@@ -165,7 +166,7 @@ async def test_a_usage_beyond_all_measure_costs_no_other_call_its_settlement(
         served.gateway.database, instance=new_id(), max_batch=64, admission_timeout_ms=5000
     )
     price = await current_price(served)
-    holds = [request(caller, Quote(price, NanoUsd(1_000_000))) for _ in range(5)]
+    holds = [request(caller, Quote(price, NanoUsd(1_000_000), TERMS)) for _ in range(5)]
     await asyncio.gather(*(reservations.reserve(held) for held in holds))
     huge = read_usage({"input_tokens": 10**30, "output_tokens": 10**30})
     usages = [huge or Usage(10, 0, 0, 10), *[Usage(10, 0, 0, 10)] * 4]

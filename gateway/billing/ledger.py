@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal, get_args
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from sqlalchemy import func, literal_column, select, text
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.money_tables import ReservationRow
 from gateway.db.pages import Page, page_of
+from gateway.db.tables import TenantRow
 
 OpenState = Literal["held", "unknown", "estimated"]
 OPEN_STATES: tuple[OpenState, ...] = get_args(OpenState)
@@ -44,6 +45,7 @@ class OpenCall:
 
     id: UUID
     tenant_id: UUID
+    tenant_name: str
     livemode: bool
     state: OpenState
     provider: str
@@ -57,15 +59,6 @@ class OpenCall:
 async def expire_late(database: Database, *, limit: int) -> int:
     """Mark held reservations past their deadline as unknown; never void them. Returns how many."""
     rows = await database.call("SELECT expire_reservations(:limit)", {"limit": limit})
-    return int(rows[0][0])
-
-
-async def estimate_unknown(database: Database, *, after_seconds: int, limit: int) -> int:
-    """Post the full hold of reservations unknown for so long, flagged. Returns how many."""
-    rows = await database.call(
-        "SELECT estimate_unknown(:after, :limit)",
-        {"after": timedelta(seconds=after_seconds), "limit": limit},
-    )
     return int(rows[0][0])
 
 
@@ -129,20 +122,23 @@ async def list_open(
 ) -> Page[OpenCall]:
     """Calls in this state, newest first, from the one behind `after` on."""
     query = (
-        select(ReservationRow)
+        select(ReservationRow, TenantRow.name)
+        .join(TenantRow, TenantRow.id == ReservationRow.tenant_id)
         .where(ReservationRow.state == literal_column(f"'{_STATES[state]}'"))
         .order_by(ReservationRow.id.desc())
         .limit(limit + 1)
     )
     if after is not None:
         query = query.where(ReservationRow.id < after)
-    return page_of([_open_call(row, state) for row in await session.scalars(query)], limit)
+    found = await session.execute(query)
+    return page_of([_open_call(row, name, state) for row, name in found], limit)
 
 
-def _open_call(row: ReservationRow, state: OpenState) -> OpenCall:
+def _open_call(row: ReservationRow, tenant_name: str, state: OpenState) -> OpenCall:
     return OpenCall(
         id=row.id,
         tenant_id=row.tenant_id,
+        tenant_name=tenant_name,
         livemode=row.livemode,
         state=state,
         provider=row.provider,

@@ -90,6 +90,11 @@ async def list_page(
     return page_of([_price(row) for row in await session.scalars(query)], limit)
 
 
+async def get_price(session: OperatorSession, price_id: int) -> Price:
+    """One version by its id."""
+    return _price(await session.get_one(PriceRow, price_id))
+
+
 def check_name(name: str, models: Mapping[str, Model]) -> None:
     """Raise `NotFound` for what no model of the catalogue has as the name of its price.
 

@@ -1,29 +1,81 @@
 """What a call can cost at most, and what it did cost. Pure: no I/O, no clock."""
 
+import re
 from collections.abc import Iterable
 from math import isqrt
 
-from gateway.domain import ImageRequest, Price, Quote, Usage
-from gateway.image_models import PARTIAL_IMAGE_TOKENS, parse_size
+from gateway.domain import ImageRequest, Price, ProviderAnswer, Quote, Terms, Usage
+from gateway.image_models import PARTIAL_IMAGE_TOKENS, Choice, Model, parse_size
 from gateway.money import NanoUsd, token_cost
 
 PROMPT_OVERHEAD_TOKENS = 32
 """What a provider may add around the prompt; a token is never shorter than one UTF-8 byte."""
+_SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 
 
 def quote(request: ImageRequest, price: Price) -> Quote:
     """An upper bound for the cost of `request`; what the client left open counts as dearest."""
+    terms = terms_of(request)
     if request.model.per_image:
-        return Quote(price=price, amount_nano=NanoUsd(request.n * price.per_image_nano))
-    usage = Usage(
+        return Quote(price, NanoUsd(request.n * price.per_image_nano), terms)
+    return Quote(price, _bound(terms, price, _dearest_tokens(request)), terms)
+
+
+def terms_of(request: ImageRequest) -> Terms:
+    """What the cost of `request` depends on."""
+    is_open = request.quality in {None, "auto"}, request.size in {None, "auto"}
+    return Terms(
+        n=request.n,
+        quality=None if is_open[0] else request.quality,
+        size=None if is_open[1] else request.size,
         # Should a vendor charge the prompt once per image, the bound still holds.
         text_input_tokens=request.n * (len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS),
         image_input_tokens=_input_tokens(request),
         text_output_tokens=request.n * request.model.text_output_bound,
-        image_output_tokens=request.n * _dearest_tokens(request)
-        + request.partial_images * PARTIAL_IMAGE_TOKENS,
+        partial_images=request.partial_images,
     )
-    return Quote(price=price, amount_nano=cost(usage, price))
+
+
+def estimate(
+    terms: Terms, model: Model, price: Price, usual: Choice, *, at_most: NanoUsd
+) -> NanoUsd:
+    """The bound for what was asked, where an open quality and size count as the `usual` ones.
+
+    `at_most` is the hold, which also stands for a quality or size that the catalogue has no more.
+    """
+    if model.per_image:
+        return min(NanoUsd(terms.n * price.per_image_nano), at_most)
+    choice = Choice(terms.quality or usual.quality, terms.size or usual.size)
+    if not _is_of(model, choice):
+        return at_most
+    tokens = model.tokens.output_tokens(choice.quality, *parse_size(choice.size))
+    return min(_bound(terms, price, tokens), at_most)
+
+
+def choice_served(request: ImageRequest, answer: ProviderAnswer) -> Choice | None:
+    """The quality and size of an answer; None where it names none that the model has."""
+    choice = Choice(answer.quality or request.quality or "", answer.size or request.size or "")
+    return choice if _is_of(request.model, choice) else None
+
+
+def _is_of(model: Model, choice: Choice) -> bool:
+    if not _SIZE.fullmatch(choice.size):
+        return False
+    tokens = model.tokens
+    return choice.quality in tokens.base or choice.size in tokens.fixed.get(choice.quality, ())
+
+
+def _bound(terms: Terms, price: Price, image_tokens: int) -> NanoUsd:
+    return cost(
+        Usage(
+            text_input_tokens=terms.text_input_tokens,
+            image_input_tokens=terms.image_input_tokens,
+            text_output_tokens=terms.text_output_tokens,
+            image_output_tokens=terms.n * image_tokens
+            + terms.partial_images * PARTIAL_IMAGE_TOKENS,
+        ),
+        price,
+    )
 
 
 def cost_of_call(

@@ -18,6 +18,7 @@ from gateway.billing.group_commit import GroupCommit
 from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable, Lane
 from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
 from gateway.errors import BudgetExceeded
+from gateway.image_models import Choice
 from gateway.money import NanoUsd, format_usd_short
 
 LANE_TIMEOUT_SECONDS = 10
@@ -80,7 +81,10 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How one reservation ends. `answer`: what a repeated request is to be answered with."""
+    """How one reservation ends.
+
+    `answer`: what a repeated request is to be answered with. `served`: the quality and size made.
+    """
 
     id: UUID
     outcome: Outcome
@@ -89,6 +93,7 @@ class Settlement:
     usage: Usage | None = None
     stored: tuple[StoredFile, ...] = ()
     answer: Mapping[str, object] | None = field(default=None, repr=False)
+    served: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +366,7 @@ def _hold_fields(request: ReservationRequest) -> dict[str, object]:
         "price_id": request.quote.price.id,
         "amount_nano": request.quote.amount_nano,
         "ttl_seconds": request.ttl_seconds,
+        "terms": request.quote.terms,  # a dataclass, which orjson writes as an object
     }
 
 
@@ -383,6 +389,8 @@ def _settle_fields(settlement: Settlement) -> dict[str, object]:
         fields["stored"] = [_stored_fields(file) for file in settlement.stored]
     if settlement.answer is not None:
         fields["answer"] = settlement.answer
+    if settlement.served is not None:
+        fields |= {"quality": settlement.served.quality, "size": settlement.served.size}
     return fields
 
 

@@ -173,7 +173,11 @@ class BudgetPeriodRow(Table):
 
 
 class ReservationRow(Table):
-    """The held part of budgets for one paid provider call, and how that call ended."""
+    """The held part of budgets for one paid provider call, and how that call ended.
+
+    `terms`: what its cost depends on, to estimate it by (`gateway.billing.estimates.Terms`).
+    `served_quality` and `served_size`: what the provider made.
+    """
 
     __tablename__ = "reservation"
     __table_args__ = (
@@ -195,6 +199,17 @@ class ReservationRow(Table):
         ),
         Index("reservation_tenant", "tenant_id", "admitted_at"),
         Index("reservation_estimated", "id", postgresql_where=text("state = 'posted_est'")),
+        CheckConstraint(
+            "length(served_quality) <= 20 AND length(served_size) <= 20", name="reservation_served"
+        ),
+        Index(
+            "reservation_served",
+            *("served_model", "operation", "livemode", "id"),
+            postgresql_include=["served_quality", "served_size"],
+            postgresql_where=text(
+                "state = 'posted' AND served_quality IS NOT NULL AND served_size IS NOT NULL"
+            ),
+        ),
         CheckConstraint(
             "length(idempotency_key) BETWEEN 1 AND 255", name="reservation_idempotency_key"
         ),
@@ -236,10 +251,17 @@ class ReservationRow(Table):
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     request_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
     answer: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    terms: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    served_quality: Mapped[str | None] = mapped_column(Text)
+    served_size: Mapped[str | None] = mapped_column(Text)
 
 
 class LedgerRow(Table):
-    """One immutable posting. Every line but `hold` adds to what was spent."""
+    """One immutable posting. Every line but `hold` adds to what was spent.
+
+    `admitted_at`: when its call was admitted, the moment that reports and budgets go by; None in
+    lines of releases that did not write it, which count at their own moment `at`.
+    """
 
     __tablename__ = "ledger"
     __table_args__ = (
@@ -248,7 +270,9 @@ class LedgerRow(Table):
         ),
         CheckConstraint("amount_nano >= 0 OR kind = 'adjust'", name="ledger_amount"),
         Index(
-            "ledger_report", "tenant_id", "livemode", "at", postgresql_where=text("kind <> 'hold'")
+            "ledger_report",
+            *("tenant_id", "livemode", text("coalesce(admitted_at, at)")),
+            postgresql_where=text("kind <> 'hold'"),
         ),
     )
 
@@ -257,6 +281,7 @@ class LedgerRow(Table):
     )
     seq: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     at: Mapped[datetime] = mapped_column(Timestamp)
+    admitted_at: Mapped[datetime | None] = mapped_column(Timestamp)
     tenant_id: Mapped[UUID]
     livemode: Mapped[bool]
     api_key_id: Mapped[UUID | None]

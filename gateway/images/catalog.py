@@ -9,7 +9,15 @@ from typing import Any
 
 from gateway.domain import Caller
 from gateway.errors import ConfigurationError, Forbidden, ModelRetired, NotFound
-from gateway.image_models import Continuity, InputRule, Model, SeedPrice, SizeRule, TokenRule
+from gateway.image_models import (
+    Choice,
+    Continuity,
+    InputRule,
+    Model,
+    SeedPrice,
+    SizeRule,
+    TokenRule,
+)
 from gateway.money import parse_usd
 
 DEFAULT_MODEL = "gpt-image-2.5-sunburst"
@@ -159,6 +167,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
         read_timeout_seconds=entry["read_timeout_seconds"],
         priced_as=entry["id"],
         text_output_bound=entry.get("text_output_bound", 0),
+        usual=Choice(**entry["usual"]),
         tokens=TokenRule(
             fixed=entry.get("tokens", {}).get("fixed", {}),
             base=entry.get("tokens", {}).get("base", {}),

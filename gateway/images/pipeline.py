@@ -52,6 +52,7 @@ from gateway.errors import (
     StorageFailed,
     Unavailable,
 )
+from gateway.image_models import Choice
 from gateway.images import continuity
 from gateway.images.catalog import Catalog
 from gateway.images.failures import client_error
@@ -398,13 +399,19 @@ class Pipeline:
 
     async def _succeed(self, paid: _Paid, answer: ProviderAnswer) -> Generation:
         status, outcome = CostStatus.ACTUAL, Outcome.SUCCESS
+        served = quotes.choice_served(paid.served, answer)
         cost_nano = self._cost(paid, answer.usage, images=len(answer.images))
         if cost_nano is None:
             status, outcome = CostStatus.ESTIMATED, Outcome.SUCCESS_NO_USAGE
-            cost_nano = paid.quote.amount_nano
+            cost_nano = self._estimate(paid, served)
             telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
         settlement = Settlement(
-            paid.id, outcome, cost_nano, images=len(answer.images), usage=answer.usage
+            paid.id,
+            outcome,
+            cost_nano,
+            images=len(answer.images),
+            usage=answer.usage,
+            served=served,
         )
         self._settlements.know(settlement)
         try:
@@ -432,6 +439,13 @@ class Pipeline:
             images=images,
             cost_nano=cost_nano,
             cost_status=status if settled else CostStatus.PENDING,
+        )
+
+    def _estimate(self, paid: _Paid, served: Choice | None) -> NanoUsd:
+        """What a call is put at whose answer says no usage, by what was asked for or served."""
+        model, quote = paid.served.model, paid.quote
+        return quotes.estimate(
+            quote.terms, model, quote.price, served or model.usual, at_most=quote.amount_nano
         )
 
     def _cost(self, paid: _Paid, usage: Usage | None, *, images: int) -> NanoUsd | None:

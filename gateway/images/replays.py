@@ -46,7 +46,7 @@ from gateway.images.links import LinkSigner
 from gateway.images.results import STORE_TIMEOUT_SECONDS
 from gateway.images.retention import link_expiry
 from gateway.images.storage import ImageStore
-from gateway.money import NanoUsd
+from gateway.money import NanoUsd, format_usd
 
 RETRY_AFTER_SECONDS = 2
 _RECORDED_ERRORS: dict[str, type[GatewayError]] = {
@@ -287,16 +287,27 @@ def _answer_of(row: ReservationRow) -> Mapping[str, Any]:
     if row.answer is None and row.state == "held":
         raise _in_flight()
     if row.answer is None:
-        raise OutcomeUnknown(
-            f"What came of generation {row.id}, the first request with this idempotency key, is "
-            "not known, so it is not bought again. Its cost stands in the usage report."
-        )
+        raise _unanswered(row)
     answer: Mapping[str, Any] = row.answer
     error = answer.get("error")
     if error is not None:
         kind = _RECORDED_ERRORS.get(error["code"], ImageUnfinished)
         raise kind(error["message"])
     return answer
+
+
+def _unanswered(row: ReservationRow) -> OutcomeUnknown:
+    """The refusal to buy again what was bought without an answer that could be kept."""
+    name = f"generation {row.id}, the first request with this idempotency key,"
+    if row.state == "posted":
+        return OutcomeUnknown(
+            f"The answer to {name} was lost. It was charged {format_usd(row.final_nano or 0)} USD, "
+            "so it is not bought again; another key buys new images."
+        )
+    return OutcomeUnknown(
+        f"What came of {name} is not known, so it is not bought again. Its cost stands in the "
+        "usage report."
+    )
 
 
 def _rebuilt(
