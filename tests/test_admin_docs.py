@@ -7,6 +7,8 @@ import httpx2
 
 from gateway.db.audit import Action
 from tests.admin_helpers import (
+    GENERATIONS,
+    LOW,
     ROOT,
     admin_secret,
     commands,
@@ -32,8 +34,10 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
         pace = {"kind": "images", "value": 5}
         limit = created(await http.put(f"{tenant}/limits", json=pace))
         await http.patch(tenant, json={"name": "before"})
+        call = await unknown_call(served)
         variables = {
             "GATEWAY": root,
+            "CALL": call,
             "TENANT": str(served.tenant_id),
             "USER": user["id"],
             "KEY": key["id"],
@@ -72,6 +76,7 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
         "{provider}": "openai",
         "{budget_id}": budget["id"],
         "{limit_id}": limit["id"],
+        "{call_id}": call,
     }
     for name, value in parts.items():
         shown = {(method, path.replace(name, value)) for method, path in shown}
@@ -79,6 +84,15 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
     told = (await entries(served))[len(before) :]
     operator = {"type": "operator_key", "id": await operator_key_id(served)}
     assert [entry["actor"] for entry in told] == [operator] * writes
+
+
+async def unknown_call(served: Served) -> str:
+    """The id of a call whose outcome is not known."""
+    prompt = "a fox [sandbox:unknown]"
+    async with served.http(await served.key(livemode=False)) as http:
+        await http.post(GENERATIONS, json=LOW | {"prompt": prompt})
+    [row] = await served.owner_sql("SELECT id FROM reservation")
+    return str(row.id)
 
 
 def test_every_action_is_on_the_page() -> None:

@@ -232,6 +232,7 @@ async def test_what_is_open_is_counted_and_listed(served: Served, stub: Stub) ->
         "id": unknown["id"],
         "object": "open_call",
         "tenant_id": str(served.tenant_id),
+        "tenant_name": "acme",
         "livemode": True,
         "state": "unknown",
         "provider": "openai",

@@ -4,6 +4,7 @@ rebuild every budget.
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import pytest
@@ -14,13 +15,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from gateway.billing import prices
+from gateway.billing.reconciliation import Resolution, Verdict, resolve
 from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.billing.sweeping import sweep
 from gateway.db.engine import APP_ROLE, create_engine, database_url
 from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
-from gateway.errors import BudgetExceeded
+from gateway.errors import BudgetExceeded, Conflict
 from gateway.money import NanoUsd
 from tests.harness import GPT2, Served
-from tests.money_helpers import post_image
+from tests.money_helpers import TERMS, post_image
 from tests.stub_openai import Fault, Stub
 
 HOLD = 1_000
@@ -33,8 +36,15 @@ EVENTS = st.one_of(
     st.tuples(st.sampled_from([Outcome.NOT_SENT, Outcome.REJECTED, Outcome.AMBIGUOUS]), st.just(0)),
     st.tuples(st.just("late"), st.just(0)),
     st.tuples(st.just("sweep"), st.just(0)),
+    st.tuples(st.just("operator posts"), st.integers(0, 2 * HOLD)),
+    st.tuples(st.sampled_from(["operator voids", "operator accepts"]), st.just(0)),
 )
 Event = tuple[Outcome | str, int]
+VERDICTS: dict[str, Verdict] = {
+    "operator posts": "post",
+    "operator voids": "void",
+    "operator accepts": "accept",
+}
 
 
 class Books:
@@ -56,7 +66,7 @@ class Books:
         held = ReservationRequest(
             id=new_id(),
             caller=self.caller,
-            quote=Quote(self._price, NanoUsd(HOLD)),
+            quote=Quote(self._price, NanoUsd(HOLD), TERMS),
             operation="generation",
             requested_model=GPT2,
             served_model=GPT2,
@@ -77,8 +87,11 @@ class Books:
                 id=reservation_id,
             )
         elif kind == "sweep":
-            await self.served.owner_sql(
-                "SELECT expire_reservations(1000), estimate_unknown(interval '1 hour', 1000)"
+            models = self.served.gateway.core.catalog.models
+            await sweep(self.served.gateway.database, models, estimate_after_seconds=3600)
+        elif isinstance(kind, str) and kind in VERDICTS:
+            await self.resolve(
+                reservation_id, Resolution(VERDICTS[kind], "a test", NanoUsd(amount))
             )
         else:
             usage = Usage(1, 0, 0, amount) if kind is Outcome.SUCCESS else None
@@ -86,6 +99,13 @@ class Books:
                 reservation_id, Outcome(kind), NanoUsd(amount), images=1, usage=usage
             )
             await self._writers[number % 2].settle(settlement)
+
+    async def resolve(self, reservation_id: UUID, resolution: Resolution) -> None:
+        """What an operator says of it, where it is still open."""
+        models = self.served.gateway.core.catalog.models
+        with suppress(Conflict):
+            async with self.served.gateway.database.operator() as session:
+                await resolve(session, models, reservation_id, resolution)
 
     async def close(self) -> None:
         """Let go of both connections."""
@@ -140,6 +160,21 @@ def follow(events: Sequence[Event]) -> tuple[str, int | None]:
             state, final = "posted_est", HOLD
         elif kind in {Outcome.NOT_SENT, Outcome.REJECTED} and state in {"held", "unknown"}:
             state, final = "void", 0
+        elif kind in VERDICTS and (state != "held" or late):
+            state, final = follow_operator(str(kind), amount, state, final)
+    return state, final
+
+
+def follow_operator(
+    kind: str, amount: int, state: str, final: int | None
+) -> tuple[str, int | None]:
+    """Where an operator's word leads to: to a cost from all but `posted`, to a void from doubt."""
+    if kind == "operator posts" and state != "posted":
+        return "posted", amount
+    if kind == "operator voids" and state not in {"posted", "void"}:
+        return "void", 0
+    if kind == "operator accepts" and state not in {"posted", "void"}:
+        return "posted", HOLD
     return state, final
 
 
@@ -167,8 +202,11 @@ def possible(events: Sequence[Event]) -> set[tuple[str, int | None]]:
     """Where these events can lead, in whatever order they come."""
     kinds = {kind for kind, _ in events}
     posts = {("posted", amount) for kind, amount in events if kind is Outcome.SUCCESS}
+    # Refused while the call is under way, so each of these may have said nothing.
+    said = {("posted", amount) for kind, amount in events if kind == "operator posts"}
+    said |= {("posted", HOLD)} if "operator accepts" in kinds else set()
     if posts:
-        return set[tuple[str, int | None]](posts)
+        return set[tuple[str, int | None]](posts | said)
     found: set[tuple[str, int | None]] = set()
     if Outcome.SUCCESS_NO_USAGE in kinds:
         found.add(("posted_est", HOLD))
@@ -179,7 +217,7 @@ def possible(events: Sequence[Event]) -> set[tuple[str, int | None]]:
         found.add(("posted_est", HOLD))
     if not resolves:
         found.add(("unknown", None) if Outcome.AMBIGUOUS in kinds else ("held", None))
-    return found
+    return found | said | ({("void", 0)} if "operator voids" in kinds else set())
 
 
 @quick

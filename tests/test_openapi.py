@@ -28,6 +28,7 @@ OPERATORS = {
     "/admin/v1/budgets/{budget_id}/raise",
     "/admin/v1/tenants/{tenant_id}/limits",
     "/admin/v1/prices",
+    "/admin/v1/reconciliation/{call_id}/resolve",
     *(
         f"/admin/v1{owner}/webhooks{rest}"
         for owner in ("", "/tenants/{tenant_id}")

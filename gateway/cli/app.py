@@ -8,6 +8,7 @@ from gateway.cli import (
     budgets,
     limits,
     operations,
+    reconcile,
     serving,
     tenants,
     webhooks,
@@ -35,6 +36,7 @@ app.add_typer(budgets.budgets, name="budgets")
 app.add_typer(limits.limits, name="limits")
 app.add_typer(webhooks.webhooks, name="webhooks")
 app.add_typer(billing.prices, name="prices")
+app.add_typer(reconcile.reconcile, name="reconcile")
 app.add_typer(operations.master_key, name="master-key")
 
 

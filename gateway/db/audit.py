@@ -50,6 +50,7 @@ class Action(StrEnum):
     IMAGE_DELETED = "image.deleted"
     OPERATOR_KEY_CREATED = "operator_key.created"
     MASTER_KEY_ROTATED = "master_key.rotated"
+    CALL_RESOLVED = "call.resolved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,28 @@ async def list_entries(
         query = query.where(tuple_(AuditRow.at, AuditRow.id) < tuple_(cursor.at, cursor.id))
     query = query.order_by(AuditRow.at.desc(), AuditRow.id.desc()).limit(limit + 1)
     return page_of([_entry(row) for row in await session.scalars(query)], limit)
+
+
+async def list_entries_of(
+    session: OperatorSession,
+    tenant_id: UUID,
+    action: Action,
+    object_id: UUID,
+    *,
+    since: datetime,
+) -> list[AuditEntry]:
+    """Changes of one kind that one object of a tenant has seen, oldest first."""
+    query = (
+        select(AuditRow)
+        .where(
+            AuditRow.tenant_id == tenant_id,
+            AuditRow.at >= since,
+            AuditRow.action == action,
+            AuditRow.object_id == str(object_id),
+        )
+        .order_by(AuditRow.at, AuditRow.id)
+    )
+    return [_entry(row) for row in await session.scalars(query)]
 
 
 def _entry(row: AuditRow) -> AuditEntry:

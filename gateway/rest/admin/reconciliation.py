@@ -1,21 +1,34 @@
-"""What is open: calls whose real cost is not known yet, and whether the books agree."""
+"""Reconciliation: calls whose real cost is not known, resolved; and whether the books agree."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Path
 from fastapi import Query as InQuery
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from gateway.billing import ledger
+from gateway.billing import ledger, reconciliation
 from gateway.billing.ledger import OpenState
+from gateway.billing.reconciliation import CallRecord, CallState, Resolution, Verdict
 from gateway.bootstrap import Gateway
+from gateway.db.audit import AuditEntry
 from gateway.db.engine import DatabaseUnavailable
-from gateway.money import format_usd
-from gateway.rest.admin.dependencies import NoQuery
-from gateway.rest.admin.schemas import TENANT_ID, Identified, Listed, PageQuery, with_example
-from gateway.rest.dependencies import GatewayDep
+from gateway.money import format_usd, parse_usd
+from gateway.rest.admin.audit import ActorObject
+from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
+from gateway.rest.admin.schemas import (
+    KEY_ID,
+    TENANT_ID,
+    Body,
+    Identified,
+    Listed,
+    PageQuery,
+    Usd,
+    with_example,
+)
+from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.refusals import refused_with
 
 router = APIRouter(prefix="/reconciliation", tags=["admin: reconciliation"])
 MAX_BREAKS = 100
@@ -27,7 +40,7 @@ class OpenSumObject(BaseModel):
 
     state: OpenState = Field(
         description="`held`: under way. `unknown`: they ended in doubt, and their money stays "
-        "held. `estimated`: the doubt outlasted its time, and the hold was charged."
+        "held. `estimated`: the doubt outlasted its time, and an estimate was charged."
     )
     livemode: bool
     count: int
@@ -81,6 +94,7 @@ class OpenCallObject(Identified):
         id="019aa5f6-4d00-7000-8000-000000000000",
         object="open_call",
         tenant_id=TENANT_ID,
+        tenant_name="acme",
         livemode=True,
         state="unknown",
         provider="openai",
@@ -94,6 +108,7 @@ class OpenCallObject(Identified):
     id: UUID
     object: Literal["open_call"] = "open_call"
     tenant_id: UUID
+    tenant_name: str
     livemode: bool
     state: OpenState
     provider: str
@@ -102,6 +117,115 @@ class OpenCallObject(Identified):
     amount_usd: str
     admitted_at: datetime
     deadline_at: datetime
+
+
+CALL_ID = "019aa5f6-4d00-7000-8000-000000000000"
+CallId = Annotated[UUID, Path(description="Of its generation.", examples=[CALL_ID])]
+
+
+class LineObject(BaseModel):
+    """One ledger line. All of them but the `hold` add up to the cost."""
+
+    at: datetime
+    kind: Literal["hold", "post", "post_est", "void", "adjust"]
+    amount_usd: str
+
+
+class ResolutionObject(BaseModel):
+    """One resolution of an operator, as the audit trail has it."""
+
+    at: datetime
+    actor: ActorObject
+    verdict: Verdict
+    reason: str
+
+
+class CallObject(Identified):
+    """One paid call with all that is known of its cost, by the id of its generation."""
+
+    model_config = with_example(
+        id=CALL_ID,
+        object="call",
+        tenant_id=TENANT_ID,
+        tenant_name="acme",
+        livemode=True,
+        api_key_id=KEY_ID,
+        user_id=None,
+        state="posted",
+        outcome="resolved",
+        operation="generation",
+        requested_model="gpt-image-2",
+        served_model="gpt-image-2",
+        provider="openai",
+        credential="house",
+        held_usd="0.211000000",
+        cost_usd="0.005920000",
+        estimate_usd=None,
+        admitted_at="2026-11-21T09:20:00Z",
+        deadline_at="2026-11-21T09:31:00Z",
+        resolved_at="2026-11-21T10:02:00Z",
+        lines=[
+            {"at": "2026-11-21T09:20:00Z", "kind": "hold", "amount_usd": "0.211000000"},
+            {"at": "2026-11-21T10:02:00Z", "kind": "post", "amount_usd": "0.005920000"},
+        ],
+        resolutions=[
+            {
+                "at": "2026-11-21T10:02:00Z",
+                "actor": {"type": "operator_key", "id": "019aa5f0-0100-7000-8000-000000000000"},
+                "verdict": "post",
+                "reason": "on the provider's invoice of November",
+            }
+        ],
+    )
+
+    id: UUID
+    object: Literal["call"] = "call"
+    tenant_id: UUID
+    tenant_name: str
+    livemode: bool
+    api_key_id: UUID | None
+    user_id: UUID | None
+    state: CallState = Field(
+        description="As in the list, or `posted`: for good; or `void`: it cost nothing."
+    )
+    outcome: str | None
+    operation: Literal["generation", "edit", "variation"]
+    requested_model: str
+    served_model: str
+    provider: str
+    credential: str = Field(description="Whose provider key paid: `house`, `tenant`, `user`.")
+    held_usd: str
+    cost_usd: str | None = Field(description="null while it is open.")
+    estimate_usd: str | None = Field(
+        description="The amount it would be estimated at now; null once it has a cost."
+    )
+    admitted_at: datetime
+    deadline_at: datetime
+    resolved_at: datetime | None
+    lines: list[LineObject]
+    resolutions: list[ResolutionObject]
+
+
+class ResolutionBody(Body):
+    """What the call did cost: `post` with `cost_usd`, `accept` its estimate, or `void` it."""
+
+    model_config = with_example(
+        verdict="post", cost_usd="0.00592", reason="on the provider's invoice of November"
+    )
+
+    verdict: Verdict
+    cost_usd: Usd | None = Field(None, description="With `post` alone: US dollars.")
+    reason: str = Field(
+        min_length=1,
+        max_length=reconciliation.MAX_REASON_CHARACTERS,
+        description="Goes into the audit trail.",
+    )
+
+    @model_validator(mode="after")
+    def _has_the_cost_that_it_posts(self) -> Self:
+        if (self.verdict == "post") != (self.cost_usd is not None):
+            raise ValueError("cost_usd is needed with the verdict post, and with no other")
+        return self
 
 
 class OpenCallsQuery(PageQuery):
@@ -144,6 +268,46 @@ async def list_open_calls(
     return Listed[OpenCallObject].of(data, has_more=page.has_more)
 
 
+@router.get(
+    "/{call_id}",
+    summary="One call and its ledger lines",
+    responses=refused_with(404),
+    dependencies=[NoQuery],
+)
+async def get_call(gateway: GatewayDep, call_id: CallId) -> CallObject:
+    """Of any state, open or not."""
+    async with gateway.database.operator() as session:
+        found = await reconciliation.show(session, gateway.core.catalog.models, call_id)
+    return _render_record(found)
+
+
+@router.post(
+    "/{call_id}/resolve",
+    summary="Resolve a call whose cost is open",
+    responses=refused_with(404, 409),
+    dependencies=[NoQuery],
+    openapi_extra=body_of(ResolutionBody),
+)
+async def resolve_call(
+    gateway: GatewayDep,
+    actor: ActorDep,
+    call_id: CallId,
+    body: Annotated[ResolutionBody, Depends(JsonBody(ResolutionBody))],
+) -> CallObject:
+    """`post` and `accept` are final. A `void` gives the money back and frees the idempotency key;
+    should the call turn out to be billed, its cost can still be posted. Budgets follow at once.
+    """
+    cost_nano = None if body.cost_usd is None else parse_usd(body.cost_usd)
+    async with gateway.database.operator(by=actor) as session:
+        resolved = await reconciliation.resolve(
+            session,
+            gateway.core.catalog.models,
+            call_id,
+            Resolution(body.verdict, body.reason, cost_nano),
+        )
+    return _render_record(resolved)
+
+
 async def _check(gateway: Gateway) -> InvariantsObject:
     try:
         found = await ledger.invariant_breaks(
@@ -161,6 +325,7 @@ def _render(call: ledger.OpenCall) -> OpenCallObject:
     return OpenCallObject(
         id=call.id,
         tenant_id=call.tenant_id,
+        tenant_name=call.tenant_name,
         livemode=call.livemode,
         state=call.state,
         provider=call.provider,
@@ -169,4 +334,47 @@ def _render(call: ledger.OpenCall) -> OpenCallObject:
         amount_usd=format_usd(call.amount_nano),
         admitted_at=call.admitted_at,
         deadline_at=call.deadline_at,
+    )
+
+
+def _render_record(call: CallRecord) -> CallObject:
+    return CallObject(
+        id=call.id,
+        tenant_id=call.tenant_id,
+        tenant_name=call.tenant_name,
+        livemode=call.livemode,
+        api_key_id=call.api_key_id,
+        user_id=call.user_id,
+        state=call.state,
+        outcome=call.outcome,
+        operation=call.operation.value,
+        requested_model=call.requested_model,
+        served_model=call.served_model,
+        provider=call.provider,
+        credential=call.credential,
+        held_usd=format_usd(call.held_nano),
+        cost_usd=None if call.cost_nano is None else format_usd(call.cost_nano),
+        estimate_usd=None if call.estimate_nano is None else format_usd(call.estimate_nano),
+        admitted_at=call.admitted_at,
+        deadline_at=call.deadline_at,
+        resolved_at=call.resolved_at,
+        lines=[
+            LineObject.model_validate(
+                {"at": line.at, "kind": line.kind, "amount_usd": format_usd(line.amount_nano)}
+            )
+            for line in call.lines
+        ],
+        resolutions=[_render_resolution(entry) for entry in call.entries],
+    )
+
+
+def _render_resolution(entry: AuditEntry) -> ResolutionObject:
+    after = entry.after or {}
+    return ResolutionObject.model_validate(
+        {
+            "at": entry.at,
+            "actor": {"type": entry.actor_type, "id": entry.actor_id},
+            "verdict": after.get("verdict"),
+            "reason": after.get("reason"),
+        }
     )

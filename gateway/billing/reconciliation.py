@@ -1,0 +1,266 @@
+"""Reconciliation: calls whose cost is open are looked up, shown, and resolved by an operator.
+
+A resolution is a ledger line and an entry of the audit trail in one commit. `posted` never changes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import select, text
+
+from gateway import telemetry
+from gateway.billing.estimates import estimates_of
+from gateway.db.audit import Action, AuditEntry, list_entries_of, record
+from gateway.db.engine import OperatorSession
+from gateway.db.money_tables import LedgerRow, ReservationRow
+from gateway.db.tables import TenantRow
+from gateway.domain import Operation
+from gateway.errors import Conflict, InvalidRequest, NotFound
+from gateway.image_models import Model
+from gateway.money import NanoUsd, format_usd
+
+CallState = Literal["held", "unknown", "estimated", "posted", "void"]
+Verdict = Literal["post", "accept", "void"]
+MAX_REASON_CHARACTERS = 500
+MIN_ID_CHARACTERS = 4
+_SHOWN: dict[str, CallState] = {
+    "held": "held",
+    "unknown": "unknown",
+    "posted_est": "estimated",
+    "posted": "posted",
+    "void": "void",
+}
+# Each half has a partial index of its own; only open calls are looked up by their end.
+_BY_END = text("""
+    SELECT r.id FROM reservation r WHERE r.state IN ('held', 'unknown')
+        AND right(replace(r.id::text, '-', ''), :length) = :digits
+    UNION ALL
+    SELECT r.id FROM reservation r WHERE r.state = 'posted_est'
+        AND right(replace(r.id::text, '-', ''), :length) = :digits
+    LIMIT 2
+""")
+_RESOLVE = text("SELECT * FROM resolve_reservation(:id, :kind, :amount_nano)")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """An operator's word on one call: post its `cost_nano`, accept its estimate, or void it."""
+
+    verdict: Verdict
+    reason: str
+    cost_nano: NanoUsd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """One posting, in nano-USD."""
+
+    at: datetime
+    kind: str
+    amount_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One paid call with all that is known of its cost, by the id of its generation.
+
+    `cost_nano` is None while the call is open; `estimate_nano` is the amount that it would be put
+    at now, None once it has a cost. `entries` are the resolutions in the audit trail.
+    """
+
+    id: UUID
+    tenant_id: UUID
+    tenant_name: str
+    livemode: bool
+    api_key_id: UUID | None
+    user_id: UUID | None
+    state: CallState
+    outcome: str | None
+    operation: Operation
+    requested_model: str
+    served_model: str
+    provider: str
+    credential: str
+    held_nano: int
+    cost_nano: int | None
+    estimate_nano: int | None
+    admitted_at: datetime
+    deadline_at: datetime
+    resolved_at: datetime | None
+    lines: tuple[LedgerLine, ...]
+    entries: tuple[AuditEntry, ...]
+
+
+async def find_call(session: OperatorSession, text_of_id: str) -> UUID:
+    """The call with this id, or with an id that begins so, or the open one that ends so.
+
+    Raises:
+        InvalidRequest: no id and no part of one, or a part that several calls share.
+        NotFound: there is no such call.
+    """
+    digits = text_of_id.strip().lower().replace("-", "")
+    if not re.fullmatch(f"[0-9a-f]{{{MIN_ID_CHARACTERS},32}}", digits):
+        raise InvalidRequest(
+            f"{text_of_id!r} is not the id of a call: write the id, or at least its first or last "
+            f"{MIN_ID_CHARACTERS} characters.",
+            param="id",
+        )
+    lowest, highest = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    found = set(
+        await session.scalars(
+            select(ReservationRow.id).where(ReservationRow.id.between(lowest, highest)).limit(2)
+        )
+    )
+    by_end = await session.scalars(_BY_END, {"digits": digits, "length": len(digits)})
+    found |= {UUID(str(one)) for one in by_end}
+    if not found:
+        raise NotFound(
+            f"There is no call {text_of_id}; only an open one is found by its last characters.",
+            param="id",
+        )
+    if len(found) > 1:
+        shown = ", ".join(sorted(map(str, found)))
+        raise InvalidRequest(
+            f"Several calls have {text_of_id} in their id, such as {shown}. Write more of it.",
+            param="id",
+        )
+    return found.pop()
+
+
+async def show(session: OperatorSession, models: Mapping[str, Model], call_id: UUID) -> CallRecord:
+    """One call with its ledger lines and resolutions.
+
+    Raises:
+        NotFound: there is no such call.
+    """
+    row = await _get(session, call_id)
+    tenant = await session.get_one(TenantRow, row.tenant_id)
+    lines = await session.scalars(
+        select(LedgerRow).where(LedgerRow.reservation_id == call_id).order_by(LedgerRow.seq)
+    )
+    entries = await list_entries_of(
+        session, row.tenant_id, Action.CALL_RESOLVED, call_id, since=row.admitted_at
+    )
+    return CallRecord(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        tenant_name=tenant.name,
+        livemode=row.livemode,
+        api_key_id=row.api_key_id,
+        user_id=row.user_id,
+        state=_SHOWN[row.state],
+        outcome=row.outcome,
+        operation=Operation(row.operation),
+        requested_model=row.requested_model,
+        served_model=row.served_model,
+        provider=row.provider,
+        credential=row.credential,
+        held_nano=row.held_nano,
+        cost_nano=row.final_nano,
+        estimate_nano=await _estimate(session, models, row),
+        admitted_at=row.admitted_at,
+        deadline_at=row.deadline_at,
+        resolved_at=row.resolved_at,
+        lines=tuple(LedgerLine(line.at, line.kind, line.amount_nano) for line in lines),
+        entries=tuple(entries),
+    )
+
+
+async def resolve(
+    session: OperatorSession,
+    models: Mapping[str, Model],
+    call_id: UUID,
+    resolution: Resolution,
+) -> CallRecord:
+    """Post what the call did cost, accept its estimate, or void it; returns it as it is then.
+
+    Raises:
+        InvalidRequest: the reason is empty or too long.
+        NotFound: there is no such call.
+        Conflict: it is under way (code `call_in_flight`), or it is resolved for good
+            (`already_resolved`).
+    """
+    reason = _checked(resolution.reason)
+    row = await _get(session, call_id)
+    amount_nano = resolution.cost_nano
+    if resolution.verdict == "accept":
+        amount_nano = await _estimate(session, models, row)
+    found = await session.execute(
+        _RESOLVE,
+        {"id": call_id, "kind": resolution.verdict, "amount_nano": amount_nano},
+    )
+    done = found.one()
+    if done.result != "ok":
+        raise _refusal(row, done.result, done.state_before, done.nano_before)
+    if done.breach > 0:
+        telemetry.alarm("bound_breach", reservation=str(call_id), nano=done.breach)
+    await record(
+        session,
+        Action.CALL_RESOLVED,
+        tenant_id=row.tenant_id,
+        object_id=call_id,
+        before=_shown(done.state_before, done.nano_before),
+        after={
+            **_shown(done.state_after, done.nano_after),
+            "verdict": resolution.verdict,
+            "reason": reason,
+        },
+    )
+    session.expire(row)
+    return await show(session, models, call_id)
+
+
+def _checked(reason: str) -> str:
+    reason = reason.replace("\x00", "").encode(errors="replace").decode().strip()
+    if not 0 < len(reason) <= MAX_REASON_CHARACTERS:
+        raise InvalidRequest(
+            f"A resolution needs a reason of 1 to {MAX_REASON_CHARACTERS} characters "
+            f"(got {len(reason)}).",
+            param="reason",
+        )
+    return reason
+
+
+async def _get(session: OperatorSession, call_id: UUID) -> ReservationRow:
+    row = await session.get(ReservationRow, call_id)
+    if row is None:
+        raise NotFound(f"There is no call {call_id}.", param="id")
+    return row
+
+
+async def _estimate(
+    session: OperatorSession, models: Mapping[str, Model], row: ReservationRow
+) -> NanoUsd | None:
+    if row.final_nano is not None:
+        return None
+    return (await estimates_of(session, models, [row]))[row.id]
+
+
+def _shown(state: str, cost_nano: int | None) -> dict[str, object]:
+    cost = None if cost_nano is None else format_usd(cost_nano)
+    return {"state": _SHOWN[state], "cost_usd": cost}
+
+
+def _refusal(
+    row: ReservationRow, result: str, state: str | None, cost_nano: int | None
+) -> Conflict | NotFound:
+    if result == "under_way":
+        return Conflict(
+            f"Call {row.id} is under way until {row.deadline_at.isoformat()} at the latest; "
+            "its worker may yet hear its cost. Try again after that.",
+            code="call_in_flight",
+        )
+    if state == "void":
+        return Conflict(
+            f"Call {row.id} is void: it costs nothing. If it was billed, post its cost.",
+            code="already_resolved",
+        )
+    return Conflict(
+        f"The cost of call {row.id} is posted as {format_usd(cost_nano or 0)} USD, and what is "
+        "posted never changes.",
+        code="already_resolved",
+    )

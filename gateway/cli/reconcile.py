@@ -1,0 +1,217 @@
+"""Commands for calls whose cost is not known: listed, shown, swept, and resolved."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from gateway.billing import ledger
+from gateway.billing import reconciliation as calls
+from gateway.billing.ledger import OpenCall, OpenState
+from gateway.billing.reconciliation import CallRecord, Resolution, Verdict
+from gateway.billing.sweeping import Swept, sweep
+from gateway.bootstrap import Core
+from gateway.cli.output import JsonOption, console, invoker, print_json, run, show
+from gateway.money import NanoUsd, format_usd, parse_usd
+
+reconcile = typer.Typer(
+    help="Calls whose real cost is not known: look at them, resolve them.", no_args_is_help=True
+)
+SHOWN_AT_MOST = 1000
+IdArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="Of the call's generation; its first or last four characters do."
+    ),
+]
+
+
+class Which(StrEnum):
+    """Which open calls to list."""
+
+    OPEN = "open"
+    HELD = "held"
+    UNKNOWN = "unknown"
+    ESTIMATED = "estimated"
+
+
+_STATES: dict[Which, tuple[OpenState, ...]] = {
+    Which.OPEN: ("unknown", "estimated"),
+    Which.HELD: ("held",),
+    Which.UNKNOWN: ("unknown",),
+    Which.ESTIMATED: ("estimated",),
+}
+
+
+@reconcile.command("list")
+def list_calls(
+    state: Annotated[
+        Which, typer.Option(help="open: unknown and estimated. held: under way.")
+    ] = Which.OPEN,
+    limit: Annotated[
+        int, typer.Option(min=1, max=SHOWN_AT_MOST, help="Of each state, newest first.")
+    ] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """List the calls whose cost is not known."""
+
+    async def work(core: Core) -> list[OpenCall]:
+        async with core.database.operator() as session:
+            return [
+                call
+                for one in _STATES[state]
+                for call in (await ledger.list_open(session, state=one, limit=limit)).items
+            ]
+
+    show(
+        [
+            {
+                "id": call.id,
+                "tenant": call.tenant_name,
+                "mode": "live" if call.livemode else "test",
+                "state": call.state,
+                "outcome": call.outcome,
+                "model": call.served_model,
+                "amount_usd": format_usd(call.amount_nano),
+                "admitted_at": call.admitted_at,
+            }
+            for call in run(work)
+        ],
+        as_json=as_json,
+        empty="No call's cost is open.",
+        right=("amount_usd",),
+    )
+
+
+@reconcile.command("show")
+def show_call(call_id: IdArgument, as_json: JsonOption = False) -> None:
+    """Show one call: its money, its ledger lines, and how it was resolved."""
+
+    async def work(core: Core) -> CallRecord:
+        async with core.database.operator() as session:
+            found = await calls.find_call(session, call_id)
+            return await calls.show(session, core.catalog.models, found)
+
+    _print_call(run(work), as_json=as_json)
+
+
+@reconcile.command("resolve")
+def resolve_call(
+    call_id: IdArgument,
+    reason: Annotated[str, typer.Option(help="Goes into the audit trail.")],
+    cost_usd: Annotated[
+        str | None, typer.Option(help="It did cost this much, e.g. 0.0059. Final.")
+    ] = None,
+    void: Annotated[
+        bool, typer.Option("--void", help="It cost nothing: the money is given back.")
+    ] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Its estimate stands. Final.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write down what a call did cost: one of --cost-usd, --void, --accept, and a reason."""
+    chosen: list[Verdict] = []
+    chosen += ["post"] if cost_usd is not None else []
+    chosen += ["void"] if void else []
+    chosen += ["accept"] if accept else []
+    if len(chosen) != 1:
+        raise typer.BadParameter("give exactly one of --cost-usd, --void and --accept")
+    resolution = Resolution(chosen[0], reason, None if cost_usd is None else _amount(cost_usd))
+
+    async def work(core: Core) -> CallRecord:
+        async with core.database.operator(by=invoker()) as session:
+            found = await calls.find_call(session, call_id)
+            return await calls.resolve(session, core.catalog.models, found, resolution)
+
+    _print_call(run(work), as_json=as_json)
+
+
+@reconcile.command("run")
+def run_sweep(as_json: JsonOption = False) -> None:
+    """Sweep once, now: late calls become unknown, and calls unknown for long are estimated."""
+
+    async def work(core: Core) -> Swept:
+        return await sweep(
+            core.database,
+            core.catalog.models,
+            estimate_after_seconds=core.settings.estimate_after_seconds,
+        )
+
+    swept = run(work)
+    if as_json:
+        print_json({"expired": swept.expired, "estimated": swept.estimated})
+    else:
+        console.print(
+            f"Past their deadline and unknown now: {swept.expired}. Estimated: {swept.estimated}."
+        )
+
+
+def _amount(text: str) -> NanoUsd:
+    try:
+        return parse_usd(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--cost-usd: {error}") from None
+
+
+def _print_call(call: CallRecord, *, as_json: bool) -> None:
+    row = _row(call)
+    if as_json:
+        print_json(row)
+        return
+    show(
+        [
+            {"field": name, "value": value}
+            for name, value in row.items()
+            if name not in {"lines", "resolutions"}
+        ],
+        as_json=False,
+    )
+    console.print()
+    show(_lines(call), as_json=False, title="Ledger", right=("amount_usd",))
+    if call.entries:
+        console.print()
+        show(_resolutions(call), as_json=False, title="Resolved")
+
+
+def _row(call: CallRecord) -> dict[str, object]:
+    return {
+        "id": call.id,
+        "tenant": call.tenant_name,
+        "tenant_id": call.tenant_id,
+        "livemode": call.livemode,
+        "api_key_id": call.api_key_id,
+        "user_id": call.user_id,
+        "state": call.state,
+        "outcome": call.outcome,
+        "operation": call.operation,
+        "requested_model": call.requested_model,
+        "served_model": call.served_model,
+        "provider": call.provider,
+        "credential": call.credential,
+        "held_usd": format_usd(call.held_nano),
+        "cost_usd": None if call.cost_nano is None else format_usd(call.cost_nano),
+        "estimate_usd": None if call.estimate_nano is None else format_usd(call.estimate_nano),
+        "admitted_at": call.admitted_at,
+        "deadline_at": call.deadline_at,
+        "resolved_at": call.resolved_at,
+        "lines": _lines(call),
+        "resolutions": _resolutions(call),
+    }
+
+
+def _lines(call: CallRecord) -> list[dict[str, object]]:
+    return [
+        {"at": line.at, "kind": line.kind, "amount_usd": format_usd(line.amount_nano)}
+        for line in call.lines
+    ]
+
+
+def _resolutions(call: CallRecord) -> list[dict[str, object]]:
+    return [
+        {
+            "at": entry.at,
+            "by": f"{entry.actor_type} {entry.actor_id}",
+            "verdict": (entry.after or {}).get("verdict"),
+            "reason": (entry.after or {}).get("reason"),
+        }
+        for entry in call.entries
+    ]

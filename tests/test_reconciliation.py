@@ -1,0 +1,244 @@
+"""An operator resolves calls whose cost is open: by its truth, its estimate, or as void."""
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.money import format_usd
+from tests.admin_helpers import (
+    NO_ID,
+    JsonObject,
+    Refusal,
+    admin,
+    answered,
+    entries,
+    every_page,
+    operator_key_id,
+    refusal,
+)
+from tests.harness import Served, error_of
+from tests.money_helpers import (
+    GENERATIONS,
+    Booked,
+    age_unknown,
+    books,
+    budget_rows,
+    image_body,
+    make_late,
+    post_image,
+)
+from tests.stub_openai import Fault, Stub
+
+KEY = {"Idempotency-Key": "order-4711"}
+REASON = "on the invoice of November"
+
+
+async def unknown_call(served: Served, stub: Stub, *, estimated: bool = False) -> str:
+    """A call with an idempotency key whose outcome is not known; the id of its generation."""
+    await served.budget("1")
+    stub.faults.add(Fault("reset_after_headers"))
+    async with served.http(await served.key()) as http:
+        answer = await http.post(GENERATIONS, json=image_body(), headers=KEY)
+    assert answer.status_code == 504
+    if estimated:
+        await age_unknown(served)
+        await served.sweep()
+    async with admin(served) as http:
+        state = "estimated" if estimated else "unknown"
+        [call] = await every_page(http, "/reconciliation/calls", state=state)
+    return str(call["id"])
+
+
+async def resolve(
+    served: Served, call_id: str, verdict: str, cost_usd: str | None = None, reason: str = REASON
+) -> httpx2.Response:
+    body: JsonObject = {"verdict": verdict, "reason": reason}
+    body |= {} if cost_usd is None else {"cost_usd": cost_usd}
+    async with admin(served) as http:
+        return await http.post(f"/reconciliation/{call_id}/resolve", json=body)
+
+
+async def again(served: Served) -> httpx2.Response:
+    """The same request with the same key, once more."""
+    async with served.http(await served.key()) as http:
+        return await http.post(GENERATIONS, json=image_body(), headers=KEY)
+
+
+@pytest.mark.parametrize("estimated", [False, True], ids=["unknown", "estimated"])
+async def test_the_truth_is_posted_for_good_with_its_reason(
+    served: Served, stub: Stub, *, estimated: bool
+) -> None:
+    call_id = await unknown_call(served, stub, estimated=estimated)
+    [before] = await books(served)
+    shown = answered(await resolve(served, call_id, "post", "0.0042"))
+    truth = 4_200_000
+    line = ("adjust", truth - (before.final_nano or 0)) if estimated else ("post", truth)
+    hold = before.held_nano
+    assert await books(served) == [Booked("posted", "resolved", hold, truth, (*before.lines, line))]
+    assert [row[2:] for row in await budget_rows(served)] == [(truth, 0)]
+    assert (shown["state"], shown["cost_usd"], shown["estimate_usd"]) == (
+        "posted",
+        "0.004200000",
+        None,
+    )
+    kinds = ["hold", *(["post_est"] if estimated else []), line[0]]
+    assert [one["kind"] for one in shown["lines"]] == kinds
+    actor = {"type": "operator_key", "id": await operator_key_id(served)}
+    [resolution] = shown["resolutions"]
+    assert resolution == {
+        "at": resolution["at"],
+        "actor": actor,
+        "verdict": "post",
+        "reason": REASON,
+    }
+    [entry] = await entries(served, action="call.resolved")
+    assert (entry["actor"], entry["object_id"], entry["tenant_id"]) == (
+        actor,
+        call_id,
+        str(served.tenant_id),
+    )
+    assert entry["after"] == {
+        "state": "posted",
+        "cost_usd": "0.004200000",
+        "verdict": "post",
+        "reason": REASON,
+    }
+    for verdict, cost in (("post", "0.0042"), ("void", None), ("accept", None)):
+        answer = await resolve(served, call_id, verdict, cost)
+        assert refusal(answer) == Refusal(409, "already_resolved", None)
+    assert len(await entries(served, action="call.resolved")) == 1
+    # The money is spent and the answer lost: the same key buys nothing, and is told so.
+    replay = await again(served)
+    assert (replay.status_code, error_of(replay)["code"]) == (504, "outcome_unknown")
+    assert "0.004200000" in error_of(replay)["message"]
+    assert replay.headers["x-should-retry"] == "false"
+    assert len(stub.calls) == 1
+
+
+@pytest.mark.parametrize("estimated", [False, True], ids=["unknown", "estimated"])
+async def test_a_void_gives_money_and_key_back(
+    served: Served, stub: Stub, *, estimated: bool
+) -> None:
+    call_id = await unknown_call(served, stub, estimated=estimated)
+    [before] = await books(served)
+    shown = answered(await resolve(served, call_id, "void"))
+    assert (shown["state"], shown["cost_usd"]) == ("void", "0.000000000")
+    line = ("adjust", -(before.final_nano or 0)) if estimated else ("void", 0)
+    [booked] = await books(served)
+    assert (booked.state, booked.lines) == ("void", (*before.lines, line))
+    assert [row[2:] for row in await budget_rows(served)] == [(0, 0)]
+    assert refusal(await resolve(served, call_id, "void")) == Refusal(409, "already_resolved", None)
+    bought = await again(served)
+    assert bought.status_code == 200
+    assert len(stub.calls) == 2
+    # It was billed after all.
+    answered(await resolve(served, call_id, "post", "0.01"))
+    cost = stub.bill[-1].cost_nano_usd
+    assert [row[2:] for row in await budget_rows(served)] == [(10_000_000 + cost, 0)]
+    assert refusal(await resolve(served, call_id, "void")) == Refusal(409, "already_resolved", None)
+
+
+async def test_a_void_of_what_was_delivered_keeps_its_key(served: Served, stub: Stub) -> None:
+    stub.faults.add(Fault("usage_missing"))
+    first = await again(served)
+    call_id = first.headers["x-gateway-generation-id"]
+    answered(await resolve(served, call_id, "void"))
+    replay = await again(served)
+    assert replay.headers["idempotent-replayed"] == "true"
+    assert replay.json()["data"] == first.json()["data"]
+    assert len(stub.calls) == 1
+
+
+@pytest.mark.parametrize("estimated", [False, True], ids=["unknown", "estimated"])
+async def test_an_accepted_estimate_is_final(
+    served: Served, stub: Stub, *, estimated: bool
+) -> None:
+    call_id = await unknown_call(served, stub, estimated=estimated)
+    async with admin(served) as http:
+        open_call = answered(await http.get(f"/reconciliation/{call_id}"))
+    estimate = open_call["cost_usd"] if estimated else open_call["estimate_usd"]
+    shown = answered(await resolve(served, call_id, "accept"))
+    assert (shown["state"], shown["cost_usd"]) == ("posted", estimate)
+    [booked] = await books(served)
+    assert booked.lines[-1][0] == ("adjust" if estimated else "post")
+    spent = sum(amount for _, amount in booked.lines)
+    assert format_usd(spent) == estimate
+    assert [row[2:] for row in await budget_rows(served)] == [(spent, 0)]
+
+
+async def test_a_call_under_way_is_left_to_its_worker_until_its_time_is_over(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault(hold=True))
+    async with served.http(await served.key()) as http, admin(served) as operator:
+        await served.budget("1")
+        calling = asyncio.create_task(post_image(http))
+        await stub.until_held(1)
+        [call] = await every_page(operator, "/reconciliation/calls", state="held")
+        for verdict, cost in (("post", "0.1"), ("void", None), ("accept", None)):
+            answer = await resolve(served, call["id"], verdict, cost)
+            assert refusal(answer) == Refusal(409, "call_in_flight", None)
+        await make_late(served)
+        answered(await resolve(served, call["id"], "post", "0.1"))
+        stub.release()
+        # The answer comes after all. The operator's word is final; the difference is an alarm.
+        assert (await calling).status_code == 200
+    [booked] = await books(served)
+    assert booked.lines == (("post", 100_000_000),)
+    assert [row[2:] for row in await budget_rows(served)] == [(100_000_000, 0)]
+
+
+async def test_of_operators_who_resolve_one_call_at_once_one_is_heard(
+    served: Served, stub: Stub
+) -> None:
+    call_id = await unknown_call(served, stub)
+    answers = await asyncio.gather(
+        *(resolve(served, call_id, "post", f"0.00{cost}") for cost in range(1, 9))
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
+    [heard] = [answer.json()["cost_usd"] for answer in answers if answer.status_code == 200]
+    [booked] = await books(served)
+    assert format_usd(booked.final_nano or 0) == heard
+    assert len(booked.lines) == 1
+    assert len(await entries(served, action="call.resolved")) == 1
+
+
+async def test_a_cost_above_the_hold_is_booked_in_full(served: Served, stub: Stub) -> None:
+    call_id = await unknown_call(served, stub)
+    shown = answered(await resolve(served, call_id, "post", "2.5"))
+    assert Decimal(shown["held_usd"]) < Decimal(1)
+    assert [row[2:] for row in await budget_rows(served)] == [(2_500_000_000, 0)]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Refusal(404, "not_found", "id")),
+        ({"verdict": "refund"}, Refusal(400, "invalid_value", "verdict")),
+        ({"verdict": "void"}, Refusal(400, "invalid_value", None)),
+        ({"cost_usd": None}, Refusal(400, "invalid_value", None)),
+        ({"cost_usd": "-1"}, Refusal(400, "invalid_value", "cost_usd")),
+        ({"cost_usd": "0.0000000001"}, Refusal(400, "invalid_value", "cost_usd")),
+        ({"reason": ""}, Refusal(400, "invalid_value", "reason")),
+        ({"reason": " \t "}, Refusal(400, "invalid_value", "reason")),
+        ({"reason": "x" * 501}, Refusal(400, "invalid_value", "reason")),
+        ({"refund": True}, Refusal(400, "unknown_parameter", "refund")),
+    ],
+)
+async def test_a_resolution_that_cannot_be_is_refused(
+    unchanged: Served, changes: dict[str, Any], expected: Refusal
+) -> None:
+    body = {"verdict": "post", "cost_usd": "0.01", "reason": REASON} | changes
+    async with admin(unchanged) as http:
+        assert refusal(await http.post(f"/reconciliation/{NO_ID}/resolve", json=body)) == expected
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_call_that_is_not_there_is_not_shown(unchanged: Served) -> None:
+    async with admin(unchanged) as http:
+        answer = await http.get(f"/reconciliation/{NO_ID}")
+    assert refusal(answer) == Refusal(404, "not_found", "id")
