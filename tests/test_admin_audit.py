@@ -105,7 +105,9 @@ async def test_a_row_says_who_when_and_in_which_request(served: Served) -> None:
         "request_id": answer.headers["x-request-id"],
         "action": "tenant.created",
         "tenant_id": tenant["id"],
+        "tenant_name": "globex",
         "object_id": tenant["id"],
+        "object_name": "globex",
         "before": None,
         "after": TENANT,
     }

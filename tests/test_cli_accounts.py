@@ -181,6 +181,43 @@ def test_a_revoked_key_ends_at_once(running: RunningGateway) -> None:
     assert {one["id"], other["id"]} <= ended
 
 
+def test_keys_are_meant_by_name_and_last_four_characters(running: RunningGateway) -> None:
+    command = running.command
+    one = make_key(running, "--test", "--name", "printer")
+    renamed = command("keys", "rename", "printer", "Ünï printer", "--json").json()
+    assert renamed == {"id": one["id"], "name": "Ünï printer"}
+    twin = command("keys", "roll", "Ünï printer", "--json").json()
+    assert twin["name"] == "Ünï printer"
+    several = command("keys", "revoke", "Ünï printer")
+    several.expect_refusal()
+    assert one["id"] in several.err
+    assert twin["id"] in several.err
+    for option in ("set --requests 5", "remove"):
+        ended = command("limits", *option.split(), "--tenant", "default", "--key", "Ünï printer")
+        assert (ended.status, ended.err) == (0, "")
+    plain = command("keys", "revoke", twin["key"][-4:], "--tenant", "default")
+    assert (plain.status, plain.err) == (0, "")
+    assert "Ünï printer" in plain.out
+    # The one that is left is meant now.
+    assert command("keys", "revoke", "Ünï printer", "--json").json()["id"] == one["id"]
+    tenant = command("tenants", "create", "by last four", "--json").json()
+    assert command("tenants", "suspend", tenant["id"][-4:], "--json").json()["id"] == tenant["id"]
+    used = command("usage", "--tenant", "default", "--key", "Ünï printer", "--last-month", "--json")
+    assert {report["total"]["requests"] for report in used.json()} == {0}
+    command("usage", "--key", "nobody").expect_refusal()
+
+
+def test_a_narrow_terminal_shows_ids_as_a_whole(running: RunningGateway) -> None:
+    made = make_key(running, "--test", "--name", "a name that is long enough to be folded")
+    running.command.environment["COLUMNS"] = "40"
+    try:
+        listed = running.command("keys", "list", "--tenant", "default")
+    finally:
+        del running.command.environment["COLUMNS"]
+    assert (listed.status, listed.err) == (0, "")
+    assert made["id"] in listed.out
+
+
 def test_a_key_that_cannot_be_is_refused(running: RunningGateway) -> None:
     for ended in running.command.each(
         "keys create --tenant nobody",

@@ -237,9 +237,9 @@ def test_usage_says_the_same_as_table_json_and_csv(
     assert [(row["user"], row["images"]) for row in found["data"]] == [("eve", 2), (None, 1)]
     assert Decimal(found["total"]["cost_usd"]) == sum(use["cost"] for use in used)
     header, *rows = csv.reader(io.StringIO(as_csv.out))
-    assert header == ["model", "user", *SUMS]
+    assert header == ["model", "user", "user_id", *SUMS]
     assert rows == [
-        [row["model"], row["user"] or "", *(str(row[name]) for name in SUMS)]
+        [row["model"], row["user"] or "", row["user_id"] or "", *(str(row[name]) for name in SUMS)]
         for row in found["data"]
     ]
     assert (table.status, table.err) == (0, "")
@@ -280,7 +280,7 @@ def test_every_line_of_a_csv_report_has_the_columns_of_its_header(
     running.command("tenants", "create", "idle")
     report = "usage --tenant idle --group-by day,model,user --format csv --mode live"
     header, *rows = csv.reader(io.StringIO(running.command(*report.split()).out))
-    assert header == ["day", "model", "user", *SUMS]
+    assert header == ["day", "model", "user", "user_id", *SUMS]
     assert {len(row) for row in rows} <= {len(header)}
 
 

@@ -43,7 +43,9 @@ class Budget:
     id: int
     owner: Literal["house", "tenant", "user", "key"]
     api_key_id: UUID | None
+    api_key_name: str | None
     user_id: UUID | None
+    user_name: str | None
     livemode: bool
     window: Window
     limit_nano: int
@@ -264,7 +266,8 @@ async def _change_raise(
 
 # A budget of the house has several rows a period.
 _SELECT = """
-    SELECT b.id, b.tenant_id, b.api_key_id, b.user_id, b.livemode, b.period, b.limit_nano,
+    SELECT b.id, b.tenant_id, b.api_key_id, k.name AS api_key_name, b.user_id,
+        u.name AS user_name, b.livemode, b.period, b.limit_nano,
         b.enforcement, b.alert_percents, b.raised_to_nano, b.raised_until, b.time_zone,
         b.raised_until > clock_timestamp() AS is_raised,
         coalesce(bp.spent_nano, 0) AS spent_nano, coalesce(bp.held_nano, 0) AS held_nano,
@@ -272,6 +275,8 @@ _SELECT = """
         nullif(coalesce(bp.period_end, p.ends_at), 'infinity') AS resets_at
     FROM budget b
     LEFT JOIN tenant t ON t.id = b.tenant_id
+    LEFT JOIN api_key k ON k.id = b.api_key_id
+    LEFT JOIN tenant_user u ON u.id = b.user_id
     CROSS JOIN LATERAL period_bounds(
         b.period, clock_timestamp(), coalesce(b.time_zone, t.time_zone)) p
     CROSS JOIN LATERAL (
@@ -331,7 +336,9 @@ def _budget(row: Row[Any]) -> Budget:
         if row.tenant_id
         else "house",
         api_key_id=row.api_key_id,
+        api_key_name=row.api_key_name,
         user_id=row.user_id,
+        user_name=row.user_name,
         livemode=row.livemode,
         window=row.period,
         limit_nano=row.limit_nano,

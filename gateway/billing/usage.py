@@ -7,21 +7,39 @@ from typing import Any, Literal, get_args
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, Text, cast, false, func, literal_column, select
 
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.money_tables import LedgerRow
-from gateway.db.tables import TenantRow, TenantUserRow
+from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
 from gateway.errors import InvalidRequest
 
 GroupField = Literal["day", "model", "requested_model", "key", "user", "tenant"]
 GROUP_FIELDS: tuple[GroupField, ...] = get_args(GroupField)
 MAX_ROWS = 10_000
+_COLUMNS: dict[GroupField, tuple[str, ...]] = {
+    "key": ("key", "key_name"),
+    "user": ("user", "user_id"),
+    "tenant": ("tenant", "tenant_id"),
+}
+"""Fields of a group that stand for more than themselves: a name has its id beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageFilters:
+    """What a report is of; None: everything. `key_id`: the first key of a line."""
+
+    key_id: UUID | None = None
+    user_id: UUID | None = None
+    model: str | None = None
+
+
+EVERYTHING = UsageFilters()
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One group of a report; `group` has one text per field asked for. Cost in nano-USD."""
+    """One group of a report; `group` has one text for each of its columns. Cost in nano-USD."""
 
     group: tuple[str | None, ...]
     requests: int
@@ -40,6 +58,11 @@ class UsageReport:
     group_by: tuple[GroupField, ...]
     rows: tuple[UsageRow, ...]
     total: UsageRow
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the texts of each group are: the fields asked for, with names beside ids."""
+        return tuple(name for field in self.group_by for name in _COLUMNS.get(field, (field,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +110,12 @@ def parse_moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
         ) from None
 
 
+def last_month(zone: str) -> tuple[str, str]:
+    """The first and the last day of the month before this one, in days of `zone`."""
+    end = datetime.now(ZoneInfo(zone)).date().replace(day=1) - timedelta(days=1)
+    return end.replace(day=1).isoformat(), end.isoformat()
+
+
 async def tenant_zone(session: TenantSession, tenant_id: UUID) -> str:
     """The tenant's time zone, in which its days begin."""
     query = select(TenantRow.time_zone).where(TenantRow.id == tenant_id)
@@ -113,16 +142,14 @@ async def tenant_report(
     livemode: bool,
     period: Period,
     group_by: tuple[GroupField, ...],
-    user_id: UUID | None = None,
+    filters: UsageFilters = EVERYTHING,
 ) -> UsageReport:
-    """What a tenant (or one of its users) used, in days of the tenant's time zone.
+    """What a tenant used, in days of its time zone.
 
     Raises:
         InvalidRequest: the period is empty, or the report has too many rows.
     """
-    query = _sums(tenant_id, livemode=livemode, period=period, group_by=group_by)
-    if user_id is not None:
-        query = query.where(LedgerRow.user_id == user_id)
+    query = _sums(tenant_id, filters, livemode=livemode, period=period, group_by=group_by)
     return await _run(session, query, period, group_by)
 
 
@@ -132,21 +159,27 @@ async def operator_report(
     livemode: bool,
     period: Period,
     group_by: tuple[GroupField, ...],
+    filters: UsageFilters = EVERYTHING,
 ) -> UsageReport:
     """What every tenant used, in days of each tenant's own time zone.
 
     Raises:
         InvalidRequest: the period is empty, or the report has too many rows.
     """
-    query = _sums(None, livemode=livemode, period=period, group_by=group_by)
+    query = _sums(None, filters, livemode=livemode, period=period, group_by=group_by)
     return await _run(session, query, period, group_by)
 
 
 def _sums(
-    tenant_id: UUID | None, *, livemode: bool, period: Period, group_by: tuple[GroupField, ...]
+    tenant_id: UUID | None,
+    filters: UsageFilters,
+    *,
+    livemode: bool,
+    period: Period,
+    group_by: tuple[GroupField, ...],
 ) -> Select[*tuple[Any, ...]]:
     """The query, for one tenant or (None) for all that the session sees."""
-    columns = [_group_column(field) for field in group_by]
+    columns = [column for field in group_by for column in _group_columns(field)]
     positions: list[ColumnElement[Any]] = [
         literal_column(str(index + 1)) for index in range(len(columns))
     ]
@@ -164,7 +197,6 @@ def _sums(
             func.coalesce(func.sum(LedgerRow.amount_nano), 0).label("cost_nano"),
         )
         .join(TenantRow, TenantRow.id == LedgerRow.tenant_id)
-        .outerjoin(TenantUserRow, TenantUserRow.id == LedgerRow.user_id)
         .where(
             LedgerRow.livemode.is_(livemode),
             LedgerRow.kind != "hold",
@@ -175,6 +207,18 @@ def _sums(
     )
     if tenant_id is not None:
         query = query.where(LedgerRow.tenant_id == tenant_id)
+    if filters.key_id is not None:
+        query = query.where(LedgerRow.api_key_id == filters.key_id)
+    if filters.user_id is not None:
+        query = query.where(LedgerRow.user_id == filters.user_id)
+    if filters.model is not None:
+        # Postgres takes no NUL, and no model has one in its name.
+        is_name = filters.model.isprintable()
+        query = query.where(LedgerRow.served_model == filters.model if is_name else false())
+    if "user" in group_by:
+        query = query.outerjoin(TenantUserRow, TenantUserRow.id == LedgerRow.user_id)
+    if "key" in group_by:
+        query = query.outerjoin(ApiKeyRow, ApiKeyRow.id == LedgerRow.api_key_id)
     if columns:
         # A group of refused calls alone has nothing to report.
         query = query.group_by(*positions).order_by(*positions)
@@ -184,14 +228,14 @@ def _sums(
     return query
 
 
-def _group_column(field: GroupField) -> ColumnElement[str]:
-    columns: dict[GroupField, ColumnElement[str]] = {
-        "day": func.to_char(func.timezone(TenantRow.time_zone, LedgerRow.at), "YYYY-MM-DD"),
-        "model": LedgerRow.served_model.expression,
-        "requested_model": LedgerRow.requested_model.expression,
-        "key": cast(LedgerRow.api_key_id, Text),
-        "user": TenantUserRow.name.expression,
-        "tenant": TenantRow.name.expression,
+def _group_columns(field: GroupField) -> tuple[ColumnElement[str], ...]:
+    columns: dict[GroupField, tuple[ColumnElement[Any], ...]] = {
+        "day": (func.to_char(func.timezone(TenantRow.time_zone, LedgerRow.at), "YYYY-MM-DD"),),
+        "model": (LedgerRow.served_model.expression,),
+        "requested_model": (LedgerRow.requested_model.expression,),
+        "key": (cast(LedgerRow.api_key_id, Text), ApiKeyRow.name.expression),
+        "user": (TenantUserRow.name.expression, cast(LedgerRow.user_id, Text)),
+        "tenant": (TenantRow.name.expression, cast(LedgerRow.tenant_id, Text)),
     }
     return columns[field]
 
@@ -209,7 +253,7 @@ async def _run(
             "for fewer fields in group_by.",
             param="group_by",
         )
-    width = len(group_by)
+    width = sum(len(_COLUMNS.get(field, (field,))) for field in group_by)
     rows = tuple(
         UsageRow(
             group=tuple(row[:width]),

@@ -19,18 +19,25 @@ from gateway.cli.output import (
     run,
     show,
 )
-from gateway.db.engine import TenantSession
+from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import Scope, SecretText
-from gateway.tenancy import api_keys, users
+from gateway.tenancy import api_keys, lookups, users
 from gateway.tenancy import credentials as vaulted
-from gateway.tenancy import tenants as tenancy
-from gateway.tenancy.api_keys import IssuedKey
+from gateway.tenancy.api_keys import IssuedKey, KeyInfo
 
 keys = typer.Typer(help="API keys of tenants and users.", no_args_is_help=True)
 credentials = typer.Typer(help="Provider keys of tenants and users.", no_args_is_help=True)
 
 TenantOption = Annotated[str, typer.Option("--tenant", help="Name or id of the tenant.")]
-UserOption = Annotated[str | None, typer.Option("--user", help="Name of a user of the tenant.")]
+UserOption = Annotated[
+    str | None, typer.Option("--user", help="A user of the tenant: name, id or its last four.")
+]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="Id, name or last four characters of the key.")
+]
+OfTenantOption = Annotated[
+    str | None, typer.Option("--tenant", help="Look only among the keys of this tenant.")
+]
 
 
 @keys.command("create")
@@ -63,10 +70,12 @@ def create_key(
         if strange:
             refuse(f"There is no model {strange[0]}. GET /v1/models lists them.")
         async with core.database.operator(by=invoker()) as session:
-            owner = await tenancy.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
             tenant_session = TenantSession(session)
             user_id = (
-                None if user is None else await users.ensure_user(tenant_session, owner.id, user)
+                None
+                if user is None
+                else await lookups.find_or_make_user(tenant_session, owner.id, user)
             )
             return await api_keys.issue(
                 tenant_session,
@@ -89,7 +98,7 @@ def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
 
     async def work(core: Core) -> list[dict[str, Any]]:
         async with core.database.operator() as session:
-            owner = await tenancy.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
             found = await api_keys.list_keys(TenantSession(session), owner.id)
             names = await users.user_names(TenantSession(session), owner.id)
         return [
@@ -133,10 +142,32 @@ def _key_state(expires_at: datetime | None, revoked_at: datetime | None) -> str:
     )
 
 
+@keys.command("rename")
+def rename_key(
+    key: KeyArgument,
+    name: Annotated[str, typer.Argument(help="The new name; '' takes the old one away.")],
+    tenant: OfTenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name a key, and all that it was rolled from or into."""
+
+    async def work(core: Core) -> KeyInfo:
+        async with core.database.operator(by=invoker()) as session:
+            found = await _find_key(session, key, tenant)
+            return await api_keys.rename(session, found, name or None)
+
+    renamed = run(work)
+    if as_json:
+        print_json(fields(renamed, "id", "name"))
+    else:
+        console.print(f"Key {renamed.id} is called {renamed.name or 'nothing now'}.")
+
+
 @keys.command("roll")
 def roll_key(
-    key_id: Annotated[UUID, typer.Argument(help="Id of the key, from `gateway keys list`.")],
+    key: KeyArgument,
     grace: Annotated[str, typer.Option(help="How long the old key stays valid.")] = "24h",
+    tenant: OfTenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a twin of a key; the old one ends after the grace time."""
@@ -144,27 +175,36 @@ def roll_key(
 
     async def work(core: Core) -> IssuedKey:
         async with core.database.operator(by=invoker()) as session:
-            return await api_keys.roll(session, key_id, pepper=core.pepper, grace=grace_time)
+            found = await _find_key(session, key, tenant)
+            return await api_keys.roll(session, found, pepper=core.pepper, grace=grace_time)
 
     _show_issued(run(work), as_json=as_json)
 
 
 @keys.command("revoke")
 def revoke_key(
-    key_id: Annotated[UUID, typer.Argument(help="Id of the key, from `gateway keys list`.")],
-    as_json: JsonOption = False,
+    key: KeyArgument, tenant: OfTenantOption = None, as_json: JsonOption = False
 ) -> None:
     """End a key now, on every worker within a second."""
 
-    async def work(core: Core) -> None:
+    async def work(core: Core) -> KeyInfo:
         async with core.database.operator(by=invoker()) as session:
-            await api_keys.revoke(session, key_id)
+            return await api_keys.revoke(session, await _find_key(session, key, tenant))
 
-    run(work)
+    revoked = run(work)
     if as_json:
-        print_json({"id": key_id, "revoked": True})
+        print_json({"id": revoked.id, "revoked": True})
     else:
-        console.print(f"Key {key_id} is revoked.")
+        console.print(f"Key {revoked.id}{_called(revoked)} is revoked.")
+
+
+async def _find_key(session: OperatorSession, key: str, tenant: str | None) -> UUID:
+    owner = None if tenant is None else (await lookups.find_tenant(session, tenant)).id
+    return (await lookups.find_key(session, owner, key)).id
+
+
+def _called(key: KeyInfo) -> str:
+    return "" if key.name is None else f" ({key.name})"
 
 
 def _show_issued(issued: IssuedKey, *, as_json: bool) -> None:
@@ -180,7 +220,7 @@ def _show_issued(issued: IssuedKey, *, as_json: bool) -> None:
     if as_json:
         print_json(shown)
         return
-    console.print(f"Key {issued.id}{f' ({issued.name})' if issued.name else ''}:")
+    console.print(f"Key {issued.id}{_called(issued)}:")
     console.print(f"\n    {issued.secret.reveal()}\n")
     console.print("Keep it now; it is not shown again.")
 
@@ -202,9 +242,11 @@ def set_credential(
 
     async def work(core: Core) -> vaulted.CredentialInfo:
         async with core.database.operator() as session:
-            owner = await tenancy.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
         async with core.database.tenant(owner.id, by=invoker()) as session:
-            user_id = None if user is None else await users.ensure_user(session, owner.id, user)
+            user_id = (
+                None if user is None else await lookups.find_or_make_user(session, owner.id, user)
+            )
             return await vaulted.store(
                 session,
                 owner.id,
@@ -227,7 +269,7 @@ def list_credentials(tenant: TenantOption, as_json: JsonOption = False) -> None:
 
     async def work(core: Core) -> list[dict[str, object]]:
         async with core.database.operator() as session:
-            owner = await tenancy.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
             names = await users.user_names(TenantSession(session), owner.id)
             found = await vaulted.list_credentials(TenantSession(session), owner.id)
         return [
@@ -255,9 +297,11 @@ def delete_credential(
 
     async def work(core: Core) -> None:
         async with core.database.operator() as session:
-            owner = await tenancy.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
         async with core.database.tenant(owner.id, by=invoker()) as session:
-            user_id = None if user is None else await users.ensure_user(session, owner.id, user)
+            user_id = None
+            if user is not None:
+                user_id = (await lookups.find_user(session, owner.id, user)).id
             await vaulted.delete(session, owner.id, user_id=user_id, provider=provider)
 
     run(work)
@@ -265,6 +309,15 @@ def delete_credential(
         print_json({"provider": provider, "deleted": True})
     else:
         console.print(f"The {provider} key is deleted.")
+
+
+async def find_owner(
+    session: TenantSession, tenant_id: UUID, key: str | None, user: str | None
+) -> tuple[UUID | None, UUID | None]:
+    """Whose a budget or a limit is: the first of a line of keys, or a user."""
+    key_id = None if key is None else await lookups.find_line(session, tenant_id, key)
+    user_id = None if user is None else (await lookups.find_user(session, tenant_id, user)).id
+    return key_id, user_id
 
 
 def _moment_in(duration: str) -> datetime:

@@ -1,7 +1,7 @@
 """Commands for prices and usage reports."""
 
 import tomllib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,8 +17,8 @@ from gateway.db.engine import TenantSession
 from gateway.domain import Price
 from gateway.image_models import SeedPrice
 from gateway.money import format_usd, format_usd_short, parse_usd
-from gateway.rest.usage import render_report, report_csv
-from gateway.tenancy import tenants
+from gateway.rest.usage import find_filters, render_report, report_csv
+from gateway.tenancy import lookups
 
 prices = typer.Typer(help="Price versions; never edited, only added.", no_args_is_help=True)
 
@@ -188,15 +188,38 @@ def _rates_of(price: Price) -> dict[str, str]:
     return {name: format_usd_short(getattr(price, f"{name}_nano")) for name in _RATES}
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A report as it was asked for, in words."""
+
+    tenant: str | None
+    start: str | None
+    end: str | None
+    last_month: bool
+    group_by: str
+    key: str | None
+    user: str | None
+    model: str | None
+    modes: tuple[bool, ...]
+
+
 def usage(
     tenant: Annotated[
         str | None, typer.Option("--tenant", help="Name or id. Default: every tenant.")
     ] = None,
     start: Annotated[str | None, typer.Option("--from", help="First day, e.g. 2026-11-01.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="Last day, included.")] = None,
+    last_month: Annotated[
+        bool, typer.Option("--last-month", help="The calendar month before this one.")
+    ] = False,
     group_by: Annotated[
         str, typer.Option(help=f"Any of {', '.join(reporting.GROUP_FIELDS)}.")
     ] = "day,model",
+    key: Annotated[
+        str | None, typer.Option("--key", help="Only this key: id, name or last four characters.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Only this user: name or id.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only what this model served.")] = None,
     mode: Annotated[str, typer.Option(help="live, test or all.")] = "all",
     output: Annotated[ReportFormat, typer.Option("--format", help="How to print it.")] = (
         ReportFormat.TABLE
@@ -207,31 +230,40 @@ def usage(
     modes = {"live": (True,), "test": (False,), "all": (True, False)}.get(mode)
     if modes is None:
         raise typer.BadParameter("--mode is live, test or all")
+    if last_month and (start or end):
+        raise typer.BadParameter("give either --last-month or --from and --to")
+    asked = _Asked(tenant, start, end, last_month, group_by, key, user, model, modes)
+    reports = run(lambda core: _reports(core, asked))
+    _print_reports(reports, ReportFormat.JSON if as_json else output)
 
-    async def work(core: Core) -> list[tuple[bool, reporting.UsageReport]]:
-        grouping = reporting.parse_group_by(group_by, allowed=reporting.GROUP_FIELDS)
-        async with core.database.operator() as session:
-            owner = None if tenant is None else await tenants.find(session, tenant)
-            zone = "UTC" if owner is None else owner.time_zone
-            period = reporting.parse_period(start, end, zone)
-            reports = []
-            for livemode in modes:
-                if owner is None:
-                    report = await reporting.operator_report(
-                        session, livemode=livemode, period=period, group_by=grouping
-                    )
-                else:
-                    report = await reporting.tenant_report(
-                        TenantSession(session),
-                        owner.id,
-                        livemode=livemode,
-                        period=period,
-                        group_by=grouping,
-                    )
-                reports.append((livemode, report))
-        return reports
 
-    _print_reports(run(work), ReportFormat.JSON if as_json else output)
+async def _reports(core: Core, asked: _Asked) -> list[tuple[bool, reporting.UsageReport]]:
+    grouping = reporting.parse_group_by(asked.group_by, allowed=reporting.GROUP_FIELDS)
+    async with core.database.operator() as session:
+        owner = None if asked.tenant is None else await lookups.find_tenant(session, asked.tenant)
+        zone = "UTC" if owner is None else owner.time_zone
+        start, end = reporting.last_month(zone) if asked.last_month else (asked.start, asked.end)
+        period = reporting.parse_period(start, end, zone)
+        filters = await find_filters(
+            session, None if owner is None else owner.id, asked.key, asked.user, asked.model
+        )
+        reports = []
+        for livemode in asked.modes:
+            if owner is None:
+                report = await reporting.operator_report(
+                    session, livemode=livemode, period=period, group_by=grouping, filters=filters
+                )
+            else:
+                report = await reporting.tenant_report(
+                    TenantSession(session),
+                    owner.id,
+                    livemode=livemode,
+                    period=period,
+                    group_by=grouping,
+                    filters=filters,
+                )
+            reports.append((livemode, report))
+    return reports
 
 
 def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: ReportFormat) -> None:
@@ -245,11 +277,11 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
     for livemode, report in reports:
         if report.total.requests == 0 and len(reports) > 1:
             continue
-        total = replace(report.total, group=("total", *[None] * (len(report.group_by) - 1)))
+        total = replace(report.total, group=("total", *[None] * (len(report.columns) - 1)))
         rows = [*report.rows, total] if report.group_by else [report.total]
         show(
             [
-                dict(zip(report.group_by, row.group, strict=False))
+                dict(zip(report.columns, row.group, strict=False))
                 | {
                     "requests": row.requests,
                     "images": row.images,

@@ -12,13 +12,13 @@ import typer
 from gateway.billing import budgets as budgeting
 from gateway.billing.budgets import Budget
 from gateway.bootstrap import Core
-from gateway.cli.accounts import UserOption
+from gateway.cli.accounts import UserOption, find_owner
 from gateway.cli.amounts import parse_duration
 from gateway.cli.output import JsonOption, console, invoker, print_json, refuse, run, show
 from gateway.errors import NotFound
 from gateway.money import NanoUsd, format_usd_short, parse_usd
 from gateway.rest.usage import render_budget
-from gateway.tenancy import tenants, users
+from gateway.tenancy import lookups
 
 budgets = typer.Typer(help="Money limits, held before each call.", no_args_is_help=True)
 
@@ -28,7 +28,10 @@ OfTenantOption = Annotated[
 HouseOption = Annotated[
     bool, typer.Option("--house", help="For all calls with the gateway's own provider keys.")
 ]
-KeyOption = Annotated[UUID | None, typer.Option("--key", help="Only for this API key (its id).")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", help="Only for this API key: id, name or last four characters."),
+]
 TestOption = Annotated[bool, typer.Option("--test", help="For test keys instead of live.")]
 WindowOption = Annotated[str, typer.Option(help="day, week, month or total.")]
 
@@ -39,7 +42,8 @@ class _Chosen:
 
     session: budgeting.Session
     tenant_id: UUID | None
-    user_id: UUID | None
+    key_id: UUID | None = None
+    user_id: UUID | None = None
 
 
 @budgets.command("set")
@@ -73,14 +77,14 @@ def set_budget(
     limit, percents = _amount(limit_usd), None if alert_at is None else _percents(alert_at)
 
     async def work(core: Core) -> Budget:
-        async with _choose(core, tenant, user) as chosen:
+        async with _choose(core, tenant, key, user) as chosen:
             return await budgeting.set_limit(
                 chosen.session,
                 chosen.tenant_id,
                 window=window,
                 limit_nano=limit,
                 livemode=not test,
-                api_key_id=key,
+                api_key_id=chosen.key_id,
                 user_id=chosen.user_id,
                 enforcement=None if soft is None else "soft" if soft else "hard",
                 alert_percents=percents,
@@ -108,7 +112,7 @@ def list_budgets(
     _check_owner(tenant, house=house)
 
     async def work(core: Core) -> list[Budget]:
-        async with _choose(core, tenant, None) as chosen:
+        async with _choose(core, tenant) as chosen:
             return await budgeting.list_budgets(chosen.session, chosen.tenant_id)
 
     found = run(work)
@@ -119,7 +123,8 @@ def list_budgets(
     show(
         [
             {
-                "of": f"{budget.owner} {budget.api_key_id or budget.user_id or ''}".strip(),
+                "of": f"{budget.owner} {budget.api_key_name or budget.user_name or ''}".strip(),
+                "id": budget.api_key_id or budget.user_id,
                 "mode": "live" if budget.livemode else "test",
                 "per": budget.window,
                 "limit": format_usd_short(budget.limit_in_force_nano),
@@ -156,8 +161,8 @@ def raise_budget(
     to_nano, end = _amount(to_usd), _end(until, lasting)
 
     async def work(core: Core) -> Budget:
-        async with _choose(core, tenant, user) as chosen:
-            found = await _find(chosen, window, key, test=test)
+        async with _choose(core, tenant, key, user) as chosen:
+            found = await _find(chosen, window, test=test)
             return await budgeting.raise_limit(
                 chosen.session, chosen.tenant_id, found.id, to_nano=to_nano, until=end
             )
@@ -189,8 +194,8 @@ def remove_budget(
     _check_owner(tenant, key, user, house=house, test=test)
 
     async def work(core: Core) -> Budget:
-        async with _choose(core, tenant, user) as chosen:
-            found = await _find(chosen, window, key, test=test)
+        async with _choose(core, tenant, key, user) as chosen:
+            found = await _find(chosen, window, test=test)
             if only_raise:
                 return await budgeting.end_raise(chosen.session, chosen.tenant_id, found.id)
             await budgeting.remove(chosen.session, chosen.tenant_id, found.id)
@@ -207,25 +212,26 @@ def remove_budget(
 
 
 @asynccontextmanager
-async def _choose(core: Core, tenant: str | None, user: str | None) -> AsyncIterator[_Chosen]:
+async def _choose(
+    core: Core, tenant: str | None, key: str | None = None, user: str | None = None
+) -> AsyncIterator[_Chosen]:
     """The tenant's budgets, or the house's where none is named."""
     if tenant is None:
         async with core.database.operator(by=invoker()) as everything:
-            yield _Chosen(everything, None, None)
+            yield _Chosen(everything, None)
         return
     async with core.database.operator() as everything:
-        owner = await tenants.find(everything, tenant)
+        owner = await lookups.find_tenant(everything, tenant)
     async with core.database.tenant(owner.id, by=invoker()) as session:
-        user_id = None if user is None else await users.find_user(session, owner.id, user)
-        yield _Chosen(session, owner.id, user_id)
+        yield _Chosen(session, owner.id, *await find_owner(session, owner.id, key, user))
 
 
-async def _find(chosen: _Chosen, window: str, key: UUID | None, *, test: bool) -> Budget:
+async def _find(chosen: _Chosen, window: str, *, test: bool) -> Budget:
     for budget in await budgeting.list_budgets(chosen.session, chosen.tenant_id):
         if (
-            (budget.api_key_id, budget.user_id) == (key, chosen.user_id)
+            (budget.api_key_id, budget.user_id) == (chosen.key_id, chosen.user_id)
             and budget.window == window
-            and (budget.livemode is not test or key is not None)  # a key has one mode
+            and (budget.livemode is not test or chosen.key_id is not None)  # a key has one mode
         ):
             return budget
     raise NotFound("There is no such budget. `gateway budgets list` shows those that were set.")
@@ -233,7 +239,7 @@ async def _find(chosen: _Chosen, window: str, key: UUID | None, *, test: bool) -
 
 def _check_owner(
     tenant: str | None,
-    key: UUID | None = None,
+    key: str | None = None,
     user: str | None = None,
     *,
     house: bool,
@@ -286,5 +292,11 @@ def _remark(budget: Budget) -> str:
 
 
 def _row(budget: Budget) -> dict[str, Any]:
-    row = {**render_budget(budget), "key": budget.api_key_id, "user": budget.user_id}
+    row = {
+        **render_budget(budget),
+        "key": budget.api_key_id,
+        "key_name": budget.api_key_name,
+        "user": budget.user_id,
+        "user_name": budget.user_name,
+    }
     return row if budget.time_zone is None else {**row, "time_zone": budget.time_zone}

@@ -1,12 +1,11 @@
 """Commands for limits: requests and images a minute, and generations at once."""
 
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
 
 from gateway.bootstrap import Core
-from gateway.cli.accounts import TenantOption, UserOption
+from gateway.cli.accounts import TenantOption, UserOption, find_owner
 from gateway.cli.output import (
     JsonOption,
     console,
@@ -19,12 +18,15 @@ from gateway.cli.output import (
 )
 from gateway.db.engine import TenantSession
 from gateway.domain import LimitKind
-from gateway.tenancy import rate_limits, tenants, users
+from gateway.tenancy import lookups, rate_limits
 from gateway.tenancy.rate_limits import StoredLimit
 
 limits = typer.Typer(help="How much a minute, and how much at once.", no_args_is_help=True)
 
-KeyOption = Annotated[UUID | None, typer.Option("--key", help="Only for this API key (its id).")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", help="Only for this API key: id, name or last four characters."),
+]
 TestOption = Annotated[bool, typer.Option("--test", help="For test keys instead of live.")]
 WORDS = {
     LimitKind.REQUESTS: "requests a minute",
@@ -52,9 +54,9 @@ def set_limits(
 
     async def work(core: Core) -> list[StoredLimit]:
         async with core.database.operator() as session:
-            owner = await tenants.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
         async with core.database.tenant(owner.id, by=invoker()) as session:
-            user_id = None if user is None else await users.find_user(session, owner.id, user)
+            key_id, user_id = await find_owner(session, owner.id, key, user)
             return [
                 await rate_limits.set_limit(
                     session,
@@ -62,7 +64,7 @@ def set_limits(
                     kind=kind,
                     value=value,
                     livemode=not test,
-                    api_key_id=key,
+                    api_key_id=key_id,
                     user_id=user_id,
                 )
                 for kind, value in values.items()
@@ -85,7 +87,7 @@ def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
 
     async def work(core: Core) -> tuple[list[StoredLimit], list[dict[str, object]]]:
         async with core.database.operator() as session:
-            owner = await tenants.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
             found = await rate_limits.list_limits(TenantSession(session), owner.id)
         settings = core.settings
         defaults = zip(
@@ -108,14 +110,16 @@ def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
 
     found, defaults = run(work)
     rows = [{**_row(limit), "default": False} for limit in found]
-    rows += [{"id": None, **row, "key": None, "user": None, "default": True} for row in defaults]
+    nobody = dict.fromkeys(("key", "key_name", "user", "user_name"))
+    rows += [{"id": None, **row, **nobody, "default": True} for row in defaults]
     if as_json:
         print_json(rows)
         return
     show(
         [
             {
-                "of": f"{row['owner']} {row['key'] or row['user'] or ''}".strip(),
+                "of": f"{row['owner']} {row['key_name'] or row['user_name'] or ''}".strip(),
+                "id": row["key"] or row["user"],
                 "mode": "live" if row["livemode"] else "test",
                 "limit": row["value"],
                 "of what": WORDS[LimitKind(str(row["kind"]))],
@@ -145,13 +149,13 @@ def remove_limits(
 
     async def work(core: Core) -> list[StoredLimit]:
         async with core.database.operator() as session:
-            owner = await tenants.find(session, tenant)
+            owner = await lookups.find_tenant(session, tenant)
         async with core.database.tenant(owner.id, by=invoker()) as session:
-            user_id = None if user is None else await users.find_user(session, owner.id, user)
+            key_id, user_id = await find_owner(session, owner.id, key, user)
             removed = [
                 limit
                 for limit in await rate_limits.list_limits(session, owner.id)
-                if (limit.api_key_id, limit.user_id) == (key, user_id)
+                if (limit.api_key_id, limit.user_id) == (key_id, user_id)
                 and (limit.livemode is not test or key is not None)
                 and kind in {None, limit.kind}
             ]
@@ -173,5 +177,7 @@ def _row(limit: StoredLimit) -> dict[str, Any]:
     return {
         **fields(limit, "id", "owner", "livemode", "kind", "value"),
         "key": limit.api_key_id,
+        "key_name": limit.api_key_name,
         "user": limit.user_id,
+        "user_name": limit.user_name,
     }

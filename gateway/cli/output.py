@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,8 @@ from gateway.errors import ConfigurationError, GatewayError
 from gateway.telemetry import configure_logging
 
 T = TypeVar("T")
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-|\bimg_|\bigw_")
+"""What must be read as a whole: ids of rows and images, and keys."""
 REFUSED = 1
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 # Where nobody looks (a pipe, a file) a table is as wide as it needs to be.
@@ -91,15 +94,20 @@ def show(
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
+        cells = [_cell(row[name]) for row in rows]
+        is_whole = any(_ID.search(cell) for cell in cells)
         table.add_column(
             name.replace("_", " "),
             justify="right" if name in right else "left",
             overflow="fold",
+            no_wrap=is_whole,
+            min_width=max(map(len, cells)) if is_whole else None,
             header_style="dim",
         )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table, soft_wrap=False)
+    # An id that is folded or cut cannot be copied: a table too wide for the terminal stays so.
+    console.print(table, soft_wrap=False, crop=False)
 
 
 def print_json(value: object) -> None:

@@ -8,6 +8,7 @@ import typer
 from gateway.bootstrap import Core
 from gateway.cli.amounts import format_bytes, format_seconds, parse_bytes, parse_duration
 from gateway.cli.output import JsonOption, console, fields, invoker, print_json, run, show
+from gateway.tenancy import lookups
 from gateway.tenancy import tenants as tenancy
 from gateway.tenancy.tenants import UNCHANGED, Tenant
 
@@ -95,9 +96,10 @@ def set_tenant(
 
     async def work(core: Core) -> Tenant:
         async with core.database.operator(by=invoker()) as session:
+            found = await lookups.find_tenant(session, tenant)
             return await tenancy.set_settings(
                 session,
-                tenant,
+                str(found.id),
                 continuity=UNCHANGED if continuity is None else continuity,
                 stores_prompts=UNCHANGED if prompts is None else prompts is Prompts.STORED,
                 image_retention_seconds=kept,
@@ -134,7 +136,8 @@ def resume_tenant(tenant: str, as_json: JsonOption = False) -> None:
 def _set_status(name: str, status: str, *, as_json: bool) -> None:
     async def work(core: Core) -> Tenant:
         async with core.database.operator(by=invoker()) as session:
-            return await tenancy.set_status(session, name, status)
+            found = await lookups.find_tenant(session, name)
+            return await tenancy.set_status(session, str(found.id), status)
 
     tenant = run(work)
     if as_json:

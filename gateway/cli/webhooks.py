@@ -19,7 +19,7 @@ from gateway.cli.output import (
     run,
     show,
 )
-from gateway.tenancy import tenants
+from gateway.tenancy import lookups
 from gateway.webhooks import deliveries, endpoints
 from gateway.webhooks.deliveries import Delivery
 from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
@@ -34,7 +34,8 @@ OwnerOption = Annotated[
     typer.Option("--tenant", help="Name or id of the tenant. Default: the operator's own."),
 ]
 IdArgument = Annotated[
-    UUID, typer.Argument(help="Id of the webhook, from `gateway webhooks list`.")
+    str,
+    typer.Argument(metavar="WEBHOOK", help="Id of the webhook, or its last four characters."),
 ]
 
 
@@ -127,7 +128,11 @@ def roll_secret(
 
     async def work(core: Core, session: Session, tenant_id: UUID | None) -> NewSecret:
         return await endpoints.roll(
-            session, tenant_id, webhook_id, sealing=core.webhook_sealing, grace=grace_time
+            session,
+            tenant_id,
+            await _find(session, tenant_id, webhook_id),
+            sealing=core.webhook_sealing,
+            grace=grace_time,
         )
 
     _show_secret(_run(tenant, work), as_json=as_json)
@@ -155,12 +160,14 @@ def delete_webhook(
 ) -> None:
     """Forget a webhook, its secrets and its deliveries."""
 
-    async def work(_core: Core, session: Session, tenant_id: UUID | None) -> None:
-        await endpoints.remove(session, tenant_id, webhook_id)
+    async def work(_core: Core, session: Session, tenant_id: UUID | None) -> UUID:
+        found = await _find(session, tenant_id, webhook_id)
+        await endpoints.remove(session, tenant_id, found)
+        return found
 
-    _run(tenant, work)
+    removed = _run(tenant, work)
     if as_json:
-        print_json({"id": webhook_id, "deleted": True})
+        print_json({"id": removed, "deleted": True})
     else:
         console.print("Deleted.")
 
@@ -172,7 +179,8 @@ def send_test(
     """Send a `webhook.test` event there; the running gateway delivers it within seconds."""
 
     async def work(_core: Core, session: Session, tenant_id: UUID | None) -> Delivery:
-        return await deliveries.send_test(session, tenant_id, webhook_id)
+        found = await _find(session, tenant_id, webhook_id)
+        return await deliveries.send_test(session, tenant_id, found)
 
     sent = _run(tenant, work)
     if as_json:
@@ -192,9 +200,8 @@ def list_deliveries(
     """Show what was sent to a webhook, newest first, and what was given up."""
 
     async def work(_core: Core, session: Session, tenant_id: UUID | None) -> list[Delivery]:
-        page = await deliveries.list_page(
-            session, tenant_id, webhook_id, limit=limit, status=status
-        )
+        found = await _find(session, tenant_id, webhook_id)
+        page = await deliveries.list_page(session, tenant_id, found, limit=limit, status=status)
         return list(page.items)
 
     found = _run(tenant, work)
@@ -218,14 +225,21 @@ def list_deliveries(
 @webhooks.command("redeliver")
 def redeliver(
     webhook_id: IdArgument,
-    delivery_id: Annotated[UUID, typer.Argument(help="Id of the delivery.")],
+    delivery_id: Annotated[
+        str,
+        typer.Argument(metavar="DELIVERY", help="Id of the delivery, or its last four characters."),
+    ],
     tenant: OwnerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send a delivery again that was given up, or that arrived and was lost."""
 
     async def work(_core: Core, session: Session, tenant_id: UUID | None) -> Delivery:
-        return await deliveries.redeliver(session, tenant_id, webhook_id, delivery_id)
+        found = await _find(session, tenant_id, webhook_id)
+        page = await deliveries.list_page(session, tenant_id, found, limit=SHOWN_AT_MOST)
+        known = [delivery.id for delivery in page.items]
+        one = lookups.find_among(known, delivery_id, noun="delivery", param="delivery_id")
+        return await deliveries.redeliver(session, tenant_id, found, one)
 
     sent = _run(tenant, work)
     if as_json:
@@ -234,12 +248,18 @@ def redeliver(
         console.print(f"Delivery {sent.id} is tried again within seconds.")
 
 
-def _switch(webhook_id: UUID, tenant: str | None, *, disabled: bool, as_json: bool) -> None:
+async def _find(session: Session, tenant_id: UUID | None, text: str) -> UUID:
+    page = await endpoints.list_page(session, tenant_id, limit=SHOWN_AT_MOST)
+    known = [endpoint.id for endpoint in page.items]
+    return lookups.find_among(known, text, noun="webhook", param="webhook_id")
+
+
+def _switch(webhook_id: str, tenant: str | None, *, disabled: bool, as_json: bool) -> None:
     async def work(core: Core, session: Session, tenant_id: UUID | None) -> Endpoint:
         return await endpoints.change(
             session,
             tenant_id,
-            webhook_id,
+            await _find(session, tenant_id, webhook_id),
             disabled=disabled,
             allow_private=core.settings.webhook_allow_private,
         )
@@ -267,7 +287,7 @@ async def _session(core: Core, tenant: str | None) -> AsyncIterator[tuple[Sessio
         if tenant is None:
             yield session, None
             return
-        tenant_id = (await tenants.find(session, tenant)).id
+        tenant_id = (await lookups.find_tenant(session, tenant)).id
     async with core.database.tenant(tenant_id, by=invoker()) as tenant_session:
         yield tenant_session, tenant_id
 

@@ -3,7 +3,8 @@
 A row joins the transaction of its change: both are committed, or neither is.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -14,9 +15,11 @@ from sqlalchemy import insert, select, tuple_
 from gateway.db.actors import Actor
 from gateway.db.engine import ACTOR, OperatorSession, TenantSession
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import AuditRow
+from gateway.db.tables import ApiKeyRow, AuditRow, TenantRow, TenantUserRow
 from gateway.domain import new_id
 from gateway.errors import InvalidRequest
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Action(StrEnum):
@@ -64,7 +67,9 @@ class AuditEntry:
     request_id: str | None
     action: str
     tenant_id: UUID | None
+    tenant_name: str | None
     object_id: str
+    object_name: str | None
     before: Mapping[str, object] | None
     after: Mapping[str, object] | None
 
@@ -131,7 +136,9 @@ async def list_entries(
             raise InvalidRequest("after must be the id of an audit entry.", param="after")
         query = query.where(tuple_(AuditRow.at, AuditRow.id) < tuple_(cursor.at, cursor.id))
     query = query.order_by(AuditRow.at.desc(), AuditRow.id.desc()).limit(limit + 1)
-    return page_of([_entry(row) for row in await session.scalars(query)], limit)
+    rows = (await session.scalars(query)).all()
+    names = await _names(session, rows)
+    return page_of([_entry(row, names) for row in rows], limit)
 
 
 async def list_entries_of(
@@ -153,10 +160,23 @@ async def list_entries_of(
         )
         .order_by(AuditRow.at, AuditRow.id)
     )
-    return [_entry(row) for row in await session.scalars(query)]
+    rows = (await session.scalars(query)).all()
+    names = await _names(session, rows)
+    return [_entry(row, names) for row in rows]
 
 
-def _entry(row: AuditRow) -> AuditEntry:
+async def _names(session: OperatorSession, rows: Sequence[AuditRow]) -> Mapping[str, str | None]:
+    """What tenants, users and keys of these changes are called today, by their ids."""
+    texts = {row.object_id for row in rows} | {str(row.tenant_id) for row in rows}
+    ids = [UUID(one) for one in texts if _UUID.fullmatch(one)]
+    names: dict[str, str | None] = {}
+    for table in (TenantRow, TenantUserRow, ApiKeyRow):
+        found = await session.execute(select(table.id, table.name).where(table.id.in_(ids)))
+        names |= {str(row.id): row.name for row in found}
+    return names
+
+
+def _entry(row: AuditRow, names: Mapping[str, str | None]) -> AuditEntry:
     return AuditEntry(
         id=row.id,
         at=row.at,
@@ -165,7 +185,9 @@ def _entry(row: AuditRow) -> AuditEntry:
         request_id=row.request_id,
         action=row.action,
         tenant_id=row.tenant_id,
+        tenant_name=names.get(str(row.tenant_id)),
         object_id=row.object_id,
+        object_name=names.get(row.object_id),
         before=row.before,
         after=row.after,
     )

@@ -146,7 +146,7 @@ async def get_usage(call: ToolCall) -> CallToolResult:
                     livemode=caller.livemode,
                     period=usage.parse_period(start, None, zone),
                     group_by=(),
-                    user_id=caller.user_id,
+                    filters=usage.UsageFilters(user_id=caller.user_id),
                 )
             )
             for start in (today, None)

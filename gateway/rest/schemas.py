@@ -208,9 +208,12 @@ class UsageRowObject(UsageSums):
     day: str | None = None
     model: str | None = None
     requested_model: str | None = None
-    key: str | None = None
-    user: str | None = None
-    tenant: str | None = None
+    key: str | None = Field(None, description="A key's id (the first of its line).")
+    key_name: str | None = None
+    user: str | None = Field(None, description="A user's name.")
+    user_id: str | None = None
+    tenant: str | None = Field(None, description="A tenant's name.")
+    tenant_id: str | None = None
 
 
 SUMS: dict[str, JsonValue] = {

@@ -3,7 +3,9 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Response
@@ -11,9 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import budgets, usage
 from gateway.billing.usage import GroupField, UsageReport, UsageRow
+from gateway.db.engine import OperatorSession, TenantSession
+from gateway.domain import Caller
 from gateway.money import format_usd, format_usd_short
 from gateway.rest.dependencies import GatewayDep, UsageReader
+from gateway.rest.refusals import refused_with
 from gateway.rest.schemas import BudgetList, UsageReportObject
+from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_line, find_user
 
 router = APIRouter(tags=["usage"])
 TENANT_FIELDS: tuple[GroupField, ...] = ("day", "model", "requested_model", "key", "user")
@@ -59,6 +65,24 @@ class UsageQuery(BaseModel):
         examples=["2026-11-20"],
     )
     group_by: str = grouped(TENANT_FIELDS)
+    key: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Only of this key and those of its line: an id, a name, or the last four "
+        "characters.",
+        examples=["website"],
+    )
+    user: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        description="Only of this user: an id, a name, or the id's last four characters.",
+        examples=["alice"],
+    )
+    model: str | None = Field(
+        None, min_length=1, max_length=255, description="Only what this model served."
+    )
     format: Literal["json", "csv"] = "json"
 
 
@@ -66,7 +90,7 @@ class UsageQuery(BaseModel):
     "/v1/usage",
     summary="What was used and what it cost",
     response_class=Response,
-    responses=REPORT,
+    responses=REPORT | refused_with(404),
 )
 async def get_usage(
     gateway: GatewayDep, caller: UsageReader, query: Annotated[UsageQuery, Query()]
@@ -84,7 +108,7 @@ async def get_usage(
             livemode=caller.livemode,
             period=usage.parse_period(query.start, query.end, zone),
             group_by=fields,
-            user_id=caller.user_id,
+            filters=await _filters_of(session, caller, query),
         )
     return report_answer(report, query.format)
 
@@ -100,6 +124,40 @@ async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, obj
     async with gateway.database.tenant(caller.tenant_id) as session:
         applying = await budgets.for_caller(session, caller)
     return {"object": "list", "data": [render_budget(budget) for budget in applying]}
+
+
+async def _filters_of(
+    session: TenantSession, caller: Caller, query: UsageQuery
+) -> usage.UsageFilters:
+    """The filters, looked for only among what the caller may see."""
+    among = KeyScope(user_id=caller.user_id, livemode=caller.livemode)
+    filters = await find_filters(
+        session, caller.tenant_id, query.key, query.user, query.model, among=among
+    )
+    return filters if caller.user_id is None else replace(filters, user_id=caller.user_id)
+
+
+async def find_filters(
+    session: TenantSession | OperatorSession,
+    tenant_id: UUID | None,
+    key: str | None,
+    user: str | None,
+    model: str | None,
+    *,
+    among: KeyScope = ALL_KEYS,
+) -> usage.UsageFilters:
+    """What a report is of; key and user by id, name or last four characters.
+
+    Raises:
+        NotFound: there is no such key or user.
+        InvalidRequest: several are meant (code `ambiguous`).
+    """
+    key_id = user_id = None
+    if key is not None:
+        key_id = await find_line(session, tenant_id, key, among=among)
+    if user is not None:
+        user_id = (await find_user(session, tenant_id, user, among=among)).id
+    return usage.UsageFilters(key_id, user_id, model)
 
 
 def report_answer(report: UsageReport, as_format: Literal["json", "csv"]) -> Response:
@@ -152,14 +210,14 @@ def render_report(report: UsageReport) -> dict[str, object]:
 
 
 def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
-    return {**dict(zip(report.group_by, row.group, strict=True)), **_sums(row)}
+    return {**dict(zip(report.columns, row.group, strict=True)), **_sums(row)}
 
 
 def report_csv(report: UsageReport) -> str:
     """The report as CSV with a header line; the total is left to the reader's program."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*report.group_by, *_sums(report.total)])
+    writer.writerow([*report.columns, *_sums(report.total)])
     for row in report.rows if report.group_by else (report.total,):
         writer.writerow([*(_csv_text(value) for value in row.group), *_sums(row).values()])
     return out.getvalue()

@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Literal, cast
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import TenantSession, one_at_a_time
 from gateway.db.owners import find_owner
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import RateLimitRow
+from gateway.db.tables import ApiKeyRow, RateLimitRow, TenantUserRow
 from gateway.domain import LimitKind, LimitOwner, RateLimit
 from gateway.errors import InvalidRequest, NotFound
 
@@ -30,7 +30,9 @@ class StoredLimit:
     id: int
     owner: Literal["tenant", "user", "key"]
     api_key_id: UUID | None
+    api_key_name: str | None
     user_id: UUID | None
+    user_name: str | None
     livemode: bool
     kind: LimitKind
     value: int
@@ -93,37 +95,48 @@ async def set_limit(
         before=before,
         after=_shown(row),
     )
-    return replace(_stored(row), is_new=before is None)
+    [stored] = await _select(session, tenant_id, RateLimitRow.id == row.id)
+    return replace(stored, is_new=before is None)
 
 
 async def list_limits(session: TenantSession, tenant_id: UUID) -> list[StoredLimit]:
     """Every limit of the tenant, its users and its keys."""
-    rows = await session.scalars(
-        select(RateLimitRow)
-        .where(RateLimitRow.tenant_id == tenant_id)
-        .order_by(
-            RateLimitRow.livemode.desc(),
-            RateLimitRow.api_key_id.nulls_first(),
-            RateLimitRow.user_id.nulls_first(),
-            RateLimitRow.id,
-        )
+    found = await _select(session, tenant_id)
+    return sorted(
+        found,
+        key=lambda one: (
+            not one.livemode,
+            str(one.api_key_id or ""),
+            str(one.user_id or ""),
+            one.id,
+        ),
     )
-    return [_stored(row) for row in rows]
 
 
 async def list_page(
     session: TenantSession, tenant_id: UUID, *, limit: int, after: int | None = None
 ) -> Page[StoredLimit]:
     """Limits of the tenant, its users and its keys, newest first, from behind `after` on."""
-    query = (
-        select(RateLimitRow)
-        .where(RateLimitRow.tenant_id == tenant_id)
+    behind = [] if after is None else [RateLimitRow.id < after]
+    return page_of(await _select(session, tenant_id, *behind, limit=limit + 1), limit)
+
+
+async def _select(
+    session: TenantSession,
+    tenant_id: UUID,
+    *which: ColumnElement[bool],
+    limit: int | None = None,
+) -> list[StoredLimit]:
+    """Limits with the names of their owners, newest first."""
+    rows = await session.execute(
+        select(RateLimitRow, ApiKeyRow.name, TenantUserRow.name)
+        .outerjoin(ApiKeyRow, ApiKeyRow.id == RateLimitRow.api_key_id)
+        .outerjoin(TenantUserRow, TenantUserRow.id == RateLimitRow.user_id)
+        .where(RateLimitRow.tenant_id == tenant_id, *which)
         .order_by(RateLimitRow.id.desc())
-        .limit(limit + 1)
+        .limit(limit)
     )
-    if after is not None:
-        query = query.where(RateLimitRow.id < after)
-    return page_of([_stored(row) for row in await session.scalars(query)], limit)
+    return [_stored(row, key_name, user_name) for row, key_name, user_name in rows.all()]
 
 
 async def remove_limit(session: TenantSession, tenant_id: UUID, limit_id: int) -> None:
@@ -168,12 +181,14 @@ def _shown(row: RateLimitRow) -> dict[str, object]:
     }
 
 
-def _stored(row: RateLimitRow) -> StoredLimit:
+def _stored(row: RateLimitRow, key_name: str | None, user_name: str | None) -> StoredLimit:
     return StoredLimit(
         id=row.id,
         owner="key" if row.api_key_id else "user" if row.user_id else "tenant",
         api_key_id=row.api_key_id,
+        api_key_name=key_name,
         user_id=row.user_id,
+        user_name=user_name,
         livemode=row.livemode,
         kind=LimitKind(row.kind),
         value=row.value,

@@ -45,7 +45,9 @@ class AuditObject(Identified):
         request_id="req_5c0f6e0f9c1d4e2b8a7d3f61",
         action="api_key.revoked",
         tenant_id=TENANT_ID,
+        tenant_name="acme",
         object_id=KEY_ID,
+        object_name="website",
         before={"last4": "x7Qa", "revoked_at": None},
         after={"last4": "x7Qa", "revoked_at": "2026-11-21T09:40:00+00:00"},
     )
@@ -57,7 +59,9 @@ class AuditObject(Identified):
     request_id: str | None = Field(description="As in `X-Request-Id`; null for commands.")
     action: str
     tenant_id: UUID | None = Field(description="null for what belongs to no tenant.")
+    tenant_name: str | None = Field(description="As it is called today.")
     object_id: str
+    object_name: str | None = Field(description="That of a tenant, user or key, as of today.")
     before: Snapshot | None = Field(description="null: it came into being.")
     after: Snapshot | None = Field(description="null: it is no more.")
 
@@ -101,7 +105,9 @@ def _render(entry: AuditEntry) -> AuditObject:
             "request_id": entry.request_id,
             "action": entry.action,
             "tenant_id": entry.tenant_id,
+            "tenant_name": entry.tenant_name,
             "object_id": entry.object_id,
+            "object_name": entry.object_name,
             "before": entry.before,
             "after": entry.after,
         }

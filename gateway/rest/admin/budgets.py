@@ -76,7 +76,9 @@ class BudgetObject(BudgetFields):
         object="budget",
         owner="user",
         api_key_id=None,
+        api_key_name=None,
         user_id=USER_ID,
+        user_name="alice",
         livemode=True,
         window="month",
         limit_usd="50.00",
@@ -92,7 +94,9 @@ class BudgetObject(BudgetFields):
 
     owner: Literal["tenant", "user", "key"]
     api_key_id: UUID | None = Field(description="The first of the key's line, if it was rolled.")
+    api_key_name: str | None
     user_id: UUID | None
+    user_name: str | None
 
 
 class HouseBudgetObject(BudgetFields):
@@ -348,7 +352,12 @@ async def _raise(
 
 
 def _render(budget: Budget) -> BudgetObject:
-    owner = {"api_key_id": budget.api_key_id, "user_id": budget.user_id}
+    owner = {
+        "api_key_id": budget.api_key_id,
+        "api_key_name": budget.api_key_name,
+        "user_id": budget.user_id,
+        "user_name": budget.user_name,
+    }
     return BudgetObject.model_validate({**render_budget(budget), **owner})
 
 

@@ -40,7 +40,9 @@ class LimitObject(Identified):
         object="limit",
         owner="user",
         api_key_id=None,
+        api_key_name=None,
         user_id=USER_ID,
+        user_name="alice",
         livemode=True,
         kind="images",
         value=20,
@@ -52,7 +54,9 @@ class LimitObject(Identified):
     object: Literal["limit"] = "limit"
     owner: Literal["tenant", "user", "key"]
     api_key_id: UUID | None = Field(description="The first of the key's line, if it was rolled.")
+    api_key_name: str | None
     user_id: UUID | None
+    user_name: str | None
     livemode: bool
     kind: Kind
     value: int
@@ -131,7 +135,9 @@ def _render(stored: StoredLimit) -> LimitObject:
         id=str(stored.id),
         owner=stored.owner,
         api_key_id=stored.api_key_id,
+        api_key_name=stored.api_key_name,
         user_id=stored.user_id,
+        user_name=stored.user_name,
         livemode=stored.livemode,
         kind=stored.kind.value,
         value=stored.value,

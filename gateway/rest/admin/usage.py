@@ -12,7 +12,8 @@ from gateway.bootstrap import Gateway
 from gateway.rest.admin.dependencies import reading_tenant
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.refusals import refused_with
-from gateway.rest.usage import REPORT, UsageQuery, grouped, report_answer
+from gateway.rest.usage import REPORT, UsageQuery, find_filters, grouped, report_answer
+from gateway.tenancy.lookups import KeyScope
 
 router = APIRouter(tags=["admin: usage"])
 
@@ -45,11 +46,18 @@ async def get_usage(
 async def _report(
     gateway: Gateway, query: OperatorsUsageQuery, group_by: tuple[usage.GroupField, ...]
 ) -> usage.UsageReport:
+    among = KeyScope(livemode=query.livemode)
     if query.tenant is None:
         period = usage.parse_period(query.start, query.end, "UTC")
         async with gateway.database.operator() as session:
             return await usage.operator_report(
-                session, livemode=query.livemode, period=period, group_by=group_by
+                session,
+                livemode=query.livemode,
+                period=period,
+                group_by=group_by,
+                filters=await find_filters(
+                    session, None, query.key, query.user, query.model, among=among
+                ),
             )
     async with reading_tenant(gateway, query.tenant, param="tenant") as tenant_session:
         zone = await usage.tenant_zone(tenant_session, query.tenant)
@@ -59,4 +67,7 @@ async def _report(
             livemode=query.livemode,
             period=usage.parse_period(query.start, query.end, zone),
             group_by=group_by,
+            filters=await find_filters(
+                tenant_session, query.tenant, query.key, query.user, query.model, among=among
+            ),
         )
