@@ -60,8 +60,8 @@ bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts -
 
 DRILLS := tests/test_rolling_restarts.py tests/test_valkey_drill.py
 
-drill: $(DEV_READY) ## overload, a noisy tenant, rolling restarts, a failing Valkey (minutes)
-	@$(BIN)/python -m benchmarks overload noisy
+drill: $(DEV_READY) ## overload, a noisy tenant, endless senders, rolling restarts, a failing Valkey (minutes)
+	@$(BIN)/python -m benchmarks overload noisy senders
 	@$(BIN)/pytest -m full -s $(DRILLS)
 
 migrate: $(RUN_READY) ## bring the database to the newest schema

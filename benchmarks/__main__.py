@@ -9,10 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import noisy, overload, parts, table
+from benchmarks import noisy, overload, parts, senders, table
 from benchmarks.rows import print_rows, save
 
-MEASUREMENTS = ("table", "parts", "overload", "noisy")
+MEASUREMENTS = ("table", "parts", "overload", "noisy", "senders")
 
 
 def main() -> None:
@@ -48,6 +48,8 @@ def measure(what: str, rounds: int, scale: float) -> None:
                 save("parts", parts=found)
             case "overload":
                 save("overload", figures=asyncio.run(overload.measure(folder, scale)))
+            case "senders":
+                save("senders", figures=senders.measure(folder))
             case _:
                 save("noisy", figures=asyncio.run(noisy.measure(folder, scale)))
     finally:

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from functools import cached_property
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -112,6 +112,16 @@ class Settings(BaseSettings):
     idempotency_seconds: int = Field(default=86_400, ge=60, le=2_592_000)
     default_model: str = "gpt-image-2.5-sunburst"
     prompts_dir: Path | None = None
+    max_header_bytes: int = Field(default=65_536, ge=4096, le=1_048_576)
+    max_headers: int = Field(default=100, ge=16, le=10_000)
+    max_url_bytes: int = Field(default=8192, ge=1024, le=65_536)
+    header_seconds: float = Field(default=10.0, gt=0)
+    send_seconds: float = Field(default=60.0, gt=0)
+    max_pipelined_requests: int = Field(default=16, ge=1, le=1000)
+    max_connections: int = Field(default=4096, ge=16, le=1_000_000)
+    max_idle_connections: int = Field(default=2048, ge=1)
+    max_connections_per_address: int | None = Field(default=None, ge=1)
+    proxy_addresses: str = "127.0.0.0/8,::1"
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     max_upload_bytes: int = Field(default=209_715_200, ge=1024)
     max_json_upload_bytes: int = Field(default=67_108_864, ge=1024)
@@ -212,6 +222,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _require_proxy_addresses(self) -> Self:
+        try:
+            _ = self.proxy_networks
+        except ValueError:
+            raise ValueError(
+                "GATEWAY_PROXY_ADDRESSES must be addresses or networks, separated by commas, such "
+                "as 10.0.0.5,192.168.0.0/16."
+            ) from None
+        return self
+
+    @model_validator(mode="after")
     def _require_safe_issuer(self) -> Self:
         issuer = self.oidc_issuer
         if issuer is not None and (not is_https_or_loopback(issuer) or {"?", "#"} & set(issuer)):
@@ -272,6 +293,12 @@ class Settings(BaseSettings):
     def extra_hosts(self) -> list[str]:
         """Further host names under which MCP clients may call."""
         return [host.strip() for host in self.allowed_hosts.split(",") if host.strip()]
+
+    @property
+    def proxy_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The operator's own reverse proxies, behind one of whose addresses stand many clients."""
+        given = (part.strip() for part in self.proxy_addresses.split(","))
+        return tuple(ip_network(part, strict=False) for part in given if part)
 
     @property
     def hosted_models(self) -> list[str]:

@@ -2,14 +2,18 @@
 
     GatewayError
     ├── InternalError             500 internal_error
-    ├── InvalidRequest            400 invalid_value, unknown_parameter, missing_required_parameter
+    ├── InvalidRequest            400 invalid_value, unknown_parameter, missing_required_parameter,
+    │   │                             invalid_http, invalid_host
     │   ├── BodyTooSlow           400 upload_too_slow
     │   ├── ContentRefused        400 moderation_blocked
     │   ├── ImageRefused          400 invalid_image_file, unsupported_file_mimetype
     │   ├── MalformedAuthorization 400 invalid_request
     │   ├── ModelRetired          400 invalid_value
+    │   ├── RequestTooSlow        408 request_too_slow
     │   ├── PayloadTooLarge       413 payload_too_large
-    │   └── RangeNotSatisfiable   416 range_not_satisfiable
+    │   ├── UrlTooLong            414 url_too_long
+    │   ├── RangeNotSatisfiable   416 range_not_satisfiable
+    │   └── HeadersTooLarge       431 headers_too_large
     ├── Unauthenticated           401 invalid_api_key
     │   ├── KeyMissing            401 invalid_api_key
     │   └── InvalidToken          401 invalid_token
@@ -121,6 +125,27 @@ class PayloadTooLarge(InvalidRequest):
 
     status = 413
     code = "payload_too_large"
+
+
+class RequestTooSlow(InvalidRequest):
+    """The request's headers were not complete in time."""
+
+    status = 408
+    code = "request_too_slow"
+
+
+class UrlTooLong(InvalidRequest):
+    """The request's URL is longer than the gateway reads."""
+
+    status = 414
+    code = "url_too_long"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """There are more headers, or longer ones, than the gateway reads."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class RangeNotSatisfiable(InvalidRequest):

@@ -56,6 +56,14 @@ limits_shared = Gauge(
 shed_total = Counter(
     "gateway_shed_total", "Requests refused because there was too much to do, by where", ["gate"]
 )
+connections_open = Gauge(
+    "gateway_connections_open", "Connections of clients", multiprocess_mode="livesum"
+)
+connections_refused_total = Counter(
+    "gateway_connections_refused_total",
+    "Connections ended before or beside their request, by the bound they exceeded",
+    ["reason"],
+)
 circuits_open = Gauge(
     "gateway_circuits_open",
     "Circuits to providers that are open or half open",

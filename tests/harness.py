@@ -26,6 +26,7 @@ from sqlalchemy import Row, make_url, text
 from gateway.billing import budgets, ledger
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings
+from gateway.connections.bounds import ConnectionBounds
 from gateway.db.engine import TenantSession, create_engine, database_url
 from gateway.db.migrate import migrate
 from gateway.images.catalog import utc_today
@@ -220,7 +221,9 @@ async def served_gateway(
         async with gateway.database.operator() as session:
             found = [t for t in await tenants.list_all(session) if t.name == "acme"]
             tenant = found[0] if found else await tenants.create(session, "acme")
-        async with serving(create_app(settings, gateway), lifespan="on", port=port) as base_url:
+        bounds = ConnectionBounds.of(settings)
+        app = create_app(settings, gateway)
+        async with serving(app, lifespan="on", port=port, bounds=bounds) as base_url:
             yield Served(gateway, base_url, tenant.id)
 
 

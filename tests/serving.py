@@ -4,20 +4,34 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
+
+from gateway.config import Settings
+from gateway.connections.bounds import ConnectionBounds
+from gateway.connections.protocol import BoundedConfig
 
 CLOSE_SECONDS = 60
 
 
 @asynccontextmanager
-async def serving(app: Any, *, lifespan: str = "off", port: int = 0) -> AsyncIterator[str]:
-    """Serve until the end of the block; the address it listens on."""
+async def serving(
+    app: Any,
+    *,
+    lifespan: Literal["on", "off"] = "off",
+    port: int = 0,
+    bounds: ConnectionBounds | None = None,
+) -> AsyncIterator[str]:
+    """Serve until the end of the block; the address it listens on.
+
+    With the connections' bounds that are given, or those of a gateway without settings.
+    """
     # With the protocol named, asyncio sends small answers at once.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)  # type: ignore[arg-type]
+    bounds = bounds or ConnectionBounds.of(Settings(_env_file=None))  # type: ignore[call-arg]
+    config = BoundedConfig(app, bounds=bounds, access_log=False, lifespan=lifespan)
     config.load()
     # Startup and shutdown without what waits in between: for signals, ten times a second, and a
     # tenth of a second for connections that have none to wait for.

@@ -24,6 +24,8 @@ from uvicorn.supervisors import Multiprocess
 from gateway.bootstrap import Core, Gateway, open_core, open_gateway
 from gateway.cli.output import JsonOption, console, guarded, print_json, refuse
 from gateway.config import Settings, export_to_workers, load_settings
+from gateway.connections.bounds import ConnectionBounds, raise_descriptor_limit
+from gateway.connections.protocol import BoundedConfig
 from gateway.errors import ConfigurationError
 from gateway.main import create_app, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
@@ -51,6 +53,7 @@ def serve(
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared only
         settings = settings.model_copy(update={"public_url": f"http://{shown}:{port}"})
     _refuse_unusable(host, port)
+    raise_descriptor_limit()
     if workers == 1:
         _serve_one(settings, host, port, as_json=as_json)
     else:
@@ -199,13 +202,13 @@ def _shared_metrics() -> Iterator[None]:
 def _uvicorn_config(
     app: FastAPI | str, settings: Settings, host: str, port: int, *, workers: int = 1
 ) -> uvicorn.Config:
-    return uvicorn.Config(
+    return BoundedConfig(
         app,
+        bounds=ConnectionBounds.of(settings),
         host=host,
         port=port,
         workers=workers,
         factory=isinstance(app, str),
-        log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keepalive_seconds,

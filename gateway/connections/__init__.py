@@ -1,0 +1,1 @@
+"""Client connections before any request is understood: bounds on bytes, time and number."""
