@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from gateway.bootstrap import Gateway
 from gateway.config import Settings
-from gateway.domain import Caller, Operator, Scope
+from gateway.domain import AdminScope, Caller, Operator, Scope
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -31,6 +31,7 @@ OPEN_PATHS = frozenset(
 OPEN_PREFIXES = ("/images/", "/docs-assets/")
 OPERATOR_PATHS = frozenset({"/metrics"})
 OPERATOR_PREFIXES = ("/admin/",)
+READING_METHODS = frozenset({"GET", "HEAD"})
 KEY_PREFIX = "igw_"
 USUAL_SCOPES = (Scope.IMAGES_READ, Scope.IMAGES_WRITE, Scope.USAGE_READ)
 """What a client asks its user for at first, and any of which serves the MCP endpoint. To store
@@ -58,6 +59,8 @@ class Authentication:
         gateway: Gateway = scope["app"].state.gateway
         try:
             caller = _check_side(await _identify(gateway, scope), scope["path"])
+            if isinstance(caller, Operator):
+                check_operator(caller, scope["method"], scope["path"])
             if isinstance(caller, Caller) and is_mcp(scope["path"]):
                 self._check_mcp(caller, scope)
         except GatewayError as error:
@@ -90,6 +93,21 @@ def is_open(path: str) -> bool:
 def is_operators(path: str) -> bool:
     """Whether a path is for admin keys, and for no others."""
     return path in OPERATOR_PATHS or path.startswith(OPERATOR_PREFIXES)
+
+
+def check_operator(operator: Operator, method: str, path: str) -> None:
+    """Raise `Forbidden` where the scopes of an admin key do not cover this request.
+
+    Every scope reads the metrics; `admin:read` reads everything; `admin` changes it.
+    """
+    if AdminScope.ADMIN in operator.scopes or path in OPERATOR_PATHS:
+        return
+    needed = AdminScope.ADMIN_READ if method in READING_METHODS else AdminScope.ADMIN
+    if needed not in operator.scopes:
+        raise Forbidden(
+            f"This admin key lacks the scope {needed}; it has: "
+            f"{', '.join(sorted(operator.scopes))}."
+        )
 
 
 def require_scope(caller: Caller, scope: Scope) -> None:
@@ -134,7 +152,8 @@ async def _identify(gateway: Gateway, scope: RequestScope) -> Caller | Operator:
     provider = gateway.identity_provider
     text = _bearer(scope, is_strict=provider is not None)
     if provider is None or text.startswith(KEY_PREFIX):
-        return await gateway.api_keys.authenticate(text)
+        client: tuple[str, int] | None = scope.get("client")
+        return await gateway.api_keys.authenticate(text, address=client[0] if client else "")
     return await provider.authenticate(text)
 
 

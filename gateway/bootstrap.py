@@ -55,13 +55,15 @@ from gateway.providers.sandbox import Sandbox
 from gateway.providers.sandbox_inputs import PixelReader
 from gateway.telemetry import redact
 from gateway.tenancy import quickstart
-from gateway.tenancy.api_keys import ApiKeys
 from gateway.tenancy.credentials import CredentialChoice, Credentials
 from gateway.tenancy.identity_provider import (
     Account,
     IdentityProvider,
     identity_provider_of,
 )
+from gateway.tenancy.key_format import Pepper
+from gateway.tenancy.key_lookup import KeyLookup
+from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.tenancy.vault import MasterKeys, Vault
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
 from gateway.webhooks.sealing import Sealing
@@ -85,7 +87,7 @@ class Core:
     database: Database
     vault: Vault
     catalog: Catalog
-    pepper: bytes = field(repr=False)
+    pepper: Pepper
     link_key: bytes = field(repr=False)
     webhook_sealing: Sealing
     revision: str
@@ -97,7 +99,7 @@ class Gateway:
     """Everything that serves requests."""
 
     core: Core
-    api_keys: ApiKeys
+    api_keys: KeyLookup
     identity_provider: IdentityProvider | None
     pipeline: Pipeline
     gate: Gate
@@ -153,7 +155,7 @@ async def open_core(
             await session.execute(
                 text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK + 1}
             )
-            pepper = await vault.gateway_secret(session, "pepper")
+            pepper = Pepper(1, await vault.gateway_secret(session, "pepper"))
             link_key = await vault.gateway_secret(session, "link_key")
             webhook_key = await vault.gateway_secret(session, "webhook_key")
             await prices.seed(session, catalog.models.values())
@@ -188,9 +190,17 @@ async def open_gateway(
         tables: Cache[str, PriceTable] = _cache(settings)
         accounts: Cache[tuple[str, str], Account] = _cache(settings)
 
+        refused_keys = RefusedKeys(
+            database, max_delay_seconds=settings.refused_key_max_delay_seconds
+        )
+        key_lookup = KeyLookup(database, core.pepper, callers, refused_keys)
+        refused_keys.start()
+        stack.push_async_callback(refused_keys.close)
+
         def clear(tag: str | None) -> None:
             for cache in (callers, choices, tables, accounts):
                 cache.clear(tag)
+            key_lookup.clear()
 
         listener = ChangeListener(database, clear)
         listener.start()
@@ -225,7 +235,7 @@ async def open_gateway(
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
         yield Gateway(
             core=core,
-            api_keys=ApiKeys(database, core.pepper, callers),
+            api_keys=key_lookup,
             identity_provider=identity_provider,
             pipeline=pipeline,
             gate=gate,

@@ -155,6 +155,7 @@ class Settings(BaseSettings):
     group_commit_max_batch: int = Field(default=64, ge=1, le=1000)
     cache_ttl_seconds: float = Field(default=30.0, gt=0)
     cache_max_entries: int = Field(default=100_000, ge=100)
+    refused_key_max_delay_seconds: float = Field(default=5.0, ge=0, le=60)
     provider_connect_timeout_seconds: float = Field(default=5.0, gt=0)
     provider_read_timeout_seconds: float | None = Field(default=None, gt=0)
     provider_max_connections: int = Field(default=1000, ge=1)

@@ -82,11 +82,22 @@ class Caller:
     limits: tuple[RateLimit, ...] = ()
 
 
+class AdminScope(StrEnum):
+    """What an admin key may do; `admin` includes the others."""
+
+    ADMIN = "admin"
+    ADMIN_READ = "admin:read"
+    METRICS = "metrics"
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """A request that carries an admin key."""
 
     operator_key_id: UUID
+    name: str
+    scopes: frozenset[str]
+    expires_at: datetime | None
 
 
 class SecretText:

@@ -45,6 +45,11 @@ alarms_total = Counter(
     "What an operator must look at: bound_breach, usage_missing, house_credential, …",
     ["kind"],
 )
+keys_refused_total = Counter(
+    "gateway_keys_refused_total",
+    "API keys that opened nothing, by kind: admin, live, test, malformed",
+    ["kind"],
+)
 limited_total = Counter("gateway_limited_total", "Requests refused by a limit", ["owner", "kind"])
 limits_unshared_total = Counter(
     "gateway_limits_unshared_total",

@@ -84,10 +84,10 @@ async def entries(served: Served, **query: Any) -> list[JsonObject]:
         return (await every_page(http, "/audit", **query))[::-1]
 
 
-async def operator_key_id(served: Served) -> str:
-    """The id of the only admin key."""
-    [row] = await served.owner_sql("SELECT id FROM operator_key")
-    return str(UUID(str(row.id)))
+async def operator_actor(served: Served) -> JsonObject:
+    """The first start's admin key, as the audit trail names it."""
+    [row] = await served.owner_sql("SELECT id FROM operator_key WHERE origin = 'first_start'")
+    return {"type": "operator_key", "id": str(UUID(str(row.id))), "name": "first key"}
 
 
 def commands(page: str, variables: dict[str, str]) -> Iterator[tuple[str, str, str | None]]:

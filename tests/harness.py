@@ -93,6 +93,7 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "max_wait_ms": 60_000,
         "admission_timeout_ms": 5000,
         "decoder_queue_seconds": 60,
+        "refused_key_max_delay_seconds": 0,
         **changes,
     }
     return Settings(_env_file=None, **values)  # type: ignore[call-arg]  # pydantic-settings' own

@@ -10,6 +10,7 @@ from tests.harness import Served
 
 EXAMPLES = {
     "{key_id}": NO_ID,
+    "{admin_key_id}": NO_ID,
     "{provider}": "openai",
     "{budget_id}": "1",
     "{limit_id}": "1",
@@ -21,7 +22,7 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 NO_ADMIN = Refusal(403, "insufficient_scope", None)
 NOUNS = {
     *("tenants", "users", "keys", "credentials", "budgets", "limits"),
-    *("webhooks", "usage", "prices", "reconciliation", "audit"),
+    *("webhooks", "usage", "prices", "reconciliation", "audit", "admin-keys"),
 }
 
 
@@ -46,7 +47,7 @@ def example(served: Served, path: str) -> str:
 
 async def test_a_tenants_key_reaches_no_operators_route(served: Served) -> None:
     routes = await operations(served)
-    assert len(routes) == 50
+    assert len(routes) == 55
     for key in (await served.key(), await served.key(livemode=False), await served.key(user="a")):
         async with served.http(key) as http:
             for method, path in routes:

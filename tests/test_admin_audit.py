@@ -22,7 +22,7 @@ from tests.admin_helpers import (
     created,
     entries,
     every_page,
-    operator_key_id,
+    operator_actor,
     refusal,
 )
 from tests.harness import GPT2, HOUSE_KEY, MASTER_KEY, Served, secret_of
@@ -101,7 +101,7 @@ async def test_a_row_says_who_when_and_in_which_request(served: Served) -> None:
         "id": entry["id"],
         "object": "audit_entry",
         "at": entry["at"],
-        "actor": {"type": "operator_key", "id": await operator_key_id(served)},
+        "actor": await operator_actor(served),
         "request_id": answer.headers["x-request-id"],
         "action": "tenant.created",
         "tenant_id": tenant["id"],
@@ -209,7 +209,7 @@ async def test_what_a_tenant_changes_by_itself_is_told_of_its_key(served: Served
         "credential.deleted",
         "image.deleted",
     ]
-    actor = {"type": "api_key", "id": str(key.id)}
+    actor = {"type": "api_key", "id": str(key.id), "name": None}
     assert [entry["actor"] for entry in found] == [actor] * 3
     deleted = found[-1]
     assert (deleted["object_id"], deleted["after"]) == (image["id"], None)
@@ -298,7 +298,7 @@ async def test_the_trail_is_read_by_tenant_action_and_time(served: Served) -> No
 
 async def test_the_first_start_is_told_too(served: Served) -> None:
     found = [(e["action"], e["actor"]) for e in await entries(served)]
-    gateway = {"type": "gateway", "id": "gateway"}
+    gateway = {"type": "gateway", "id": "gateway", "name": None}
     assert found == [("operator_key.created", gateway), ("tenant.created", gateway)]
 
 
@@ -329,7 +329,7 @@ async def test_the_trail_holds_no_secret(served: Served) -> None:
         "admin key": secret_of(core.new_admin_key.reveal()).encode(),
         "house key": HOUSE_KEY.encode(),
         "master key": MASTER_KEY.encode(),
-        "pepper": core.pepper,
+        "pepper": core.pepper.value,
         "link key": core.link_key,
         **{row.hidden[:12]: bytes.fromhex(row.hidden) for row in rows},
     }

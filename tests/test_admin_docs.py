@@ -14,7 +14,7 @@ from tests.admin_helpers import (
     commands,
     created,
     entries,
-    operator_key_id,
+    operator_actor,
 )
 from tests.harness import Served
 
@@ -33,6 +33,9 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
         house_budget = created(await http.put(f"{root}/budgets", json=body))
         pace = {"kind": "images", "value": 5}
         limit = created(await http.put(f"{tenant}/limits", json=pace))
+        admin_key = created(
+            await http.post(f"{root}/admin-keys", json={"name": "old", "scopes": ["metrics"]})
+        )
         await http.patch(tenant, json={"name": "before"})
         call = await unknown_call(served)
         variables = {
@@ -45,6 +48,7 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
             "HOUSE_BUDGET": house_budget["id"],
             "UNTIL": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
             "LIMIT": limit["id"],
+            "OLD_ADMIN_KEY": admin_key["id"],
             "ADMIN": headers["Authorization"],
         }
         before = await entries(served)
@@ -73,6 +77,7 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
     }
     parts = {
         "{key_id}": key["id"],
+        "{admin_key_id}": admin_key["id"],
         "{provider}": "openai",
         "{budget_id}": budget["id"],
         "{limit_id}": limit["id"],
@@ -82,7 +87,7 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
         shown = {(method, path.replace(name, value)) for method, path in shown}
     assert asked == shown
     told = (await entries(served))[len(before) :]
-    operator = {"type": "operator_key", "id": await operator_key_id(served)}
+    operator = await operator_actor(served)
     assert [entry["actor"] for entry in told] == [operator] * writes
 
 

@@ -178,7 +178,7 @@ def test_the_help_names_every_command(command: CommandLine) -> None:
     assert (shown.status, shown.err) == (0, "")
     for name in (
         *("serve", "migrate", "doctor", "demo", "usage", "tenants"),
-        *("keys", "credentials", "budgets", "limits", "webhooks"),
+        *("keys", "admin-keys", "credentials", "budgets", "limits", "webhooks"),
         *("prices", "master-key"),
     ):
         assert f" {name} " in shown.out

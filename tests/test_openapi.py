@@ -29,6 +29,8 @@ OPERATORS = {
     "/admin/v1/tenants/{tenant_id}/limits",
     "/admin/v1/prices",
     "/admin/v1/reconciliation/{call_id}/resolve",
+    "/admin/v1/admin-keys",
+    "/admin/v1/admin-keys/{admin_key_id}/roll",
     *(
         f"/admin/v1{owner}/webhooks{rest}"
         for owner in ("", "/tenants/{tenant_id}")

@@ -178,7 +178,7 @@ async def test_no_secret_leaves_in_logs_answers_metrics_or_rows(
     secrets |= {
         "house key": HOUSE_KEY.encode(),
         "master key": base64.urlsafe_b64decode(MASTER_KEY),
-        "pepper": core.pepper,
+        "pepper": core.pepper.value,
         "link key": core.link_key,
     }
     answers = b"\n".join(day.answers)
@@ -211,7 +211,7 @@ async def test_what_is_held_in_memory_cannot_print_its_secrets(served: Served) -
     secrets = {
         "house key": HOUSE_KEY.encode(),
         "master key": MASTER_KEY.encode(),
-        "pepper": core.pepper,
+        "pepper": core.pepper.value,
         "link key": core.link_key,
         "API key": secret_of(key).encode(),
     }

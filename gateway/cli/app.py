@@ -4,6 +4,7 @@ import typer
 
 from gateway.cli import (
     accounts,
+    admin_keys,
     billing,
     budgets,
     limits,
@@ -31,6 +32,7 @@ app.command()(mcp_stdio)
 app.command()(billing.usage)
 app.add_typer(tenants.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
+app.add_typer(admin_keys.admin_keys, name="admin-keys")
 app.add_typer(accounts.credentials, name="credentials")
 app.add_typer(budgets.budgets, name="budgets")
 app.add_typer(limits.limits, name="limits")

@@ -52,6 +52,9 @@ class Action(StrEnum):
     WEBHOOK_REDELIVERED = "webhook.redelivered"
     IMAGE_DELETED = "image.deleted"
     OPERATOR_KEY_CREATED = "operator_key.created"
+    OPERATOR_KEY_ROLLED = "operator_key.rolled"
+    OPERATOR_KEY_REVOKED = "operator_key.revoked"
+    OPERATOR_KEY_REFUSED = "operator_key.refused"
     MASTER_KEY_ROTATED = "master_key.rotated"
     CALL_RESOLVED = "call.resolved"
 
@@ -64,6 +67,7 @@ class AuditEntry:
     at: datetime
     actor_type: str
     actor_id: str
+    actor_name: str | None
     request_id: str | None
     action: str
     tenant_id: UUID | None
@@ -96,6 +100,7 @@ async def record(
             id=new_id(),
             actor_type=actor.type,
             actor_id=actor.id,
+            actor_name=actor.name,
             request_id=actor.request_id,
             action=action,
             tenant_id=tenant_id,
@@ -182,6 +187,7 @@ def _entry(row: AuditRow, names: Mapping[str, str | None]) -> AuditEntry:
         at=row.at,
         actor_type=row.actor_type,
         actor_id=row.actor_id,
+        actor_name=row.actor_name,
         request_id=row.request_id,
         action=row.action,
         tenant_id=row.tenant_id,

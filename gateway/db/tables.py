@@ -107,6 +107,7 @@ class ApiKeyRow(Table):
     root_id: Mapped[UUID]
     name: Mapped[str | None] = mapped_column(Text)
     digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    pepper_version: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
     last4: Mapped[str] = mapped_column(Text)
     livemode: Mapped[bool]
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
@@ -114,28 +115,6 @@ class ApiKeyRow(Table):
     expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
     revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-
-
-class OperatorKeyRow(Table):
-    """An admin key; only its HMAC is kept."""
-
-    __tablename__ = "operator_key"
-
-    id: Mapped[UUID] = mapped_column(primary_key=True)
-    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
-    last4: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
-
-
-class SealedSecretRow(Table):
-    """A secret of the gateway itself (pepper, link key), sealed by the master key."""
-
-    __tablename__ = "sealed_secret"
-
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    sealed: Mapped[bytes] = mapped_column(LargeBinary)
-    master_key_id: Mapped[str] = mapped_column(Text)
 
 
 class DataKeyRow(Table):
@@ -285,6 +264,7 @@ class AuditRow(Table):
     at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
     actor_type: Mapped[str] = mapped_column(Text)
     actor_id: Mapped[str] = mapped_column(Text)
+    actor_name: Mapped[str | None] = mapped_column(Text)
     request_id: Mapped[str | None] = mapped_column(Text)
     action: Mapped[str] = mapped_column(Text)
     tenant_id: Mapped[UUID | None]

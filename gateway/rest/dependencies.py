@@ -8,7 +8,7 @@ import orjson
 from fastapi import Depends, Path, Request
 from starlette.requests import ClientDisconnect
 
-from gateway.authentication import require_scope
+from gateway.authentication import check_operator, require_scope
 from gateway.bootstrap import Gateway
 from gateway.config import Settings
 from gateway.db.actors import Actor
@@ -50,11 +50,12 @@ async def get_operator(request: Request) -> Operator:
     """The operator behind the request's admin key.
 
     Raises:
-        Forbidden: the key is a tenant's.
+        Forbidden: the key is a tenant's, or its scopes do not cover the request.
     """
     caller: Caller | Operator = request.state.caller
     if not isinstance(caller, Operator):
         raise Forbidden("This route needs an admin key (igw_admin_…).")
+    check_operator(caller, request.method, request.url.path)
     return caller
 
 
@@ -63,7 +64,7 @@ async def get_actor(request: Request) -> Actor:
     caller: Caller | Operator = request.state.caller
     request_id: str = request.state.request_id
     if isinstance(caller, Operator):
-        return Actor("operator_key", str(caller.operator_key_id), request_id)
+        return Actor("operator_key", str(caller.operator_key_id), request_id, caller.name)
     if caller.api_key_id is not None:
         return Actor("api_key", str(caller.api_key_id), request_id)
     return Actor("user", str(caller.user_id), request_id)

@@ -1,4 +1,4 @@
-"""API keys: issuing, finding the caller behind one, rolling and revoking."""
+"""API keys of tenants: issuing, listing, rolling and revoking."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -10,16 +10,15 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, or_, select, update
 
 from gateway.db.audit import Action, record
-from gateway.db.cache import Cache
-from gateway.db.engine import Database, OperatorSession, TenantSession
+from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.owners import check_user
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import ApiKeyRow, OperatorKeyRow
-from gateway.domain import Caller, Operator, Scope, SecretText, TenantSettings, new_id
-from gateway.errors import InvalidRequest, NotFound, Unauthenticated
+from gateway.db.tables import ApiKeyRow
+from gateway.domain import Scope, SecretText, new_id
+from gateway.errors import InvalidRequest, NotFound
 from gateway.tenancy import key_format
-from gateway.tenancy.rate_limits import read_limits
-from gateway.tenancy.tenants import check_name, refuse_suspended
+from gateway.tenancy.key_format import Pepper
+from gateway.tenancy.tenants import check_name
 
 MAX_LIFETIME = timedelta(days=3653)
 MAX_GRACE = timedelta(days=366)
@@ -52,85 +51,11 @@ class IssuedKey(KeyInfo):
     secret: SecretText
 
 
-class ApiKeys:
-    """Finds who is behind a key: the cache in front of Postgres."""
-
-    def __init__(
-        self, database: Database, pepper: bytes, callers: Cache[bytes, Caller | Operator]
-    ) -> None:
-        self._database = database
-        self._pepper = pepper
-        self._callers = callers
-
-    async def authenticate(self, text: str) -> Caller | Operator:
-        """Who sends this key.
-
-        Raises:
-            Unauthenticated: malformed, unknown, revoked or expired.
-            Forbidden: the tenant is suspended.
-            DatabaseUnavailable: the key is not cached and Postgres is away.
-        """
-        kind = key_format.key_kind(text)
-        if kind is None:
-            raise Unauthenticated(
-                "This is not an API key of this gateway (igw_live_… or igw_test_…), "
-                "or it was copied incompletely."
-            )
-        digest = key_format.digest(self._pepper, text)
-        load = self._load_operator if kind == "admin" else self._load_caller
-        caller = await self._callers.get(digest, lambda: load(digest))
-        if caller is None:
-            raise Unauthenticated("This API key is not known here, or it was revoked.")
-        if isinstance(caller, Caller):
-            _refuse_expired(caller)
-        return caller
-
-    async def _load_caller(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
-        rows = await self._database.call(
-            "SELECT c.*, limits_of(c.tenant_id, c.id, c.user_id, c.livemode) AS limits"
-            " FROM find_caller(:digest) c",
-            {"digest": digest},
-        )
-        if not rows or rows[0].revoked_at is not None:
-            return None
-        row = rows[0]
-        caller = Caller(
-            tenant_id=row.tenant_id,
-            user_id=row.user_id,
-            api_key_id=row.id,
-            livemode=row.livemode,
-            scopes=frozenset(row.scopes),
-            models=None if row.models is None else frozenset(row.models),
-            expires_at=row.expires_at,
-            tenant_status=row.tenant_status,
-            tenant_settings=TenantSettings(
-                continuity=row.continuity,
-                stores_prompts=row.stores_prompts,
-                image_retention_seconds=row.image_retention_seconds,
-            ),
-            limits=read_limits(row.limits),
-        )
-        return caller, str(row.tenant_id)
-
-    async def _load_operator(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
-        rows = await self._database.call(
-            "SELECT id FROM operator_key WHERE digest = :digest AND revoked_at IS NULL",
-            {"digest": digest},
-        )
-        return (Operator(rows[0].id), "operator_key") if rows else None
-
-
-def _refuse_expired(caller: Caller) -> None:
-    if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
-        raise Unauthenticated("This API key has expired. Ask your administrator for a new one.")
-    refuse_suspended(caller.tenant_status)
-
-
 async def issue(
     session: TenantSession,
     tenant_id: UUID,
     *,
-    pepper: bytes,
+    pepper: Pepper,
     livemode: bool,
     name: str | None = None,
     user_id: UUID | None = None,
@@ -259,7 +184,7 @@ async def revoke(session: OperatorSession | TenantSession, key_id: UUID) -> KeyI
 
 
 async def roll(
-    session: OperatorSession | TenantSession, key_id: UUID, *, pepper: bytes, grace: timedelta
+    session: OperatorSession | TenantSession, key_id: UUID, *, pepper: Pepper, grace: timedelta
 ) -> IssuedKey:
     """Issue a twin of a key, with its budgets; the old one stays valid for `grace`.
 
@@ -307,7 +232,7 @@ async def roll(
 def _new_key(
     tenant_id: UUID,
     *,
-    pepper: bytes,
+    pepper: Pepper,
     livemode: bool,
     name: str | None,
     user_id: UUID | None,
@@ -326,6 +251,7 @@ def _new_key(
         root_id=root_id or key_id,
         name=name,
         digest=key_format.digest(pepper, secret.reveal()),
+        pepper_version=pepper.version,
         last4=secret.reveal()[-4:],
         livemode=livemode,
         scopes=sorted(set(scopes)),
@@ -378,25 +304,3 @@ def _is_usable() -> ColumnElement[bool]:
     return ApiKeyRow.revoked_at.is_(None) & or_(
         ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.clock_timestamp()
     )
-
-
-async def add_operator_key(session: OperatorSession, *, pepper: bytes, secret: SecretText) -> None:
-    """Make this admin key valid; a key that already is stays as it is."""
-    digest = key_format.digest(pepper, secret.reveal())
-    known = await session.scalar(select(OperatorKeyRow.id).where(OperatorKeyRow.digest == digest))
-    if known is None:
-        row = OperatorKeyRow(id=new_id(), digest=digest, last4=secret.reveal()[-4:])
-        session.add(row)
-        await record(
-            session,
-            Action.OPERATOR_KEY_CREATED,
-            tenant_id=None,
-            object_id=row.id,
-            after={"last4": row.last4},
-        )
-
-
-async def has_operator_key(session: OperatorSession) -> bool:
-    """Whether any admin key works."""
-    query = select(OperatorKeyRow.id).where(OperatorKeyRow.revoked_at.is_(None)).limit(1)
-    return await session.scalar(query) is not None

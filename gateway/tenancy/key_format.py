@@ -10,6 +10,7 @@ import re
 import secrets
 import string
 import zlib
+from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.domain import SecretText
@@ -20,6 +21,14 @@ ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 RANDOM_CHARACTERS = 30
 CHECKSUM_CHARACTERS = 6
 _FORM = re.compile(r"igw_(live|test|admin)_[0-9A-Za-z]{36}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pepper:
+    """What digests of keys are made with. Its versions follow one another; see `GatewaySecrets`."""
+
+    version: int
+    value: bytes = field(repr=False)
 
 
 def new_key(kind: Kind) -> SecretText:
@@ -48,6 +57,6 @@ def key_kind(text: str) -> Kind | None:
     return kind if kind in {"live", "test", "admin"} else None  # type: ignore[return-value]
 
 
-def digest(pepper: bytes, text: str) -> bytes:
+def digest(pepper: Pepper, text: str) -> bytes:
     """What the database keeps of a key: HMAC-SHA256 under the pepper."""
-    return hmac.digest(pepper, text.encode(), hashlib.sha256)
+    return hmac.digest(pepper.value, text.encode(), hashlib.sha256)

@@ -8,13 +8,14 @@ from gateway.config import Settings
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
-from gateway.tenancy import api_keys, key_format, tenants
+from gateway.tenancy import admin_keys, api_keys, key_format, tenants
+from gateway.tenancy.key_format import Pepper
 
 DEFAULT_TENANT = "default"
 
 
 async def make_first_keys(
-    session: OperatorSession, settings: Settings, pepper: bytes
+    session: OperatorSession, settings: Settings, pepper: Pepper
 ) -> SecretText | None:
     """Make the admin key, and with the embedded Postgres a tenant to begin with.
 
@@ -28,10 +29,12 @@ async def make_first_keys(
                 "GATEWAY_ADMIN_KEY does not have the form of an admin key (igw_admin_…). "
                 "Leave it unset: the first start then makes one and shows it once."
             )
-        await api_keys.add_operator_key(session, pepper=pepper, secret=admin_key)
-    elif not await api_keys.has_operator_key(session):
-        admin_key = made = key_format.new_key("admin")
-        await api_keys.add_operator_key(session, pepper=pepper, secret=made)
+        await admin_keys.adopt_setting(session, admin_key, pepper=pepper)
+    elif not await admin_keys.was_any_made(session):
+        issued = await admin_keys.create(
+            session, admin_keys.FIRST_NAME, pepper=pepper, origin="first_start"
+        )
+        admin_key = made = issued.secret
     else:
         return None
     if settings.uses_embedded_postgres and not await tenants.list_all(session):
@@ -41,7 +44,7 @@ async def make_first_keys(
     return made
 
 
-async def _default_tenant(session: OperatorSession, pepper: bytes) -> dict[str, str]:
+async def _default_tenant(session: OperatorSession, pepper: Pepper) -> dict[str, str]:
     tenant = await tenants.create(session, DEFAULT_TENANT)
     tenant_session = TenantSession(session)
     live = await api_keys.issue(tenant_session, tenant.id, pepper=pepper, livemode=True)

@@ -18,7 +18,8 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.db.engine import Database, OperatorSession, TenantSession
-from gateway.db.tables import DataKeyRow, SealedSecretRow
+from gateway.db.key_tables import SealedSecretRow
+from gateway.db.tables import DataKeyRow
 from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
 

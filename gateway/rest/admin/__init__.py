@@ -6,6 +6,7 @@ Every change leaves a row in the audit trail, in its own transaction.
 from fastapi import APIRouter, Depends
 
 from gateway.rest.admin import (
+    admin_keys,
     audit,
     budgets,
     credentials,
@@ -27,7 +28,7 @@ router = APIRouter(
 )
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
-    *(webhooks, usage, prices, reconciliation, audit),
+    *(webhooks, usage, prices, reconciliation, audit, admin_keys),
 ):
     router.include_router(noun.router)
 router.include_router(budgets.house_router)

@@ -32,6 +32,7 @@ class ActorObject(BaseModel):
         description="An admin key's id; an API key's (the first of its line); that of the user who "
         "came with a token; the login of who ran a command; `gateway` for its own first start."
     )
+    name: str | None = Field(description="The key's name at the time; null where it has none.")
 
 
 class AuditObject(Identified):
@@ -41,7 +42,11 @@ class AuditObject(Identified):
         id="019aa5f7-5e00-7000-8000-000000000000",
         object="audit_entry",
         at="2026-11-21T09:40:00Z",
-        actor={"type": "operator_key", "id": "019aa5f0-0100-7000-8000-000000000000"},
+        actor={
+            "type": "operator_key",
+            "id": "019aa5f0-0100-7000-8000-000000000000",
+            "name": "deploy",
+        },
         request_id="req_5c0f6e0f9c1d4e2b8a7d3f61",
         action="api_key.revoked",
         tenant_id=TENANT_ID,
@@ -101,7 +106,11 @@ def _render(entry: AuditEntry) -> AuditObject:
         {
             "id": entry.id,
             "at": entry.at,
-            "actor": {"type": entry.actor_type, "id": entry.actor_id},
+            "actor": {
+                "type": entry.actor_type,
+                "id": entry.actor_id,
+                "name": entry.actor_name,
+            },
             "request_id": entry.request_id,
             "action": entry.action,
             "tenant_id": entry.tenant_id,

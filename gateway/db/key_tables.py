@@ -1,0 +1,69 @@
+"""The tables of the gateway's own keys: admin keys, sealed secrets, rotations of data keys."""
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import ARRAY, CheckConstraint, LargeBinary, SmallInteger, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from gateway.db.tables import Table, Timestamp
+
+
+class OperatorKeyRow(Table):
+    """An admin key; only its HMAC is kept.
+
+    `origin` is null for keys older than that column.
+    """
+
+    __tablename__ = "operator_key"
+    __table_args__ = (
+        CheckConstraint(
+            "cardinality(scopes) > 0 AND scopes <@ ARRAY['admin', 'admin:read', 'metrics']",
+            name="operator_key_scopes",
+        ),
+        CheckConstraint(
+            "origin IN ('first_start', 'setting', 'command', 'rest')", name="operator_key_origin"
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, server_default="")
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{admin}")
+    origin: Mapped[Literal["first_start", "setting", "command", "rest"] | None] = mapped_column(
+        Text
+    )
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    pepper_version: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+    last4: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    last_used_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class SealedSecretRow(Table):
+    """A secret of the gateway itself (pepper, link key), sealed by the master key.
+
+    A name is `pepper` for the first version and `pepper.2` for the second. A version makes from
+    `used_from` on, and opens until `accepted_until` (null: until it is removed).
+    """
+
+    __tablename__ = "sealed_secret"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    master_key_id: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    used_from: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    accepted_until: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class KeyRotationRow(Table):
+    """A replacement of every data key. One that did not finish is resumed by the next command."""
+
+    __tablename__ = "key_rotation"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)

@@ -1,0 +1,184 @@
+"""Admin keys: created, rolled and revoked; a secret is in one answer and never again."""
+
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Response
+from fastapi import Query as InQuery
+from pydantic import Field, JsonValue
+
+from gateway.domain import AdminScope
+from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
+from gateway.rest.admin.keys import RollBody
+from gateway.rest.admin.schemas import (
+    Body,
+    Identified,
+    Instant,
+    Listed,
+    PageQuery,
+    with_example,
+)
+from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.tenancy import admin_keys
+from gateway.tenancy.admin_keys import IssuedAdminKey
+from gateway.tenancy.tenants import MAX_NAME_CHARACTERS
+
+router = APIRouter(prefix="/admin-keys", tags=["admin: admin-keys"])
+NO_STORE = {"Cache-Control": "no-store"}
+EXAMPLE: dict[str, JsonValue] = {
+    "id": "019aa5f0-0100-7000-8000-000000000000",
+    "object": "admin_key",
+    "name": "prometheus",
+    "scopes": ["metrics"],
+    "origin": "rest",
+    "last4": "x7Qa",
+    "created_at": "2026-11-28T09:32:00Z",
+    "expires_at": None,
+    "revoked_at": None,
+    "last_used_at": "2026-11-28T09:40:00Z",
+}
+
+
+class AdminKeyObject(Identified):
+    """What may be shown of an admin key."""
+
+    model_config = with_example(**EXAMPLE)
+
+    id: UUID
+    object: Literal["admin_key"] = "admin_key"
+    name: str
+    scopes: list[str]
+    origin: Literal["first_start", "setting", "command", "rest"] | None = Field(
+        description="How it came into being; null for keys of releases that did not say."
+    )
+    last4: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="To about half a minute.")
+
+
+class IssuedAdminKeyObject(AdminKeyObject):
+    """A new admin key."""
+
+    model_config = with_example(**EXAMPLE, secret="igw_admin_…")  # noqa: S106 - the form of one
+
+    secret: str = Field(
+        repr=False, description="Keep it now: it is in this answer and nowhere else."
+    )
+
+
+class AdminKeyBody(Body):
+    """An admin key to create."""
+
+    model_config = with_example(name="prometheus", scopes=["metrics"], expires_at=None)
+
+    name: str = Field(
+        min_length=1,
+        max_length=MAX_NAME_CHARACTERS,
+        description="What the audit trail calls it; unique among usable admin keys.",
+    )
+    scopes: list[str] = Field(
+        min_length=1,
+        max_length=3,
+        description="`metrics` reads /metrics, `admin:read` that and every GET under /admin/v1, "
+        "`admin` does everything.",
+        json_schema_extra={"items": {"type": "string", "enum": [*AdminScope]}},
+    )
+    expires_at: Instant | None = Field(None, description="Within ten years. null: never.")
+
+
+@router.post(
+    "",
+    summary="Create an admin key",
+    status_code=201,
+    dependencies=[NoQuery],
+    openapi_extra=body_of(AdminKeyBody),
+)
+async def create_admin_key(
+    gateway: GatewayDep,
+    actor: ActorDep,
+    response: Response,
+    body: Annotated[AdminKeyBody, Depends(JsonBody(AdminKeyBody))],
+) -> IssuedAdminKeyObject:
+    """The answer holds the secret, this once."""
+    async with gateway.database.operator(by=actor) as session:
+        issued = await admin_keys.create(
+            session,
+            body.name,
+            pepper=gateway.core.pepper,
+            origin="rest",
+            scopes=body.scopes,
+            expires_at=body.expires_at,
+        )
+    gateway.clear_caches("operator_key")
+    response.headers.update(NO_STORE)
+    return _render(issued)
+
+
+@router.get("", summary="Admin keys, without secrets")
+async def list_admin_keys(
+    gateway: GatewayDep, query: Annotated[PageQuery, InQuery()]
+) -> Listed[AdminKeyObject]:
+    """Newest first, revoked and expired ones among them."""
+    async with gateway.database.operator() as session:
+        page = await admin_keys.list_page(session, limit=query.limit, after=query.after)
+    data = [AdminKeyObject.model_validate(key) for key in page.items]
+    return Listed[AdminKeyObject].of(data, has_more=page.has_more)
+
+
+@router.get("/{admin_key_id}", summary="An admin key, without its secret", dependencies=[NoQuery])
+async def get_admin_key(admin_key_id: UUID, gateway: GatewayDep) -> AdminKeyObject:
+    """Its name, scopes, times and last four characters."""
+    async with gateway.database.operator() as session:
+        return AdminKeyObject.model_validate(await admin_keys.get(session, admin_key_id))
+
+
+@router.post(
+    "/{admin_key_id}/roll",
+    summary="Roll an admin key",
+    status_code=201,
+    dependencies=[NoQuery],
+    openapi_extra=body_of(RollBody),
+)
+async def roll_admin_key(
+    admin_key_id: UUID,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    response: Response,
+    body: Annotated[RollBody, Depends(JsonBody(RollBody))],
+) -> IssuedAdminKeyObject:
+    """A twin with the same name, scopes and expiry and a secret of its own; the old key ends after
+    the grace. The answer holds the twin's secret, this once.
+    """
+    async with gateway.database.operator(by=actor) as session:
+        twin = await admin_keys.roll(
+            session,
+            admin_key_id,
+            pepper=gateway.core.pepper,
+            origin="rest",
+            grace=timedelta(seconds=body.grace_seconds),
+        )
+    gateway.clear_caches("operator_key")
+    response.headers.update(NO_STORE)
+    return _render(twin)
+
+
+@router.delete("/{admin_key_id}", summary="Revoke an admin key", dependencies=[NoQuery])
+async def revoke_admin_key(
+    admin_key_id: UUID, gateway: GatewayDep, actor: ActorDep
+) -> AdminKeyObject:
+    """It is refused from the next request on, by other gateways within a second. It stays in the
+    list. The last usable key with the scope `admin` is not revoked (`409 last_admin_key`): create
+    another first, or revoke it by command on the server.
+    """
+    async with gateway.database.operator(by=actor) as session:
+        revoked = await admin_keys.revoke(session, admin_key_id, keeps_one=True)
+    gateway.clear_caches("operator_key")
+    return AdminKeyObject.model_validate(revoked)
+
+
+def _render(issued: IssuedAdminKey) -> IssuedAdminKeyObject:
+    shown = AdminKeyObject.model_validate(issued)
+    return IssuedAdminKeyObject(**shown.model_dump(), secret=issued.secret.reveal())

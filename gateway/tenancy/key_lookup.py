@@ -1,0 +1,158 @@
+"""Who is behind an API key or an admin key: caches in front of Postgres."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from gateway.db.cache import Cache
+from gateway.db.engine import Database
+from gateway.domain import Caller, Operator, TenantSettings
+from gateway.errors import Unauthenticated
+from gateway.tenancy import key_format
+from gateway.tenancy.key_format import Kind, Pepper
+from gateway.tenancy.rate_limits import read_limits
+from gateway.tenancy.refused_keys import RefusedKeys
+from gateway.tenancy.tenants import refuse_suspended
+
+UNKNOWN_SECONDS = 10.0
+MAX_UNKNOWN = 10_000
+ADMIN_PREFIX = "igw_admin_"
+
+
+class UnknownKeys:
+    """Digests that no key has: bounded in number and time, and dropped with each change."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self.epoch = 0
+
+    def __contains__(self, digest: bytes) -> bool:
+        return self._clock() < self._until.get(digest, 0.0)
+
+    def add(self, digest: bytes, *, epoch: int) -> None:
+        """Keep a digest, unless something has changed since `epoch`: it may be known by now."""
+        if epoch != self.epoch:
+            return
+        self._until.pop(digest, None)
+        self._until[digest] = self._clock() + UNKNOWN_SECONDS
+        if len(self._until) > MAX_UNKNOWN:
+            self._until.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.epoch += 1
+        self._until.clear()
+
+
+class KeyLookup:
+    """Finds who is behind a key."""
+
+    def __init__(
+        self,
+        database: Database,
+        pepper: Pepper,
+        callers: Cache[bytes, Caller | Operator],
+        refused: RefusedKeys,
+    ) -> None:
+        self._database = database
+        self._pepper = pepper
+        self._callers = callers
+        self._refused = refused
+        self._unknown = UnknownKeys()
+
+    def clear(self) -> None:
+        """Forget which keys are unknown: one of them may have been made."""
+        self._unknown.clear()
+
+    async def authenticate(self, text: str, *, address: str = "") -> Caller | Operator:
+        """Who sends this key from `address`.
+
+        Raises:
+            Unauthenticated: malformed, unknown, revoked or expired.
+            RateLimited: the same, of an admin key, while many others are refused.
+            Forbidden: the tenant is suspended.
+            DatabaseUnavailable: the key is not cached and Postgres is away.
+        """
+        kind = key_format.key_kind(text)
+        try:
+            return await self._find(text, kind, address)
+        except Unauthenticated:
+            is_admin = text.startswith(ADMIN_PREFIX)
+            await self._refused.refuse("admin" if is_admin else kind or "malformed", address)
+            raise
+
+    async def _find(self, text: str, kind: Kind | None, address: str) -> Caller | Operator:
+        if kind is None:
+            raise Unauthenticated(
+                "This is not an API key of this gateway (igw_live_… or igw_test_…), "
+                "or it was copied incompletely."
+            )
+        digest = key_format.digest(self._pepper, text)
+        caller = await self._cached(digest, kind, address)
+        if caller is None:
+            raise Unauthenticated("This API key is not known here, or it was revoked.")
+        if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
+            raise Unauthenticated("This API key has expired. Ask your administrator for a new one.")
+        if isinstance(caller, Caller):
+            refuse_suspended(caller.tenant_status)
+        return caller
+
+    async def _cached(self, digest: bytes, kind: Kind, address: str) -> Caller | Operator | None:
+        if digest in self._unknown:
+            return None
+
+        async def load() -> tuple[Caller | Operator, str] | None:
+            async with self._refused.lookup(address):
+                if kind == "admin":
+                    return await self._load_operator(digest)
+                return await self._load_caller(digest)
+
+        epoch = self._unknown.epoch
+        caller = await self._callers.get(digest, load)
+        if caller is None:
+            self._unknown.add(digest, epoch=epoch)
+        return caller
+
+    async def _load_caller(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
+        rows = await self._database.call(
+            "SELECT c.*, limits_of(c.tenant_id, c.id, c.user_id, c.livemode) AS limits"
+            " FROM find_caller(:digest) c",
+            {"digest": digest},
+        )
+        if not rows or rows[0].revoked_at is not None:
+            return None
+        row = rows[0]
+        caller = Caller(
+            tenant_id=row.tenant_id,
+            user_id=row.user_id,
+            api_key_id=row.id,
+            livemode=row.livemode,
+            scopes=frozenset(row.scopes),
+            models=None if row.models is None else frozenset(row.models),
+            expires_at=row.expires_at,
+            tenant_status=row.tenant_status,
+            tenant_settings=TenantSettings(
+                continuity=row.continuity,
+                stores_prompts=row.stores_prompts,
+                image_retention_seconds=row.image_retention_seconds,
+            ),
+            limits=read_limits(row.limits),
+        )
+        return caller, str(row.tenant_id)
+
+    async def _load_operator(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
+        # Asked for again when the cached operator grows old, so the last use is known to that age.
+        rows = await self._database.call(
+            "UPDATE operator_key SET last_used_at = clock_timestamp()"
+            " WHERE digest = :digest AND revoked_at IS NULL"
+            " AND (expires_at IS NULL OR expires_at > clock_timestamp())"
+            " RETURNING id, name, scopes, expires_at",
+            {"digest": digest},
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        operator = Operator(row.id, row.name, frozenset(row.scopes), row.expires_at)
+        return operator, "operator_key"
