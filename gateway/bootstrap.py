@@ -189,13 +189,7 @@ async def open_gateway(
         choices: Cache[tuple[UUID, UUID | None, str], CredentialChoice] = _cache(settings)
         tables: Cache[str, PriceTable] = _cache(settings)
         accounts: Cache[tuple[str, str], Account] = _cache(settings)
-
-        refused_keys = RefusedKeys(
-            database, max_delay_seconds=settings.refused_key_max_delay_seconds
-        )
-        key_lookup = KeyLookup(database, core.pepper, callers, refused_keys)
-        refused_keys.start()
-        stack.push_async_callback(refused_keys.close)
+        key_lookup = _key_lookup(stack, core, callers)
 
         def clear(tag: str | None) -> None:
             for cache in (callers, choices, tables, accounts):
@@ -250,6 +244,17 @@ async def open_gateway(
             webhooks=webhooks,
             clear_caches=clear,
         )
+
+
+def _key_lookup(
+    stack: AsyncExitStack, core: Core, callers: Cache[bytes, Caller | Operator]
+) -> KeyLookup:
+    refused_keys = RefusedKeys(
+        core.database, max_delay_seconds=core.settings.refused_key_max_delay_seconds
+    )
+    refused_keys.start()
+    stack.push_async_callback(refused_keys.close)
+    return KeyLookup(core.database, core.pepper, callers, refused_keys)
 
 
 def _reservations(stack: AsyncExitStack, settings: Settings, database: Database) -> Reservations:
