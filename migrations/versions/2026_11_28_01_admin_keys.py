@@ -7,7 +7,7 @@ of each secret. It does not know later versions, so roll none while it still ser
 from alembic import op
 
 revision = "2026_11_28_01_admin_keys"
-down_revision = "2026_11_28_05_names_and_erasure"
+down_revision = "2026_11_28_02b_reconciliation"
 
 ROLE = "image_gateway_app"
 
