@@ -16,7 +16,7 @@ from tests.admin_helpers import (
     answered,
     entries,
     every_page,
-    operator_key_id,
+    operator_actor,
     refusal,
 )
 from tests.harness import Served, error_of
@@ -86,7 +86,7 @@ async def test_the_truth_is_posted_for_good_with_its_reason(
     )
     kinds = ["hold", *(["post_est"] if estimated else []), line[0]]
     assert [one["kind"] for one in shown["lines"]] == kinds
-    actor = {"type": "operator_key", "id": await operator_key_id(served)}
+    actor = await operator_actor(served)
     [resolution] = shown["resolutions"]
     assert resolution == {
         "at": resolution["at"],

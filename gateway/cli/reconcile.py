@@ -209,7 +209,7 @@ def _resolutions(call: CallRecord) -> list[dict[str, object]]:
     return [
         {
             "at": entry.at,
-            "by": f"{entry.actor_type} {entry.actor_id}",
+            "by": f"{entry.actor_type} {entry.actor_name or entry.actor_id}",
             "verdict": (entry.after or {}).get("verdict"),
             "reason": (entry.after or {}).get("reason"),
         }

@@ -101,16 +101,19 @@ async def list_audit(
     return Listed[AuditObject].of(data, has_more=page.has_more)
 
 
+def actor_of(entry: AuditEntry) -> ActorObject:
+    """Who made the change of this entry."""
+    return ActorObject.model_validate(
+        {"type": entry.actor_type, "id": entry.actor_id, "name": entry.actor_name}
+    )
+
+
 def _render(entry: AuditEntry) -> AuditObject:
     return AuditObject.model_validate(
         {
             "id": entry.id,
             "at": entry.at,
-            "actor": {
-                "type": entry.actor_type,
-                "id": entry.actor_id,
-                "name": entry.actor_name,
-            },
+            "actor": actor_of(entry),
             "request_id": entry.request_id,
             "action": entry.action,
             "tenant_id": entry.tenant_id,

@@ -15,7 +15,7 @@ from gateway.bootstrap import Gateway
 from gateway.db.audit import AuditEntry
 from gateway.db.engine import DatabaseUnavailable
 from gateway.money import format_usd, parse_usd
-from gateway.rest.admin.audit import ActorObject
+from gateway.rest.admin.audit import ActorObject, actor_of
 from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
 from gateway.rest.admin.schemas import (
     KEY_ID,
@@ -373,7 +373,7 @@ def _render_resolution(entry: AuditEntry) -> ResolutionObject:
     return ResolutionObject.model_validate(
         {
             "at": entry.at,
-            "actor": {"type": entry.actor_type, "id": entry.actor_id},
+            "actor": actor_of(entry),
             "verdict": after.get("verdict"),
             "reason": after.get("reason"),
         }
