@@ -224,7 +224,7 @@ def read_messages(response: httpx2.Response) -> list[dict[str, Any]]:
     """The messages of an answer, which is JSON or a stream of events."""
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         return [json.loads(response.content)] if response.content else []
-    lines = response.text.splitlines()
+    lines = re.split(r"\r\n|\r|\n", response.text)  # and nothing else ends a line of a stream
     return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
 
 

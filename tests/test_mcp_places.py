@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
+from gateway.telemetry import configure_logging
 from tests.harness import GPT2, Served, secret_of, served_gateway
 from tests.mcp_helpers import MODES, Message, post, tool_message
 from tests.money_helpers import eventually, image_body
@@ -203,8 +204,9 @@ async def test_a_link_is_bounded_before_anybody_reads_it(served: Served, stub: S
 
 
 async def test_few_images_are_read_as_resources_at_once_and_nobody_waits_for_ever(
-    settings: Settings, stub: Stub
+    settings: Settings, stub: Stub, capfd: pytest.CaptureFixture[str], logging_again: None
 ) -> None:
+    configure_logging("INFO", "json")
     change = {"max_concurrent_large_mcp_requests": 2, "mcp_send_seconds": 0.5}
     stub.configure(min_b64_bytes=8_000_000)
     async with served_gateway(settings.model_copy(update=change)) as served:
@@ -231,3 +233,6 @@ async def test_few_images_are_read_as_resources_at_once_and_nobody_waits_for_eve
                     return answer.status_code == 200
 
                 await eventually(free_again)
+    logged = capfd.readouterr().err
+    assert "mcp_client_does_not_read" in logged
+    assert "Traceback" not in logged

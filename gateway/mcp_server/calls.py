@@ -16,6 +16,8 @@ from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelop
 from gateway.limits.gate import Place
 
 Context = ServerRequestContext[Any, Request]
+ARGUMENTS_STATE = "mcp_arguments"
+"""Where a request's state holds the arguments of a large call, which its message lacks."""
 ERROR_META = "error"
 """Where a tool error carries REST's envelope, in `_meta`."""
 
@@ -65,6 +67,12 @@ def place_of(context: Context) -> Place | None:
     """The request's place among those that are worked on."""
     place: Place | None = _request(context).state.place
     return place
+
+
+def arguments_of(context: Context, announced: Mapping[str, object] | None) -> Mapping[str, object]:
+    """The arguments of a call: those of its message, or those kept beside it."""
+    kept: Mapping[str, object] | None = getattr(_request(context).state, ARGUMENTS_STATE)
+    return (announced or {}) if kept is None else kept
 
 
 def _request(context: Context) -> Request:

@@ -11,21 +11,21 @@ from http import HTTPStatus
 from uuid import UUID
 
 import structlog
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint
 
 from gateway.admission import as_json_rpc
 from gateway.domain import Caller
-from gateway.errors import BodyTooSlow, GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.errors import BodyTooSlow, GatewayError, PayloadTooLarge
 from gateway.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.limits.concurrency import Places
+from gateway.mcp_server.bodies import LARGE_BODY_BYTES, Body, read_body
+from gateway.mcp_server.calls import ARGUMENTS_STATE
 
 log = structlog.get_logger(__name__)
 
-LARGE_BODY_BYTES = 262_144
-READ_RESOURCE = b"resources/read"
-"""What stands in a request whose answer may be a whole image."""
-MAX_PARTS = 100_000
-"""Commas and brackets, those within texts counted too: each may become an object of a hundred
-bytes."""
+READ_RESOURCE = "resources/read"
+"""The method whose answer may be a whole image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,58 +60,66 @@ class McpEndpoint:
                 await send_error(error, send, content=as_json_rpc(error))
                 return
             if body is not None:
-                await self._serve(scope, _replay(body, receive), send)
+                scope["state"][ARGUMENTS_STATE] = body.arguments
+                await self._serve(scope, _replay(body.content, receive), send)
 
     async def _serve(self, scope: RequestScope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self._limits.send_seconds):
-                await send(message)
+        with CancelScope() as serving:
 
-        try:
+            async def send_in_time(message: Message) -> None:
+                try:
+                    async with asyncio.timeout(self._limits.send_seconds):
+                        await send(message)
+                except TimeoutError:
+                    # Ended from outside: the library would log the error with its traceback.
+                    log.warning("mcp_client_does_not_read", seconds=self._limits.send_seconds)
+                    serving.cancel()
+                    await checkpoint()
+
             await self._app(scope, receive, send_in_time)
-        except* TimeoutError:
-            log.warning("mcp_client_does_not_read", seconds=self._limits.send_seconds)
 
-    async def _read(
-        self, scope: RequestScope, receive: Receive, places: ExitStack
-    ) -> bytearray | None:
+    async def _read(self, scope: RequestScope, receive: Receive, places: ExitStack) -> Body | None:
         """The body, or None where the client left before it had come; the places are kept."""
         caller: Caller = scope["state"]["caller"]
         places.enter_context(self._places.taken(caller.tenant_id))
+        content = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                body = await self._receive(caller.tenant_id, receive, places)
+                is_large = await self._receive(content, caller.tenant_id, receive, places)
         except TimeoutError:
             raise BodyTooSlow(self._limits.body_seconds) from None
-        if body is not None and sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
-            raise InvalidRequest("The JSON body has too many parts.", code="invalid_json")
+        if is_large is None:
+            return None
+        body = await read_body(content)
+        if body.method == READ_RESOURCE and not is_large:
+            places.enter_context(self._large_places.taken(caller.tenant_id))
         return body
 
     async def _receive(
-        self, tenant_id: UUID, receive: Receive, places: ExitStack
-    ) -> bytearray | None:
-        body, is_large = bytearray(), False
+        self, content: bytearray, tenant_id: UUID, receive: Receive, places: ExitStack
+    ) -> bool | None:
+        """Whether the body that was added to `content` is large; None where the client left."""
+        is_large = False
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            body += message.get("body", b"")
-            if len(body) > self._limits.max_body_bytes:
+            content += message.get("body", b"")
+            if len(content) > self._limits.max_body_bytes:
                 raise PayloadTooLarge(
                     f"The request body is larger than {self._limits.max_body_bytes} bytes. Refer "
                     "to large pictures by an https link or generated-images://…."
                 )
-            if not is_large and (len(body) > LARGE_BODY_BYTES or READ_RESOURCE in body):
+            if not is_large and len(content) > LARGE_BODY_BYTES:
                 places.enter_context(self._large_places.taken(tenant_id))
                 is_large = True
             if not message.get("more_body", False):
-                return body
+                return is_large
 
 
-def _replay(body: bytearray, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body in one piece, then whatever comes after it."""
-    kept = [bytes(body)]
-    body.clear()
+    kept = [body]
 
     async def replayed() -> Message:
         if kept:

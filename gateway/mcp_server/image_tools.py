@@ -99,14 +99,16 @@ def picture_references(arguments: Mapping[str, object]) -> list[PictureReference
         InvalidRequest: not texts, too many, or one that is too long.
     """
     given = arguments.get("image")
+    if isinstance(given, list) and len(given) > MAX_PICTURES:
+        raise InvalidRequest(
+            f"More than {MAX_PICTURES} pictures: {len(given)}.",
+            code="array_above_max_length",
+            param="image",
+        )
     if isinstance(given, list):
         named = [(f"image[{at}]", "image", one) for at, one in enumerate(given)]
     else:
         named = [] if given is None else [("image", "image", given)]
-    if len(named) > MAX_PICTURES:
-        raise InvalidRequest(
-            f"More than {MAX_PICTURES} pictures.", code="array_above_max_length", param="image"
-        )
     if arguments.get("mask") is not None:
         named.append(("mask", "mask", arguments["mask"]))
     references = []

@@ -23,7 +23,14 @@ from gateway.authentication import require_scope
 from gateway.domain import Scope
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.mcp_server import tool_inputs
-from gateway.mcp_server.calls import Context, ToolCall, opened_gateway, place_of, tool_error
+from gateway.mcp_server.calls import (
+    Context,
+    ToolCall,
+    arguments_of,
+    opened_gateway,
+    place_of,
+    tool_error,
+)
 from gateway.mcp_server.image_tools import create_variation, edit_image, generate_image
 from gateway.mcp_server.information_tools import (
     AvailableModels,
@@ -144,7 +151,7 @@ async def call_tool(context: Context, params: CallToolRequestParams) -> CallTool
     try:
         gateway, caller = opened_gateway(context)
         require_scope(caller, tool.scope)
-        arguments = _known_arguments(tool.announced, params.arguments or {})
+        arguments = _known_arguments(tool.announced, arguments_of(context, params.arguments))
         return await tool.run(ToolCall(context, gateway, caller, place_of(context), arguments))
     except GatewayError as error:
         return tool_error(error)

@@ -1,0 +1,128 @@
+"""A request's body as JSON-RPC: ids that are none are refused, large arguments kept apart.
+
+The protocol's library copies a body four times and parses and validates it on the event loop. It
+gets a large call without its arguments, which wait in the request's state for the tool.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+import pydantic_core
+
+from gateway.errors import InvalidRequest, PayloadTooLarge
+
+LARGE_BODY_BYTES = 262_144
+MAX_PARTS = 100_000
+"""Commas and brackets, those within texts counted too: each may become an object of a hundred
+bytes."""
+UNREADABLE = b"{"
+"""For the library to refuse in place of a large body that is no JSON."""
+Arguments = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The message for the protocol's library, and the arguments that it lacks, if it lacks them."""
+
+    content: bytes = field(repr=False)
+    method: str | None = None
+    arguments: Arguments | None = field(default=None, repr=False)
+
+
+async def read_body(content: bytearray) -> Body:
+    """Read a body, which is cleared; a large one is parsed off the event loop.
+
+    Raises:
+        InvalidRequest: it has too many parts, or an id that no request may have.
+        PayloadTooLarge: something else is large in it than the arguments of a tool.
+    """
+    if len(content) > LARGE_BODY_BYTES:
+        return await asyncio.to_thread(_read_large, content)
+    _check_parts(content)
+    try:
+        message = pydantic_core.from_json(content)
+    except ValueError:
+        return Body(bytes(content))  # the library says what is wrong
+    return Body(bytes(content), _method(message))
+
+
+def _read_large(content: bytearray) -> Body:
+    _check_parts(content)
+    try:
+        message = _parse(content)
+    except (ValueError, RecursionError):
+        return Body(UNREADABLE)
+    content.clear()
+    method = _method(message)
+    arguments = _detach_arguments(message) if method == "tools/call" else None
+    return Body(_serialized(message), method, arguments)
+
+
+def _detach_arguments(message: object) -> Arguments | None:
+    params = message.get("params") if isinstance(message, dict) else None
+    arguments = params.get("arguments") if isinstance(params, dict) else None
+    if not isinstance(params, dict) or not isinstance(arguments, dict):
+        return None
+    params["arguments"] = {}
+    return arguments
+
+
+def _parse(content: bytearray) -> object:
+    try:
+        return pydantic_core.from_json(content)
+    except ValueError:
+        # The standard library is slower, and takes lone surrogates, as clients cut emoji in half.
+        return json.loads(content)
+
+
+def _serialized(message: object) -> bytes:
+    """The message without what is large in it.
+
+    Raises:
+        PayloadTooLarge: it is large all the same.
+    """
+    try:
+        content = orjson.dumps(message)
+    except orjson.JSONEncodeError:  # a lone surrogate, or an integer beyond 64 bits
+        raise InvalidRequest(
+            "Only the arguments of a large request may hold what is no valid text or number.",
+            code="invalid_json",
+        ) from None
+    if len(content) > LARGE_BODY_BYTES:
+        raise PayloadTooLarge(
+            f"The request is larger than {LARGE_BODY_BYTES} bytes without the arguments of a tool. "
+            "Only those may be large."
+        )
+    return content
+
+
+def _check_parts(content: bytearray) -> None:
+    if len(content) > MAX_PARTS and sum(map(content.count, (b",", b"[", b"{"))) > MAX_PARTS:
+        raise InvalidRequest("The JSON body has too many parts.", code="invalid_json")
+
+
+def _method(message: object) -> str | None:
+    """The method of a request or notification.
+
+    The library takes a request whose id it cannot read for a notification, to which nobody gets an
+    answer. MCP allows texts and integers (2026-07-28, basic, requests); JSON-RPC 2.0 null and
+    fractions too, but discourages them (section 4).
+
+    Raises:
+        InvalidRequest: it has an id of another type.
+    """
+    if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+        return None
+    given = message.get("id", "")
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise InvalidRequest(
+            "The id of a request must be a string or an integer "
+            f"(got {json.dumps(given)[:40]}). A notification has none.",
+            code="invalid_request_id",
+            param="id",
+        )
+    method: str = message["method"]
+    return method
