@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from joserfc import jws
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
 from gateway.domain import Scope
@@ -102,6 +103,31 @@ def tampered(issuer: Issuer, audience: str) -> str:
     return f"{header}.{encoded(issuer.claims(audience, tenant='other'))}.{signature}"
 
 
+def signed_text(issuer: Issuer, payload: str) -> str:
+    """A token with a payload that no encoder would write."""
+    header = {"alg": "RS256", "typ": "at+jwt", "kid": issuer.keys[0].kid}
+    return jws.serialize_compact(header, payload, issuer.keys[0])
+
+
+def nested(levels: int, opening: str = "[", closing: str = "]") -> Forge:
+    """A token that is good but for a claim that nests so deep."""
+
+    def forge(issuer: Issuer, audience: str) -> str:
+        claims = json.dumps(issuer.claims(audience))
+        return signed_text(
+            issuer, f'{claims[:-1]}, "deep": {opening * levels}1{closing * levels}}}'
+        )
+
+    return forge
+
+
+def with_a_deep_header(issuer: Issuer, audience: str) -> str:
+    _, payload, signature = issuer.sign(issuer.claims(audience)).split(".")
+    deep = '{"alg": "RS256", "kid": "key-1", "x": ' + "[" * 1000 + "]" * 1000 + "}"
+    header = base64.urlsafe_b64encode(deep.encode()).decode().rstrip("=")
+    return f"{header}.{payload}.{signature}"
+
+
 def short_signature(issuer: Issuer, audience: str) -> str:
     return issuer.sign(issuer.claims(audience))[:-8]
 
@@ -162,6 +188,11 @@ BAD: dict[str, Forge] = {
     "a logout token": under(typ="logout+jwt"),
     "an identity proof": under(typ="dpop+jwt"),
     "a type that is a number": with_header({"alg": "RS256", "kid": "key-1", "typ": 1}),
+    "claims 5 000 lists deep": nested(5000),
+    "claims 1 500 objects deep": nested(1500, '{"a":', "}"),
+    "claims 40 lists deep": nested(40),
+    "claims that never close": nested(5000, "[", ""),
+    "a deep header": with_a_deep_header,
     "garbage": lambda _issuer, _audience: "garbage",
     "dots": lambda _issuer, _audience: "..",
     "three words": lambda _issuer, _audience: "a.b.c",
@@ -193,6 +224,9 @@ async def test_a_token_that_is_not_right_in_every_part_is_refused(
 
 GOOD: dict[str, Forge] = {
     "as it is": changed(),
+    "claims 30 lists deep": nested(30),
+    "many claims that do not nest": changed(groups=[["a"]] * 200),
+    "brackets within texts": changed(note='["\\' * 100),
     "several audiences": lambda issuer, audience: issuer.sign(
         issuer.claims(["https://elsewhere.example", audience])
     ),

@@ -21,7 +21,7 @@ from joserfc.jwk import JWKRegistry, Key, RSAKey
 from gateway import __version__, telemetry
 from gateway.config import is_https_or_loopback
 from gateway.errors import Unavailable
-from gateway.tenancy.tokens import ALGORITHMS
+from gateway.tenancy.tokens import ALGORITHMS, MAX_DEPTH, nests_deeper
 
 MAX_KEYS = 100
 MIN_RSA_BITS = 2048
@@ -219,6 +219,8 @@ async def _read(http: httpx2.AsyncClient, url: str, limits: KeyLimits) -> Mappin
                     raise KeysNotFetched(f"{url} is larger than {limits.max_bytes} bytes")
     except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
         raise KeysNotFetched(f"{url} cannot be fetched ({type(error).__name__})") from error
+    if nests_deeper(bytes(content), MAX_DEPTH):
+        raise KeysNotFetched(f"{url} nests deeper than {MAX_DEPTH} levels")
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError:

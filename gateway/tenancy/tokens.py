@@ -3,6 +3,7 @@
 JSON Web Tokens as access tokens: RFC 7519, RFC 9068, and the advice of RFC 8725.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ MAX_USER_CHARACTERS = 255
 """The longest `sub` of OpenID Connect Core, section 2."""
 LATEST_TIMESTAMP = 253_402_300_799
 """The end of the year 9999."""
+MAX_DEPTH = 32
+"""Claims of real providers nest three or four levels deep."""
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 _FORM = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 _NEW_ONE = "Get a new one from your identity provider."
 
@@ -66,6 +70,25 @@ class Identity:
     expires_at: datetime
 
 
+class _StrictJson(json.JSONDecoder):
+    """Reads what RFC 8259 allows: the standard library also takes NaN, and recurses without end."""
+
+    def decode(self, s: str) -> object:  # type: ignore[override]  # only called by json.loads
+        return orjson.loads(s)
+
+
+def nests_deeper(document: bytes, most: int) -> bool:
+    """Whether arrays and objects of a JSON text lie in one another more than `most` deep."""
+    if document.count(b"[") + document.count(b"{") <= most:
+        return False
+    depth = 0
+    for found in _BRACKET.finditer(document):
+        depth += (found[1] is not None) - (found[2] is not None)
+        if depth > most:
+            return True
+    return False
+
+
 def read_header(token: str, *, max_characters: int) -> Header:
     """Read the part of a token that says how to check it.
 
@@ -80,7 +103,10 @@ def read_header(token: str, *, max_characters: int) -> Header:
             "of its identity provider."
         )
     try:
-        header = orjson.loads(urlsafe_b64decode(token.partition(".")[0].encode()))
+        parts = [urlsafe_b64decode(part.encode()) for part in token.split(".")[:2]]
+        if any(nests_deeper(part, MAX_DEPTH) for part in parts):
+            raise InvalidToken(f"This token nests its claims deeper than {MAX_DEPTH} levels.")
+        header = orjson.loads(parts[0])
     except ValueError:
         header = None
     if not isinstance(header, dict):
@@ -110,7 +136,7 @@ def read_identity(token: str, header: Header, key: Key, expected: Expectations) 
     """
     registry = JWSRegistry(algorithms=[header.algorithm], strict_check_header=False)
     try:
-        claims = jwt.decode(token, key, registry=registry).claims
+        claims = jwt.decode(token, key, registry=registry, decoder_cls=_StrictJson).claims
     except (JoseError, ValueError) as error:
         raise InvalidToken(f"The signature of this token is not valid. {_NEW_ONE}") from error
     registered = jwt.JWTClaimsRegistry(
