@@ -13,13 +13,13 @@ from uuid import UUID
 
 import orjson
 
-from gateway import telemetry
 from gateway.authentication import is_mcp
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import GatewayError, Unavailable, envelope, response_headers
 from gateway.instrumentation import App, Message, Receive, RequestScope, Send
 from gateway.limits.gate import Gate, Place
+from gateway.request_record import note_error
 
 UPLOADS = frozenset({"/v1/images/edits", "/v1/images/variations", "/edit_image"})
 """Their bodies take their time, and have places of their own."""
@@ -154,7 +154,7 @@ async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:
 
 
 async def _refuse(error: Unavailable, scope: RequestScope, send: Send) -> None:
-    telemetry.errors_total.labels(error.code).inc()
+    note_error(error)
     status, headers, body = _refusal(
         error.message, error.retry_after_seconds, is_mcp(scope["path"])
     )

@@ -19,6 +19,7 @@ from gateway.errors import (
     Unauthenticated,
 )
 from gateway.instrumentation import App, Receive, RequestScope, Send, send_error
+from gateway.request_record import current
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 MCP_PATH = "/mcp"
@@ -29,7 +30,8 @@ OPEN_PATHS = frozenset(
     }
 )
 OPEN_PREFIXES = ("/images/", "/docs-assets/")
-OPERATOR_PATHS = frozenset({"/metrics"})
+METRICS_PATH = "/metrics"
+OPERATOR_PATHS = frozenset({METRICS_PATH})
 OPERATOR_PREFIXES = ("/admin/",)
 READING_METHODS = frozenset({"GET", "HEAD"})
 KEY_PREFIX = "igw_"
@@ -57,8 +59,13 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         gateway: Gateway = scope["app"].state.gateway
+        record = current()
+        if scope["path"] != METRICS_PATH:
+            record.sink = gateway.request_log.put
         try:
-            caller = _check_side(await _identify(gateway, scope), scope["path"])
+            caller = await _identify(gateway, scope)
+            record.identify(caller)
+            _check_side(caller, scope["path"])
             if isinstance(caller, Operator):
                 check_operator(caller, scope["method"], scope["path"])
             if isinstance(caller, Caller) and is_mcp(scope["path"]):
@@ -192,7 +199,7 @@ def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
     )
 
 
-def _check_side(caller: Caller | Operator, path: str) -> Caller | Operator:
+def _check_side(caller: Caller | Operator, path: str) -> None:
     """Admin keys open the operators' routes and nothing else; tenants' keys the rest."""
     for_operators = is_operators(path)
     if for_operators and not isinstance(caller, Operator):
@@ -201,4 +208,3 @@ def _check_side(caller: Caller | Operator, path: str) -> Caller | Operator:
         raise Forbidden(
             "An admin key makes no images. Use a tenant's key (igw_live_…, igw_test_…)."
         )
-    return caller

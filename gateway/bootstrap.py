@@ -37,7 +37,8 @@ from gateway.images.decoding import (
 from gateway.images.intake import Intake
 from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
-from gateway.images.pipeline import Pipeline, PipelineLimits
+from gateway.images.pipeline import Pipeline
+from gateway.images.pipeline_limits import PipelineLimits
 from gateway.images.references import FetchLimits, PictureFetcher
 from gateway.images.replays import Replays
 from gateway.images.results import Results
@@ -53,6 +54,7 @@ from gateway.providers.downloads import Downloads, origin_of
 from gateway.providers.openai_images import OpenAIImages
 from gateway.providers.sandbox import Sandbox
 from gateway.providers.sandbox_inputs import PixelReader
+from gateway.request_log.writer import RequestLog, open_request_log
 from gateway.telemetry import redact
 from gateway.tenancy import quickstart
 from gateway.tenancy.credentials import CredentialChoice, Credentials
@@ -112,6 +114,7 @@ class Gateway:
     thumbnails: Thumbnails
     lifetimes: Lifetimes
     webhooks: Dispatcher
+    request_log: RequestLog
     clear_caches: Callable[[str | None], None]
     """Forget what is cached of a tenant (its id as text). Postgres announces a change to every
     gateway, but the one that made it must not serve the old state until it has heard that."""
@@ -203,16 +206,15 @@ async def open_gateway(
         identity_provider = _identity_provider(stack, settings, database, accounts)
         store = open_store(settings.image_storage_url, settings.s3_options)
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
-        decoder, finisher = _decoder(settings), _finisher(settings)
+        decoder, finisher, gate = _decoder(settings), _finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
         webhooks = open_dispatcher(settings, database, core.webhook_sealing)
-        for held in (decoder, finisher, thumbnails, downloads, webhooks):
+        house, request_log = _house_credentials(settings), open_request_log(settings, database)
+        for held in (decoder, finisher, thumbnails, downloads, webhooks, request_log):
             stack.push_async_callback(held.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
         providers = _providers(stack, settings, openai_images, _pixel_reader(decoder))
-        house = _house_credentials(settings)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
-        gate = _gate(settings)
         pipeline = Pipeline(
             catalog=core.catalog,
             prices=Prices(database, tables),
@@ -242,6 +244,7 @@ async def open_gateway(
             thumbnails=thumbnails,
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
             webhooks=webhooks,
+            request_log=request_log,
             clear_caches=clear,
         )
 

@@ -109,6 +109,11 @@ class Settings(BaseSettings):
     webhook_retention_seconds: int = Field(default=2_592_000, ge=3600, le=315_360_000)
     max_webhooks: int = Field(default=10, ge=0, le=1000)
 
+    request_log: bool = True
+    request_log_retention_days: int = Field(default=30, ge=1, le=3650)
+    request_log_max_waiting: int = Field(default=10_000, ge=1, le=1_000_000)
+    request_log_unauthenticated_per_minute: int = Field(default=60, ge=0, le=100_000)
+
     idempotency_seconds: int = Field(default=86_400, ge=60, le=2_592_000)
     default_model: str = "gpt-image-2.5-sunburst"
     prompts_dir: Path | None = None

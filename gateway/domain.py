@@ -274,6 +274,14 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderReply:
+    """The HTTP answer of a provider: its status, and the id by which its support finds the call."""
+
+    status: int
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderAnswer:
     """What a provider made: images as base64 text, and what it says of them.
 
@@ -289,6 +297,7 @@ class ProviderAnswer:
     background: str | None
     output_format: str
     revised_prompts: tuple[str, ...] = ()
+    reply: ProviderReply | None = None
 
 
 @dataclass(frozen=True, slots=True)

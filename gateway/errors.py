@@ -45,7 +45,11 @@ MAX_PARAM_CHARACTERS = 100
 
 
 class GatewayError(Exception):
-    """A refusal with OpenAI's envelope fields; `retry` is None where the client may decide."""
+    """A refusal with OpenAI's envelope fields; `retry` is None where the client may decide.
+
+    `reason` is for the request record alone: what was in the way, in the gateway's own words, such
+    as the name of a limit. It quotes nothing that a client or a provider said.
+    """
 
     status = 500
     type = "server_error"
@@ -59,10 +63,12 @@ class GatewayError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_seconds: int | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message[:MAX_MESSAGE_CHARACTERS]
         self.code = code or type(self).code
+        self.reason = reason
         self.param = None if param is None else param[:MAX_PARAM_CHARACTERS]
         self.retry_after_seconds = retry_after_seconds
         self.replayed = False

@@ -1,4 +1,4 @@
-"""The outermost layer: every request gets an id, a log line and its place in the metrics."""
+"""The outermost layer: every request gets an id, a record and its place in the metrics."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 import structlog
 
-from gateway import telemetry
+from gateway import request_record, telemetry
 from gateway.errors import GatewayError, InternalError, envelope, response_headers
+from gateway.request_record import RequestRecord, note_error
 
 Message = MutableMapping[str, Any]
 RequestScope = MutableMapping[str, Any]
@@ -29,6 +30,7 @@ ROUTES = frozenset(
         "/v1/models",
         "/v1/usage",
         "/v1/budgets",
+        "/v1/requests",
         "/mcp",
         "/health",
         "/ready",
@@ -44,6 +46,7 @@ ROUTE_PREFIXES = (
     "/v1/images/",
     "/v1/models/",
     "/v1/credentials/",
+    "/v1/requests/",
     "/images/",
     "/admin/",
 )
@@ -51,6 +54,11 @@ UNEXPECTED = InternalError(
     "The gateway failed in an unexpected way. X-Request-Id names this request in its log."
 )
 QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+FIRST_REFUSAL = 400
+GENERATION_ID = b"x-gateway-generation-id"
+CLIENT_LEFT = "client_disconnected"
+"""Recorded in place of an error code where a client left before its answer was complete."""
 log = structlog.get_logger(__name__)
 
 
@@ -65,21 +73,23 @@ class Instrumentation:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = telemetry.new_request_id()
-        header = (b"x-request-id", request_id.encode())
+        record, headers = _begin(scope)
         started = time.perf_counter()
-        status, answered = int(HTTPStatus.INTERNAL_SERVER_ERROR), False
+        status, answered, ended = int(HTTPStatus.INTERNAL_SERVER_ERROR), False, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, answered
+            nonlocal status, answered, ended
             if message["type"] == "http.response.start":
                 answered = True
                 status = int(message["status"])
-                message["headers"] = [*message.get("headers", ()), header]
+                message["headers"] = [*message.get("headers", ()), *headers]
+                if status >= FIRST_REFUSAL and record.generation_id is not None:
+                    message["headers"].append((GENERATION_ID, str(record.generation_id).encode()))
+            elif not message.get("more_body", False):
+                ended = True
             await send(message)
 
-        structlog.contextvars.bind_contextvars(request_id=request_id)
-        scope.setdefault("state", {})["request_id"] = request_id
+        request_record.set_current(record)
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:  # top: a defect is logged once, and answered like every other error
@@ -87,8 +97,34 @@ class Instrumentation:
             if not answered:
                 await send_error(UNEXPECTED, send_with_id)
         finally:
-            _take_note(scope, status, time.perf_counter() - started)
-            structlog.contextvars.unbind_contextvars("request_id")
+            if not ended:
+                record.error_code = record.error_code or CLIENT_LEFT
+            _take_note(record, status, time.perf_counter() - started)
+            record.release()
+            structlog.contextvars.unbind_contextvars("request_id", "trace_id")
+            request_record.set_current(None)
+
+
+def _begin(scope: RequestScope) -> tuple[RequestRecord, list[tuple[bytes, bytes]]]:
+    """The request's record, and the headers that every answer to it has."""
+    given: dict[bytes, list[bytes]] = {}
+    for name, value in scope["headers"]:
+        if name in {b"x-request-id", b"traceparent"}:
+            given.setdefault(name, []).append(value)
+    record = RequestRecord.begin()
+    record.route = route_label(scope["path"])
+    record.method = scope["method"] if scope["method"] in METHODS else "other"
+    headers = [(b"x-request-id", record.request_id.encode())]
+    bound = {"request_id": record.request_id}
+    if given:
+        record.client_request_id = request_record.read_client_id(given.get(b"x-request-id", []))
+        record.trace = request_record.read_trace(given.get(b"traceparent", []))
+    if record.client_request_id is not None:
+        headers.append((b"x-client-request-id", record.client_request_id.encode()))
+    if record.trace is not None:
+        record.trace_id = bound["trace_id"] = record.trace.trace_id
+    structlog.contextvars.bind_contextvars(**bound)
+    return record, headers
 
 
 async def send_error(
@@ -102,7 +138,7 @@ async def send_error(
 
     `more_headers` replace those of its own.
     """
-    telemetry.errors_total.labels(error.code).inc()
+    note_error(error)
     body = orjson.dumps(envelope(error) if content is None else content)
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     headers |= response_headers(error) | dict(more_headers or {})
@@ -123,14 +159,16 @@ def route_label(path: str) -> str:
     return next((f"{p}{{id}}" for p in ROUTE_PREFIXES if path.startswith(p)), "other")
 
 
-def _take_note(scope: RequestScope, status: int, seconds: float) -> None:
-    route = route_label(scope["path"])
-    method = (
-        scope["method"] if scope["method"] in {"GET", "POST", "PUT", "PATCH", "DELETE"} else "other"
-    )
-    telemetry.requests_total.labels(route, method, str(status)).inc()
-    telemetry.request_seconds.labels(route).observe(seconds)
-    if route not in QUIET_ROUTES:
+def _take_note(record: RequestRecord, status: int, seconds: float) -> None:
+    record.status, record.milliseconds = status, round(seconds * 1000)
+    telemetry.requests_total.labels(record.route, record.method, str(status)).inc()
+    telemetry.request_seconds.labels(record.route).observe(seconds)
+    # What needs no key is not recorded: links of images, pages, probes.
+    if record.sink is None and record.route not in QUIET_ROUTES:
         log.debug(
-            "request", method=method, route=route, status=status, milliseconds=round(seconds * 1000)
+            "request",
+            method=record.method,
+            route=record.route,
+            status=status,
+            milliseconds=record.milliseconds,
         )

@@ -25,12 +25,14 @@ from gateway.images.retention import (
     expired_images,
     mark_deleted,
 )
+from gateway.request_log.retention import keep
 
 PARALLEL_DELETIONS = 8
 DELETE_TIMEOUT_SECONDS = 30.0
 INVARIANT_INTERVAL_SECONDS = 3600.0
 BYTE_CAP_INTERVAL_SECONDS = 60.0
 LIFETIMES_INTERVAL_SECONDS = 86_400.0
+REQUESTS_INTERVAL_SECONDS = 3600.0
 LIFETIMES_RETRY_SECONDS = 600.0
 ORPHAN_RETRY_SECONDS = 600.0
 log = structlog.get_logger(__name__)
@@ -54,6 +56,7 @@ class Sweeper:
             self._sweep_orphans,
             self._refresh_lifetimes,
             self._send_events,
+            self._sweep_requests,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 
@@ -70,6 +73,7 @@ class Sweeper:
         await self._send_events()
         await self._expire_beyond_caps()
         await self._delete_expired_images()
+        await self._keep_requests()
 
     async def reconcile(self, now: datetime | None = None) -> Reconciled:
         """Compare store and rows once; remove what has no counterpart and is old enough by `now`.
@@ -132,6 +136,19 @@ class Sweeper:
             telemetry.invariant_breaks.set(len(breaks))
             for found in breaks:
                 telemetry.alarm("invariant_break", what=found.what, id=found.id)
+
+    async def _sweep_requests(self) -> None:
+        async with self._gateway.database.operator() as session:
+            is_ours = await sweeps.claim(session, "request_log", seconds=REQUESTS_INTERVAL_SECONDS)
+        if is_ours:
+            await self._keep_requests()
+
+    async def _keep_requests(self) -> None:
+        """Make the request log's next days, and drop those that are past its retention."""
+        days = self._gateway.settings.request_log_retention_days
+        dropped = await keep(self._gateway.database, days=days)
+        if dropped:
+            log.info("request_log_days_dropped", count=dropped)
 
     async def _sweep_images(self) -> None:
         async with self._gateway.database.operator() as session:

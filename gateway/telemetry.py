@@ -1,7 +1,6 @@
 """Structured logs with secrets struck out, request ids, and the Prometheus metrics."""
 
 import logging
-import random
 import re
 import sys
 from collections.abc import MutableMapping
@@ -104,6 +103,15 @@ batch_size = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64),
 )
 
+request_log_dropped_total = Counter(
+    "gateway_request_log_dropped_total",
+    "Requests missing in the log or its table: rows_full, lines_full (the queue), unauthenticated"
+    " (too many a minute), refused (a defect), clock (of another day), shutdown",
+    ["reason"],
+)
+REQUEST_LOGGER = "gateway.requests"
+"""Its lines are JSON already, several in one message."""
+
 _SECRET = re.compile(
     r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,}"
     r"|whsec_[0-9A-Za-z+/=]{4,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|(?i:bearer)\s+\S+"
@@ -122,6 +130,15 @@ def _redact_event(
         if isinstance(value, str):
             event[key] = redact(value)
     return event
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """Passes on as they are the lines of requests, which are many, and hold no secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == REQUEST_LOGGER:
+            return record.getMessage()
+        return super().format(record)
 
 
 def configure_logging(level: str, log_format: Literal["console", "json"]) -> None:
@@ -154,7 +171,7 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
@@ -168,11 +185,6 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
         *("uvicorn", "uvicorn.access"),
     ):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-
-
-def new_request_id() -> str:
-    """An id that a client can quote to whoever reads the logs."""
-    return f"req_{random.getrandbits(96):024x}"
 
 
 def alarm(kind: str, **details: str | int | None) -> None:

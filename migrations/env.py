@@ -2,11 +2,12 @@
 
 from alembic import context
 
-from gateway.db.money_tables import LedgerRow
+from gateway.db import money_tables, request_tables  # noqa: F401 - they add to the metadata
+from gateway.db.tables import Table
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=LedgerRow.metadata,
+    target_metadata=Table.metadata,
     compare_server_default=False,
     transactional_ddl=True,
 )

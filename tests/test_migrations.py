@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from gateway.db.engine import create_engine, database_url
 from gateway.db.migrate import migrate, migrations_dir
-from gateway.db.money_tables import LedgerRow
+from gateway.db.request_tables import RequestRow
 from tests.harness import PostgresServer, run_sql
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 async def test_the_migrated_schema_is_the_one_that_the_tables_describe(database: str) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(connection)
-        return list(compare_metadata(context, LedgerRow.metadata))
+        return list(compare_metadata(context, RequestRow.metadata))
 
     engine = create_engine(database_url(database), role=None)
     async with engine.connect() as connection:

@@ -67,7 +67,8 @@ class Day:
     statuses: set[int] = field(default_factory=set)
 
     async def ask(self, key: str | None, method: str, path: str, **options: Any) -> None:
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        headers |= options.pop("headers", {})
         async with httpx2.AsyncClient(base_url=self.base_url, headers=headers, timeout=60) as http:
             response = await http.request(method, path, **options)
         head = "\n".join(f"{name}: {value}" for name, value in response.headers.items())
@@ -117,6 +118,18 @@ async def work(day: Day, keys: dict[str, str], stub: Stub) -> None:
     await day.ask(admin, "GET", "/metrics")
     await day.ask(live, "GET", "/metrics")
     await day.ask(None, "GET", "/images/img_0?exp=1&sig=x")
+    await misplace(day, live, admin)
+
+
+async def misplace(day: Day, live: str, admin: str) -> None:
+    """Send keys where none belongs, and read what the request log has kept of it."""
+    named = Day(day.base_url)  # who sends a field is told its name
+    for misplaced in (live, TENANT_SECRETS["mistyped key"]):
+        await named.ask(live, "POST", PATH, json=LOW | {misplaced: LOW["prompt"]})
+        await day.ask(live, "POST", PATH, json=LOW, headers={"X-Request-Id": misplaced})
+        await day.ask(live, "GET", f"/v1/requests/{misplaced}")
+    await day.ask(live, "GET", "/v1/requests")
+    await day.ask(admin, "GET", "/admin/v1/requests")
 
 
 def documents(text: str) -> list[dict[str, Any]]:
@@ -174,6 +187,8 @@ async def test_no_secret_leaves_in_logs_answers_metrics_or_rows(
     tables = await dump(served)
     assert len(log.splitlines()) > len(day.answers)
     assert {"credential", "sealed_secret", "api_key", "ledger"} <= tables.keys()
+    assert len(tables["request_log"].splitlines()) > len(day.answers) // 2
+    assert LOW["prompt"].encode() not in tables["request_log"] + log
     secrets = {name: text.encode() for name, text in (keys | TENANT_SECRETS).items()}
     secrets |= {
         "house key": HOUSE_KEY.encode(),

@@ -37,6 +37,8 @@ PLANTS = {
     "webhook_endpoint": f"(id, tenant_id, url) VALUES ({NEW_ID}, :a, 'https://b.example/')",
     "webhook_secret": "(id, tenant_id, endpoint_id, data_key_version, sealed)"
     f" VALUES ({NEW_ID}, :a, {NEW_ID}, 1, '\\x00')",
+    "request_log": "(at, id, tenant_id, method, route, status, milliseconds)"
+    " VALUES (now(), 'req_1', :a, 'GET', '/mcp', 200, 1)",
     "webhook_delivery": "(id, tenant_id, endpoint_id, event_id)"
     f" VALUES ({NEW_ID}, :a, {NEW_ID}, {NEW_ID})",
 }
@@ -111,6 +113,7 @@ async def two(served: Served) -> Two:
         assert made.status_code == 200
     for tenant_id in (served.tenant_id, b):
         await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
+    await served.gateway.request_log.flush()
     url = httpx2.URL(made.json()["data"][0]["url"])
     return Two(served, served.tenant_id, b, key_a, key_b, url.path.rpartition("/")[2])
 
@@ -156,7 +159,7 @@ async def tenant_tables(served: Served) -> dict[str, str]:
     """Every table with rows of tenants, and the column that says whose."""
     rows = await served.owner_sql(
         "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
-        " WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p')"
+        " WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
         " AND c.relnamespace = 'public'::regnamespace"
     )
     return {"tenant": "id"} | {row.relname: "tenant_id" for row in rows}

@@ -130,7 +130,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(
         *partial, last = await read_events(response)
     assert 1 <= len(partial) <= 3
     assert last.name == "error"
-    assert last.data.keys() == {"type", "error"}
+    assert last.data.keys() == {"type", "error", "gateway"}
     assert last.data["type"] == "error"
     assert last.data["error"].keys() == {"message", "type", "param", "code"}
     assert last.data["error"]["code"] == "outcome_unknown"

@@ -16,7 +16,11 @@ from tests import style_rules as rules
 from tests.style_rules import Rule, Source
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES_PATHS = ("gateway/db/tables.py", "gateway/db/money_tables.py")
+TABLES_PATHS = (
+    "gateway/db/tables.py",
+    "gateway/db/money_tables.py",
+    "gateway/db/request_tables.py",
+)
 
 
 def committed_paths() -> list[str]:

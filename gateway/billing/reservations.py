@@ -325,6 +325,7 @@ def budget_refusal(
         f"{format_usd_short(available_nano)} USD left, less than this call can cost at most. "
         f"{until}",
         retry_after_seconds=None if seconds is None else max(1, int(seconds)),
+        reason=f"budget {owner}/{window}",
     )
 
 

@@ -56,6 +56,7 @@ from gateway.image_models import Choice
 from gateway.images import continuity
 from gateway.images.catalog import Catalog
 from gateway.images.failures import client_error
+from gateway.images.pipeline_limits import PipelineLimits
 from gateway.images.provider_circuits import note_failure, provider_call
 from gateway.images.replays import Replays, record_error, record_for, released
 from gateway.images.results import Results
@@ -66,23 +67,11 @@ from gateway.limits.gate import Gate, Place
 from gateway.limits.rate_limits import Admission, AdmissionSink, Limiter
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
+from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
 
 SANDBOX: Literal["sandbox"] = "sandbox"
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineLimits:
-    """What bounds the pipeline; see Settings for the meaning of each."""
-
-    max_concurrent_generations: int
-    max_concurrent_generations_per_tenant: int
-    max_concurrent_test_generations: int
-    admission_seconds: float
-    settle_wait_seconds: float
-    hold_margin_seconds: int
-    read_timeout_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +148,7 @@ class Pipeline:
             LimitReached, BudgetExceeded: a limit or a budget is in the way; nothing was bought.
             GatewayError: what the provider's failure means for the client.
         """
+        current().requested_model = request.requested_model
         with ExitStack() as undo:
             undo.callback(request.close)
             if place is None or place.is_left:
@@ -167,6 +157,7 @@ class Pipeline:
             undo.enter_context(self._room(caller).taken(caller.tenant_id))
             task = asyncio.create_task(self._generate(caller, request, place, partials, admitted))
             ending = undo.pop_all()
+        current().hold()
         task.add_done_callback(lambda _: ending.close())
         self._running.add(task)
         telemetry.generations_in_flight.inc()
@@ -223,8 +214,11 @@ class Pipeline:
         self._running.discard(task)
         telemetry.generations_in_flight.dec()
         # Whoever waited has it too; this keeps an error nobody waited for from being "lost".
-        if not task.cancelled():
-            task.exception()
+        error = None if task.cancelled() else task.exception()
+        record = current()
+        if isinstance(error, GatewayError):
+            record.fail(error)
+        record.release()
 
     async def _generate(
         self,
@@ -246,6 +240,7 @@ class Pipeline:
             if caller.livemode
             else CredentialChoice(SANDBOX)
         )
+        current().buy(served.model.id, provider, credential.owner)
         quote = await self.quote(served)
         paid = _Paid(new_id(), caller, request, served, quote, provider, credential)
         house = provider if credential.owner == "house" else None
@@ -266,6 +261,7 @@ class Pipeline:
             await self._reserve(paid)
         except AlreadyClaimed:
             return await self._replay(paid, place)
+        current().generation_id = paid.id
         secret = await self._open_credential(paid)
         admission.is_sent = True
         place.leave()
@@ -314,13 +310,13 @@ class Pipeline:
         """The paid call, timed, with an outcome whatever happens."""
         self._settlements.know(Settlement(paid.id, Outcome.AMBIGUOUS, NanoUsd(0)))
         started = time.perf_counter()
-        outcome = Outcome.AMBIGUOUS
+        outcome, reply = Outcome.AMBIGUOUS, None
         try:
             # The provider's own timeout is per read: an answer that drips never meets it.
             async with asyncio.timeout(self._hold_seconds(paid.served)):
                 answer = await self._try_twice(paid, secret, partials)
         except ProviderFailure as failure:
-            outcome = failure.outcome
+            outcome, reply = failure.outcome, failure.reply
             raise
         except TimeoutError as error:
             raise ProviderFailure(
@@ -333,9 +329,11 @@ class Pipeline:
             ) from error
         else:
             outcome = Outcome.SUCCESS if answer.usage is not None else Outcome.SUCCESS_NO_USAGE
+            reply = answer.reply
             return answer
         finally:
             elapsed = time.perf_counter() - started
+            current().replied(reply, elapsed)
             telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
 
     async def _try_twice(
@@ -377,9 +375,15 @@ class Pipeline:
             failure, house_credential=paid.credential.owner == "house", model=paid.served.model.id
         )
         cost_nano, answer = None, None
+        record = current()
+        record.reason = failure.reason
         if failure.outcome is Outcome.SUCCESS:  # charged, and no image that could be read
             cost_nano = self._cost(paid, failure.usage, images=paid.served.n)
             answer = record_error(error) if paid.request.idempotency else None
+        if failure.outcome is Outcome.AMBIGUOUS:
+            record.cost(None, CostStatus.PENDING)
+        else:
+            record.cost(cost_nano or NanoUsd(0), CostStatus.ACTUAL)
         settlement = Settlement(
             paid.id,
             failure.outcome,
@@ -405,6 +409,7 @@ class Pipeline:
             status, outcome = CostStatus.ESTIMATED, Outcome.SUCCESS_NO_USAGE
             cost_nano = self._estimate(paid, served)
             telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
+        current().cost(cost_nano, status)
         settlement = Settlement(
             paid.id,
             outcome,
@@ -479,6 +484,8 @@ class Pipeline:
         )
         images = await self._results.store(paid.id, answer, files)
         settled = await self._settlements.acknowledged(settling)
+        if not settled:
+            current().cost_status = CostStatus.PENDING
         if settled and files and images[0].url is None:
             await self._results.forget(paid.caller, files)
         return images, settled

@@ -47,6 +47,7 @@ from gateway.images.results import STORE_TIMEOUT_SECONDS
 from gateway.images.retention import link_expiry
 from gateway.images.storage import ImageStore
 from gateway.money import NanoUsd, format_usd
+from gateway.request_record import current
 
 RETRY_AFTER_SECONDS = 2
 _RECORDED_ERRORS: dict[str, type[GatewayError]] = {
@@ -182,6 +183,7 @@ class Replays:
         claim: IdempotencyClaim,
     ) -> Generation:
         _refuse_other(row, claim)
+        _note(row)
         answer = _answer_of(row)
         if not answer["images"]:
             raise _not_stored(row.id)
@@ -245,6 +247,15 @@ class Replays:
                 raise _in_flight() from None
             raise _not_stored(generation.id) from None
         return b""
+
+
+def _note(row: ReservationRow) -> None:
+    """Note in the request's record which generation it is answered with, and what that did cost."""
+    record = current()
+    record.generation_id, record.replayed = row.id, True
+    record.buy(row.served_model, row.provider, row.credential)
+    cost = None if row.final_nano is None else NanoUsd(row.final_nano)
+    record.cost(cost, COST_STATUS.get(row.state, CostStatus.PENDING))
 
 
 def _claimed(

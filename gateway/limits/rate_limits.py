@@ -38,8 +38,9 @@ class LimitReached(RateLimited):
         *,
         retry_after_seconds: int | None = None,
         standings: tuple[Standing, ...],
+        reason: str,
     ) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        super().__init__(message, retry_after_seconds=retry_after_seconds, reason=reason)
         self.standings = standings
         self.retry = False if retry_after_seconds is None else None
 
@@ -260,9 +261,11 @@ def _refusal(
         return LimitReached(
             f"Limit {limit.name} is in the way: {said}, and this request asks for {demand.cost}.",
             standings=standings,
+            reason=f"limit {limit.name}",
         )
     return LimitReached(
         f"Limit {limit.name} reached: {said}.",
         retry_after_seconds=max(1, -(-waited_ms // 1000)),
         standings=standings,
+        reason=f"limit {limit.name}",
     )

@@ -9,11 +9,11 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, CallToolResult, TextContent
 from starlette.requests import Request
 
-from gateway import telemetry
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelope
 from gateway.limits.gate import Place
+from gateway.request_record import current, note_error
 
 Context = ServerRequestContext[Any, Request]
 ARGUMENTS_STATE = "mcp_arguments"
@@ -92,21 +92,25 @@ def tool_error(error: GatewayError) -> CallToolResult:
     The envelope stands in `_meta`: several clients check the structured content of errors too
     against the tool's output schema, and would report a schema error in place of this one.
     """
-    telemetry.errors_total.labels(error.code).inc()
+    note_error(error)
     said = [f"{error.code}: {error.message}", ADVICE.get(error.code, "")]
     # When a budget begins anew stands in the message, as a date.
     if error.retry_after_seconds is not None and not isinstance(error, BudgetExceeded):
         said.append(f"Try again in {error.retry_after_seconds} s.")
+    meta: dict[str, object] = {ERROR_META: error_data(error)}
+    if (generation_id := current().generation_id) is not None:
+        said.append(f"Generation {generation_id}.")
+        meta["generation_id"] = str(generation_id)
     return CallToolResult(
         content=[TextContent(type="text", text=" ".join(part for part in said if part))],
         is_error=True,
-        _meta={ERROR_META: error_data(error)},
+        _meta=meta,
     )
 
 
 def protocol_error(error: GatewayError, **data: object) -> MCPError:
     """The error of a resource, a prompt or a completion, with REST's code among its data."""
-    telemetry.errors_total.labels(error.code).inc()
+    note_error(error)
     is_theirs = error.status < GatewayError.status
     return MCPError(
         INVALID_PARAMS if is_theirs else INTERNAL_ERROR,

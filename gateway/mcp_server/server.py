@@ -17,11 +17,12 @@ from starlette.routing import Route
 
 from gateway import __version__
 from gateway.config import Settings
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InternalError
 from gateway.mcp_server import completions, prompts, resources, tools
 from gateway.mcp_server.calls import Context, protocol_error
 from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint
 from gateway.mcp_server.prompt_templates import PromptTemplate, load_templates
+from gateway.request_record import current
 
 INSTRUCTIONS = (
     "Makes and edits images. generate_image and edit_image answer with a small preview and a link "
@@ -34,6 +35,8 @@ INSTRUCTIONS = (
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # What does not depend on who asks may be kept by a client, and by a cache between.
 SAME_FOR_ALL = CacheHint(ttl_ms=300_000, scope="public")
+PROTOCOL_ERROR = "mcp_protocol_error"
+"""Recorded for requests that the protocol itself refuses: an unknown method, tool or parameter."""
 log = structlog.get_logger(__name__)
 
 
@@ -85,8 +88,10 @@ async def _say_errors(ctx: Context, call_next: CallNext) -> HandlerResult:
     except GatewayError as error:
         raise protocol_error(error) from None
     except (MCPError, ValidationError):
+        current().error_code = current().error_code or PROTOCOL_ERROR
         raise
     except Exception:  # top: the library would send the text of a defect to the client
+        current().error_code = InternalError.code
         log.exception("mcp_defect", method=ctx.method)
         raise MCPError(
             INTERNAL_ERROR,

@@ -41,6 +41,7 @@ from gateway.mcp_server.information_tools import (
     list_available_models,
 )
 from gateway.mcp_server.results import ImagesMade
+from gateway.request_record import current
 
 # Each call makes something new and is paid for, at a vendor out there; nothing is overwritten.
 BUYS = ToolAnnotations(
@@ -148,6 +149,7 @@ async def call_tool(context: Context, params: CallToolRequestParams) -> CallTool
         raise MCPError(
             INVALID_PARAMS, f"There is no tool {params.name[:80]!r}. There are: {', '.join(TOOLS)}."
         )
+    current().tool = params.name
     try:
         gateway, caller = opened_gateway(context)
         require_scope(caller, tool.scope)

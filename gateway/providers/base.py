@@ -3,7 +3,15 @@
 from enum import StrEnum
 from typing import Protocol
 
-from gateway.domain import ImageRequest, Outcome, PartialSink, ProviderAnswer, SecretText, Usage
+from gateway.domain import (
+    ImageRequest,
+    Outcome,
+    PartialSink,
+    ProviderAnswer,
+    ProviderReply,
+    SecretText,
+    Usage,
+)
 
 
 class Reason(StrEnum):
@@ -23,7 +31,7 @@ class ProviderFailure(Exception):
     """A call that brought no images; `outcome` says what it may have cost, `usage` what it did.
 
     `message`, `code` and `param` are the provider's own and may echo parts of a key: they are
-    redacted before anybody else sees them.
+    redacted before anybody else sees them. `reply` is None where no answer came.
     """
 
     def __init__(
@@ -36,6 +44,7 @@ class ProviderFailure(Exception):
         param: str | None = None,
         retry_after_seconds: int | None = None,
         usage: Usage | None = None,
+        reply: ProviderReply | None = None,
     ) -> None:
         super().__init__(message)
         self.outcome = outcome
@@ -45,6 +54,7 @@ class ProviderFailure(Exception):
         self.param = param
         self.retry_after_seconds = retry_after_seconds
         self.usage = usage
+        self.reply = reply
 
 
 class ImageProvider(Protocol):

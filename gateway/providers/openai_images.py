@@ -5,9 +5,10 @@ sent, which decides about money, only the HTTP client itself can tell.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from tempfile import TemporaryFile
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from gateway.domain import (
     Operation,
     PartialSink,
     ProviderAnswer,
+    ProviderReply,
     SecretText,
 )
 from gateway.providers.base import ProviderFailure
@@ -44,6 +46,8 @@ from gateway.providers.openai_answers import (
     too_large,
     unreadable,
 )
+from gateway.request_record import current
+from gateway.telemetry import redact
 
 PATHS = {
     Operation.GENERATION: "/images/generations",
@@ -59,13 +63,17 @@ READ_BUFFER_BYTES = 262_144
 """Answers are megabytes: a larger buffer than the usual one saves a wake-up for every 64 KB."""
 MAX_ERROR_BYTES = 1_048_576
 SUCCESS = range(200, 300)
+REQUEST_ID_HEADER = "x-request-id"
+# https://platform.openai.com/docs/api-reference/debugging-requests
+REPLY_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 @dataclass(slots=True)
 class _Sending:
-    """Whether a request may have gone out: it had a connection to be written to."""
+    """Whether a request may have gone out: it had a connection to be written to. And what came."""
 
     had_connection: bool = False
+    reply: ProviderReply | None = None
 
 
 async def _note_connection(_session: object, context: SimpleNamespace, _params: object) -> None:
@@ -135,7 +143,22 @@ class OpenAIImages:
         Raises:
             ProviderFailure: anything but images.
         """
-        async with self._post(request, credential) as response:
+        sending = _Sending()
+        try:
+            answer = await self._buy(request, credential, partials, sending)
+        except ProviderFailure as failure:
+            failure.reply = sending.reply
+            raise
+        return replace(answer, reply=sending.reply)
+
+    async def _buy(
+        self,
+        request: ImageRequest,
+        credential: SecretText,
+        partials: PartialSink | None,
+        sending: _Sending,
+    ) -> ProviderAnswer:
+        async with self._post(request, credential, sending) as response:
             if request.stream:
                 chunks = _limited(response, self._max_answer_bytes)
                 return await _read_stream(chunks, request, partials)
@@ -188,7 +211,7 @@ class OpenAIImages:
 
     @asynccontextmanager
     async def _post(
-        self, request: ImageRequest, credential: SecretText
+        self, request: ImageRequest, credential: SecretText, sending: _Sending
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to the paid call, whose body is read in the block.
 
@@ -199,7 +222,8 @@ class OpenAIImages:
         url = self._urls[request.operation]
         read_seconds = self._read_timeout_seconds or request.model.read_timeout_seconds
         content, headers = _content(request, url)
-        sending = _Sending()
+        if (trace := current().trace) is not None:
+            headers["traceparent"] = trace.traceparent()
         try:
             async with self._session.post(
                 url,
@@ -212,6 +236,7 @@ class OpenAIImages:
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers,
             ) as response:
+                sending.reply = _reply(response)
                 await _refuse_failed(response)
                 yield response
         except aiohttp.ClientError as error:
@@ -240,6 +265,13 @@ async def _refuse_failed(response: aiohttp.ClientResponse) -> None:
     if response.status not in SUCCESS:
         content = await _read(response, MAX_ERROR_BYTES)
         raise refused(response.status, response.headers, content)
+
+
+def _reply(response: aiohttp.ClientResponse) -> ProviderReply:
+    """The status, and OpenAI's id of the call. It is another's text: only of a usual form."""
+    given = response.headers.get(REQUEST_ID_HEADER, "")
+    is_usual = REPLY_ID.fullmatch(given) is not None
+    return ProviderReply(response.status, redact(given) if is_usual else None)
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:

@@ -5,6 +5,7 @@ A prompt that holds one of the magic words fails in that way (docs/sandbox.md).
 
 import asyncio
 import base64
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gateway.domain import (
     PartialImage,
     PartialSink,
     ProviderAnswer,
+    ProviderReply,
     SecretText,
     Usage,
 )
@@ -27,6 +29,7 @@ from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.sandbox_drawing import OutputFormat, coarsen, encode, paint
 from gateway.providers.sandbox_inputs import Inputs, PixelReader, open_inputs
 
+OK = 200
 SLOW_SECONDS = 5.0
 BYTES_PER_TOKEN = 4
 INPUT_PATCHES_MAX = 1536
@@ -38,6 +41,13 @@ MAGIC_SLOW = "[sandbox:slow]"
 MAGIC_STREAM_ERROR = "[sandbox:stream_error]"
 
 _FORMATS: Mapping[str, OutputFormat] = {"png": "png", "jpeg": "jpeg", "webp": "webp"}
+_STATUSES = {
+    Reason.MODERATION: 400,
+    Reason.INVALID: 400,
+    Reason.CREDENTIAL: 401,
+    Reason.RATE_LIMITED: 429,
+}
+"""As OpenAI answers with; a failure that is not among them came without an answer."""
 _FAILURES: Mapping[str, tuple[Outcome, Reason, str, str | None]] = {
     "[sandbox:moderation]": (
         Outcome.MODERATION,
@@ -149,7 +159,12 @@ class Sandbox:
             if word in request.prompt:
                 retry_after = 1 if reason is Reason.RATE_LIMITED else None
                 raise ProviderFailure(
-                    outcome, reason, message, code=code, retry_after_seconds=retry_after
+                    outcome,
+                    reason,
+                    message,
+                    code=code,
+                    retry_after_seconds=retry_after,
+                    reply=_reply(_STATUSES[reason]) if reason in _STATUSES else None,
                 )
         return await self._draw_all(_read(request), partials)
 
@@ -167,7 +182,9 @@ class Sandbox:
                     partials(await asyncio.to_thread(job.partial_image, picture, stage))
                     sent += 1
             if MAGIC_STREAM_ERROR in request.prompt:
-                raise ProviderFailure(Outcome.AMBIGUOUS, Reason.UNKNOWN, "The stream broke off.")
+                raise ProviderFailure(
+                    Outcome.AMBIGUOUS, Reason.UNKNOWN, "The stream broke off.", reply=_reply(OK)
+                )
             images.append(await asyncio.to_thread(job.encode, picture))
         return ProviderAnswer(
             images=tuple(images),
@@ -177,7 +194,13 @@ class Sandbox:
             quality=job.quality,
             background=job.background,
             output_format=job.output_format,
+            reply=_reply(OK),
         )
+
+
+def _reply(status: int) -> ProviderReply:
+    """The made-up answer behind the call, with an id of the form of OpenAI's."""
+    return ProviderReply(status, f"req_sandbox_{random.getrandbits(64):016x}")
 
 
 def _read(request: ImageRequest) -> _Job:

@@ -15,6 +15,7 @@ from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import BodyTooSlow, Forbidden, InvalidRequest, PayloadTooLarge
 from gateway.limits.gate import Place
+from gateway.request_record import current
 from gateway.rest.uploads import UploadReader
 from gateway.tenancy.credentials import PROVIDERS
 
@@ -62,7 +63,7 @@ async def get_operator(request: Request) -> Operator:
 async def get_actor(request: Request) -> Actor:
     """Whom the audit trail names for what this request changes."""
     caller: Caller | Operator = request.state.caller
-    request_id: str = request.state.request_id
+    request_id = current().request_id
     if isinstance(caller, Operator):
         return Actor("operator_key", str(caller.operator_key_id), request_id, caller.name)
     if caller.api_key_id is not None:

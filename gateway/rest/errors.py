@@ -8,11 +8,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from gateway import telemetry
 from gateway.authentication import challenge_headers
 from gateway.config import Settings
 from gateway.errors import GatewayError, InvalidRequest, NotFound, envelope, response_headers
 from gateway.limits.rate_limits import LimitReached
+from gateway.request_record import note_error
 from gateway.rest.answers import limit_headers
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -27,7 +27,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def error_response(error: GatewayError) -> Response:
     """The answer for one error."""
-    telemetry.errors_total.labels(error.code).inc()
+    note_error(error)
     return Response(
         orjson.dumps(envelope(error)),
         status_code=error.status,

@@ -11,13 +11,13 @@ import orjson
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from gateway import telemetry
 from gateway.domain import Caller, Generation, ImageRequest, Operation, PartialImage
 from gateway.errors import GatewayError, envelope
 from gateway.images.pipeline import Pipeline
 from gateway.limits.gate import Place
 from gateway.limits.windows import Standing
 from gateway.money import format_usd
+from gateway.request_record import current, note_error
 from gateway.rest.answers import REPLAYED, limit_headers, model_headers, render_usage
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -159,5 +159,8 @@ def _event(kind: str, /, **fields: object) -> bytes:
 
 
 def _error(error: GatewayError) -> bytes:
-    telemetry.errors_total.labels(error.code).inc()
-    return _event("error", **envelope(error))
+    """The last event of a failed stream. Headers being gone, it names the generation itself."""
+    note_error(error)
+    generation_id = current().generation_id
+    gateway = {} if generation_id is None else {"gateway": {"generation_id": str(generation_id)}}
+    return _event("error", **envelope(error), **gateway)

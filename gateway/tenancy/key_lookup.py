@@ -9,6 +9,7 @@ from gateway.db.cache import Cache
 from gateway.db.engine import Database
 from gateway.domain import Caller, Operator, TenantSettings
 from gateway.errors import Unauthenticated
+from gateway.request_record import current
 from gateway.tenancy import key_format
 from gateway.tenancy.key_format import Kind, Pepper
 from gateway.tenancy.rate_limits import read_limits
@@ -93,6 +94,8 @@ class KeyLookup:
         caller = await self._cached(digest, kind, address)
         if caller is None:
             raise Unauthenticated("This API key is not known here, or it was revoked.")
+        # Of a key that is refused, too: its tenant may look up why.
+        current().identify(caller)
         if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
             raise Unauthenticated("This API key has expired. Ask your administrator for a new one.")
         if isinstance(caller, Caller):

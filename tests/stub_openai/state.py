@@ -37,7 +37,7 @@ class Call:
     form: dict[str, str] | None
     files: tuple[tuple[str, str, int], ...]
     stainless: dict[str, str]
-    """The x-stainless-* and idempotency-key headers, names in lower case."""
+    """The x-stainless-*, idempotency-key and traceparent headers, names in lower case."""
     in_flight: int
     """Requests being worked on when this one arrived, itself included."""
 
@@ -106,7 +106,7 @@ class State:
         kept = {
             name.lower().decode("latin-1"): value.decode("latin-1")
             for name, value in headers or ()
-            if name.lower().startswith((b"x-stainless-", b"idempotency-key"))
+            if name.lower().startswith((b"x-stainless-", b"idempotency-key", b"traceparent"))
         }
         self.calls.append(
             Call(

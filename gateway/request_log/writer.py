@@ -1,0 +1,209 @@
+"""Writes each request's record twice, off its path: as a line of the log and as a row of a table.
+
+Both are made of the same JSON, in batches (docs/decisions/0022-request-log.md). Queues are bounded:
+what finds no room is dropped and counted, and the request never waits.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import orjson
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from gateway import telemetry
+from gateway.config import Settings
+from gateway.db.engine import Database, DatabaseUnavailable, answered_within
+from gateway.request_record import SHOWN, RequestRecord
+
+LINE_SECONDS = 0.1
+ROW_SECONDS = 1.0
+WRITE_SECONDS = 5.0
+MOST_AT_ONCE = 500
+CLOSE_SECONDS = 2.0
+MINUTE_SECONDS = 60.0
+EVENT = "request"
+log = structlog.get_logger(__name__)
+
+
+class RequestLog:
+    """The log's queues and the tasks that empty them; made in a running event loop.
+
+    `database` is None where no rows are wanted. `unauthenticated_per_minute` bounds the rows of
+    requests that no known key came with: a flood of them must not fill the table.
+    """
+
+    def __init__(
+        self,
+        database: Database | None,
+        *,
+        log_format: Literal["console", "json"],
+        max_waiting: int,
+        unauthenticated_per_minute: int,
+    ) -> None:
+        self._log_format = log_format
+        self._lines = _Batches("lines", _write_lines, max_waiting, LINE_SECONDS)
+        self._rows = None
+        if database is not None:
+            write = partial(_write_rows, database)
+            self._rows = _Batches("rows", write, max_waiting, ROW_SECONDS)
+        self._unauthenticated = _PerMinute(unauthenticated_per_minute)
+
+    def put(self, record: RequestRecord) -> None:
+        """Take a complete record. Nothing is awaited, and nothing raised."""
+        shown = {name: value for name in SHOWN if (value := getattr(record, name)) is not None}
+        logger = logging.getLogger(telemetry.REQUEST_LOGGER)
+        is_logged = logger.isEnabledFor(logging.INFO)
+        if is_logged and self._log_format == "console":
+            log.info(EVENT, **shown)
+            is_logged = False
+        if not is_logged and self._rows is None:
+            return
+        # The driver's own UUIDs are not known to orjson.
+        line = orjson.dumps({"event": EVENT, "level": "info", **shown}, default=str)
+        if is_logged:
+            self._lines.put(line)
+        if self._rows is not None and self._may_store(record):
+            self._rows.put(line)
+
+    async def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away; the rows wait on.
+        """
+        await self._lines.flush()
+        if self._rows is not None:
+            await self._rows.flush()
+
+    async def close(self) -> None:
+        """Write what waits, as far as that is possible soon; drop and count the rest."""
+        await self._lines.close()
+        if self._rows is not None:
+            await self._rows.close()
+
+    def _may_store(self, record: RequestRecord) -> bool:
+        if record.tenant_id is not None or record.operator_key_id is not None:
+            return True
+        if self._unauthenticated.take():
+            return True
+        telemetry.request_log_dropped_total.labels("unauthenticated").inc()
+        return False
+
+
+async def _write_lines(lines: Sequence[bytes]) -> None:
+    # In a thread: whatever reads standard error may be slow.
+    text = b"\n".join(lines).decode()
+    await asyncio.to_thread(logging.getLogger(telemetry.REQUEST_LOGGER).info, text)
+
+
+async def _write_rows(database: Database, rows: Sequence[bytes]) -> None:
+    batch = (b"[" + b",".join(rows) + b"]").decode()
+    try:
+        async with answered_within(WRITE_SECONDS):
+            answer = await database.call(
+                "SELECT record_requests(CAST(:batch AS jsonb))", {"batch": batch}
+            )
+    except DBAPIError as error:  # a defect, which the next attempt would meet again
+        telemetry.request_log_dropped_total.labels("refused").inc(len(rows))
+        log.exception("request_log_refused", rows=len(rows), error=type(error.orig).__name__)
+        return
+    if answer[0][0]:
+        telemetry.request_log_dropped_total.labels("clock").inc(answer[0][0])
+
+
+def open_request_log(settings: Settings, database: Database) -> RequestLog:
+    """The log as the settings want it."""
+    return RequestLog(
+        database if settings.request_log else None,
+        log_format=settings.resolved_log_format,
+        max_waiting=settings.request_log_max_waiting,
+        unauthenticated_per_minute=settings.request_log_unauthenticated_per_minute,
+    )
+
+
+class _Batches:
+    """A bounded queue that is emptied at intervals, in batches and in order."""
+
+    def __init__(
+        self,
+        kind: str,
+        write: Callable[[Sequence[bytes]], Awaitable[None]],
+        max_waiting: int,
+        interval_seconds: float,
+    ) -> None:
+        self._kind = kind
+        self._write = write
+        self._max_waiting = max_waiting
+        self._interval_seconds = interval_seconds
+        self._waiting: deque[bytes] = deque()
+        self._writing = asyncio.Lock()
+        self._filled = asyncio.Event()
+        self._task = asyncio.create_task(self._repeat(), name=f"request_log_{kind}")
+
+    def put(self, item: bytes) -> None:
+        """Add an item where there is room."""
+        if len(self._waiting) >= self._max_waiting:
+            telemetry.request_log_dropped_total.labels(f"{self._kind}_full").inc()
+            return
+        self._waiting.append(item)
+        self._filled.set()
+
+    async def flush(self) -> None:
+        """Write what waits; what cannot be written waits on, and the error is raised."""
+        async with self._writing:
+            while self._waiting:
+                count = min(len(self._waiting), MOST_AT_ONCE)
+                await self._write([self._waiting[index] for index in range(count)])
+                for _ in range(count):
+                    self._waiting.popleft()
+
+    async def close(self) -> None:
+        """Stop; write what waits, or drop and count it where that takes too long."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.flush()
+        except (DatabaseUnavailable, TimeoutError):
+            log.warning("request_log_incomplete", kind=self._kind, dropped=len(self._waiting))
+            telemetry.request_log_dropped_total.labels("shutdown").inc(len(self._waiting))
+
+    async def _repeat(self) -> None:
+        is_away = False
+        while True:
+            await self._filled.wait()
+            await asyncio.sleep(self._interval_seconds)
+            self._filled.clear()
+            try:
+                await self.flush()
+                is_away = False
+            except DatabaseUnavailable:
+                self._filled.set()
+                if not is_away:
+                    log.warning("request_log_waits_for_database", waiting=len(self._waiting))
+                is_away = True
+
+
+class _PerMinute:
+    """So many a minute: a token bucket that is full at first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._left: float = most
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there is one left."""
+        now = time.monotonic()
+        refilled = (now - self._at) / MINUTE_SECONDS * self._most
+        self._left, self._at = min(self._most, self._left + refilled), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

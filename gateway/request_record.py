@@ -1,0 +1,177 @@
+"""The record of one request: who asked, what it led to, what it cost. Never a prompt or a secret.
+
+Instrumentation opens it, and each layer fills in what it alone knows. It travels in a context
+variable, as the request id of the log does, so that no layer hands it on for another.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Self
+from uuid import UUID
+
+from gateway import telemetry
+from gateway.domain import Caller, CostStatus, Operator, ProviderReply
+from gateway.errors import GatewayError
+from gateway.money import NanoUsd
+from gateway.telemetry import redact
+
+MAX_ID_CHARACTERS = 128
+CLIENT_ID = re.compile(rf"[\w.~:+=@,-]{{1,{MAX_ID_CHARACTERS}}}", re.ASCII)
+"""The form of a client's own request id that is taken; any other is ignored."""
+REQUEST_ID = re.compile(r"req_(0[0-9a-f]{11})[0-9a-f]{12}")
+# https://www.w3.org/TR/trace-context/#traceparent-header-field-values; later versions may append.
+_TRACEPARENT = re.compile(
+    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
+    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
+# The name of a field of the contract; what else stands there is the client's own text.
+_PARAM = re.compile(r"[a-z][a-z_]{0,40}(?:\[[0-9]{1,3}\])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The W3C trace that a request belongs to."""
+
+    trace_id: str
+    flags: str
+
+    def traceparent(self) -> str:
+        """The header of a call made on behalf of the request, as a new span of the trace."""
+        return f"00-{self.trace_id}-{random.getrandbits(64) or 1:016x}-{self.flags}"
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request. What was not reached or is not known is None."""
+
+    request_id: str = ""
+    at: datetime | None = None
+    tenant_id: UUID | None = None
+    livemode: bool | None = None
+    api_key_id: UUID | None = None
+    user_id: UUID | None = None
+    operator_key_id: UUID | None = None
+    client_request_id: str | None = None
+    trace_id: str | None = None
+    method: str | None = None
+    route: str | None = None
+    tool: str | None = None
+    status: int | None = None
+    error_code: str | None = None
+    error_param: str | None = None
+    reason: str | None = None
+    requested_model: str | None = None
+    served_model: str | None = None
+    generation_id: UUID | None = None
+    replayed: bool | None = None
+    provider: str | None = None
+    credential: str | None = None
+    provider_status: int | None = None
+    provider_request_id: str | None = None
+    provider_milliseconds: int | None = None
+    cost_nano: NanoUsd | None = None
+    cost_status: CostStatus | None = None
+    milliseconds: int | None = None
+    trace: Trace | None = None
+    sink: "Callable[[RequestRecord], None] | None" = None
+    """Takes the complete record; None for requests that are not recorded."""
+    holders: int = 1
+
+    @classmethod
+    def begin(cls) -> Self:
+        """A new record with an id of its own, which says when the request came."""
+        milliseconds = time.time_ns() // 1_000_000
+        return cls(f"req_{milliseconds:012x}{random.getrandbits(48):012x}", _moment(milliseconds))
+
+    def hold(self) -> None:
+        """Keep the record open: something that outlives the answer has yet to add to it."""
+        self.holders += 1
+
+    def release(self) -> None:
+        """Give the record to its sink once nothing holds it any more."""
+        self.holders -= 1
+        if self.holders == 0 and self.sink is not None:
+            self.sink(self)
+
+    def identify(self, caller: Caller | Operator) -> None:
+        """Note who asks."""
+        if isinstance(caller, Operator):
+            self.operator_key_id = caller.operator_key_id
+            return
+        self.tenant_id, self.livemode = caller.tenant_id, caller.livemode
+        self.api_key_id, self.user_id = caller.api_key_id, caller.user_id
+
+    def fail(self, error: GatewayError) -> None:
+        """Note the error that the request ends with; not its text, which may quote the client."""
+        self.error_code, self.reason = error.code, error.reason or self.reason
+        if error.param is not None and _PARAM.fullmatch(error.param):
+            self.error_param = error.param
+
+    def buy(self, model: str, provider: str, credential: str) -> None:
+        """Note what is bought, of whom, and with whose credential."""
+        self.served_model, self.provider, self.credential = model, provider, credential
+
+    def replied(self, reply: ProviderReply | None, seconds: float) -> None:
+        """Note how the provider answered, if it did, and after which time."""
+        self.provider_milliseconds = round(seconds * 1000)
+        if reply is not None:
+            self.provider_status, self.provider_request_id = reply.status, reply.request_id
+
+    def cost(self, nano: NanoUsd | None, status: CostStatus) -> None:
+        """Note the cost as far as it is known now; None where it is not."""
+        self.cost_nano, self.cost_status = nano, status
+
+
+SHOWN = tuple(
+    field.name for field in fields(RequestRecord) if field.name not in {"trace", "sink", "holders"}
+)
+"""The fields of the log line, and of the row."""
+_current: ContextVar[RequestRecord | None] = ContextVar("request_record", default=None)
+
+
+def current() -> RequestRecord:
+    """The record of the request that is being served; one that goes nowhere where there is none."""
+    return _current.get() or RequestRecord()
+
+
+def set_current(record: RequestRecord | None) -> None:
+    """Make a record the current one, for this task and those that it starts."""
+    _current.set(record)
+
+
+def note_error(error: GatewayError) -> None:
+    """Count an error that is being answered, and note it in the request's record."""
+    telemetry.errors_total.labels(error.code).inc()
+    current().fail(error)
+
+
+def began_at(request_id: str) -> datetime | None:
+    """When the request of this id came; None where it is no id of ours."""
+    found = REQUEST_ID.fullmatch(request_id)
+    return None if found is None else _moment(int(found[1], 16))
+
+
+def read_client_id(values: list[bytes]) -> str | None:
+    """The client's own id for its request; None where there is none that is taken."""
+    text = values[0].decode("latin-1") if len(values) == 1 else ""
+    return redact(text) if CLIENT_ID.fullmatch(text) else None
+
+
+def read_trace(values: list[bytes]) -> Trace | None:
+    """The trace that a `traceparent` names; None where it is not valid."""
+    text = values[0].decode("latin-1") if len(values) == 1 else ""
+    found = _TRACEPARENT.fullmatch(text)
+    if found is None or (found["version"] == "00" and found["more"] is not None):
+        return None
+    return Trace(found["trace"], found["flags"])
+
+
+def _moment(milliseconds: int) -> datetime:
+    """Exact, so that the moment can be read from the id again."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
