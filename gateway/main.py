@@ -31,6 +31,7 @@ from gateway.rest import (
     images,
     models,
     oauth,
+    requests,
     simple,
     usage,
 )
@@ -86,9 +87,11 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         # The page would else offer the description to a validator elsewhere.
         swagger_ui_parameters={"persistAuthorization": True, "filter": True, "validatorUrl": None},
     )
-    routers = (images, simple, history, hosting, models, usage, credentials, health, oauth, admin)
-    for router in routers:
-        app.include_router(router.router)
+    for module in (
+        *(images, simple, history, hosting, models, usage, requests),
+        *(credentials, health, oauth, admin),
+    ):
+        app.include_router(module.router)
     describe(app)
     install_error_handlers(app)
     # A route, not a mount: a mount at the root would answer for every unknown path.

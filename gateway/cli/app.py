@@ -10,6 +10,7 @@ from gateway.cli import (
     limits,
     operations,
     reconcile,
+    requests,
     serving,
     tenants,
     webhooks,
@@ -30,6 +31,7 @@ app.command()(operations.doctor)
 app.command()(demo)
 app.command()(mcp_stdio)
 app.command()(billing.usage)
+app.add_typer(requests.requests, name="requests")
 app.add_typer(tenants.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(admin_keys.admin_keys, name="admin-keys")

@@ -35,6 +35,7 @@ TAGS = {
     "history": "The images made so far.",
     "models": "What may be asked for, and until when.",
     "usage": "What was spent, and what may be spent.",
+    "requests": "What became of each request, by any of its ids.",
     "credentials": "The own provider key: written, never read.",
     "health": "For load balancers and Prometheus.",
     "admin: tenants": "The operators' routes, with an admin key: customers.",
@@ -45,6 +46,7 @@ TAGS = {
     "admin: limits": "Limits of pace.",
     "admin: webhooks": "Where events are sent, and what came of it.",
     "admin: usage": "Reports over one tenant or all.",
+    "admin: requests": "What became of each request, of any tenant or none.",
     "admin: prices": "Versions of prices; none is ever edited.",
     "admin: reconciliation": "What is open, and whether the books agree.",
     "admin: audit": "Who changed what.",
@@ -57,6 +59,7 @@ def _header(description: str, **schema: object) -> dict[str, object]:
 
 HEADERS = {
     "X-Request-Id": _header("This request, as the gateway's log names it."),
+    "X-Client-Request-Id": _header("The client's own `X-Request-Id`, where it sent one."),
     "Retry-After": _header("Seconds until it is worth trying again.", pattern="^[0-9]+$"),
     "X-Should-Retry": _header(
         "`false`: a retry could pay twice, or cannot help. OpenAI's SDKs obey it.",
@@ -78,6 +81,9 @@ HEADERS = {
     "Sunset": _header("When the model ends; RFC 8594."),
     "Link": _header("The model's successor."),
 }
+
+
+ON_EVERY_ANSWER = ("X-Request-Id", "X-Client-Request-Id")
 
 
 def shared_headers(*names: str) -> dict[str, object]:
@@ -145,9 +151,7 @@ def _complete_operation(path: str, operation: Description) -> None:
     told = operation["responses"]
     for status, response in list(told.items()):
         if int(status) < FIRST_REFUSAL:
-            response.setdefault("headers", {})["X-Request-Id"] = shared_headers("X-Request-Id")[
-                "X-Request-Id"
-            ]
+            response.setdefault("headers", {}).update(shared_headers(*ON_EVERY_ANSWER))
         elif "HTTPValidationError" in str(response):
             del told[status]  # never sent: what FastAPI finds wrong is answered with 400
         elif "$ref" in response or "ErrorAnswer" in str(response):

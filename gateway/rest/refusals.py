@@ -29,6 +29,8 @@ from gateway.errors import (
 )
 
 JsonSchema = dict[str, object]
+ON_EVERY_REFUSAL = ("X-Request-Id", "X-Client-Request-Id", "X-Gateway-Generation-Id")
+"""The third where money was held for the request before it was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,7 @@ def _response(refusal: Refusal) -> JsonSchema:
         "description": refusal.description,
         "headers": {
             name: {"$ref": f"#/components/headers/{name}"}
-            for name in ("X-Request-Id", *refusal.headers)
+            for name in (*ON_EVERY_REFUSAL, *refusal.headers)
         },
         "content": {
             "application/json": {

@@ -14,6 +14,7 @@ from gateway.rest.admin import (
     limits,
     prices,
     reconciliation,
+    requests,
     tenants,
     usage,
     users,
@@ -28,7 +29,7 @@ router = APIRouter(
 )
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
-    *(webhooks, usage, prices, reconciliation, audit, admin_keys),
+    *(webhooks, usage, requests, prices, reconciliation, audit, admin_keys),
 ):
     router.include_router(noun.router)
 router.include_router(budgets.house_router)

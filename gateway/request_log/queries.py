@@ -1,0 +1,273 @@
+"""How the request log is read: by a caller, who sees what his usage reports show, and by operators.
+
+One request is found by its own id, by the client's, or by the id of its generation; with it come
+the reservation and the ledger lines of that generation.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_
+
+from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.money_tables import LedgerRow, ReservationRow
+from gateway.db.pages import Page, page_of
+from gateway.db.request_tables import RequestRow
+from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
+from gateway.domain import Caller
+from gateway.errors import InvalidRequest, NotFound
+from gateway.request_record import CLIENT_ID, began_at
+
+MOST_OTHERS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFilter:
+    """Which requests are meant; None chooses nothing. `model`: as requested or as served."""
+
+    status: int | None = None
+    error_code: str | None = None
+    model: str | None = None
+    api_key_id: UUID | None = None
+    client_request_id: str | None = None
+    generation_id: UUID | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRequest:
+    """One request of the log, with the names of what its row names by id."""
+
+    row: RequestRow
+    tenant: str | None
+    user: str | None
+    key_name: str | None
+    key_last4: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """One immutable posting of a generation."""
+
+    at: datetime
+    kind: str
+    amount_nano: int
+    images: int
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """What the ledger says of a generation. `final_nano` is None while its outcome is open."""
+
+    id: UUID
+    state: str
+    outcome: str | None
+    held_nano: int
+    final_nano: int | None
+    admitted_at: datetime
+    deadline_at: datetime
+    resolved_at: datetime | None
+    lines: tuple[LedgerLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDetail:
+    """One request, what it bought, and how many others have the id that was asked for."""
+
+    request: LoggedRequest
+    purchase: Purchase | None
+    others: int
+
+
+async def list_own(
+    session: TenantSession,
+    caller: Caller,
+    chosen: RequestFilter,
+    *,
+    limit: int,
+    after: str | None = None,
+) -> Page[LoggedRequest]:
+    """The caller's requests, newest first, from the one behind `after` on.
+
+    Raises:
+        InvalidRequest: `after` is no request's id.
+    """
+    query = _query(caller.tenant_id).where(*_own(caller), *_chosen(chosen))
+    return await _page(session, query, limit, after)
+
+
+async def list_all(
+    session: OperatorSession,
+    chosen: RequestFilter,
+    *,
+    tenant_id: UUID | None = None,
+    livemode: bool | None = None,
+    limit: int,
+    after: str | None = None,
+) -> Page[LoggedRequest]:
+    """Requests of all tenants, and those of none, newest first, from the one behind `after` on.
+
+    Raises:
+        InvalidRequest: `after` is no request's id.
+    """
+    query = _query(tenant_id).where(*_chosen(chosen))
+    if livemode is not None:
+        query = query.where(RequestRow.livemode.is_(livemode))
+    return await _page(session, query, limit, after)
+
+
+async def find_own(session: TenantSession, caller: Caller, request_id: str) -> RequestDetail:
+    """One of the caller's requests, by any of its ids.
+
+    Raises:
+        NotFound: there is none in the log, or it is not the caller's.
+    """
+    return await _find(session, _query(caller.tenant_id).where(*_own(caller)), request_id)
+
+
+async def find_any(session: OperatorSession, request_id: str) -> RequestDetail:
+    """One request, by any of its ids.
+
+    Raises:
+        NotFound: there is none in the log.
+    """
+    return await _find(session, _query(None), request_id)
+
+
+def _own(caller: Caller) -> list[ColumnElement[bool]]:
+    """As for usage: of a user's key that user's, of any other the whole tenant's; of its mode."""
+    own: list[ColumnElement[bool]] = [RequestRow.livemode.is_(caller.livemode)]
+    if caller.user_id is not None:
+        own.append(RequestRow.user_id == caller.user_id)
+    return own
+
+
+def _chosen(chosen: RequestFilter) -> list[ColumnElement[bool]]:
+    equal = {
+        RequestRow.status: chosen.status,
+        RequestRow.error_code: chosen.error_code,
+        RequestRow.api_key_id: chosen.api_key_id,
+        RequestRow.client_request_id: chosen.client_request_id,
+        RequestRow.generation_id: chosen.generation_id,
+    }
+    found = [column == value for column, value in equal.items() if value is not None]
+    if chosen.model is not None:
+        served = RequestRow.served_model == chosen.model
+        found.append(or_(RequestRow.requested_model == chosen.model, served))
+    if chosen.start is not None:
+        found.append(RequestRow.at >= chosen.start)
+    if chosen.end is not None:
+        found.append(RequestRow.at < chosen.end)
+    return found
+
+
+def _query(tenant_id: UUID | None) -> Select[*tuple[Any, ...]]:
+    """Rows with their names, of one tenant or (None) of all that the session sees."""
+    key = and_(ApiKeyRow.tenant_id == RequestRow.tenant_id, ApiKeyRow.id == RequestRow.api_key_id)
+    user = and_(
+        TenantUserRow.tenant_id == RequestRow.tenant_id, TenantUserRow.id == RequestRow.user_id
+    )
+    query = (
+        select(RequestRow, TenantRow.name, TenantUserRow.name, ApiKeyRow.name, ApiKeyRow.last4)
+        .outerjoin(TenantRow, TenantRow.id == RequestRow.tenant_id)
+        .outerjoin(TenantUserRow, user)
+        .outerjoin(ApiKeyRow, key)
+        .order_by(RequestRow.at.desc(), RequestRow.id.desc())
+    )
+    return query if tenant_id is None else query.where(RequestRow.tenant_id == tenant_id)
+
+
+async def _page(
+    session: TenantSession | OperatorSession,
+    query: Select[*tuple[Any, ...]],
+    limit: int,
+    after: str | None,
+) -> Page[LoggedRequest]:
+    if after is not None:
+        at = began_at(after)
+        if at is None:
+            raise InvalidRequest("after must be the id of a request (req_…).", param="after")
+        query = query.where(tuple_(RequestRow.at, RequestRow.id) < tuple_(at, after))
+    rows = (await session.execute(query.limit(limit + 1))).all()
+    return page_of([LoggedRequest(*row) for row in rows], limit)
+
+
+async def _find(
+    session: TenantSession | OperatorSession, query: Select[*tuple[Any, ...]], request_id: str
+) -> RequestDetail:
+    for condition in _meanings(request_id):
+        rows = (await session.execute(query.where(condition).limit(MOST_OTHERS))).all()
+        if rows:
+            # Of several with one generation the first bought it; others were answered with it.
+            bought = [row for row in rows if not row[0].replayed]
+            request = LoggedRequest(*(bought or rows)[0])
+            return RequestDetail(request, await _purchase(session, request.row), len(rows) - 1)
+    # Its id is not repeated: it may be a secret in the wrong place.
+    raise NotFound("There is no request with this id in the log.", param="request_id")
+
+
+def _meanings(request_id: str) -> list[ColumnElement[bool]]:
+    """What an id may stand for, each found by an index of its own."""
+    meanings = []
+    at = began_at(request_id)
+    if at is not None:
+        meanings.append(and_(RequestRow.at == at, RequestRow.id == request_id))
+    with suppress(ValueError):
+        meanings.append(RequestRow.generation_id == UUID(request_id))
+    if CLIENT_ID.fullmatch(request_id):
+        meanings.append(RequestRow.client_request_id == request_id)
+    return meanings
+
+
+async def _purchase(
+    session: TenantSession | OperatorSession, request: RequestRow
+) -> Purchase | None:
+    if request.generation_id is None or request.tenant_id is None:
+        return None
+    return await _booked(session, request.tenant_id, request.generation_id)
+
+
+async def _booked(
+    session: TenantSession | OperatorSession, tenant_id: UUID, generation_id: UUID
+) -> Purchase | None:
+    """What the ledger says of a generation; None where its hold never came about."""
+    row = await session.scalar(
+        select(ReservationRow).where(
+            ReservationRow.tenant_id == tenant_id, ReservationRow.id == generation_id
+        )
+    )
+    if row is None:
+        return None
+    lines = await session.scalars(
+        select(LedgerRow)
+        .where(LedgerRow.tenant_id == tenant_id, LedgerRow.reservation_id == generation_id)
+        .order_by(LedgerRow.seq)
+    )
+    return Purchase(
+        id=row.id,
+        state=row.state,
+        outcome=row.outcome,
+        held_nano=row.held_nano,
+        final_nano=row.final_nano,
+        admitted_at=row.admitted_at,
+        deadline_at=row.deadline_at,
+        resolved_at=row.resolved_at,
+        lines=tuple(_line(line) for line in lines),
+    )
+
+
+def _line(row: LedgerRow) -> LedgerLine:
+    return LedgerLine(
+        at=row.at,
+        kind=row.kind,
+        amount_nano=row.amount_nano,
+        images=row.images,
+        input_tokens=row.text_input_tokens + row.image_input_tokens,
+        output_tokens=row.text_output_tokens + row.image_output_tokens,
+    )

@@ -1,0 +1,82 @@
+"""What became of each request of every tenant, and of those whose key nobody knows."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter
+from fastapi import Query as InQuery
+from pydantic import ConfigDict, Field
+
+from gateway.request_log import queries
+from gateway.request_log.rendering import render_for_operators, render_outcome
+from gateway.rest.admin.schemas import TENANT_ID, Identified, Listed
+from gateway.rest.dependencies import GatewayDep
+from gateway.rest.requests import (
+    EXAMPLE,
+    PurchaseObject,
+    RequestId,
+    RequestObject,
+    RequestQuery,
+)
+
+router = APIRouter(prefix="/requests", tags=["admin: requests"])
+
+
+class OperatorsRequestObject(RequestObject, Identified):
+    """One request. Without a tenant: an operator's, or one that came without a valid key."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                EXAMPLE | {"tenant_id": TENANT_ID, "tenant": "acme", "operator_key_id": None}
+            ]
+        }
+    )
+
+    id: str
+    tenant_id: UUID | None
+    tenant: str | None
+    operator_key_id: UUID | None
+
+
+class OperatorsRequestDetail(OperatorsRequestObject):
+    """One request with what it bought."""
+
+    generation: PurchaseObject | None = Field(description="What the ledger says of it now.")
+    others: int = Field(description="How many more requests have the id that was asked for.")
+
+
+class OperatorsRequestQuery(RequestQuery):
+    """Which requests to show, of which tenant."""
+
+    tenant: UUID | None = Field(None, description="Only of this tenant.")
+    livemode: bool | None = Field(None, description="Only live ones, or only test ones.")
+    start: str | None = Field(None, description="ISO date (of UTC) or date-time.")
+
+
+@router.get("", summary="What became of each request")
+async def list_requests(
+    gateway: GatewayDep, query: Annotated[OperatorsRequestQuery, InQuery()]
+) -> Listed[OperatorsRequestObject]:
+    """Newest first, over all tenants."""
+    async with gateway.database.operator() as session:
+        page = await queries.list_all(
+            session,
+            query.chosen("UTC"),
+            tenant_id=query.tenant,
+            livemode=query.livemode,
+            limit=query.limit,
+            after=query.after,
+        )
+    data = [OperatorsRequestObject.model_validate(render_for_operators(one)) for one in page.items]
+    return Listed[OperatorsRequestObject].of(data, has_more=page.has_more)
+
+
+@router.get("/{request_id}", summary="What became of one request")
+async def get_request(request_id: RequestId, gateway: GatewayDep) -> OperatorsRequestDetail:
+    """By the gateway's id, by the client's own (the newest of several), or by the generation's."""
+    async with gateway.database.operator() as session:
+        detail = await queries.find_any(session, request_id)
+    return OperatorsRequestDetail.model_validate(
+        render_for_operators(detail.request) | render_outcome(detail)
+    )
