@@ -14,7 +14,7 @@ from tests.limits_helpers import FakeClock
 LIMITS = CircuitLimits(
     failures_in_row=3, window_calls=10, open_seconds=10, max_open_seconds=60, max_circuits=3
 )
-ANN, BOB = UUID(int=1), UUID(int=2)
+ANN, BOB, EVE = UUID(int=1), UUID(int=2), UUID(int=3)
 
 
 def own(credential: str = "key.1", model: str = "m") -> CircuitName:
@@ -24,9 +24,9 @@ def own(credential: str = "key.1", model: str = "m") -> CircuitName:
 SHARED = CircuitName("openai", "m", "house", "house", None)
 
 
-def refusal(circuit: Circuit, now: float) -> tuple[Trouble, float] | None:
+def refusal(circuit: Circuit, now: float, tenant_id: UUID = ANN) -> tuple[Trouble, float] | None:
     try:
-        circuit.ask(now)
+        circuit.ask(now, tenant_id)
     except CircuitOpen as refused:
         return refused.trouble, refused.seconds
     return None
@@ -40,7 +40,7 @@ def fail(circuit: Circuit, times: int, *tenants: UUID, trouble: Trouble = Troubl
 def test_it_opens_after_failures_in_a_row_and_says_when_to_come_again() -> None:
     circuit = Circuit(LIMITS, is_shared=False)
     fail(circuit, 2, ANN)
-    circuit.succeed(0)
+    circuit.succeed(0, ANN)
     fail(circuit, 2, ANN)
     assert refusal(circuit, 0) is None
     fail(circuit, 1, ANN, trouble=Trouble.UNREACHABLE)
@@ -52,7 +52,7 @@ def test_it_opens_where_half_of_the_calls_fail_though_never_in_a_row() -> None:
     for _ in range(5):
         assert refusal(circuit, 0) is None
         fail(circuit, 1, ANN)
-        circuit.succeed(0)
+        circuit.succeed(0, ANN)
     assert refusal(circuit, 0) == (Trouble.FAILING, 10)
 
 
@@ -60,8 +60,8 @@ def test_fewer_failures_than_half_do_not_open_it() -> None:
     circuit = Circuit(LIMITS, is_shared=False)
     for _ in range(30):
         fail(circuit, 1, ANN)
-        circuit.succeed(0)
-        circuit.succeed(0)
+        circuit.succeed(0, ANN)
+        circuit.succeed(0, ANN)
     assert circuit.state is State.CLOSED
 
 
@@ -70,7 +70,7 @@ def test_one_probe_is_let_through_and_its_answer_closes_the_circuit() -> None:
     fail(circuit, 3, ANN)
     assert refusal(circuit, 10) is None
     assert (circuit.state, refusal(circuit, 10)) == (State.HALF_OPEN, (Trouble.FAILING, 10))
-    circuit.succeed(11)
+    circuit.succeed(11, ANN)
     assert [refusal(circuit, 11) for _ in range(3)] == [None] * 3
     fail(circuit, 2, ANN)
     assert circuit.state is State.CLOSED
@@ -113,7 +113,7 @@ def test_what_the_provider_says_of_its_time_is_kept_up_to_the_maximum() -> None:
     assert [refusal(circuit, 12) for _ in range(2)] == [None, None]
     circuit.put_off(20, 3600, ANN)
     assert refusal(circuit, 20) == (Trouble.RATE_LIMITED, 60)
-    circuit.succeed(90)
+    circuit.succeed(90, ANN)
     circuit.put_off(90, 12, ANN)
     assert refusal(circuit, 90) is None
 
@@ -155,7 +155,7 @@ def test_one_tenants_failures_alone_never_keep_a_shared_circuit_open() -> None:
     assert refusal(circuit, 30) is None
     circuit.fail(30, Trouble.FAILING, ANN)
     assert refusal(circuit, 30) is None
-    circuit.succeed(30)
+    circuit.succeed(30, ANN)
     assert circuit.state is State.CLOSED
 
 
@@ -163,6 +163,42 @@ def test_a_house_key_whose_quota_is_used_up_opens_it_whoever_calls() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
     fail(circuit, 3, ANN, trouble=Trouble.QUOTA)
     assert refusal(circuit, 0) == (Trouble.QUOTA, 10)
+
+
+def test_two_tenants_that_fail_do_not_open_it_while_one_is_served() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    for minute in range(10):
+        circuit.succeed(60 * minute, EVE)
+        for _ in range(50):
+            circuit.fail(60 * minute + 59, Trouble.FAILING, ANN)
+            circuit.fail(60 * minute + 59, Trouble.FAILING, BOB)
+        assert circuit.state is State.CLOSED
+    circuit.fail(600, Trouble.FAILING, EVE)  # now it is nobody's model any more
+    circuit.fail(600, Trouble.FAILING, ANN)
+    assert circuit.state is State.OPEN
+
+
+def test_a_tenant_that_was_served_last_is_let_through_and_its_success_closes_it() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    for _ in range(3):
+        circuit.fail(100, Trouble.FAILING, ANN)
+        circuit.fail(100, Trouble.FAILING, BOB)
+    assert refusal(circuit, 101, ANN) == (Trouble.FAILING, 9)
+    assert refusal(circuit, 101, EVE) is None
+    circuit.succeed(102, EVE)
+    assert circuit.state is State.CLOSED
+
+
+def test_in_an_outage_each_tenant_is_let_through_once() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    for _ in range(3):
+        circuit.fail(100, Trouble.FAILING, ANN)
+        circuit.fail(100, Trouble.FAILING, BOB)
+    assert refusal(circuit, 101, EVE) is None
+    circuit.fail(102, Trouble.FAILING, EVE)
+    assert refusal(circuit, 102, EVE) == (Trouble.FAILING, 8)
 
 
 # Many of them
@@ -274,7 +310,7 @@ def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for
             case "fail":
                 circuit.fail(now, Trouble.FAILING, tenant_id)
             case "succeed":
-                circuit.succeed(now)
+                circuit.succeed(now, ANN)
             case "put_off":
                 circuit.put_off(now, number, ANN)
             case _:
@@ -282,5 +318,5 @@ def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for
     now += LIMITS.max_open_seconds
     assert refusal(circuit, now) is None  # it is always tried again …
     if circuit.state is State.HALF_OPEN:
-        circuit.succeed(now)
+        circuit.succeed(now, ANN)
         assert refusal(circuit, now) is None  # … and a success is enough

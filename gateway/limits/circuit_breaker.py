@@ -4,7 +4,7 @@ Closed → open → half open → closed. No I/O; the time is passed in. What co
 the caller to say.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -14,6 +14,10 @@ ENOUGH_TENANTS = 2
 ENOUGH_PUT_OFF = 2
 """One refusal may have been for what that request alone asked for, ten images at once, say."""
 FORGET_SECONDS = 600.0
+HEALTHY_SECONDS = 60.0
+"""How long a tenant's success says that the provider serves."""
+MOST_TENANTS = 1000
+"""The tenants whose latest outcome is remembered, the most recent ones."""
 
 
 class Trouble(StrEnum):
@@ -58,8 +62,11 @@ class Circuit:
     """One circuit. It opens after so many failures in a row, or when half of a window's calls fail.
 
     A circuit that several tenants share (`is_shared`) opens, and stays open, only where more than
-    one of them sees failures, or where the credential's quota is used up. A refused credential
-    (401, 403) may be one request's fault: a blocked end user, what the account may not use.
+    one of them sees failures and none has succeeded just now, or where the credential's quota is
+    used up. While it is open, a tenant whose latest call succeeded is let through: in an outage
+    that costs one call for each, and any success closes the circuit. So tenants that fail shut out
+    none that is served. A refused credential (401, 403) may be one request's fault: a blocked end
+    user, what the account may not use.
     """
 
     def __init__(self, limits: CircuitLimits, *, is_shared: bool) -> None:
@@ -74,9 +81,10 @@ class Circuit:
         self._open_seconds = limits.open_seconds
         self._row: Counter[UUID] = Counter()
         self._window: Counter[UUID] = Counter()
+        self._latest: OrderedDict[UUID, tuple[float, bool]] = OrderedDict()
         self._calls = 0
 
-    def ask(self, now: float) -> None:
+    def ask(self, now: float, tenant_id: UUID) -> None:
         """Let a call be made; in a half open circuit it is a probe.
 
         Raises:
@@ -84,7 +92,7 @@ class Circuit:
         """
         if self.is_put_off(now):
             raise CircuitOpen(Trouble.RATE_LIMITED, self._put_off_until - now)
-        if self.state is State.CLOSED:
+        if self.state is State.CLOSED or self._was_served(tenant_id, now):
             return
         if now < self._until:
             raise CircuitOpen(self.trouble, self._until - now)
@@ -111,8 +119,9 @@ class Circuit:
         """Whether it is not yet the time that the provider has said."""
         return now < self._put_off_until
 
-    def succeed(self, now: float) -> None:
+    def succeed(self, now: float, tenant_id: UUID) -> None:
         """A call was answered."""
+        self._remember(now, tenant_id, is_success=True)
         self._put_off_by.clear()
         self._row.clear()
         if self.state is State.CLOSED:
@@ -126,10 +135,13 @@ class Circuit:
         """A call failed."""
         self._put_off_by.clear()
         self._touched = now
+        self._remember(now, tenant_id, is_success=False)
+        if self.state is State.OPEN:
+            return  # let through though it is open: the tenant's own last success was out of date
         self.trouble = trouble
-        if self.state is not State.CLOSED:
+        if self.state is State.HALF_OPEN:
             self._row[tenant_id] += 1
-            if not self._concerns_all(self._row):
+            if not self._concerns_all(self._row, now):
                 # The fastest to ask must not keep it open for all: the next one's turn.
                 self.give_back(now)
                 return
@@ -139,7 +151,7 @@ class Circuit:
             return
         self._add(self._row, tenant_id)
         is_counted = self._add(self._window, tenant_id)
-        if self._row.total() >= self._limits.failures_in_row and self._concerns_all(self._row):
+        if self._row.total() >= self._limits.failures_in_row and self._concerns_all(self._row, now):
             self._open(now)
         elif is_counted:
             self._count(now)
@@ -166,14 +178,38 @@ class Circuit:
         self._calls += 1
         if self._calls < self._limits.window_calls:
             return
-        if self._window.total() * 2 >= self._calls and self._concerns_all(self._window):
+        if self._window.total() * 2 >= self._calls and self._concerns_all(self._window, now):
             self._open(now)
         else:
             self._start_window()
 
-    def _concerns_all(self, failures: Counter[UUID]) -> bool:
-        is_used_up = self.trouble is Trouble.QUOTA
-        return not self._is_shared or is_used_up or len(failures) >= ENOUGH_TENANTS
+    def _concerns_all(self, failures: Counter[UUID], now: float) -> bool:
+        if not self._is_shared or self.trouble is Trouble.QUOTA:
+            return True
+        return len(failures) >= ENOUGH_TENANTS and not self._serves_some(now)
+
+    def _remember(self, now: float, tenant_id: UUID, *, is_success: bool) -> None:
+        if not self._is_shared:
+            return
+        if is_success:
+            self._touched = now
+        self._latest[tenant_id] = (now, is_success)
+        self._latest.move_to_end(tenant_id)
+        if len(self._latest) > MOST_TENANTS:
+            self._latest.popitem(last=False)
+
+    def _serves_some(self, now: float) -> bool:
+        """Whether any tenant's latest call succeeded a short time ago."""
+        for since, is_success in reversed(self._latest.values()):
+            if now - since > HEALTHY_SECONDS:
+                return False
+            if is_success:
+                return True
+        return False
+
+    def _was_served(self, tenant_id: UUID, now: float) -> bool:
+        since, is_success = self._latest.get(tenant_id, (0.0, False))
+        return is_success and now - since <= FORGET_SECONDS
 
     def _open(self, now: float) -> None:
         self.state = State.OPEN

@@ -49,7 +49,13 @@ class Call:
         """The provider has answered."""
         self._is_told = True
         for name in self._passed:
-            self._circuits.tell(name, self._number, lambda circuit, now: circuit.succeed(now))
+            self._circuits.tell(
+                name,
+                self._number,
+                lambda circuit, now: circuit.succeed(now, self._tenant_id),
+                # A circuit that tenants share knows whom the provider serves before it fails.
+                is_kept=name.tenant_id is None,
+            )
 
     def failed(self, trouble: Trouble) -> None:
         """It has not, and how."""
@@ -85,7 +91,7 @@ class Call:
         Raises:
             CircuitOpen: it is.
         """
-        self._circuits.ask(name)
+        self._circuits.ask(name, self._tenant_id)
         self._passed += (name,)
 
 
@@ -114,8 +120,8 @@ class Circuits:
         finally:
             call.ended()
 
-    def ask(self, name: CircuitName) -> None:
-        """Whether a call may be made.
+    def ask(self, name: CircuitName, tenant_id: UUID) -> None:
+        """Whether a tenant's call may be made.
 
         Raises:
             CircuitOpen: it may not.
@@ -127,7 +133,7 @@ class Circuits:
             return
         before = circuit.state
         try:
-            circuit.ask(now)
+            circuit.ask(now, tenant_id)
         except CircuitOpen as refusal:
             telemetry.circuit_refused_total.labels(name.provider, refusal.trouble).inc()
             raise
