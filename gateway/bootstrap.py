@@ -15,14 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.billing import prices
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
+from gateway.billing.warming import warm
 from gateway.config import Settings, proxy_for
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_dir
-from gateway.db.engine import (
-    APP_ROLE,
-    Database,
-    database_url,
-)
+from gateway.db.engine import APP_ROLE, Database, database_url
 from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
 from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
 from gateway.errors import ConfigurationError
@@ -199,9 +196,7 @@ async def open_gateway(
                 cache.clear(tag)
             key_lookup.clear()
 
-        listener = ChangeListener(database, clear)
-        listener.start()
-        stack.push_async_callback(listener.close)
+        await _listen(stack, database, clear)
         reservations = _reservations(stack, settings, database)
         identity_provider = _identity_provider(stack, settings, database, accounts)
         store = open_store(settings.image_storage_url, settings.s3_options)
@@ -229,6 +224,7 @@ async def open_gateway(
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
+        await warm(database, reservations, Prices(database, tables))
         yield Gateway(
             core=core,
             api_keys=key_lookup,
@@ -247,6 +243,14 @@ async def open_gateway(
             request_log=request_log,
             clear_caches=clear,
         )
+
+
+async def _listen(
+    stack: AsyncExitStack, database: Database, clear: Callable[[str | None], None]
+) -> None:
+    listener = ChangeListener(database, clear)
+    stack.push_async_callback(listener.close)
+    await listener.start()
 
 
 def _key_lookup(

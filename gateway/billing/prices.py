@@ -44,6 +44,10 @@ class Prices:
         self._database = database
         self._tables = tables
 
+    async def load(self) -> None:
+        """Have every price at hand before the first request asks."""
+        await self._tables.get("prices", self._load)
+
     async def current(self, model: str) -> Price:
         """The price of a model now.
 

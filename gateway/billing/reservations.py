@@ -15,6 +15,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing.group_commit import GroupCommit
+from gateway.db.deadlines import Deadline
 from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable, Lane
 from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
 from gateway.errors import BudgetExceeded
@@ -150,6 +151,17 @@ class Reservations:
         )
         self._undoing: set[asyncio.Task[None]] = set()
 
+    async def warm(self) -> None:
+        """Connect, and have Postgres read the statements and the functions behind them.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away.
+        """
+        await self._ask(self._hold_lane, [], whole=False)
+        await self._ask(self._whole_lane, [], whole=True)
+        await self._lookup_batch([])
+        await self._settle_batch([])
+
     async def reserve(self, request: ReservationRequest) -> None:
         """Hold the quote on every budget that applies, durably, or on none.
 
@@ -160,7 +172,7 @@ class Reservations:
                 all the same, it is voided as soon as Postgres answers again.
         """
         try:
-            async with asyncio.timeout(self._admission_timeout_ms / 1000):
+            async with Deadline(self._admission_timeout_ms / 1000):
                 answer = await self._holds.submit(request)
                 if answer.is_undecided:
                     answer = await self._whole_holds.submit(request)
@@ -179,7 +191,7 @@ class Reservations:
             DatabaseUnavailable: no answer in time.
         """
         try:
-            async with asyncio.timeout(self._admission_timeout_ms / 1000):
+            async with Deadline(self._admission_timeout_ms / 1000):
                 return await self._lookups.submit(_Lookup(caller, operation, claim.key))
         except TimeoutError as error:
             raise DatabaseUnavailable from error

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import asyncpg
 import structlog
 
+from gateway.db.deadlines import Deadline
 from gateway.db.engine import Database, DatabaseUnavailable
 from gateway.errors import Unavailable
 
@@ -72,7 +73,7 @@ class Cache(Generic[K, V]):
     async def _load(self, key: K, load: Callable[[], Awaitable[tuple[V, str] | None]]) -> V | None:
         epoch = self._epoch
         try:
-            async with asyncio.timeout(self._load_seconds):
+            async with Deadline(self._load_seconds):
                 found = await load()
         except TimeoutError as error:
             raise DatabaseUnavailable from error
@@ -126,10 +127,15 @@ class ChangeListener:
         self._database = database
         self._clear = clear
         self._task: asyncio.Task[None] | None = None
+        self._attempted = asyncio.Event()
 
-    def start(self) -> None:
-        """Begin to listen, and again after each lost connection."""
+    async def start(self) -> None:
+        """Begin to listen, and again after each lost connection; return after the first attempt.
+
+        Caches are empty again at that moment: what is loaded before would be lost.
+        """
         self._task = asyncio.create_task(self._listen_for_ever(), name="change-listener")
+        await self._attempted.wait()
 
     async def close(self) -> None:
         """Stop listening."""
@@ -142,6 +148,7 @@ class ChangeListener:
             try:
                 await self._listen()
             except LISTEN_ERRORS as error:
+                self._attempted.set()
                 log.warning("change_listener_lost", reason=type(error).__name__)
                 await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -153,6 +160,7 @@ class ChangeListener:
             await connection.add_listener(CHANNEL, self._heard)
             # What changed while nobody listened was not heard.
             self._clear(None)
+            self._attempted.set()
             while not lost.is_set():
                 try:
                     await asyncio.wait_for(lost.wait(), HEARTBEAT_SECONDS)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from gateway.db.actors import THE_GATEWAY, Actor
+from gateway.db.deadlines import Deadline
 from gateway.errors import ConfigurationError, Unavailable
 
 APP_ROLE = "image_gateway_app"
@@ -75,7 +76,7 @@ async def answered_within(seconds: float) -> AsyncIterator[None]:
         DatabaseUnavailable: the time is over.
     """
     try:
-        async with asyncio.timeout(seconds):
+        async with Deadline(seconds):
             yield
     except TimeoutError as error:
         raise DatabaseUnavailable from error
@@ -116,7 +117,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int, connect_timeout_seconds: float) -> None:
         self._url = database_url(url)
-        self._connect_timeout_seconds = connect_timeout_seconds
+        self._pool_size = pool_size
         self._engine = create_engine(
             self._url,
             role=APP_ROLE,
@@ -126,6 +127,21 @@ class Database:
         )
         self._shares = _Shares(pool_size, wait_seconds=connect_timeout_seconds)
         self._calls = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def warm(self) -> None:
+        """Open every connection of the pool: a burst of first requests would wait for each.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away.
+        """
+        try:
+            async with AsyncExitStack() as stack:
+                for _ in range(self._pool_size):
+                    connection = await stack.enter_async_context(self._calls.connect())
+                    await connection.execute(text("SELECT 1"))
+        except (DBAPIError, *LOST_CONNECTION) as error:
+            raise_if_lost(error)
+            raise
 
     async def close(self) -> None:
         """Close every connection of the pool."""

@@ -1,6 +1,5 @@
 """Whether the process lives, whether it can serve, and its metrics."""
 
-import asyncio
 from http import HTTPStatus
 
 from fastapi import APIRouter, Response
@@ -8,7 +7,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from gateway.db.engine import DatabaseUnavailable
+from gateway.db.engine import DatabaseUnavailable, answered_within
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.openapi import shared_headers
 from gateway.rest.schemas import Health, Readiness
@@ -48,9 +47,9 @@ async def ready(gateway: GatewayDep) -> JSONResponse:
             {"status": "draining", "database": "ok"}, status_code=HTTPStatus.SERVICE_UNAVAILABLE
         )
     try:
-        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+        async with answered_within(READY_TIMEOUT_SECONDS):
             await gateway.database.call("SELECT 1")
-    except (DatabaseUnavailable, TimeoutError):
+    except DatabaseUnavailable:
         return JSONResponse(
             {"status": "unavailable", "database": "unavailable"},
             status_code=HTTPStatus.SERVICE_UNAVAILABLE,

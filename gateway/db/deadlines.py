@@ -1,0 +1,56 @@
+"""Deadlines that measure the one who is waited for, not the process that waits."""
+
+import asyncio
+from types import TracebackType
+
+TICK_SECONDS = 0.05
+MOST_LATE_TICKS = 20
+"""A loop that never catches up must give up too."""
+
+
+class Deadline:
+    """`asyncio.timeout` that does not count the time in which the event loop was held up.
+
+    A loop that was blocked for a second finds its timers due before it reads the answer that has
+    lain in a socket for as long. So time is counted in ticks: one that comes late counts as one,
+    and if the last one was late another is waited for, so that the loop reads in between.
+
+    Raises:
+        TimeoutError: at the end of the block, when `seconds` of the loop's own time are over.
+    """
+
+    __slots__ = ("_due", "_late_ticks", "_left_seconds", "_loop", "_timeout", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._left_seconds = seconds
+        self._late_ticks = 0
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        self._set_timer(min(self._left_seconds, TICK_SECONDS))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._due = self._loop.time() + seconds
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        was_late = self._loop.time() - self._due > TICK_SECONDS
+        self._left_seconds -= TICK_SECONDS
+        if self._left_seconds > 0:
+            self._set_timer(min(self._left_seconds, TICK_SECONDS))
+        elif was_late and self._late_ticks < MOST_LATE_TICKS:
+            self._late_ticks += 1
+            self._set_timer(TICK_SECONDS)
+        else:
+            self._timeout.reschedule(self._loop.time())
