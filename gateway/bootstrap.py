@@ -8,22 +8,15 @@ from datetime import date
 from typing import BinaryIO
 from uuid import UUID
 
-import asyncpg
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
-
-from gateway.billing import prices
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import warm
 from gateway.config import Settings, proxy_for
+from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
-from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_dir
-from gateway.db.engine import APP_ROLE, Database, database_url
-from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
+from gateway.db.engine import Database
 from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
-from gateway.errors import ConfigurationError
-from gateway.images.catalog import LEGACY, Catalog, load_catalog, utc_today
+from gateway.images.catalog import LEGACY, utc_today
 from gateway.images.decoding import (
     Decoder,
     DecoderBusy,
@@ -46,26 +39,22 @@ from gateway.limits.circuit_breaker import CircuitLimits
 from gateway.limits.circuits import Circuits
 from gateway.limits.gate import Gate, GateLimits
 from gateway.limits.rate_limits import Limiter, open_limiter
+from gateway.opening import open_core
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.providers.downloads import Downloads, origin_of
 from gateway.providers.openai_images import OpenAIImages
 from gateway.providers.sandbox import Sandbox
 from gateway.providers.sandbox_inputs import PixelReader
 from gateway.request_log.writer import RequestLog, open_request_log
-from gateway.telemetry import redact
-from gateway.tenancy import quickstart
 from gateway.tenancy.credentials import CredentialChoice, Credentials
 from gateway.tenancy.identity_provider import (
     Account,
     IdentityProvider,
     identity_provider_of,
 )
-from gateway.tenancy.key_format import Pepper
 from gateway.tenancy.key_lookup import KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
-from gateway.tenancy.vault import MasterKeys, Vault
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
-from gateway.webhooks.sealing import Sealing
 
 FINISH_QUEUE_SECONDS = 600.0
 """Longer than any client waits: the picture is paid for."""
@@ -76,21 +65,6 @@ MAX_MADE_PIXELS = 16_777_216
 """Twice what any model draws."""
 MAX_DOWNLOAD_BYTES = 52_428_800
 """The largest picture that any model takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Core:
-    """What every command needs: settings, database, vault, and the gateway's own secrets."""
-
-    settings: Settings
-    database: Database
-    vault: Vault
-    catalog: Catalog
-    pepper: Pepper
-    link_key: bytes = field(repr=False)
-    webhook_sealing: Sealing
-    revision: str
-    new_admin_key: SecretText | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,50 +101,6 @@ class Gateway:
     def database(self) -> Database:
         """The pool of serving connections."""
         return self.core.database
-
-
-@asynccontextmanager
-async def open_core(
-    settings: Settings, *, today: Callable[[], date] = utc_today
-) -> AsyncIterator[Core]:
-    """Start or find Postgres, migrate it, open the vault. `today` decides which models live.
-
-    Raises:
-        ConfigurationError: something cannot work; the message says what to mend.
-    """
-    async with AsyncExitStack() as stack:
-        master_keys = _master_keys(settings)
-        url, revision = await _prepare_database(settings, stack)
-        database = Database(
-            url,
-            pool_size=settings.database_pool_size,
-            connect_timeout_seconds=settings.admission_timeout_ms / 1000,
-        )
-        stack.push_async_callback(database.close)
-        vault = Vault(master_keys)
-        catalog = load_catalog(
-            today, default_model=settings.default_model, hosted=settings.hosted_models
-        )
-        async with database.operator() as session:
-            await session.execute(
-                text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK + 1}
-            )
-            pepper = Pepper(1, await vault.gateway_secret(session, "pepper"))
-            link_key = await vault.gateway_secret(session, "link_key")
-            webhook_key = await vault.gateway_secret(session, "webhook_key")
-            await prices.seed(session, catalog.models.values())
-            new_admin_key = await quickstart.make_first_keys(session, settings, pepper)
-        yield Core(
-            settings=settings,
-            database=database,
-            vault=vault,
-            catalog=catalog,
-            pepper=pepper,
-            link_key=link_key,
-            webhook_sealing=Sealing(vault, webhook_key),
-            revision=revision,
-            new_admin_key=new_admin_key,
-        )
 
 
 @asynccontextmanager
@@ -462,39 +392,3 @@ def _downloads(settings: Settings) -> Downloads:
         total_seconds=settings.download_seconds,
         connect_seconds=settings.provider_connect_timeout_seconds,
     )
-
-
-def _master_keys(settings: Settings) -> MasterKeys:
-    if settings.master_key is not None:
-        return MasterKeys(settings.master_key.get_secret_value(), None)
-    if settings.master_key_file is not None:
-        return MasterKeys(None, settings.master_key_file)
-    prepare_data_dir(settings.data_dir)
-    return MasterKeys.from_new_file(settings.resolved_master_key_file)
-
-
-async def _prepare_database(settings: Settings, stack: AsyncExitStack) -> tuple[str, str]:
-    """Returns the serving address and the schema's revision."""
-    if settings.database_url is not None:
-        serving = settings.database_url.get_secret_value()
-        owner = settings.migration_database_url or settings.database_url
-        try:
-            revision = await migrate(database_url(owner.get_secret_value()))
-        except (OSError, SQLAlchemyError, asyncpg.PostgresError) as error:
-            raise ConfigurationError(
-                "The database of GATEWAY_DATABASE_URL cannot be used "
-                f"({type(error).__name__}: {_first_line(error)}). Is it running, are address, user "
-                "and password right, and may the user create tables and a role?"
-            ) from error
-        return serving, revision
-    embedded = EmbeddedPostgres(settings.data_dir)
-    stack.push_async_callback(embedded.close)
-    await ensure_database(embedded.owner_url("postgres"), DATABASE_NAME)
-    revision = await migrate(embedded.owner_url(), login_role=True)
-    embedded.supervise()
-    return embedded.serving_url(APP_ROLE).render_as_string(hide_password=False), revision
-
-
-def _first_line(error: Exception) -> str:
-    """What Postgres says, without statement and parameters."""
-    return redact(str(getattr(error, "orig", None) or error)).splitlines()[0][:200]

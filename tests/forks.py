@@ -14,10 +14,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from gateway.cli import main
+from gateway.cli.app import COMMANDS
 
 FORKS = multiprocessing.get_context("forkserver")
 # httpcore2: imported by the first client. pytest: every fork imports what its parent began with.
-FORKS.set_forkserver_preload(["gateway.cli.app", "httpcore2", "tests.forks", "pytest"])
+COMMAND_MODULES = {f"gateway.cli.{entry.place.split(':')[0]}" for entry in COMMANDS.values()}
+FORKS.set_forkserver_preload(
+    [*sorted(COMMAND_MODULES), "gateway.opening", "httpcore2", "tests.forks", "pytest"]
+)
 KEPT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE")
 """What processes have of the tests' own environment."""
 

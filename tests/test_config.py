@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bootstrap import open_core
 from gateway.config import Settings, load_settings
 from gateway.errors import ConfigurationError
+from gateway.opening import open_core
 from gateway.tenancy import key_format
 from gateway.tenancy.vault import MasterKeys, new_master_key, write_key_file
 from tests.harness import GPT2, MASTER_KEY, error_of, make_settings, served_gateway

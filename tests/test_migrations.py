@@ -10,8 +10,9 @@ from hatchling.builders.wheel import WheelBuilder
 from sqlalchemy import Connection
 
 from gateway.db.engine import create_engine, database_url
-from gateway.db.migrate import migrate, migrations_dir
+from gateway.db.migrate import migrate
 from gateway.db.request_tables import RequestRow
+from gateway.db.revisions import migrations_dir
 from tests.harness import PostgresServer, run_sql
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,6 @@ from uuid import UUID
 
 import typer
 
-from gateway.bootstrap import Core
 from gateway.cli.amounts import parse_duration
 from gateway.cli.output import (
     JsonOption,
@@ -15,10 +14,12 @@ from gateway.cli.output import (
     fields,
     invoker,
     print_json,
+    read,
     refuse,
     run,
     show,
 )
+from gateway.core import Core, Reader
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import Scope, SecretText
 from gateway.tenancy import api_keys, lookups, users
@@ -96,7 +97,7 @@ def create_key(
 def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
     """Show the keys of a tenant, without secrets."""
 
-    async def work(core: Core) -> list[dict[str, Any]]:
+    async def work(core: Reader) -> list[dict[str, Any]]:
         async with core.database.operator() as session:
             owner = await lookups.find_tenant(session, tenant)
             found = await api_keys.list_keys(TenantSession(session), owner.id)
@@ -110,7 +111,7 @@ def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
             for key in found
         ]
 
-    found = run(work)
+    found = read(work)
     if as_json:
         print_json(found)
         return
@@ -267,7 +268,7 @@ def set_credential(
 def list_credentials(tenant: TenantOption, as_json: JsonOption = False) -> None:
     """Show what is stored, without secrets."""
 
-    async def work(core: Core) -> list[dict[str, object]]:
+    async def work(core: Reader) -> list[dict[str, object]]:
         async with core.database.operator() as session:
             owner = await lookups.find_tenant(session, tenant)
             names = await users.user_names(TenantSession(session), owner.id)
@@ -283,7 +284,7 @@ def list_credentials(tenant: TenantOption, as_json: JsonOption = False) -> None:
             for info in found
         ]
 
-    show(run(work), as_json=as_json, empty="No provider keys stored: calls use the house key.")
+    show(read(work), as_json=as_json, empty="No provider keys stored: calls use the house key.")
 
 
 @credentials.command("delete")

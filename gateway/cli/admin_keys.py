@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from gateway.bootstrap import Core
 from gateway.cli.amounts import parse_duration
-from gateway.cli.output import JsonOption, console, fields, invoker, print_json, run, show
+from gateway.cli.output import JsonOption, console, fields, invoker, print_json, read, run, show
+from gateway.core import Core, Reader
 from gateway.domain import AdminScope
 from gateway.tenancy import admin_keys as keys
 from gateway.tenancy.admin_keys import AdminKeyInfo, IssuedAdminKey
@@ -47,11 +47,11 @@ def create_admin_key(
 def list_admin_keys(as_json: JsonOption = False) -> None:
     """Show admin keys, without secrets: usable, expired and revoked ones."""
 
-    async def work(core: Core) -> list[AdminKeyInfo]:
+    async def work(core: Reader) -> list[AdminKeyInfo]:
         async with core.database.operator() as session:
             return await keys.list_all(session)
 
-    found = run(work)
+    found = read(work)
     if as_json:
         print_json([_plain(key) for key in found])
         return

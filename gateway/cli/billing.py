@@ -11,13 +11,13 @@ import typer
 
 from gateway.billing import prices as pricing
 from gateway.billing import usage as reporting
-from gateway.bootstrap import Core
-from gateway.cli.output import JsonOption, console, invoker, print_json, refuse, run, show
+from gateway.billing.reports import render_report, report_csv
+from gateway.cli.output import JsonOption, console, invoker, print_json, read, refuse, run, show
+from gateway.core import Core, Reader
 from gateway.db.engine import TenantSession
 from gateway.domain import Price
 from gateway.image_models import SeedPrice
 from gateway.money import format_usd, format_usd_short, parse_usd
-from gateway.rest.usage import find_filters, render_report, report_csv
 from gateway.tenancy import lookups
 
 prices = typer.Typer(help="Price versions; never edited, only added.", no_args_is_help=True)
@@ -38,11 +38,11 @@ def list_prices(
 ) -> None:
     """Show every price version, in US dollars per million tokens or per image."""
 
-    async def work(core: Core) -> list[Price]:
+    async def work(core: Reader) -> list[Price]:
         async with core.database.operator() as session:
             return await pricing.list_prices(session)
 
-    found = [price for price in run(work) if model in {None, price.model}]
+    found = [price for price in read(work) if model in {None, price.model}]
     if model is not None and not found:
         refuse(f"There is no price for {model}. `gateway prices list` shows every model.")
     _show_prices(found, as_json=as_json)
@@ -233,20 +233,21 @@ def usage(
     if last_month and (start or end):
         raise typer.BadParameter("give either --last-month or --from and --to")
     asked = _Asked(tenant, start, end, last_month, group_by, key, user, model, modes)
-    reports = run(lambda core: _reports(core, asked))
+    reports = read(lambda core: _reports(core, asked))
     _print_reports(reports, ReportFormat.JSON if as_json else output)
 
 
-async def _reports(core: Core, asked: _Asked) -> list[tuple[bool, reporting.UsageReport]]:
+async def _reports(core: Reader, asked: _Asked) -> list[tuple[bool, reporting.UsageReport]]:
     grouping = reporting.parse_group_by(asked.group_by, allowed=reporting.GROUP_FIELDS)
     async with core.database.operator() as session:
         owner = None if asked.tenant is None else await lookups.find_tenant(session, asked.tenant)
         zone = "UTC" if owner is None else owner.time_zone
         start, end = reporting.last_month(zone) if asked.last_month else (asked.start, asked.end)
         period = reporting.parse_period(start, end, zone)
-        filters = await find_filters(
-            session, None if owner is None else owner.id, asked.key, asked.user, asked.model
+        ids = await lookups.find_key_and_user(
+            session, None if owner is None else owner.id, asked.key, asked.user
         )
+        filters = reporting.UsageFilters(*ids, asked.model)
         reports = []
         for livemode in asked.modes:
             if owner is None:

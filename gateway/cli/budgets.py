@@ -11,13 +11,13 @@ import typer
 
 from gateway.billing import budgets as budgeting
 from gateway.billing.budgets import Budget
-from gateway.bootstrap import Core
+from gateway.billing.reports import render_budget
 from gateway.cli.accounts import UserOption, find_owner
 from gateway.cli.amounts import parse_duration
-from gateway.cli.output import JsonOption, console, invoker, print_json, refuse, run, show
+from gateway.cli.output import JsonOption, console, invoker, print_json, read, refuse, run, show
+from gateway.core import Core, Reader
 from gateway.errors import NotFound
 from gateway.money import NanoUsd, format_usd_short, parse_usd
-from gateway.rest.usage import render_budget
 from gateway.tenancy import lookups
 
 budgets = typer.Typer(help="Money limits, held before each call.", no_args_is_help=True)
@@ -111,11 +111,11 @@ def list_budgets(
     """Show the budgets of a tenant, or of the house, and what they have left."""
     _check_owner(tenant, house=house)
 
-    async def work(core: Core) -> list[Budget]:
+    async def work(core: Reader) -> list[Budget]:
         async with _choose(core, tenant) as chosen:
             return await budgeting.list_budgets(chosen.session, chosen.tenant_id)
 
-    found = run(work)
+    found = read(work)
     if as_json:
         print_json([_row(budget) for budget in found])
         return
@@ -213,7 +213,7 @@ def remove_budget(
 
 @asynccontextmanager
 async def _choose(
-    core: Core, tenant: str | None, key: str | None = None, user: str | None = None
+    core: Reader, tenant: str | None, key: str | None = None, user: str | None = None
 ) -> AsyncIterator[_Chosen]:
     """The tenant's budgets, or the house's where none is named."""
     if tenant is None:

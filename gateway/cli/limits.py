@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.bootstrap import Core
 from gateway.cli.accounts import TenantOption, UserOption, find_owner
 from gateway.cli.output import (
     JsonOption,
@@ -12,10 +11,12 @@ from gateway.cli.output import (
     fields,
     invoker,
     print_json,
+    read,
     refuse,
     run,
     show,
 )
+from gateway.core import Core, Reader
 from gateway.db.engine import TenantSession
 from gateway.domain import LimitKind
 from gateway.tenancy import lookups, rate_limits
@@ -85,7 +86,7 @@ def set_limits(
 def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
     """Show the limits of a tenant, its users and its keys, and which defaults are in force."""
 
-    async def work(core: Core) -> tuple[list[StoredLimit], list[dict[str, object]]]:
+    async def work(core: Reader) -> tuple[list[StoredLimit], list[dict[str, object]]]:
         async with core.database.operator() as session:
             owner = await lookups.find_tenant(session, tenant)
             found = await rate_limits.list_limits(TenantSession(session), owner.id)
@@ -108,7 +109,7 @@ def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
         ]
         return found, in_force
 
-    found, defaults = run(work)
+    found, defaults = read(work)
     rows = [{**_row(limit), "default": False} for limit in found]
     nobody = dict.fromkeys(("key", "key_name", "user", "user_name"))
     rows += [{"id": None, **row, **nobody, "default": True} for row in defaults]

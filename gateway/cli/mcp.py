@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 from typing import Annotated
 
 import httpx2
@@ -103,10 +102,3 @@ def say(message: str) -> None:
     """One line on stderr, whoever worded it: stdout belongs to the protocol."""
     shown = (sign if sign.isprintable() else " " for sign in message[:MAX_LINE_CHARACTERS])
     typer.echo("".join(shown), err=True)
-
-
-def main() -> None:
-    """Run this command without the others."""
-    alone = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    alone.command()(mcp_stdio)
-    alone(sys.argv[2:], prog_name="gateway mcp-stdio")

@@ -8,11 +8,7 @@ from typing import Annotated
 import typer
 
 from gateway.billing import ledger
-from gateway.bootstrap import (
-    Core,
-    Gateway,
-    open_gateway,
-)
+from gateway.bootstrap import Gateway, open_gateway
 from gateway.cli.output import (
     JsonOption,
     console,
@@ -23,10 +19,12 @@ from gateway.cli.output import (
     show,
 )
 from gateway.config import Settings, load_settings
+from gateway.core import Core
 from gateway.db.audit import Action, record
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.images.storage import new_image_id, open_store
 from gateway.mcp_server.prompt_templates import load_templates
+from gateway.reading import open_reader
 from gateway.telemetry import configure_logging
 from gateway.tenancy.identity_provider import IdentityProvider
 from gateway.tenancy.signing_keys import KeysNotFetched
@@ -77,6 +75,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 async def _examine(settings: Settings, note: Note) -> None:
+    async with open_reader(settings):
+        pass  # refuses where there is nothing to examine; opening a gateway would create it
     async with open_gateway(settings) as gateway:
         kind = "embedded" if settings.uses_embedded_postgres else "external"
         note("database", "ok", f"{kind} Postgres at revision {gateway.core.revision}")

@@ -8,18 +8,20 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from importlib import import_module
 from typing import Annotated, Any, NoReturn, TypeVar
 from uuid import UUID
 
-import psutil  # type: ignore[import-untyped]  # comes with the embedded Postgres
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.bootstrap import Core, open_core
 from gateway.config import load_settings
+from gateway.core import Core, Reader
 from gateway.db.actors import Actor
+from gateway.db.postgres_account import login_of_this_process
 from gateway.errors import ConfigurationError, GatewayError
+from gateway.reading import open_reader
 from gateway.telemetry import configure_logging
 
 T = TypeVar("T")
@@ -34,6 +36,18 @@ console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, wi
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
+def read(work: Callable[[Reader], Coroutine[Any, Any, T]]) -> T:
+    """Do work that only reads, on the data of a gateway that is there; refusals as `run`."""
+
+    async def opened() -> T:
+        settings = load_settings()
+        configure_logging("WARNING", "console")
+        async with open_reader(settings) as reader:
+            return await work(reader)
+
+    return guarded(lambda: asyncio.run(opened()))
+
+
 def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
     """Open the core, do the work, close; a refusal is one sentence and exit status 1."""
 
@@ -46,7 +60,7 @@ def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
 
 def invoker() -> Actor:
     """Whoever runs this command, as the audit trail names him: by his login on this machine."""
-    return Actor("cli", psutil.Process().username())
+    return Actor("cli", login_of_this_process())
 
 
 @asynccontextmanager
@@ -54,6 +68,8 @@ async def core() -> AsyncIterator[Core]:
     """The core, opened with the environment's settings."""
     settings = load_settings()
     configure_logging("WARNING", "console")
+    # Imported by the commands that change something, not by those that only read.
+    open_core = import_module("gateway.opening").open_core
     async with open_core(settings) as opened:
         if opened.new_admin_key is not None and not settings.uses_embedded_postgres:
             errors.print(f"Admin key, shown this once: {opened.new_admin_key.reveal()}")

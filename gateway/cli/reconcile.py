@@ -10,8 +10,8 @@ from gateway.billing import reconciliation as calls
 from gateway.billing.ledger import OpenCall, OpenState
 from gateway.billing.reconciliation import CallRecord, Resolution, Verdict
 from gateway.billing.sweeping import Swept, sweep
-from gateway.bootstrap import Core
-from gateway.cli.output import JsonOption, console, invoker, print_json, run, show
+from gateway.cli.output import JsonOption, console, invoker, print_json, read, run, show
+from gateway.core import Core, Reader
 from gateway.money import NanoUsd, format_usd, parse_usd
 
 reconcile = typer.Typer(
@@ -55,7 +55,7 @@ def list_calls(
 ) -> None:
     """List the calls whose cost is not known."""
 
-    async def work(core: Core) -> list[OpenCall]:
+    async def work(core: Reader) -> list[OpenCall]:
         async with core.database.operator() as session:
             return [
                 call
@@ -75,7 +75,7 @@ def list_calls(
                 "amount_usd": format_usd(call.amount_nano),
                 "admitted_at": call.admitted_at,
             }
-            for call in run(work)
+            for call in read(work)
         ],
         as_json=as_json,
         empty="No call's cost is open.",
@@ -87,12 +87,12 @@ def list_calls(
 def show_call(call_id: IdArgument, as_json: JsonOption = False) -> None:
     """Show one call: its money, its ledger lines, and how it was resolved."""
 
-    async def work(core: Core) -> CallRecord:
+    async def work(core: Reader) -> CallRecord:
         async with core.database.operator() as session:
             found = await calls.find_call(session, call_id)
             return await calls.show(session, core.catalog.models, found)
 
-    _print_call(run(work), as_json=as_json)
+    _print_call(read(work), as_json=as_json)
 
 
 @reconcile.command("resolve")

@@ -7,8 +7,8 @@ from uuid import UUID
 import typer
 
 from gateway.billing.usage import parse_moment
-from gateway.bootstrap import Core
-from gateway.cli.output import JsonOption, console, print_json, run, show
+from gateway.cli.output import JsonOption, console, print_json, read, show
+from gateway.core import Reader
 from gateway.db.pages import Page
 from gateway.errors import NotFound
 from gateway.money import NanoUsd, format_usd
@@ -40,7 +40,7 @@ def list_requests(
 ) -> None:
     """Show requests, newest first."""
 
-    async def work(core: Core) -> Page[LoggedRequest]:
+    async def work(core: Reader) -> Page[LoggedRequest]:
         chosen = RequestFilter(
             status=status,
             error_code=error_code,
@@ -57,7 +57,7 @@ def list_requests(
                 session, chosen, tenant_id=owner, livemode=livemode, limit=limit, after=after
             )
 
-    page = run(work)
+    page = read(work)
     if as_json:
         print_json([render_for_operators(one) for one in page.items])
         return
@@ -76,14 +76,14 @@ def show_request(
 ) -> None:
     """Show what became of one request, what it cost, and how the provider calls it."""
 
-    async def work(core: Core) -> RequestDetail:
+    async def work(core: Reader) -> RequestDetail:
         async with core.database.operator() as session:
             try:
                 return await queries.find_any(session, request_id)
             except NotFound as error:
                 raise NotFound(f"{error.message} Is GATEWAY_REQUEST_LOG off?") from None
 
-    detail = run(work)
+    detail = read(work)
     if as_json:
         print_json(render_for_operators(detail.request) | render_outcome(detail))
         return

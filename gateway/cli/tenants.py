@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from gateway.bootstrap import Core
 from gateway.cli.amounts import format_bytes, format_seconds, parse_bytes, parse_duration
-from gateway.cli.output import JsonOption, console, fields, invoker, print_json, run, show
+from gateway.cli.output import JsonOption, console, fields, invoker, print_json, read, run, show
+from gateway.core import Core, Reader
 from gateway.tenancy import lookups
 from gateway.tenancy import tenants as tenancy
 from gateway.tenancy.tenants import UNCHANGED, Tenant
@@ -48,11 +48,11 @@ def create_tenant(
 def list_tenants(as_json: JsonOption = False) -> None:
     """Show every tenant."""
 
-    async def work(core: Core) -> list[Tenant]:
+    async def work(core: Reader) -> list[Tenant]:
         async with core.database.operator() as session:
             return await tenancy.list_all(session)
 
-    found = run(work)
+    found = read(work)
     if as_json:
         print_json(found)
     else:

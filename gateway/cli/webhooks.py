@@ -8,7 +8,6 @@ from uuid import UUID
 
 import typer
 
-from gateway.bootstrap import Core
 from gateway.cli.amounts import parse_duration
 from gateway.cli.output import (
     JsonOption,
@@ -16,9 +15,11 @@ from gateway.cli.output import (
     fields,
     invoker,
     print_json,
+    read,
     run,
     show,
 )
+from gateway.core import Core, Reader
 from gateway.tenancy import lookups
 from gateway.webhooks import deliveries, endpoints
 from gateway.webhooks.deliveries import Delivery
@@ -88,11 +89,11 @@ def create_webhook(
 def list_webhooks(tenant: OwnerOption = None, as_json: JsonOption = False) -> None:
     """Show the webhooks of a tenant, or the operator's own, without secrets."""
 
-    async def work(_core: Core, session: Session, tenant_id: UUID | None) -> list[Endpoint]:
+    async def work(session: Session, tenant_id: UUID | None) -> list[Endpoint]:
         page = await endpoints.list_page(session, tenant_id, limit=SHOWN_AT_MOST)
         return list(page.items)
 
-    found = _run(tenant, work)
+    found = _read(tenant, work)
     if as_json:
         print_json([_row(endpoint) for endpoint in found])
         return
@@ -199,12 +200,12 @@ def list_deliveries(
 ) -> None:
     """Show what was sent to a webhook, newest first, and what was given up."""
 
-    async def work(_core: Core, session: Session, tenant_id: UUID | None) -> list[Delivery]:
+    async def work(session: Session, tenant_id: UUID | None) -> list[Delivery]:
         found = await _find(session, tenant_id, webhook_id)
         page = await deliveries.list_page(session, tenant_id, found, limit=limit, status=status)
         return list(page.items)
 
-    found = _run(tenant, work)
+    found = _read(tenant, work)
     if as_json:
         print_json(found)
         return
@@ -281,8 +282,18 @@ def _run(tenant: str | None, work: Callable[[Core, Session, UUID | None], Awaita
     return run(opened)
 
 
+def _read(tenant: str | None, work: Callable[[Session, UUID | None], Awaitable[T]]) -> T:
+    """The same for work that only reads."""
+
+    async def opened(core: Reader) -> T:
+        async with _session(core, tenant) as (session, tenant_id):
+            return await work(session, tenant_id)
+
+    return read(opened)
+
+
 @asynccontextmanager
-async def _session(core: Core, tenant: str | None) -> AsyncIterator[tuple[Session, UUID | None]]:
+async def _session(core: Reader, tenant: str | None) -> AsyncIterator[tuple[Session, UUID | None]]:
     async with core.database.operator(by=invoker()) as session:
         if tenant is None:
             yield session, None

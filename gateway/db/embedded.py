@@ -231,6 +231,11 @@ class EmbeddedPostgres:
         )
 
 
+def has_cluster(data_dir: Path) -> bool:
+    """Whether a gateway has been started on this data directory."""
+    return (data_dir / "postgres/PG_VERSION").exists()
+
+
 def prepare_data_dir(data_dir: Path) -> None:
     """Create the data directory, for its owner alone; the mode of an existing one stays.
 

@@ -115,8 +115,11 @@ class _Shares:
 class Database:
     """The pool of serving connections."""
 
-    def __init__(self, url: str, *, pool_size: int, connect_timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int, connect_timeout_seconds: float, read_only: bool = False
+    ) -> None:
         self._url = database_url(url)
+        self._read_only = read_only
         self._pool_size = pool_size
         self._engine = create_engine(
             self._url,
@@ -124,6 +127,7 @@ class Database:
             pool_size=pool_size,
             pool_timeout=connect_timeout_seconds,
             connect_timeout_seconds=connect_timeout_seconds,
+            read_only=read_only,
         )
         self._shares = _Shares(pool_size, wait_seconds=connect_timeout_seconds)
         self._calls = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -231,7 +235,7 @@ class Database:
             DatabaseUnavailable: Postgres is away.
         """
         arguments = dict(self._url.translate_connect_args(username="user"))
-        arguments |= _connect_arguments(self._url, role=APP_ROLE)
+        arguments |= _connect_arguments(self._url, role=APP_ROLE, read_only=self._read_only)
         try:
             return await asyncpg.connect(**arguments)
         except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
@@ -341,6 +345,7 @@ def _connect_arguments(
     role: str | None,
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+    read_only: bool = False,
 ) -> dict[str, Any]:
     """What asyncpg needs beside user, password, host and database."""
     settings = {
@@ -348,6 +353,8 @@ def _connect_arguments(
         "statement_timeout": str(statement_timeout_ms),
         "idle_in_transaction_session_timeout": "15000",
     }
+    if read_only:
+        settings["default_transaction_read_only"] = "on"
     if role is not None and url.username != role:
         settings["role"] = role
     arguments: dict[str, Any] = {"server_settings": settings, "timeout": connect_timeout_seconds}
@@ -367,6 +374,7 @@ def create_engine(
     pool_timeout: float = 10.0,
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+    read_only: bool = False,
 ) -> AsyncEngine:
     """An engine whose connections serve as `role`, or as the address' own user."""
     return create_async_engine(
@@ -376,6 +384,7 @@ def create_engine(
             role=role,
             connect_timeout_seconds=connect_timeout_seconds,
             statement_timeout_ms=statement_timeout_ms,
+            read_only=read_only,
         ),
         pool_size=pool_size,
         max_overflow=0,

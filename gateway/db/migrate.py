@@ -1,23 +1,15 @@
 """Applying the migrations: one process at a time, as the owner of the database."""
 
-from pathlib import Path
-
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, text
 
 from gateway.db.engine import APP_ROLE, create_engine
+from gateway.db.revisions import migrations_dir
 
 MIGRATION_TIMEOUT_MS = 600_000
 ADVISORY_LOCK = 4_702_111_234_567
 """Any number, as long as every release uses the same."""
-
-
-def migrations_dir() -> Path:
-    """Where the migrations are: in the wheel beside this package, in a checkout at its root."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def alembic_config() -> Config:

@@ -47,6 +47,11 @@ def own_account() -> Account:
     return Account(os.geteuid(), os.getegid(), is_other=False)
 
 
+def login_of_this_process() -> str:
+    """The name of this process' user, else its number."""
+    return _name_of(os.getuid())
+
+
 def own_login() -> str:
     """The name of this process' user.
 

@@ -1,7 +1,5 @@
 """Usage reports and budgets of the caller's tenant."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -12,14 +10,14 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import budgets, usage
-from gateway.billing.usage import GroupField, UsageReport, UsageRow
+from gateway.billing.reports import render_budget, render_report, report_csv
+from gateway.billing.usage import GroupField, UsageReport
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import Caller
-from gateway.money import format_usd, format_usd_short
 from gateway.rest.dependencies import GatewayDep, UsageReader
 from gateway.rest.refusals import refused_with
 from gateway.rest.schemas import BudgetList, UsageReportObject
-from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_line, find_user
+from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_key_and_user
 
 router = APIRouter(tags=["usage"])
 TENANT_FIELDS: tuple[GroupField, ...] = ("day", "model", "requested_model", "key", "user")
@@ -152,12 +150,8 @@ async def find_filters(
         NotFound: there is no such key or user.
         InvalidRequest: several are meant (code `ambiguous`).
     """
-    key_id = user_id = None
-    if key is not None:
-        key_id = await find_line(session, tenant_id, key, among=among)
-    if user is not None:
-        user_id = (await find_user(session, tenant_id, user, among=among)).id
-    return usage.UsageFilters(key_id, user_id, model)
+    ids = await find_key_and_user(session, tenant_id, key, user, among=among)
+    return usage.UsageFilters(*ids, model)
 
 
 def report_answer(report: UsageReport, as_format: Literal["json", "csv"]) -> Response:
@@ -169,71 +163,3 @@ def report_answer(report: UsageReport, as_format: Literal["json", "csv"]) -> Res
             headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
         )
     return Response(orjson.dumps(render_report(report)), media_type="application/json")
-
-
-def render_budget(budget: budgets.Budget) -> dict[str, object]:
-    """One budget; money as decimal strings."""
-    return {
-        "object": "budget",
-        "id": str(budget.id),
-        "owner": budget.owner,
-        "livemode": budget.livemode,
-        "window": budget.window,
-        "limit_usd": format_usd_short(budget.limit_nano),
-        "raise": None
-        if budget.raised_to_nano is None or budget.raised_until is None
-        else {
-            "limit_usd": format_usd_short(budget.raised_to_nano),
-            "until": budget.raised_until.isoformat(),
-        },
-        "enforcement": budget.enforcement,
-        "alert_percents": list(budget.alert_percents),
-        "spent_usd": format_usd(budget.spent_nano),
-        "held_usd": format_usd(budget.held_nano),
-        "remaining_usd": format_usd(budget.remaining_nano),
-        "period_start": budget.period_start.isoformat() if budget.period_start else None,
-        "resets_at": budget.resets_at.isoformat() if budget.resets_at else None,
-    }
-
-
-def render_report(report: UsageReport) -> dict[str, object]:
-    """The report of the public contract; money as decimal strings."""
-    return {
-        "object": "usage_report",
-        "currency": "usd",
-        "start": report.start.isoformat(),
-        "end": report.end.isoformat(),
-        "group_by": list(report.group_by),
-        "data": [_row(report, row) for row in report.rows],
-        "total": _sums(report.total),
-    }
-
-
-def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
-    return {**dict(zip(report.columns, row.group, strict=True)), **_sums(row)}
-
-
-def report_csv(report: UsageReport) -> str:
-    """The report as CSV with a header line; the total is left to the reader's program."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*report.columns, *_sums(report.total)])
-    for row in report.rows if report.group_by else (report.total,):
-        writer.writerow([*(_csv_text(value) for value in row.group), *_sums(row).values()])
-    return out.getvalue()
-
-
-def _csv_text(value: str | None) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    text = value or ""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-def _sums(row: UsageRow) -> dict[str, int | str]:
-    return {
-        "requests": row.requests,
-        "images": row.images,
-        "input_tokens": row.input_tokens,
-        "output_tokens": row.output_tokens,
-        "cost_usd": format_usd(row.cost_nano),
-    }

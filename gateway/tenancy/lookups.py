@@ -259,3 +259,25 @@ def _only(found: Sequence[Meant], noun: str, text: str, param: str) -> Meant:
             param=param,
         )
     return found[0]
+
+
+async def find_key_and_user(
+    session: TenantSession | OperatorSession,
+    tenant_id: UUID | None,
+    key: str | None,
+    user: str | None,
+    *,
+    among: KeyScope = ALL_KEYS,
+) -> tuple[UUID | None, UUID | None]:
+    """What a report is limited to; key and user by id, name or last four characters.
+
+    Raises:
+        NotFound: there is no such key or user.
+        InvalidRequest: several are meant (code `ambiguous`).
+    """
+    key_id = user_id = None
+    if key is not None:
+        key_id = await find_line(session, tenant_id, key, among=among)
+    if user is not None:
+        user_id = (await find_user(session, tenant_id, user, among=among)).id
+    return key_id, user_id

@@ -11,6 +11,7 @@ from pydantic.config import JsonDict
 
 from gateway.billing import budgets
 from gateway.billing.budgets import MAX_ALERTS, Budget, Enforcement, Window
+from gateway.billing.reports import render_budget
 from gateway.money import parse_usd
 from gateway.rest.admin.dependencies import (
     JsonBody,
@@ -32,7 +33,6 @@ from gateway.rest.admin.schemas import (
     with_example,
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
-from gateway.rest.usage import render_budget
 
 router = APIRouter(prefix="/tenants/{tenant_id}/budgets", tags=["admin: budgets"])
 house_router = APIRouter(prefix="/budgets", tags=["admin: budgets"])
