@@ -22,6 +22,7 @@ from gateway.config import Settings, load_settings
 from gateway.instrumentation import Instrumentation
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
+from gateway.processes import end_with_parent
 from gateway.rest import (
     admin,
     credentials,
@@ -42,6 +43,8 @@ from gateway.sweeper import Sweeper
 from gateway.telemetry import configure_logging
 
 GC_NEW_OBJECTS = 20_000
+STOP_SECONDS = 10
+"""What a worker has beyond its drain to close everything."""
 DESCRIPTION = """
 Make images through one place that knows, to the nano-dollar, who spent what.
 
@@ -85,7 +88,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         # A redirect would name whatever host the client made up.
         redirect_slashes=False,
         # The page would else offer the description to a validator elsewhere.
-        swagger_ui_parameters={"persistAuthorization": True, "filter": True, "validatorUrl": None},
+        swagger_ui_parameters={"persistAuthorization": False, "filter": True, "validatorUrl": None},
     )
     for module in (
         *(images, simple, history, hosting, models, usage, requests),
@@ -130,6 +133,7 @@ def worker_app() -> FastAPI:
     """The application of one of several workers, which reads its own environment."""
     settings = load_settings()
     configure_logging(settings.log_level, settings.resolved_log_format)
+    end_with_parent(seconds=settings.drain_seconds + settings.settle_wait_seconds + STOP_SECONDS)
     return create_app(settings)
 
 

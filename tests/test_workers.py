@@ -67,6 +67,31 @@ async def test_workers_that_are_told_to_stop_finish_every_paid_call(
     assert await served.ledger_total() == sum(line.cost_nano_usd for line in stub.bill)
 
 
+async def test_workers_end_with_a_killed_parent_and_finish_every_paid_call(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    stub.faults.add(Fault(hold=True, times=None))
+    environment = process_environment(settings) | {
+        "GATEWAY_DRAIN_SECONDS": "30",
+        "GATEWAY_SHUTDOWN_DELAY_SECONDS": "300",
+    }
+    with gateway_process(environment, tmp_path / "log", *MANY, from_nothing=True) as running:
+        await running.until_ready(tries=2400)
+        workers = [psutil.Process(pid) for pid in workers_of(running)]
+        assert len(workers) == 2
+        async with clients_of(served, running, CALLS) as clients:
+            calls = [asyncio.create_task(client.post(PATH, json=BODY)) for client in clients]
+            await stub.until_held(CALLS)
+            await asyncio.to_thread(running.kill)
+            await until_refused(running)
+            stub.release()
+            answers = await asyncio.gather(*calls)
+        _, left = await asyncio.to_thread(psutil.wait_procs, workers, STOP_SECONDS)
+    assert left == []
+    assert statuses(answers) == {200: CALLS}
+    assert await count_states(served) == {"posted": CALLS}
+
+
 @pytest.mark.full
 async def test_a_worker_that_is_killed_is_replaced(
     served: Served, settings: Settings, stub: Stub, tmp_path: Path

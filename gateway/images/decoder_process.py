@@ -27,6 +27,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugi
 
 from gateway.images.metadata import strip_metadata
 from gateway.images.metadata.common import PictureProblem, PictureRefused
+from gateway.processes import forbid_core_dumps
 
 MAX_JOB_BYTES = 1024
 MAX_JOB_FILES = 4
@@ -381,6 +382,7 @@ def leave_root() -> None:
 def limit_self(limits: Limits) -> None:
     """Give up, for good, what decoding does not need. What a system does not know is left out."""
     leave_root()
+    forbid_core_dumps()
     # A terminal or a supervisor signals the whole group; the gateway drains, then ends this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -390,7 +392,6 @@ def limit_self(limits: Limits) -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     output_bytes = limits.max_pixels * OUTPUT_BYTES_PER_PIXEL + OUTPUT_MARGIN_BYTES
     for kind, most in (
-        (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, output_bytes),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         (resource.RLIMIT_NPROC, 0),
