@@ -4,6 +4,7 @@ import getpass
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -12,13 +13,28 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import platformdirs
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from dotenv import dotenv_values
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from gateway.errors import ConfigurationError
 
 SECRET_FORM = re.compile(r"[\x21-\x7e]+")
 REDIS_FORM = re.compile(r"(rediss?|valkeys?)://[^/\s]+(/\d*)?(\?\S*)?$|unix://\S+$")
+ENV_FILE = ".env"
+NEVER_EMPTY = (
+    *("GATEWAY_DATABASE_URL", "GATEWAY_MASTER_KEY", "GATEWAY_ADMIN_KEY", "GATEWAY_API_KEY"),
+    *("OPENAI_API_KEY", "GATEWAY_LEGACY_API_KEY", "AWS_SECRET_ACCESS_KEY"),
+)
+"""Secrets, and the address without which the embedded Postgres would be started instead: an empty
+one is a mistake in a deployment, not a wish to do without."""
 WELL_KNOWN_SECRETS = frozenset(
     {"changeme", "change-me", "secret", "password", "admin", "test", "default", "sk-1234", "1234"}
 )
@@ -35,7 +51,7 @@ class Settings(BaseSettings):
     """What the operator can set, by environment (`GATEWAY_…`) or a `.env` file."""
 
     model_config = SettingsConfigDict(
-        env_prefix="GATEWAY_", env_file=".env", extra="ignore", env_ignore_empty=False
+        env_prefix="GATEWAY_", env_file=ENV_FILE, extra="ignore", env_ignore_empty=True
     )
 
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -45,6 +61,11 @@ class Settings(BaseSettings):
     master_key_file: Path | None = None
     admin_key: SecretStr | None = None
     api_key: SecretStr | None = None  # only for `gateway demo` and `gateway mcp-stdio`
+    host: str = "127.0.0.1"
+    port: int = Field(
+        default=8000, ge=1, le=65_535, validation_alias=AliasChoices("GATEWAY_PORT", "PORT")
+    )
+    workers: int = Field(default=1, ge=1, le=64)
     public_url: str = "http://127.0.0.1:8000"
     allowed_hosts: str = ""
     storage_url: str | None = None
@@ -171,6 +192,13 @@ class Settings(BaseSettings):
     keepalive_seconds: int = Field(default=75, ge=1, le=3600)
     shutdown_delay_seconds: float = Field(default=0.0, ge=0, le=300)
     drain_seconds: float = Field(default=25.0, ge=0)
+
+    @field_validator("port", mode="wrap")
+    @classmethod
+    def _ignore_service_links(cls, value: object, read: Callable[[object], int]) -> int:
+        """Kubernetes gives each pod `GATEWAY_PORT=tcp://…` of a service that is named `gateway`."""
+        is_link = isinstance(value, str) and value.startswith(("tcp://", "udp://", "sctp://"))
+        return read(cls.model_fields["port"].default if is_link else value)
 
     @model_validator(mode="after")
     def _refuse_weak_secrets(self) -> Self:
@@ -324,6 +352,11 @@ class Settings(BaseSettings):
         return self.master_key_file or self.data_dir / "master.key"
 
     @property
+    def quickstart_file(self) -> Path:
+        """The file to which the first start writes the keys that it makes."""
+        return self.data_dir.absolute() / "quickstart.json"
+
+    @property
     def resolved_log_format(self) -> Literal["console", "json"]:
         """Readable lines for a person at a terminal, JSON for everything else."""
         return self.log_format or ("console" if sys.stderr.isatty() else "json")
@@ -381,6 +414,7 @@ def load_settings(*, read_env_file: bool = True) -> Settings:
     Raises:
         ConfigurationError: a setting cannot work; the message names it, never its value.
     """
+    _refuse_empty(read_env_file=read_env_file)
     try:
         if not read_env_file:
             return Settings(_env_file=None)  # type: ignore[call-arg]  # pydantic-settings' own
@@ -389,6 +423,20 @@ def load_settings(*, read_env_file: bool = True) -> Settings:
         raise ConfigurationError(_explain(error)) from None
     except SettingsError as error:
         raise ConfigurationError(f"A setting cannot be read: {error}") from None
+
+
+def _refuse_empty(*, read_env_file: bool) -> None:
+    """Refuse variables that hold nothing but whose absence would change what is trusted.
+
+    Any other empty variable counts as unset.
+    """
+    found = {**(dotenv_values(ENV_FILE) if read_env_file else {}), **os.environ}
+    given = {name.upper(): value for name, value in found.items()}
+    for name in NEVER_EMPTY:
+        if name in given and not (given[name] or "").strip():
+            raise ConfigurationError(
+                f"{name} is set but empty. Give it a value, or remove it altogether."
+            )
 
 
 def _explain(error: ValidationError) -> str:

@@ -8,8 +8,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+import tty
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -267,19 +269,24 @@ def free_port() -> int:
 
 @contextmanager
 def gateway_process(
-    environment: dict[str, str], log: Path, *options: str, from_nothing: bool = False
+    environment: dict[str, str],
+    log: Path,
+    *options: str,
+    from_nothing: bool = False,
+    on_terminal: bool = False,
 ) -> Iterator[GatewayProcess]:
     """Run `gateway serve` with this environment alone; stopped at the end, by force if need be.
 
-    It is forked with its imports done, unless it shall start `from_nothing`, as from a shell.
+    It is forked with its imports done, unless it shall start `from_nothing`, as from a shell, or
+    `on_terminal`: then its standard output is one, and what it prints there goes to the log too.
     """
     port = free_port()
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     environment = kept | {"GATEWAY_LOG_FORMAT": "json"} | environment
     arguments = ["serve", "--port", str(port), *options]
     process = (
-        _start_gateway(arguments, environment, log)
-        if from_nothing
+        _start_gateway(arguments, environment, log, on_terminal=on_terminal)
+        if from_nothing or on_terminal
         else fork_gateway(arguments, environment, out=log, err=log)
     )
     started = GatewayProcess(process, f"http://127.0.0.1:{port}", log)
@@ -296,15 +303,25 @@ def gateway_process(
 
 
 def _start_gateway(
-    arguments: list[str], environment: dict[str, str], log: Path
+    arguments: list[str], environment: dict[str, str], log: Path, *, on_terminal: bool
 ) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gateway", *arguments]
     with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gateway", *arguments],
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+        if not on_terminal:
+            return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        screen, terminal = os.openpty()
+        tty.setraw(terminal)  # lines end as they were written
+        started = subprocess.Popen(command, env=environment, stdout=terminal, stderr=out)
+        os.close(terminal)
+    threading.Thread(target=_copy_screen, args=(screen, log), daemon=True).start()
+    return started
+
+
+def _copy_screen(screen: int, log: Path) -> None:
+    """Until the last process with that terminal has ended, which Linux reports as EIO."""
+    with log.open("ab", buffering=0) as out, suppress(OSError), os.fdopen(screen, "rb", 0) as shown:
+        while printed := shown.read(4096):
+            out.write(printed)
 
 
 def process_environment(settings: Settings) -> dict[str, str]:

@@ -73,10 +73,53 @@ def test_an_empty_database_address_is_not_taken_for_none(environment: pytest.Mon
     assert "GATEWAY_DATABASE_URL" in refusal(environment, GATEWAY_DATABASE_URL="")
 
 
+@pytest.mark.parametrize("name", ["GATEWAY_API_KEY", "AWS_SECRET_ACCESS_KEY"])
+def test_other_secrets_refuse_an_empty_value_in_the_file_too(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    Path(".env").write_text(f"{name}=\n")
+    with pytest.raises(ConfigurationError, match=f"{name} is set but empty"):
+        load_settings()
+    environment.setenv(name, "a-value-of-the-environment")
+    load_settings()
+
+
+def test_any_other_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("GATEWAY_IMAGE_TTL_SECONDS=120\n")
+    for name in (
+        *("GATEWAY_IMAGE_TTL_SECONDS", "GATEWAY_LOG_LEVEL", "GATEWAY_REDIS_URL", "PORT"),
+        *("GATEWAY_PUBLIC_URL", "OPENAI_BASE_URL", "GATEWAY_OIDC_ISSUER", "GATEWAY_STORAGE_URL"),
+    ):
+        environment.setenv(name, "")
+    settings = load_settings()
+    assert settings.image_ttl_seconds == 120
+    assert (settings.log_level, settings.port) == ("INFO", 8000)
+    assert (settings.redis_url, settings.oidc_issuer, settings.storage_url) == (None, None, None)
+    assert settings.openai_base_url == "https://api.openai.com/v1"
+
+
+def test_host_port_and_workers_can_be_set_by_the_environment(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("GATEWAY_HOST", "::1")
+    environment.setenv("GATEWAY_WORKERS", "3")
+    environment.setenv("PORT", "9001")
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.workers) == ("::1", 9001, 3)
+    environment.setenv("GATEWAY_PORT", "9002")
+    assert load_settings().port == 9002
+    assert "GATEWAY_PORT" in refusal(environment, GATEWAY_PORT="70000")
+
+
+def test_the_link_of_a_kubernetes_service_is_no_port(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("GATEWAY_PORT", "tcp://10.96.0.7:8000")
+    assert load_settings().port == 8000
+
+
 def test_a_redis_address_of_another_kind_is_refused_without_its_password(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    for url in ("", "127.0.0.1:6379", "http://:canary@redis/0", "redis://", "redis://h/canary"):
+    for url in ("127.0.0.1:6379", "http://:canary@redis/0", "redis://", "redis://h/canary"):
         said = refusal(environment, GATEWAY_REDIS_URL=url)
         assert "GATEWAY_REDIS_URL" in said
         assert "canary" not in said
@@ -89,7 +132,6 @@ def test_a_provider_address_that_cannot_work_is_refused_without_its_password(
     environment: pytest.MonkeyPatch,
 ) -> None:
     wrong = (
-        "",
         "api/v1",
         "localhost:9/v1",
         "ftp://h/v1",

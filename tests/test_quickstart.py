@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import psutil  # type: ignore[import-untyped]  # ships without types
 import pytest
 from PIL import Image
 
@@ -26,12 +28,16 @@ STOPPED = {0, -signal.SIGTERM}
 
 
 @contextmanager
-def started(folder: Path, *options: str, from_nothing: bool = False) -> Iterator[GatewayProcess]:
+def started(
+    folder: Path, *options: str, from_nothing: bool = False, on_terminal: bool = False
+) -> Iterator[GatewayProcess]:
     """`gateway serve` on the data directory in `folder`; its log begins anew."""
     log = folder / "server.log"
     log.unlink(missing_ok=True)
     environment = {"GATEWAY_DATA_DIR": str(folder / "data")}
-    with gateway_process(environment, log, *options, from_nothing=from_nothing) as process:
+    with gateway_process(
+        environment, log, *options, from_nothing=from_nothing, on_terminal=on_terminal
+    ) as process:
         asyncio.run(process.until_ready())
         yield process
 
@@ -61,8 +67,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def first(folder: Path) -> Iterator[GatewayProcess]:
-    """The first start."""
-    with started(folder, from_nothing=True) as process:
+    """The first start, by a person at a terminal."""
+    with started(folder, on_terminal=True) as process:
         yield process
 
 
@@ -77,7 +83,28 @@ def test_the_first_start_leaves_keys_for_their_owner_alone(
     for name in ("quickstart.json", "master.key"):
         assert stat.S_IMODE((folder / "data" / name).stat().st_mode) == 0o600
     printed = first.log.read_text()
-    assert all(keys[name] in printed for name in ("base_url", "test_key", "live_key"))
+    assert all(keys[name] in printed for name in ("base_url", "test_key", "live_key", "admin_key"))
+
+
+def test_no_key_is_printed_where_nobody_sits_at_a_terminal() -> None:
+    with fresh_folder() as folder:
+        for options in ((), ("--workers", "2")):
+            with started(folder, *options, from_nothing=True) as process:
+                printed = process.log.read_text()
+                assert process.base_url in printed
+                assert str(folder / "data/quickstart.json") in printed
+                assert "igw_" not in printed
+
+
+def test_the_printed_commands_work_in_another_shell(first: GatewayProcess, folder: Path) -> None:
+    printed = first.log.read_text()
+    line = next(line for line in printed.splitlines() if line.endswith(" usage"))
+    command = line.rpartition("cost:")[2].strip()
+    assert f"GATEWAY_DATA_DIR={folder / 'data'} " in command
+    ended = subprocess.run(
+        ["sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_the_printed_command_makes_a_picture(first: GatewayProcess, tmp_path: Path) -> None:
@@ -138,6 +165,8 @@ def test_a_port_in_use_is_refused_in_one_sentence(first: GatewayProcess, folder:
         ended = command("serve", "--port", port, *options)
         ended.expect_refusal()
         assert port in ended.err
+        if psutil.LINUX:
+            assert f"by process {first.process.pid} (" in ended.err
 
 
 def test_stopped_and_started_again_everything_is_as_it_was() -> None:
@@ -185,6 +214,20 @@ def test_two_workers_serve_and_stop_together() -> None:
         assert not postgres_runs(folder)
 
 
+def test_a_killed_parent_leaves_neither_workers_nor_postgres() -> None:
+    with fresh_folder() as folder:
+        with started(folder, "--workers", "2", from_nothing=True) as process:
+            postmaster = psutil.Process(
+                int((folder / "data/postgres/postmaster.pid").read_text().split()[0])
+            )
+            process.kill()
+            postmaster.wait(60)  # the last worker stops it
+        assert not postgres_runs(folder)
+        with socket.socket() as port:
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server does
+            port.bind(("127.0.0.1", int(process.base_url.rpartition(":")[2])))
+
+
 async def first_output(folder: Path, *options: str) -> str:
     """What `gateway serve` has printed up to its first closing brace, while it runs."""
     process = await asyncio.create_subprocess_exec(
@@ -206,5 +249,10 @@ async def test_a_program_that_starts_the_gateway_reads_where_it_is() -> None:
         for port in (free_port(), free_port()):
             event = json.loads(await first_output(folder, "--json", "--port", str(port)))
             address = f"http://127.0.0.1:{port}"
-            expected = {**keys_in(folder), "base_url": address}
-            assert event == {"event": "ready", "docs": f"{address}/docs", **expected}
+            assert event == {
+                "event": "ready",
+                "base_url": address,
+                "docs": f"{address}/docs",
+                "data_dir": str(folder / "data"),
+                "quickstart": str(folder / "data/quickstart.json"),
+            }

@@ -23,7 +23,8 @@ class Entry:
 
 COMMANDS = {
     "serve": Entry(
-        "serving:serve", "Run the server. Migrates first; prints keys and an example to begin with."
+        "serving:serve",
+        "Run the server. Migrates first; on a terminal, prints keys and an example to begin with.",
     ),
     "migrate": Entry(
         "operations:migrate",

@@ -9,7 +9,6 @@ import typer
 
 from gateway.cli.output import JsonOption, console, guarded, print_json, refuse, show
 from gateway.config import load_settings
-from gateway.tenancy.quickstart import quickstart_path
 
 
 def demo(
@@ -22,7 +21,7 @@ def demo(
     The API key is read from GATEWAY_API_KEY; without it the quick start's test key is used.
     """
     settings = guarded(load_settings)
-    path = quickstart_path(settings)
+    path = settings.quickstart_file
     quickstart = json.loads(path.read_text()) if path.exists() else {}
     address = (base_url or quickstart.get("base_url") or settings.public_url).rstrip("/")
     given = settings.api_key.get_secret_value() if settings.api_key else None

@@ -17,7 +17,6 @@ from gateway.mcp_server.stdio_pipes import Pipes, stop_on_signals
 
 REFUSED = 1
 MAX_LINE_CHARACTERS = 1000
-QUICKSTART = "quickstart.json"  # written by gateway.tenancy.quickstart, which needs the database
 
 
 def mcp_stdio(
@@ -79,7 +78,7 @@ def _read_quickstart(settings: Settings) -> dict[str, str]:
     if not settings.uses_embedded_postgres:
         return {}
     try:
-        content = json.loads((settings.data_dir / QUICKSTART).read_text())
+        content = json.loads(settings.quickstart_file.read_text())
         return {name: str(content[name]) for name in ("base_url", "test_key")}
     except (OSError, ValueError, LookupError, TypeError):
         return {}

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 from uuid import UUID
 
@@ -71,8 +72,8 @@ async def core() -> AsyncIterator[Core]:
     # Imported by the commands that change something, not by those that only read.
     open_core = import_module("gateway.opening").open_core
     async with open_core(settings) as opened:
-        if opened.new_admin_key is not None and not settings.uses_embedded_postgres:
-            errors.print(f"Admin key, shown this once: {opened.new_admin_key.reveal()}")
+        if opened.new_admin_key is not None:
+            errors.print(f"The first admin key stands in {settings.quickstart_file}")
         yield opened
 
 
@@ -152,7 +153,7 @@ def _cell(value: object) -> str:
 def _jsonable(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, UUID):
+    if isinstance(value, UUID | Path):
         return str(value)
     if isinstance(value, tuple | set | frozenset):
         return sorted(value)

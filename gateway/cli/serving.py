@@ -3,18 +3,20 @@
 import asyncio
 import errno
 import importlib
+import shlex
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
+import psutil  # type: ignore[import-untyped]  # ships without types
 import typer
 import uvicorn
 from fastapi import FastAPI
@@ -32,7 +34,7 @@ from gateway.main import create_app, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.opening import open_core
 from gateway.telemetry import configure_logging
-from gateway.tenancy.quickstart import quickstart_path, read_quickstart
+from gateway.tenancy.quickstart import read_quickstart
 
 ACCEPTED_PER_TURN = 16
 SIGNALLED = 128
@@ -43,13 +45,24 @@ start, on a busy machine many: a shorter time kills each replacement in turn."""
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1, max=64)] = 1,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. Default: GATEWAY_HOST, or 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port to listen on. Default: GATEWAY_PORT, PORT, or 8000.", min=1, max=65535
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes. Default: GATEWAY_WORKERS, or 1.", min=1, max=64)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the server. Migrates first; prints keys and an example to begin with."""
+    """Run the server. Migrates first; on a terminal, prints keys and an example to begin with."""
     settings = guarded(load_settings)
+    host, port = host or settings.host, port or settings.port
+    workers = workers or settings.workers
     configure_logging(settings.log_level, settings.resolved_log_format)
     if (host, port) != ("127.0.0.1", 8000) and "public_url" not in settings.model_fields_set:
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared only
@@ -239,45 +252,90 @@ def _refuse_unusable(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                refuse(f"Port {port} on {host} is in use. Choose another with --port.")
+                refuse(
+                    f"Port {port} on {host} is in use{_holder_of(port)}. "
+                    "Stop it, or choose another with --port."
+                )
             refuse(f"This machine cannot listen on {host}, port {port}: {error.strerror}.")
 
 
+def _holder_of(port: int) -> str:
+    """The program that listens on a port, for a message; nothing where the system does not say."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            is_it = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if is_it and connection.pid is not None:
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        pass  # macOS shows other users' sockets to root alone
+    return ""
+
+
 def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
-    """Say where the gateway is and how to use it, with the quick start's keys where it has any."""
-    base_url = core.settings.public_url.rstrip("/")
-    keys = read_quickstart(core.settings)
+    """Say where the gateway is, and on a terminal how to use it; keys are printed there alone."""
+    settings = core.settings
+    base_url = settings.public_url.rstrip("/")
+    keys = read_quickstart(settings)
+    path = settings.quickstart_file if keys or core.new_admin_key is not None else None
     if as_json:
-        if core.new_admin_key is not None:
-            keys["admin_key"] = core.new_admin_key.reveal()
-        print_json({**keys, "event": "ready", "base_url": base_url, "docs": f"{base_url}/docs"})
+        event = {"event": "ready", "base_url": base_url, "docs": f"{base_url}/docs"}
+        print_json({**event, "data_dir": settings.data_dir.absolute(), "quickstart": path})
         return
     state = "is ready" if workers == 1 else f"starts {workers} workers"
     console.print(f"\nImage Gateway {state} at {base_url}\n", style="bold")
+    if not sys.stdout.isatty():
+        if path is not None:
+            console.print(f"  Its first keys stand in {path}\n")
+        return
+    _show_keys(core, keys, path)
+    if keys:
+        console.print("Make an image with the test key; it costs nothing:\n")
+        console.print(_curl_example(base_url, keys["test_key"]))
+        usage = _command(settings, "usage")
+        console.print(f"\nThen see what it would have cost:   {usage}\n")
+    if settings.openai_api_key is None:
+        setting = _command(settings, "credentials set --tenant default --provider openai")
+        console.print(
+            "Live keys need an OpenAI key: set OPENAI_API_KEY, or store a tenant's own with\n"
+            f"`{setting}`."
+        )
+    console.print(f"\nAPI documentation   {base_url}/docs\nMCP endpoint        {base_url}/mcp\n")
+
+
+def _show_keys(core: Core, keys: Mapping[str, str], path: Path | None) -> None:
     for name in ("test_key", "live_key"):
         if name in keys:
             console.print(f"  {name.replace('_', ' '):10} {keys[name]}")
     if core.new_admin_key is not None:
-        console.print(f"  admin key  {core.new_admin_key.reveal()}  (shown this once)")
-    if keys:
-        console.print(f"  They stand in {quickstart_path(core.settings)}\n")
-        console.print("Make an image with the test key; it costs nothing:\n")
-        console.print(_curl_example(base_url, keys["test_key"]))
-        console.print(f"\nThen see what it would have cost:   {_program()} usage\n")
-    if core.settings.openai_api_key is None:
-        console.print(
-            "Live keys need an OpenAI key: set OPENAI_API_KEY, or store a tenant's own with\n"
-            f"`{_program()} credentials set --tenant default --provider openai`."
-        )
-    console.print(f"\nAPI documentation   {base_url}/docs\nMCP endpoint        {base_url}/mcp\n")
+        console.print(f"  admin key  {core.new_admin_key.reveal()}")
+    if path is not None:
+        console.print(f"  They stand in {path}\n")
+
+
+def _command(settings: Settings, words: str) -> str:
+    """A command that works on the same data when it is pasted into another shell."""
+    is_named = "data_dir" in settings.model_fields_set and settings.uses_embedded_postgres
+    place = (
+        f"GATEWAY_DATA_DIR={shlex.quote(str(settings.data_dir.absolute()))} " if is_named else ""
+    )
+    return f"{place}{_program()} {words}"
 
 
 def _program() -> str:
     """How this command can be called from here."""
     path = Path(sys.argv[0])
-    if not path.is_absolute() or path.name == "__main__.py":
-        return "gateway" if path.name == "__main__.py" else str(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "gateway"
+    if path.name == "__main__.py":
+        return f"{_short(Path(sys.executable))} -m gateway"
+    found = shutil.which(path.name)
+    if found is not None and path.exists() and Path(found).samefile(path):
+        return path.name
+    return _short(path)
+
+
+def _short(path: Path) -> str:
+    """A path from the current folder where it lies in it."""
+    is_here = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return shlex.quote(str(path.relative_to(Path.cwd()) if is_here else path))
 
 
 def _curl_example(base_url: str, key: str) -> str:

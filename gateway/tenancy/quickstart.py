@@ -1,4 +1,7 @@
-"""The first start: an admin key, and with the embedded Postgres a tenant to begin with."""
+"""The first start: an admin key, and with the embedded Postgres a tenant to begin with.
+
+Keys that are made here are written to `quickstart.json`, for its owner alone.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ async def make_first_keys(
 ) -> SecretText | None:
     """Make the admin key, and with the embedded Postgres a tenant to begin with.
 
-    Returns the admin key where it was made here: it can be shown now and never again.
+    Returns the admin key where it was made here: it can be shown now.
     """
     made = None
     if settings.admin_key is not None:
@@ -40,7 +43,10 @@ async def make_first_keys(
     if settings.uses_embedded_postgres and not await tenants.list_all(session):
         quickstart = {"base_url": settings.public_url, "admin_key": admin_key.reveal()}
         quickstart |= await _default_tenant(session, pepper)
-        _write_quickstart(quickstart_path(settings), quickstart)
+        _write_quickstart(settings.quickstart_file, quickstart)
+    elif made is not None:
+        quickstart = {"base_url": settings.public_url, "admin_key": made.reveal()}
+        _write_quickstart(settings.quickstart_file, quickstart)
     return made
 
 
@@ -57,16 +63,18 @@ async def _default_tenant(session: OperatorSession, pepper: Pepper) -> dict[str,
 
 
 def _write_quickstart(path: Path, content: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-
-
-def quickstart_path(settings: Settings) -> Path:
-    """Where the first start writes the keys of the tenant `default`."""
-    return settings.data_dir / "quickstart.json"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(path, flags, 0o600), "w") as file:
+            os.fchmod(file.fileno(), 0o600)
+            json.dump(content, file, indent=2)
+            file.write("\n")
+    except OSError as error:
+        raise ConfigurationError(
+            f"The first keys cannot be written to {path}: {error.strerror}. Set GATEWAY_DATA_DIR "
+            "to a directory that can be written to, or GATEWAY_ADMIN_KEY to a key of your own."
+        ) from error
 
 
 def read_quickstart(settings: Settings) -> dict[str, str]:
@@ -74,7 +82,7 @@ def read_quickstart(settings: Settings) -> dict[str, str]:
 
     The file keeps the address of the latest start, so that commands find the gateway.
     """
-    path = quickstart_path(settings)
+    path = settings.quickstart_file
     if not settings.uses_embedded_postgres or not path.exists():
         return {}
     content: dict[str, str] = json.loads(path.read_text())
