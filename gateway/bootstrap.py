@@ -21,19 +21,20 @@ from gateway.images.decoding import (
     Decoder,
     DecoderBusy,
     DecoderFailed,
-    DecoderLimits,
     PictureRefused,
 )
 from gateway.images.intake import Intake
+from gateway.images.keeping import Keeper
 from gateway.images.lifetimes import Lifetimes
 from gateway.images.links import LinkSigner
+from gateway.images.opening import open_decoder, open_finisher, open_keeper
 from gateway.images.pipeline import Pipeline
 from gateway.images.pipeline_limits import PipelineLimits
 from gateway.images.references import FetchLimits, PictureFetcher
 from gateway.images.replays import Replays
 from gateway.images.results import Results
 from gateway.images.spools import new_spool
-from gateway.images.storage import ImageStore, open_store
+from gateway.images.storage import ImageStore
 from gateway.images.thumbnails import Thumbnails
 from gateway.limits.circuit_breaker import CircuitLimits
 from gateway.limits.circuits import Circuits
@@ -56,13 +57,6 @@ from gateway.tenancy.key_lookup import KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
 
-FINISH_QUEUE_SECONDS = 600.0
-"""Longer than any client waits: the picture is paid for."""
-FINISH_MAX_WAITING = 1_000_000
-"""More than can be bought at once, for the same reason."""
-FINISH_MEMORY_BYTES = 2**30
-MAX_MADE_PIXELS = 16_777_216
-"""Twice what any model draws."""
 MAX_DOWNLOAD_BYTES = 52_428_800
 """The largest picture that any model takes."""
 
@@ -78,6 +72,7 @@ class Gateway:
     gate: Gate
     limiter: Limiter
     store: ImageStore
+    keeper: Keeper
     links: LinkSigner
     decoder: Decoder
     finisher: Decoder
@@ -129,24 +124,23 @@ async def open_gateway(
         await _listen(stack, database, clear)
         reservations = _reservations(stack, settings, database)
         identity_provider = _identity_provider(stack, settings, database, accounts)
-        store = open_store(settings.image_storage_url, settings.s3_options)
+        store = (keeper := open_keeper(settings, database, core.vault)).files
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
-        decoder, finisher, gate = _decoder(settings), _finisher(settings), _gate(settings)
+        decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
         webhooks = open_dispatcher(settings, database, core.webhook_sealing)
         house, request_log = _house_credentials(settings), open_request_log(settings, database)
-        for held in (decoder, finisher, thumbnails, downloads, webhooks, request_log):
+        for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
-        providers = _providers(stack, settings, openai_images, _pixel_reader(decoder))
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
             catalog=core.catalog,
             prices=Prices(database, tables),
             credentials=Credentials(database, core.vault, house, choices),
             reservations=reservations,
-            providers=providers,
-            results=_results(core, store, links, finisher),
+            providers=_providers(stack, settings, openai_images, _pixel_reader(decoder)),
+            results=_results(core, keeper, links, finisher),
             replays=_replays(core, reservations, store, links),
             gate=gate,
             circuits=Circuits(_circuit_limits(settings)),
@@ -163,6 +157,7 @@ async def open_gateway(
             gate=gate,
             limiter=limiter,
             store=store,
+            keeper=keeper,
             links=links,
             decoder=decoder,
             finisher=finisher,
@@ -293,12 +288,11 @@ def _providers(
     return providers
 
 
-def _results(core: Core, store: ImageStore, links: LinkSigner, finisher: Decoder) -> Results:
+def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -> Results:
     return Results(
-        store,
+        keeper,
         links,
         finisher,
-        core.database,
         link_key=core.link_key,
         image_ttl_seconds=core.settings.image_ttl_seconds,
         image_retention_seconds=core.settings.resolved_image_retention_seconds,
@@ -343,33 +337,6 @@ def _house_credentials(settings: Settings) -> dict[str, SecretText]:
         # A host of one's own often wants no key; it then ignores this one.
         house[LEGACY] = SecretText("none" if key is None else key.get_secret_value().strip())
     return house
-
-
-def _decoder(settings: Settings) -> Decoder:
-    return Decoder(
-        DecoderLimits(
-            processes=settings.decoder_processes,
-            job_seconds=settings.decoder_job_seconds,
-            queue_seconds=settings.decoder_queue_seconds,
-            max_waiting=settings.max_waiting_requests,
-            max_pixels=settings.max_input_pixels,
-            memory_bytes=settings.decoder_memory_bytes,
-        )
-    )
-
-
-def _finisher(settings: Settings) -> Decoder:
-    """Processes for what was bought: strangers' pictures must not keep paid ones waiting."""
-    return Decoder(
-        DecoderLimits(
-            processes=settings.decoder_processes,
-            job_seconds=settings.decoder_job_seconds,
-            queue_seconds=FINISH_QUEUE_SECONDS,
-            max_waiting=FINISH_MAX_WAITING,
-            max_pixels=MAX_MADE_PIXELS,
-            memory_bytes=FINISH_MEMORY_BYTES,
-        )
-    )
 
 
 def _pixel_reader(decoder: Decoder) -> PixelReader:

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     image_retention_seconds: int | None = Field(default=None, ge=60, le=315_360_000)
     orphan_sweep_interval_seconds: int = Field(default=21_600, ge=60, le=31_536_000)
     orphan_age_seconds: int = Field(default=7200, ge=900)
+    store_retry_seconds: float = Field(default=15.0, ge=0, le=60)
+    spool_max_bytes: int = Field(default=1_073_741_824, ge=0)
+    spool_seconds: int = Field(default=604_800, ge=60, le=31_536_000)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] | None = None
 

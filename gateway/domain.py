@@ -153,7 +153,10 @@ class IdempotencyClaim:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One validated request for images; None means that the client left the choice open."""
+    """One validated request for images; None means that the client left the choice open.
+
+    `link_only`: the front shows a preview at most, so that the image itself needs its link.
+    """
 
     model: Model
     requested_model: str
@@ -178,6 +181,12 @@ class ImageRequest:
     stream: bool = False
     partial_images: int = 0
     idempotency: IdempotencyClaim | None = None
+    link_only: bool = False
+
+    @property
+    def wants_link(self) -> bool:
+        """Whether the answer is worth nothing without a link to the stored image."""
+        return self.link_only or self.response_format == "url"
 
     @property
     def priced_as(self) -> str:
@@ -325,11 +334,24 @@ class CostStatus(StrEnum):
     PENDING = "pending"
 
 
+class Kept(StrEnum):
+    """Where the images of a generation are when it is answered.
+
+    `pending`: neither store nor spool has taken them yet; both are tried for a minute more.
+    `lost`: the provider's answer was no image that could be kept.
+    """
+
+    STORED = "stored"
+    SPOOLED = "spooled"
+    PENDING = "pending"
+    LOST = "lost"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredImage:
     """One image of an answer: its bytes as base64 text, and the signed link to them.
 
-    `url` is None where the store failed: the bytes are then all there is.
+    `url` is None where there is no image that could be stored: its text is then all there is.
     """
 
     id: str
@@ -354,6 +376,7 @@ class Generation:
     cost_nano: NanoUsd
     cost_status: CostStatus
     replayed: bool = False
+    kept: Kept = Kept.STORED
 
 
 def new_id() -> UUID:

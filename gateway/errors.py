@@ -31,7 +31,7 @@
     ├── NotConfigured             503 no_credential, price_unknown
     ├── CredentialUnreadable      503 credential_unreadable
     ├── Unavailable               503 overloaded, database_unavailable, provider_unavailable,
-    │                                 identity_provider_unreachable
+    │                                 storage_unavailable, identity_provider_unreachable
     └── OutcomeUnknown            504 outcome_unknown
 
 Configuration that cannot work raises `ConfigurationError`, which names the setting to mend.
@@ -256,7 +256,7 @@ class RateLimited(GatewayError):
 
 
 class StorageFailed(GatewayError):
-    """The image was made and paid for, and could not be stored."""
+    """The store does not answer; where an image was bought, it waits in the spool."""
 
     code = "storage_failed"
     retry = False

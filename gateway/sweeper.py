@@ -1,5 +1,6 @@
 """The clock: late reservations become unknown, unknown ones estimates; images and orphans go.
 
+The image store is probed while it is away, and takes what waited for it when it is back.
 Events that wait are announced and delivered. Once a day it asks how long the vendor's models live.
 """
 
@@ -53,6 +54,7 @@ class Sweeper:
         for work in (
             self._sweep_money,
             self._sweep_images,
+            self._drain_spool,
             self._sweep_orphans,
             self._refresh_lifetimes,
             self._send_events,
@@ -71,6 +73,7 @@ class Sweeper:
         """Do once what there is to do."""
         await self._sweep_money()
         await self._send_events()
+        await self._drain_spool()
         await self._expire_beyond_caps()
         await self._delete_expired_images()
         await self._keep_requests()
@@ -156,6 +159,9 @@ class Sweeper:
         if is_ours:
             await self._expire_beyond_caps()
         await self._delete_expired_images()
+
+    async def _drain_spool(self) -> None:
+        await self._gateway.keeper.drain()
 
     async def _expire_beyond_caps(self) -> None:
         async with self._gateway.database.operator() as session:

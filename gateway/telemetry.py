@@ -96,6 +96,29 @@ webhooks_waiting = Gauge(
     "Deliveries not arrived yet",
     multiprocess_mode="mostrecent",
 )
+image_store_failing = Gauge(
+    "gateway_image_store_failing",
+    "Whether the image store is known to be away (1), as some worker has found it",
+    multiprocess_mode="livemax",
+)
+image_spool_images = Gauge(
+    "gateway_image_spool_images",
+    "Paid images that wait for the image store",
+    multiprocess_mode="mostrecent",
+)
+image_spool_bytes = Gauge(
+    "gateway_image_spool_bytes", "Bytes of these images", multiprocess_mode="mostrecent"
+)
+image_spool_oldest_seconds = Gauge(
+    "gateway_image_spool_oldest_seconds",
+    "For how long the oldest of these images has waited",
+    multiprocess_mode="mostrecent",
+)
+image_spool_events_total = Counter(
+    "gateway_image_spool_events_total",
+    "Images spooled, stored from the spool, and lost: given up, or taken by neither",
+    ["event"],
+)
 batch_size = Histogram(
     "gateway_group_commit_batch_size",
     "Items per commit",

@@ -19,6 +19,7 @@ from tests.harness import PostgresServer, Served, make_settings, served_gateway
 from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, files_in, hosted_gateway
 from tests.identity_provider import Issuer, running_issuer
 from tests.oauth_helpers import trusting_gateway
+from tests.store_helpers import Away
 from tests.stub_openai import Stub, running_stub
 from tests.tls_helpers import Authority
 
@@ -178,6 +179,18 @@ def s3_server() -> Iterator[S3Server]:
 async def place(request: pytest.FixtureRequest, s3_server: S3Server, tmp_path: Path) -> Place:
     """Where images go: the same tests hold for files and for S3."""
     return await bucket_of(s3_server) if request.param == "s3" else files_in(tmp_path / "store")
+
+
+@pytest.fixture(params=["files", "s3"])
+async def away(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Away]:
+    """The two kinds of stores, each with a server or folder of its own that can fail."""
+    if request.param == "files":
+        folder = tmp_path / "store"
+        yield Away(files_in(folder), folder, None)
+        return
+    server = S3Server()
+    yield Away(await bucket_of(server), None, server)
+    server.stop()
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "admission_timeout_ms": 5000,
         "decoder_queue_seconds": 60,
         "refused_key_max_delay_seconds": 0,
+        "store_retry_seconds": 1,
         **changes,
     }
     return Settings(_env_file=None, **values)  # type: ignore[call-arg]  # pydantic-settings' own

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -33,12 +35,28 @@ RESERVE = "SELECT outcome FROM reserve(CAST(:requests AS jsonb), CAST(:instance 
 HOURS_LATER = timedelta(hours=3)
 
 
+class _Failing(BaseHTTPRequestHandler):
+    """S3 on a bad day."""
+
+    def _refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", "0")))
+        self.send_response(500)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = _refuse  # noqa: N815 - the library's names
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
 class S3Server:
     """S3 on loopback, by moto; what it holds outlives a stop."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._failing: ThreadingHTTPServer | None = None
         self._server.start()
         self._port = int(self._server.get_host_and_port()[1])
 
@@ -54,6 +72,19 @@ class S3Server:
         """Answer again, at the same port."""
         self._server = ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
         self._server.start()
+
+    def fail(self) -> None:
+        """Answer every request with 500, at the same port."""
+        self._server.stop()
+        self._failing = ThreadingHTTPServer(("127.0.0.1", self._port), _Failing)
+        Thread(target=self._failing.serve_forever, daemon=True).start()
+
+    def mend(self) -> None:
+        """End `fail`."""
+        assert self._failing is not None
+        self._failing.shutdown()
+        self._failing.server_close()
+        self.start()
 
     async def make_bucket(self) -> str:
         name = f"images-{secrets.token_hex(6)}"

@@ -286,7 +286,7 @@ def queried_tables(node: ast.AST, names: dict[str, str], tables: frozenset[str])
     is_method = isinstance(node.func, ast.Attribute) and node.func.attr in QUERY_METHODS
     if not is_method and last_name(node.func) not in QUERY_CALLS:
         return set()
-    modules = ("tables", "money_tables", "request_tables")
+    modules = ("tables", "money_tables", "request_tables", "spool_table")
     wanted = {f"gateway.db.{module}.{table}": table for module in modules for table in tables}
     arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
     spelled = {meaning(part, names) for a in arguments for part in ast.walk(a)}

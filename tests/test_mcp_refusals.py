@@ -269,23 +269,28 @@ async def test_a_tenants_own_key_that_is_refused_is_its_own_to_mend(
     assert await count_states(served) == {"void": 6}
 
 
-async def test_what_was_paid_for_and_not_stored_is_not_bought_again(
+async def test_what_was_paid_for_and_not_stored_is_shown_and_then_nothing_more_is_bought(
     served: Served, stub: Stub
 ) -> None:
     images = served.gateway.settings.data_dir / "images"
     shutil.rmtree(images)
     images.write_bytes(b"a file where the folder was")
     key = await served.key()
-    for mode in MODES:
-        async with served.mcp(key, mode) as client:
-            results = [await call(client, tool, **BUYING[tool]) for tool in BUYING]
-            usage = content_of(await call(client, "get_usage"))
-        assert [error_of(result)["code"] for result in results] == ["storage_failed"] * 3
-        assert all("paid twice" in text_of(result) for result in results)
-        assert str(images) not in "".join(map(text_of, results))
-    assert await count_states(served) == {"posted": 6}
+    shown, refused = [], []
+    async with served.mcp(key, MODES[0]) as client:
+        shown = [await call(client, tool, **BUYING[tool]) for tool in BUYING]
+    async with served.mcp(key, MODES[1]) as client:
+        refused = [await call(client, tool, **BUYING[tool]) for tool in BUYING]
+        usage = content_of(await call(client, "get_usage"))
+    for result in shown:
+        assert content_of(result)["cost_status"] == "actual"
+        assert result.content[0].type == "image"
+    assert [error_of(result)["code"] for result in refused] == ["storage_unavailable"] * 3
+    assert all("Nothing was bought" in text_of(result) for result in refused)
+    assert str(images) not in "".join(map(text_of, [*shown, *refused]))
+    assert await count_states(served) == {"posted": 3}
     assert await served.ledger_total() == stub.totals.cost_nano_usd
-    assert usage["today"]["images"] == 6
+    assert usage["today"]["images"] == 3
 
 
 async def test_a_store_that_cannot_be_read_is_said_before_anything_is_bought(

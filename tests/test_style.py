@@ -20,6 +20,7 @@ TABLES_PATHS = (
     "gateway/db/tables.py",
     "gateway/db/money_tables.py",
     "gateway/db/request_tables.py",
+    "gateway/db/spool_table.py",
 )
 
 

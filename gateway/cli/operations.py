@@ -21,7 +21,7 @@ from gateway.cli.output import (
 from gateway.config import Settings, load_settings
 from gateway.core import Core
 from gateway.db.audit import Action, record
-from gateway.errors import ConfigurationError, GatewayError
+from gateway.errors import ConfigurationError, GatewayError, NotFound, StorageFailed
 from gateway.images.storage import new_image_id, open_store
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.reading import open_reader
@@ -83,12 +83,7 @@ async def _examine(settings: Settings, note: Note) -> None:
         await _examine_ledger(gateway, note)
         keys = gateway.core.vault.master_keys
         note("master key", "ok", f"{', '.join(keys.ids)} from {keys.path or 'GATEWAY_MASTER_KEY'}")
-        name = f"doctor/{new_image_id()}"
-        store = open_store(settings.image_storage_url, settings.s3_options)
-        await store.put(name, b"doctor")
-        await store.get(name)
-        await store.delete(name)
-        note("storage", "ok", f"{settings.image_storage_url} takes, gives and deletes")
+        await _examine_store(gateway, note)
         if settings.openai_api_key is None:
             note("house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own")
         else:
@@ -98,6 +93,30 @@ async def _examine(settings: Settings, note: Note) -> None:
         note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
         if gateway.identity_provider is not None:
             await _examine_identity_provider(gateway.identity_provider, settings, note)
+
+
+async def _examine_store(gateway: Gateway, note: Note) -> None:
+    """Try the image store, and say how many paid images wait for it."""
+    settings = gateway.settings
+    name = f"doctor/{new_image_id()}"
+    store = open_store(settings.image_storage_url, settings.s3_options)
+    waiting = await gateway.keeper.spool.stats()
+    if waiting.images:
+        note(
+            "image spool",
+            "waiting",
+            f"{waiting.images} images of {waiting.size_bytes} bytes (at most "
+            f"{settings.spool_max_bytes}) wait for the store, the oldest for "
+            f"{waiting.oldest_seconds:.0f} s",
+        )
+    try:
+        await store.put(name, b"doctor")
+        await store.get(name)
+        await store.delete(name)
+    except (StorageFailed, NotFound) as error:
+        note("storage", "wrong", f"{settings.image_storage_url}: {error}")
+        return
+    note("storage", "ok", f"{settings.image_storage_url} takes, gives and deletes")
 
 
 def _examine_limits(gateway: Gateway, note: Note) -> None:

@@ -1,7 +1,10 @@
-"""What a client is told when a provider did not make its image."""
+"""The errors that a client gets when no image was made, or none can be linked to."""
+
+from collections.abc import Sequence
+from uuid import UUID
 
 from gateway import telemetry
-from gateway.domain import Outcome
+from gateway.domain import ImageRequest, Kept, Outcome, StoredImage
 from gateway.errors import (
     ContentRefused,
     CredentialRejected,
@@ -12,6 +15,7 @@ from gateway.errors import (
     OutcomeUnknown,
     ProviderUnreachable,
     RateLimited,
+    StorageFailed,
     Unavailable,
 )
 from gateway.providers.base import ProviderFailure, Reason
@@ -59,3 +63,26 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             )
         case _:
             return InvalidRequest(message, code=failure.code, param=failure.param)
+
+
+def not_stored(
+    generation_id: UUID, request: ImageRequest, images: Sequence[StoredImage], kept: Kept
+) -> StorageFailed:
+    """Say that there is no link yet, and how to get the image without buying it again."""
+    made = f"The image was made and its cost recorded as generation {generation_id}, but "
+    if kept is Kept.LOST:
+        return StorageFailed(
+            f"{made}it could not be stored, so there is no link to it. Ask for "
+            "response_format=b64_json, which needs no storage."
+        )
+    made += "the image store does not answer, so no link can be given yet."
+    ids = ", ".join(image.id for image in images)
+    again = "GET /v1/images/{id} gives it"
+    if request.idempotency is not None:
+        again = "The same request with the same idempotency key, or GET /v1/images/{id}, gives it"
+    return StorageFailed(
+        f"{made} It is kept as {ids} until the store takes it. {again}; do not buy it again."
+        if kept is Kept.SPOOLED
+        else f"{made} The gateway tries for a minute more to keep it as {ids}. {again} if that "
+        "succeeds."
+    )

@@ -20,7 +20,7 @@ from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.tables import ImageRow, TenantRow
 from gateway.domain import Caller, CostStatus
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
-from gateway.images.retention import delete_files, mark_deleted
+from gateway.images.retention import delete_files, forget_spooled, mark_deleted
 from gateway.images.storage import ImageStore, is_image_id
 
 COST_STATUS = {"posted": CostStatus.ACTUAL, "posted_est": CostStatus.ESTIMATED}
@@ -139,7 +139,7 @@ async def storage_stats(session: TenantSession, caller: Caller) -> StorageStats:
 async def delete_image(
     database: Database, store: ImageStore, caller: Caller, image_id: str, *, by: Actor
 ) -> None:
-    """Forget an image for good: row, file, thumbnail and prompt.
+    """Forget an image for good: row, file, thumbnail, prompt, and bytes that wait in the spool.
 
     From the first commit on it is gone for its owner; should the process or the store fail after
     it, the sweeper removes the files as soon as it can.
@@ -171,6 +171,7 @@ async def _expire(session: TenantSession, caller: Caller, image_id: str) -> str:
     row = expired.one_or_none()
     if row is None:
         raise _not_found(image_id)
+    await forget_spooled(session, [image_id])
     await record(
         session,
         Action.IMAGE_DELETED,

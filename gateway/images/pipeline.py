@@ -34,6 +34,7 @@ from gateway.domain import (
     CostStatus,
     Generation,
     ImageRequest,
+    Kept,
     Operation,
     Outcome,
     PartialSink,
@@ -49,13 +50,12 @@ from gateway.errors import (
     GatewayError,
     ImageUnfinished,
     OutcomeUnknown,
-    StorageFailed,
     Unavailable,
 )
 from gateway.image_models import Choice
 from gateway.images import continuity
 from gateway.images.catalog import Catalog
-from gateway.images.failures import client_error
+from gateway.images.failures import client_error, not_stored
 from gateway.images.pipeline_limits import PipelineLimits
 from gateway.images.provider_circuits import note_failure, provider_call
 from gateway.images.replays import Replays, record_error, record_for, released
@@ -233,6 +233,7 @@ class Pipeline:
             return replayed
         if request.operation is not Operation.GENERATION and not request.inputs:
             raise released()
+        await self._results.check(request)
         served = self.serve(caller, request)
         provider = served.model.provider if caller.livemode else SANDBOX
         credential = (
@@ -424,18 +425,14 @@ class Pipeline:
             answer = await self._results.finish(answer, finish)
         except ImageUnfinished as error:
             telemetry.alarm("image_unfinished", generation=str(paid.id), error=error.message)
-            kept, _ = await self._keep(paid, answer, settlement, failed=error)
-            ids = ", ".join(image.id for image in kept if image.url is not None)
+            images, _, _ = await self._keep(paid, answer, settlement, failed=error)
+            ids = ", ".join(image.id for image in images if image.url is not None)
             raise ImageUnfinished(
                 f"{error.message} As it was made, it is kept as {ids}." if ids else error.message
             ) from error
-        images, settled = await self._keep(paid, answer, settlement)
-        if paid.request.response_format == "url" and images[0].url is None:
-            raise StorageFailed(
-                f"The image was made and its cost recorded as generation {paid.id}, but it could "
-                "not be stored, so there is no link to it. Ask for response_format=b64_json, "
-                "which needs no storage."
-            )
+        images, kept, settled = await self._keep(paid, answer, settlement)
+        if paid.request.response_format == "url" and kept is not Kept.STORED:
+            raise not_stored(paid.id, paid.request, images, kept)
         return Generation(
             id=paid.id,
             request=paid.request,
@@ -444,6 +441,7 @@ class Pipeline:
             images=images,
             cost_nano=cost_nano,
             cost_status=status if settled else CostStatus.PENDING,
+            kept=kept,
         )
 
     def _estimate(self, paid: _Paid, served: Choice | None) -> NanoUsd:
@@ -468,8 +466,8 @@ class Pipeline:
         settlement: Settlement,
         *,
         failed: GatewayError | None = None,
-    ) -> tuple[tuple[StoredImage, ...], bool]:
-        """Store and settle; returns the images, and whether Postgres acknowledged in time.
+    ) -> tuple[tuple[StoredImage, ...], Kept, bool]:
+        """Store and settle; returns the images, where they are, and whether Postgres acknowledged.
 
         At the same time: the money must not wait for a slow store, nor the answer for both.
         """
@@ -482,10 +480,8 @@ class Pipeline:
                 answer=record_for(paid.caller, paid.request, answer, stored, failed),
             )
         )
-        images = await self._results.store(paid.id, answer, files)
+        images, kept = await self._results.store(paid.id, paid.caller, paid.request, answer, files)
         settled = await self._settlements.acknowledged(settling)
         if not settled:
             current().cost_status = CostStatus.PENDING
-        if settled and files and images[0].url is None:
-            await self._results.forget(paid.caller, files)
-        return images, settled
+        return images, kept, settled

@@ -12,14 +12,15 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import and_, func, select, tuple_
+from sqlalchemy import and_, exists, func, select, tuple_
 
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.money_tables import ReservationRow
+from gateway.db.spool_table import SpooledImageRow
 from gateway.db.tables import ImageRow, SweepRow
 from gateway.errors import NotFound
 from gateway.images.retention import mark_deleted
-from gateway.images.storage import ImageStore, StoredObject, image_of
+from gateway.images.storage import ImageStore, StoredObject, image_id_of, image_of
 from gateway.tenancy import tenants
 
 TENANTS_AT_ONCE = 200
@@ -134,7 +135,7 @@ async def _orphans(
     rows = await session.scalars(
         select(ImageRow.path).where(
             ImageRow.tenant_id == tenant_id,
-            ImageRow.id.in_({_image_id(file.path) for file in files}),
+            ImageRow.id.in_({image_id_of(file.path) for file in files}),
             ImageRow.deleted_at.is_(None),
         )
     )
@@ -204,7 +205,13 @@ async def _rows(
     after: tuple[datetime, str],
     before: datetime,
 ) -> list[_ImageFile]:
-    """The next living rows, oldest first."""
+    """The next living rows, oldest first, without those whose bytes wait in the spool.
+
+    The spool is asked before the store: an image that is stored meanwhile is found there.
+    """
+    is_spooled = exists().where(
+        SpooledImageRow.tenant_id == tenant_id, SpooledImageRow.image_id == ImageRow.id
+    )
     found = await session.execute(
         select(ImageRow.id, ImageRow.path, ImageRow.created_at)
         .where(
@@ -212,6 +219,7 @@ async def _rows(
             ImageRow.livemode.is_(livemode),
             ImageRow.deleted_at.is_(None),
             ImageRow.created_at < before,
+            ~is_spooled,
             tuple_(ImageRow.created_at, ImageRow.id) > tuple_(*after),
         )
         .order_by(ImageRow.created_at, ImageRow.id)
@@ -237,11 +245,6 @@ async def _is_gone(store: ImageStore, path: str) -> bool:
     except NotFound:
         return True
     return False
-
-
-def _image_id(path: str) -> str:
-    """`…/img_1_a.png.thumb.webp` → `img_1_a`."""
-    return path.rpartition("/")[2].partition(".")[0]
 
 
 async def _at_once(calls: Iterable[Awaitable[T]]) -> list[T]:

@@ -9,25 +9,22 @@ from typing import BinaryIO
 from uuid import UUID
 
 import pybase64
-import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import telemetry
 from gateway.billing.reservations import StoredFile
-from gateway.db.engine import Database, DatabaseUnavailable
-from gateway.domain import Caller, ImageRequest, ProviderAnswer, StoredImage
-from gateway.errors import ImageUnfinished, StorageFailed
+from gateway.domain import Caller, ImageRequest, Kept, ProviderAnswer, StoredImage
+from gateway.errors import ImageUnfinished
 from gateway.images.continuity import Finish
 from gateway.images.decoding import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.images.keeping import Keeper
 from gateway.images.links import LinkSigner
 from gateway.images.metadata import sniff_format
 from gateway.images.prompts import prompt_hash
-from gateway.images.retention import expire_at_once, link_expiry, retention_seconds
+from gateway.images.retention import link_expiry, retention_seconds
 from gateway.images.spools import new_spool
-from gateway.images.storage import MEDIA_TYPES, ImageStore, image_path, new_image_id
+from gateway.images.storage import MEDIA_TYPES, image_path, new_image_id
 
 STORE_TIMEOUT_SECONDS = 60.0
-log = structlog.get_logger(__name__)
 _SIZE_FORM = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
 
 
@@ -36,19 +33,17 @@ class Results:
 
     def __init__(
         self,
-        store: ImageStore,
+        keeper: Keeper,
         links: LinkSigner,
         decoder: Decoder,
-        database: Database,
         *,
         link_key: bytes,
         image_ttl_seconds: int,
         image_retention_seconds: int,
     ) -> None:
-        self._store = store
+        self._keeper = keeper
         self._links = links
         self._decoder = decoder
-        self._database = database
         self._link_key = link_key
         self._image_ttl_seconds = image_ttl_seconds
         self._image_retention_seconds = image_retention_seconds
@@ -127,44 +122,46 @@ class Results:
             prompt_hash=prompt_hash(self._link_key, caller.tenant_id, request.prompt),
         )
 
+    async def check(self, request: ImageRequest) -> None:
+        """Refuse what could be bought and not delivered.
+
+        Raises:
+            Unavailable: the store is known to be away, and a link is wanted or the spool is full.
+        """
+        await self._keeper.health.check(wants_link=request.wants_link)
+
     async def store(
         self,
         generation_id: UUID,
+        caller: Caller,
+        request: ImageRequest,
         answer: ProviderAnswer,
         files: list[tuple[StoredFile, bytes]],
-    ) -> tuple[StoredImage, ...]:
-        """Store every image, or give none a link: an answer whose store failed has its bytes."""
-        failed = "no base64" if not files else await self._put_all(files)
-        if failed:
-            telemetry.alarm("storage_failed", generation=str(generation_id), error=failed)
+    ) -> tuple[tuple[StoredImage, ...], Kept]:
+        """Keep every image; returns them, and where they are now.
+
+        Links are valid wherever that is; what is no base64 has none.
+        """
+        if not files:
+            telemetry.alarm("storage_failed", generation=str(generation_id), error="no base64")
             media_type = MEDIA_TYPES[answer.output_format]
-            return tuple(
+            unstored = (
                 StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
             )
-        return tuple(
+            return tuple(unstored), Kept.LOST
+        # By its response format alone: who is shown a preview has it at once.
+        wants_link = request.response_format == "url"
+        kept = await self._keeper.keep(
+            generation_id, caller.tenant_id, files, wants_link=wants_link
+        )
+        images = tuple(
             StoredImage(file.id, encoded, self._link(file), file.media_type)
             for (file, _), encoded in zip(files, answer.images, strict=True)
         )
-
-    async def forget(self, caller: Caller, files: list[tuple[StoredFile, bytes]]) -> None:
-        """Take images out of the history whose store failed; the sweeper sees to what is there."""
-        try:
-            async with self._database.tenant(caller.tenant_id) as session:
-                await expire_at_once(session, caller.tenant_id, [file.id for file, _ in files])
-        except (DatabaseUnavailable, SQLAlchemyError):
-            log.warning("unstored_images_stay_listed", images=len(files))
+        return images, kept
 
     def _link(self, file: StoredFile) -> str:
         return self._links.sign(file.id, file.path, file.link_expires_at)
-
-    async def _put_all(self, files: list[tuple[StoredFile, bytes]]) -> str | None:
-        """Store every file; the name of the error where one failed."""
-        try:
-            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
-                await asyncio.gather(*(self._store.put(f.path, content) for f, content in files))
-        except (StorageFailed, TimeoutError) as error:
-            return type(error).__name__
-        return None
 
 
 def dimensions(size: str | None) -> tuple[int | None, int | None]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import delete, func, select, tuple_, update
 
 from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.spool_table import SpooledImageRow
 from gateway.db.tables import ImageRow, TenantRow
 from gateway.domain import TenantSettings
 from gateway.images.storage import ImageStore, thumbnail_path
@@ -64,6 +65,7 @@ async def delete_files(store: ImageStore, path: str) -> None:
 
 async def mark_deleted(session: OperatorSession | TenantSession, image_ids: Sequence[str]) -> None:
     """Write down that the files are gone, and forget what they showed."""
+    await forget_spooled(session, image_ids)
     await session.execute(
         update(ImageRow)
         .where(ImageRow.id.in_(image_ids), ImageRow.deleted_at.is_(None))
@@ -73,6 +75,17 @@ async def mark_deleted(session: OperatorSession | TenantSession, image_ids: Sequ
             prompt=None,
             prompt_hash=None,
         )
+    )
+
+
+async def forget_spooled(
+    session: OperatorSession | TenantSession, image_ids: Sequence[str]
+) -> None:
+    """Remove what the spool holds of these images."""
+    await session.execute(
+        delete(SpooledImageRow)
+        .where(SpooledImageRow.image_id.in_(image_ids))
+        .execution_options(synchronize_session=False)
     )
 
 

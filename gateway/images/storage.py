@@ -76,8 +76,8 @@ class ImageStore:
     """
 
     def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
-        self._store = store
-        self._folder = folder
+        self.objects = store
+        self.folder = folder
 
     async def put(self, path: str, content: bytes) -> None:
         """Store `content`.
@@ -86,11 +86,10 @@ class ImageStore:
             StorageFailed: it is not stored.
         """
         try:
-            await self._store.put_async(path, content, use_multipart=False)
+            await self.objects.put_async(path, content, use_multipart=False)
         except FAILED as error:
             raise StorageFailed(
-                "The image was made and its cost recorded, but it could not be stored "
-                f"({type(error).__name__})."
+                f"The image store does not take a file ({type(error).__name__})."
             ) from error
 
     async def get(self, path: str) -> bytes:
@@ -102,7 +101,7 @@ class ImageStore:
         """
         try:
             async with asyncio.timeout(READ_SECONDS):
-                result = await self._store.get_async(path)
+                result = await self.objects.get_async(path)
                 return bytes(await result.bytes_async())
         except FAILED as error:
             raise _refusal(error) from error
@@ -116,7 +115,7 @@ class ImageStore:
         """
         try:
             async with asyncio.timeout(READ_SECONDS):
-                return _object(await self._store.head_async(path))
+                return _object(await self.objects.head_async(path))
         except FAILED as error:
             raise _refusal(error) from error
 
@@ -127,7 +126,7 @@ class ImageStore:
             NotFound: nothing is there, or no longer.
         """
         try:
-            result = await self._store.get_async(
+            result = await self.objects.get_async(
                 path, options={} if span is None else {"range": span}
             )
         except FAILED as error:
@@ -137,7 +136,7 @@ class ImageStore:
     async def delete(self, path: str) -> None:
         """Forget the file at `path`; one that is gone already is fine."""
         try:
-            await self._store.delete_async(path)
+            await self.objects.delete_async(path)
         except MISSING:
             return
         except FAILED as error:
@@ -146,7 +145,7 @@ class ImageStore:
     async def list(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
         """Every file below `folder`, in no order, a bounded number at once."""
         try:
-            async for found in self._store.list(folder, chunk_size=LISTED_AT_ONCE):
+            async for found in self.objects.list(folder, chunk_size=LISTED_AT_ONCE):
                 yield [_object(meta) for meta in found]
         except FAILED as error:
             raise StorageFailed(UNANSWERED) from error
@@ -156,10 +155,10 @@ class ImageStore:
 
         S3 has nothing of the kind: an object that was not sent whole is not there.
         """
-        if self._folder is None:
+        if self.folder is None:
             return 0
         try:
-            return await asyncio.to_thread(_unlink_unfinished, self._folder / folder, before)
+            return await asyncio.to_thread(_unlink_unfinished, self.folder / folder, before)
         except OSError as error:
             raise StorageFailed(UNANSWERED) from error
 
@@ -213,6 +212,16 @@ def image_path(tenant_id: UUID, image_id: str, output_format: str) -> str:
     """Where an image lives: a folder per tenant and day."""
     day = datetime.now(UTC).strftime("%Y/%m/%d")
     return f"{tenant_id}/{day}/{image_id}.{output_format}"
+
+
+def image_id_of(path: str) -> str:
+    """`…/img_1_a.png.thumb.webp` → `img_1_a`."""
+    return path.rpartition("/")[2].partition(".")[0]
+
+
+def tenant_of(path: str) -> UUID:
+    """The tenant whose image lives at `path`."""
+    return UUID(path.partition("/")[0])
 
 
 def thumbnail_path(path: str) -> str:

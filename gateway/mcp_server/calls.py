@@ -33,6 +33,7 @@ ADVICE = {
     "have been made and paid for.",
     "idempotency_in_flight": "Wait, then call again with the same arguments and the same key.",
     "storage_failed": "Do not call again: it would be paid twice. Tell the person.",
+    "storage_unavailable": "With full_image the image itself is answered, which needs no store.",
     "image_unfinished": "Do not call again: it would be paid twice. Read image-history://recent.",
     "credential_rejected": "Tell the person that their provider key does not work.",
     "no_credential": "Tell the person: a provider key must be stored first.",

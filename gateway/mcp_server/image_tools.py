@@ -66,9 +66,14 @@ async def _parse(call: ToolCall, operation: Operation) -> ImageRequest:
         call.gateway.core.catalog,
         operation=operation,
         default_model=call.gateway.settings.default_model,
-        default_response_format="url",
+        default_response_format="b64_json",
     )
-    return replace(request, idempotency=await _claim(call, operation))
+    # A preview stands in the result beside the link; only a full image is one without it.
+    return replace(
+        request,
+        idempotency=await _claim(call, operation),
+        link_only=not flag(call.arguments, "full_image"),
+    )
 
 
 async def _claim(call: ToolCall, operation: Operation) -> IdempotencyClaim | None:

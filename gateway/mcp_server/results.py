@@ -13,7 +13,8 @@ from typing import Literal
 from mcp.types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
 from pydantic import BaseModel, Field
 
-from gateway.domain import Generation, StoredImage
+from gateway.domain import Generation, Kept, StoredImage
+from gateway.errors import StorageFailed
 from gateway.images.decoding import Decoder
 from gateway.images.previews import make_preview
 from gateway.images.references import HOSTED_SCHEME
@@ -62,7 +63,16 @@ class ImagesMade(BaseModel):
 async def show_generation(
     generation: Generation, finisher: Decoder, *, provider: str, full_image: bool
 ) -> CallToolResult:
-    """The result of a tool that made images, bought of `provider`."""
+    """The result of a tool that made images, bought of `provider`.
+
+    Raises:
+        StorageFailed: what the provider made is no image.
+    """
+    if generation.kept is Kept.LOST:
+        raise StorageFailed(
+            f"Something was made and its cost recorded as generation {generation.id}, but it is no "
+            "image that can be stored or shown."
+        )
     made = _made(generation)
     result = ImagesMade(
         id=made[0].id,
@@ -78,7 +88,8 @@ async def show_generation(
         cost_status=generation.cost_status.value,
         replayed=generation.replayed,
     )
-    is_whole = full_image and _fits(generation)
+    # An image that is kept nowhere yet is shown whole where it fits: this may be its only copy.
+    is_whole = (full_image or generation.kept is Kept.PENDING) and _fits(generation)
     pictures = await asyncio.gather(
         *(_picture(image, finisher, is_whole=is_whole) for image in generation.images)
     )
@@ -97,7 +108,14 @@ async def show_generation(
             )
         )
     return CallToolResult(
-        content=[*blocks, _sentence(result, is_too_large=full_image and not is_whole)],
+        content=[
+            *blocks,
+            _sentence(
+                result,
+                is_too_large=full_image and not is_whole,
+                is_pending=generation.kept is Kept.PENDING,
+            ),
+        ],
         structured_content=result.model_dump(mode="json"),
         _meta={
             COST_META: {
@@ -150,7 +168,7 @@ async def _picture(image: StoredImage, finisher: Decoder, *, is_whole: bool) -> 
     return ImageContent(type="image", data=encoded, mime_type="image/webp")
 
 
-def _sentence(result: ImagesMade, *, is_too_large: bool) -> TextContent:
+def _sentence(result: ImagesMade, *, is_too_large: bool, is_pending: bool) -> TextContent:
     cost = f"{result.cost_usd} USD ({result.cost_status})"
     lines = [f"Made with {result.model} for {cost}."]
     if result.replayed:
@@ -159,5 +177,7 @@ def _sentence(result: ImagesMade, *, is_too_large: bool) -> TextContent:
         lines.append(f"({result.requested_model} is retired; {result.model} serves it.)")
     if is_too_large:
         lines.append("Too large to show whole: this is a preview. Read the resource or the link.")
+    if is_pending:
+        lines.append("The image store does not answer: the link may stay dead.")
     lines += [f"{image.uri} {image.url}" for image in result.images]
     return TextContent(type="text", text="\n".join(lines))

@@ -88,7 +88,7 @@ UploadsDep = Annotated[UploadReader, Depends(get_uploads)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
 ActorDep = Annotated[Actor, Depends(get_actor)]
 ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
-ImageReader = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
+ImageFiles = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
 Provider = Annotated[
     str, Path(description="Whose key it is.", json_schema_extra={"enum": [*PROVIDERS]})

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.db.engine import DatabaseUnavailable, answered_within
+from gateway.images.store_health import StoreHealth
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.openapi import shared_headers
 from gateway.rest.schemas import Health, Readiness
@@ -41,21 +42,34 @@ async def health() -> dict[str, str]:
     },
 )
 async def ready(gateway: GatewayDep) -> JSONResponse:
-    """503 while Postgres does not answer, and once the gateway shuts down."""
+    """503 while Postgres does not answer, and once the gateway shuts down.
+
+    200 with the status `degraded` while the image store is away: every replica shares the store,
+    and a balancer that took them all out would stop the requests that need no link too.
+    """
+    storage = _storage(gateway.keeper.health)
     if gateway.leaving.is_set() or gateway.pipeline.draining:
         return JSONResponse(
-            {"status": "draining", "database": "ok"}, status_code=HTTPStatus.SERVICE_UNAVAILABLE
+            {"status": "draining", "database": "ok", "storage": storage},
+            status_code=HTTPStatus.SERVICE_UNAVAILABLE,
         )
     try:
         async with answered_within(READY_TIMEOUT_SECONDS):
             await gateway.database.call("SELECT 1")
     except DatabaseUnavailable:
         return JSONResponse(
-            {"status": "unavailable", "database": "unavailable"},
+            {"status": "unavailable", "database": "unavailable", "storage": storage},
             status_code=HTTPStatus.SERVICE_UNAVAILABLE,
             headers={"Retry-After": "1"},
         )
-    return JSONResponse({"status": "ready", "database": "ok"})
+    status = "ready" if storage == "ok" else "degraded"
+    return JSONResponse({"status": status, "database": "ok", "storage": storage})
+
+
+def _storage(health: StoreHealth) -> str:
+    if not health.is_failing:
+        return "ok"
+    return "failing, spool full" if health.is_spool_full else "failing"
 
 
 @router.get(

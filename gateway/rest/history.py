@@ -11,7 +11,7 @@ from gateway.images.history import HostedImage
 from gateway.images.links import LinkKind
 from gateway.images.retention import link_expiry
 from gateway.money import NanoUsd, format_usd
-from gateway.rest.dependencies import ActorDep, GatewayDep, ImageReader, ImageWriter
+from gateway.rest.dependencies import ActorDep, GatewayDep, ImageFiles, ImageWriter
 from gateway.rest.refusals import refused_with
 from gateway.rest.schemas import (
     GenerationOfImage,
@@ -36,7 +36,7 @@ Rest = Annotated[
 
 @router.get("/v1/images", summary="Images made so far")
 async def list_images(
-    gateway: GatewayDep, caller: ImageReader, query: Annotated[ImageListQuery, Query()]
+    gateway: GatewayDep, caller: ImageFiles, query: Annotated[ImageListQuery, Query()]
 ) -> ImageList:
     """Newest first; the next page begins `after` the `last_id` of this one.
 
@@ -57,7 +57,7 @@ async def list_images(
 
 
 @router.get(ONE_IMAGE, summary="One image")
-async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageReader) -> ImageObject:
+async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageFiles) -> ImageObject:
     """What is known of an image, with fresh links."""
     async with gateway.database.tenant(caller.tenant_id) as session:
         image = await history.find_image(session, caller, f"img_{rest}")

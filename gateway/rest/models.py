@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from gateway.errors import ModelRetired, NotFound
 from gateway.image_models import Model
-from gateway.rest.dependencies import GatewayDep, ImageReader
+from gateway.rest.dependencies import GatewayDep, ImageFiles
 from gateway.rest.schemas import ModelList, ModelObject
 
 router = APIRouter(tags=["models"])
@@ -19,7 +19,7 @@ router = APIRouter(tags=["models"])
     response_model=None,
     responses={200: {"model": ModelList}},
 )
-async def list_models(gateway: GatewayDep, caller: ImageReader) -> dict[str, object]:
+async def list_models(gateway: GatewayDep, caller: ImageFiles) -> dict[str, object]:
     """As OpenAI lists them, with dates and capabilities; also those a successor serves."""
     catalog = gateway.core.catalog
     models = [
@@ -35,7 +35,7 @@ async def list_models(gateway: GatewayDep, caller: ImageReader) -> dict[str, obj
     response_model=None,
     responses={200: {"model": ModelObject}},
 )
-async def get_model(model_id: str, gateway: GatewayDep, caller: ImageReader) -> dict[str, object]:
+async def get_model(model_id: str, gateway: GatewayDep, caller: ImageFiles) -> dict[str, object]:
     """A model that this key may use."""
     try:
         model = gateway.core.catalog.find(caller, model_id)

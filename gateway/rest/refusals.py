@@ -164,6 +164,11 @@ REFUSALS: Mapping[int, Refusal] = {
             Unavailable(
                 "The gateway's database is not available right now.", code="database_unavailable"
             ),
+            Unavailable(
+                "The image store does not answer, so no link to an image can be given.",
+                code="storage_unavailable",
+                retry_after_seconds=10,
+            ),
             NotConfigured("No openai key is configured.", code="no_credential"),
         ),
         ("Retry-After", "X-Should-Retry"),

@@ -262,8 +262,11 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     """Whether requests can be served, and why not."""
 
-    status: Literal["ready", "draining", "unavailable"]
+    status: Literal["ready", "degraded", "draining", "unavailable"]
     database: Literal["ok", "unavailable"]
+    storage: Literal["ok", "failing", "failing, spool full"] = Field(
+        description="Whether the image store takes images, as this process has found it."
+    )
 
 
 class CredentialBody(BaseModel):

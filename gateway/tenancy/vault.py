@@ -203,10 +203,18 @@ class Vault:
         self, session: TenantSession, tenant_id: UUID, secret: SecretText, *place: object
     ) -> tuple[int, bytes]:
         """Seal a tenant's secret; returns the data key's version and the ciphertext."""
+        return await self.seal_bytes_for_tenant(
+            session, tenant_id, secret.reveal().encode(), *place
+        )
+
+    async def seal_bytes_for_tenant(
+        self, session: TenantSession, tenant_id: UUID, content: bytes, *place: object
+    ) -> tuple[int, bytes]:
+        """Seal a tenant's bytes; returns the data key's version and the ciphertext."""
         version = 1
         # Not kept in memory: this transaction may yet be rolled back, and the key with it.
         key = await self._data_key(session, tenant_id, version)
-        return version, seal(key, secret.reveal().encode(), tenant_id, *place)
+        return version, seal(key, content, tenant_id, *place)
 
     async def open_for_tenant(
         self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
@@ -216,12 +224,23 @@ class Vault:
         Raises:
             SealBroken: the ciphertext stands in another place than it was sealed for.
         """
+        content = await self.open_bytes_for_tenant(database, tenant_id, version, sealed, *place)
+        return SecretText(content.decode())
+
+    async def open_bytes_for_tenant(
+        self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
+    ) -> bytes:
+        """Open a tenant's bytes; asks Postgres for the data key only the first time.
+
+        Raises:
+            SealBroken: the ciphertext stands in another place than it was sealed for.
+        """
         key = self._data_keys.get((tenant_id, version))
         if key is None:
             async with database.tenant(tenant_id) as session:
                 key = await self._data_key(session, tenant_id, version)
             self._data_keys[tenant_id, version] = key
-        return SecretText(unseal(key, sealed, tenant_id, *place).decode())
+        return unseal(key, sealed, tenant_id, *place)
 
     async def _data_key(self, session: TenantSession, tenant_id: UUID, version: int) -> bytes:
         key_id, master_key = self.master_keys.wrapping()

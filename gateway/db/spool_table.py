@@ -1,0 +1,42 @@
+"""The table of images that wait for the store."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    func,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from gateway.db.tables import Table, Timestamp
+
+
+class SpooledImageRow(Table):
+    """An image that the store has not taken yet, sealed by its tenant's data key.
+
+    A worker that tries to store it moves `next_attempt_at` on: that is its lease. There is no
+    reference to `image`: the row there is written with the settlement, which may come later.
+    """
+
+    __tablename__ = "image_spool"
+    __table_args__ = (
+        CheckConstraint("size_bytes > 0", name="image_spool_size"),
+        Index("image_spool_due", "next_attempt_at"),
+    )
+
+    image_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    path: Mapped[str] = mapped_column(Text)
+    data_key_version: Mapped[int] = mapped_column(SmallInteger)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
