@@ -5,7 +5,7 @@ open is named here. With an identity provider, refusals carry the challenges of 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gateway.bootstrap import Gateway
 from gateway.config import Settings
@@ -35,6 +35,7 @@ OPERATOR_PATHS = frozenset({METRICS_PATH})
 OPERATOR_PREFIXES = ("/admin/",)
 READING_METHODS = frozenset({"GET", "HEAD"})
 KEY_PREFIX = "igw_"
+API_KEY_HEADER = b"api-key"
 USUAL_SCOPES = (Scope.IMAGES_READ, Scope.IMAGES_WRITE, Scope.USAGE_READ)
 """What a client asks its user for at first, and any of which serves the MCP endpoint. To store
 provider keys takes a further scope, for which a client asks when it is refused."""
@@ -166,11 +167,18 @@ async def _identify(gateway: Gateway, scope: RequestScope) -> Caller | Operator:
 
 def _bearer(scope: RequestScope, *, is_strict: bool) -> str:
     """The one key or token; `is_strict` tells what is malformed from what is missing."""
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    values, keys = [], []
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            values.append(value)
+        elif name == API_KEY_HEADER:
+            keys.append(value)
     if len(values) > 1:
         raise MalformedAuthorization("There are several Authorization headers. Send one.")
     scheme, _, token = "".join(v.decode("latin-1") for v in values).strip().partition(" ")
     token = token.strip()
+    if keys:
+        return _api_key(keys, token if values else None)
     if scheme.lower() == "bearer" and is_strict and not _TOKEN.fullmatch(token):
         raise MalformedAuthorization(
             "The Authorization header cannot be read. Send 'Authorization: Bearer ' and one key."
@@ -178,6 +186,20 @@ def _bearer(scope: RequestScope, *, is_strict: bool) -> str:
     if scheme.lower() != "bearer" or not token:
         raise KeyMissing("No API key was given. Send one as 'Authorization: Bearer igw_…'.")
     return str(token)
+
+
+def _api_key(values: Sequence[bytes], bearer: str | None) -> str:
+    """The key of an `api-key` header, as clients of Azure's API send it; never a token."""
+    key = values[0].decode("latin-1").strip()
+    if len(values) > 1:
+        raise MalformedAuthorization("There are several api-key headers. Send one.")
+    if bearer is not None and bearer != key:
+        raise MalformedAuthorization(
+            "The api-key and Authorization headers differ. Send the key in one of them."
+        )
+    if not key.startswith(KEY_PREFIX):
+        raise KeyMissing("The api-key header holds no key of this gateway (igw_…).")
+    return key
 
 
 def _header(scope: RequestScope, name: bytes) -> str:

@@ -15,6 +15,7 @@ from gateway.limits.rate_limits import LimitReached
 from gateway.request_record import note_error
 from gateway.rest.answers import limit_headers
 
+PREFIX = "/v1"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -65,7 +66,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return error_response(NotFound(f"There is no route {request.method} {request.url.path}."))
+        return error_response(_no_route(request))
+    if (elsewhere := _meant(request)) is not None:
+        return error_response(_no_route(request, elsewhere))
     refusal = InvalidRequest(str(error.detail), code="method_not_allowed")
     response = error_response(refusal)
     response.status_code = error.status_code
@@ -73,6 +76,28 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
+
+
+def _no_route(request: Request, elsewhere: str | None = None) -> NotFound:
+    """Say that nothing is here, and where it is: a base URL has one /v1 too few or too many."""
+    here, elsewhere = request.url.path, elsewhere or _meant(request)
+    if elsewhere is None:
+        return NotFound(f"There is no route {request.method} {here}.")
+    settings: Settings = request.app.state.gateway.settings
+    return NotFound(
+        f"There is no route {request.method} {here}. {elsewhere} is meant: set your client's base "
+        f"URL to {settings.public_url.rstrip('/')}{PREFIX}."
+    )
+
+
+def _meant(request: Request) -> str | None:
+    """The path with one /v1 more or less, where there is a route."""
+    here = request.url.path
+    path = here.removeprefix(PREFIX) if here.startswith(PREFIX * 2) else PREFIX + here
+    app: FastAPI = request.app
+    scope = {**request.scope, "path": path}
+    is_route = any(route.matches(scope)[0] is Match.FULL for route in app.router.routes)
+    return path if is_route else None
 
 
 def _allowed_methods(request: Request) -> list[str]:
