@@ -140,6 +140,7 @@ class Settings(BaseSettings):
 
     idempotency_seconds: int = Field(default=86_400, ge=60, le=2_592_000)
     default_model: str = "gpt-image-2.5-sunburst"
+    dall_e_2_for_old_sdks: bool = True
     prompts_dir: Path | None = None
     max_header_bytes: int = Field(default=65_536, ge=4096, le=1_048_576)
     max_headers: int = Field(default=100, ge=16, le=10_000)

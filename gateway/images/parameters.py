@@ -10,6 +10,7 @@ from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.image_models import Model
 from gateway.images.catalog import Catalog
+from gateway.images.old_sdks import is_older_than_gpt_images
 
 MAX_IDENTIFIER_CHARACTERS = 512
 MAX_PARTIAL_IMAGES = 3
@@ -17,6 +18,8 @@ FULL_QUALITY = 100
 OLD_DEFAULT_MODEL = "dall-e-2"
 """What OpenAI assumed where an application of the time named no model."""
 OLD_DEFAULT_SIZES = frozenset({"256x256", "512x512"})
+OLD_LARGE_SIZE = "1024x1024"
+"""A size of that time, and of today's."""
 OLD_QUALITIES = (None, "standard", "auto")
 _SIZE_FORM = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
@@ -39,15 +42,18 @@ def parse_image_request(
     default_model: str,
     operation: Operation = Operation.GENERATION,
     default_response_format: str | None = None,
+    user_agent: str = "",
 ) -> ImageRequest:
     """Turn the fields of a request into a checked one; input images are checked apart.
+
+    `user_agent` tells a program of DALL·E's time, where such programs are to get it.
 
     Raises:
         InvalidRequest: a field is missing, unknown, or has a wrong type or value (`param`).
         NotFound, ModelRetired, Forbidden: the model.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    name = _text(given, "model") or _implied_model(given, operation, default_model)
+    name = _text(given, "model") or _implied_model(given, operation, default_model, user_agent)
     model = catalog.find(caller, name)
     _refuse_endpoint(model, operation)
     _refuse_unknown(given, model, operation)
@@ -84,15 +90,21 @@ def parse_image_request(
     )
 
 
-def _implied_model(given: Mapping[str, object], operation: Operation, default_model: str) -> str:
+def _implied_model(
+    given: Mapping[str, object], operation: Operation, default_model: str, user_agent: str
+) -> str:
     """The model of a request that names none: today's default, or that of the request's time.
 
-    A size of that time says so, unless something in the request is of another.
+    A size or an SDK of that time says so, unless something in the request is of another.
     """
+    size = _text(given, "size")
     is_old = (
-        _text(given, "size") in OLD_DEFAULT_SIZES
-        and given.keys() <= COMMON_PARAMETERS
+        given.keys() <= COMMON_PARAMETERS
         and given.get("quality") in OLD_QUALITIES
+        and (
+            size in OLD_DEFAULT_SIZES
+            or (size in {None, OLD_LARGE_SIZE} and is_older_than_gpt_images(user_agent))
+        )
     )
     return OLD_DEFAULT_MODEL if is_old or operation is Operation.VARIATION else default_model
 

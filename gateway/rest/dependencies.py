@@ -41,6 +41,28 @@ async def get_caller(request: Request) -> Caller:
     return caller
 
 
+def idempotency_key_of(request: Request) -> str | None:
+    """The request's idempotency key.
+
+    Raises:
+        InvalidRequest: there are several. Two equal ones are refused too: what stands between
+            client and gateway may join them to one that neither has sent.
+    """
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1:
+        raise InvalidRequest(
+            f"There are {len(keys)} Idempotency-Key headers. Send one.",
+            code="invalid_idempotency_key",
+            param="idempotency_key",
+        )
+    return keys[0] if keys else None
+
+
+def old_sdk_of(request: Request, settings: Settings) -> str:
+    """The User-Agent, where SDKs of DALL·E's time are to get DALL·E; else nothing."""
+    return request.headers.get("user-agent", "") if settings.dall_e_2_for_old_sdks else ""
+
+
 def place_of(request: Request) -> Place | None:
     """The request's place among those that are worked on."""
     place: Place | None = request.state.place

@@ -20,6 +20,8 @@ from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
     UploadsDep,
+    idempotency_key_of,
+    old_sdk_of,
     place_of,
     read_json_object,
 )
@@ -30,8 +32,6 @@ from gateway.rest.streaming import stream_generation
 from gateway.rest.uploads import UploadReader
 
 router = APIRouter(tags=["images"])
-IDEMPOTENCY_KEY = "idempotency-key"
-
 
 PURCHASED = (
     *("X-Gateway-Generation-Id", "X-Gateway-Cost-Usd", "X-Gateway-Cost-Status"),
@@ -172,9 +172,13 @@ async def answer(
 async def _read_generation(request: Request, gateway: Gateway, caller: Caller) -> ImageRequest:
     body = await read_json_object(request, gateway.settings)
     image_request = parse_image_request(
-        body, caller, gateway.core.catalog, default_model=gateway.settings.default_model
+        body,
+        caller,
+        gateway.core.catalog,
+        default_model=gateway.settings.default_model,
+        user_agent=old_sdk_of(request, gateway.settings),
     )
-    claim = await claim_for(request.headers.get(IDEMPOTENCY_KEY), request.url.path, body)
+    claim = await claim_for(idempotency_key_of(request), request.url.path, body)
     return replace(image_request, idempotency=claim)
 
 
@@ -194,8 +198,9 @@ async def read_inputs(
             gateway.core.catalog,
             operation=operation,
             default_model=gateway.settings.default_model,
+            user_agent=old_sdk_of(request, gateway.settings),
         )
-        key = request.headers.get(IDEMPOTENCY_KEY)
+        key = idempotency_key_of(request)
         claim = await claim_for(key, request.url.path, form.fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
         return await gateway.intake.with_pictures(caller, image_request, form.pictures, files)

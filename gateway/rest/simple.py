@@ -19,10 +19,11 @@ from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
     UploadsDep,
+    idempotency_key_of,
     place_of,
     read_json_object,
 )
-from gateway.rest.images import IDEMPOTENCY_KEY, documented_purchase, purchase_answers
+from gateway.rest.images import documented_purchase, purchase_answers
 from gateway.rest.schemas import SimpleAnswer
 
 router = APIRouter(tags=["simple"])
@@ -41,7 +42,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     """Like `/v1/images/generations`, answered with links alone."""
     body = await read_json_object(request, gateway.settings)
     image_request = _parse(body, gateway, caller, Operation.GENERATION)
-    claim = await claim_for(request.headers.get(IDEMPOTENCY_KEY), request.url.path, body)
+    claim = await claim_for(idempotency_key_of(request), request.url.path, body)
     return await _answer(
         gateway, caller, replace(image_request, idempotency=claim), place_of(request)
     )
@@ -64,7 +65,7 @@ async def edit_image(
         if isinstance(text := fields.get("params"), str):
             fields["params"] = _json_object(text)
         image_request = _parse(fields, gateway, caller, Operation.EDIT)
-        key = request.headers.get(IDEMPOTENCY_KEY)
+        key = idempotency_key_of(request)
         claim = await claim_for(key, request.url.path, fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
         image_request = await gateway.intake.with_pictures(
