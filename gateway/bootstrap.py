@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import UUID
 
 from gateway.billing.prices import Prices, PriceTable
@@ -55,6 +55,7 @@ from gateway.tenancy.identity_provider import (
 )
 from gateway.tenancy.key_lookup import KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
+from gateway.tenancy.vault import Vault
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
 
 MAX_DOWNLOAD_BYTES = 52_428_800
@@ -116,11 +117,7 @@ async def open_gateway(
         accounts: Cache[tuple[str, str], Account] = _cache(settings)
         key_lookup = _key_lookup(stack, core, callers)
 
-        def clear(tag: str | None) -> None:
-            for cache in (callers, choices, tables, accounts):
-                cache.clear(tag)
-            key_lookup.clear()
-
+        clear = _clearer(core.vault, key_lookup, callers, choices, tables, accounts)
         await _listen(stack, database, clear)
         reservations = _reservations(stack, settings, database)
         identity_provider = _identity_provider(stack, settings, database, accounts)
@@ -187,6 +184,20 @@ def _key_lookup(
     refused_keys.start()
     stack.push_async_callback(refused_keys.close)
     return KeyLookup(core.database, core.pepper, callers, refused_keys)
+
+
+def _clearer(
+    vault: Vault, key_lookup: KeyLookup, *caches: Cache[Any, Any]
+) -> Callable[[str | None], None]:
+    """What forgets all that is cached of a tenant: its change may be its deletion."""
+
+    def clear(tag: str | None) -> None:
+        for cache in caches:
+            cache.clear(tag)
+        key_lookup.clear()
+        vault.forget(tag)
+
+    return clear
 
 
 def _reservations(stack: AsyncExitStack, settings: Settings, database: Database) -> Reservations:

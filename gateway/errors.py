@@ -19,9 +19,9 @@
     │   └── InvalidToken          401 invalid_token
     ├── BudgetExceeded            402 budget_exceeded
     ├── Forbidden                 403 insufficient_scope, model_not_allowed, tenant_suspended,
-    │   │                             tenant_unknown
+    │   │                             tenant_deleted, tenant_unknown, user_deleted, user_disabled
     │   └── InsufficientScope     403 insufficient_scope
-    ├── NotFound                  404 not_found, model_not_found
+    ├── NotFound                  404 not_found, model_not_found, tenant_deleted, user_deleted
     ├── Conflict                  409 already_exists
     ├── CredentialRejected        424 credential_rejected
     ├── RateLimited               429 rate_limit_exceeded

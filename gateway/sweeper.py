@@ -18,6 +18,7 @@ from gateway.bootstrap import Gateway
 from gateway.db import sweeps
 from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import StorageFailed
+from gateway.images.erasure import erase
 from gateway.images.reconciliation import SWEEP, Reconciled, reconcile
 from gateway.images.retention import (
     ExpiredImage,
@@ -27,11 +28,13 @@ from gateway.images.retention import (
     mark_deleted,
 )
 from gateway.request_log.retention import keep
+from gateway.tenancy.erasure import SWEEP as ERASURES
 
 PARALLEL_DELETIONS = 8
 DELETE_TIMEOUT_SECONDS = 30.0
 INVARIANT_INTERVAL_SECONDS = 3600.0
 BYTE_CAP_INTERVAL_SECONDS = 60.0
+ERASURE_INTERVAL_SECONDS = 60.0
 LIFETIMES_INTERVAL_SECONDS = 86_400.0
 REQUESTS_INTERVAL_SECONDS = 3600.0
 LIFETIMES_RETRY_SECONDS = 600.0
@@ -73,6 +76,7 @@ class Sweeper:
         """Do once what there is to do."""
         await self._sweep_money()
         await self._send_events()
+        await erase(self._gateway.database)
         await self._drain_spool()
         await self._expire_beyond_caps()
         await self._delete_expired_images()
@@ -156,8 +160,11 @@ class Sweeper:
     async def _sweep_images(self) -> None:
         async with self._gateway.database.operator() as session:
             is_ours = await sweeps.claim(session, "byte_caps", seconds=BYTE_CAP_INTERVAL_SECONDS)
+            erases = await sweeps.claim(session, ERASURES, seconds=ERASURE_INTERVAL_SECONDS)
         if is_ours:
             await self._expire_beyond_caps()
+        if erases:
+            await erase(self._gateway.database)
         await self._delete_expired_images()
 
     async def _drain_spool(self) -> None:

@@ -1,5 +1,6 @@
 """docs/admin.md: every command in it does what it says, in the order in which it stands there."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,70 +26,60 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
     headers = {"Authorization": f"Bearer {admin_secret(served)}"}
     async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
         root = f"{served.base_url}{ROOT}"
-        tenant = f"{root}/tenants/{served.tenant_id}"
-        user = created(await http.post(f"{tenant}/users", json={"name": "bob"}))
-        key = created(await http.post(f"{tenant}/keys", json={}))
-        body = {"window": "week", "limit_usd": "5"}
-        budget = created(await http.put(f"{tenant}/budgets", json=body))
-        house_budget = created(await http.put(f"{root}/budgets", json=body))
-        pace = {"kind": "images", "value": 5}
-        limit = created(await http.put(f"{tenant}/limits", json=pace))
-        admin_key = created(
-            await http.post(f"{root}/admin-keys", json={"name": "old", "scopes": ["metrics"]})
-        )
-        await http.patch(tenant, json={"name": "before"})
-        call = await unknown_call(served)
-        variables = {
-            "GATEWAY": root,
-            "CALL": call,
-            "TENANT": str(served.tenant_id),
-            "USER": user["id"],
-            "KEY": key["id"],
-            "BUDGET": budget["id"],
-            "HOUSE_BUDGET": house_budget["id"],
-            "UNTIL": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
-            "LIMIT": limit["id"],
-            "OLD_ADMIN_KEY": admin_key["id"],
-            "ADMIN": headers["Authorization"],
+        variables = {"ADMIN": headers["Authorization"], **await objects(served, http, root)}
+        paths = (await http.get(f"{served.base_url}/openapi.json")).json()["paths"]
+        documented = {
+            (method.upper(), path.removeprefix(ROOT))
+            for path, methods in paths.items()
+            if path.startswith(ROOT) and "/webhooks" not in path  # docs/webhooks.md has those
+            for method in methods
         }
         before = await entries(served)
         asked, writes = set(), 0
         for method, url, content in commands(PAGE, variables):
             answer = await http.request(method, url, content=(content or "").encode())
             assert answer.is_success, (method, url, answer.text)
-            asked.add((method, url.removeprefix(root).partition("?")[0]))
+            path = url.removeprefix(root).partition("?")[0]
+            asked.add((method, template_of(path, {one for verb, one in documented})))
             writes += method != "GET"
-        paths = (await http.get(f"{served.base_url}/openapi.json")).json()["paths"]
-    documented = {
-        (method.upper(), path.removeprefix(ROOT))
-        for path, methods in paths.items()
-        if path.startswith(ROOT) and "/webhooks" not in path  # docs/webhooks.md has those
-        for method in methods
-    }
-    shown = {
-        (method, path.replace("{tenant_id}", str(served.tenant_id))) for method, path in documented
-    }
-    of_house = "/budgets/{budget_id}"
-    shown = {
-        (method, path.replace(of_house, f"/budgets/{house_budget['id']}"))
-        if path.startswith(of_house)
-        else (method, path)
-        for method, path in shown
-    }
-    parts = {
-        "{key_id}": key["id"],
-        "{admin_key_id}": admin_key["id"],
-        "{provider}": "openai",
-        "{budget_id}": budget["id"],
-        "{limit_id}": limit["id"],
-        "{call_id}": call,
-    }
-    for name, value in parts.items():
-        shown = {(method, path.replace(name, value)) for method, path in shown}
-    assert asked == shown
+    assert asked == documented
     told = (await entries(served))[len(before) :]
     operator = await operator_actor(served)
     assert [entry["actor"] for entry in told] == [operator] * writes
+
+
+async def objects(served: Served, http: httpx2.AsyncClient, root: str) -> dict[str, str]:
+    """What the commands of the page are about, by the names of its variables."""
+    tenant = f"{root}/tenants/{served.tenant_id}"
+    week = {"window": "week", "limit_usd": "5"}
+    metrics = {"name": "old", "scopes": ["metrics"]}
+    made = {
+        "USER": await http.post(f"{tenant}/users", json={"name": "bob"}),
+        "LEAVING": await http.post(f"{tenant}/users", json={"name": "leaving"}),
+        "OLD_TENANT": await http.post(f"{root}/tenants", json={"name": "old"}),
+        "KEY": await http.post(f"{tenant}/keys", json={}),
+        "BUDGET": await http.put(f"{tenant}/budgets", json=week),
+        "HOUSE_BUDGET": await http.put(f"{root}/budgets", json=week),
+        "LIMIT": await http.put(f"{tenant}/limits", json={"kind": "images", "value": 5}),
+        "OLD_ADMIN_KEY": await http.post(f"{root}/admin-keys", json=metrics),
+    }
+    await http.patch(tenant, json={"name": "before"})
+    # A name may begin with another: the longer one is replaced first.
+    variables = {name: str(created(answer)["id"]) for name, answer in made.items()} | {
+        "GATEWAY": root,
+        "CALL": await unknown_call(served),
+        "TENANT": str(served.tenant_id),
+        "UNTIL": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
+    }
+    return dict(sorted(variables.items(), key=lambda item: -len(item[0])))
+
+
+def template_of(path: str, templates: set[str]) -> str:
+    """The documented path that this one is an instance of."""
+    if path in templates:
+        return path
+    [template] = [one for one in templates if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", one), path)]
+    return template
 
 
 async def unknown_call(served: Served) -> str:

@@ -43,6 +43,7 @@ async def test_a_tenant_is_made_shown_and_listed(served: Served) -> None:
         "image_retention_seconds": None,
         "max_image_bytes": None,
         "created_at": made["created_at"],
+        "deleted_at": None,
     }
     assert datetime.fromisoformat(made["created_at"]).tzinfo is not None
     assert shown == made
@@ -218,7 +219,9 @@ async def test_users_are_made_and_listed_once_each(served: Served) -> None:
             "id": alice["id"],
             "object": "user",
             "name": "alice",
+            "status": "active",
             "created_at": alice["created_at"],
+            "deleted_at": None,
         }
         twice = await asyncio.gather(*(http.post(path, json={"name": "bob"}) for _ in range(4)))
         assert sorted(answer.status_code for answer in twice) == [201, 409, 409, 409]

@@ -56,6 +56,7 @@ def test_tenants_are_made_and_listed(running: RunningGateway) -> None:
         "stores_prompts": False,
         "image_retention_seconds": None,
         "max_image_bytes": None,
+        "deleted_at": None,
     }
     assert datetime.fromisoformat(made["created_at"]).tzinfo is not None
     plain = command("tenants", "create", "globex")
@@ -179,6 +180,46 @@ def test_a_revoked_key_ends_at_once(running: RunningGateway) -> None:
     listed = running.command("keys", "list", "--tenant", "default", "--json").json()
     ended = {key["id"] for key in listed if key["revoked_at"] is not None}
     assert {one["id"], other["id"]} <= ended
+
+
+def test_users_are_shown_disabled_enabled_and_deleted(running: RunningGateway) -> None:
+    command, target = running.command, ("--tenant", "default")
+    key = make_key(running, "--test", "--user", "dora")["key"]
+    running.expect_soon(key, 200)
+    listed, table = command.each(
+        "users list --tenant default --json", "users list --tenant default"
+    )
+    [dora] = [user for user in listed.json() if user["name"] == "dora"]
+    assert dora["id"] in table.out
+    assert command("users", "show", dora["id"][-4:], *target, "--json").json() == dora
+    disabled = command("users", "disable", "dora", *target, "--json").json()
+    assert disabled == {**dora, "status": "disabled"}
+    assert error_of(running.expect_soon(key, 403))["code"] == "user_disabled"
+    assert command("users", "enable", "dora", *target).status == 0
+    running.expect_soon(key, 200)
+    command("users", "delete", "dora", *target, stdin="alice\n").expect_refusal()
+    assert command("users", "delete", "dora", *target, stdin="").status == 1
+    running.expect_soon(key, 200)
+    deleted = command("users", "delete", "dora", *target, "--json", stdin="dora\n").json()
+    assert (deleted["status"], deleted["name"]) == ("deleted", f"deleted-{dora['id']}")
+    running.expect_soon(key, 401)
+    command("users", "show", "dora", *target).expect_refusal()
+
+
+def test_a_deleted_tenant_needs_its_name_or_yes(running: RunningGateway) -> None:
+    command = running.command
+    for options, typed in ((("--yes",), ""), ((), "doomed\n")):
+        tenant = command("tenants", "create", "doomed", "--json").json()
+        key = command("keys", "create", "--tenant", "doomed", "--test", "--json").json()["key"]
+        running.expect_soon(key, 200)
+        command("tenants", "delete", "doomed", stdin="default\n").expect_refusal()
+        gone = command("tenants", "delete", "doomed", *options, stdin=typed)
+        assert gone.status == 0
+        running.expect_soon(key, 401)
+        shown = command("tenants", "show", tenant["id"], "--json").json()
+        assert (shown["status"], shown["name"]) == ("deleted", f"deleted-{tenant['id']}")
+        command("keys", "create", "--tenant", tenant["id"]).expect_refusal()
+        assert command("tenants", "delete", tenant["id"], "--yes", "--json").json() == shown
 
 
 def test_keys_are_meant_by_name_and_last_four_characters(running: RunningGateway) -> None:

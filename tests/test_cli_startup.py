@@ -27,7 +27,12 @@ SERVER_ONLY = {
 DATABASE = {"sqlalchemy", "asyncpg", "pydantic", "gateway.config"}
 READING = (
     *("usage", "tenants list", "budgets list --house", "webhooks list", "prices list"),
-    *("keys list --tenant t", "credentials list --tenant t", "limits list --tenant t"),
+    *(
+        "users list --tenant t",
+        "keys list --tenant t",
+        "credentials list --tenant t",
+        "limits list --tenant t",
+    ),
 )
 LISTED = """
 import atexit, sys

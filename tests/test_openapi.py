@@ -18,6 +18,7 @@ OPERATORS = {
     "/admin/v1/tenants",
     "/admin/v1/tenants/{tenant_id}",
     "/admin/v1/tenants/{tenant_id}/users",
+    "/admin/v1/tenants/{tenant_id}/users/{user_id}",
     "/admin/v1/tenants/{tenant_id}/keys",
     "/admin/v1/tenants/{tenant_id}/keys/{key_id}",
     "/admin/v1/tenants/{tenant_id}/keys/{key_id}/roll",

@@ -19,6 +19,7 @@ SPOKEN = Spoken(
         "GET /admin/v1/tenants": frozenset({"name"}),
         f"POST {TENANT}/users": frozenset({"name"}),
         f"GET {TENANT}/users": frozenset({"name"}),
+        f"PATCH {TENANT}/users/{{user_id}}": frozenset({"name"}),
         f"POST {TENANT}/keys": frozenset({"expires_at", "name"}),
         f"PATCH {TENANT}/keys/{{key_id}}": frozenset({"name"}),
         f"POST {TENANT}/keys/{{key_id}}/roll": frozenset({"grace_seconds"}),

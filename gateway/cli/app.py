@@ -47,6 +47,7 @@ COMMANDS = {
     ),
     "requests": Entry("requests:requests", "What became of each request, by any of its ids."),
     "tenants": Entry("tenants:tenants", "Tenants: the customers that own everything."),
+    "users": Entry("users:users", "Persons and applications of a tenant."),
     "keys": Entry("accounts:keys", "API keys of tenants and users."),
     "admin-keys": Entry("admin_keys:admin_keys", "Keys of operators and of monitoring."),
     "credentials": Entry("accounts:credentials", "Provider keys of tenants and users."),

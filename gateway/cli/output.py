@@ -94,6 +94,13 @@ def refuse(message: str) -> NoReturn:
     raise typer.Exit(REFUSED)
 
 
+def confirm(consequence: str, name: str) -> None:
+    """Let the user type the name of what is to be deleted; anything else ends the command."""
+    errors.print(consequence)
+    if typer.prompt("Type its name to go on", err=True) != name:
+        refuse(f"This was not the name {name!r}, so nothing was deleted.")
+
+
 def show(
     rows: Sequence[Mapping[str, object]],
     *,

@@ -6,13 +6,28 @@ from typing import Annotated
 import typer
 
 from gateway.cli.amounts import format_bytes, format_seconds, parse_bytes, parse_duration
-from gateway.cli.output import JsonOption, console, fields, invoker, print_json, read, run, show
+from gateway.cli.output import (
+    JsonOption,
+    confirm,
+    console,
+    fields,
+    invoker,
+    print_json,
+    read,
+    run,
+    show,
+)
 from gateway.core import Core, Reader
-from gateway.tenancy import lookups
+from gateway.tenancy import erasure, lookups
 from gateway.tenancy import tenants as tenancy
 from gateway.tenancy.tenants import UNCHANGED, Tenant
 
 tenants = typer.Typer(help="Tenants: the customers that own everything.", no_args_is_help=True)
+
+
+TenantArgument = Annotated[
+    str, typer.Argument(metavar="TENANT", help="Name, id, or the id's last four characters.")
+]
 
 
 class Prompts(StrEnum):
@@ -70,9 +85,55 @@ def _row(tenant: Tenant) -> dict[str, object]:
     }
 
 
+@tenants.command("show")
+def show_tenant(tenant: TenantArgument, as_json: JsonOption = False) -> None:
+    """Show one tenant."""
+    _show(_find(tenant), as_json=as_json)
+
+
+@tenants.command("delete")
+def delete_tenant(
+    tenant: TenantArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a tenant for good: keys, secrets, images, prompts and names; costs are kept."""
+    found = _find(tenant)
+    if not yes:
+        confirm(
+            f"Tenant {found.name}, its users, keys, secrets and images are deleted for good.",
+            found.name,
+        )
+
+    async def work(core: Core) -> Tenant:
+        async with core.database.operator(by=invoker()) as session:
+            return await erasure.delete_tenant(session, found.id)
+
+    deleted = run(work)
+    if as_json:
+        print_json(deleted)
+    else:
+        console.print(f"Tenant {found.name} is deleted; images go within minutes. Costs are kept.")
+
+
+def _find(tenant: str) -> Tenant:
+    async def work(reader: Reader) -> Tenant:
+        async with reader.database.operator() as session:
+            return await lookups.find_tenant(session, tenant)
+
+    return read(work)
+
+
+def _show(tenant: Tenant, *, as_json: bool) -> None:
+    if as_json:
+        print_json(tenant)
+    else:
+        show([_row(tenant)], as_json=False)
+
+
 @tenants.command("set")
 def set_tenant(
-    tenant: Annotated[str, typer.Argument(help="Name or id of the tenant.")],
+    tenant: TenantArgument,
     continuity: Annotated[
         bool | None,
         typer.Option("--continuity/--no-continuity", help="Serve retired models by a successor."),
@@ -106,11 +167,7 @@ def set_tenant(
                 max_image_bytes=cap,
             )
 
-    changed = run(work)
-    if as_json:
-        print_json(changed)
-    else:
-        show([_row(changed)], as_json=False)
+    _show(run(work), as_json=as_json)
 
 
 def _retention_seconds(text: str) -> int | None:
@@ -122,13 +179,13 @@ def _cap_bytes(text: str) -> int | None:
 
 
 @tenants.command("suspend")
-def suspend_tenant(tenant: str, as_json: JsonOption = False) -> None:
+def suspend_tenant(tenant: TenantArgument, as_json: JsonOption = False) -> None:
     """Refuse every key of a tenant from now on."""
     _set_status(tenant, "suspended", as_json=as_json)
 
 
 @tenants.command("resume")
-def resume_tenant(tenant: str, as_json: JsonOption = False) -> None:
+def resume_tenant(tenant: TenantArgument, as_json: JsonOption = False) -> None:
     """Let a suspended tenant's keys work again."""
     _set_status(tenant, "active", as_json=as_json)
 

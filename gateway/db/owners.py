@@ -54,7 +54,9 @@ async def check_user(
     """Raise `NotFound` where this is the id of none of the tenant's users."""
     known = await session.scalar(
         select(TenantUserRow.id).where(
-            TenantUserRow.tenant_id == tenant_id, TenantUserRow.id == user_id
+            TenantUserRow.tenant_id == tenant_id,
+            TenantUserRow.id == user_id,
+            TenantUserRow.status != "deleted",
         )
     )
     if known is None:

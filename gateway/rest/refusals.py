@@ -87,6 +87,7 @@ REFUSALS: Mapping[int, Refusal] = {
                 scopes=("images:write",),
             ),
             Forbidden("This tenant is suspended.", code="tenant_suspended"),
+            Forbidden("The user of this key is disabled.", code="user_disabled"),
             Forbidden("This image link has expired.", code="link_expired"),
         ),
     ),

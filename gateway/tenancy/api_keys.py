@@ -18,7 +18,7 @@ from gateway.domain import Scope, SecretText, new_id
 from gateway.errors import InvalidRequest, NotFound
 from gateway.tenancy import key_format
 from gateway.tenancy.key_format import Pepper
-from gateway.tenancy.tenants import check_name
+from gateway.tenancy.tenants import check_name, keep_living
 
 MAX_LIFETIME = timedelta(days=3653)
 MAX_GRACE = timedelta(days=366)
@@ -67,7 +67,7 @@ async def issue(
 
     Raises:
         InvalidRequest: an unknown scope, a life of more than ten years, or a name that cannot be.
-        NotFound: the user is not this tenant's.
+        NotFound: the user is not this tenant's, or one of them was deleted.
     """
     name = _checked_name(name)
     unknown = sorted(set(scopes or ()) - set(Scope))
@@ -77,6 +77,7 @@ async def issue(
         )
     if expires_at is not None and expires_at > datetime.now(UTC) + MAX_LIFETIME:
         raise InvalidRequest("A key lives for ten years at most.", param="expires_at")
+    await keep_living(session, tenant_id)
     if user_id is not None:
         await check_user(session, tenant_id, user_id)
     secret, row = _new_key(

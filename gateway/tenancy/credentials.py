@@ -20,6 +20,7 @@ from gateway.db.pages import Page, page_of
 from gateway.db.tables import CredentialRow
 from gateway.domain import Caller, SecretText, new_id
 from gateway.errors import InvalidRequest, NotConfigured, NotFound
+from gateway.tenancy.tenants import keep_living
 from gateway.tenancy.vault import Vault
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
@@ -155,7 +156,7 @@ async def store(
 
     Raises:
         InvalidRequest: not the form of a key.
-        NotFound: unknown provider, or the user is not this tenant's.
+        NotFound: unknown provider, the user is not this tenant's, or the tenant was deleted.
     """
     check_provider(provider)
     text = secret.reveal()
@@ -164,6 +165,7 @@ async def store(
             f"A provider key has {MIN_CHARACTERS} to {MAX_CHARACTERS} characters and no spaces.",
             param="secret",
         )
+    await keep_living(session, tenant_id)
     await one_at_a_time(session, tenant_id)
     if user_id is not None:
         await check_user(session, tenant_id, user_id)

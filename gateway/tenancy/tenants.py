@@ -24,6 +24,21 @@ MIN_RETENTION_SECONDS = 60
 MAX_RETENTION_SECONDS = 315_360_000
 MAX_IMAGE_BYTES = 2**63 - 1
 STATUSES = ("active", "suspended")
+"""Those that an operator sets; a tenant that was deleted stays `deleted`."""
+
+
+_REFUSALS = {
+    "suspended": (
+        "tenant_suspended",
+        "This tenant is suspended. Ask the operator of this gateway to resume it.",
+    ),
+    "deleted": ("tenant_deleted", "This tenant was deleted."),
+    "user_disabled": (
+        "user_disabled",
+        "The user of this key is disabled. Ask an administrator of your tenant to enable the user.",
+    ),
+    "user_deleted": ("user_deleted", "The user of this key was deleted."),
+}
 
 
 class Unchanged(Enum):
@@ -48,6 +63,7 @@ class Tenant:
     stores_prompts: bool
     image_retention_seconds: int | None
     max_image_bytes: int | None
+    deleted_at: datetime | None = None
 
 
 async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC") -> Tenant:
@@ -74,7 +90,7 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
         Action.TENANT_CREATED,
         tenant_id=tenant_id,
         object_id=tenant_id,
-        after=_shown(tenant),
+        after=shown(tenant),
     )
     return tenant
 
@@ -172,6 +188,7 @@ async def set_settings(
     await _check_changes(session, changes)
     tenant_id = (await find(session, name_or_id)).id
     row = await session.get_one(TenantRow, tenant_id, with_for_update=True, populate_existing=True)
+    _refuse_deleted(row)
     before = _tenant(row)
     if changes:
         await _update(session, tenant_id, changes)
@@ -185,8 +202,8 @@ async def set_settings(
         action,
         tenant_id=tenant_id,
         object_id=tenant_id,
-        before=_shown(before),
-        after=_shown(after),
+        before=shown(before),
+        after=shown(after),
     )
     return after
 
@@ -232,10 +249,34 @@ async def ids_after(session: OperatorSession, after: UUID, *, limit: int) -> lis
     return list(await session.scalars(query))
 
 
+async def keep_living(session: OperatorSession | TenantSession, tenant_id: UUID) -> None:
+    """Keep a tenant from being deleted until the end of the transaction.
+
+    Raises:
+        NotFound: there is none that this session sees, or it was deleted.
+    """
+    row = await session.get(
+        TenantRow, tenant_id, with_for_update={"read": True}, populate_existing=True
+    )
+    if row is None:
+        raise NotFound(f"There is no tenant {tenant_id}.", param="tenant_id")
+    _refuse_deleted(row)
+
+
+def _refuse_deleted(row: TenantRow) -> None:
+    if row.status == "deleted":
+        raise NotFound(
+            f"Tenant {row.id} was deleted; it cannot be changed any more.",
+            code="tenant_deleted",
+            param="tenant_id",
+        )
+
+
 def refuse_suspended(status: str) -> None:
-    """Raise `Forbidden` where a tenant of this status may do nothing."""
+    """Raise `Forbidden` where an account of this status, a tenant's or a user's, may do nothing."""
     if status != "active":
-        raise Forbidden("This tenant is suspended.", code="tenant_suspended")
+        code, message = _REFUSALS.get(status, _REFUSALS["suspended"])
+        raise Forbidden(message, code=code)
 
 
 def check_name(name: str) -> None:
@@ -258,7 +299,7 @@ def _name_taken(name: str) -> Conflict:
     return Conflict(f"There is a tenant {name!r} already.", param="name")
 
 
-def _shown(tenant: Tenant) -> dict[str, object]:
+def shown(tenant: Tenant) -> dict[str, object]:
     """What the audit trail says of a tenant."""
     return {
         "name": tenant.name,
@@ -282,4 +323,5 @@ def _tenant(row: TenantRow) -> Tenant:
         stores_prompts=row.stores_prompts,
         image_retention_seconds=row.image_retention_seconds,
         max_image_bytes=row.max_image_bytes,
+        deleted_at=row.deleted_at,
     )

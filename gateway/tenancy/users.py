@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, cast
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import TenantSession
@@ -22,7 +24,9 @@ class User:
 
     id: UUID
     name: str
+    status: Literal["active", "disabled", "deleted"]
     created_at: datetime
+    deleted_at: datetime | None = None
 
 
 async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
@@ -44,7 +48,7 @@ async def create_user(session: TenantSession, tenant_id: UUID, name: str) -> Use
     """
     made = await _insert_user(session, tenant_id, name)
     if made is None:
-        raise Conflict(f"This tenant has a user {name!r} already.", param="name")
+        raise _name_taken(name)
     return made
 
 
@@ -67,6 +71,66 @@ async def _insert_user(session: TenantSession, tenant_id: UUID, name: str) -> Us
         after={"name": name},
     )
     return _user(row)
+
+
+async def get(
+    session: TenantSession, tenant_id: UUID, user_id: UUID, *, for_change: bool = False
+) -> User:
+    """The tenant's user with this id; `for_change`: nothing else changes it meanwhile.
+
+    Raises:
+        NotFound: the tenant has no such user.
+    """
+    return _user(await _find(session, tenant_id, user_id, for_change=for_change))
+
+
+async def change(
+    session: TenantSession,
+    tenant_id: UUID,
+    user_id: UUID,
+    *,
+    name: str | None = None,
+    status: Literal["active", "disabled"] | None = None,
+) -> User:
+    """Rename, disable or enable a user. Keys and tokens of a disabled one are refused at once.
+
+    Raises:
+        InvalidRequest: the name cannot be one.
+        NotFound: the tenant has no such user, or the user was deleted.
+        Conflict: the tenant has another user of this name.
+    """
+    row = await _find(session, tenant_id, user_id, for_change=True)
+    if row.status == "deleted":
+        raise NotFound(
+            f"User {user_id} was deleted and cannot be changed any more.",
+            code="user_deleted",
+            param="user_id",
+        )
+    before = _user(row)
+    row.status = status or row.status
+    if name is not None and name != row.name:
+        check_name(name)
+        try:
+            async with session.begin_nested():
+                row.name = name
+                await session.flush()
+        except IntegrityError:
+            raise _name_taken(name) from None
+    await session.flush()
+    after = _user(row)
+    action = {
+        ("active", "disabled"): Action.USER_DISABLED,
+        ("disabled", "active"): Action.USER_ENABLED,
+    }.get((before.status, after.status), Action.USER_UPDATED)
+    await record(
+        session,
+        action,
+        tenant_id=tenant_id,
+        object_id=user_id,
+        before=shown(before),
+        after=shown(after),
+    )
+    return after
 
 
 async def list_users(
@@ -120,5 +184,34 @@ async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]
     return dict(rows.all())
 
 
+async def _find(
+    session: TenantSession, tenant_id: UUID, user_id: UUID, *, for_change: bool
+) -> TenantUserRow:
+    query = select(TenantUserRow).where(
+        TenantUserRow.tenant_id == tenant_id, TenantUserRow.id == user_id
+    )
+    if for_change:
+        query = query.with_for_update(key_share=True)
+    row = await session.scalar(query.execution_options(populate_existing=True))
+    if row is None:
+        raise NotFound(f"This tenant has no user {user_id}.", param="user_id")
+    return row
+
+
+def _name_taken(name: str) -> Conflict:
+    return Conflict(f"This tenant has a user {name!r} already.", param="name")
+
+
+def shown(user: User) -> dict[str, object]:
+    """What the audit trail says of a user."""
+    return {"name": user.name, "status": user.status}
+
+
 def _user(row: TenantUserRow) -> User:
-    return User(id=row.id, name=row.name, created_at=row.created_at)
+    return User(
+        id=row.id,
+        name=row.name,
+        status=cast("Literal['active', 'disabled', 'deleted']", row.status),
+        created_at=row.created_at,
+        deleted_at=row.deleted_at,
+    )

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.db.engine import Database, OperatorSession, TenantSession
@@ -242,6 +242,11 @@ class Vault:
             self._data_keys[tenant_id, version] = key
         return unseal(key, sealed, tenant_id, *place)
 
+    def forget(self, tenant_id: str | None) -> None:
+        """Drop a tenant's opened data keys from memory; None: those of all."""
+        for key in [key for key in self._data_keys if tenant_id in {None, str(key[0])}]:
+            del self._data_keys[key]
+
     async def _data_key(self, session: TenantSession, tenant_id: UUID, version: int) -> bytes:
         key_id, master_key = self.master_keys.wrapping()
         wrapped = seal(master_key, os.urandom(KEY_BYTES), "data_key", tenant_id, version)
@@ -264,6 +269,11 @@ class Vault:
             tenant_id,
             version,
         )
+
+
+async def shred(session: OperatorSession, tenant_id: UUID) -> None:
+    """Destroy a tenant's data keys: what was sealed with them can never be opened again."""
+    await session.execute(delete(DataKeyRow).where(DataKeyRow.tenant_id == tenant_id))
 
 
 async def rewrap_all(database: Database, master_keys: MasterKeys) -> int:

@@ -9,6 +9,7 @@ from uuid import UUID
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.tables import WebhookSecretRow
 from gateway.domain import SecretText, new_id
+from gateway.tenancy.tenants import keep_living
 from gateway.tenancy.vault import Vault, seal, unseal
 
 KIND = "webhook_secret"
@@ -39,12 +40,17 @@ class Sealing:
         endpoint_id: UUID,
         secret: SecretText,
     ) -> WebhookSecretRow:
-        """A new row, valid until it is rolled."""
+        """A new row, valid until it is rolled.
+
+        Raises:
+            NotFound: the tenant was deleted.
+        """
         row = WebhookSecretRow(id=new_id(), tenant_id=tenant_id, endpoint_id=endpoint_id)
         place = (KIND, endpoint_id, row.id)
         if tenant_id is None:
             row.sealed = seal(self._house_key, secret.reveal().encode(), *place)
         else:
+            await keep_living(TenantSession(session), tenant_id)
             row.data_key_version, row.sealed = await self._vault.seal_for_tenant(
                 TenantSession(session), tenant_id, secret, *place
             )

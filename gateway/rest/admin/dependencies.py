@@ -81,9 +81,9 @@ async def changing_tenant(
     """A transaction that changes what one tenant has; the very next request is served by it.
 
     Raises:
-        NotFound: there is no such tenant.
+        NotFound: there is no such tenant, or it was deleted.
     """
     async with gateway.database.tenant(tenant_id, by=actor) as session:
-        await tenants.get(session, tenant_id)
+        await tenants.keep_living(session, tenant_id)
         yield session
     gateway.clear_caches(str(tenant_id))

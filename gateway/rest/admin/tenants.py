@@ -1,4 +1,4 @@
-"""Tenants: made, shown, changed, suspended and resumed."""
+"""Tenants: made, shown, changed, suspended, resumed and deleted."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ from gateway.rest.admin.schemas import (
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
 from gateway.rest.refusals import refused_with
-from gateway.tenancy import tenants
+from gateway.tenancy import erasure, tenants
 from gateway.tenancy.tenants import (
     MAX_IMAGE_BYTES,
     MAX_NAME_CHARACTERS,
@@ -45,18 +45,20 @@ class TenantObject(Identified):
         image_retention_seconds=2_592_000,
         max_image_bytes=None,
         created_at="2026-11-21T09:30:00Z",
+        deleted_at=None,
     )
 
     id: UUID
     object: Literal["tenant"] = "tenant"
     name: str
-    status: Literal["active", "suspended"]
+    status: Literal["active", "suspended", "deleted"]
     time_zone: str = Field(description="Where the days and months of its budgets begin.")
     continuity: bool = Field(description="Retired models are served by a successor.")
     stores_prompts: bool = Field(description="Prompts stay readable beside their images.")
     image_retention_seconds: int | None = Field(description="null: as long as the gateway says.")
     max_image_bytes: int | None = Field(description="Beyond it the oldest go; null: no cap.")
     created_at: datetime
+    deleted_at: datetime | None
 
 
 class TenantBody(Body):
@@ -180,3 +182,15 @@ async def change_tenant(
         )
     gateway.clear_caches(str(tenant_id))
     return TenantObject.model_validate(changed)
+
+
+@router.delete("/{tenant_id}", summary="Delete a tenant for good", dependencies=[NoQuery])
+async def delete_tenant(tenant_id: UUID, gateway: GatewayDep, actor: ActorDep) -> TenantObject:
+    """Its keys are revoked and its data key is destroyed; provider keys, webhooks, images, prompts
+    and the names of tenant, users and keys are erased. Ledger and audit trail are kept. A second
+    time changes nothing.
+    """
+    async with gateway.database.operator(by=actor) as session:
+        deleted = await erasure.delete_tenant(session, tenant_id)
+    gateway.clear_caches(str(tenant_id))
+    return TenantObject.model_validate(deleted)

@@ -15,10 +15,19 @@ from gateway.rest.admin.dependencies import (
     changing_tenant,
     reading_tenant,
 )
-from gateway.rest.admin.schemas import USER_ID, Body, Identified, Listed, PageQuery, with_example
+from gateway.rest.admin.schemas import (
+    USER_ID,
+    Body,
+    Identified,
+    Listed,
+    Name,
+    PageQuery,
+    left_as_it_is,
+    with_example,
+)
 from gateway.rest.dependencies import ActorDep, GatewayDep
 from gateway.rest.refusals import refused_with
-from gateway.tenancy import users
+from gateway.tenancy import erasure, users
 from gateway.tenancy.tenants import MAX_NAME_CHARACTERS
 
 router = APIRouter(prefix="/tenants/{tenant_id}/users", tags=["admin: users"])
@@ -28,13 +37,20 @@ class UserObject(Identified):
     """A user."""
 
     model_config = with_example(
-        id=USER_ID, object="user", name="alice", created_at="2026-11-21T09:31:00Z"
+        id=USER_ID,
+        object="user",
+        name="alice",
+        status="active",
+        created_at="2026-11-21T09:31:00Z",
+        deleted_at=None,
     )
 
     id: UUID
     object: Literal["user"] = "user"
     name: str
+    status: Literal["active", "disabled", "deleted"]
     created_at: datetime
+    deleted_at: datetime | None
 
 
 class UserBody(Body):
@@ -43,6 +59,23 @@ class UserBody(Body):
     model_config = with_example(name="alice")
 
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
+
+
+class UserChange(Body):
+    """What to change of a user; what is not named stays as it is."""
+
+    model_config = with_example(status="disabled")
+
+    name: Name = Field(
+        "",
+        description="Where tokens name users, they must say the new name.",
+        json_schema_extra=left_as_it_is,
+    )
+    status: Literal["active", "disabled"] = Field(
+        "active",
+        description="`disabled` refuses every key and token of the user from the next request on.",
+        json_schema_extra=left_as_it_is,
+    )
 
 
 class UsersQuery(PageQuery):
@@ -86,3 +119,46 @@ async def list_users(
         )
     data = [UserObject.model_validate(user) for user in page.items]
     return Listed[UserObject].of(data, has_more=page.has_more)
+
+
+@router.get("/{user_id}", summary="One user", dependencies=[NoQuery])
+async def get_user(tenant_id: UUID, user_id: UUID, gateway: GatewayDep) -> UserObject:
+    """The user with this id, also where it was deleted."""
+    async with reading_tenant(gateway, tenant_id) as session:
+        return UserObject.model_validate(await users.get(session, tenant_id, user_id))
+
+
+@router.patch(
+    "/{user_id}",
+    summary="Rename, disable or enable a user",
+    responses=refused_with(409),
+    dependencies=[NoQuery],
+    openapi_extra=body_of(UserChange),
+)
+async def change_user(
+    tenant_id: UUID,
+    user_id: UUID,
+    gateway: GatewayDep,
+    actor: ActorDep,
+    body: Annotated[UserChange, Depends(JsonBody(UserChange))],
+) -> UserObject:
+    """Keys and tokens of a disabled user are refused with 403 `user_disabled`, at other gateways
+    within a second.
+    """
+    async with changing_tenant(gateway, tenant_id, actor) as session:
+        changed = await users.change(
+            session, tenant_id, user_id, **body.model_dump(exclude_unset=True)
+        )
+    return UserObject.model_validate(changed)
+
+
+@router.delete("/{user_id}", summary="Delete a user for good", dependencies=[NoQuery])
+async def delete_user(
+    tenant_id: UUID, user_id: UUID, gateway: GatewayDep, actor: ActorDep
+) -> UserObject:
+    """The user's keys are revoked, and name, provider keys, images and prompts erased. Ledger and
+    audit trail are kept. A second time changes nothing.
+    """
+    async with changing_tenant(gateway, tenant_id, actor) as session:
+        deleted = await erasure.delete_user(session, tenant_id, user_id)
+    return UserObject.model_validate(deleted)

@@ -1,0 +1,91 @@
+"""Images and prompts of deleted tenants and users, which go in batches after their owners.
+
+A call that was under way when its owner was deleted settles, and may store images after that. So
+each run looks at every owner that was deleted in the last days.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Select, delete, func, or_, select, text, tuple_, update
+
+from gateway.db.engine import Database, OperatorSession
+from gateway.db.tables import DataKeyRow, ImageRow, TenantRow, TenantUserRow
+
+BATCH = 2_000
+LOOK_BACK = timedelta(days=7)
+"""Longer than any call, and than an image waits for the store."""
+
+
+async def erase(database: Database) -> int:
+    """Let images of deleted tenants and users expire, blank their prompts; returns how many.
+
+    The sweep of expired images then deletes their files.
+    """
+    total = 0
+    while True:
+        async with database.operator() as session:
+            count = await _erase_images(session)
+            await _erase_answers(session)
+            await _shred_again(session)
+        total += count
+        if count < BATCH:
+            return total
+
+
+async def _erase_images(session: OperatorSession) -> int:
+    users = select(TenantUserRow.tenant_id, TenantUserRow.id).where(
+        TenantUserRow.deleted_at > func.now() - LOOK_BACK
+    )
+    remaining = (
+        select(ImageRow.id)
+        .where(
+            ImageRow.deleted_at.is_(None),
+            or_(
+                ImageRow.tenant_id.in_(_deleted_tenants()),
+                tuple_(ImageRow.tenant_id, ImageRow.user_id).in_(users),
+            ),
+            or_(
+                ImageRow.expires_at > func.now(),
+                ImageRow.prompt.is_not(None),
+                ImageRow.prompt_hash.is_not(None),
+            ),
+        )
+        .limit(BATCH)
+    )
+    erased = await session.scalars(
+        update(ImageRow)
+        .where(ImageRow.id.in_(remaining))
+        .values(
+            expires_at=func.least(ImageRow.expires_at, func.now()), prompt=None, prompt_hash=None
+        )
+        .returning(ImageRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(erased.all())
+
+
+async def _shred_again(session: OperatorSession) -> None:
+    """Destroy data keys that calls under way made anew for images that the store did not take."""
+    await session.execute(
+        delete(DataKeyRow)
+        .where(DataKeyRow.tenant_id.in_(_deleted_tenants()))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _deleted_tenants() -> Select[UUID]:
+    return select(TenantRow.id).where(TenantRow.deleted_at > func.now() - LOOK_BACK)
+
+
+async def _erase_answers(session: OperatorSession) -> None:
+    """Blank what models made of prompts, which is kept for repeated requests."""
+    await session.execute(
+        text(
+            "SELECT erase_answers(id, NULL) FROM tenant"
+            " WHERE deleted_at > now() - CAST(:back AS interval)"
+            " UNION ALL SELECT erase_answers(tenant_id, id) FROM tenant_user"
+            " WHERE deleted_at > now() - CAST(:back AS interval)"
+        ),
+        {"back": LOOK_BACK},
+    )
