@@ -26,7 +26,7 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full clients check bench drill migrate lock clean
+.PHONY: help setup run dev test test-full clients mutants check bench drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -47,6 +47,9 @@ test-full: $(DEV_READY) ## the tests, with the money tests at full size (minutes
 	@$(BIN)/pytest -m "full or not full" $(ARGS)
 
 clients: $(CLIENTS_READY) ## install other people's clients (LangChain, SDKs in TypeScript), for their tests
+
+mutants: $(DEV_READY) ## change money and security code, expect a test to fail (ARGS='--sample 40')
+	@$(BIN)/python -m tests.mutation $(ARGS)
 
 check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 	@echo "ruff format"  && $(BIN)/ruff format --check --quiet . || { echo "Not formatted: run $(BIN)/ruff format ." >&2; exit 1; }

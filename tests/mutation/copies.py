@@ -1,0 +1,109 @@
+"""Copies of the checkout, each with a worker process and a Postgres of its own."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import text
+
+from gateway.db.embedded import EmbeddedPostgres
+from gateway.db.engine import create_engine, database_url
+from tests.harness import TEMPLATE, PostgresServer
+
+MEMORY = Path("/dev/shm")  # noqa: S108 - in a new folder with a name of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that tries mutants in its own copy, one at a time."""
+
+    process: subprocess.Popen[str]
+    copy: Path
+    owner_url: str
+
+    def run(
+        self, mutant: dict[str, object] | None, definition: str, tests: Sequence[str]
+    ) -> tuple[str, float]:
+        """The outcome (`found`, `survived`, `hung`) and how many seconds it took."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        job = {"mutant": mutant, "definition": definition, "tests": list(tests)}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"A worker ended. Its last output:\n{self.last_output()}")
+        answer = json.loads(line)
+        return str(answer["outcome"]), float(answer["seconds"])
+
+    def last_output(self) -> str:
+        """What the tests of the last run printed."""
+        log = self.copy.parent / f"{self.copy.name}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+
+@contextmanager
+def running_worker(root: Path, copy: Path, *, seconds: int) -> Iterator[Worker]:
+    """Copy the checkout at `root`, and start a Postgres and a worker for it."""
+    _copy_tree(root, copy)
+    in_memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+    data = Path(tempfile.mkdtemp(prefix="mutants-", dir=in_memory))
+    data.chmod(0o755)  # started by root, Postgres runs as a user of its own
+    postgres = EmbeddedPostgres(data)
+    url = postgres.owner_url("postgres").render_as_string(hide_password=False)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.mutation.worker", str(copy), str(seconds)],
+        cwd=copy,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(copy), "GATEWAY_TEST_DATABASE_URL": url},
+    )
+    try:
+        yield Worker(process, copy, url)
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        process.wait()
+        asyncio.run(postgres.close())
+        shutil.rmtree(data, ignore_errors=True)
+
+
+async def sql_definitions(owner_url: str) -> dict[str, str]:
+    """Every SQL function as the migrations leave it, by name; of several by one name, the last."""
+    server = PostgresServer(owner_url)
+    await server.prepare()
+    engine = create_engine(database_url(owner_url).set(database=TEMPLATE), role=None)
+    statement = text(
+        "SELECT p.proname, pg_get_functiondef(p.oid) FROM pg_proc p "
+        "JOIN pg_namespace n ON n.oid = p.pronamespace "
+        "WHERE n.nspname = 'public' AND p.prokind = 'f' ORDER BY p.proname, p.pronargs"
+    )
+    try:
+        async with engine.connect() as connection:
+            rows = await connection.execute(statement)
+            return {str(name): str(definition) for name, definition in rows.all()}
+    finally:
+        await engine.dispose()
+
+
+def _copy_tree(root: Path, copy: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (root / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, copy / name)

@@ -1,0 +1,57 @@
+"""Mutants of the SQL functions of the money path, as the migrations leave them in the database."""
+
+import re
+from collections.abc import Iterator
+
+from tests.mutation.mutants import Mutant, line_of
+
+_NOISE = re.compile(r"--[^\n]*|'(?:[^']|'')*'|\$\w*\$")
+"""Comments, literals and the marks around a body: nothing in them is changed."""
+_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.ASCII), after)
+    for pattern, after in (
+        (r"(?<![<>=:!])<(?![<>=])", "<="),
+        (r"(?<![<>=:!-])>(?![<>=])", ">="),
+        (r"<=", "<"),
+        (r">=", ">"),
+        (r"<>", "="),
+        (r"(?<![<>=:!])=(?![>=])", "<>"),
+        (r"(?<= )\+(?= )", "-"),
+        (r"(?<= )-(?= )", "+"),
+        (r"\bAND\b", "OR"),
+        (r"\bOR\b(?! REPLACE)", "AND"),
+        (r"\bIS NULL\b", "IS NOT NULL"),
+        (r"\bIS NOT NULL\b", "IS NULL"),
+        (r"\bIS NOT DISTINCT FROM\b", "="),
+        (r"\bgreatest\b", "least"),
+        (r"\bleast\b", "greatest"),
+        (r"\bFOR UPDATE\b(?! OF)", ""),
+        (r"\bNOT (?=IN\b|EXISTS\b)", ""),
+        (r"(?<![\w.:])0(?![\w.:])", "1"),
+        (r"(?<![\w.:])1(?![\w.:])", "2"),
+    )
+)
+
+
+def sql_mutants(name: str, definition: str) -> list[Mutant]:
+    """Every mutant of one function, given as `pg_get_functiondef` writes it."""
+    body_start = definition.index("$")
+    quiet = _NOISE.sub(lambda match: "\0" * len(match[0]), definition)
+    content = definition.encode()
+    return sorted(
+        _found(name, definition, content, quiet, body_start),
+        key=lambda mutant: (mutant.start, mutant.end, mutant.after),
+    )
+
+
+def _found(
+    name: str, definition: str, content: bytes, quiet: str, body_start: int
+) -> Iterator[Mutant]:
+    for pattern, after in _PATTERNS:
+        for match in pattern.finditer(quiet, body_start):
+            start = len(definition[: match.start()].encode())
+            line, text = line_of(content, start)
+            if text.startswith(("RAISE", "SET search_path", "FOR UPDATE SKIP")):
+                continue
+            end = start + len(match[0])
+            yield Mutant("sql", name, name, line, start, end, match[0], after, text)
