@@ -1,0 +1,107 @@
+"""Details that no other test would miss: rounding upwards, one resolution, a claim's route."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from math import ceil
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.billing import prices
+from gateway.db.engine import create_engine, database_url
+from gateway.image_models import SeedPrice
+from tests.harness import GPT2, Served, error_of
+from tests.money_helpers import GENERATIONS, books, post_image
+from tests.stub_openai import Fault, Stub
+
+RATES = SeedPrice(
+    text_input_nano=333_333, image_input_nano=7, text_output_nano=0, image_output_nano=1_000_001
+)
+"""Of no component does the cost of a call come out in whole nano-dollars."""
+A_MINUTE = timedelta(minutes=1)
+LOCK_WAITS = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND wait_event_type = 'Lock' AND query LIKE '%settle%'"
+)
+
+
+async def test_each_component_of_a_cost_is_rounded_up_once(served: Served, stub: Stub) -> None:
+    async with served.gateway.database.operator() as session:
+        await prices.add(session, GPT2, RATES, effective_from=datetime.now(UTC) - A_MINUTE)
+    async with served.http(await served.key()) as http:
+        answer = await post_image(http, "a circle of seven words and a half")
+    assert answer.status_code == 200, answer.text
+    usage = answer.json()["usage"]
+    components = [
+        Fraction(usage["input_tokens"] * RATES.text_input_nano, 1_000_000),
+        Fraction(usage["output_tokens"] * RATES.image_output_nano, 1_000_000),
+    ]
+    assert all(component.denominator > 1 for component in components)
+    [booked] = await books(served)
+    assert booked.lines == (("post", sum(map(ceil, components))),)
+
+
+async def test_two_settlements_of_one_call_at_once_resolve_it_once(
+    served: Served, stub: Stub
+) -> None:
+    # Without a budget: the lock of a budget's row would keep the second one waiting as well.
+    stub.faults.add(Fault("close_before_billing"))
+    async with served.http(await served.key()) as http:
+        assert (await post_image(http)).status_code == 504
+    [row] = await served.owner_sql("SELECT id FROM reservation")
+    async with _connection(served) as first, _connection(served) as second:
+        await first.begin()
+        assert await _settle(first, row.id, kind="post", amount_nano=500) == "ok"
+        late = asyncio.create_task(_settle(second, row.id, kind="post_est", amount_nano=900))
+        await _until_it_waits(served, late)
+        await first.commit()
+        assert await late == "already"
+        await second.commit()
+    [booked] = await books(served)
+    assert (booked.state, booked.final_nano) == ("posted", 500)
+    assert booked.lines == (("post", 500),)
+
+
+async def test_one_key_on_two_routes_of_one_operation_is_two_requests(
+    served: Served, stub: Stub
+) -> None:
+    body, key = {"prompt": "a fox"}, {"Idempotency-Key": "order-4711"}
+    async with served.http(await served.key()) as http:
+        first = await http.post(GENERATIONS, json=body, headers=key)
+        other = await http.post("/generate_image", json=body, headers=key)
+    assert first.status_code == 200
+    assert (other.status_code, error_of(other)["code"]) == (422, "idempotency_conflict")
+    assert len(stub.calls) == 1
+
+
+@asynccontextmanager
+async def _connection(served: Served) -> AsyncIterator[AsyncConnection]:
+    url = served.gateway.settings.database_url
+    assert url is not None
+    engine = create_engine(database_url(url.get_secret_value()), role=None)
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def _settle(connection: AsyncConnection, reservation_id: object, **fields: object) -> str:
+    settlement = {"id": str(reservation_id), "outcome": "success", "images": 1, **fields}
+    rows = await connection.execute(
+        text("SELECT result FROM settle(CAST(:settlements AS jsonb))"),
+        {"settlements": orjson.dumps([settlement]).decode()},
+    )
+    return str(rows.scalar_one())
+
+
+async def _until_it_waits(served: Served, late: asyncio.Task[str]) -> None:
+    """Return once Postgres says that the second settlement waits for the first one's lock."""
+    async with _connection(served) as watcher, asyncio.timeout(30):
+        while not (await watcher.execute(LOCK_WAITS)).scalar_one():
+            assert not late.done(), "it did not wait"
+            await watcher.rollback()
