@@ -25,7 +25,7 @@ from gateway.images.retention import (
     delete_files,
     expire_beyond_caps,
     expired_images,
-    mark_deleted,
+    mark_cleaned,
 )
 from gateway.request_log.retention import keep
 from gateway.tenancy.erasure import SWEEP as ERASURES
@@ -184,7 +184,7 @@ class Sweeper:
         No transaction is open while the store works; two sweepers at one image do no harm.
         """
         database = self._gateway.database
-        last = None
+        last, began = None, datetime.now(UTC)
         while True:
             async with database.operator() as session:
                 expired = await expired_images(session, limit=BATCH, after=last)
@@ -192,7 +192,7 @@ class Sweeper:
             deleted = [image.id for image, done in zip(expired, outcomes, strict=True) if done]
             if deleted:
                 async with database.operator() as session:
-                    await mark_deleted(session, deleted)
+                    await mark_cleaned(session, deleted, cleaned_at=began)
             if len(expired) < BATCH:
                 return
             last = expired[-1]

@@ -27,6 +27,7 @@ from tests.mcp_helpers import (
 
 pytestmark = pytest.mark.parametrize("place", ["files"], indirect=True)
 NOT_FOUND = (INVALID_PARAMS, "image_not_found", "image_id")
+NEVER_CLEANED = {"last_cleanup_at": None, "last_cleanup_images": 0}
 NO_SCOPE = (INVALID_PARAMS, "insufficient_scope", None)
 
 
@@ -121,7 +122,7 @@ async def test_storage_is_told_with_its_bounds(hosted: Hosted) -> None:
         hosted.served.gateway.clear_caches(None)
         full = [await read_json(http, STORAGE, mode) for mode in MODES]
     nothing = {"images": 0, "bytes": 0, "oldest": None, "newest": None, "max_bytes": None}
-    assert empty == [nothing | {"kept_seconds": 86_400}] * 2
+    assert empty == [nothing | {"kept_seconds": 86_400} | NEVER_CLEANED] * 2
     told_of_all = {
         "images": 3,
         "bytes": 30,
@@ -129,8 +130,46 @@ async def test_storage_is_told_with_its_bounds(hosted: Hosted) -> None:
         "newest": max(row.created_at for row in rows).isoformat(),
         "max_bytes": 1000,
         "kept_seconds": 3600,
+        **NEVER_CLEANED,
     }
     assert full == [told_of_all] * 2
+
+
+async def test_the_last_clean_up_is_told_with_its_count_to_each_owner(hosted: Hosted) -> None:
+    served = hosted.served
+    keys = {
+        "alice": await served.key(user="alice"),
+        "bob": await served.key(user="bob"),
+        "tenant": await served.key(),
+        "test mode": await served.key(livemode=False),
+        "other": await served.key(tenant_id=await served.tenant("other")),
+    }
+    stored = {
+        name: await hosted.put_all(keys[name], [(b"x", {})] * count)
+        for name, count in (("alice", 3), ("bob", 2), ("tenant", 210), ("other", 1))
+    }
+    async with served.http(keys["alice"]) as http:
+        # Deleted by its owner: this is no clean-up.
+        assert (await http.delete(f"/v1/images/{stored['alice'][0].id}")).status_code == 200
+
+    async def told() -> dict[str, int]:
+        found = {}
+        for name, key in keys.items():
+            async with served.http(key) as http:
+                stats = await read_json(http, STORAGE)
+            assert (stats["last_cleanup_at"] is None) == (stats["last_cleanup_images"] == 0)
+            found[name] = stats["last_cleanup_images"]
+        return found
+
+    assert set((await told()).values()) == {0}
+    await served.owner_sql("UPDATE image SET expires_at = now()")
+    await served.sweep()
+    first = {"alice": 2, "bob": 2, "tenant": 214, "test mode": 0, "other": 1}
+    assert await told() == first
+    await hosted.put(keys["bob"])
+    await served.owner_sql("UPDATE image SET expires_at = now() WHERE deleted_at IS NULL")
+    await served.sweep()
+    assert await told() == {**first, "bob": 1, "tenant": 1}
 
 
 async def test_resources_need_the_scope_to_read(hosted: Hosted) -> None:

@@ -173,7 +173,12 @@ async def test_the_history_shows_the_ten_newest_of_a_week(hosted: Hosted) -> Non
                 (await read_json(http, HISTORY + query, mode))["has_more"]
                 for query in ("", "?limit=6", "?limit=7", "?days=100&limit=12")
             ]
+            totals = [
+                (await read_json(http, HISTORY + query, mode))["total"]
+                for query in ("", "?limit=1", "?days=100&limit=3")
+            ]
         assert more == [False, True, False, True]
+        assert totals == [7, 7, 13]
 
 
 async def test_an_image_of_the_history_is_as_rest_shows_it(hosted: Hosted, stub: Stub) -> None:

@@ -32,6 +32,7 @@ PLANTS = {
     f" VALUES ({NEW_ID}, :a, 'openai', 1, 1, '\\x00', 'xxxx')",
     "data_key": "(tenant_id, version, wrapped, master_key_id) VALUES (:a, 2, '\\x00', 'x')",
     "budget": "(tenant_id, livemode, period, limit_nano) VALUES (:a, true, 'total', 0)",
+    "image_cleanup": "(tenant_id, livemode, cleaned_at, images) VALUES (:a, true, now(), 1)",
     "rate_limit": "(tenant_id, livemode, kind, value) VALUES (:a, true, 'images', 1)",
     "event": "(tenant_id, livemode, type, data) VALUES (:a, true, 'test', '{}')",
     "webhook_endpoint": f"(id, tenant_id, url) VALUES ({NEW_ID}, :a, 'https://b.example/')",
@@ -79,6 +80,10 @@ WITH happened AS (
 INSERT INTO webhook_delivery (id, tenant_id, endpoint_id, event_id)
 SELECT {NEW_ID}, :tenant_id, hook.id, happened.id FROM hook, happened
 """
+CLEANED_UP = """
+INSERT INTO image_cleanup (tenant_id, livemode, cleaned_at, images)
+VALUES (:tenant_id, true, now(), 1)
+"""
 MONEY = {
     "budget_period": "spent_nano",
     "reservation": "held_nano",
@@ -113,6 +118,7 @@ async def two(served: Served) -> Two:
         assert made.status_code == 200
     for tenant_id in (served.tenant_id, b):
         await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
+        await served.owner_sql(CLEANED_UP, tenant_id=tenant_id)
     await served.gateway.request_log.flush()
     url = httpx2.URL(made.json()["data"][0]["url"])
     return Two(served, served.tenant_id, b, key_a, key_b, url.path.rpartition("/")[2])

@@ -232,6 +232,27 @@ class ImageRow(Table):
     deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
+class ImageCleanupRow(Table):
+    """The last time that expired images of an owner were deleted, and how many those were."""
+
+    __tablename__ = "image_cleanup"
+    __table_args__ = (
+        UniqueConstraint(
+            *("tenant_id", "livemode", "user_id"),
+            name="image_cleanup_owner",
+            postgresql_nulls_not_distinct=True,
+        ),
+        CheckConstraint("images > 0", name="image_cleanup_images"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
+    livemode: Mapped[bool]
+    user_id: Mapped[UUID | None]
+    cleaned_at: Mapped[datetime] = mapped_column(Timestamp)
+    images: Mapped[int]
+
+
 class SweepRow(Table):
     """Work that one worker does for all, and when it is next due.
 

@@ -17,7 +17,7 @@ from gateway.db.actors import Actor
 from gateway.db.audit import Action, record
 from gateway.db.engine import Database, TenantSession
 from gateway.db.money_tables import LedgerRow, ReservationRow
-from gateway.db.tables import ImageRow, TenantRow
+from gateway.db.tables import ImageCleanupRow, ImageRow, TenantRow
 from gateway.domain import Caller, CostStatus
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
 from gateway.images.retention import delete_files, forget_spooled, mark_deleted
@@ -59,13 +59,18 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class StorageStats:
-    """What is stored of a caller's images; `max_bytes` is the whole tenant's cap."""
+    """What is stored of a caller's images; `max_bytes` is the whole tenant's cap.
+
+    `cleaned_at` and `cleaned_images`: when expired images were deleted last, and how many.
+    """
 
     images: int
     size_bytes: int
     oldest: datetime | None
     newest: datetime | None
     max_bytes: int | None
+    cleaned_at: datetime | None
+    cleaned_images: int
 
 
 async def list_images(
@@ -133,7 +138,44 @@ async def storage_stats(session: TenantSession, caller: Caller) -> StorageStats:
     max_bytes = await session.scalar(
         select(TenantRow.max_image_bytes).where(TenantRow.id == caller.tenant_id)
     )
-    return StorageStats(row[0], int(row[1]), row[2], row[3], max_bytes)
+    cleaned_at, cleaned_images = await _last_cleanup(session, caller)
+    return StorageStats(
+        images=row[0],
+        size_bytes=int(row[1]),
+        oldest=row[2],
+        newest=row[3],
+        max_bytes=max_bytes,
+        cleaned_at=cleaned_at,
+        cleaned_images=cleaned_images,
+    )
+
+
+async def count_images(session: TenantSession, caller: Caller, *, since: datetime) -> int:
+    """How many images the caller has that were made since then."""
+    count = select(func.count(ImageRow.id)).where(
+        *_own(caller), *_living(), ImageRow.created_at >= since
+    )
+    return await session.scalar(count) or 0
+
+
+async def _last_cleanup(session: TenantSession, caller: Caller) -> tuple[datetime | None, int]:
+    """A key without a user sees the sum over all users of its tenant."""
+    own = [
+        ImageCleanupRow.tenant_id == caller.tenant_id,
+        ImageCleanupRow.livemode.is_(caller.livemode),
+    ]
+    if caller.user_id is not None:
+        own.append(ImageCleanupRow.user_id == caller.user_id)
+    row = (
+        await session.execute(
+            select(ImageCleanupRow.cleaned_at, func.sum(ImageCleanupRow.images))
+            .where(*own)
+            .group_by(ImageCleanupRow.cleaned_at)
+            .order_by(ImageCleanupRow.cleaned_at.desc())
+            .limit(1)
+        )
+    ).first()
+    return (None, 0) if row is None else (row[0], int(row[1]))
 
 
 async def delete_image(

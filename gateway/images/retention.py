@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy import case, delete, func, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
 
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.spool_table import SpooledImageRow
-from gateway.db.tables import ImageRow, TenantRow
+from gateway.db.tables import ImageCleanupRow, ImageRow, TenantRow
 from gateway.domain import TenantSettings
 from gateway.images.storage import ImageStore, thumbnail_path
 
@@ -86,6 +87,43 @@ async def forget_spooled(
         delete(SpooledImageRow)
         .where(SpooledImageRow.image_id.in_(image_ids))
         .execution_options(synchronize_session=False)
+    )
+
+
+async def mark_cleaned(
+    session: OperatorSession, image_ids: Sequence[str], *, cleaned_at: datetime
+) -> None:
+    """Mark images as deleted, as `mark_deleted` does, and count them as those of a clean-up.
+
+    `cleaned_at` names the clean-up: its batches count together.
+    """
+    owners = await session.execute(
+        select(ImageRow.tenant_id, ImageRow.livemode, ImageRow.user_id, func.count())
+        .where(ImageRow.id.in_(image_ids), ImageRow.deleted_at.is_(None))
+        .group_by(ImageRow.tenant_id, ImageRow.livemode, ImageRow.user_id)
+    )
+    rows = [
+        dict(zip(("tenant_id", "livemode", "user_id", "images"), owner, strict=True))
+        | {"cleaned_at": cleaned_at}
+        for owner in owners
+    ]
+    await mark_deleted(session, image_ids)
+    if not rows:
+        return
+    # In one order: two sweepers must not wait for each other.
+    rows.sort(key=lambda row: (row["tenant_id"], row["livemode"], str(row["user_id"])))
+    added = insert(ImageCleanupRow).values(rows)
+    before = case(
+        (ImageCleanupRow.cleaned_at == added.excluded.cleaned_at, ImageCleanupRow.images), else_=0
+    )
+    await session.execute(
+        added.on_conflict_do_update(
+            constraint="image_cleanup_owner",
+            set_={
+                "images": before + added.excluded.images,
+                "cleaned_at": added.excluded.cleaned_at,
+            },
+        )
     )
 
 

@@ -61,7 +61,8 @@ FIXED = [
         uri=STORAGE,
         name="storage-stats",
         title="Stored images",
-        description="How many images are stored, how large they are, and how long they are kept.",
+        description="How many images are stored, how large they are, and how long they are kept, "
+        "and when expired ones were deleted last.",
         mime_type=JSON,
     ),
 ]
@@ -117,6 +118,7 @@ class RecentImages(BaseModel):
     """The newest images, newest first; `has_more` says that there are older ones in these days."""
 
     days: int
+    total: int = Field(description="All images of these days, shown here or not.")
     images: list[RecentImage]
     has_more: bool
 
@@ -130,6 +132,8 @@ class StoredImages(BaseModel):
     newest: str | None
     max_bytes: int | None = Field(description="The tenant's cap; the oldest go beyond it.")
     kept_seconds: int = Field(description="How long an image made now is kept.")
+    last_cleanup_at: str | None = Field(description="When expired images were deleted last.")
+    last_cleanup_images: int = Field(description="How many of the caller's images those were.")
 
 
 async def list_resources(
@@ -230,15 +234,17 @@ async def _image(gateway: Gateway, caller: Caller, uri: str) -> BlobResourceCont
 
 async def _recent(gateway: Gateway, caller: Caller, query: Mapping[str, int]) -> RecentImages:
     days = query.get("days", DEFAULT_DAYS)
+    since = datetime.now(UTC) - timedelta(days=days)
     async with gateway.database.tenant(caller.tenant_id) as session:
         page = await history.list_images(
             session,
             caller,
             limit=query.get("limit", DEFAULT_LIMIT),
-            since=datetime.now(UTC) - timedelta(days=days),
+            since=since,
         )
+        total = await history.count_images(session, caller, since=since)
     images = [_recent_image(gateway, image) for image in page.images]
-    return RecentImages(days=days, images=images, has_more=page.has_more)
+    return RecentImages(days=days, total=total, images=images, has_more=page.has_more)
 
 
 def _recent_image(gateway: Gateway, image: HostedImage) -> RecentImage:
@@ -305,6 +311,8 @@ async def _stored(gateway: Gateway, caller: Caller) -> StoredImages:
         newest=None if stats.newest is None else stats.newest.isoformat(),
         max_bytes=stats.max_bytes,
         kept_seconds=kept,
+        last_cleanup_at=None if stats.cleaned_at is None else stats.cleaned_at.isoformat(),
+        last_cleanup_images=stats.cleaned_images,
     )
 
 
