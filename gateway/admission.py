@@ -13,7 +13,7 @@ from uuid import UUID
 
 import orjson
 
-from gateway.authentication import is_mcp
+from gateway.authentication import speaks_json_rpc
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import GatewayError, Unavailable, envelope, response_headers
@@ -23,7 +23,9 @@ from gateway.request_record import note_error
 
 UPLOADS = frozenset({"/v1/images/edits", "/v1/images/variations", "/edit_image"})
 """Their bodies take their time, and have places of their own."""
-PURCHASES = UPLOADS | {"/v1/images/generations", "/generate_image"}
+PURCHASES = UPLOADS | {
+    *("/v1/images/generations", "/generate_image", "/mcp/v1/tools/generate_image")
+}
 BODY_PATIENCE_SECONDS = 0.25
 LARGE_BODY_BYTES = 262_144
 WAITING_BODY_BYTES = 65_536
@@ -156,7 +158,7 @@ async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:
 async def _refuse(error: Unavailable, scope: RequestScope, send: Send) -> None:
     note_error(error)
     status, headers, body = _refusal(
-        error.message, error.retry_after_seconds, is_mcp(scope["path"])
+        error.message, error.retry_after_seconds, speaks_json_rpc(scope["path"])
     )
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

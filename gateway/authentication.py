@@ -208,8 +208,13 @@ def _header(scope: RequestScope, name: bytes) -> str:
 
 
 def is_mcp(path: str) -> bool:
-    """Whether a path is the MCP endpoint's."""
+    """Whether a path is the MCP endpoint's, or of a tool that is called without the protocol."""
     return path == MCP_PATH or path.startswith(f"{MCP_PATH}/")
+
+
+def speaks_json_rpc(path: str) -> bool:
+    """Whether a path's clients expect errors as JSON-RPC has them."""
+    return path == MCP_PATH
 
 
 def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:

@@ -32,6 +32,7 @@ ROUTES = frozenset(
         "/v1/budgets",
         "/v1/requests",
         "/mcp",
+        "/mcp/v1/tools/generate_image",
         "/health",
         "/ready",
         "/metrics",

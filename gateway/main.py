@@ -34,6 +34,7 @@ from gateway.rest import (
     oauth,
     requests,
     simple,
+    tools,
     usage,
 )
 from gateway.rest.errors import install_error_handlers
@@ -92,7 +93,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     )
     for module in (
         *(images, simple, history, hosting, models, usage, requests),
-        *(credentials, health, oauth, admin),
+        *(credentials, health, oauth, tools, admin),
     ):
         app.include_router(module.router)
     describe(app)

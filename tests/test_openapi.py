@@ -12,6 +12,7 @@ JSON = {
     "/v1/images/edits",
     "/v1/images/quotes",
     "/generate_image",
+    "/mcp/v1/tools/generate_image",
     "/v1/credentials/{provider}",
 }
 OPERATORS = {

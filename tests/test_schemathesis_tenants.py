@@ -25,6 +25,7 @@ SPOKEN = Spoken(
         "POST /v1/images/edits": BOUGHT | PICTURES,
         "POST /v1/images/variations": BOUGHT | PICTURES,
         "POST /generate_image": BOUGHT,
+        "POST /mcp/v1/tools/generate_image": BOUGHT,
         "POST /edit_image": BOUGHT | PICTURES | {"params"},
         # Pages begin after an image of the caller's own.
         "GET /v1/images": frozenset({"after"}),

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from mcp.types import CallToolResult
 
-from gateway.domain import IdempotencyClaim, ImageRequest, Operation
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller, IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.images.claims import claim_for
 from gateway.images.parameters import parse_image_request
@@ -53,38 +54,48 @@ async def create_variation(call: ToolCall) -> CallToolResult:
 
 
 async def _parse(call: ToolCall, operation: Operation) -> ImageRequest:
-    """The same check as REST's, of the same words, and the claim of the call's key."""
+    return await parse_call(call.gateway, call.caller, call.arguments, operation)
+
+
+async def parse_call(
+    gateway: Gateway, caller: Caller, arguments: Mapping[str, object], operation: Operation
+) -> ImageRequest:
+    """The same check as REST's, of the same words, and the claim of the call's key.
+
+    Raises:
+        InvalidRequest: an argument has a value that is not taken.
+    """
     # Checked before anything else of the call is done: it decides what the answer looks like.
-    flag(call.arguments, "full_image")
-    fields = {name: value for name, value in call.arguments.items() if name not in NOT_THE_MODELS}
-    partial_images = call.arguments.get("partial_images")
+    flag(arguments, "full_image")
+    fields = {name: value for name, value in arguments.items() if name not in NOT_THE_MODELS}
+    partial_images = arguments.get("partial_images")
     if partial_images is not None and (isinstance(partial_images, bool) or partial_images != 0):
         fields |= {"partial_images": partial_images, "stream": True}
     request = parse_image_request(
         fields,
-        call.caller,
-        call.gateway.core.catalog,
+        caller,
+        gateway.core.catalog,
         operation=operation,
-        default_model=call.gateway.settings.default_model,
+        default_model=gateway.settings.default_model,
         default_response_format="b64_json",
     )
     # A preview stands in the result beside the link; only a full image is one without it.
     return replace(
         request,
-        idempotency=await _claim(call, operation),
-        link_only=not flag(call.arguments, "full_image"),
+        idempotency=await _claim(arguments, operation),
+        link_only=not flag(arguments, "full_image"),
     )
 
 
-async def _claim(call: ToolCall, operation: Operation) -> IdempotencyClaim | None:
-    key = call.arguments.get("idempotency_key")
+async def _claim(arguments: Mapping[str, object], operation: Operation) -> IdempotencyClaim | None:
+    key = arguments.get("idempotency_key")
     if not isinstance(key, str | None):
         raise InvalidRequest(
             "Invalid type for 'idempotency_key': expected a string.",
             code="invalid_type",
             param="idempotency_key",
         )
-    bought = {name: given for name, given in call.arguments.items() if name not in NOT_BOUGHT}
+    bought = {name: given for name, given in arguments.items() if name not in NOT_BOUGHT}
     # A preview is made of the images themselves.
     return await claim_for(key, f"mcp/{operation}", bought, wants_bytes=True)
 

@@ -68,26 +68,8 @@ async def show_generation(
     Raises:
         StorageFailed: what the provider made is no image.
     """
-    if generation.kept is Kept.LOST:
-        raise StorageFailed(
-            f"Something was made and its cost recorded as generation {generation.id}, but it is no "
-            "image that can be stored or shown."
-        )
-    made = _made(generation)
-    result = ImagesMade(
-        id=made[0].id,
-        generation_id=str(generation.id),
-        created_at=_created_at(generation),
-        url=made[0].url,
-        images=made,
-        model=generation.served.model.id,
-        requested_model=generation.request.requested_model,
-        size=generation.answer.size,
-        quality=generation.answer.quality,
-        cost_usd=format_usd(generation.cost_nano),
-        cost_status=generation.cost_status.value,
-        replayed=generation.replayed,
-    )
+    result = images_made(generation)
+    made = result.images
     # An image that is kept nowhere yet is shown whole where it fits: this may be its only copy.
     is_whole = (full_image or generation.kept is Kept.PENDING) and _fits(generation)
     pictures = await asyncio.gather(
@@ -124,6 +106,34 @@ async def show_generation(
                 "provider": provider,
             }
         },
+    )
+
+
+def images_made(generation: Generation) -> ImagesMade:
+    """What a tool says of a generation as data.
+
+    Raises:
+        StorageFailed: what the provider made is no image.
+    """
+    if generation.kept is Kept.LOST:
+        raise StorageFailed(
+            f"Something was made and its cost recorded as generation {generation.id}, but it is no "
+            "image that can be stored or shown."
+        )
+    made = _made(generation)
+    return ImagesMade(
+        id=made[0].id,
+        generation_id=str(generation.id),
+        created_at=_created_at(generation),
+        url=made[0].url,
+        images=made,
+        model=generation.served.model.id,
+        requested_model=generation.request.requested_model,
+        size=generation.answer.size,
+        quality=generation.answer.quality,
+        cost_usd=format_usd(generation.cost_nano),
+        cost_status=generation.cost_status.value,
+        replayed=generation.replayed,
     )
 
 

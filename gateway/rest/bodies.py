@@ -217,3 +217,25 @@ class SimpleForm(BaseModel):
         examples=['{"size": "1024x1024"}'],
         json_schema_extra={"contentMediaType": "application/json"},
     )
+
+
+class ToolBody(BaseModel):
+    """The arguments of the MCP tool `generate_image`, without those that shape a conversation."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"prompt": "A lighthouse at dawn", "model": MODEL, "quality": "low"}]
+        },
+    )
+
+    prompt: Prompt = Field(description="What to show.")
+    model: str | None = Field(None, description="The gateway's default where left out.")
+    size: Size | None = Field(None, description="`WIDTHxHEIGHT` or `auto`.")
+    quality: Quality | None = None
+    n: int | None = Field(None, ge=1, le=10, description="How many images. Default 1.")
+    background: Literal["transparent", "opaque", "auto"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        None, description="As the header `Idempotency-Key`, which counts where this is left out."
+    )

@@ -1,0 +1,62 @@
+"""A tool of the MCP server as a plain JSON call, for programs that do not speak the protocol."""
+
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+
+from gateway.domain import Operation
+from gateway.errors import InvalidRequest
+from gateway.limits.windows import Standing
+from gateway.mcp_server.image_tools import parse_call
+from gateway.mcp_server.results import ImagesMade, images_made
+from gateway.rest.answers import generation_headers
+from gateway.rest.bodies import ToolBody
+from gateway.rest.dependencies import (
+    GatewayDep,
+    ImageWriter,
+    idempotency_key_of,
+    place_of,
+    read_json_object,
+)
+from gateway.rest.images import documented_purchase, purchase_answers
+
+router = APIRouter(tags=["mcp"])
+KNOWN = frozenset(ToolBody.model_fields)
+
+
+@router.post(
+    "/mcp/v1/tools/generate_image",
+    summary="Call the tool generate_image",
+    response_model=ImagesMade,
+    responses=purchase_answers(streamed=False),
+    openapi_extra=documented_purchase(json=ToolBody),
+)
+async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
+    """The arguments of the MCP tool, answered with the data of its result.
+
+    A call with the same `idempotency_key` is the same purchase, through whichever of the two it
+    comes.
+    """
+    arguments = await read_json_object(request, gateway.settings)
+    for name in arguments:
+        if name not in KNOWN:
+            raise InvalidRequest(
+                f"Unknown parameter: '{name[:80]}'. This call takes: {', '.join(sorted(KNOWN))}.",
+                code="unknown_parameter",
+                param=name,
+            )
+    key = idempotency_key_of(request)
+    if key is not None:
+        arguments.setdefault("idempotency_key", key)
+    image_request = replace(
+        await parse_call(gateway, caller, arguments, Operation.GENERATION), response_format="url"
+    )
+    standings: list[Standing] = []
+    generation = await gateway.pipeline.generate(
+        caller, image_request, place=place_of(request), admitted=standings.extend
+    )
+    return Response(
+        images_made(generation).model_dump_json(),
+        media_type="application/json",
+        headers=generation_headers(generation, standings),
+    )
