@@ -35,7 +35,8 @@ class OddProvider:
     """Answers every POST with the same JSON, and counts them."""
 
     def __init__(self, answer: object, *, ensure_ascii: bool) -> None:
-        self._body = json.dumps(answer, ensure_ascii=ensure_ascii).encode()
+        self.body = json.dumps(answer, ensure_ascii=ensure_ascii).encode()
+        self.status = b"200 OK"
         self.calls = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,8 +47,8 @@ class OddProvider:
                 await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
                 self.calls += 1
                 writer.write(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-                    b"content-length: %d\r\n\r\n" % len(self._body) + self._body
+                    b"HTTP/1.1 %b\r\ncontent-type: application/json\r\n"
+                    b"content-length: %d\r\n\r\n%b" % (self.status, len(self.body), self.body)
                 )
                 await writer.drain()
         writer.close()

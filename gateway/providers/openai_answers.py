@@ -21,6 +21,13 @@ FORMATS = frozenset({"png", "jpeg", "webp"})
 MAX_TOKENS = 1_000_000_000
 """Usage beyond it is no usage: no answer takes a billion tokens."""
 MAX_RETRY_AFTER_SECONDS = 3600
+MAX_CREATED = 253_402_300_799
+"""The end of the year 9999, as Unix seconds."""
+MAX_PARTIAL_INDEX = 1000
+MAX_INTEGER_DIGITS = 18
+"""Longer ones do not fit 64 bits. Python itself refuses to read one of thousands of digits."""
+MAX_WORD_CHARACTERS = 200
+MAX_REVISED_CHARACTERS = 100_000
 _IMAGE_OPENING = re.compile(rb'"b64_json"\s*:\s*"')
 
 
@@ -62,13 +69,17 @@ def _parse_loosely(content: bytes, errors: str = "strict") -> object:
         return orjson.loads(content)
     except ValueError:
         try:
-            return _whole(json.loads(content.decode(errors=errors)))
+            return _whole(json.loads(content.decode(errors=errors), parse_int=_integer))
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
 
 
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else None
+
+
 def _whole(value: object) -> object:
-    """The same without halves of characters, which nobody could be told in UTF-8."""
+    """The same without lone surrogates, which UTF-8 cannot encode."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -76,6 +87,15 @@ def _whole(value: object) -> object:
     if isinstance(value, dict):
         return {_whole(name): _whole(item) for name, item in value.items()}
     return value
+
+
+def _clean(text: str) -> str:
+    """The same without NULs, which Postgres cannot hold.
+
+    Every text that leaves this module passes here: it may be written down with the call's cost, and
+    must not keep that from being written.
+    """
+    return text.replace("\x00", "")
 
 
 def _cut_images(content: bytes) -> tuple[bytes, list[str]]:
@@ -119,7 +139,11 @@ def read_answer(
     """
     answer = _answer(body, tuple(images), body.get("created"), request)
     items = cast("list[dict[str, object]]", body["data"])
-    revised = tuple(text for item in items if isinstance(text := item.get("revised_prompt"), str))
+    revised = tuple(
+        _clean(text[:MAX_REVISED_CHARACTERS])
+        for item in items
+        if isinstance(text := item.get("revised_prompt"), str)
+    )
     return replace(answer, revised_prompts=revised if len(revised) == len(images) else ())
 
 
@@ -134,15 +158,14 @@ def read_completed(event: Mapping[str, object], request: ImageRequest) -> Provid
 
 def read_partial(event: Mapping[str, object], request: ImageRequest) -> PartialImage | None:
     """Read an image on its way; None where it cannot be read: the final one still comes."""
-    index, encoded, created = (
-        event.get(name) for name in ("partial_image_index", "b64_json", "created_at")
-    )
-    if not isinstance(index, int) or not isinstance(encoded, str):
+    index = _whole_number(event.get("partial_image_index"), most=MAX_PARTIAL_INDEX)
+    encoded = event.get("b64_json")
+    if index is None or not isinstance(encoded, str):
         return None
     return PartialImage(
         index=index,
         base64=encoded,
-        created=created if isinstance(created, int) else 0,
+        created=_created(event.get("created_at")),
         size=_optional_text(event, "size"),
         quality=_optional_text(event, "quality"),
         background=_optional_text(event, "background"),
@@ -159,7 +182,7 @@ def _answer(
         raise unreadable(usage)
     return ProviderAnswer(
         images=texts,
-        created=created if isinstance(created, int) else 0,
+        created=_created(created),
         usage=usage,
         size=_optional_text(body, "size"),
         quality=_optional_text(body, "quality"),
@@ -236,13 +259,25 @@ def _split(
 
 
 def _count(value: object) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_count else None  # type: ignore[return-value]
+    return _whole_number(value, most=MAX_TOKENS)
+
+
+def _whole_number(value: object, *, most: int) -> int | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= most else None
+
+
+def _created(value: object) -> int:
+    """A moment as Unix seconds; 0 where there is none."""
+    return _whole_number(value, most=MAX_CREATED) or 0
 
 
 def _optional_text(body: Mapping[str, object], name: str) -> str | None:
+    """A word such as a size; a text that is longer than any such word says nothing."""
     value = body.get(name)
-    return value if isinstance(value, str) else None
+    is_word = isinstance(value, str) and len(value) <= MAX_WORD_CHARACTERS
+    return _clean(cast("str", value)) if is_word else None
 
 
 def unreadable(usage: Usage | None = None) -> ProviderFailure:
@@ -267,7 +302,7 @@ def refused(status: int, headers: Mapping[str, str], content: bytes) -> Provider
     return ProviderFailure(
         Outcome.MODERATION if code in MODERATION_CODES else Outcome.REJECTED,
         _reason(status, code, message),
-        message,
+        _clean(message),
         code=code,
         param=_optional_text(error, "param"),
         retry_after_seconds=_retry_after(headers),
@@ -302,7 +337,9 @@ def _reason(status: int, code: str | None, message: str) -> Reason:
 
 def _retry_after(headers: Mapping[str, str]) -> int | None:
     text = headers.get("Retry-After", "")
-    return min(int(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdecimal() else None
+    if not (text.isascii() and text.isdecimal()) or len(text) > MAX_INTEGER_DIGITS:
+        return None
+    return min(int(text), MAX_RETRY_AFTER_SECONDS)
 
 
 def read_event(data: bytes) -> Mapping[str, object]:
