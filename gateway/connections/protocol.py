@@ -112,7 +112,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _feed(self, piece: bytes | memoryview) -> None:
         had_head_begun, was_in_body = self._has_head_begun, self._is_in_body
-        body_bytes = self._body_bytes
+        body_bytes, cycle = self._body_bytes, self.cycle
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
@@ -121,8 +121,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(self._problem or Refusals.malformed)
             return
         if self._has_head_begun:
-            # A piece may begin with what came before the head; those that follow are the head's.
-            self._head_bytes = self._head_bytes + len(piece) if had_head_begun else 1
+            if had_head_begun or not (was_in_body or self.cycle is not cycle):
+                self._head_bytes += len(piece)
+            else:
+                self._head_bytes = 1  # the piece began with another request: unknown how many
             if self._head_bytes > self._bounds.header_bytes:
                 self._refuse(self._refusals.header_bytes)
             elif len(self.headers) > self._bounds.headers:

@@ -135,6 +135,7 @@ class ChangeListener:
         Caches are empty again at that moment: what is loaded before would be lost.
         """
         self._task = asyncio.create_task(self._listen_for_ever(), name="change-listener")
+        self._task.add_done_callback(lambda _task: self._attempted.set())
         await self._attempted.wait()
 
     async def close(self) -> None:
