@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any, BinaryIO
 from uuid import UUID
 
+from gateway.billing.opening import open_reservations
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import warm
@@ -119,8 +120,7 @@ async def open_gateway(
 
         clear = _clearer(core.vault, key_lookup, callers, choices, tables, accounts)
         await _listen(stack, database, clear)
-        reservations = _reservations(stack, settings, database)
-        identity_provider = _identity_provider(stack, settings, database, accounts)
+        reservations, journal = open_reservations(stack, settings, database)
         store = (keeper := open_keeper(settings, database, core.vault)).files
         links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
@@ -142,6 +142,7 @@ async def open_gateway(
             gate=gate,
             circuits=Circuits(_circuit_limits(settings)),
             limiter=limiter,
+            journal=journal,
             limits=_pipeline_limits(settings),
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
@@ -149,7 +150,7 @@ async def open_gateway(
         yield Gateway(
             core=core,
             api_keys=key_lookup,
-            identity_provider=identity_provider,
+            identity_provider=_identity_provider(stack, settings, database, accounts),
             pipeline=pipeline,
             gate=gate,
             limiter=limiter,
@@ -198,17 +199,6 @@ def _clearer(
         vault.forget(tag)
 
     return clear
-
-
-def _reservations(stack: AsyncExitStack, settings: Settings, database: Database) -> Reservations:
-    reservations = Reservations(
-        database,
-        instance=new_id(),
-        max_batch=settings.group_commit_max_batch,
-        admission_timeout_ms=settings.admission_timeout_ms,
-    )
-    stack.push_async_callback(reservations.close)
-    return reservations
 
 
 def _replays(

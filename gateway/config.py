@@ -191,6 +191,7 @@ class Settings(BaseSettings):
     provider_max_connections: int = Field(default=1000, ge=1)
     provider_max_answer_bytes: int = Field(default=536_870_912, ge=1_048_576)
     hold_margin_seconds: int = Field(default=60, ge=1)
+    journal_dir: Path | None = None
     estimate_after_seconds: int = Field(default=3600, ge=1)
     sweep_interval_seconds: float = Field(default=5.0, gt=0)
     keepalive_seconds: int = Field(default=75, ge=1, le=3600)
@@ -296,6 +297,11 @@ class Settings(BaseSettings):
     def uses_embedded_postgres(self) -> bool:
         """Whether the gateway runs its own Postgres in the data directory."""
         return self.database_url is None
+
+    @property
+    def resolved_journal_dir(self) -> Path:
+        """Where workers note the calls that they send."""
+        return self.journal_dir or self.data_dir / "journal"
 
     @cached_property
     def image_storage_url(self) -> str:

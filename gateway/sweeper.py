@@ -13,6 +13,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing import ledger
+from gateway.billing.dead_journals import DeadJournals, Recovered
 from gateway.billing.sweeping import BATCH, sweep
 from gateway.bootstrap import Gateway
 from gateway.db import sweeps
@@ -47,13 +48,18 @@ class Sweeper:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._journals = DeadJournals(gateway.database, gateway.settings.resolved_journal_dir)
         self._tasks: list[asyncio.Task[None]] = []
         self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
         self._invariants_checked = time.monotonic()
         self._lifetimes_due = time.monotonic()
 
     def start(self) -> None:
-        """Begin, at the configured interval. A slow store must not keep the money waiting."""
+        """Begin, at the configured interval. A slow store must not keep the money waiting.
+
+        What a predecessor left is settled at once: its clients may be asking again already.
+        """
+        self._tasks.append(asyncio.create_task(self._settle_journals(), name="settle_journals"))
         for work in (
             self._sweep_money,
             self._sweep_images,
@@ -99,8 +105,20 @@ class Sweeper:
             log.warning("orphans_removed", files=done.files, rows=done.rows)
         return done
 
+    async def _settle_journals(self) -> None:
+        try:
+            recovered = await self._journals.settle()
+        except (DatabaseUnavailable, OSError) as error:
+            log.warning("journals_put_off", reason=type(error).__name__)
+            return
+        if recovered != Recovered():
+            telemetry.alarms_total.labels("journal_recovered").inc(
+                recovered.settled + recovered.voided + recovered.unknown
+            )
+
     async def _sweep_money(self) -> None:
         database = self._gateway.database
+        await self._settle_journals()
         swept = await sweep(
             database,
             self._gateway.core.catalog.models,

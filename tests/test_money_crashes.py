@@ -46,14 +46,20 @@ async def victim(
 
 
 async def expect_every_bill_booked(served: Served, stub: Stub, *, holds: int) -> None:
-    """After time and the sweeper: one ending line each, nothing held, no bill above the ledger."""
+    """After time and the sweeper: one ending line each, nothing held, no bill above the ledger.
+
+    What is void was never sent: its worker's journal says so.
+    """
     await age_unknown(served)
     await served.sweep()
     booked = await books(served)
     assert len(booked) == holds
     assert [b.lines for b in booked if b.state != "posted"] == [
-        (("post_est", b.held_nano),) for b in booked if b.state != "posted"
+        (("void", 0),) if b.state == "void" else (("post_est", b.held_nano),)
+        for b in booked
+        if b.state != "posted"
     ]
+    assert len(stub.calls) <= sum(b.state != "void" for b in booked)
     assert len(stub.bill) <= holds
     billed = sum(line.cost_nano_usd for line in stub.bill)
     total = await served.ledger_total()
@@ -177,6 +183,9 @@ async def test_a_kill_between_hold_and_call_buys_nothing_and_leaves_no_hold(
         process.kill()
         await asyncio.gather(task, return_exceptions=True)
     assert stub.calls == []
+    await served.sweep()
+    [booked] = await books(served)
+    assert (booked.state, booked.outcome, booked.lines) == ("void", "not_sent", (("void", 0),))
     await expect_every_bill_booked(served, stub, holds=1)
 
 

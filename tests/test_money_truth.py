@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.harness import Served
+from tests.admin_helpers import admin
+from tests.harness import GPT2, Served
 from tests.money_helpers import (
     age_unknown,
     books,
@@ -82,3 +83,19 @@ async def test_an_answer_without_usage_after_its_estimate_still_has_its_images_o
         "SELECT (SELECT count(*) FROM image), (SELECT sum(images) FROM ledger)"
     )
     assert tuple(counted) == (1, 1)
+
+
+async def test_a_price_that_changes_during_a_call_does_not_change_its_cost(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault(hold=True))
+    async with served.http(await served.key()) as http, admin(served) as operator:
+        waiting = asyncio.create_task(post_image(http))
+        await stub.until_held(1)
+        rates = {"text_input": "50", "image_input": "80", "image_output": "280"}
+        added = await operator.post("/prices", json={"model": GPT2, **rates})
+        assert added.status_code == 201
+        stub.release()
+        assert (await waiting).status_code == 200
+    [booked] = await books(served)
+    assert booked.lines == (("post", stub.bill[0].cost_nano_usd),)

@@ -276,7 +276,7 @@ class Reservations:
 
     async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[str]:
         rows = await self._settle_lane.fetch(
-            "SELECT * FROM settle($1::jsonb)", _to_json([_settle_fields(s) for s in settlements])
+            "SELECT * FROM settle($1::jsonb)", _to_json([settlement_fields(s) for s in settlements])
         )
         for row in rows:
             if row["breach"] > 0:
@@ -383,7 +383,8 @@ def _hold_fields(request: ReservationRequest) -> dict[str, object]:
     }
 
 
-def _settle_fields(settlement: Settlement) -> dict[str, object]:
+def settlement_fields(settlement: Settlement) -> dict[str, object]:
+    """A settlement as `settle` reads it."""
     fields: dict[str, object] = {
         "id": settlement.id,
         "kind": KIND_BY_OUTCOME[settlement.outcome],

@@ -1,5 +1,6 @@
 """Commands for calls whose cost is not known: listed, shown, swept, and resolved."""
 
+import dataclasses
 from enum import StrEnum
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from gateway.billing import ledger
 from gateway.billing import reconciliation as calls
+from gateway.billing.dead_journals import DeadJournals, Recovered
 from gateway.billing.ledger import OpenCall, OpenState
 from gateway.billing.reconciliation import CallRecord, Resolution, Verdict
 from gateway.billing.sweeping import Swept, sweep
@@ -127,20 +129,24 @@ def resolve_call(
 
 @reconcile.command("run")
 def run_sweep(as_json: JsonOption = False) -> None:
-    """Sweep once, now: late calls become unknown, and calls unknown for long are estimated."""
+    """Sweep once, now: settle what killed workers left, mark late calls, estimate unknown ones."""
 
-    async def work(core: Core) -> Swept:
-        return await sweep(
+    async def work(core: Core) -> tuple[Recovered, Swept]:
+        journals = DeadJournals(core.database, core.settings.resolved_journal_dir)
+        recovered = await journals.settle()
+        return recovered, await sweep(
             core.database,
             core.catalog.models,
             estimate_after_seconds=core.settings.estimate_after_seconds,
         )
 
-    swept = run(work)
+    recovered, swept = run(work)
     if as_json:
-        print_json({"expired": swept.expired, "estimated": swept.estimated})
+        print_json({**dataclasses.asdict(recovered), **dataclasses.asdict(swept)})
     else:
         console.print(
+            f"Of killed workers: {recovered.settled} settled by their journal, "
+            f"{recovered.voided} void, {recovered.unknown} unknown. "
             f"Past their deadline and unknown now: {swept.expired}. Estimated: {swept.estimated}."
         )
 

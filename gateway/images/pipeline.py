@@ -21,6 +21,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing import quotes
+from gateway.billing.journal import Journal
 from gateway.billing.prices import Prices
 from gateway.billing.reservations import (
     AlreadyClaimed,
@@ -103,6 +104,7 @@ class Pipeline:
         gate: Gate,
         circuits: Circuits,
         limiter: Limiter,
+        journal: Journal | None,
         limits: PipelineLimits,
     ) -> None:
         self._catalog = catalog
@@ -124,7 +126,9 @@ class Pipeline:
         )
         self._test_places = Places(limits.max_concurrent_test_generations, "test generations")
         self._running: set[asyncio.Task[Generation]] = set()
-        self._settlements = Settlements(reservations, wait_seconds=limits.settle_wait_seconds)
+        self._settlements = Settlements(
+            reservations, journal, wait_seconds=limits.settle_wait_seconds
+        )
         self._draining = False
 
     async def generate(
@@ -309,7 +313,7 @@ class Pipeline:
         self, paid: _Paid, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
         """The paid call, timed, with an outcome whatever happens."""
-        self._settlements.know(Settlement(paid.id, Outcome.AMBIGUOUS, NanoUsd(0)))
+        self._settlements.sent(paid.id)
         started = time.perf_counter()
         outcome, reply = Outcome.AMBIGUOUS, None
         try:

@@ -1,12 +1,16 @@
 """How paid calls end is written down, whatever breaks on the way."""
 
 import asyncio
+from functools import partial
 from uuid import UUID
 
 import structlog
 
 from gateway import telemetry
+from gateway.billing.journal import Journal
 from gateway.billing.reservations import Reservations, Settlement
+from gateway.domain import Outcome
+from gateway.money import NanoUsd
 
 log = structlog.get_logger(__name__)
 
@@ -14,15 +18,31 @@ log = structlog.get_logger(__name__)
 class Settlements:
     """What is known of every call that holds money, and the tasks that write it down."""
 
-    def __init__(self, reservations: Reservations, *, wait_seconds: float) -> None:
+    def __init__(
+        self, reservations: Reservations, journal: Journal | None, *, wait_seconds: float
+    ) -> None:
         self._reservations = reservations
+        self._journal = journal
         self._wait_seconds = wait_seconds
         self._known: dict[UUID, Settlement] = {}
         self._running: set[asyncio.Task[str]] = set()
 
+    def sent(self, reservation_id: UUID) -> None:
+        """Note that a call is about to go out, of unknown outcome until it is known.
+
+        Raises:
+            Unavailable: it cannot be noted. The call must not be made; its hold is given back.
+        """
+        self._known[reservation_id] = Settlement(reservation_id, Outcome.NOT_SENT, NanoUsd(0))
+        if self._journal is not None:
+            self._journal.sent(reservation_id)
+        self._known[reservation_id] = Settlement(reservation_id, Outcome.AMBIGUOUS, NanoUsd(0))
+
     def know(self, settlement: Settlement) -> None:
         """Remember how a call is to be settled should it end here and now."""
         self._known[settlement.id] = settlement
+        if self._journal is not None:
+            self._journal.told(settlement)
 
     def end_as_known(self, reservation_id: UUID) -> None:
         """Settle a call as it is known, unless it has been settled."""
@@ -32,11 +52,13 @@ class Settlements:
 
     def settle(self, settlement: Settlement) -> asyncio.Task[str]:
         """Begin to settle; the task ends when Postgres has acknowledged."""
-        self._known.pop(settlement.id, None)
+        known = self._known.pop(settlement.id, None)
+        if self._journal is not None and (known is None or known.outcome is not settlement.outcome):
+            self._journal.told(settlement)
         # The name is what the log shows of a settlement that a shutdown leaves undone.
         task = asyncio.create_task(self._reservations.settle(settlement), name=repr(settlement))
         self._running.add(task)
-        task.add_done_callback(self._settled)
+        task.add_done_callback(partial(self._settled, settlement.id))
         return task
 
     async def acknowledged(self, settling: asyncio.Task[str]) -> bool:
@@ -54,7 +76,7 @@ class Settlements:
             log.error("settlement_given_up", settlement=settling.get_name())
             settling.cancel()
 
-    def _settled(self, task: asyncio.Task[str]) -> None:
+    def _settled(self, reservation_id: UUID, task: asyncio.Task[str]) -> None:
         """Report a settlement that Postgres refuses outright: a defect.
 
         It must not take the image away. The hold stays, becomes unknown at its deadline, and is
@@ -62,6 +84,8 @@ class Settlements:
         """
         self._running.discard(task)
         error = None if task.cancelled() else task.exception()
+        if self._journal is not None and not task.cancelled() and error is None:
+            self._journal.settled(reservation_id)
         if error is not None:
             telemetry.alarm("settle_refused", error=type(error).__name__)
             log.error("settle_refused", exc_info=error)

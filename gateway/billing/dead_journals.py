@@ -1,0 +1,161 @@
+"""Settles the calls of workers that were killed, by the journals that they left on this machine.
+
+A call that is not in a complete journal was never sent, so it is void. One that was sent is of
+unknown outcome at once, and one whose end is written there is settled by it.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import structlog
+from sqlalchemy import ColumnElement, literal_column, or_, select
+from sqlalchemy.exc import DBAPIError
+
+from gateway import telemetry
+from gateway.billing.journal import SUFFIX, DeadJournal, taken
+from gateway.billing.reservations import Settlement, settlement_fields
+from gateway.db.engine import Database, OperatorSession
+from gateway.db.money_tables import ReservationRow
+from gateway.domain import Outcome
+from gateway.money import NanoUsd
+
+KEEP_SECONDS = 60
+"""Longer than a statement that the worker had sent can still take to commit a hold."""
+KEEP_MISSING_SECONDS = 604_800
+"""How long a journal stays whose calls are not in this database: it may be another database's."""
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """How many calls of dead workers were settled by their answer, voided, or became unknown."""
+
+    settled: int = 0
+    voided: int = 0
+    unknown: int = 0
+
+    def __add__(self, other: "Recovered") -> "Recovered":
+        return Recovered(
+            self.settled + other.settled,
+            self.voided + other.voided,
+            self.unknown + other.unknown,
+        )
+
+
+class DeadJournals:
+    """The journals in one folder, and since when those of dead workers have been seen."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+        self._seen: dict[Path, int] = {}
+
+    async def settle(self) -> Recovered:
+        """Settle what the journals of dead workers tell; several gateways may do so at once.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away; what is not settled stays for the next time.
+        """
+        recovered = Recovered()
+        paths = await asyncio.to_thread(lambda: sorted(self._folder.glob(f"*{SUFFIX}")))
+        self._seen = {path: seen for path, seen in self._seen.items() if path in paths}
+        for path in paths:
+            with taken(path, now=int(time.time())) as journal:
+                if journal is not None:
+                    recovered += await self._settle(journal)
+        if recovered != Recovered():
+            log.warning(
+                "journals_recovered",
+                settled=recovered.settled,
+                voided=recovered.voided,
+                unknown=recovered.unknown,
+            )
+        return recovered
+
+    async def _settle(self, journal: DeadJournal) -> Recovered:
+        async with self._database.operator() as session:
+            rows = await _rows(session, journal)
+        results = [await self._write(settlement) for settlement in _due(journal, rows)]
+        recovered = sum((one for one in results if one is not None), Recovered())
+        named = journal.sent | {settlement.id for settlement in journal.told}
+        missing = named - {row.id for row in rows}
+        now = int(time.monotonic())
+        first_seen = self._seen.setdefault(journal.path, now)
+        is_done = None not in results and (
+            now - first_seen > KEEP_SECONDS
+            if not missing
+            else journal.seconds_old > KEEP_MISSING_SECONDS
+        )
+        if is_done:
+            if missing:
+                log.error("journal_of_unknown_calls_removed", calls=sorted(map(str, missing)))
+            journal.path.unlink(missing_ok=True)
+        return recovered
+
+    async def _write(self, settlement: Settlement) -> Recovered | None:
+        """Settle one call; None where Postgres refuses it, so that it stays in its journal."""
+        try:
+            [row] = await self._database.call(
+                "SELECT result FROM settle(CAST(:settlements AS jsonb))",
+                {
+                    "settlements": orjson.dumps(
+                        [settlement_fields(settlement)], default=str
+                    ).decode()
+                },
+            )
+        except DBAPIError as error:
+            telemetry.alarm("settle_refused", error=type(error.orig).__name__)
+            return None
+        if row.result == "conflict":
+            telemetry.alarm("settle_conflict", reservation=str(settlement.id))
+        if row.result != "ok":
+            return Recovered()
+        match settlement.outcome:
+            case Outcome.NOT_SENT:
+                return Recovered(voided=1)
+            case Outcome.AMBIGUOUS:
+                return Recovered(unknown=1)
+            case _:
+                return Recovered(settled=1)
+
+
+async def _rows(session: OperatorSession, journal: DeadJournal) -> list[ReservationRow]:
+    """The calls of the journal, and those of its worker that are open."""
+    named = [*journal.sent, *(settlement.id for settlement in journal.told)]
+    # Literals, for only then the partial index of open reservations is used.
+    is_open: ColumnElement[bool] = literal_column("state IN ('held', 'unknown')")
+    found = await session.scalars(
+        select(ReservationRow).where(
+            or_(
+                ReservationRow.id.in_(named),
+                is_open & (ReservationRow.instance == journal.instance),
+            )
+        )
+    )
+    return list(found)
+
+
+def _due(journal: DeadJournal, rows: list[ReservationRow]) -> list[Settlement]:
+    """What is yet to be written: slots that were used again name calls that are settled long ago.
+
+    A call that became unknown by its deadline alone (`expired`) has not been heard of since its
+    hold; one that its worker gave up says `ambiguous`, and went out.
+    """
+    told = {settlement.id: settlement for settlement in journal.told}
+    due = []
+    for row in rows:
+        is_unheard = row.state == "held" or (row.state, row.outcome) == ("unknown", "expired")
+        settlement = told.get(row.id)
+        if settlement is not None:
+            is_truth = settlement.outcome is Outcome.SUCCESS and row.state != "posted"
+            if is_truth or row.state in {"held", "unknown"}:
+                due.append(settlement)
+        elif row.id in journal.sent:
+            if is_unheard:
+                due.append(Settlement(row.id, Outcome.AMBIGUOUS, NanoUsd(0)))
+        elif journal.is_complete and is_unheard and row.instance == journal.instance:
+            due.append(Settlement(row.id, Outcome.NOT_SENT, NanoUsd(0)))
+    return due
