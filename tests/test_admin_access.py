@@ -22,7 +22,7 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 NO_ADMIN = Refusal(403, "insufficient_scope", None)
 NOUNS = {
     *("tenants", "users", "keys", "credentials", "budgets", "limits"),
-    *("webhooks", "usage", "prices", "reconciliation", "audit", "admin-keys"),
+    *("webhooks", "usage", "requests", "prices", "reconciliation", "audit", "admin-keys"),
 }
 
 

@@ -63,11 +63,13 @@ async def objects(served: Served, http: httpx2.AsyncClient, root: str) -> dict[s
         "LIMIT": await http.put(f"{tenant}/limits", json={"kind": "images", "value": 5}),
         "OLD_ADMIN_KEY": await http.post(f"{root}/admin-keys", json=metrics),
     }
-    await http.patch(tenant, json={"name": "before"})
+    renamed = await http.patch(tenant, json={"name": "before"})
+    await served.gateway.request_log.flush()
     # A name may begin with another: the longer one is replaced first.
     variables = {name: str(created(answer)["id"]) for name, answer in made.items()} | {
         "GATEWAY": root,
         "CALL": await unknown_call(served),
+        "REQUEST": renamed.headers["x-request-id"],
         "TENANT": str(served.tenant_id),
         "UNTIL": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
     }

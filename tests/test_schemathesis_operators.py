@@ -41,6 +41,7 @@ SPOKEN = Spoken(
         f"PUT {TENANT}/limits": OWNED | {"value"},
         "POST /admin/v1/prices": frozenset({None, "effective_from"}),
         "GET /admin/v1/usage": frozenset({"start", "end", "group_by", "key", "user"}),
+        "GET /admin/v1/requests": frozenset({"start", "end"}),
         "GET /admin/v1/audit": frozenset({"start", "end", "after"}),
     }
 )

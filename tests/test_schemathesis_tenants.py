@@ -30,6 +30,7 @@ SPOKEN = Spoken(
         # Pages begin after an image of the caller's own.
         "GET /v1/images": frozenset({"after"}),
         # Dates of ISO 8601, one before the other; fields that are named once.
+        "GET /v1/requests": frozenset({"start", "end"}),
         "GET /v1/usage": frozenset({"start", "end", "group_by", "key", "user"}),
     }
 )

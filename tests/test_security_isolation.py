@@ -288,6 +288,22 @@ async def test_the_serving_role_cannot_touch_money_even_as_operator(two: Two) ->
             assert await state_of(two.served, statement, operator="on") == DENIED, statement
 
 
+async def test_the_request_log_is_read_through_its_table_alone_and_never_edited(two: Two) -> None:
+    partitions = await two.served.owner_sql(
+        "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'"
+    )
+    assert partitions
+    statements = [
+        *(f"SELECT * FROM {row.relname}" for row in partitions),
+        "UPDATE request_log SET status = 200",
+        "DELETE FROM request_log",
+        "TRUNCATE request_log",
+        "SELECT add_request_log_day(current_date)",
+    ]
+    for statement in statements:
+        assert await state_of(two.served, statement, operator="on") == DENIED, statement
+
+
 async def test_live_and_test_mode_never_see_each_others_usage(served: Served, stub: Stub) -> None:
     live, test = await served.key(), await served.key(livemode=False)
     totals = {}

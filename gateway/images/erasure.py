@@ -1,4 +1,4 @@
-"""Images and prompts of deleted tenants and users, which go in batches after their owners.
+"""Images, prompts and requests of deleted tenants and users, which go after their owners.
 
 A call that was under way when its owner was deleted settles, and may store images after that. So
 each run looks at every owner that was deleted in the last days.
@@ -11,6 +11,7 @@ from sqlalchemy import Select, delete, func, or_, select, text, tuple_, update
 
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.tables import DataKeyRow, ImageRow, TenantRow, TenantUserRow
+from gateway.request_log.retention import forget_deleted
 
 BATCH = 2_000
 LOOK_BACK = timedelta(days=7)
@@ -28,6 +29,7 @@ async def erase(database: Database) -> int:
             count = await _erase_images(session)
             await _erase_answers(session)
             await _shred_again(session)
+            await forget_deleted(session, within=LOOK_BACK)
         total += count
         if count < BATCH:
             return total

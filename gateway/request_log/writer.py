@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Literal
 
 import orjson
@@ -28,6 +29,7 @@ MOST_AT_ONCE = 500
 CLOSE_SECONDS = 2.0
 MINUTE_SECONDS = 60.0
 EVENT = "request"
+_shown = attrgetter(*SHOWN)
 log = structlog.get_logger(__name__)
 
 
@@ -56,7 +58,8 @@ class RequestLog:
 
     def put(self, record: RequestRecord) -> None:
         """Take a complete record. Nothing is awaited, and nothing raised."""
-        shown = {name: value for name in SHOWN if (value := getattr(record, name)) is not None}
+        values = zip(SHOWN, _shown(record), strict=True)
+        shown = {name: value for name, value in values if value is not None}
         logger = logging.getLogger(telemetry.REQUEST_LOGGER)
         is_logged = logger.isEnabledFor(logging.INFO)
         if is_logged and self._log_format == "console":

@@ -57,6 +57,30 @@ EXAMPLE: dict[str, JsonValue] = {
     "cost_status": "pending",
     "milliseconds": 1841,
 }
+OUTCOME_EXAMPLE: dict[str, JsonValue] = {
+    "generation": {
+        "id": "019aa5f6-4d00-7000-8000-000000000000",
+        "state": "unknown",
+        "outcome": "ambiguous",
+        "held_usd": "0.006140000",
+        "cost_usd": None,
+        "is_estimate": False,
+        "admitted_at": "2026-11-28T09:20:00.011Z",
+        "deadline_at": "2026-11-28T09:26:00.011Z",
+        "resolved_at": None,
+        "ledger": [
+            {
+                "at": "2026-11-28T09:20:00.011Z",
+                "kind": "hold",
+                "amount_usd": "0.006140000",
+                "images": 0,
+                "input_tokens": 0,
+                "output_tokens": 0,
+            }
+        ],
+    },
+    "others": 0,
+}
 """For the documentation."""
 
 
@@ -130,6 +154,8 @@ class PurchaseObject(BaseModel):
 
 class RequestDetailObject(RequestObject):
     """One request with what it bought."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE | OUTCOME_EXAMPLE]})
 
     generation: PurchaseObject | None
     others: int = Field(description="How many more requests have the id that was asked for.")

@@ -9,10 +9,12 @@ from pydantic import ConfigDict, Field
 
 from gateway.request_log import queries
 from gateway.request_log.rendering import render_for_operators, render_outcome
+from gateway.rest.admin.dependencies import NoQuery
 from gateway.rest.admin.schemas import TENANT_ID, Identified, Listed
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.requests import (
     EXAMPLE,
+    OUTCOME_EXAMPLE,
     PurchaseObject,
     RequestId,
     RequestObject,
@@ -20,18 +22,13 @@ from gateway.rest.requests import (
 )
 
 router = APIRouter(prefix="/requests", tags=["admin: requests"])
+OPERATORS_EXAMPLE = EXAMPLE | {"tenant_id": TENANT_ID, "tenant": "acme", "operator_key_id": None}
 
 
 class OperatorsRequestObject(RequestObject, Identified):
     """One request. Without a tenant: an operator's, or one that came without a valid key."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                EXAMPLE | {"tenant_id": TENANT_ID, "tenant": "acme", "operator_key_id": None}
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [OPERATORS_EXAMPLE]})
 
     id: str
     tenant_id: UUID | None
@@ -41,6 +38,8 @@ class OperatorsRequestObject(RequestObject, Identified):
 
 class OperatorsRequestDetail(OperatorsRequestObject):
     """One request with what it bought."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [OPERATORS_EXAMPLE | OUTCOME_EXAMPLE]})
 
     generation: PurchaseObject | None = Field(description="What the ledger says of it now.")
     others: int = Field(description="How many more requests have the id that was asked for.")
@@ -72,7 +71,7 @@ async def list_requests(
     return Listed[OperatorsRequestObject].of(data, has_more=page.has_more)
 
 
-@router.get("/{request_id}", summary="What became of one request")
+@router.get("/{request_id}", summary="What became of one request", dependencies=[NoQuery])
 async def get_request(request_id: RequestId, gateway: GatewayDep) -> OperatorsRequestDetail:
     """By the gateway's id, by the client's own (the newest of several), or by the generation's."""
     async with gateway.database.operator() as session:
