@@ -180,3 +180,17 @@ async def test_an_operator_sees_all_of_them_and_those_of_nobody(
     assert [one["client_request_id"] for one in tests] == ["test"]
     assert [one["client_request_id"] for one in others] == ["stranger"]
     assert (shown["tenant"], shown["generation"]["state"]) == ("other", "posted")
+
+
+async def test_a_deleted_tenants_requests_are_deleted_from_the_log(
+    served: Served, shared: dict[str, Any]
+) -> None:
+    async with admin(served) as http:
+        await served.gateway.request_log.flush()
+        gone = answered(await http.get("/requests/stranger"))["tenant_id"]
+        assert (await http.delete(f"/tenants/{gone}")).is_success
+        await served.sweep()
+        left = await every_page(http, "/requests", livemode="true")
+    assert {one["client_request_id"] for one in left} == {"live", "alice", "bob", "narrow"}
+    kept = await served.owner_sql("SELECT DISTINCT tenant_id FROM ledger")
+    assert gone in {str(row.tenant_id) for row in kept}
