@@ -23,6 +23,8 @@ from gateway.request_record import current
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 MCP_PATH = "/mcp"
+SSE_PATH, SSE_MESSAGES_PATH = "/sse", "/sse/messages"
+"""The transport of 2024, where the operator has switched it on."""
 OPEN_PATHS = frozenset(
     {
         *("/", "/health", "/ready", "/docs", "/openapi.json"),
@@ -209,12 +211,12 @@ def _header(scope: RequestScope, name: bytes) -> str:
 
 def is_mcp(path: str) -> bool:
     """Whether a path is the MCP endpoint's, or of a tool that is called without the protocol."""
-    return path == MCP_PATH or path.startswith(f"{MCP_PATH}/")
+    return speaks_json_rpc(path) or path.startswith(f"{MCP_PATH}/")
 
 
 def speaks_json_rpc(path: str) -> bool:
     """Whether a path's clients expect errors as JSON-RPC has them."""
-    return path == MCP_PATH
+    return path in {MCP_PATH, SSE_PATH, SSE_MESSAGES_PATH}
 
 
 def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:

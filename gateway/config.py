@@ -159,6 +159,8 @@ class Settings(BaseSettings):
     upload_seconds: float = Field(default=300.0, gt=0)
     max_concurrent_uploads: int = Field(default=256, ge=1)
     mcp_send_seconds: float = Field(default=60.0, gt=0)
+    mcp_sse: bool = False
+    max_mcp_sse_streams: int = Field(default=256, ge=1)
     max_concurrent_mcp_requests: int = Field(default=512, ge=1)
     max_concurrent_large_mcp_requests: int = Field(default=16, ge=1)
     max_input_pixels: int = Field(default=40_000_000, ge=65_536)

@@ -33,6 +33,7 @@ ROUTES = frozenset(
         "/v1/requests",
         "/mcp",
         "/mcp/v1/tools/generate_image",
+        *("/sse", "/sse/messages"),
         "/health",
         "/ready",
         "/metrics",

@@ -98,8 +98,8 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         app.include_router(module.router)
     describe(app)
     install_error_handlers(app)
-    # A route, not a mount: a mount at the root would answer for every unknown path.
-    app.router.routes.append(mcp.route)
+    # Routes, not a mount: a mount at the root would answer for every unknown path.
+    app.router.routes.extend(mcp.routes)
     # The last one added is the outermost.
     app.add_middleware(Admission)
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)

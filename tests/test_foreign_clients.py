@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from gateway.config import Settings
 from gateway.tenancy.api_keys import IssuedKey
-from tests.harness import GPT2, Served, secret_of
+from tests.harness import GPT2, Served, secret_of, served_gateway
 from tests.stub_openai import Stub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,15 @@ async def test_the_sdks_in_typescript_make_an_image_and_read_a_refusal(
     served: Served, stub: Stub, node: list[str], script: str
 ) -> None:
     expect_mcp(await call_with(served, [*node, script]))
+    assert len(stub.calls) == 1
+
+
+async def test_a_client_of_the_transport_of_2024_is_served_where_it_is_switched_on(
+    settings: Settings, stub: Stub, node: list[str]
+) -> None:
+    async with served_gateway(settings.model_copy(update={"mcp_sse": True})) as served:
+        expect_mcp(await call_with(served, [*node, "sdk-v1.mjs"], path="/sse"))
+        await served.check_invariants()
     assert len(stub.calls) == 1
 
 

@@ -67,6 +67,11 @@ def serve(
     if (host, port) != ("127.0.0.1", 8000) and "public_url" not in settings.model_fields_set:
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared only
         settings = settings.model_copy(update={"public_url": f"http://{shown}:{port}"})
+    if workers > 1 and settings.mcp_sse:
+        refuse(
+            f"GATEWAY_MCP_SSE needs one process, and {workers} workers were asked for: a session "
+            "lives in the process that holds its stream. Use --workers 1, or switch it off."
+        )
     _refuse_unusable(host, port)
     raise_descriptor_limit()
     if workers == 1:

@@ -58,7 +58,7 @@ class ToolCall:
 
 def opened_gateway(context: Context) -> tuple[Gateway, Caller]:
     """What authentication has put into the request's state."""
-    request = _request(context)
+    request = request_of(context)
     gateway: Gateway = request.state.gateway
     caller: Caller = request.state.caller
     return gateway, caller
@@ -66,17 +66,18 @@ def opened_gateway(context: Context) -> tuple[Gateway, Caller]:
 
 def place_of(context: Context) -> Place | None:
     """The request's place among those that are worked on."""
-    place: Place | None = _request(context).state.place
+    place: Place | None = request_of(context).state.place
     return place
 
 
 def arguments_of(context: Context, announced: Mapping[str, object] | None) -> Mapping[str, object]:
     """The arguments of a call: those of its message, or those kept beside it."""
-    kept: Mapping[str, object] | None = getattr(_request(context).state, ARGUMENTS_STATE)
+    kept: Mapping[str, object] | None = getattr(request_of(context).state, ARGUMENTS_STATE)
     return (announced or {}) if kept is None else kept
 
 
-def _request(context: Context) -> Request:
+def request_of(context: Context) -> Request:
+    """The HTTP request that carried the message."""
     if context.request is None:
         raise MCPError(INTERNAL_ERROR, "This server is reached over HTTP.")
     return context.request

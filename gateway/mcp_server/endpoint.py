@@ -51,7 +51,7 @@ class McpEndpoint:
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Serve one request. Without sessions there is nothing to GET or to DELETE."""
         if scope["method"] != "POST":
-            await _refuse_method(send)
+            await refuse_method(send, allowed="POST")
             return
         with ExitStack() as places:
             try:
@@ -61,22 +61,11 @@ class McpEndpoint:
                 return
             if body is not None:
                 scope["state"][ARGUMENTS_STATE] = body.arguments
-                await self._serve(scope, _replay(body.content, receive), send)
+                await self._serve(scope, replay(body.content, receive), send)
 
     async def _serve(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         with CancelScope() as serving:
-
-            async def send_in_time(message: Message) -> None:
-                try:
-                    async with asyncio.timeout(self._limits.send_seconds):
-                        await send(message)
-                except TimeoutError:
-                    # Ended from outside: the library would log the error with its traceback.
-                    log.warning("mcp_client_does_not_read", seconds=self._limits.send_seconds)
-                    serving.cancel()
-                    await checkpoint()
-
-            await self._app(scope, receive, send_in_time)
+            await self._app(scope, receive, in_time(send, self._limits.send_seconds, serving))
 
     async def _read(self, scope: RequestScope, receive: Receive, places: ExitStack) -> Body | None:
         """The body, or None where the client left before it had come; the places are kept."""
@@ -117,7 +106,25 @@ class McpEndpoint:
                 return is_large
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def in_time(send: Send, seconds: float, serving: CancelScope) -> Send:
+    """A `send` that gives up a client which takes nothing for so long.
+
+    The work is ended from outside: the library would log an error with its traceback.
+    """
+
+    async def send_in_time(message: Message) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await send(message)
+        except TimeoutError:
+            log.warning("mcp_client_does_not_read", seconds=seconds)
+            serving.cancel()
+            await checkpoint()
+
+    return send_in_time
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body in one piece, then whatever comes after it."""
     kept = [body]
 
@@ -129,12 +136,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _refuse_method(send: Send) -> None:
+async def refuse_method(send: Send, *, allowed: str) -> None:
+    """Answer that the route takes another method."""
     await send(
         {
             "type": "http.response.start",
             "status": HTTPStatus.METHOD_NOT_ALLOWED,
-            "headers": [(b"allow", b"POST"), (b"content-length", b"0")],
+            "headers": [(b"allow", allowed.encode()), (b"content-length", b"0")],
         }
     )
     await send({"type": "http.response.body"})

@@ -16,12 +16,14 @@ from pydantic import ValidationError
 from starlette.routing import Route
 
 from gateway import __version__
+from gateway.authentication import MCP_PATH
 from gateway.config import Settings
 from gateway.errors import GatewayError, InternalError
 from gateway.mcp_server import completions, prompts, resources, tools
 from gateway.mcp_server.calls import Context, protocol_error
 from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint
 from gateway.mcp_server.prompt_templates import PromptTemplate, load_templates
+from gateway.mcp_server.sse import SseFront
 from gateway.request_record import current
 
 INSTRUCTIONS = (
@@ -41,18 +43,27 @@ log = structlog.get_logger(__name__)
 
 
 class McpFront:
-    """The server behind its route; `manager.run()` must be entered while it serves."""
+    """The server behind its routes; `manager.run()` must be entered while it serves."""
 
     def __init__(self, settings: Settings) -> None:
+        templates = load_templates(settings.prompts_dir)
         self.manager = StreamableHTTPSessionManager(
-            build_server(load_templates(settings.prompts_dir)),
+            build_server(templates),
             # Any worker can answer any request, in both protocol eras.
             stateless=True,
             security_settings=_transport_security(settings),
             max_request_body_size=settings.max_mcp_body_bytes,
         )
         endpoint = McpEndpoint(StreamableHTTPASGIApp(self.manager), _limits(settings))
-        self.route = Route("/mcp", endpoint=endpoint)
+        self.routes = [Route(MCP_PATH, endpoint=endpoint)]
+        if settings.mcp_sse:
+            sse = SseFront(
+                build_server(templates),
+                _limits(settings),
+                _transport_security(settings),
+                max_streams=settings.max_mcp_sse_streams,
+            )
+            self.routes += sse.routes
 
 
 def build_server(templates: Mapping[str, PromptTemplate]) -> Server:
