@@ -55,6 +55,8 @@ ROUTE_PREFIXES = (
 UNEXPECTED = InternalError(
     "The gateway failed in an unexpected way. X-Request-Id names this request in its log."
 )
+SECRET_PATHS = ("/admin/", "/v1/keys", "/v1/users", "/v1/webhooks", "/v1/credentials")
+"""Beginnings of the paths whose answers may show a secret: no cache keeps one, whoever made it."""
 QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 FIRST_REFUSAL = 400
@@ -117,6 +119,8 @@ def _begin(scope: RequestScope) -> tuple[RequestRecord, list[tuple[bytes, bytes]
     record.route = route_label(scope["path"])
     record.method = scope["method"] if scope["method"] in METHODS else "other"
     headers = [(b"x-request-id", record.request_id.encode())]
+    if scope["path"].startswith(SECRET_PATHS):
+        headers.append((b"cache-control", b"no-store"))
     bound = {"request_id": record.request_id}
     if given:
         record.client_request_id = request_record.read_client_id(given.get(b"x-request-id", []))

@@ -27,12 +27,9 @@ SERVER_ONLY = {
 DATABASE = {"sqlalchemy", "asyncpg", "pydantic", "gateway.config"}
 READING = (
     *("usage", "tenants list", "budgets list --house", "webhooks list", "prices list"),
-    *(
-        "users list --tenant t",
-        "keys list --tenant t",
-        "credentials list --tenant t",
-        "limits list --tenant t",
-    ),
+    *("users list --tenant t", "keys list --tenant t", "credentials list --tenant t"),
+    *("limits list --tenant t", "requests list", "requests show x", "admin-keys list"),
+    *("reconcile list", "reconcile show x"),
 )
 LISTED = """
 import atexit, sys

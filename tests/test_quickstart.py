@@ -38,7 +38,7 @@ def started(
     with gateway_process(
         environment, log, *options, from_nothing=from_nothing, on_terminal=on_terminal
     ) as process:
-        asyncio.run(process.until_ready())
+        asyncio.run(process.until_ready(tries=2400))
         yield process
 
 

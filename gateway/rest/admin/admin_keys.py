@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends
 from fastapi import Query as InQuery
 from pydantic import Field, JsonValue
 
@@ -25,7 +25,6 @@ from gateway.tenancy.admin_keys import IssuedAdminKey
 from gateway.tenancy.tenants import MAX_NAME_CHARACTERS
 
 router = APIRouter(prefix="/admin-keys", tags=["admin: admin-keys"])
-NO_STORE = {"Cache-Control": "no-store"}
 EXAMPLE: dict[str, JsonValue] = {
     "id": "019aa5f0-0100-7000-8000-000000000000",
     "object": "admin_key",
@@ -99,7 +98,6 @@ class AdminKeyBody(Body):
 async def create_admin_key(
     gateway: GatewayDep,
     actor: ActorDep,
-    response: Response,
     body: Annotated[AdminKeyBody, Depends(JsonBody(AdminKeyBody))],
 ) -> IssuedAdminKeyObject:
     """The answer holds the secret, this once."""
@@ -113,7 +111,6 @@ async def create_admin_key(
             expires_at=body.expires_at,
         )
     gateway.clear_caches("operator_key")
-    response.headers.update(NO_STORE)
     return _render(issued)
 
 
@@ -146,7 +143,6 @@ async def roll_admin_key(
     admin_key_id: UUID,
     gateway: GatewayDep,
     actor: ActorDep,
-    response: Response,
     body: Annotated[RollBody, Depends(JsonBody(RollBody))],
 ) -> IssuedAdminKeyObject:
     """A twin with the same name, scopes and expiry and a secret of its own; the old key ends after
@@ -161,7 +157,6 @@ async def roll_admin_key(
             grace=timedelta(seconds=body.grace_seconds),
         )
     gateway.clear_caches("operator_key")
-    response.headers.update(NO_STORE)
     return _render(twin)
 
 
