@@ -22,7 +22,7 @@ from gateway.config import Settings, load_settings
 from gateway.instrumentation import Instrumentation
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
-from gateway.processes import end_with_parent
+from gateway.orphans import end_with_parent
 from gateway.rest import (
     admin,
     credentials,

@@ -78,7 +78,9 @@ async def _examine(settings: Settings, note: Note) -> None:
     async with open_reader(settings):
         pass  # refuses where there is nothing to examine; opening a gateway would create it
     async with open_gateway(settings) as gateway:
-        kind = "embedded" if settings.uses_embedded_postgres else "external"
+        kind = "external"
+        if settings.uses_embedded_postgres:
+            kind = f"{settings.data_dir.absolute()}: embedded"
         note("database", "ok", f"{kind} Postgres at revision {gateway.core.revision}")
         await _examine_ledger(gateway, note)
         keys = gateway.core.vault.master_keys

@@ -72,7 +72,7 @@ async def core() -> AsyncIterator[Core]:
     # Imported by the commands that change something, not by those that only read.
     open_core = import_module("gateway.opening").open_core
     async with open_core(settings) as opened:
-        if opened.new_admin_key is not None:
+        if opened.new_admin_key is not None and not settings.uses_embedded_postgres:
             errors.print(f"The first admin key stands in {settings.quickstart_file}")
         yield opened
 
