@@ -56,7 +56,6 @@ from gateway.tenancy.identity_provider import (
 )
 from gateway.tenancy.key_lookup import KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
-from gateway.tenancy.vault import Vault
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
 
 MAX_DOWNLOAD_BYTES = 52_428_800
@@ -118,11 +117,11 @@ async def open_gateway(
         accounts: Cache[tuple[str, str], Account] = _cache(settings)
         key_lookup = _key_lookup(stack, core, callers)
 
-        clear = _clearer(core.vault, key_lookup, callers, choices, tables, accounts)
+        clear = _clearer(core, key_lookup, callers, choices, tables, accounts)
         await _listen(stack, database, clear)
         reservations, journal = open_reservations(stack, settings, database)
         store = (keeper := open_keeper(settings, database, core.vault)).files
-        links = LinkSigner(core.link_key, settings.public_url.rstrip("/"))
+        links = LinkSigner(core.secrets, settings.public_url.rstrip("/"))
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
         webhooks = open_dispatcher(settings, database, core.webhook_sealing)
@@ -183,12 +182,14 @@ def _key_lookup(
         core.database, max_delay_seconds=core.settings.refused_key_max_delay_seconds
     )
     refused_keys.start()
+    core.secrets.start(core.database)
     stack.push_async_callback(refused_keys.close)
-    return KeyLookup(core.database, core.pepper, callers, refused_keys)
+    stack.push_async_callback(core.secrets.close)
+    return KeyLookup(core.database, core.secrets, callers, refused_keys)
 
 
 def _clearer(
-    vault: Vault, key_lookup: KeyLookup, *caches: Cache[Any, Any]
+    core: Core, key_lookup: KeyLookup, *caches: Cache[Any, Any]
 ) -> Callable[[str | None], None]:
     """What forgets all that is cached of a tenant: its change may be its deletion."""
 
@@ -196,7 +197,8 @@ def _clearer(
         for cache in caches:
             cache.clear(tag)
         key_lookup.clear()
-        vault.forget(tag)
+        core.vault.forget(tag)
+        core.secrets.expire(tag)
 
     return clear
 
@@ -294,7 +296,7 @@ def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -
         keeper,
         links,
         finisher,
-        link_key=core.link_key,
+        prompt_key=core.secrets.prompt_key,
         image_ttl_seconds=core.settings.image_ttl_seconds,
         image_retention_seconds=core.settings.resolved_image_retention_seconds,
     )

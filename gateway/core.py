@@ -1,11 +1,12 @@
 """The core of the gateway: settings, the database, and the gateway's own secrets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.config import Settings
 from gateway.db.engine import Database
 from gateway.domain import SecretText
 from gateway.images.catalog import Catalog
+from gateway.tenancy.gateway_secrets import GatewaySecrets
 from gateway.tenancy.key_format import Pepper
 from gateway.tenancy.vault import Vault
 from gateway.webhooks.sealing import Sealing
@@ -25,8 +26,12 @@ class Core(Reader):
     """The part that every command needs which changes something."""
 
     vault: Vault
-    pepper: Pepper
-    link_key: bytes = field(repr=False)
+    secrets: GatewaySecrets
     webhook_sealing: Sealing
     revision: str
     new_admin_key: SecretText | None
+
+    @property
+    def pepper(self) -> Pepper:
+        """The pepper of new keys."""
+        return self.secrets.pepper

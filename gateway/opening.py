@@ -18,7 +18,7 @@ from gateway.errors import ConfigurationError
 from gateway.images.catalog import load_catalog, utc_today
 from gateway.telemetry import redact
 from gateway.tenancy import quickstart
-from gateway.tenancy.key_format import Pepper
+from gateway.tenancy.gateway_secrets import open_secrets
 from gateway.tenancy.vault import MasterKeys, Vault
 from gateway.webhooks.sealing import Sealing
 
@@ -49,19 +49,16 @@ async def open_core(
             await session.execute(
                 text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK + 1}
             )
-            pepper = Pepper(1, await vault.gateway_secret(session, "pepper"))
-            link_key = await vault.gateway_secret(session, "link_key")
-            webhook_key = await vault.gateway_secret(session, "webhook_key")
+            secrets = await open_secrets(session, vault)
             await prices.seed(session, catalog.models.values())
-            new_admin_key = await quickstart.make_first_keys(session, settings, pepper)
+            new_admin_key = await quickstart.make_first_keys(session, settings, secrets)
         yield Core(
             settings=settings,
             database=database,
             vault=vault,
             catalog=catalog,
-            pepper=pepper,
-            link_key=link_key,
-            webhook_sealing=Sealing(vault, webhook_key),
+            secrets=secrets,
+            webhook_sealing=Sealing(vault, secrets),
             revision=revision,
             new_admin_key=new_admin_key,
         )

@@ -30,6 +30,9 @@ from gateway.images.retention import (
 )
 from gateway.request_log.retention import keep
 from gateway.tenancy.erasure import SWEEP as ERASURES
+from gateway.tenancy.gateway_secrets import retire_due
+from gateway.tenancy.key_status import count_on_old_peppers
+from gateway.tenancy.rotation import retire_data_keys
 
 PARALLEL_DELETIONS = 8
 DELETE_TIMEOUT_SECONDS = 30.0
@@ -40,6 +43,7 @@ LIFETIMES_INTERVAL_SECONDS = 86_400.0
 REQUESTS_INTERVAL_SECONDS = 3600.0
 LIFETIMES_RETRY_SECONDS = 600.0
 ORPHAN_RETRY_SECONDS = 600.0
+SECRETS_INTERVAL_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -68,6 +72,7 @@ class Sweeper:
             self._refresh_lifetimes,
             self._send_events,
             self._sweep_requests,
+            self._retire_secrets,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 
@@ -243,6 +248,17 @@ class Sweeper:
             is_known = await self._gateway.lifetimes.refresh()
             wait_seconds = LIFETIMES_INTERVAL_SECONDS if is_known else LIFETIMES_RETRY_SECONDS
             self._lifetimes_due = time.monotonic() + wait_seconds
+
+    async def _retire_secrets(self) -> None:
+        """Once a minute, in one worker: remove old versions of keys that nothing needs any more."""
+        async with self._gateway.database.operator() as session:
+            if not await sweeps.claim(session, "secrets", seconds=SECRETS_INTERVAL_SECONDS):
+                return
+            left = await count_on_old_peppers(session, self._gateway.core.pepper.version)
+            removed = await retire_due(session, is_pepper_unused=left == 0)
+            data_keys = await retire_data_keys(session)
+        if removed or data_keys:
+            log.info("secrets_retired", secrets=removed, data_keys=data_keys)
 
     async def _extend_claim(self) -> None:
         interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds

@@ -163,9 +163,19 @@ async def test_a_link_ends_when_it_says_so(served: Served, link: Link) -> None:
         assert (answer.status_code, error_of(answer)["code"]) == (403, "link_expired")
 
 
+class StrangersKeys:
+    """The link key of another gateway."""
+
+    def signing_link_key(self, _now: float) -> bytes:
+        return b"\x00" * 32
+
+    def link_keys(self, now: float) -> list[bytes]:
+        return [self.signing_link_key(now)]
+
+
 async def test_another_gateways_signature_opens_nothing(served: Served, link: Link) -> None:
     path, exp = await stored_path(served, link), int(time.time()) + 60
-    forged = LinkSigner(b"\x00" * 32, "http://x").sign(link.image_id, path, exp)
+    forged = LinkSigner(StrangersKeys(), "http://x").sign(link.image_id, path, exp)
     assert (await get(served, split(forged).path())).status_code == 403
 
 

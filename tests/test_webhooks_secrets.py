@@ -10,13 +10,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from gateway.config import Settings
 from gateway.domain import SecretText
 from gateway.telemetry import configure_logging
-from gateway.tenancy.vault import (
-    MasterKeys,
-    new_master_key,
-    rewrap_all,
-    used_master_key_ids,
-    write_key_file,
-)
+from gateway.tenancy.rotation import rewrap_all, used_master_key_ids
+from gateway.tenancy.vault import MasterKeys, new_master_key, write_key_file
 from gateway.webhooks.signatures import sign
 from tests.admin_helpers import JsonObject, created
 from tests.harness import MASTER_KEY, Served, served_gateway

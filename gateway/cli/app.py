@@ -58,7 +58,9 @@ COMMANDS = {
     "reconcile": Entry(
         "reconcile:reconcile", "Calls whose real cost is not known: look at them, resolve them."
     ),
-    "master-key": Entry("operations:master_key", "The key that wraps all others."),
+    "master-key": Entry(
+        "master_key:master_key", "Keys at rest: the master key and those that it wraps."
+    ),
 }
 """Every command, in the order of the help."""
 

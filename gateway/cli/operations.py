@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -12,33 +10,22 @@ from gateway.bootstrap import Gateway, open_gateway
 from gateway.cli.output import (
     JsonOption,
     console,
-    errors,
-    invoker,
     print_json,
     run,
     show,
 )
 from gateway.config import Settings, load_settings
 from gateway.core import Core
-from gateway.db.audit import Action, record
 from gateway.errors import ConfigurationError, GatewayError, NotFound, StorageFailed
 from gateway.images.storage import new_image_id, open_store
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.reading import open_reader
 from gateway.telemetry import configure_logging
+from gateway.tenancy import key_status
 from gateway.tenancy.identity_provider import IdentityProvider
 from gateway.tenancy.signing_keys import KeysNotFetched
-from gateway.tenancy.vault import (
-    MasterKeys,
-    new_master_key,
-    rewrap_all,
-    used_master_key_ids,
-    write_key_file,
-)
 
-ROTATION_LOCK = 4_702_111_234_569
 Note = Callable[[str, str, str], None]
-master_key = typer.Typer(help="The key that wraps all others.", no_args_is_help=True)
 
 
 def migrate(as_json: JsonOption = False) -> None:
@@ -85,6 +72,7 @@ async def _examine(settings: Settings, note: Note) -> None:
         await _examine_ledger(gateway, note)
         keys = gateway.core.vault.master_keys
         note("master key", "ok", f"{', '.join(keys.ids)} from {keys.path or 'GATEWAY_MASTER_KEY'}")
+        await _examine_secrets(gateway, note)
         await _examine_store(gateway, note)
         if settings.openai_api_key is None:
             note("house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own")
@@ -121,6 +109,22 @@ async def _examine_store(gateway: Gateway, note: Note) -> None:
     note("storage", "ok", f"{settings.image_storage_url} takes, gives and deletes")
 
 
+async def _examine_secrets(gateway: Gateway, note: Note) -> None:
+    """Say how many versions are valid; `gateway master-key status` shows each."""
+    async with gateway.database.operator() as session:
+        found = await key_status.read_status(session, gateway.core.vault.master_keys.ids)
+    missing = [one.version for one in found if one.state == "missing"]
+    beside = [
+        f"{one.name} {one.version}: {one.state}"
+        for one in found
+        if one.state not in {"in use", "wraps"}
+    ]
+    if missing:
+        note("keys at rest", "wrong", f"sealed with master keys not configured: {missing}")
+    else:
+        note("keys at rest", "ok", "; ".join(beside) or "the newest versions alone")
+
+
 def _examine_limits(gateway: Gateway, note: Note) -> None:
     processes = gateway.limiter.processes
     if gateway.settings.redis_url is None:
@@ -153,67 +157,3 @@ async def _examine_ledger(gateway: Gateway, note: Note) -> None:
         note("ledger", "wrong", "; ".join(f"{found.what}: {found.id}" for found in breaks))
     else:
         note("ledger", "ok", "budgets, reservations and ledger agree")
-
-
-@master_key.command("rotate")
-def rotate_master_key(
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Afterwards remove keys that nothing uses any more.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Wrap every data key under a new master key while the gateway serves.
-
-    With a key file: adds a new key to it and re-wraps; run again with --prune after every server
-    has picked it up (a minute) to remove old keys. With GATEWAY_MASTER_KEY: set it to
-    `new,old` on every server first, then run this, then remove the old one.
-    """
-
-    async def work(core: Core) -> dict[str, object]:
-        # One rotation at a time: two would overwrite each other's keys in the file.
-        async with core.database.exclusive(ROTATION_LOCK):
-            return await _rotate(core, prune=prune)
-
-    result = run(work)
-    if as_json:
-        print_json(result)
-    else:
-        console.print(
-            f"Master key {result['master_key']} wraps everything "
-            f"({result['rewrapped']} re-wrapped)."
-        )
-        if result["removed"]:
-            console.print(f"Removed: {result['removed']}")
-
-
-async def _rotate(core: Core, *, prune: bool) -> dict[str, object]:
-    keys = core.vault.master_keys
-    keys.wrapping()  # reads the file again, should another rotation have changed it
-    removed: list[str] = []
-    if prune:
-        removed = await _prune(core, keys)
-    elif keys.path is not None:
-        _add_key(keys, keys.path)
-    with errors.status("Re-wrapping data keys …"):
-        count = await rewrap_all(core.database, keys)
-    done = {"rewrapped": count, "removed": removed}
-    key_id = keys.wrapping()[0]
-    async with core.database.operator(by=invoker()) as session:
-        await record(
-            session, Action.MASTER_KEY_ROTATED, tenant_id=None, object_id=key_id, after=done
-        )
-    return {"master_key": key_id, **done}
-
-
-def _add_key(keys: MasterKeys, path: Path) -> None:
-    write_key_file(path, [new_master_key(), *(keys.opening(key_id) for key_id in keys.ids)])
-    keys.wrapping()
-
-
-async def _prune(core: Core, keys: MasterKeys) -> list[str]:
-    if keys.path is None:
-        raise ConfigurationError("GATEWAY_MASTER_KEY is yours to edit; --prune edits a key file.")
-    used = await used_master_key_ids(core.database) | {keys.wrapping()[0]}
-    removed = [key_id for key_id in keys.ids if key_id not in used]
-    write_key_file(keys.path, [keys.opening(key_id) for key_id in keys.ids if key_id in used])
-    return removed

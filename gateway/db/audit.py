@@ -61,6 +61,9 @@ class Action(StrEnum):
     OPERATOR_KEY_REVOKED = "operator_key.revoked"
     OPERATOR_KEY_REFUSED = "operator_key.refused"
     MASTER_KEY_ROTATED = "master_key.rotated"
+    DATA_KEYS_ROTATED = "data_keys.rotated"
+    GATEWAY_SECRET_ROLLED = "gateway_secret.rolled"  # noqa: S105 - a name
+    GATEWAY_SECRET_RETIRED = "gateway_secret.retired"  # noqa: S105 - a name
     CALL_RESOLVED = "call.resolved"
 
 

@@ -92,6 +92,10 @@ class Cache(Generic[K, V]):
         if not task.cancelled():
             task.exception()
 
+    def __len__(self) -> int:
+        """How many values are kept."""
+        return len(self._entries)
+
     def clear(self, tag: str | None = None) -> None:
         """Drop what stands under `tag`, or everything."""
         self._epoch += 1

@@ -5,8 +5,11 @@ import binascii
 import hashlib
 import hmac
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from gateway.errors import Forbidden
@@ -25,18 +28,29 @@ class LinkKind(StrEnum):
     THUMBNAIL = "thumbnail"
 
 
+class LinkKeys(Protocol):
+    """The keys of links; `now` is in Unix seconds."""
+
+    def signing_link_key(self, now: float) -> bytes:
+        """The key that signs new links."""
+
+    def link_keys(self, now: float) -> Sequence[bytes]:
+        """The keys whose links are accepted, the newest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkSigner:
     """Makes and checks links under the gateway's public address."""
 
-    key: bytes = field(repr=False)
+    keys: LinkKeys = field(repr=False)
     public_url: str
 
     def sign(
         self, image_id: str, path: str, expires_at: int, kind: LinkKind = LinkKind.IMAGE
     ) -> str:
         """The public link to the image stored at `path`, until `expires_at` (Unix seconds)."""
-        signature = self._signature(image_id, path, expires_at, kind)
+        key = self.keys.signing_link_key(time.time())
+        signature = _signature(key, image_id, path, expires_at, kind)
         query = urlencode({"exp": expires_at, "sig": signature})
         below = f"/{kind}" if kind else ""
         return f"{self.public_url}/images/{image_id}{below}?{query}"
@@ -65,8 +79,11 @@ class LinkSigner:
             raise _bad_link() from None
         path = f"{folder}/{image_id}.{extension}"
         # Compared as text: decoding is lenient, and a link is to be written in one way only.
-        if not hmac.compare_digest(
-            signature.encode(), self._signature(image_id, path, expires, kind).encode()
+        if not any(
+            hmac.compare_digest(
+                signature.encode(), _signature(key, image_id, path, expires, kind).encode()
+            )
+            for key in self.keys.link_keys(now)
         ):
             raise _bad_link()
         form = _PATH_FORM.fullmatch(path)
@@ -93,14 +110,15 @@ class LinkSigner:
         values = dict(parse_qsl(query))
         return self.verify(image_id, values.get("exp", ""), values.get("sig", ""), now=now)
 
-    def _signature(self, image_id: str, path: str, expires_at: int, kind: LinkKind) -> str:
-        """The MAC over path and expiry, and the folder and format that it speaks of."""
-        extension = path.rpartition(".")[2]
-        place = f"{path.removesuffix(f'/{image_id}.{extension}')}.{extension}"
-        # A path has no \x1f, so what one kind signs is never what another does.
-        message = f"{kind}\x1f{path}\x1f{expires_at}" if kind else f"{path}\x1f{expires_at}"
-        mac = hmac.digest(self.key, message.encode(), hashlib.sha256)[:MAC_BYTES]
-        return base64.urlsafe_b64encode(mac + place.encode()).rstrip(b"=").decode()
+
+def _signature(key: bytes, image_id: str, path: str, expires_at: int, kind: LinkKind) -> str:
+    """The MAC over path and expiry, and the folder and format that it speaks of."""
+    extension = path.rpartition(".")[2]
+    place = f"{path.removesuffix(f'/{image_id}.{extension}')}.{extension}"
+    # A path has no \x1f, so what one kind signs is never what another does.
+    message = f"{kind}\x1f{path}\x1f{expires_at}" if kind else f"{path}\x1f{expires_at}"
+    mac = hmac.digest(key, message.encode(), hashlib.sha256)[:MAC_BYTES]
+    return base64.urlsafe_b64encode(mac + place.encode()).rstrip(b"=").decode()
 
 
 def _bad_link() -> Forbidden:

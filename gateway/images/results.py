@@ -37,14 +37,14 @@ class Results:
         links: LinkSigner,
         decoder: Decoder,
         *,
-        link_key: bytes,
+        prompt_key: bytes,
         image_ttl_seconds: int,
         image_retention_seconds: int,
     ) -> None:
         self._keeper = keeper
         self._links = links
         self._decoder = decoder
-        self._link_key = link_key
+        self._prompt_key = prompt_key
         self._image_ttl_seconds = image_ttl_seconds
         self._image_retention_seconds = image_retention_seconds
 
@@ -119,7 +119,7 @@ class Results:
             width=width,
             height=height,
             prompt=request.prompt if settings.stores_prompts else None,
-            prompt_hash=prompt_hash(self._link_key, caller.tenant_id, request.prompt),
+            prompt_hash=prompt_hash(self._prompt_key, caller.tenant_id, request.prompt),
         )
 
     async def check(self, request: ImageRequest) -> None:

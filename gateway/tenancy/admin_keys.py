@@ -209,20 +209,24 @@ async def revoke(session: OperatorSession, key_id: UUID, *, keeps_one: bool) -> 
     return _info(row)
 
 
-async def adopt_setting(session: OperatorSession, secret: SecretText, *, pepper: Pepper) -> None:
+async def adopt_setting(
+    session: OperatorSession, secret: SecretText, *, peppers: Sequence[Pepper]
+) -> None:
     """Make the key that `GATEWAY_ADMIN_KEY` holds valid, and revoke the setting's former key.
+
+    `peppers`: those under which a key may be known, the newest first.
 
     A key that has ended stays ended and revokes none: a replica that restarts with the former
     setting must not undo what the newer one has done.
     """
     await _one_at_a_time(session)
-    digest = key_format.digest(pepper, secret.reveal())
-    row = await session.scalar(select(OperatorKeyRow).where(OperatorKeyRow.digest == digest))
+    digests = [key_format.digest(pepper, secret.reveal()) for pepper in peppers]
+    row = await session.scalar(select(OperatorKeyRow).where(OperatorKeyRow.digest.in_(digests)))
     if row is None:
         # Its name is that of the former one, which is about to be revoked.
         row, _ = _new_row(
             SETTING,
-            pepper=pepper,
+            pepper=peppers[0],
             origin="setting",
             scopes=(AdminScope.ADMIN,),
             expires_at=None,

@@ -14,14 +14,15 @@ from sqlalchemy import Select, func, select
 
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
-from gateway.db.engine import Database, TenantSession, one_at_a_time
+from gateway.db.engine import Database, OperatorSession, TenantSession, one_at_a_time
 from gateway.db.owners import check_user
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import CredentialRow
+from gateway.db.tables import CredentialRow, DataKeyRow
 from gateway.domain import Caller, SecretText, new_id
 from gateway.errors import InvalidRequest, NotConfigured, NotFound
+from gateway.tenancy.rotation import Sealed
 from gateway.tenancy.tenants import keep_living
-from gateway.tenancy.vault import Vault
+from gateway.tenancy.vault import DataKeyMissing, SealBroken, Vault, unseal
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
 PROVIDERS = ("openai",)
@@ -108,17 +109,25 @@ class Credentials:
         if choice.sealed is None:
             return self._house[provider]
         found = choice.sealed
+        try:
+            return await self._open(found)
+        except DataKeyMissing:
+            # Sealed anew since it was read, and this worker has not heard of it yet.
+            return await self._open(await self._read_again(found.tenant_id, found))
+
+    async def _open(self, found: SealedCredential) -> SecretText:
         return await self._vault.open_for_tenant(
-            self._database,
-            found.tenant_id,
-            found.data_key_version,
-            found.sealed,
-            "credential",
-            found.id,
-            found.user_id,
-            found.provider,
-            found.version,
+            self._database, found.tenant_id, found.data_key_version, found.sealed, *_place(found)
         )
+
+    async def _read_again(self, tenant_id: UUID, found: SealedCredential) -> SealedCredential:
+        async with self._database.tenant(tenant_id) as session:
+            row = await session.scalar(
+                select(CredentialRow).where(
+                    CredentialRow.tenant_id == tenant_id, CredentialRow.id == found.id
+                )
+            )
+        return found if row is None else _sealed(row)
 
     async def _load(
         self, tenant_id: UUID, user_id: UUID | None, provider: str
@@ -137,10 +146,56 @@ class Credentials:
         if row is None:
             return CredentialChoice("house"), str(tenant_id)
         owner: Owner = "tenant" if row.user_id is None else "user"
-        sealed = SealedCredential(
-            row.id, tenant_id, row.user_id, provider, row.version, row.data_key_version, row.sealed
+        return CredentialChoice(owner, _sealed(row)), str(tenant_id)
+
+
+async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, limit: int) -> Sealed:
+    """Seal credentials behind the id `after` anew, each under its tenant's newest data key."""
+    newest = (
+        select(func.max(DataKeyRow.version))
+        .where(DataKeyRow.tenant_id == CredentialRow.tenant_id)
+        .scalar_subquery()
+    )
+    query = (
+        select(CredentialRow)
+        .where(CredentialRow.data_key_version < newest)
+        .order_by(CredentialRow.id)
+        .limit(limit)
+        .with_for_update()
+    )
+    if after is not None:
+        query = query.where(CredentialRow.id > after)
+    rows = (await session.scalars(query)).all()
+    unreadable = []
+    for row in rows:
+        place = _place(_sealed(row))
+        try:
+            key = await vault.data_key(session, row.tenant_id, row.data_key_version)
+            plain = unseal(key, row.sealed, row.tenant_id, *place)
+        except SealBroken:
+            unreadable.append(row.id)
+            continue
+        row.data_key_version, row.sealed = await vault.seal_for_tenant(
+            TenantSession(session), row.tenant_id, SecretText(plain.decode()), *place
         )
-        return CredentialChoice(owner, sealed), str(tenant_id)
+    last = rows[-1].id if len(rows) == limit else None
+    return Sealed(len(rows) - len(unreadable), tuple(unreadable), last)
+
+
+def _sealed(row: CredentialRow) -> SealedCredential:
+    return SealedCredential(
+        row.id,
+        row.tenant_id,
+        row.user_id,
+        row.provider,
+        row.version,
+        row.data_key_version,
+        row.sealed,
+    )
+
+
+def _place(found: SealedCredential) -> tuple[object, ...]:
+    return ("credential", found.id, found.user_id, found.provider, found.version)
 
 
 async def store(

@@ -2,16 +2,19 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+import structlog
+
 from gateway.db.cache import Cache
-from gateway.db.engine import Database
+from gateway.db.engine import Database, DatabaseUnavailable
 from gateway.domain import Caller, Operator, TenantSettings
 from gateway.errors import Unauthenticated
 from gateway.request_record import current
 from gateway.tenancy import key_format
-from gateway.tenancy.key_format import Kind, Pepper
+from gateway.tenancy.gateway_secrets import GatewaySecrets
+from gateway.tenancy.key_format import Kind
 from gateway.tenancy.rate_limits import read_limits
 from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.tenancy.tenants import refuse_suspended
@@ -19,6 +22,7 @@ from gateway.tenancy.tenants import refuse_suspended
 UNKNOWN_SECONDS = 10.0
 MAX_UNKNOWN = 10_000
 ADMIN_PREFIX = "igw_admin_"
+log = structlog.get_logger(__name__)
 
 
 class UnknownKeys:
@@ -53,12 +57,12 @@ class KeyLookup:
     def __init__(
         self,
         database: Database,
-        pepper: Pepper,
+        secrets: GatewaySecrets,
         callers: Cache[bytes, Caller | Operator],
         refused: RefusedKeys,
     ) -> None:
         self._database = database
-        self._pepper = pepper
+        self._secrets = secrets
         self._callers = callers
         self._refused = refused
         self._unknown = UnknownKeys()
@@ -90,8 +94,7 @@ class KeyLookup:
                 "This is not an API key of this gateway (igw_live_… or igw_test_…), "
                 "or it was copied incompletely."
             )
-        digest = key_format.digest(self._pepper, text)
-        caller = await self._cached(digest, kind, address)
+        caller = await self._cached(text, kind, address)
         if caller is None:
             raise Unauthenticated("This API key is not known here, or it was revoked.")
         # Of a key that is refused, too: its tenant may look up why.
@@ -102,15 +105,18 @@ class KeyLookup:
             refuse_suspended(caller.tenant_status)
         return caller
 
-    async def _cached(self, digest: bytes, kind: Kind, address: str) -> Caller | Operator | None:
+    async def _cached(self, text: str, kind: Kind, address: str) -> Caller | Operator | None:
+        digest = key_format.digest(self._secrets.pepper, text)
         if digest in self._unknown:
             return None
 
         async def load() -> tuple[Caller | Operator, str] | None:
             async with self._refused.lookup(address):
-                if kind == "admin":
-                    return await self._load_operator(digest)
-                return await self._load_caller(digest)
+                found = await self._load(text, kind)
+                # A worker that has heard of a new pepper may have given it to this key already.
+                if found is None and await self._secrets.refresh_peppers(self._database):
+                    found = await self._load(text, kind)
+                return found
 
         epoch = self._unknown.epoch
         caller = await self._callers.get(digest, load)
@@ -118,11 +124,40 @@ class KeyLookup:
             self._unknown.add(digest, epoch=epoch)
         return caller
 
-    async def _load_caller(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
+    async def _load(self, text: str, kind: Kind) -> tuple[Caller | Operator, str] | None:
+        """Look for a key under every pepper; one that is found takes the newest.
+
+        In one statement: between two, another worker could give the key the newest.
+        """
+        newest, *older = self._secrets.peppers
+        digests = [key_format.digest(pepper, text) for pepper in (newest, *older)]
+        load = self._load_operator if kind == "admin" else self._load_caller
+        found = await load(digests)
+        if found is None:
+            return None
+        caller, tag, digest = found
+        if digest != digests[0]:
+            await self._rehash(digest, digests[0], newest.version)
+        return caller, tag
+
+    async def _rehash(self, old: bytes, new: bytes, version: int) -> None:
+        try:
+            await self._database.call(
+                "SELECT rehash_key(:old, :new, :version)",
+                {"old": old, "new": new, "version": version},
+            )
+        except DatabaseUnavailable:
+            # The key is valid as it is, and takes the pepper another time.
+            log.warning("key_not_rehashed", pepper=version)
+
+    async def _load_caller(
+        self, digests: Sequence[bytes]
+    ) -> tuple[Caller | Operator, str, bytes] | None:
         rows = await self._database.call(
-            "SELECT c.*, limits_of(c.tenant_id, c.id, c.user_id, c.livemode) AS limits"
-            " FROM find_caller(:digest) c",
-            {"digest": digest},
+            "SELECT c.*, k.digest, limits_of(c.tenant_id, c.id, c.user_id, c.livemode) AS limits"
+            " FROM unnest(CAST(:digests AS bytea[])) AS k(digest)"
+            " CROSS JOIN LATERAL find_caller(k.digest) c",
+            {"digests": list(digests)},
         )
         if not rows or rows[0].revoked_at is not None:
             return None
@@ -143,19 +178,21 @@ class KeyLookup:
             ),
             limits=read_limits(row.limits),
         )
-        return caller, str(row.tenant_id)
+        return caller, str(row.tenant_id), row.digest
 
-    async def _load_operator(self, digest: bytes) -> tuple[Caller | Operator, str] | None:
+    async def _load_operator(
+        self, digests: Sequence[bytes]
+    ) -> tuple[Caller | Operator, str, bytes] | None:
         # Asked for again when the cached operator grows old, so the last use is known to that age.
         rows = await self._database.call(
             "UPDATE operator_key SET last_used_at = clock_timestamp()"
-            " WHERE digest = :digest AND revoked_at IS NULL"
+            " WHERE digest = ANY(CAST(:digests AS bytea[])) AND revoked_at IS NULL"
             " AND (expires_at IS NULL OR expires_at > clock_timestamp())"
-            " RETURNING id, name, scopes, expires_at",
-            {"digest": digest},
+            " RETURNING id, name, scopes, expires_at, digest",
+            {"digests": list(digests)},
         )
         if not rows:
             return None
         row = rows[0]
         operator = Operator(row.id, row.name, frozenset(row.scopes), row.expires_at)
-        return operator, "operator_key"
+        return operator, "operator_key", row.digest

@@ -12,19 +12,20 @@ from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
 from gateway.tenancy import admin_keys, api_keys, key_format, tenants
+from gateway.tenancy.gateway_secrets import GatewaySecrets
 from gateway.tenancy.key_format import Pepper
 
 DEFAULT_TENANT = "default"
 
 
 async def make_first_keys(
-    session: OperatorSession, settings: Settings, pepper: Pepper
+    session: OperatorSession, settings: Settings, secrets: GatewaySecrets
 ) -> SecretText | None:
     """Make the admin key, and with the embedded Postgres a tenant to begin with.
 
     Returns the admin key where it was made here: it can be shown now.
     """
-    made = None
+    made, pepper = None, secrets.pepper
     if settings.admin_key is not None:
         admin_key = SecretText(settings.admin_key.get_secret_value().strip())
         if key_format.key_kind(admin_key.reveal()) != "admin":
@@ -32,7 +33,7 @@ async def make_first_keys(
                 "GATEWAY_ADMIN_KEY does not have the form of an admin key (igw_admin_…). "
                 "Leave it unset: the first start then makes one and shows it once."
             )
-        await admin_keys.adopt_setting(session, admin_key, pepper=pepper)
+        await admin_keys.adopt_setting(session, admin_key, peppers=secrets.peppers)
     elif not await admin_keys.was_any_made(session):
         issued = await admin_keys.create(
             session, admin_keys.FIRST_NAME, pepper=pepper, origin="first_start"

@@ -4,6 +4,7 @@ Associated data binds every ciphertext to its place, so that one moved to anothe
 version does not open.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -14,9 +15,10 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 
+from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.key_tables import SealedSecretRow
 from gateway.db.tables import DataKeyRow
@@ -25,7 +27,10 @@ from gateway.errors import ConfigurationError
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-REWRAP_BATCH = 500
+DATA_KEY_SECONDS = 300.0
+"""How long an opened data key stays in memory."""
+DATA_KEY_LOAD_SECONDS = 10.0
+MAX_DATA_KEYS = 100_000
 
 
 class SealBroken(Exception):
@@ -172,20 +177,34 @@ def _parse_keys(texts: Sequence[str], source: str) -> dict[str, bytes]:
     return keys
 
 
-class Vault:
-    """Opens and seals; keeps unwrapped data keys in memory."""
+class DataKeyMissing(SealBroken):
+    """A data key that was replaced: its ciphertext is stale, and the row now holds another."""
 
-    def __init__(self, master_keys: MasterKeys) -> None:
+
+class Vault:
+    """Opens and seals; keeps unwrapped data keys in memory, each for a bounded time."""
+
+    def __init__(
+        self, master_keys: MasterKeys, *, data_key_seconds: float = DATA_KEY_SECONDS
+    ) -> None:
         self.master_keys = master_keys
-        self._data_keys: dict[tuple[UUID, int], bytes] = {}
+        self._data_key_seconds = data_key_seconds
+        self.opened: Cache[tuple[UUID, int], bytes] = Cache(
+            ttl_seconds=data_key_seconds,
+            max_entries=MAX_DATA_KEYS,
+            load_seconds=DATA_KEY_LOAD_SECONDS,
+        )
 
     async def gateway_secret(self, session: OperatorSession, name: str) -> bytes:
         """One of the gateway's own secrets (32 bytes), made on first use."""
+        return await self.keep_secret(session, name, os.urandom(KEY_BYTES))
+
+    async def keep_secret(self, session: OperatorSession, name: str, value: bytes) -> bytes:
+        """Seal and keep a secret of the gateway; returns the one that was there before, if any."""
         key_id, key = self.master_keys.wrapping()
-        sealed = seal(key, os.urandom(KEY_BYTES), "sealed_secret", name)
         await session.execute(
             insert(SealedSecretRow)
-            .values(name=name, sealed=sealed, master_key_id=key_id)
+            .values(name=name, sealed=seal(key, value, "sealed_secret", name), master_key_id=key_id)
             .on_conflict_do_nothing()
         )
         row = (
@@ -195,9 +214,16 @@ class Vault:
                 )
             )
         ).one()
-        return unseal(
-            self.master_keys.opening(row.master_key_id), row.sealed, "sealed_secret", name
-        )
+        return self.open_secret(name, row.sealed, row.master_key_id)
+
+    def open_secret(self, name: str, sealed: bytes, master_key_id: str) -> bytes:
+        """Open a secret of the gateway.
+
+        Raises:
+            SealBroken: it stands in another place than it was sealed for.
+            ConfigurationError: the master key behind it is not configured.
+        """
+        return unseal(self.master_keys.opening(master_key_id), sealed, "sealed_secret", name)
 
     async def seal_for_tenant(
         self, session: TenantSession, tenant_id: UUID, secret: SecretText, *place: object
@@ -211,17 +237,16 @@ class Vault:
         self, session: TenantSession, tenant_id: UUID, content: bytes, *place: object
     ) -> tuple[int, bytes]:
         """Seal a tenant's bytes; returns the data key's version and the ciphertext."""
-        version = 1
-        # Not kept in memory: this transaction may yet be rolled back, and the key with it.
-        key = await self._data_key(session, tenant_id, version)
+        version, key = await self.newest_data_key(session, tenant_id)
         return version, seal(key, content, tenant_id, *place)
 
     async def open_for_tenant(
         self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
     ) -> SecretText:
-        """Open a tenant's secret; asks Postgres for the data key only the first time.
+        """Open a tenant's secret; asks Postgres for the data key where it is not in memory.
 
         Raises:
+            DataKeyMissing: the data key was replaced; read the row again.
             SealBroken: the ciphertext stands in another place than it was sealed for.
         """
         content = await self.open_bytes_for_tenant(database, tenant_id, version, sealed, *place)
@@ -230,24 +255,73 @@ class Vault:
     async def open_bytes_for_tenant(
         self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
     ) -> bytes:
-        """Open a tenant's bytes; asks Postgres for the data key only the first time.
+        """Open a tenant's bytes; asks Postgres for the data key where it is not in memory.
 
         Raises:
+            DataKeyMissing: the data key was replaced; read the row again.
             SealBroken: the ciphertext stands in another place than it was sealed for.
         """
-        key = self._data_keys.get((tenant_id, version))
-        if key is None:
+
+        async def load() -> tuple[bytes, str]:
             async with database.tenant(tenant_id) as session:
-                key = await self._data_key(session, tenant_id, version)
-            self._data_keys[tenant_id, version] = key
+                key = await self.data_key(session, tenant_id, version)
+            tag = str(tenant_id)
+            # An entry would else lie there until somebody asks for it again.
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._data_key_seconds, self.opened.clear, tag)
+            return key, tag
+
+        key = await self.opened.get((tenant_id, version), load)
+        if key is None:
+            raise DataKeyMissing(f"data_key / {tenant_id} / {version}")
         return unseal(key, sealed, tenant_id, *place)
 
     def forget(self, tenant_id: str | None) -> None:
         """Drop a tenant's opened data keys from memory; None: those of all."""
-        for key in [key for key in self._data_keys if tenant_id in {None, str(key[0])}]:
-            del self._data_keys[key]
+        self.opened.clear(tenant_id)
 
-    async def _data_key(self, session: TenantSession, tenant_id: UUID, version: int) -> bytes:
+    async def data_key(
+        self, session: TenantSession | OperatorSession, tenant_id: UUID, version: int
+    ) -> bytes:
+        """A tenant's data key of this version.
+
+        Raises:
+            DataKeyMissing: there is none any more.
+        """
+        row = (
+            await session.execute(
+                select(DataKeyRow.wrapped, DataKeyRow.master_key_id).where(
+                    DataKeyRow.tenant_id == tenant_id, DataKeyRow.version == version
+                )
+            )
+        ).one_or_none()
+        if row is None:
+            raise DataKeyMissing(f"data_key / {tenant_id} / {version}")
+        return self._unwrap(tenant_id, version, row.wrapped, row.master_key_id)
+
+    async def newest_data_key(
+        self, session: TenantSession | OperatorSession, tenant_id: UUID
+    ) -> tuple[int, bytes]:
+        """The data key that seals from now on, made where there is none yet.
+
+        Not kept in memory: this transaction may yet be rolled back, and the key with it.
+        """
+        newest = (
+            select(DataKeyRow.version, DataKeyRow.wrapped, DataKeyRow.master_key_id)
+            .where(DataKeyRow.tenant_id == tenant_id)
+            .order_by(DataKeyRow.version.desc())
+            .limit(1)
+        )
+        row = (await session.execute(newest)).one_or_none()
+        if row is None:
+            await self.add_data_key(session, tenant_id, 1)
+            row = (await session.execute(newest)).one()
+        return row.version, self._unwrap(tenant_id, row.version, row.wrapped, row.master_key_id)
+
+    async def add_data_key(
+        self, session: TenantSession | OperatorSession, tenant_id: UUID, version: int
+    ) -> None:
+        """Make a data key of this version, unless another transaction already has."""
         key_id, master_key = self.master_keys.wrapping()
         wrapped = seal(master_key, os.urandom(KEY_BYTES), "data_key", tenant_id, version)
         await session.execute(
@@ -255,87 +329,12 @@ class Vault:
             .values(tenant_id=tenant_id, version=version, wrapped=wrapped, master_key_id=key_id)
             .on_conflict_do_nothing()
         )
-        row = (
-            await session.execute(
-                select(DataKeyRow.wrapped, DataKeyRow.master_key_id).where(
-                    DataKeyRow.tenant_id == tenant_id, DataKeyRow.version == version
-                )
-            )
-        ).one()
-        return unseal(
-            self.master_keys.opening(row.master_key_id),
-            row.wrapped,
-            "data_key",
-            tenant_id,
-            version,
-        )
+
+    def _unwrap(self, tenant_id: UUID, version: int, wrapped: bytes, master_key_id: str) -> bytes:
+        master_key = self.master_keys.opening(master_key_id)
+        return unseal(master_key, wrapped, "data_key", tenant_id, version)
 
 
 async def shred(session: OperatorSession, tenant_id: UUID) -> None:
     """Destroy a tenant's data keys: what was sealed with them can never be opened again."""
     await session.execute(delete(DataKeyRow).where(DataKeyRow.tenant_id == tenant_id))
-
-
-async def rewrap_all(database: Database, master_keys: MasterKeys) -> int:
-    """Wrap every data key and gateway secret with the first master key; returns how many.
-
-    Works in small commits and leaves out what is done: it may be stopped and run again, with the
-    gateway serving all the while.
-    """
-    done = 0
-    while True:
-        async with database.operator() as session:
-            count = await _rewrap_batch(session, master_keys)
-        done += count
-        if count == 0:
-            return done
-
-
-async def _rewrap_batch(session: OperatorSession, master_keys: MasterKeys) -> int:
-    new_id, new_key = master_keys.wrapping()
-    secrets = await session.execute(
-        select(SealedSecretRow.name, SealedSecretRow.sealed, SealedSecretRow.master_key_id)
-        .where(SealedSecretRow.master_key_id != new_id)
-        .with_for_update()
-    )
-    count = 0
-    for name, sealed, old_id in secrets:
-        place = ("sealed_secret", name)
-        plain = unseal(master_keys.opening(old_id), sealed, *place)
-        await session.execute(
-            update(SealedSecretRow)
-            .where(SealedSecretRow.name == name)
-            .values(sealed=seal(new_key, plain, *place), master_key_id=new_id)
-        )
-        count += 1
-    data_keys = await session.execute(
-        select(
-            DataKeyRow.tenant_id, DataKeyRow.version, DataKeyRow.wrapped, DataKeyRow.master_key_id
-        )
-        .where(DataKeyRow.master_key_id != new_id)
-        .limit(REWRAP_BATCH)
-        .with_for_update()
-    )
-    for tenant_id, version, wrapped, old_id in data_keys:
-        plain = unseal(master_keys.opening(old_id), wrapped, "data_key", tenant_id, version)
-        await session.execute(
-            update(DataKeyRow)
-            .where(DataKeyRow.tenant_id == tenant_id, DataKeyRow.version == version)
-            .values(
-                wrapped=seal(new_key, plain, "data_key", tenant_id, version), master_key_id=new_id
-            )
-        )
-        count += 1
-    return count
-
-
-async def used_master_key_ids(database: Database) -> set[str]:
-    """Which master keys still wrap something."""
-    async with database.operator() as session:
-        return await _used_ids(session)
-
-
-async def _used_ids(session: OperatorSession) -> set[str]:
-    secrets = await session.scalars(select(SealedSecretRow.master_key_id).distinct())
-    data_keys = await session.scalars(select(DataKeyRow.master_key_id).distinct())
-    return {*secrets, *data_keys}
