@@ -281,3 +281,29 @@ def test_it_works_under_uvloop() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(cleaned()) == (GOOD_PICTURE, GOOD)
+
+
+def peak_bytes(process: psutil.Process) -> int:
+    """The most memory that a process has had."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    [peak] = [line for line in lines if line.startswith("VmHWM:")]
+    return int(peak.split()[1]) * 1024
+
+
+@on_linux
+@pytest.mark.parametrize("is_progressive", [False, True])
+async def test_a_jpeg_that_stays_as_it_is_takes_little_memory_to_check(
+    *, is_progressive: bool
+) -> None:
+    """40 million pixels; drawn whole, they would take 160 MB and more."""
+    large = Image.new("RGB", (8000, 5000), "red")
+    content = encoded(large, "JPEG", progressive=is_progressive)
+    decoder = Decoder(replace(LIMITS, max_pixels=40_000_000))
+    process = await started(decoder)
+    picture, cleaned = await clean(decoder, content)
+    assert (picture.width, picture.height) == (8000, 5000)
+    assert cleaned == content
+    assert peak_bytes(process) < 150_000_000
+    cut_off = content[: len(content) // 2]
+    assert await problem(decoder, cut_off) is PictureProblem.UNREADABLE
+    await decoder.close()
