@@ -47,7 +47,7 @@ class Trace:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request. What was not reached or is not known is None."""
+    """One request. A field that was not reached, or is not known, is None."""
 
     request_id: str = ""
     at: datetime | None = None

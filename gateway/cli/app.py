@@ -45,7 +45,7 @@ COMMANDS = {
         "billing:usage",
         "Show what was used and what it cost. Default: this month, live and test apart.",
     ),
-    "requests": Entry("requests:requests", "What became of each request, by any of its ids."),
+    "requests": Entry("requests:requests", "Outcome, cost and provider id of each request."),
     "tenants": Entry("tenants:tenants", "Tenants: the customers that own everything."),
     "users": Entry("users:users", "Persons and applications of a tenant."),
     "keys": Entry("accounts:keys", "API keys of tenants and users."),

@@ -1,4 +1,4 @@
-"""Commands for the request log: what became of a call, what it cost, how the provider calls it."""
+"""Commands for the request log: outcome, cost and provider id of a call."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -17,7 +17,7 @@ from gateway.request_log.queries import LoggedRequest, Purchase, RequestDetail, 
 from gateway.request_log.rendering import render_for_operators, render_outcome
 from gateway.tenancy import tenants
 
-requests = typer.Typer(help="What became of each request, by any of its ids.", no_args_is_help=True)
+requests = typer.Typer(help="Outcome, cost and provider id of each request.", no_args_is_help=True)
 
 
 @requests.command("list")
@@ -74,7 +74,7 @@ def show_request(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what became of one request, what it cost, and how the provider calls it."""
+    """Show outcome, cost and provider id of one request."""
 
     async def work(core: Reader) -> RequestDetail:
         async with core.database.operator() as session:
@@ -109,7 +109,7 @@ def _row(logged: LoggedRequest) -> dict[str, object]:
 
 
 def _facts(detail: RequestDetail) -> Iterator[tuple[str, str]]:
-    """What is known, in the order in which one asks."""
+    """The known facts, in the order in which an operator asks for them."""
     logged, row = detail.request, detail.request.row
     yield "request", row.id
     if row.client_request_id is not None:

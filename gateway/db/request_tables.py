@@ -10,9 +10,9 @@ from gateway.db.tables import Table, Timestamp
 
 
 class RequestRow(Table):
-    """What became of one request; never a prompt. It outlives what it names: no foreign keys.
+    """One request and its outcome; never a prompt. It outlives what it names: no foreign keys.
 
-    `tenant_id` is null for operators and for requests whose key nobody knows. `api_key_id` is the
+    `tenant_id` is null for operators and for requests without a valid key. `api_key_id` is the
     first of a line of rolled keys. `cost_nano` is what was known when the request ended: the truth
     stands in the ledger, under `generation_id`.
     """

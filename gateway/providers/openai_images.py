@@ -70,7 +70,7 @@ REPLY_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 @dataclass(slots=True)
 class _Sending:
-    """Whether a request may have gone out: it had a connection to be written to. And what came."""
+    """One call: whether it had a connection to be written to, and the reply that came."""
 
     had_connection: bool = False
     reply: ProviderReply | None = None

@@ -1,4 +1,4 @@
-"""How the request log is read: by a caller, who sees what his usage reports show, and by operators.
+"""Queries on the request log: by a caller, within the scope of usage reports, and by operators.
 
 One request is found by its own id, by the client's, or by the id of its generation; with it come
 the reservation and the ledger lines of that generation.
@@ -63,7 +63,7 @@ class LedgerLine:
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """What the ledger says of a generation. `final_nano` is None while its outcome is open."""
+    """A generation in the ledger. `final_nano` is None while its outcome is open."""
 
     id: UUID
     state: str
@@ -213,7 +213,7 @@ async def _find(
 
 
 def _meanings(request_id: str) -> list[ColumnElement[bool]]:
-    """What an id may stand for, each found by an index of its own."""
+    """The conditions that an id may stand for, each with an index of its own."""
     meanings = []
     at = began_at(request_id)
     if at is not None:
@@ -236,7 +236,7 @@ async def _purchase(
 async def _booked(
     session: TenantSession | OperatorSession, tenant_id: UUID, generation_id: UUID
 ) -> Purchase | None:
-    """What the ledger says of a generation; None where its hold never came about."""
+    """Find a generation in the ledger; None where its hold never came about."""
     row = await session.scalar(
         select(ReservationRow).where(
             ReservationRow.tenant_id == tenant_id, ReservationRow.id == generation_id

@@ -1,4 +1,4 @@
-"""How requests are shown to programs, by REST and by commands alike; money as decimal strings."""
+"""Rendering of requests for programs, by REST and commands alike; money as decimal strings."""
 
 from gateway.money import NanoUsd, format_usd
 from gateway.request_log.queries import LoggedRequest, Purchase, RequestDetail
@@ -36,7 +36,7 @@ def render_for_operators(logged: LoggedRequest) -> dict[str, object]:
 
 
 def render_outcome(detail: RequestDetail) -> dict[str, object]:
-    """What stands beside one request alone: what the ledger says of its generation now."""
+    """The fields that one request alone has: its generation in the ledger, as it is now."""
     purchase = detail.purchase
     return {
         "generation": None if purchase is None else _render_purchase(purchase),

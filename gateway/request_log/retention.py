@@ -1,4 +1,4 @@
-"""How long the request log is kept: in days, each of which is a partition that is dropped whole."""
+"""Retention of the request log, in days: each is a partition that is dropped whole."""
 
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ async def keep(database: Database, *, days: int) -> int:
 
 
 async def forget_deleted(session: OperatorSession, *, within: timedelta) -> None:
-    """Delete what tenants that were deleted `within` this time have left in the log."""
+    """Delete the rows of tenants that were deleted `within` this time."""
     await session.execute(
         text(
             "SELECT forget_requests(id) FROM tenant"

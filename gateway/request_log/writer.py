@@ -194,7 +194,7 @@ class _Batches:
 
 
 class _PerMinute:
-    """So many a minute: a token bucket that is full at first."""
+    """A token bucket, full at first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -202,7 +202,7 @@ class _PerMinute:
         self._at = time.monotonic()
 
     def take(self) -> bool:
-        """Whether there is one left."""
+        """Take one; false where none is left."""
         now = time.monotonic()
         refilled = (now - self._at) / MINUTE_SECONDS * self._most
         self._left, self._at = min(self._most, self._left + refilled), now

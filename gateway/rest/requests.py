@@ -1,4 +1,4 @@
-"""What became of each request: listed, and looked up by any of its ids."""
+"""The request log of a tenant: lists of requests, and one by any of its ids."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -138,7 +138,7 @@ class LedgerLineObject(BaseModel):
 
 
 class PurchaseObject(BaseModel):
-    """What the ledger says of the generation now."""
+    """The generation in the ledger, as it is now."""
 
     id: UUID
     state: Literal["held", "unknown", "posted", "posted_est", "void"]
@@ -212,7 +212,7 @@ class RequestQuery(BaseModel):
         )
 
 
-@router.get("/v1/requests", summary="What became of each request")
+@router.get("/v1/requests", summary="List requests")
 async def list_requests(
     gateway: GatewayDep, caller: UsageReader, query: Annotated[RequestQuery, Query()]
 ) -> RequestList:
@@ -236,7 +236,7 @@ async def list_requests(
     )
 
 
-@router.get("/v1/requests/{request_id}", summary="What became of one request")
+@router.get("/v1/requests/{request_id}", summary="Show one request")
 async def get_request(
     request_id: RequestId, gateway: GatewayDep, caller: UsageReader
 ) -> RequestDetailObject:

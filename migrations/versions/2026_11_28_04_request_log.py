@@ -57,7 +57,7 @@ CREATE POLICY owner ON request_log TO CURRENT_USER USING (true)
 
 SWEEP = "INSERT INTO sweep (name) VALUES ('request_log')"
 
-# Nobody may read a partition by its own name: it has row-level security, no policy and no grants.
+# A partition cannot be read by its own name: it has row-level security, no policy and no grants.
 ADD_DAY = """
 CREATE FUNCTION add_request_log_day(p_day date) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$

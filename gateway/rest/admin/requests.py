@@ -1,4 +1,4 @@
-"""What became of each request of every tenant, and of those whose key nobody knows."""
+"""The request log of every tenant, and of requests without a valid key."""
 
 from typing import Annotated
 from uuid import UUID
@@ -41,7 +41,7 @@ class OperatorsRequestDetail(OperatorsRequestObject):
 
     model_config = ConfigDict(json_schema_extra={"examples": [OPERATORS_EXAMPLE | OUTCOME_EXAMPLE]})
 
-    generation: PurchaseObject | None = Field(description="What the ledger says of it now.")
+    generation: PurchaseObject | None = Field(description="In the ledger, as it is now.")
     others: int = Field(description="How many more requests have the id that was asked for.")
 
 
@@ -53,7 +53,7 @@ class OperatorsRequestQuery(RequestQuery):
     start: str | None = Field(None, description="ISO date (of UTC) or date-time.")
 
 
-@router.get("", summary="What became of each request")
+@router.get("", summary="List requests")
 async def list_requests(
     gateway: GatewayDep, query: Annotated[OperatorsRequestQuery, InQuery()]
 ) -> Listed[OperatorsRequestObject]:
@@ -71,7 +71,7 @@ async def list_requests(
     return Listed[OperatorsRequestObject].of(data, has_more=page.has_more)
 
 
-@router.get("/{request_id}", summary="What became of one request", dependencies=[NoQuery])
+@router.get("/{request_id}", summary="Show one request", dependencies=[NoQuery])
 async def get_request(request_id: RequestId, gateway: GatewayDep) -> OperatorsRequestDetail:
     """By the gateway's id, by the client's own (the newest of several), or by the generation's."""
     async with gateway.database.operator() as session:
