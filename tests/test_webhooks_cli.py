@@ -80,4 +80,4 @@ def test_what_cannot_be_is_refused_in_one_sentence(running: RunningGateway) -> N
         ended = running.command("webhooks", *refused.split())
         ended.expect_refusal()
         assert "canary" not in ended.err
-    running.command("webhooks", "roll", "x").expect_wrong_usage()
+    running.command("webhooks", "roll", "x").expect_refusal()
