@@ -317,19 +317,29 @@ def test_programs_in_a_closed_directory_are_copied_and_the_directory_stays_close
     data_dir: Path,
 ) -> None:
     data_dir.parent.chmod(0o755)
-    installed = data_dir / "closed/installed"
-    for part in ("bin/postgres", "bin/initdb", "lib/libpq.so", "share/postgres.bki"):
-        (installed / part).parent.mkdir(parents=True, exist_ok=True)
-        (installed / part).write_text(part)
-        (installed / part).chmod(0o700)
-    (data_dir / "closed").chmod(0o700)
+    package = find_programs(own_account()).parents[1]
+    closed = data_dir / "closed"
+    for name in (package.name, f"{package.name}.libs"):
+        shutil.copytree(package.with_name(name), closed / name)
+    closed.chmod(0o700)
+    installed = closed / package.name / find_programs(own_account()).parent.name
+    account = private_account()
     copied = [
-        reachable_installation(installed, private_account(), copies=data_dir / "copies")
-        for _ in range(2)
+        reachable_installation(installed, account, copies=data_dir / "copies") for _ in range(2)
     ]
     assert copied[0] == copied[1] != installed
-    assert as_other_user(lambda: len((copied[0] / "bin/postgres").read_text())) == 12
-    assert stat.S_IMODE((data_dir / "closed").stat().st_mode) == 0o700
+    for program in ("initdb", "postgres"):
+        ended = subprocess.run(
+            [str(copied[0] / "bin" / program), "--version"],
+            user=account.uid,
+            group=account.gid,
+            cwd="/",
+            env={},
+            capture_output=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (0, b"")
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
     assert reachable_installation(installed, own_account()) == installed
 
 

