@@ -18,6 +18,7 @@ from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
 from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
 from gateway.images.catalog import LEGACY, utc_today
+from gateway.images.credential_tests import CredentialTests
 from gateway.images.decoding import (
     Decoder,
     DecoderBusy,
@@ -79,6 +80,7 @@ class Gateway:
     finisher: Decoder
     intake: Intake
     thumbnails: Thumbnails
+    credential_tests: CredentialTests
     lifetimes: Lifetimes
     webhooks: Dispatcher
     request_log: RequestLog
@@ -129,11 +131,12 @@ async def open_gateway(
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
+        credentials = Credentials(database, core.vault, house, choices)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
             catalog=core.catalog,
             prices=Prices(database, tables),
-            credentials=Credentials(database, core.vault, house, choices),
+            credentials=credentials,
             reservations=reservations,
             providers=_providers(stack, settings, openai_images, _pixel_reader(decoder)),
             results=_results(core, keeper, links, finisher),
@@ -160,6 +163,7 @@ async def open_gateway(
             finisher=finisher,
             intake=Intake(pipeline, _fetcher(core, store, links, downloads), decoder),
             thumbnails=thumbnails,
+            credential_tests=CredentialTests(database, credentials, {"openai": openai_images}),
             lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
             webhooks=webhooks,
             request_log=request_log,

@@ -20,6 +20,11 @@ class Scope(StrEnum):
     IMAGES_READ = "images:read"
     USAGE_READ = "usage:read"
     CREDENTIALS_WRITE = "credentials:write"
+    TENANT_ADMIN = "tenant:admin"
+
+
+USUAL_KEY_SCOPES = tuple(scope for scope in Scope if scope is not Scope.TENANT_ADMIN)
+"""Those of a key for which none are named: to administer the tenant is asked for by name."""
 
 
 class LimitKind(StrEnum):

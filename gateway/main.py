@@ -34,6 +34,7 @@ from gateway.rest import (
     oauth,
     requests,
     simple,
+    tenant,
     tools,
     usage,
 )
@@ -92,7 +93,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         swagger_ui_parameters={"persistAuthorization": False, "filter": True, "validatorUrl": None},
     )
     for module in (
-        *(images, simple, history, hosting, models, usage, requests),
+        *(images, simple, history, hosting, models, usage, requests, tenant),
         *(credentials, health, oauth, tools, admin),
     ):
         app.include_router(module.router)

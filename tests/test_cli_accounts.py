@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.domain import Scope
+from gateway.domain import USUAL_KEY_SCOPES
 from tests.harness import error_of
 from tests.stub_openai import StubControl, stub_process
 from tests.test_cli_manners import IMAGE, RunningGateway, running_gateway
@@ -141,7 +141,7 @@ def test_a_keys_secret_is_shown_once(running: RunningGateway) -> None:
         "name": None,
         "livemode": True,
         "last4": secret[-4:],
-        "scopes": sorted(Scope),
+        "scopes": sorted(USUAL_KEY_SCOPES),
         "models": None,
         "user": None,
         "expires_at": None,

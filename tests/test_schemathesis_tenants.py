@@ -2,6 +2,7 @@
 
 import pytest
 
+from gateway.domain import Scope
 from tests.conformance import Spoken, examine
 from tests.harness import Served, secret_of
 from tests.stub_openai import Stub
@@ -31,6 +32,18 @@ SPOKEN = Spoken(
         "GET /v1/images": frozenset({"after"}),
         # Dates of ISO 8601, one before the other; fields that are named once.
         "GET /v1/requests": frozenset({"start", "end"}),
+        # A name is of printable characters, an integer written as one, an end in the future; a URL
+        # is one that can be read, a description one line.
+        "POST /v1/keys": frozenset({"expires_at", "name"}),
+        "PATCH /v1/keys/{key_id}": frozenset({"name"}),
+        "POST /v1/keys/{key_id}/roll": frozenset({"grace_seconds"}),
+        "POST /v1/users": frozenset({"name"}),
+        "GET /v1/users": frozenset({"name"}),
+        "PATCH /v1/users/{user_id}": frozenset({"name"}),
+        "PUT /v1/limits": frozenset({"user_id", "api_key_id", "livemode", "value"}),
+        "POST /v1/webhooks": frozenset({"url", "description"}),
+        "PATCH /v1/webhooks/{webhook_id}": frozenset({"url", "description"}),
+        "POST /v1/webhooks/{webhook_id}/roll": frozenset({"grace_seconds"}),
         "GET /v1/usage": frozenset({"start", "end", "group_by", "key", "user"}),
     }
 )
@@ -38,14 +51,15 @@ SPOKEN = Spoken(
 
 @pytest.mark.timeout(600)
 async def test_every_answer_to_tenants_is_as_described(served: Served, stub: Stub) -> None:
-    report = await examine(
-        served, secret_of(await served.key()), operators=False, examples=45, spoken=SPOKEN
-    )
+    key = await served.key(scopes=[*Scope])
+    report = await examine(served, secret_of(key), operators=False, examples=45, spoken=SPOKEN)
     assert report.findings == [], "\n\n".join(report.findings[:20])
     assert report.cases >= 2_100
     assert 200 in report.answered("POST /v1/images/generations")
     assert 200 in report.answered("POST /v1/images/edits")
     assert 200 in report.answered("GET /v1/images")
+    for operation in ("POST /v1/keys", "POST /v1/users", "POST /v1/webhooks"):
+        assert 201 in report.answered(operation)
     open_calls = await served.owner_sql("SELECT id FROM reservation WHERE state = 'held'")
     assert open_calls == []
     [bought] = await served.owner_sql("SELECT count(*) AS calls FROM reservation")

@@ -175,7 +175,8 @@ async def test_every_command_of_the_page_succeeds(served: Served, owner: str) ->
     documented = set()
     for template, methods in paths.items():
         is_tenants = "{tenant_id}" in template
-        if "/webhooks" in template and is_tenants == (tenant_id is not None):
+        of_operators = template.startswith(ROOT) and "/webhooks" in template
+        if of_operators and is_tenants == (tenant_id is not None):
             shown = template.removeprefix(ROOT).replace("{tenant_id}", str(tenant_id))
             shown = shown.replace("{webhook_id}", made["id"])
             shown = shown.replace("{delivery_id}", delivery["id"])

@@ -21,7 +21,7 @@ from gateway.cli.output import (
 )
 from gateway.core import Core, Reader
 from gateway.db.engine import OperatorSession, TenantSession
-from gateway.domain import Scope, SecretText
+from gateway.domain import USUAL_KEY_SCOPES, Scope, SecretText
 from gateway.tenancy import api_keys, lookups, users
 from gateway.tenancy import credentials as vaulted
 from gateway.tenancy.api_keys import IssuedKey, KeyInfo
@@ -50,7 +50,8 @@ def create_key(
     user: UserOption = None,
     test: Annotated[bool, typer.Option("--test", help="A sandbox key: costs nothing.")] = False,
     scopes: Annotated[
-        str | None, typer.Option(help=f"Comma-separated: {', '.join(Scope)}. Default: all.")
+        str | None,
+        typer.Option(help=f"Comma-separated: {', '.join(Scope)}. Default: all but the last."),
     ] = None,
     models: Annotated[
         str | None, typer.Option(help="Comma-separated models it may use. Default: all.")
@@ -122,7 +123,7 @@ def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
                 "name": key["name"],
                 "key": f"igw_{'live' if key['livemode'] else 'test'}_…{key['last4']}",
                 "user": key["user"],
-                "scopes": "all" if set(key["scopes"]) == set(Scope) else key["scopes"],
+                "scopes": "usual" if set(key["scopes"]) == set(USUAL_KEY_SCOPES) else key["scopes"],
                 "models": key["models"] or "all",
                 "state": _key_state(key["expires_at"], key["revoked_at"]),
             }

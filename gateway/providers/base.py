@@ -27,6 +27,14 @@ class Reason(StrEnum):
     UNKNOWN = "unknown"
 
 
+class CredentialState(StrEnum):
+    """What a provider says of a credential. `unreachable`: it says nothing of it now."""
+
+    VALID = "valid"
+    INVALID = "invalid"
+    UNREACHABLE = "unreachable"
+
+
 class ProviderFailure(Exception):
     """A call that brought no images; `outcome` says what it may have cost, `usage` what it did.
 

@@ -31,7 +31,7 @@ from gateway.domain import (
     ProviderReply,
     SecretText,
 )
-from gateway.providers.base import ProviderFailure
+from gateway.providers.base import CredentialState, ProviderFailure
 from gateway.providers.downloads import DownloadRefused, Downloads
 from gateway.providers.event_stream import read_events
 from gateway.providers.openai_answers import (
@@ -57,6 +57,10 @@ PATHS = {
 log = structlog.get_logger(__name__)
 MODELS_PATH = "/models"
 MODELS_TIMEOUT_SECONDS = 30.0
+TEST_TIMEOUT_SECONDS = 10.0
+KNOWN_KEY_STATUSES = frozenset({403, 429})
+"""A key restricted to other routes, or that has used up its pace: the key itself is a known one."""
+REFUSED_KEY_STATUSES = frozenset({401})
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
 READ_BUFFER_BYTES = 262_144
@@ -208,6 +212,29 @@ class OpenAIImages:
                 return read_shutdown_dates(await _read(response, self._max_answer_bytes))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _interrupted(error, sending) from None
+
+    async def test_credential(self, credential: SecretText) -> CredentialState:
+        """Ask for the list of models, which costs nothing; its content does not matter."""
+        try:
+            async with (
+                asyncio.timeout(TEST_TIMEOUT_SECONDS),
+                self._session.get(
+                    self._models_url,
+                    headers=_authorization(credential),
+                    timeout=self._timeout(TEST_TIMEOUT_SECONDS),
+                    allow_redirects=False,
+                    trace_request_ctx=_Sending(),
+                    proxy=self._proxy,
+                    proxy_headers=self._proxy_headers,
+                ) as response,
+            ):
+                if response.status in SUCCESS or response.status in KNOWN_KEY_STATUSES:
+                    return CredentialState.VALID
+                if response.status in REFUSED_KEY_STATUSES:
+                    return CredentialState.INVALID
+        except (aiohttp.ClientError, TimeoutError) as error:
+            log.info("credential_not_tested", error=type(error).__name__)
+        return CredentialState.UNREACHABLE
 
     @asynccontextmanager
     async def _post(

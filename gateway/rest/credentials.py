@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from gateway.domain import Caller, SecretText
 from gateway.errors import Forbidden
+from gateway.rest.admin.dependencies import NoQuery
 from gateway.rest.dependencies import (
     ActorDep,
     CredentialWriter,
@@ -14,7 +15,8 @@ from gateway.rest.dependencies import (
     read_json_object,
 )
 from gateway.rest.openapi import SCHEMAS
-from gateway.rest.schemas import CredentialAnswer, CredentialBody
+from gateway.rest.refusals import refused_with
+from gateway.rest.schemas import CredentialAnswer, CredentialBody, CredentialTestAnswer
 from gateway.tenancy import credentials
 from gateway.tenancy.credentials import CredentialInfo
 
@@ -89,6 +91,28 @@ async def delete_credential(
         )
     gateway.clear_caches(str(caller.tenant_id))
     return Response(status_code=204)
+
+
+@router.post(
+    PATH + "/test",
+    summary="Ask the provider whether it accepts the own key",
+    dependencies=[NoQuery],
+    responses=refused_with(429),
+)
+async def test_credential(
+    provider: Provider, gateway: GatewayDep, caller: CredentialWriter
+) -> CredentialTestAnswer:
+    """It costs nothing: the provider is asked for its list of models. `unreachable` says nothing of
+    the key.
+    """
+    _require_live(caller)
+    tested = await gateway.credential_tests.run(caller, provider)
+    return CredentialTestAnswer(
+        provider=provider,
+        owner=tested.info.owner,
+        last4=tested.info.last4,
+        status=tested.state.value,
+    )
 
 
 def _require_live(caller: Caller) -> None:

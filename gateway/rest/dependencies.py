@@ -115,6 +115,7 @@ UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
 Provider = Annotated[
     str, Path(description="Whose key it is.", json_schema_extra={"enum": [*PROVIDERS]})
 ]
+TenantAdmin = Annotated[Caller, Depends(_Scoped(Scope.TENANT_ADMIN))]
 CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
 
 

@@ -292,6 +292,18 @@ class CredentialAnswer(BaseModel):
     updated_at: str
 
 
+class CredentialTestAnswer(BaseModel):
+    """What the provider says of a stored key now."""
+
+    object: Literal["credential_test"] = "credential_test"
+    provider: str
+    owner: Literal["user", "tenant"]
+    last4: str
+    status: Literal["valid", "invalid", "unreachable"] = Field(
+        description="`unreachable`: no answer in time, or none that tells."
+    )
+
+
 class ErrorBody(BaseModel):
     """OpenAI's error fields."""
 

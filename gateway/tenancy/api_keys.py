@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, any_, func, literal, or_, select, update
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.owners import check_user
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import ApiKeyRow
-from gateway.domain import Scope, SecretText, new_id
+from gateway.db.tables import ApiKeyRow, TenantUserRow
+from gateway.domain import USUAL_KEY_SCOPES, Scope, SecretText, new_id
 from gateway.errors import InvalidRequest, NotFound
 from gateway.tenancy import key_format
 from gateway.tenancy.key_format import Pepper
@@ -86,7 +86,7 @@ async def issue(
         livemode=livemode,
         name=name,
         user_id=user_id,
-        scopes=scopes if scopes is not None else tuple(Scope),
+        scopes=scopes if scopes is not None else USUAL_KEY_SCOPES,
         models=models,
         expires_at=expires_at,
     )
@@ -112,10 +112,47 @@ async def list_keys(session: TenantSession, tenant_id: UUID) -> list[KeyInfo]:
     return [_info(row) for row in rows]
 
 
+async def get(session: TenantSession, tenant_id: UUID, key_id: UUID) -> KeyInfo:
+    """The tenant's key with this id.
+
+    Raises:
+        NotFound: the tenant has no such key.
+    """
+    row = await session.scalar(
+        select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == key_id)
+    )
+    if row is None:
+        raise NotFound(f"There is no API key {key_id}.", param="key_id")
+    return _info(row)
+
+
+async def has_other_admin(session: TenantSession, tenant_id: UUID, *, but: KeyInfo) -> bool:
+    """Whether another usable key can administer the tenant; live keys administer test keys too."""
+    found = await session.scalar(
+        select(ApiKeyRow.id)
+        .outerjoin(TenantUserRow, TenantUserRow.id == ApiKeyRow.user_id)
+        .where(
+            ApiKeyRow.tenant_id == tenant_id,
+            ApiKeyRow.id != but.id,
+            ApiKeyRow.livemode | (not but.livemode),
+            literal(Scope.TENANT_ADMIN.value) == any_(ApiKeyRow.scopes),
+            func.coalesce(TenantUserRow.status, "active") == "active",
+            _is_usable(),
+        )
+        .limit(1)
+    )
+    return found is not None
+
+
 async def list_page(
-    session: TenantSession, tenant_id: UUID, *, limit: int, after: UUID | None = None
+    session: TenantSession,
+    tenant_id: UUID,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    livemode: bool | None = None,
 ) -> Page[KeyInfo]:
-    """Keys of the tenant, newest first, from the one behind `after` on."""
+    """Keys of the tenant (of one mode), newest first, from the one behind `after` on."""
     query = (
         select(ApiKeyRow)
         .where(ApiKeyRow.tenant_id == tenant_id)
@@ -124,6 +161,8 @@ async def list_page(
     )
     if after is not None:
         query = query.where(ApiKeyRow.id < after)
+    if livemode is not None:
+        query = query.where(ApiKeyRow.livemode.is_(livemode))
     return page_of([_info(row) for row in await session.scalars(query)], limit)
 
 

@@ -6,11 +6,11 @@ The user's own comes first, then the tenant's, then the house's.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, true
 
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
@@ -19,7 +19,7 @@ from gateway.db.owners import check_user
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import CredentialRow, DataKeyRow
 from gateway.domain import Caller, SecretText, new_id
-from gateway.errors import InvalidRequest, NotConfigured, NotFound
+from gateway.errors import InvalidRequest, NotConfigured, NotFound, RateLimited
 from gateway.tenancy.rotation import Sealed
 from gateway.tenancy.tenants import keep_living
 from gateway.tenancy.vault import DataKeyMissing, SealBroken, Vault, unseal
@@ -27,6 +27,7 @@ from gateway.tenancy.vault import DataKeyMissing, SealBroken, Vault, unseal
 Owner = Literal["user", "tenant", "house", "sandbox"]
 PROVIDERS = ("openai",)
 MIN_CHARACTERS, MAX_CHARACTERS = 8, 500
+TEST_INTERVAL = timedelta(seconds=5)
 _SECRET_FORM = re.compile(r"[\x21-\x7e]+")
 
 
@@ -287,6 +288,38 @@ async def get(
     if row is None:
         raise _not_stored(provider)
     return _info(row)
+
+
+async def start_test(
+    session: TenantSession, tenant_id: UUID, *, user_id: UUID | None, provider: str
+) -> tuple[CredentialInfo, CredentialChoice]:
+    """Note that this very owner's credential is tested now, and return it sealed.
+
+    Raises:
+        NotFound: there is none.
+        RateLimited: it was tested a moment ago.
+    """
+    row = await session.scalar(_owned(tenant_id, user_id, provider).with_for_update())
+    if row is None:
+        raise _not_stored(provider)
+    due = await session.scalar(
+        select(
+            func.coalesce(CredentialRow.tested_at + TEST_INTERVAL <= func.clock_timestamp(), true())
+        ).where(CredentialRow.tenant_id == tenant_id, CredentialRow.id == row.id)
+    )
+    if not due:
+        seconds = int(TEST_INTERVAL.total_seconds())
+        raise RateLimited(
+            f"This {provider} key was tested less than {seconds} seconds ago.",
+            retry_after_seconds=seconds,
+        )
+    row.tested_at = func.clock_timestamp()
+    await session.flush()
+    sealed = SealedCredential(
+        row.id, tenant_id, user_id, provider, row.version, row.data_key_version, row.sealed
+    )
+    owner: Owner = "tenant" if user_id is None else "user"
+    return _info(row), CredentialChoice(owner, sealed)
 
 
 async def delete(

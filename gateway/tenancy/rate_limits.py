@@ -114,11 +114,46 @@ async def list_limits(session: TenantSession, tenant_id: UUID) -> list[StoredLim
 
 
 async def list_page(
-    session: TenantSession, tenant_id: UUID, *, limit: int, after: int | None = None
+    session: TenantSession,
+    tenant_id: UUID,
+    *,
+    limit: int,
+    after: int | None = None,
+    livemode: bool | None = None,
 ) -> Page[StoredLimit]:
-    """Limits of the tenant, its users and its keys, newest first, from behind `after` on."""
-    behind = [] if after is None else [RateLimitRow.id < after]
-    return page_of(await _select(session, tenant_id, *behind, limit=limit + 1), limit)
+    """Limits of the tenant, its users and its keys (in one mode), newest first, behind `after`."""
+    which = [] if after is None else [RateLimitRow.id < after]
+    if livemode is not None:
+        which.append(RateLimitRow.livemode.is_(livemode))
+    return page_of(await _select(session, tenant_id, *which, limit=limit + 1), limit)
+
+
+async def get(session: TenantSession, tenant_id: UUID, limit_id: int) -> StoredLimit:
+    """The tenant's limit of this number.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = await _select(session, tenant_id, RateLimitRow.id == limit_id)
+    if not found:
+        raise _no_limit(limit_id)
+    return found[0]
+
+
+async def tenant_limit(
+    session: TenantSession, tenant_id: UUID, kind: LimitKind, *, livemode: bool
+) -> int | None:
+    """The limit that was set for the tenant as a whole, if any."""
+    value: int | None = await session.scalar(
+        select(RateLimitRow.value).where(
+            RateLimitRow.tenant_id == tenant_id,
+            RateLimitRow.api_key_id.is_(None),
+            RateLimitRow.user_id.is_(None),
+            RateLimitRow.livemode.is_(livemode),
+            RateLimitRow.kind == kind,
+        )
+    )
+    return value
 
 
 async def _select(
@@ -150,7 +185,7 @@ async def remove_limit(session: TenantSession, tenant_id: UUID, limit_id: int) -
         select(RateLimitRow).where(RateLimitRow.tenant_id == tenant_id, RateLimitRow.id == limit_id)
     )
     if row is None:
-        raise NotFound(f"This tenant has no limit {limit_id}.", param="limit_id")
+        raise _no_limit(limit_id)
     await session.delete(row)
     await record(
         session,
@@ -168,6 +203,10 @@ def read_limits(lines: Sequence[str]) -> tuple[RateLimit, ...]:
         RateLimit(cast("LimitOwner", owner), LimitKind(kind), int(value))
         for owner, kind, value in parts
     )
+
+
+def _no_limit(limit_id: int) -> NotFound:
+    return NotFound(f"This tenant has no limit {limit_id}.", param="limit_id")
 
 
 def _shown(row: RateLimitRow) -> dict[str, object]:

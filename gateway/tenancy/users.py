@@ -29,6 +29,14 @@ class User:
     deleted_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to change of a user; None: it stays as it is."""
+
+    name: str | None = None
+    status: Literal["active", "disabled"] | None = None
+
+
 async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
     """The id of the tenant's user of this name, made on first use.
 

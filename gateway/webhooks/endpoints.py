@@ -128,9 +128,17 @@ async def get(
 
 
 async def list_page(
-    session: Session, tenant_id: UUID | None, *, limit: int, after: UUID | None = None
+    session: Session,
+    tenant_id: UUID | None,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    test_only: bool = False,
 ) -> Page[Endpoint]:
-    """The tenant's or the house's endpoints, newest first, from the one behind `after` on."""
+    """The tenant's or the house's endpoints, newest first, from the one behind `after` on.
+
+    `test_only`: those that hear of test calls alone.
+    """
     query = (
         select(WebhookEndpointRow)
         .where(WebhookEndpointRow.tenant_id.is_not_distinct_from(tenant_id))
@@ -139,6 +147,8 @@ async def list_page(
     )
     if after is not None:
         query = query.where(WebhookEndpointRow.id < after)
+    if test_only:
+        query = query.where(WebhookEndpointRow.livemode.is_(False))
     rows = await session.scalars(query)
     return page_of([await _flushed(session, tenant_id, row) for row in rows.all()], limit)
 

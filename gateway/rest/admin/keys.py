@@ -100,7 +100,7 @@ class KeyBody(Body):
         None,
         min_length=1,
         max_length=20,
-        description="All of them, where none are named.",
+        description="All but `tenant:admin`, where none are named.",
         json_schema_extra={"items": {"type": "string", "enum": [*Scope]}},
     )
     models: list[str] | None = Field(
@@ -144,7 +144,7 @@ async def issue_key(
     body: Annotated[KeyBody, Depends(JsonBody(KeyBody))],
 ) -> IssuedKeyObject:
     """The answer holds the secret, this once."""
-    _check(gateway, body)
+    check_key(gateway, body)
     async with changing_tenant(gateway, tenant_id, actor) as session:
         issued = await api_keys.issue(
             session,
@@ -157,7 +157,7 @@ async def issue_key(
             models=body.models,
             expires_at=body.expires_at,
         )
-    return _render(issued)
+    return render_issued(issued)
 
 
 @router.get("", summary="Keys of a tenant, without secrets")
@@ -213,7 +213,7 @@ async def roll_key(
             pepper=gateway.core.pepper,
             grace=timedelta(seconds=body.grace_seconds),
         )
-    return _render(twin)
+    return render_issued(twin)
 
 
 @router.delete("/{key_id}", summary="Revoke a key", dependencies=[NoQuery])
@@ -227,7 +227,8 @@ async def revoke_key(
         return KeyObject.model_validate(await api_keys.revoke(session, key_id))
 
 
-def _check(gateway: Gateway, body: KeyBody) -> None:
+def check_key(gateway: Gateway, body: KeyBody) -> None:
+    """Refuse models that are none, and an end in the past."""
     strange = sorted(set(body.models or ()) - set(gateway.core.catalog.models))
     if strange:
         raise NotFound(
@@ -236,9 +237,13 @@ def _check(gateway: Gateway, body: KeyBody) -> None:
             param="models",
         )
     if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
-        raise InvalidRequest("A key's end must lie ahead.", param="expires_at")
+        raise InvalidRequest(
+            f"expires_at must be in the future (got {body.expires_at.isoformat()}).",
+            param="expires_at",
+        )
 
 
-def _render(issued: IssuedKey) -> IssuedKeyObject:
+def render_issued(issued: IssuedKey) -> IssuedKeyObject:
+    """The key with its secret."""
     shown = KeyObject.model_validate(issued)
     return IssuedKeyObject(**shown.model_dump(), secret=issued.secret.reveal())

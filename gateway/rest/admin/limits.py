@@ -106,7 +106,7 @@ async def put_limit(
             user_id=body.user_id,
         )
     response.status_code = 201 if stored.is_new else 200
-    return _render(stored)
+    return render_limit(stored)
 
 
 @router.get("", summary="Limits of a tenant")
@@ -116,7 +116,7 @@ async def list_limits(
     """Newest first, those of its users and keys among them."""
     async with reading_tenant(gateway, tenant_id) as session:
         page = await rate_limits.list_page(session, tenant_id, limit=query.limit, after=query.after)
-    data = [_render(stored) for stored in page.items]
+    data = [render_limit(stored) for stored in page.items]
     return Listed[LimitObject].of(data, has_more=page.has_more)
 
 
@@ -130,7 +130,8 @@ async def remove_limit(
     return Response(status_code=204)
 
 
-def _render(stored: StoredLimit) -> LimitObject:
+def render_limit(stored: StoredLimit) -> LimitObject:
+    """The limit as it is shown."""
     return LimitObject(
         id=str(stored.id),
         owner=stored.owner,

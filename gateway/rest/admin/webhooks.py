@@ -1,10 +1,12 @@
-"""Webhooks of a tenant, and the operator's own; the same routes under two paths.
+"""Webhooks of a tenant, and the operator's own; the same routes under three paths.
 
-`/webhooks` are the operator's: they hear the events of every tenant and of the house.
+The operator's are at /admin/v1/webhooks and hear the events of every tenant and of the house. A
+tenant's are at /admin/v1/tenants/{id}/webhooks for the operator, at /v1/webhooks for itself.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
@@ -12,8 +14,11 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Query as InQuery
 
+from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
 from gateway.db.actors import Actor
+from gateway.domain import Caller, Operator, Scope
+from gateway.errors import Forbidden, NotFound
 from gateway.rest.admin.dependencies import (
     JsonBody,
     NoQuery,
@@ -34,23 +39,45 @@ from gateway.rest.admin.webhook_schemas import (
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
 from gateway.rest.refusals import refused_with
+from gateway.tenancy.tenants import as_uuid
 from gateway.webhooks import deliveries, endpoints
 from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
 
 routes = APIRouter()
+NO_TENANT = UUID(int=0)
 
 
-async def whose(request: Request) -> str | None:
-    """The tenant in the path; None where the operator's own webhooks are meant."""
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose webhooks are meant: a tenant's, or the operator's own where it is None.
+
+    `test_only`: a test key asks, which sees and makes webhooks for events of test calls alone.
+    """
+
+    tenant_id: UUID | None
+    test_only: bool = False
+
+
+async def whose(request: Request) -> Owner:
+    """The caller's tenant; for operators the tenant in the path, if there is one.
+
+    Raises:
+        InsufficientScope: a tenant's key without `tenant:admin`.
+    """
+    caller: Caller | Operator = request.state.caller
+    if isinstance(caller, Caller):
+        require_scope(caller, Scope.TENANT_ADMIN)
+        return Owner(caller.tenant_id, test_only=not caller.livemode)
     tenant: str | None = request.path_params.get("tenant_id")
-    return tenant
+    # What is no UUID is refused by `known_tenant`, whichever of the two runs first.
+    return Owner(None if tenant is None else as_uuid(tenant) or NO_TENANT)
 
 
 async def known_tenant(tenant_id: UUID) -> None:
     """Checks and documents the path of a tenant's webhooks."""
 
 
-OwnerDep = Annotated[str | None, Depends(whose)]
+OwnerDep = Annotated[Owner, Depends(whose)]
 
 
 @routes.post(
@@ -75,7 +102,7 @@ async def create_webhook(
             sealing=gateway.core.webhook_sealing,
             url=body.url,
             event_types=body.events,
-            livemode=body.livemode,
+            livemode=_mode(owner, body, body.livemode),
             description=body.description,
             allow_private=gateway.settings.webhook_allow_private,
             max_endpoints=gateway.settings.max_webhooks,
@@ -89,7 +116,13 @@ async def list_webhooks(
 ) -> Listed[WebhookObject]:
     """Newest first, disabled ones among them. Those of tenants and the operator's own apart."""
     async with _reading(gateway, owner) as (session, tenant_id):
-        page = await endpoints.list_page(session, tenant_id, limit=query.limit, after=query.after)
+        page = await endpoints.list_page(
+            session,
+            tenant_id,
+            limit=query.limit,
+            after=query.after,
+            test_only=owner.test_only,
+        )
     data = [_render(endpoint) for endpoint in page.items]
     return Listed[WebhookObject].of(data, has_more=page.has_more)
 
@@ -97,7 +130,7 @@ async def list_webhooks(
 @routes.get("/{webhook_id}", summary="One webhook", dependencies=[NoQuery])
 async def get_webhook(webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep) -> WebhookObject:
     """`secrets` says how many sign, and until when."""
-    async with _reading(gateway, owner) as (session, tenant_id):
+    async with _reading(gateway, owner, webhook_id) as (session, tenant_id):
         return _render(await endpoints.get(session, tenant_id, webhook_id))
 
 
@@ -118,9 +151,11 @@ async def change_webhook(
     is disabled is not kept for it.
     """
     given = body.model_dump(exclude_unset=True)
+    if "livemode" in given:
+        _mode(owner, body, body.livemode)
     if "events" in given:
         given["event_types"] = given.pop("events")
-    async with _changing(gateway, owner, actor) as (session, tenant_id):
+    async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         changed = await endpoints.change(
             session,
             tenant_id,
@@ -136,7 +171,7 @@ async def delete_webhook(
     webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
 ) -> Response:
     """With its secrets and its deliveries; what waits for it is not sent."""
-    async with _changing(gateway, owner, actor) as (session, tenant_id):
+    async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         await endpoints.remove(session, tenant_id, webhook_id)
     return Response(status_code=204)
 
@@ -159,7 +194,7 @@ async def roll_secret(
     """The answer holds the new secret, this once. Until the grace is over, every delivery is signed
     with the new secret and with those before it.
     """
-    async with _changing(gateway, owner, actor) as (session, tenant_id):
+    async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         rolled = await endpoints.roll(
             session,
             tenant_id,
@@ -181,7 +216,7 @@ async def send_test(
     webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
 ) -> DeliveryObject:
     """A `webhook.test` event takes the ordinary way to this webhook alone, within seconds."""
-    async with _changing(gateway, owner, actor) as (session, tenant_id):
+    async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         delivery = await deliveries.send_test(session, tenant_id, webhook_id)
     return DeliveryObject.model_validate(delivery)
 
@@ -194,7 +229,7 @@ async def list_deliveries(
     query: Annotated[DeliveriesQuery, InQuery()],
 ) -> Listed[DeliveryObject]:
     """Newest first; `?status=dead`: those that were given up."""
-    async with _reading(gateway, owner) as (session, tenant_id):
+    async with _reading(gateway, owner, webhook_id) as (session, tenant_id):
         page = await deliveries.list_page(
             session,
             tenant_id,
@@ -217,33 +252,53 @@ async def redeliver(
     webhook_id: UUID, delivery_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
 ) -> DeliveryObject:
     """A dead one, or one that arrived: under the same `webhook-id`, with all its tries."""
-    async with _changing(gateway, owner, actor) as (session, tenant_id):
+    async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         delivery = await deliveries.redeliver(session, tenant_id, webhook_id, delivery_id)
     return DeliveryObject.model_validate(delivery)
 
 
 @asynccontextmanager
 async def _reading(
-    gateway: Gateway, owner: str | None
+    gateway: Gateway, owner: Owner, webhook_id: UUID | None = None
 ) -> AsyncIterator[tuple[Session, UUID | None]]:
-    if owner is None:
+    if owner.tenant_id is None:
         async with gateway.database.operator() as session:
             yield session, None
     else:
-        async with reading_tenant(gateway, UUID(owner)) as tenant_session:
-            yield tenant_session, UUID(owner)
+        async with reading_tenant(gateway, owner.tenant_id) as tenant_session:
+            await _check_mode(tenant_session, owner, webhook_id)
+            yield tenant_session, owner.tenant_id
 
 
 @asynccontextmanager
 async def _changing(
-    gateway: Gateway, owner: str | None, actor: Actor
+    gateway: Gateway, owner: Owner, actor: Actor, webhook_id: UUID | None = None
 ) -> AsyncIterator[tuple[Session, UUID | None]]:
-    if owner is None:
+    if owner.tenant_id is None:
         async with gateway.database.operator(by=actor) as session:
             yield session, None
     else:
-        async with changing_tenant(gateway, UUID(owner), actor) as tenant_session:
-            yield tenant_session, UUID(owner)
+        async with changing_tenant(gateway, owner.tenant_id, actor) as tenant_session:
+            await _check_mode(tenant_session, owner, webhook_id)
+            yield tenant_session, owner.tenant_id
+
+
+async def _check_mode(session: Session, owner: Owner, webhook_id: UUID | None) -> None:
+    """Raise `NotFound` for a webhook that hears of more than the caller may."""
+    if webhook_id is None or not owner.test_only:
+        return
+    found = await endpoints.get(session, owner.tenant_id, webhook_id)
+    if found.livemode is not False:
+        raise NotFound(f"There is no webhook {webhook_id} here.", param="webhook_id")
+
+
+def _mode(owner: Owner, body: WebhookBody | WebhookChange, livemode: bool | None) -> bool | None:  # noqa: FBT001 - as the body says it
+    """Of which calls the webhook hears: for a test key those of test calls alone."""
+    if not owner.test_only:
+        return livemode
+    if "livemode" in body.model_fields_set and livemode is not False:
+        raise Forbidden("livemode: A test key makes webhooks for events of test calls alone.")
+    return False
 
 
 def _render(endpoint: Endpoint) -> WebhookObject:

@@ -1,0 +1,112 @@
+"""The tenant's limits: read, and set for its users and keys up to what the tenant may have."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from fastapi import Query as InQuery
+from pydantic import Field, StrictBool
+
+from gateway.config import Settings
+from gateway.domain import LimitKind
+from gateway.rest.admin.dependencies import (
+    JsonBody,
+    NoQuery,
+    body_of,
+    changing_tenant,
+    reading_tenant,
+)
+from gateway.rest.admin.limits import LimitBody, LimitObject, render_limit
+from gateway.rest.admin.schemas import Listed, NumberedPageQuery, RowId, left_as_it_is
+from gateway.rest.dependencies import ActorDep, GatewayDep, TenantAdmin
+from gateway.rest.refusals import refused_with
+from gateway.tenancy import self_service
+
+router = APIRouter(prefix="/v1/limits", tags=["limits"])
+
+
+class OwnLimitBody(LimitBody):
+    """A limit to set: of a key or of a user."""
+
+    livemode: StrictBool = Field(
+        default=True,
+        description="false: for test keys. Not sent: the mode of the key in use. A key's own limit "
+        "has the key's mode.",
+        json_schema_extra=left_as_it_is,
+    )
+
+
+class LimitsQuery(NumberedPageQuery):
+    """Which limits to show."""
+
+    livemode: bool | None = Field(
+        None, description="Not sent: those of the mode of the key in use."
+    )
+
+
+@router.put(
+    "",
+    summary="Set a limit of a user or a key",
+    dependencies=[NoQuery],
+    openapi_extra=body_of(OwnLimitBody),
+    responses=refused_with(404) | {201: {"model": LimitObject, "description": "It was made."}},
+)
+async def put_limit(
+    gateway: GatewayDep,
+    caller: TenantAdmin,
+    actor: ActorDep,
+    response: Response,
+    body: Annotated[OwnLimitBody, Depends(JsonBody(OwnLimitBody))],
+) -> LimitObject:
+    """At most the tenant's own, which the operator sets. One for each owner, mode and kind: a
+    second one changes the value of the first. It counts from the next request on.
+    """
+    kind = LimitKind(body.kind)
+    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+        stored = await self_service.set_limit(
+            session,
+            caller,
+            kind=kind,
+            value=body.value,
+            livemode=body.livemode if "livemode" in body.model_fields_set else None,
+            api_key_id=body.api_key_id,
+            user_id=body.user_id,
+            tenant_default=_default(gateway.settings, kind),
+        )
+    response.status_code = 201 if stored.is_new else 200
+    return render_limit(stored)
+
+
+@router.get("", summary="Limits of the tenant, its users and keys")
+async def list_limits(
+    gateway: GatewayDep, caller: TenantAdmin, query: Annotated[LimitsQuery, InQuery()]
+) -> Listed[LimitObject]:
+    """Newest first. Where none was set for the tenant, the gateway's defaults are in force."""
+    async with reading_tenant(gateway, caller.tenant_id) as session:
+        page = await self_service.list_limits(
+            session, caller, livemode=query.livemode, limit=query.limit, after=query.after
+        )
+    data = [render_limit(stored) for stored in page.items]
+    return Listed[LimitObject].of(data, has_more=page.has_more)
+
+
+@router.delete(
+    "/{limit_id}",
+    summary="Remove a limit of a user or a key",
+    status_code=204,
+    dependencies=[NoQuery],
+)
+async def remove_limit(
+    limit_id: RowId, gateway: GatewayDep, caller: TenantAdmin, actor: ActorDep
+) -> Response:
+    """The tenant's own limits stay in force."""
+    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+        await self_service.remove_limit(session, caller, limit_id)
+    return Response(status_code=204)
+
+
+def _default(settings: Settings, kind: LimitKind) -> int | None:
+    return {
+        LimitKind.REQUESTS: settings.default_requests_per_minute,
+        LimitKind.IMAGES: settings.default_images_per_minute,
+        LimitKind.CONCURRENT: settings.default_concurrent_generations,
+    }[kind]

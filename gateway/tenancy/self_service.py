@@ -1,0 +1,283 @@
+"""What a tenant may do for itself with `tenant:admin`, and no more than the caller may do.
+
+A key can neither make nor reveal one that may do more than itself. A test key sees and changes what
+belongs to test mode alone; a live key administers both modes.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from gateway.db.engine import TenantSession, one_at_a_time
+from gateway.db.owners import find_owner
+from gateway.db.pages import Page
+from gateway.domain import USUAL_KEY_SCOPES, Caller, LimitKind, Scope
+from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from gateway.tenancy import api_keys, erasure, rate_limits, users
+from gateway.tenancy.api_keys import IssuedKey, KeyInfo
+from gateway.tenancy.key_format import Pepper
+from gateway.tenancy.rate_limits import StoredLimit
+from gateway.tenancy.users import User
+
+
+def mode_of(caller: Caller, *, livemode: bool | None) -> bool:
+    """The mode that is meant; the caller's own where none is named.
+
+    Raises:
+        Forbidden: a test key names live mode.
+    """
+    if livemode is None:
+        return caller.livemode
+    if livemode and not caller.livemode:
+        raise Forbidden("livemode: A test key can see and change test mode alone.")
+    return livemode
+
+
+async def issue_key(
+    session: TenantSession,
+    caller: Caller,
+    *,
+    pepper: Pepper,
+    livemode: bool | None,
+    name: str | None,
+    user_id: UUID | None,
+    scopes: Sequence[str] | None,
+    models: Sequence[str] | None,
+    expires_at: datetime | None,
+) -> IssuedKey:
+    """Issue a key that may do what the caller may, or less.
+
+    Raises:
+        Forbidden: scopes, models or a mode beyond the caller's own.
+        InvalidRequest: an unknown scope, a life of more than ten years, or a name that cannot be.
+        NotFound: the user is not this tenant's.
+    """
+    if scopes is None:
+        scopes = [scope for scope in USUAL_KEY_SCOPES if scope in caller.scopes]
+        if not scopes:
+            raise InvalidRequest(
+                "Name the scopes of the key: your own has none that a key usually gets.",
+                param="scopes",
+            )
+    if models is None and caller.models is not None:
+        models = sorted(caller.models)
+    known = [scope for scope in scopes if scope in set(Scope)]
+    _refuse_more(caller, known, models)
+    return await api_keys.issue(
+        session,
+        caller.tenant_id,
+        pepper=pepper,
+        livemode=mode_of(caller, livemode=livemode),
+        name=name,
+        user_id=user_id,
+        scopes=scopes,
+        models=models,
+        expires_at=expires_at,
+    )
+
+
+async def get_key(session: TenantSession, caller: Caller, key_id: UUID) -> KeyInfo:
+    """A key of the tenant that the caller may see.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = await api_keys.get(session, caller.tenant_id, key_id)
+    if found.livemode and not caller.livemode:
+        raise NotFound(f"There is no API key {key_id}.", param="key_id")
+    return found
+
+
+async def roll_key(
+    session: TenantSession, caller: Caller, key_id: UUID, *, pepper: Pepper, grace: timedelta
+) -> IssuedKey:
+    """Roll a key that may do what the caller may, or less: the twin's secret is shown.
+
+    Raises:
+        Forbidden: it may do more than the caller.
+        InvalidRequest: a grace of more than a year.
+        NotFound: there is no such key, or it was revoked.
+    """
+    found = await get_key(session, caller, key_id)
+    _refuse_more(caller, found.scopes, found.models)
+    return await api_keys.roll(session, key_id, pepper=pepper, grace=grace)
+
+
+async def rename_key(
+    session: TenantSession, caller: Caller, key_id: UUID, name: str | None
+) -> KeyInfo:
+    """Name a key and every other of its line.
+
+    Raises:
+        InvalidRequest: a name that cannot be.
+        NotFound: there is no such key.
+    """
+    await get_key(session, caller, key_id)
+    return await api_keys.rename(session, key_id, name)
+
+
+async def revoke_key(session: TenantSession, caller: Caller, key_id: UUID) -> KeyInfo:
+    """Revoke a key, unless it is the last that can administer the tenant.
+
+    Raises:
+        Conflict: it is that one (code `last_admin_key`).
+        NotFound: there is no such key.
+    """
+    # Two administrators must not revoke each other at once.
+    await one_at_a_time(session, caller.tenant_id)
+    found = await get_key(session, caller, key_id)
+    if (
+        caller.api_key_id is not None
+        and found.revoked_at is None
+        and Scope.TENANT_ADMIN in found.scopes
+        and not await api_keys.has_other_admin(session, caller.tenant_id, but=found)
+    ):
+        raise Conflict(
+            "This is the last key with the scope tenant:admin. Issue another one first, or ask "
+            "the operator of this gateway to revoke it.",
+            code="last_admin_key",
+            param="key_id",
+        )
+    return await api_keys.revoke(session, key_id)
+
+
+async def change_user(
+    session: TenantSession, caller: Caller, user_id: UUID, changes: users.Changes
+) -> User:
+    """Rename, disable or enable a user; nobody disables the user of the key in use.
+
+    Raises:
+        Forbidden: a test key, or the caller's own user.
+        InvalidRequest: the name cannot be one.
+        NotFound: there is no such user, or the user was deleted.
+        Conflict: the name is taken.
+    """
+    _check_other_user(caller, user_id if changes.status == "disabled" else None)
+    return await users.change(
+        session, caller.tenant_id, user_id, name=changes.name, status=changes.status
+    )
+
+
+async def delete_user(session: TenantSession, caller: Caller, user_id: UUID) -> User:
+    """Delete a user for good, but not the one of the key in use.
+
+    Raises:
+        Forbidden: a test key, or the caller's own user.
+        NotFound: there is no such user.
+    """
+    _check_other_user(caller, user_id)
+    return await erasure.delete_user(session, caller.tenant_id, user_id)
+
+
+async def set_limit(
+    session: TenantSession,
+    caller: Caller,
+    *,
+    kind: LimitKind,
+    value: int,
+    livemode: bool | None,
+    api_key_id: UUID | None,
+    user_id: UUID | None,
+    tenant_default: int | None,
+) -> StoredLimit:
+    """Limit a user or a key of the tenant, to what the tenant itself may have at most.
+
+    Raises:
+        Forbidden: the tenant's own limit, or live mode for a test key.
+        InvalidRequest: above the tenant's limit, or two owners at once.
+        NotFound: the key or the user is not this tenant's, or not of this mode.
+    """
+    if api_key_id is None and user_id is None:
+        raise Forbidden(
+            "The limits of a tenant are set by the operator of this gateway. Name one of your "
+            "users (user_id) or keys (api_key_id)."
+        )
+    if api_key_id is not None:
+        await get_key(session, caller, api_key_id)
+    owner = await find_owner(
+        session,
+        caller.tenant_id,
+        livemode=mode_of(caller, livemode=livemode),
+        api_key_id=api_key_id,
+        user_id=user_id,
+    )
+    ceiling = await rate_limits.tenant_limit(
+        session, caller.tenant_id, kind, livemode=owner.livemode
+    )
+    ceiling = tenant_default if ceiling is None else ceiling
+    if ceiling is not None and value > ceiling:
+        raise InvalidRequest(
+            f"value must be at most {ceiling}, the tenant's own limit of {kind} (got {value}).",
+            param="value",
+        )
+    return await rate_limits.set_limit(
+        session,
+        caller.tenant_id,
+        kind=kind,
+        value=value,
+        livemode=owner.livemode,
+        api_key_id=api_key_id,
+        user_id=user_id,
+    )
+
+
+async def list_limits(
+    session: TenantSession,
+    caller: Caller,
+    *,
+    livemode: bool | None,
+    limit: int,
+    after: int | None = None,
+) -> Page[StoredLimit]:
+    """Limits of the tenant, its users and keys in one mode, newest first, from behind `after` on.
+
+    Raises:
+        Forbidden: a test key names live mode.
+    """
+    return await rate_limits.list_page(
+        session,
+        caller.tenant_id,
+        limit=limit,
+        after=after,
+        livemode=mode_of(caller, livemode=livemode),
+    )
+
+
+async def remove_limit(session: TenantSession, caller: Caller, limit_id: int) -> None:
+    """Take the limit of a user or a key away.
+
+    Raises:
+        Forbidden: it is the tenant's own.
+        NotFound: the tenant has no such limit in a mode that the caller may see.
+    """
+    found = await rate_limits.get(session, caller.tenant_id, limit_id)
+    if found.livemode and not caller.livemode:
+        raise NotFound(f"This tenant has no limit {limit_id}.", param="limit_id")
+    if found.owner == "tenant":
+        raise Forbidden("The limits of a tenant are set by the operator of this gateway.")
+    await rate_limits.remove_limit(session, caller.tenant_id, limit_id)
+
+
+def _refuse_more(caller: Caller, scopes: Sequence[str], models: Sequence[str] | None) -> None:
+    """Raise `Forbidden` for what the caller may not do himself."""
+    if beyond := sorted(set(scopes) - caller.scopes):
+        raise Forbidden(
+            f"scopes: This key lacks the scope {beyond[0]}, so it can give it to no other; it "
+            f"has: {', '.join(sorted(caller.scopes))}."
+        )
+    if caller.models is not None and (models is None or set(models) - caller.models):
+        raise Forbidden(
+            "models: This key may use some models alone, so no other can get more: "
+            f"{', '.join(sorted(caller.models))}.",
+            code="model_not_allowed",
+        )
+
+
+def _check_other_user(caller: Caller, user_id: UUID | None) -> None:
+    if not caller.livemode:
+        raise Forbidden("Users serve live calls too: change them with a live key (igw_live_…).")
+    if user_id is not None and user_id == caller.user_id:
+        raise Forbidden(
+            "This is the user of the key in use. Let another administrator do it, or use a key "
+            "of the tenant's own."
+        )
