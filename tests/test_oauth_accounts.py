@@ -12,7 +12,7 @@ from flask import Response
 from gateway.config import Settings, load_settings
 from gateway.domain import TenantSettings
 from gateway.errors import ConfigurationError
-from gateway.tenancy import tenants
+from gateway.tenancy import erasure, tenants, users
 from tests.harness import Served, error_of, gateway_process, process_environment, secret_of
 from tests.hosting_helpers import RESERVE
 from tests.identity_provider import Issuer, rsa_key
@@ -93,6 +93,29 @@ async def test_a_tenant_is_found_as_soon_as_it_is_there(trusting: Served, issuer
     assert (await get(trusting, token)).status_code == 403
     await trusting.tenant("late")
     assert (await get(trusting, token)).status_code == 200
+
+
+async def test_a_disabled_users_tokens_open_nothing_and_a_deleted_user_is_made_anew(
+    trusting: Served, issuer: Issuer
+) -> None:
+    token, database = token_of(trusting, issuer), trusting.gateway.database
+    assert (await get(trusting, token)).status_code == 200
+    async with database.tenant(trusting.tenant_id) as session:
+        [alice] = (await users.list_users(session, trusting.tenant_id, limit=2)).items
+        await users.change(session, trusting.tenant_id, alice.id, status="disabled")
+    async with asyncio.timeout(HEARD_WITHIN_SECONDS):
+        while (answer := await get(trusting, token)).status_code == 200:
+            pass
+    assert refusal(answer) == Refused(403, "user_disabled", {})
+    async with database.tenant(trusting.tenant_id) as session:
+        await erasure.delete_user(session, trusting.tenant_id, alice.id)
+    async with asyncio.timeout(HEARD_WITHIN_SECONDS):
+        while (await get(trusting, token)).status_code != 200:
+            pass
+    assert sorted(await user_names(trusting)) == [
+        ("acme", "alice"),
+        ("acme", f"deleted-{alice.id}"),
+    ]
 
 
 async def test_a_suspended_tenants_tokens_open_nothing_until_it_is_resumed(

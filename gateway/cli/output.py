@@ -97,7 +97,9 @@ def refuse(message: str) -> NoReturn:
 def confirm(consequence: str, name: str) -> None:
     """Let the user type the name of what is to be deleted; anything else ends the command."""
     errors.print(consequence)
-    if typer.prompt("Type its name to go on", err=True) != name:
+    errors.print("Type its name to go on:", end=" ")
+    # Not typer's prompt, which writes to standard output too, where programs read.
+    if sys.stdin.readline().rstrip("\r\n") != name:
         refuse(f"This was not the name {name!r}, so nothing was deleted.")
 
 
