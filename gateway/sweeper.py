@@ -157,9 +157,15 @@ class Sweeper:
     async def _measure(self) -> None:
         database = self._gateway.database
         async with database.operator() as session:
-            counts = await ledger.count_open(session)
-        for state in ("held", "unknown"):
-            telemetry.holds_open.labels(state).set(counts.get(state, 0))
+            sums = await ledger.sum_open(session)
+        now = datetime.now(UTC)
+        for state in ledger.OPEN_STATES:
+            open_calls = [one for one in sums if one.state == state]
+            telemetry.holds_open.labels(state).set(sum(one.count for one in open_calls))
+            [live] = [one for one in open_calls if one.livemode]
+            age = timedelta(0) if live.oldest is None else now - live.oldest
+            telemetry.open_nano_usd.labels(state).set(live.amount_nano)
+            telemetry.open_age_seconds.labels(state).set(max(0.0, age.total_seconds()))
         if time.monotonic() - self._invariants_checked > INVARIANT_INTERVAL_SECONDS:
             self._invariants_checked = time.monotonic()
             breaks = await ledger.invariant_breaks(database)

@@ -33,6 +33,18 @@ holds_open = Gauge(
     ["state"],
     multiprocess_mode="mostrecent",
 )
+open_nano_usd = Gauge(
+    "gateway_reservations_open_nano_usd",
+    "Money of live calls whose cost is not known: held, unknown or estimated, in 1e-9 USD",
+    ["state"],
+    multiprocess_mode="mostrecent",
+)
+open_age_seconds = Gauge(
+    "gateway_reservations_open_age_seconds",
+    "Age of the oldest live call whose cost is not known, by state; 0 without one",
+    ["state"],
+    multiprocess_mode="mostrecent",
+)
 generations_in_flight = Gauge(
     "gateway_generations_in_flight", "Paid parts running", multiprocess_mode="livesum"
 )

@@ -86,16 +86,6 @@ async def alert_house_budgets(database: Database) -> None:
     await database.call("SELECT alert_house_budgets()", {})
 
 
-async def count_open(session: OperatorSession) -> dict[str, int]:
-    """How many reservations are not settled yet, by state."""
-    rows = await session.execute(
-        select(ReservationRow.state, func.count())
-        .where(ReservationRow.state.in_(("held", "unknown")))
-        .group_by(ReservationRow.state)
-    )
-    return dict(rows.all())
-
-
 async def sum_open(session: OperatorSession) -> list[OpenSum]:
     """The calls whose real cost is not known, by state and mode; also where there are none."""
     sums = []

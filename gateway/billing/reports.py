@@ -73,4 +73,6 @@ def _sums(row: UsageRow) -> dict[str, int | str]:
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "cost_usd": format_usd(row.cost_nano),
+        "estimated_usd": format_usd(row.estimated_nano),
+        "open_usd": format_usd(row.open_nano),
     }

@@ -1,7 +1,7 @@
 """Usage reports: sums over ledger entries, so that they cannot disagree with them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, get_args
 from uuid import UUID
@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import ColumnElement, Select, Text, cast, false, func, literal_column, select
 
 from gateway.db.engine import OperatorSession, TenantSession
-from gateway.db.money_tables import LedgerRow
+from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
 from gateway.errors import InvalidRequest
 
@@ -39,7 +39,11 @@ EVERYTHING = UsageFilters()
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One group of a report; `group` has one text for each of its columns. Cost in nano-USD."""
+    """One group of a report; `group` has one text for each of its columns. Money in nano-USD.
+
+    `estimated_nano` is the part of `cost_nano` that is estimated; `open_nano` is held for calls
+    whose cost is not known, and not in it.
+    """
 
     group: tuple[str | None, ...]
     requests: int
@@ -47,11 +51,13 @@ class UsageRow:
     input_tokens: int
     output_tokens: int
     cost_nano: int
+    estimated_nano: int = 0
+    open_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Sums over [start, end), grouped; `total` has an empty group."""
+    """Sums over the calls admitted in [start, end), grouped; `total` has an empty group."""
 
     start: datetime
     end: datetime
@@ -144,13 +150,13 @@ async def tenant_report(
     group_by: tuple[GroupField, ...],
     filters: UsageFilters = EVERYTHING,
 ) -> UsageReport:
-    """What a tenant used, in days of its time zone.
+    """What a tenant used, by the moment of admission, in days of its time zone.
 
     Raises:
         InvalidRequest: the period is empty, or the report has too many rows.
     """
-    query = _sums(tenant_id, filters, livemode=livemode, period=period, group_by=group_by)
-    return await _run(session, query, period, group_by)
+    asked = _Asked(tenant_id, filters, livemode, period, group_by)
+    return await _run(session, asked)
 
 
 async def operator_report(
@@ -166,111 +172,156 @@ async def operator_report(
     Raises:
         InvalidRequest: the period is empty, or the report has too many rows.
     """
-    query = _sums(None, filters, livemode=livemode, period=period, group_by=group_by)
-    return await _run(session, query, period, group_by)
+    return await _run(session, _Asked(None, filters, livemode, period, group_by))
 
 
-def _sums(
-    tenant_id: UUID | None,
-    filters: UsageFilters,
-    *,
-    livemode: bool,
-    period: Period,
-    group_by: tuple[GroupField, ...],
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked for, of one tenant or (None) of all that the session sees."""
+
+    tenant_id: UUID | None
+    filters: UsageFilters
+    livemode: bool
+    period: Period
+    group_by: tuple[GroupField, ...]
+
+    @property
+    def width(self) -> int:
+        """How many texts name a group."""
+        return sum(len(_COLUMNS.get(field, (field,))) for field in self.group_by)
+
+
+Entry = type[LedgerRow] | type[ReservationRow]
+_ADMITTED: dict[Entry, ColumnElement[datetime]] = {
+    # As the index has it; lines of earlier releases have no moment of admission.
+    LedgerRow: func.coalesce(LedgerRow.admitted_at, LedgerRow.at),
+    ReservationRow: ReservationRow.admitted_at.expression,
+}
+_ESTIMATED: ColumnElement[bool] = literal_column("reservation.state = 'posted_est'")
+_OPEN: ColumnElement[bool] = literal_column("reservation.state IN ('held', 'unknown')")
+"""Literals, for only then the partial indexes are used, which have none but these few calls."""
+
+
+def _ledger_sums(asked: _Asked) -> Select[*tuple[Any, ...]]:
+    tokens_in = LedgerRow.text_input_tokens + LedgerRow.image_input_tokens
+    tokens_out = LedgerRow.text_output_tokens + LedgerRow.image_output_tokens
+    query = _grouped(
+        asked.tenant_id,
+        asked,
+        LedgerRow,
+        func.coalesce(func.sum(LedgerRow.requests), 0).label("requests"),
+        func.coalesce(func.sum(LedgerRow.images), 0).label("images"),
+        func.coalesce(func.sum(tokens_in), 0).label("input_tokens"),
+        func.coalesce(func.sum(tokens_out), 0).label("output_tokens"),
+        func.coalesce(func.sum(LedgerRow.amount_nano), 0).label("cost_nano"),
+    ).where(LedgerRow.kind != "hold")
+    if not asked.group_by:
+        return query
+    # A group of refused calls alone has nothing to report.
+    return query.having(
+        (func.sum(LedgerRow.requests) != 0) | (func.sum(LedgerRow.amount_nano) != 0)
+    )
+
+
+def _grouped(
+    tenant_id: UUID | None, asked: _Asked, entry: Entry, *sums: ColumnElement[Any]
 ) -> Select[*tuple[Any, ...]]:
-    """The query, for one tenant or (None) for all that the session sees."""
-    columns = [column for field in group_by for column in _group_columns(field)]
+    columns = [column for field in asked.group_by for column in _group_columns(field, entry)]
     positions: list[ColumnElement[Any]] = [
         literal_column(str(index + 1)) for index in range(len(columns))
     ]
     query = (
-        select(
-            *columns,
-            func.coalesce(func.sum(LedgerRow.requests), 0).label("requests"),
-            func.coalesce(func.sum(LedgerRow.images), 0).label("images"),
-            func.coalesce(
-                func.sum(LedgerRow.text_input_tokens + LedgerRow.image_input_tokens), 0
-            ).label("input_tokens"),
-            func.coalesce(
-                func.sum(LedgerRow.text_output_tokens + LedgerRow.image_output_tokens), 0
-            ).label("output_tokens"),
-            func.coalesce(func.sum(LedgerRow.amount_nano), 0).label("cost_nano"),
-        )
-        .join(TenantRow, TenantRow.id == LedgerRow.tenant_id)
+        select(*columns, *sums)
+        .select_from(entry)
+        .join(TenantRow, TenantRow.id == entry.tenant_id)
         .where(
-            LedgerRow.livemode.is_(livemode),
-            LedgerRow.kind != "hold",
-            LedgerRow.at >= period.start,
-            LedgerRow.at < period.end,
+            entry.livemode.is_(asked.livemode),
+            _ADMITTED[entry] >= asked.period.start,
+            _ADMITTED[entry] < asked.period.end,
         )
         .limit(MAX_ROWS + 1)
     )
     if tenant_id is not None:
-        query = query.where(LedgerRow.tenant_id == tenant_id)
-    if filters.key_id is not None:
-        query = query.where(LedgerRow.api_key_id == filters.key_id)
-    if filters.user_id is not None:
-        query = query.where(LedgerRow.user_id == filters.user_id)
-    if filters.model is not None:
+        query = query.where(entry.tenant_id == tenant_id)
+    if asked.filters.key_id is not None:
+        query = query.where(entry.api_key_id == asked.filters.key_id)
+    if asked.filters.user_id is not None:
+        query = query.where(entry.user_id == asked.filters.user_id)
+    if asked.filters.model is not None:
         # Postgres takes no NUL, and no model has one in its name.
-        is_name = filters.model.isprintable()
-        query = query.where(LedgerRow.served_model == filters.model if is_name else false())
-    if "user" in group_by:
-        query = query.outerjoin(TenantUserRow, TenantUserRow.id == LedgerRow.user_id)
-    if "key" in group_by:
-        query = query.outerjoin(ApiKeyRow, ApiKeyRow.id == LedgerRow.api_key_id)
-    if columns:
-        # A group of refused calls alone has nothing to report.
-        query = query.group_by(*positions).order_by(*positions)
-        query = query.having(
-            (func.sum(LedgerRow.requests) != 0) | (func.sum(LedgerRow.amount_nano) != 0)
-        )
-    return query
+        is_name = asked.filters.model.isprintable()
+        query = query.where(entry.served_model == asked.filters.model if is_name else false())
+    if "user" in asked.group_by:
+        query = query.outerjoin(TenantUserRow, TenantUserRow.id == entry.user_id)
+    if "key" in asked.group_by:
+        query = query.outerjoin(ApiKeyRow, ApiKeyRow.id == entry.api_key_id)
+    return query.group_by(*positions).order_by(*positions) if columns else query
 
 
-def _group_columns(field: GroupField) -> tuple[ColumnElement[str], ...]:
+def _group_columns(field: GroupField, entry: Entry) -> tuple[ColumnElement[str], ...]:
+    local = func.timezone(TenantRow.time_zone, _ADMITTED[entry])
     columns: dict[GroupField, tuple[ColumnElement[Any], ...]] = {
-        "day": (func.to_char(func.timezone(TenantRow.time_zone, LedgerRow.at), "YYYY-MM-DD"),),
-        "model": (LedgerRow.served_model.expression,),
-        "requested_model": (LedgerRow.requested_model.expression,),
-        "key": (cast(LedgerRow.api_key_id, Text), ApiKeyRow.name.expression),
-        "user": (TenantUserRow.name.expression, cast(LedgerRow.user_id, Text)),
-        "tenant": (TenantRow.name.expression, cast(LedgerRow.tenant_id, Text)),
+        "day": (func.to_char(local, "YYYY-MM-DD"),),
+        "model": (entry.served_model.expression,),
+        "requested_model": (entry.requested_model.expression,),
+        "key": (cast(entry.api_key_id, Text), ApiKeyRow.name.expression),
+        "user": (TenantUserRow.name.expression, cast(entry.user_id, Text)),
+        "tenant": (TenantRow.name.expression, cast(entry.tenant_id, Text)),
     }
     return columns[field]
 
 
-async def _run(
-    session: TenantSession | OperatorSession,
-    query: Select[*tuple[Any, ...]],
-    period: Period,
-    group_by: tuple[GroupField, ...],
-) -> UsageReport:
-    result = (await session.execute(query)).all()
-    if len(result) > MAX_ROWS:
-        raise InvalidRequest(
-            f"This report has more than {MAX_ROWS} rows. Ask for a shorter period or "
-            "for fewer fields in group_by.",
-            param="group_by",
-        )
-    width = sum(len(_COLUMNS.get(field, (field,))) for field in group_by)
-    rows = tuple(
-        UsageRow(
-            group=tuple(row[:width]),
+async def _run(session: TenantSession | OperatorSession, asked: _Asked) -> UsageReport:
+    rows: dict[tuple[str | None, ...], UsageRow] = {}
+    for row in await session.execute(_ledger_sums(asked)):
+        group = tuple(row[: asked.width])
+        rows[group] = UsageRow(
+            group=group,
             requests=int(row.requests),
             images=int(row.images),
             input_tokens=int(row.input_tokens),
             output_tokens=int(row.output_tokens),
             cost_nano=int(row.cost_nano),
         )
-        for row in result
-    )
-    total = UsageRow(
+    is_new = False
+    for condition, amount, is_open in (
+        (_ESTIMATED, ReservationRow.final_nano, False),
+        (_OPEN, ReservationRow.held_nano, True),
+    ):
+        total = func.coalesce(func.sum(amount), 0)
+        query = _grouped(asked.tenant_id, asked, ReservationRow, total).where(condition)
+        for found in await session.execute(query):
+            group = tuple(found[:-1])
+            is_new = is_new or group not in rows
+            known = rows.get(group, UsageRow(group, 0, 0, 0, 0, 0))
+            nano = int(found[-1])
+            rows[group] = (
+                replace(known, open_nano=nano) if is_open else replace(known, estimated_nano=nano)
+            )
+    if len(rows) > MAX_ROWS:
+        raise InvalidRequest(
+            f"This report has more than {MAX_ROWS} rows. Ask for a shorter period or "
+            "for fewer fields in group_by.",
+            param="group_by",
+        )
+    found_rows = sorted(rows.values(), key=_in_order) if is_new else list(rows.values())
+    period, group_by = asked.period, asked.group_by
+    listed = tuple(found_rows) if group_by else ()
+    return UsageReport(period.start, period.end, group_by, listed, _total(found_rows))
+
+
+def _in_order(row: UsageRow) -> tuple[tuple[bool, str], ...]:
+    return tuple((text is None, text or "") for text in row.group)
+
+
+def _total(rows: Sequence[UsageRow]) -> UsageRow:
+    return UsageRow(
         group=(),
         requests=sum(row.requests for row in rows),
         images=sum(row.images for row in rows),
         input_tokens=sum(row.input_tokens for row in rows),
         output_tokens=sum(row.output_tokens for row in rows),
         cost_nano=sum(row.cost_nano for row in rows),
+        estimated_nano=sum(row.estimated_nano for row in rows),
+        open_nano=sum(row.open_nano for row in rows),
     )
-    return UsageReport(period.start, period.end, group_by, rows if group_by else (), total)

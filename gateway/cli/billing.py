@@ -23,6 +23,9 @@ from gateway.tenancy import lookups
 prices = typer.Typer(help="Price versions; never edited, only added.", no_args_is_help=True)
 
 
+MONEY = ("cost_usd", "estimated_usd", "open_usd")
+
+
 class ReportFormat(StrEnum):
     """How a report is printed."""
 
@@ -289,12 +292,14 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
                     "tokens_in": row.input_tokens,
                     "tokens_out": row.output_tokens,
                     "cost_usd": format_usd(row.cost_nano),
+                    "estimated_usd": format_usd(row.estimated_nano),
+                    "open_usd": format_usd(row.open_nano),
                 }
                 for row in rows
             ],
             as_json=False,
             title="Live" if livemode else "Test keys (sandbox: nothing was paid)",
-            right=("requests", "images", "tokens_in", "tokens_out", "cost_usd"),
+            right=("requests", "images", "tokens_in", "tokens_out", *MONEY),
         )
         console.print()
     if not any(report.total.requests for _, report in reports):

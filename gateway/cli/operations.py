@@ -19,6 +19,7 @@ from gateway.core import Core
 from gateway.errors import ConfigurationError, GatewayError, NotFound, StorageFailed
 from gateway.images.storage import new_image_id, open_store
 from gateway.mcp_server.prompt_templates import load_templates
+from gateway.money import format_usd_short
 from gateway.reading import open_reader
 from gateway.telemetry import configure_logging
 from gateway.tenancy import key_status
@@ -157,3 +158,16 @@ async def _examine_ledger(gateway: Gateway, note: Note) -> None:
         note("ledger", "wrong", "; ".join(f"{found.what}: {found.id}" for found in breaks))
     else:
         note("ledger", "ok", "budgets, reservations and ledger agree")
+    async with gateway.database.operator() as session:
+        sums = await ledger.sum_open(session)
+    doubts = [one for one in sums if one.livemode and one.count and one.state != "held"]
+    note(
+        "open calls",
+        "open" if doubts else "ok",
+        "; ".join(
+            f"{one.count} {one.state}, {format_usd_short(one.amount_nano)} USD, the oldest of "
+            f"{one.oldest:%Y-%m-%d}: `gateway reconcile list`"
+            for one in doubts
+        )
+        or "the cost of every live call is known",
+    )

@@ -200,6 +200,8 @@ class UsageSums(BaseModel):
     input_tokens: int
     output_tokens: int
     cost_usd: str
+    estimated_usd: str = Field(description="The part of `cost_usd` that is estimated.")
+    open_usd: str = Field(description="Held for calls whose cost is not known; not in `cost_usd`.")
 
 
 class UsageRowObject(UsageSums):
@@ -222,6 +224,8 @@ SUMS: dict[str, JsonValue] = {
     "input_tokens": 52,
     "output_tokens": 784,
     "cost_usd": "0.023680000",
+    "estimated_usd": "0.000000000",
+    "open_usd": "0.005920000",
 }
 
 

@@ -29,8 +29,9 @@ REPORT: dict[int | str, dict[str, object]] = {
         "content": {
             "text/csv": {
                 "schema": {"type": "string"},
-                "example": "model,requests,images,input_tokens,output_tokens,cost_usd\n"
-                "gpt-image-2,4,4,52,784,0.023680000\n",
+                "example": "model,requests,images,input_tokens,output_tokens,cost_usd,"
+                "estimated_usd,open_usd\n"
+                "gpt-image-2,4,4,52,784,0.023680000,0.000000000,0.005920000\n",
             }
         },
     }
@@ -93,9 +94,10 @@ class UsageQuery(BaseModel):
 async def get_usage(
     gateway: GatewayDep, caller: UsageReader, query: Annotated[UsageQuery, Query()]
 ) -> Response:
-    """Sums over the ledger from `start` to `end`: ISO dates (whole days of the tenant's time zone,
-    `end` included) or date-times. Without them: the current month. A key of one user sees that
-    user's usage, any other key the whole tenant's; test and live usage never mix.
+    """Sums over the ledger, of calls admitted from `start` to `end`: ISO dates (whole days of the
+    tenant's time zone, `end` included) or date-times. Without them: the current month. A
+    key of one user sees that user's usage, any other key the whole tenant's; test and live usage
+    never mix.
     """
     fields = usage.parse_group_by(query.group_by, allowed=TENANT_FIELDS)
     async with gateway.database.tenant(caller.tenant_id) as session:
