@@ -115,7 +115,7 @@ async def test_only_the_arguments_of_a_tool_may_be_large(
             assert response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             assert response.json()["error"]["data"]["code"] == "payload_too_large"
         garbage = b'{"jsonrpc":"2.0","id":1,"method":"' + long.encode()
-        response = await http.post("/mcp", content=garbage, headers=messages[0].headers)
+        response = await http.post("/mcp", content=garbage, headers=messages[-1].headers)
         assert response.status_code == HTTPStatus.BAD_REQUEST
         assert response.json()["error"]["code"] == -32700
     await expect_nothing_bought(served, stub)
