@@ -286,3 +286,16 @@ async def test_without_rows_the_lines_remain(
             assert (await http.get("/v1/models")).status_code == 401
         found = await logged(served, capfd)
     assert ([line["status"] for line in found.lines], found.rows) == ([401], [])
+
+
+async def test_on_a_console_a_line_reads_as_text(
+    settings: Settings, stub: Stub, capfd: pytest.CaptureFixture[str], logging_again: None
+) -> None:
+    configure_logging("INFO", "console")
+    console = settings.model_copy(update={"log_format": "console"})
+    async with served_gateway(console) as served, served.http(await served.key()) as http:
+        await ask(http, "made")
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "request_id" in line]
+    assert f"tenant_id={served.tenant_id} " in f"{line} "
+    assert "client_request_id=made" in line
+    assert "datetime" not in line

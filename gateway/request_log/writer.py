@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Literal
@@ -63,7 +63,7 @@ class RequestLog:
         logger = logging.getLogger(telemetry.REQUEST_LOGGER)
         is_logged = logger.isEnabledFor(logging.INFO)
         if is_logged and self._log_format == "console":
-            log.info(EVENT, **shown)
+            log.info(EVENT, **_for_people(shown))
             is_logged = False
         if not is_logged and self._rows is None:
             return
@@ -97,6 +97,11 @@ class RequestLog:
             return True
         telemetry.request_log_dropped_total.labels("unauthenticated").inc()
         return False
+
+
+def _for_people(shown: Mapping[str, object]) -> dict[str, str]:
+    """The fields as text; the line of a console has a time of its own."""
+    return {name: str(value) for name, value in shown.items() if name != "at"}
 
 
 async def _write_lines(lines: Sequence[bytes]) -> None:
