@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -246,6 +248,23 @@ def test_a_key_file_is_its_owners_alone(tmp_path: Path) -> None:
     write_key_file(path, [new_master_key(), new_master_key()])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["keys"]
+
+
+def test_processes_that_start_at_once_open_the_same_new_key(tmp_path: Path) -> None:
+    starters = 8
+    barrier = threading.Barrier(starters)
+
+    def start(folder: Path) -> tuple[str, ...]:
+        barrier.wait()
+        return MasterKeys.from_new_file(folder / "keys").ids
+
+    with ThreadPoolExecutor(starters) as pool:
+        for number in range(20):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            [opened] = set(pool.map(start, [folder] * starters))
+            assert MasterKeys.from_new_file(folder / "keys").ids == opened
+            assert [entry.name for entry in folder.iterdir()] == ["keys"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -79,9 +81,13 @@ class MasterKeys:
 
     @classmethod
     def from_new_file(cls, path: Path) -> "MasterKeys":
-        """Open the key file; write one with a new random key where there is none."""
+        """Open the key file; write one with a new random key where there is none.
+
+        Of several processes that start at once, one writes it, and all of them open that one.
+        """
         if not path.exists():
-            write_key_file(path, [new_master_key()])
+            with suppress(FileExistsError):
+                _write_key_file(path, [new_master_key()], place=os.link)
         return cls(None, path)
 
     def wrapping(self) -> tuple[str, bytes]:
@@ -143,14 +149,23 @@ def master_key_id(key: bytes) -> str:
 
 def write_key_file(path: Path, keys: Sequence[bytes]) -> None:
     """Write the keys for their owner alone, all or nothing."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.writelines(base64.urlsafe_b64encode(key).decode() + "\n" for key in keys)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    # The rename too must be on disk before anything is wrapped with the new key.
+    _write_key_file(path, keys, place=os.replace)
+
+
+def _write_key_file(
+    path: Path, keys: Sequence[bytes], *, place: Callable[[str, Path], None]
+) -> None:
+    """Write a file of another name and `place` it: `os.link` leaves an existing one as it is."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.writelines(base64.urlsafe_b64encode(key).decode() + "\n" for key in keys)
+            file.flush()
+            os.fsync(file.fileno())
+        place(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    # The name too must be on disk before anything is wrapped with the new key.
     if os.name == "posix":
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)
