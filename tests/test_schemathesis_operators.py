@@ -23,6 +23,8 @@ SPOKEN = Spoken(
         f"POST {TENANT}/keys": frozenset({"expires_at", "name"}),
         f"PATCH {TENANT}/keys/{{key_id}}": frozenset({"name"}),
         f"POST {TENANT}/keys/{{key_id}}/roll": frozenset({"grace_seconds"}),
+        "POST /admin/v1/admin-keys": frozenset({"expires_at", "name"}),
+        "POST /admin/v1/admin-keys/{admin_key_id}/roll": frozenset({"grace_seconds"}),
         f"PUT {TENANT}/budgets": OWNED | {"alert_percents"},
         "PUT /admin/v1/budgets": frozenset({"alert_percents", "time_zone"}),
         # Above the usual limit, and in the future.

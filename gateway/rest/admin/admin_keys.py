@@ -20,6 +20,7 @@ from gateway.rest.admin.schemas import (
     with_example,
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
+from gateway.rest.refusals import refused_with
 from gateway.tenancy import admin_keys
 from gateway.tenancy.admin_keys import IssuedAdminKey
 from gateway.tenancy.tenants import MAX_NAME_CHARACTERS
@@ -93,6 +94,7 @@ class AdminKeyBody(Body):
     summary="Create an admin key",
     status_code=201,
     dependencies=[NoQuery],
+    responses=refused_with(409),
     openapi_extra=body_of(AdminKeyBody),
 )
 async def create_admin_key(
@@ -160,7 +162,12 @@ async def roll_admin_key(
     return _render(twin)
 
 
-@router.delete("/{admin_key_id}", summary="Revoke an admin key", dependencies=[NoQuery])
+@router.delete(
+    "/{admin_key_id}",
+    summary="Revoke an admin key",
+    dependencies=[NoQuery],
+    responses=refused_with(404, 409),
+)
 async def revoke_admin_key(
     admin_key_id: UUID, gateway: GatewayDep, actor: ActorDep
 ) -> AdminKeyObject:
