@@ -296,6 +296,16 @@ async def test_usual_chunks_of_any_number_are_read() -> None:
     assert len(app.bodies[0]) == 64 * 20_000
 
 
+async def test_a_body_that_begins_right_behind_another_one_is_read() -> None:
+    app = App()
+    async with bounded(app) as connect:
+        client = await connect()
+        post = b"POST / HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n%s"
+        await client.send(b"".join(post % (size, b"b" * size) for size in (300_000, 20_000)))
+        assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
+    assert [len(body) for body in app.bodies] == [300_000, 20_000]
+
+
 async def test_pipelined_requests_are_answered_up_to_the_bound() -> None:
     app, before = App(), refused("pipelined")
     async with bounded(app, pipelined=4) as connect:

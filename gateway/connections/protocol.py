@@ -132,7 +132,7 @@ class BoundedProtocol(HttpToolsProtocol):
             elif not self._has_deadline:
                 self._has_deadline = True
                 self._registry.expect(self, self.loop.time())
-        elif was_in_body and self._is_in_body:
+        elif was_in_body and self._is_in_body and self.cycle is cycle:
             self._framing_bytes += len(piece) - (self._body_bytes - body_bytes)
             allowed = self._bounds.header_bytes + self._body_bytes // BODY_BYTES_PER_FRAMING_BYTE
             if self._framing_bytes > allowed:
