@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from gateway.domain import Scope
 from tests.admin_helpers import (
     NO_ID,
     ROOT,
@@ -141,7 +142,7 @@ async def clients(
     served: Served, stub: Stub
 ) -> AsyncIterator[tuple[httpx2.AsyncClient, httpx2.AsyncClient]]:
     """A tenant's and an operator's; afterwards nothing was held, bought, or changed."""
-    secret = secret_of(await served.key())
+    secret = secret_of(await served.key(scopes=frozenset(Scope)))
     before = await contents(served)
     async with served.http(secret) as tenant, served.http(admin_secret(served)) as operator:
         yield tenant, operator
@@ -166,7 +167,7 @@ def target(served: Served, path: str) -> str:
         *(("{tenant_id}", str(served.tenant_id)), ("{provider}", "openai")),
         *(("{model_id}", "gpt-image-2"), ("{rest}", "0_0"), ("{image_id}", "img_0_0")),
         *(("{key_id}", NO_ID), ("{budget_id}", "1"), ("{limit_id}", "1")),
-        *(("{webhook_id}", NO_ID), ("{delivery_id}", NO_ID)),
+        *(("{webhook_id}", NO_ID), ("{delivery_id}", NO_ID), ("{call_id}", NO_ID)),
     ):
         path = path.replace(name, value)
     return path

@@ -44,6 +44,8 @@ SPOKEN = Spoken(
         "POST /admin/v1/prices": frozenset({None, "effective_from"}),
         "GET /admin/v1/usage": frozenset({"start", "end", "group_by", "key", "user"}),
         "GET /admin/v1/requests": frozenset({"start", "end"}),
+        # A cost with the verdict post alone; a reason of one line.
+        "POST /admin/v1/reconciliation/{call_id}/resolve": frozenset({None, "cost_usd", "reason"}),
         "GET /admin/v1/audit": frozenset({"start", "end", "after"}),
     }
 )

@@ -32,6 +32,8 @@ PLANTS = {
     f" VALUES ({NEW_ID}, :a, 'openai', 1, 1, '\\x00', 'xxxx')",
     "data_key": "(tenant_id, version, wrapped, master_key_id) VALUES (:a, 2, '\\x00', 'x')",
     "budget": "(tenant_id, livemode, period, limit_nano) VALUES (:a, true, 'total', 0)",
+    "image_spool": "(image_id, tenant_id, path, data_key_version, sealed, size_bytes)"
+    " VALUES ('img_b', :a, 'b.png', 1, '\\x00', 1)",
     "image_cleanup": "(tenant_id, livemode, cleaned_at, images) VALUES (:a, true, now(), 1)",
     "rate_limit": "(tenant_id, livemode, kind, value) VALUES (:a, true, 'images', 1)",
     "event": "(tenant_id, livemode, type, data) VALUES (:a, true, 'test', '{}')",
@@ -84,6 +86,10 @@ CLEANED_UP = """
 INSERT INTO image_cleanup (tenant_id, livemode, cleaned_at, images)
 VALUES (:tenant_id, true, now(), 1)
 """
+SPOOLED = """
+INSERT INTO image_spool (image_id, tenant_id, path, data_key_version, sealed, size_bytes)
+VALUES ('img_' || gen_random_uuid(), :tenant_id, 'a.png', 1, '\\x00', 1)
+"""
 MONEY = {
     "budget_period": "spent_nano",
     "reservation": "held_nano",
@@ -119,6 +125,7 @@ async def two(served: Served) -> Two:
     for tenant_id in (served.tenant_id, b):
         await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
         await served.owner_sql(CLEANED_UP, tenant_id=tenant_id)
+        await served.owner_sql(SPOOLED, tenant_id=tenant_id)
     await served.gateway.request_log.flush()
     url = httpx2.URL(made.json()["data"][0]["url"])
     return Two(served, served.tenant_id, b, key_a, key_b, url.path.rpartition("/")[2])
@@ -192,6 +199,8 @@ async def test_another_tenants_ids_lead_nowhere(two: Two) -> None:
         "input_tokens": 0,
         "output_tokens": 0,
         "cost_usd": "0.000000000",
+        "estimated_usd": "0.000000000",
+        "open_usd": "0.000000000",
     }
     assert budgets["data"] == []
     assert statuses == dict.fromkeys(statuses, 404)

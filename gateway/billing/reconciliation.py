@@ -179,7 +179,7 @@ async def resolve(
     """Post what the call did cost, accept its estimate, or void it; returns it as it is then.
 
     Raises:
-        InvalidRequest: the reason is empty or too long.
+        InvalidRequest: the reason is empty, too long, or not printable.
         NotFound: there is no such call.
         Conflict: it is under way (code `call_in_flight`), or it is resolved for good
             (`already_resolved`).
@@ -215,11 +215,11 @@ async def resolve(
 
 
 def _checked(reason: str) -> str:
-    reason = reason.replace("\x00", "").encode(errors="replace").decode().strip()
-    if not 0 < len(reason) <= MAX_REASON_CHARACTERS:
+    reason = reason.strip()
+    if not 0 < len(reason) <= MAX_REASON_CHARACTERS or not reason.isprintable():
         raise InvalidRequest(
-            f"A resolution needs a reason of 1 to {MAX_REASON_CHARACTERS} characters "
-            f"(got {len(reason)}).",
+            f"A resolution needs a reason of 1 to {MAX_REASON_CHARACTERS} printable characters in "
+            f"one line (got {len(reason)} characters).",
             param="reason",
         )
     return reason

@@ -69,7 +69,7 @@ async def issue(
         InvalidRequest: an unknown scope, a life of more than ten years, or a name that cannot be.
         NotFound: the user is not this tenant's, or one of them was deleted.
     """
-    name = _checked_name(name)
+    name = checked_name(name)
     unknown = sorted(set(scopes or ()) - set(Scope))
     if unknown:
         raise InvalidRequest(
@@ -175,7 +175,7 @@ async def rename(
         InvalidRequest: a name that cannot be.
         NotFound: there is no such key that this session sees.
     """
-    name = _checked_name(name)
+    name = checked_name(name)
     row = await session.get(ApiKeyRow, key_id, with_for_update=True)
     if row is None:
         raise NotFound(f"There is no API key {key_id}.", param="key_id")
@@ -302,7 +302,7 @@ def _new_key(
     return secret, row
 
 
-def _checked_name(name: str | None) -> str | None:
+def checked_name(name: str | None) -> str | None:
     """The name in Unicode's composed form, in which two spellings of it are the same."""
     if name is None:
         return None

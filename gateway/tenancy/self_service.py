@@ -112,6 +112,7 @@ async def rename_key(
         InvalidRequest: a name that cannot be.
         NotFound: there is no such key.
     """
+    name = api_keys.checked_name(name)
     await get_key(session, caller, key_id)
     return await api_keys.rename(session, key_id, name)
 
