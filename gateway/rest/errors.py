@@ -5,6 +5,7 @@ from http import HTTPStatus
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -67,13 +68,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     if error.status_code == HTTPStatus.NOT_FOUND:
         return error_response(_no_route(request))
-    if (elsewhere := _meant(request)) is not None:
+    wrong_method = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+    if wrong_method and (elsewhere := _meant(request, literally=True)) is not None:
         return error_response(_no_route(request, elsewhere))
     refusal = InvalidRequest(str(error.detail), code="method_not_allowed")
     response = error_response(refusal)
     response.status_code = error.status_code
     response.headers.update(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+    if wrong_method:
         response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
 
@@ -90,13 +92,23 @@ def _no_route(request: Request, elsewhere: str | None = None) -> NotFound:
     )
 
 
-def _meant(request: Request) -> str | None:
-    """The path with one /v1 more or less, where there is a route."""
+def _meant(request: Request, *, literally: bool = False) -> str | None:
+    """The path with one /v1 more or less, where there is a route.
+
+    A path with a route of its own is another's only if that one has no parameter in it: the method
+    is wrong in DELETE /images/{image_id}, the base URL in POST /images/generations.
+    """
     here = request.url.path
     path = here.removeprefix(PREFIX) if here.startswith(PREFIX * 2) else PREFIX + here
     app: FastAPI = request.app
-    scope = {**request.scope, "path": path}
-    is_route = any(route.matches(scope)[0] is Match.FULL for route in app.router.routes)
+    if literally:
+        is_route = any(
+            route.path == path and request.method in (route.methods or ())
+            for route in iter_route_contexts(app.router.routes)
+        )
+    else:
+        scope = {**request.scope, "path": path}
+        is_route = any(route.matches(scope)[0] is Match.FULL for route in app.router.routes)
     return path if is_route else None
 
 
