@@ -27,6 +27,9 @@ ENDLESS = [
     (CHUNKED, b"x-trailer: value\r\n" * 4096),
 ]
 SENT_BYTES = 24_000_000
+ROUNDS = 3
+"""A young process grows by a few megabytes by itself, which many senders outweigh; one of them
+kept whole is still nearly twice what all of them may cost."""
 REFUSED = {b"431", b"414", b""}
 """Or a connection that is reset: who goes on sending may lose what was said before."""
 
@@ -63,10 +66,10 @@ async def test_endless_senders_cost_the_process_a_megabyte_each_at_most(
         process = psutil.Process(running.process.pid)
         family = [process, *process.children(recursive=True)]
         before = sum(member.memory_info().rss for member in family)
-        heard = {await send(running.base_url, first, piece) for first, piece in ENDLESS}
+        heard = {await send(running.base_url, first, piece) for first, piece in ENDLESS * ROUNDS}
         grown = sum(member.memory_info().rss for member in family) - before
     assert heard <= REFUSED
-    assert grown < len(ENDLESS) * 2**20
+    assert grown < len(ENDLESS) * ROUNDS * 2**20
 
 
 @pytest.fixture

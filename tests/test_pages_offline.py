@@ -7,6 +7,7 @@ from tests.harness import Served
 
 ELSEWHERE = re.compile(r"(?:https?:)?//[\w.-]+\.\w+")
 CSS_URL = re.compile(r"url\(\s*['\"]?([^)'\"]*)")
+MAKING = {"images", "simple", "mcp"}
 SOURCE = re.compile(r'(?:src|href)="([^"]+)"')
 
 
@@ -35,7 +36,8 @@ async def test_the_documentation_is_no_burden(served: Served) -> None:
         page = await http.get("/docs")
         schema = await http.get("/openapi.json")
     assert len(page.content) < 10_000
-    assert len(schema.content) < 250_000
+    # Some 3.7 KB a path for 76 of them.
+    assert len(schema.content) < 320_000
 
 
 async def test_the_schema_shows_every_way_to_make_images(served: Served) -> None:
@@ -44,7 +46,7 @@ async def test_the_schema_shows_every_way_to_make_images(served: Served) -> None
     bodies = {
         path: sorted(operations["post"]["requestBody"]["content"])
         for path, operations in schema["paths"].items()
-        if "post" in operations and not path.startswith("/admin/")
+        if not MAKING.isdisjoint(operations.get("post", {}).get("tags", ()))
     }
     form, as_json = "multipart/form-data", "application/json"
     assert bodies == {
@@ -54,4 +56,5 @@ async def test_the_schema_shows_every_way_to_make_images(served: Served) -> None
         "/v1/images/quotes": [as_json],
         "/generate_image": [as_json],
         "/edit_image": [form],
+        "/mcp/v1/tools/generate_image": [as_json],
     }

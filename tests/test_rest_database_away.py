@@ -106,7 +106,11 @@ async def test_health_and_readiness_tell_apart_who_is_ill(far: Served, cable: Ca
     assert [answer.status_code for answer in away] == [200, 503]
     assert away[1].headers["retry-after"] == "1"
     assert away[1].headers["x-request-id"]
-    assert away[1].json() == {"status": "unavailable", "database": "unavailable"}
+    assert away[1].json() == {
+        "status": "unavailable",
+        "database": "unavailable",
+        "storage": "ok",
+    }
 
 
 async def test_a_key_with_a_wrong_checksum_never_asks_the_database(

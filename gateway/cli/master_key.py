@@ -27,7 +27,9 @@ from gateway.webhooks import sealing
 
 ROTATION_LOCK = 4_702_111_234_569
 RESEALERS = (credentials.reseal, sealing.reseal, sealing.reseal_house)
-master_key = typer.Typer(help="The key that wraps all others.", no_args_is_help=True)
+master_key = typer.Typer(
+    help="Keys at rest: the master key and those that it wraps.", no_args_is_help=True
+)
 
 
 class Rolled(StrEnum):
