@@ -50,6 +50,8 @@ class UsageSums(BaseModel):
     input_tokens: int
     output_tokens: int
     cost_usd: str
+    estimated_usd: str = Field(description="The part of `cost_usd` that is estimated.")
+    open_usd: str = Field(description="Held for calls whose cost is not known; not in `cost_usd`.")
 
 
 class BudgetLeft(BaseModel):
@@ -193,6 +195,8 @@ def _sums(report: usage.UsageReport) -> UsageSums:
         input_tokens=row.input_tokens,
         output_tokens=row.output_tokens,
         cost_usd=format_usd(row.cost_nano),
+        estimated_usd=format_usd(row.estimated_nano),
+        open_usd=format_usd(row.open_nano),
     )
 
 
