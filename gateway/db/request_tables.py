@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Index, SmallInteger, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Index, SmallInteger, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from gateway.db.tables import Table, Timestamp
@@ -19,6 +19,7 @@ class RequestRow(Table):
 
     __tablename__ = "request_log"
     __table_args__ = (
+        CheckConstraint("cost_nano >= 0", name="request_log_cost_not_negative"),
         Index("request_log_tenant", "tenant_id", "livemode", "at", "id"),
         Index(
             "request_log_client_request_id",
