@@ -15,7 +15,8 @@ from tests.stub_openai import Fault, Stub
 
 PATH = "/v1/images/generations"
 LOW = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
-SUMS = ("requests", "images", "input_tokens", "output_tokens", "cost_usd")
+MONEY = ("cost_usd", "estimated_usd", "open_usd")
+SUMS = ("requests", "images", "input_tokens", "output_tokens", *MONEY)
 EVERY_FIELD = "day,model,requested_model,key,user"
 
 
@@ -97,6 +98,8 @@ async def test_usage_adds_up_to_the_providers_bill_to_the_nano(served: Served, s
         "input_tokens": sum(line.input_text_tokens for line in bill),
         "output_tokens": sum(line.output_tokens for line in bill),
         "cost_usd": format_usd(sum(line.cost_nano_usd for line in bill)),
+        "estimated_usd": format_usd(0),
+        "open_usd": format_usd(0),
     }
     assert (report["object"], report["currency"]) == ("usage_report", "usd")
     assert report["group_by"] == EVERY_FIELD.split(",")
@@ -190,9 +193,9 @@ async def test_an_empty_report_has_its_header_and_a_total_of_nothing(served: Ser
     async with served.http(await served.key()) as http:
         table = (await http.get("/v1/usage?format=csv")).text
         grouped = (await http.get("/v1/usage?format=csv&group_by=day,model")).text
-    assert table == f"{','.join(SUMS)}\n0,0,0,0,0.000000000\n"
+    assert table == f"{','.join(SUMS)}\n0,0,0,0{',0.000000000' * len(MONEY)}\n"
     assert grouped.splitlines()[0] == f"day,model,{','.join(SUMS)}"
-    assert all(len(row) == 7 for row in csv.reader(io.StringIO(grouped)))
+    assert all(len(row) == 2 + len(SUMS) for row in csv.reader(io.StringIO(grouped)))
 
 
 async def test_a_budget_shows_what_is_spent_held_and_left(served: Served, stub: Stub) -> None:
