@@ -165,6 +165,7 @@ BAD: dict[str, Forge] = {
     "an empty tenant": changed(tenant=""),
     "two tenants": changed(tenant=["acme", "other"]),
     "a tenant that is an object": changed(tenant={"name": "acme"}),
+    "a tenant with half a character": changed(tenant="acme\ud800"),
     "alg=none": unsigned("none"),
     "alg=None": unsigned("None"),
     "no signature": unsigned("RS256"),
