@@ -407,12 +407,14 @@ async def test_slow_reports_of_one_tenant_leave_the_database_to_the_others(
         key, other = await served.key(), await served.key(tenant_id=await served.tenant("other"))
         lock = "LOCK TABLE tenant_user IN ACCESS EXCLUSIVE MODE"
         async with served.http(key) as http, served.http(other) as calm:
+            for client in (http, calm):  # whose keys they are is read from the locked table
+                assert (await client.get("/v1/images")).status_code == 200
             async with locked(served.gateway.settings, lock):
                 reports = [
                     asyncio.create_task(http.get("/v1/usage?group_by=user")) for _ in range(20)
                 ]
                 await eventually(lambda: waiting_for_locks(served))
-                assert (await calm.get("/v1/budgets")).status_code == 200
+                assert (await calm.get("/v1/images")).status_code == 200
                 assert (await calm.post(GENERATIONS, json=image_body())).status_code == 200
             # Whoever waited too long for a connection is told so; nobody hangs.
             answers = await asyncio.gather(*reports)
