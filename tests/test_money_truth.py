@@ -70,19 +70,21 @@ async def test_an_answer_after_the_deadline_still_settles_with_the_truth(
 async def test_an_answer_without_usage_after_its_estimate_still_has_its_images_on_record(
     served: Served, stub: Stub
 ) -> None:
-    stub.faults.add(Fault("usage_missing", hold=True))
     async with served.http(await served.key()) as http:
+        # Another call's image is not this one's.
+        assert (await post_image(http)).status_code == 200
+        stub.faults.add(Fault("usage_missing", hold=True))
         waiting = asyncio.create_task(post_image(http))
         await stub.until_held(1)
         await age_unknown(served)
         await served.sweep()
         stub.release()
         assert (await waiting).status_code == 200
-    await until_states(served, {"posted_est": 1})
+    await until_states(served, {"posted": 1, "posted_est": 1})
     [counted] = await served.owner_sql(
         "SELECT (SELECT count(*) FROM image), (SELECT sum(images) FROM ledger)"
     )
-    assert tuple(counted) == (1, 1)
+    assert tuple(counted) == (2, 2)
 
 
 async def test_a_price_that_changes_during_a_call_does_not_change_its_cost(
