@@ -30,7 +30,7 @@ from gateway.images.retention import (
 )
 from gateway.request_log.retention import keep
 from gateway.tenancy.erasure import SWEEP as ERASURES
-from gateway.tenancy.gateway_secrets import retire_due
+from gateway.tenancy.gateway_secrets import newest_pepper_version, retire_due
 from gateway.tenancy.key_status import count_on_old_peppers
 from gateway.tenancy.rotation import retire_data_keys
 
@@ -260,7 +260,8 @@ class Sweeper:
         async with self._gateway.database.operator() as session:
             if not await sweeps.claim(session, "secrets", seconds=SECRETS_INTERVAL_SECONDS):
                 return
-            left = await count_on_old_peppers(session, self._gateway.core.pepper.version)
+            # Not this worker's newest: it may not have been able to open a later one.
+            left = await count_on_old_peppers(session, await newest_pepper_version(session))
             removed = await retire_due(session, is_pepper_unused=left == 0)
             data_keys = await retire_data_keys(session)
         if removed or data_keys:

@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import shutil
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -299,3 +300,38 @@ def test_a_journal_that_cannot_be_written_is_taken_away_and_calls_go_on(tmp_path
     journal.sent(new_id())
     journal.told(Settlement(new_id(), Outcome.SUCCESS, NanoUsd(1)))
     journal.close()
+
+
+def test_a_copy_of_a_journal_does_not_show_which_calls_were_never_sent(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, new_id())
+    [path] = tmp_path.iterdir()
+    call = new_id()
+    journal.sent(call)
+    copy = shutil.copy(path, tmp_path / "copy.journal")
+    with taken(Path(copy), now=0) as found:
+        assert found is not None
+        assert found.sent == {call}
+        assert not found.is_complete
+    journal.close()
+
+
+def test_an_outcome_of_a_later_release_is_read_as_a_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, new_id())
+    [path] = tmp_path.iterdir()
+    known, later = new_id(), new_id()
+    for call in (known, later):
+        journal.sent(call)
+        journal.told(Settlement(call, Outcome.SUCCESS, NanoUsd(7)))
+    journal.close()
+    content = bytearray(path.read_bytes())
+    start = content.index(later.bytes)
+    content[start + 16 : start + 32] = b"refused_charged".ljust(16, b"\0")
+    checked = bytes(content[start : start + SLOT_BYTES - 13])
+    content[start + len(checked) : start + len(checked) + 4] = zlib.crc32(checked).to_bytes(
+        4, "little"
+    )
+    path.write_bytes(content)
+    with taken(path, now=0) as found:
+        assert found is not None
+        assert [settlement.id for settlement in found.told] == [known]
+        assert not found.is_complete

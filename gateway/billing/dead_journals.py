@@ -63,9 +63,12 @@ class DeadJournals:
         paths = await asyncio.to_thread(lambda: sorted(self._folder.glob(f"*{SUFFIX}")))
         self._seen = {path: seen for path, seen in self._seen.items() if path in paths}
         for path in paths:
-            with taken(path, now=int(time.time())) as journal:
-                if journal is not None:
-                    recovered += await self._settle(journal)
+            try:
+                with taken(path, now=int(time.time())) as journal:
+                    if journal is not None:
+                        recovered += await self._settle(journal)
+            except OSError as error:  # another user's file must not keep the others waiting
+                telemetry.alarm("journal_unreadable", path=str(path), error=type(error).__name__)
         if recovered != Recovered():
             log.warning(
                 "journals_recovered",

@@ -28,8 +28,8 @@ from gateway.money import NanoUsd
 
 SUFFIX = ".journal"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-MAGIC = b"IGWJ0001"
-_HEADER = struct.Struct("<8s16s64sI")
+MAGIC = b"IGWJ0002"
+_HEADER = struct.Struct("<8s16s64s16sI")
 _SLOT = struct.Struct("<16s16sqHB4q20s20s")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = 128
@@ -76,7 +76,7 @@ class Journal:
         self._is_open = True
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._write(0, _header(instance))
+            self._write(0, _header(instance, _place(self._file)))
             self._grow()
             new.rename(self._path)
         except OSError:
@@ -105,7 +105,7 @@ class Journal:
     def told(self, settlement: Settlement) -> None:
         """Note how a call ended, before Postgres is told. Where that fails, it is only `sent`."""
         slot = self._slots.get(settlement.id)
-        if slot is None or settlement.outcome is Outcome.AMBIGUOUS:
+        if slot is None or not self._is_open or settlement.outcome is Outcome.AMBIGUOUS:
             return
         try:
             self._write_slot(slot, settlement.id, settlement)
@@ -157,9 +157,15 @@ class Journal:
             raise OSError("the disk of the journal takes no more")
 
 
-def _header(instance: UUID) -> bytes:
-    fields = MAGIC, instance.bytes, boot_id().encode()[:64]
+def _header(instance: UUID, place: bytes) -> bytes:
+    fields = MAGIC, instance.bytes, boot_id().encode()[:64], place
     return _HEADER.pack(*fields, zlib.crc32(b"".join(fields)))
+
+
+def _place(file: int) -> bytes:
+    """Which file this is. A copy of it (a backup, a cloned disk) misses what was sent later."""
+    state = os.fstat(file)
+    return struct.pack("<QQ", state.st_dev, state.st_ino)
 
 
 def _slot(reservation_id: UUID, settlement: Settlement | None) -> bytes:
@@ -222,17 +228,17 @@ def taken(path: Path, *, now: int) -> Iterator[DeadJournal | None]:
             return
         state = os.fstat(file)
         content = os.pread(file, state.st_size, 0) if state.st_nlink else b""
-        yield _read(path, content, seconds_old=now - int(state.st_mtime))
+        yield _read(path, content, _place(file), seconds_old=now - int(state.st_mtime))
     finally:
         os.close(file)
 
 
-def _read(path: Path, content: bytes, *, seconds_old: int) -> DeadJournal | None:
+def _read(path: Path, content: bytes, place: bytes, *, seconds_old: int) -> DeadJournal | None:
     if len(content) < _HEADER.size:
         return None
-    magic, instance, boot, check = _HEADER.unpack_from(content)
+    magic, instance, boot, written_at, check = _HEADER.unpack_from(content)
     boot = boot.rstrip(b"\0")
-    if magic != MAGIC or zlib.crc32(magic + instance + boot) != check:
+    if magic != MAGIC or zlib.crc32(magic + instance + boot + written_at) != check:
         return None
     sent, told, torn = set(), [], False
     for start in range(HEADER_BYTES, len(content), SLOT_BYTES):
@@ -244,7 +250,11 @@ def _read(path: Path, content: bytes, *, seconds_old: int) -> DeadJournal | None
         ):
             torn = True  # which call this was of, nothing tells
             continue
-        reservation_id, settlement = _call(slot)
+        try:
+            reservation_id, settlement = _call(slot)
+        except ValueError:  # an outcome that a later release wrote
+            torn = True
+            continue
         if settlement is None:
             sent.add(reservation_id)
         else:
@@ -252,7 +262,7 @@ def _read(path: Path, content: bytes, *, seconds_old: int) -> DeadJournal | None
     return DeadJournal(
         path=path,
         instance=UUID(bytes=instance),
-        is_complete=boot == boot_id().encode()[:64] and not torn,
+        is_complete=boot == boot_id().encode()[:64] and written_at == place and not torn,
         sent=frozenset(sent),
         told=tuple(told),
         seconds_old=seconds_old,

@@ -300,6 +300,11 @@ async def end_webhook_keys(session: OperatorSession, *, before_version: int) -> 
             row.accepted_until = ends_at
 
 
+async def newest_pepper_version(session: OperatorSession) -> int:
+    """The version that new digests are made with, as the database has it."""
+    return parse_name((await _peppers(session))[0].name)[1]
+
+
 async def _peppers(session: OperatorSession) -> list[SealedSecretRow]:
     rows = await session.scalars(select(SealedSecretRow).where(_is_version_of(Secret.PEPPER)))
     return sorted(rows, key=lambda row: parse_name(row.name)[1], reverse=True)
