@@ -112,11 +112,16 @@ class KeyLookup:
 
         async def load() -> tuple[Caller | Operator, str] | None:
             async with self._refused.lookup(address):
-                found = await self._load(text, kind)
-                # A worker that has heard of a new pepper may have given it to this key already.
-                if found is None and await self._secrets.refresh_peppers(self._database):
+                while True:
+                    looked_under = self._secrets.peppers
                     found = await self._load(text, kind)
-                return found
+                    if found is not None:
+                        return found
+                    # A worker that has heard of a new pepper may have given it to this key already.
+                    await self._secrets.refresh_peppers(self._database)
+                    # Not whether this refresh brought news: another request's may have been first.
+                    if self._secrets.peppers == looked_under:
+                        return None
 
         epoch = self._unknown.epoch
         caller = await self._callers.get(digest, load)
