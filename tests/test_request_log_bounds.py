@@ -9,9 +9,10 @@ from uuid import uuid4
 
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy import text
 
 from gateway.config import Settings
-from gateway.db.engine import Database, DatabaseUnavailable
+from gateway.db.engine import Database, DatabaseUnavailable, create_engine, database_url
 from gateway.request_log.writer import RequestLog
 from gateway.request_record import RequestRecord
 from tests.harness import Served, make_settings, served_gateway
@@ -178,3 +179,34 @@ async def partitions(served: Served) -> set[date]:
         " AND c.relkind = 'r'"
     )
     return {row.day for row in rows}
+
+
+async def test_two_sessions_that_make_the_same_day_at_once_make_it_once(served: Served) -> None:
+    url = served.gateway.settings.database_url
+    assert url is not None
+    address = database_url(url.get_secret_value())
+    engines = [create_engine(address, role=None) for _ in range(2)]
+    make = text("SELECT add_request_log_day('2031-05-05')")
+    async with engines[0].connect() as first, engines[1].connect() as second:
+        await first.execute(make)
+        late = asyncio.create_task(second.execute(make))
+        await until_waiting(served, "add_request_log_day")
+        await first.commit()
+        await late
+        await second.commit()
+    for engine in engines:
+        await engine.dispose()
+    [made] = await served.owner_sql(
+        "SELECT relrowsecurity FROM pg_class WHERE relname = 'request_log_20310505'"
+    )
+    assert made.relrowsecurity
+
+
+async def until_waiting(served: Served, statement: str) -> None:
+    """Return once Postgres says that a session waits for a lock with this statement."""
+    async with asyncio.timeout(30):
+        while not await served.owner_sql(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :like",
+            like=f"%{statement}%",
+        ):
+            pass

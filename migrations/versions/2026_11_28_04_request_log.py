@@ -70,12 +70,13 @@ BEGIN
     -- A waiting table lock would keep readers waiting behind it.
     PERFORM set_config('lock_timeout', '1s', true);
     PERFORM pg_advisory_xact_lock(hashtextextended('request_log', 0));
-    IF to_regclass(format('public.%I', v_name)) IS NULL THEN
-        EXECUTE format(
-            'CREATE TABLE public.%I PARTITION OF public.request_log FOR VALUES FROM (%L) TO (%L)',
-            v_name, p_day::timestamp AT TIME ZONE 'UTC', (p_day + 1)::timestamp AT TIME ZONE 'UTC');
-        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', v_name);
-    END IF;
+    EXECUTE format(
+        'CREATE TABLE public.%I PARTITION OF public.request_log FOR VALUES FROM (%L) TO (%L)',
+        v_name, p_day::timestamp AT TIME ZONE 'UTC', (p_day + 1)::timestamp AT TIME ZONE 'UTC');
+    EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', v_name);
+EXCEPTION
+    -- Another session made it while this one waited: to look again would ask a stale cache.
+    WHEN duplicate_table OR unique_violation THEN NULL;
 END $$
 """
 
