@@ -30,7 +30,7 @@ START = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one kind of sender cost, and what it heard."""
+    """Cost of one kind of sender, and the answers it got."""
 
     what: str
     memory_mb: float
@@ -225,7 +225,7 @@ def _drip(port: int) -> str:
 
 
 def _watch(clients: list[socket.socket], each_second: Callable[[socket.socket], object]) -> str:
-    """How many of them the gateway has ended in the time."""
+    """The number of connections that the gateway ended in time."""
     ends = time.perf_counter() + WATCH_SECONDS
     heard: dict[str, int] = {}
     is_open = list(clients)

@@ -210,12 +210,12 @@ def _header(scope: RequestScope, name: bytes) -> str:
 
 
 def is_mcp(path: str) -> bool:
-    """Whether a path is the MCP endpoint's, or of a tool that is called without the protocol."""
+    """Return True for the MCP endpoint and for tools that are called by plain JSON."""
     return speaks_json_rpc(path) or path.startswith(f"{MCP_PATH}/")
 
 
 def speaks_json_rpc(path: str) -> bool:
-    """Whether a path's clients expect errors as JSON-RPC has them."""
+    """Return True where clients of the path expect JSON-RPC errors."""
     return path in {MCP_PATH, SSE_PATH, SSE_MESSAGES_PATH}
 
 

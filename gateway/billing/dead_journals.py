@@ -25,7 +25,7 @@ from gateway.money import NanoUsd
 KEEP_SECONDS = 60
 """Longer than a statement that the worker had sent can still take to commit a hold."""
 KEEP_MISSING_SECONDS = 604_800
-"""How long a journal stays whose calls are not in this database: it may be another database's."""
+"""Retention of a journal that names calls of no row here: it may belong to another database."""
 log = structlog.get_logger(__name__)
 
 
