@@ -97,6 +97,14 @@ class Relay:
         for link in self._links:
             link.to_client = False
 
+    def mute_answers_to(self, marker: bytes) -> None:
+        """Drop what Postgres answers on a connection from the moment that `marker` is sent on it.
+
+        Other statements, a key's look-up for instance, are answered as ever.
+        """
+        for link in self._links:
+            link.marker = marker
+
     def silence(self) -> None:
         """Drop everything on the connections of now."""
         for link in self._links:
@@ -140,6 +148,7 @@ class _Link:
         self._client = client
         self._server = server
         self.to_client = self.to_server = True
+        self.marker: bytes | None = None
 
     async def run(self) -> None:
         await asyncio.gather(self._pump_up(), self._pump_down())
@@ -151,6 +160,8 @@ class _Link:
     async def _pump_up(self) -> None:
         with contextlib.suppress(OSError):
             while data := await self._client[0].read(65536):
+                if self.marker is not None and self.marker in data:
+                    self.to_client = False
                 if self.to_server:
                     self._server[1].write(data)
         self._server[1].close()

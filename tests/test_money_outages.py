@@ -199,7 +199,7 @@ async def test_a_hold_whose_acknowledgement_is_lost_is_voided_and_not_dispatched
     settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
     async with served_through_relay(settings, tmp_path) as (served, relay, http):
-        relay.mute_answers()
+        relay.mute_answers_to(b'"price_id"')  # which stands in nothing but a hold
         answer = await post_image(http)
         assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
         relay.reset()
