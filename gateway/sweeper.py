@@ -262,7 +262,8 @@ class Sweeper:
                 return
             # Not this worker's newest: it may not have been able to open a later one.
             left = await count_on_old_peppers(session, await newest_pepper_version(session))
-            removed = await retire_due(session, is_pepper_unused=left == 0)
+            vault = self._gateway.core.vault
+            removed = await retire_due(session, vault, is_pepper_unused=left == 0)
             data_keys = await retire_data_keys(session)
         if removed or data_keys:
             log.info("secrets_retired", secrets=removed, data_keys=data_keys)

@@ -348,10 +348,10 @@ async def test_an_old_pepper_is_retired_and_keys_that_need_it_end(
     vault = served.gateway.core.vault
     async with served.gateway.database.operator() as session:
         with pytest.raises(InvalidRequest, match="one pepper"):
-            await gateway_secrets.retire_peppers(session, ended_keys=0)
+            await gateway_secrets.retire_peppers(session, vault, ended_keys=0)
         await gateway_secrets.roll_pepper(session, vault)
         with pytest.raises(InvalidRequest, match="younger"):
-            await gateway_secrets.retire_peppers(session, ended_keys=0)
+            await gateway_secrets.retire_peppers(session, vault, ended_keys=0)
     async with served_gateway(settings) as other:
         assert await status_of(other, used) == 200
         assert await status_of(other, admin_secret(served), f"{ROOT}/tenants") == 200
@@ -362,10 +362,12 @@ async def test_an_old_pepper_is_retired_and_keys_that_need_it_end(
         # The gateway itself removes no pepper that a usable key needs.
         left = await key_status.count_on_old_peppers(session, 2)
         assert left == 1
-        assert await gateway_secrets.retire_due(session, is_pepper_unused=left == 0) == []
+        assert await gateway_secrets.retire_due(session, vault, is_pepper_unused=left == 0) == []
         assert await key_status.end_keys_on_old_peppers(session, 2) == 1
         assert await key_status.count_on_old_peppers(session, 2) == 0
-        assert await gateway_secrets.retire_due(session, is_pepper_unused=True) == ["pepper 1"]
+        assert await gateway_secrets.retire_due(session, vault, is_pepper_unused=True) == [
+            "pepper 1"
+        ]
     async with served_gateway(settings) as other:
         assert [pepper.version for pepper in other.gateway.core.secrets.peppers] == [2]
         assert await status_of(other, used) == 200
@@ -441,7 +443,9 @@ async def test_links_of_the_old_key_are_accepted_until_the_longest_has_ended(
         await until(lambda: not opens(old, served) and not opens(old, other))
         assert opens(new, served)
     async with served.gateway.database.operator() as session:
-        assert await gateway_secrets.retire_due(session, is_pepper_unused=False) == ["link_key"]
+        assert await gateway_secrets.retire_due(
+            session, served.gateway.core.vault, is_pepper_unused=False
+        ) == ["link_key"]
     async with served_gateway(settings) as other:
         assert opens(new, other)
         assert not opens(old, other)

@@ -10,7 +10,8 @@ import pytest
 from pydantic import SecretStr
 
 from gateway.config import Settings
-from gateway.tenancy import admin_keys, key_format
+from gateway.domain import SecretText
+from gateway.tenancy import admin_keys, gateway_secrets, key_format, key_status
 from tests.admin_helpers import (
     NO_ID,
     ROOT,
@@ -367,6 +368,64 @@ async def test_a_replica_with_the_former_setting_undoes_nothing(settings: Settin
             continue
         assert refusal(answer) == INVALID_KEY
     assert newer.status_code == 200
+
+
+async def roll_pepper(served: Served) -> None:
+    async with served.gateway.database.operator() as session:
+        await gateway_secrets.roll_pepper(session, served.gateway.core.vault)
+    await served.owner_sql(
+        "UPDATE sealed_secret SET created_at = now() - interval '2 days' WHERE name LIKE 'pepper.%'"
+    )
+
+
+async def test_a_revoked_key_does_not_return_when_its_pepper_is_retired(
+    settings: Settings,
+) -> None:
+    one, two, lost = (key_format.new_key("admin").reveal() for _ in range(3))
+    async with (
+        served_gateway(with_key(settings, one)) as running,
+        running.gateway.database.operator() as session,
+    ):
+        made = await admin_keys.create(
+            session,
+            "lost",
+            pepper=running.gateway.core.pepper,
+            origin="command",
+            secret=SecretText(lost),
+        )
+        await admin_keys.revoke(session, made.id, keeps_one=True)
+    for version in (1, 2):
+        async with served_gateway(with_key(settings, two)) as running:
+            await roll_pepper(running)
+        async with (
+            served_gateway(with_key(settings, two)) as running,
+            running.gateway.database.operator() as session,
+        ):
+            vault = running.gateway.core.vault
+            assert await key_status.end_keys_on_old_peppers(session, version + 1) == 0
+            retired = await gateway_secrets.retire_peppers(session, vault, ended_keys=0)
+            assert retired == [version]
+    for former in (one, lost):
+        async with served_gateway(with_key(settings, former)) as running:
+            async with client(running, former) as http:
+                assert refusal(await http.get(f"{ROOT}/tenants")) == INVALID_KEY
+            async with client(running, two) as http:
+                answered(await http.get(f"{ROOT}/tenants"))
+            names = await running.owner_sql("SELECT name FROM sealed_secret ORDER BY name")
+    # The second one knew no key that has ended, so nothing of it is left.
+    assert [row.name for row in names if "pepper" in row.name] == ["pepper.3", "retired_pepper.1"]
+
+
+async def test_the_settings_key_takes_the_newest_pepper_at_a_start(settings: Settings) -> None:
+    """Or retiring the pepper of a key that is set and seldom used would end it for good."""
+    one = key_format.new_key("admin").reveal()
+    async with served_gateway(with_key(settings, one)) as running:
+        await roll_pepper(running)
+    async with served_gateway(with_key(settings, one)) as running:
+        async with running.gateway.database.operator() as session:
+            assert await key_status.end_keys_on_old_peppers(session, 2) == 0
+        async with client(running, one) as http:
+            answered(await http.get(f"{ROOT}/tenants"))
 
 
 async def test_a_setting_that_names_a_key_made_otherwise_leaves_it_when_it_changes(

@@ -149,7 +149,7 @@ def retire_pepper(
                     "them, or revoke them with --end-keys."
                 )
             ended = await key_status.end_keys_on_old_peppers(session, core.pepper.version)
-            retired = await gateway_secrets.retire_peppers(session, ended_keys=ended)
+            retired = await gateway_secrets.retire_peppers(session, core.vault, ended_keys=ended)
             return {"retired": retired, "ended_keys": ended}
 
     result = run(work)

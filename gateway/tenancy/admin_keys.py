@@ -210,17 +210,24 @@ async def revoke(session: OperatorSession, key_id: UUID, *, keeps_one: bool) -> 
 
 
 async def adopt_setting(
-    session: OperatorSession, secret: SecretText, *, peppers: Sequence[Pepper]
+    session: OperatorSession,
+    secret: SecretText,
+    *,
+    peppers: Sequence[Pepper],
+    retired_peppers: Sequence[Pepper] = (),
 ) -> None:
     """Make the key that `GATEWAY_ADMIN_KEY` holds valid, and revoke the setting's former key.
 
-    `peppers`: those under which a key may be known, the newest first.
+    `peppers`: those under which a key may be known, the newest first. `retired_peppers`: those
+    under which a key that has ended may be known.
 
     A key that has ended stays ended and revokes none: a replica that restarts with the former
     setting must not undo what the newer one has done.
     """
     await _one_at_a_time(session)
-    digests = [key_format.digest(pepper, secret.reveal()) for pepper in peppers]
+    digests = [
+        key_format.digest(pepper, secret.reveal()) for pepper in (*peppers, *retired_peppers)
+    ]
     row = await session.scalar(select(OperatorKeyRow).where(OperatorKeyRow.digest.in_(digests)))
     if row is None:
         # Its name is that of the former one, which is about to be revoked.
@@ -239,6 +246,11 @@ async def adopt_setting(
             log.warning("admin_key_setting_ended", setting=SETTING, last4=row.last4)
             return
         row.origin = row.origin or "setting"
+        # A key that is set and seldom used would otherwise end when its pepper is retired.
+        if row.digest != digests[0]:
+            await session.execute(
+                select(func.rehash_key(row.digest, digests[0], peppers[0].version))
+            )
     former = _usable().where(OperatorKeyRow.origin == "setting", OperatorKeyRow.id != row.id)
     for other in await session.scalars(former.with_for_update()):
         await _end(session, other)

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, delete, func, select, update
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import Database, DatabaseUnavailable, OperatorSession
-from gateway.db.key_tables import SealedSecretRow
+from gateway.db.key_tables import OperatorKeyRow, SealedSecretRow
 from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.tenancy.key_format import Pepper
 from gateway.tenancy.vault import SealBroken, Vault
@@ -41,6 +41,8 @@ class Secret(StrEnum):
     LINK_KEY = "link_key"
     WEBHOOK_KEY = "webhook_key"
     PROMPT_KEY = "prompt_key"
+    RETIRED_PEPPER = "retired_pepper"
+    """One that opens nothing any more, kept to recognise admin keys that ended under it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,11 @@ class GatewaySecrets:
         """The pepper of new keys."""
         return self.peppers[0]
 
+    @property
+    def retired_peppers(self) -> tuple[Pepper, ...]:
+        """Those that accept no key, and under which admin keys that have ended are known."""
+        return _as_peppers(self._versions.get(Secret.RETIRED_PEPPER, ()))
+
     def link_keys(self, now: float) -> list[bytes]:
         """The keys whose links are accepted at `now` (Unix seconds), the newest first."""
         return [key.value for key in self._links if _is_accepted(key, now)]
@@ -145,7 +152,7 @@ class GatewaySecrets:
         self._versions = versions
         self._read_at = time.monotonic()
         self._links = versions[Secret.LINK_KEY]
-        self.peppers = tuple(Pepper(one.version, one.value) for one in versions[Secret.PEPPER])
+        self.peppers = _as_peppers(versions[Secret.PEPPER])
 
     async def _refresh_for_ever(self, database: Database) -> None:
         while True:
@@ -250,8 +257,8 @@ async def roll_link_key(
     return version, used_from
 
 
-async def retire_peppers(session: OperatorSession, *, ended_keys: int) -> list[int]:
-    """Remove every pepper but the newest; returns their versions.
+async def retire_peppers(session: OperatorSession, vault: Vault, *, ended_keys: int) -> list[int]:
+    """Retire every pepper but the newest; returns their versions.
 
     Keys that are still on one of them open nothing from now on: `ended_keys` were revoked.
 
@@ -267,10 +274,12 @@ async def retire_peppers(session: OperatorSession, *, ended_keys: int) -> list[i
             f"The newest pepper is younger than {SIGNS_AFTER.seconds} seconds, and a worker may "
             "not know it yet. Wait a moment."
         )
-    return await _remove_peppers(session, rows[1:], ended_keys=ended_keys)
+    return await _retire(session, vault, rows[1:], ended_keys=ended_keys)
 
 
-async def retire_due(session: OperatorSession, *, is_pepper_unused: bool) -> list[str]:
+async def retire_due(
+    session: OperatorSession, vault: Vault, *, is_pepper_unused: bool
+) -> list[str]:
     """Remove link keys and webhook keys whose time is over; old peppers where no key uses them."""
     due = await session.scalars(
         delete(SealedSecretRow)
@@ -284,8 +293,7 @@ async def retire_due(session: OperatorSession, *, is_pepper_unused: bool) -> lis
     rows = await _peppers(session)
     if is_pepper_unused and datetime.now(UTC) - rows[0].created_at > RETIRED_AFTER:
         removed += [
-            f"pepper {version}"
-            for version in await _remove_peppers(session, rows[1:], ended_keys=0)
+            f"pepper {version}" for version in await _retire(session, vault, rows[1:], ended_keys=0)
         ]
     return removed
 
@@ -310,21 +318,39 @@ async def _peppers(session: OperatorSession) -> list[SealedSecretRow]:
     return sorted(rows, key=lambda row: parse_name(row.name)[1], reverse=True)
 
 
-async def _remove_peppers(
-    session: OperatorSession, rows: Sequence[SealedSecretRow], *, ended_keys: int
+async def _retire(
+    session: OperatorSession, vault: Vault, rows: Sequence[SealedSecretRow], *, ended_keys: int
 ) -> list[int]:
+    """Let no key be found under these peppers any more.
+
+    Admin keys that ended under one are known by it alone, so it stays under another name: their
+    text may stand in a `GATEWAY_ADMIN_KEY` that is set again.
+    """
     versions = []
     for row in rows:
+        version = parse_name(row.name)[1]
+        if await _knows_admin_keys(session, version):
+            value = vault.open_secret(row.name, row.sealed, row.master_key_id)
+            await vault.keep_secret(session, f"{Secret.RETIRED_PEPPER}.{version}", value)
         await session.delete(row)
-        versions.append(parse_name(row.name)[1])
         await _record(
             session,
             Action.GATEWAY_SECRET_RETIRED,
             Secret.PEPPER,
-            version=versions[-1],
+            version=version,
             ended_keys=ended_keys,
         )
+        versions.append(version)
     return versions
+
+
+async def _knows_admin_keys(session: OperatorSession, pepper_version: int) -> bool:
+    query = select(OperatorKeyRow.id).where(OperatorKeyRow.pepper_version == pepper_version)
+    return await session.scalar(query.limit(1)) is not None
+
+
+def _as_peppers(versions: Sequence[SecretVersion]) -> tuple[Pepper, ...]:
+    return tuple(Pepper(one.version, one.value) for one in versions)
 
 
 async def _add(

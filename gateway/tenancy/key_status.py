@@ -132,10 +132,12 @@ async def _secrets(session: OperatorSession) -> list[KeyStatus]:
     rows = {parse_name(row.name): row for row in await session.scalars(select(SealedSecretRow))}
     return [
         KeyStatus(
-            name.replace("_", " "),
+            name.replace("_", " ").removeprefix("retired "),
             str(version),
             _age_days(row.created_at),
-            _state(row, now, is_newest=(name, version + 1) not in rows),
+            "retired: knows admin keys that have ended"
+            if name == Secret.RETIRED_PEPPER
+            else _state(row, now, is_newest=(name, version + 1) not in rows),
             by_pepper.get(version, 0) if name == Secret.PEPPER else None,
         )
         for (name, version), row in sorted(rows.items())

@@ -33,7 +33,12 @@ async def make_first_keys(
                 "GATEWAY_ADMIN_KEY does not have the form of an admin key (igw_admin_…). "
                 "Leave it unset: the first start then makes one and shows it once."
             )
-        await admin_keys.adopt_setting(session, admin_key, peppers=secrets.peppers)
+        await admin_keys.adopt_setting(
+            session,
+            admin_key,
+            peppers=secrets.peppers,
+            retired_peppers=secrets.retired_peppers,
+        )
     elif not await admin_keys.was_any_made(session):
         issued = await admin_keys.create(
             session, admin_keys.FIRST_NAME, pepper=pepper, origin="first_start"
