@@ -208,7 +208,8 @@ async def test_users_are_made_disabled_and_deleted_but_not_the_own_one(served: S
         alice = created(await http.post("/users", json={"name": "alice"}))
         taken = await http.post("/users", json={"name": "alice"})
         assert refusal(taken) == Refusal(409, "already_exists", "name")
-        key = created(await http.post("/keys", json={"user_id": alice["id"]}))
+        async with at(served, await served.key(scopes=ALL)) as other:
+            key = created(await other.post("/keys", json={"user_id": alice["id"]}))
         path = f"/users/{alice['id']}"
         disabled = answered(await http.patch(path, json={"status": "disabled"}))
         assert disabled == {**alice, "status": "disabled"}

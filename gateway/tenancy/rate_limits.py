@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, func, select
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import TenantSession, one_at_a_time
-from gateway.db.owners import find_owner
+from gateway.db.owners import Owner, find_owner
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import ApiKeyRow, RateLimitRow, TenantUserRow
 from gateway.domain import LimitKind, LimitOwner, RateLimit
@@ -140,16 +140,16 @@ async def get(session: TenantSession, tenant_id: UUID, limit_id: int) -> StoredL
     return found[0]
 
 
-async def tenant_limit(
-    session: TenantSession, tenant_id: UUID, kind: LimitKind, *, livemode: bool
+async def value_of(
+    session: TenantSession, tenant_id: UUID, kind: LimitKind, owner: Owner
 ) -> int | None:
-    """The limit that was set for the tenant as a whole, if any."""
+    """The limit that was set for this owner, if any."""
     value: int | None = await session.scalar(
         select(RateLimitRow.value).where(
             RateLimitRow.tenant_id == tenant_id,
-            RateLimitRow.api_key_id.is_(None),
-            RateLimitRow.user_id.is_(None),
-            RateLimitRow.livemode.is_(livemode),
+            RateLimitRow.api_key_id.is_not_distinct_from(owner.api_key_id),
+            RateLimitRow.user_id.is_not_distinct_from(owner.user_id),
+            RateLimitRow.livemode.is_(owner.livemode),
             RateLimitRow.kind == kind,
         )
     )

@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from gateway.db.engine import TenantSession, one_at_a_time
-from gateway.db.owners import find_owner
+from gateway.db.owners import Owner, find_owner
 from gateway.db.pages import Page
 from gateway.domain import USUAL_KEY_SCOPES, Caller, LimitKind, Scope
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.tenancy import api_keys, erasure, rate_limits, users
 from gateway.tenancy.api_keys import IssuedKey, KeyInfo
+from gateway.tenancy.delegation import Grant, refuse_more, refuse_own_bound
 from gateway.tenancy.key_format import Pepper
 from gateway.tenancy.rate_limits import StoredLimit
 from gateway.tenancy.users import User
@@ -47,8 +48,11 @@ async def issue_key(
 ) -> IssuedKey:
     """Issue a key that may do what the caller may, or less.
 
+    What is not named is the caller's own: scopes (but `tenant:admin`), models, user and expiry.
+
     Raises:
-        Forbidden: scopes, models or a mode beyond the caller's own.
+        Forbidden: scopes, models, a mode, a user or an expiry beyond the caller's own, or a caller
+            with budgets or limits that would not hold the new key.
         InvalidRequest: an unknown scope, a life of more than ten years, or a name that cannot be.
         NotFound: the user is not this tenant's.
     """
@@ -61,8 +65,12 @@ async def issue_key(
             )
     if models is None and caller.models is not None:
         models = sorted(caller.models)
+    if user_id is None and caller.api_key_id is not None:
+        user_id = caller.user_id
+    if expires_at is None and caller.api_key_id is not None:
+        expires_at = caller.expires_at
     known = [scope for scope in scopes if scope in set(Scope)]
-    _refuse_more(caller, known, models)
+    await refuse_more(session, caller, Grant(known, models, user_id, expires_at))
     return await api_keys.issue(
         session,
         caller.tenant_id,
@@ -94,12 +102,13 @@ async def roll_key(
     """Roll a key that may do what the caller may, or less: the twin's secret is shown.
 
     Raises:
-        Forbidden: it may do more than the caller.
+        Forbidden: it may do more than the caller, or is held by less.
         InvalidRequest: a grace of more than a year.
         NotFound: there is no such key, or it was revoked.
     """
     found = await get_key(session, caller, key_id)
-    _refuse_more(caller, found.scopes, found.models)
+    grant = Grant(found.scopes, found.models, found.user_id, found.expires_at, found.root_id)
+    await refuse_more(session, caller, grant)
     return await api_keys.roll(session, key_id, pepper=pepper, grace=grace)
 
 
@@ -184,7 +193,8 @@ async def set_limit(
     """Limit a user or a key of the tenant, to what the tenant itself may have at most.
 
     Raises:
-        Forbidden: the tenant's own limit, or live mode for a test key.
+        Forbidden: the tenant's own limit, live mode for a test key, or a higher limit for the
+            caller itself.
         InvalidRequest: above the tenant's limit, or two owners at once.
         NotFound: the key or the user is not this tenant's, or not of this mode.
     """
@@ -202,9 +212,11 @@ async def set_limit(
         api_key_id=api_key_id,
         user_id=user_id,
     )
-    ceiling = await rate_limits.tenant_limit(
-        session, caller.tenant_id, kind, livemode=owner.livemode
-    )
+    present = await rate_limits.value_of(session, caller.tenant_id, kind, owner)
+    if present is not None and value > present:
+        refuse_own_bound(caller, owner)
+    whole = Owner(None, None, owner.livemode)
+    ceiling = await rate_limits.value_of(session, caller.tenant_id, kind, whole)
     ceiling = tenant_default if ceiling is None else ceiling
     if ceiling is not None and value > ceiling:
         raise InvalidRequest(
@@ -248,7 +260,7 @@ async def remove_limit(session: TenantSession, caller: Caller, limit_id: int) ->
     """Take the limit of a user or a key away.
 
     Raises:
-        Forbidden: it is the tenant's own.
+        Forbidden: it is the tenant's own, or holds the caller.
         NotFound: the tenant has no such limit in a mode that the caller may see.
     """
     found = await rate_limits.get(session, caller.tenant_id, limit_id)
@@ -256,22 +268,9 @@ async def remove_limit(session: TenantSession, caller: Caller, limit_id: int) ->
         raise NotFound(f"This tenant has no limit {limit_id}.", param="limit_id")
     if found.owner == "tenant":
         raise Forbidden("The limits of a tenant are set by the operator of this gateway.")
+    owner = Owner(found.api_key_id, found.user_id, found.livemode)
+    refuse_own_bound(caller, owner)
     await rate_limits.remove_limit(session, caller.tenant_id, limit_id)
-
-
-def _refuse_more(caller: Caller, scopes: Sequence[str], models: Sequence[str] | None) -> None:
-    """Raise `Forbidden` for what the caller may not do himself."""
-    if beyond := sorted(set(scopes) - caller.scopes):
-        raise Forbidden(
-            f"scopes: This key lacks the scope {beyond[0]}, so it can give it to no other; it "
-            f"has: {', '.join(sorted(caller.scopes))}."
-        )
-    if caller.models is not None and (models is None or set(models) - caller.models):
-        raise Forbidden(
-            "models: This key may use some models alone, so no other can get more: "
-            f"{', '.join(sorted(caller.models))}.",
-            code="model_not_allowed",
-        )
 
 
 def _check_other_user(caller: Caller, user_id: UUID | None) -> None:

@@ -25,7 +25,7 @@ from gateway.rest.admin.keys import (
     check_key,
     render_issued,
 )
-from gateway.rest.admin.schemas import Listed, PageQuery, left_as_it_is
+from gateway.rest.admin.schemas import Instant, Listed, PageQuery, left_as_it_is
 from gateway.rest.dependencies import ActorDep, GatewayDep, TenantAdmin
 from gateway.rest.refusals import refused_with
 from gateway.tenancy import api_keys, self_service
@@ -54,6 +54,13 @@ class OwnKeyBody(KeyBody):
         max_length=100,
         description="None named: those that the key in use may use.",
     )
+    user_id: UUID | None = Field(
+        None, description="A user of the tenant; none: the user of the key in use, if it has one."
+    )
+    expires_at: Instant | None = Field(
+        None,
+        description="Within ten years, and no later than the key in use. null: with that key.",
+    )
 
 
 class KeysQuery(PageQuery):
@@ -78,8 +85,9 @@ async def issue_key(
     actor: ActorDep,
     body: Annotated[OwnKeyBody, Depends(JsonBody(OwnKeyBody))],
 ) -> IssuedKeyObject:
-    """The answer holds the secret, this once. Scopes and models are at most those of the key in
-    use; a test key makes test keys.
+    """The answer holds the secret, this once. Scopes, models and expiry are at most those of the
+    key in use; a test key makes test keys, a user's key makes keys of that user, and a key with
+    budgets or limits of its own makes none.
     """
     check_key(gateway, body)
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
