@@ -121,7 +121,7 @@ async def open_gateway(
 
         clear = _clearer(core, key_lookup, callers, choices, tables, accounts)
         await _listen(stack, database, clear)
-        reservations, journal = open_reservations(stack, settings, database)
+        reservations, journal = await open_reservations(stack, settings, database)
         store = (keeper := open_keeper(settings, database, core.vault)).files
         links = LinkSigner(core.secrets, settings.public_url.rstrip("/"))
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)

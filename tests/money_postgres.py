@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ class OwnPostgres:
 
     def __init__(self, folder: Path) -> None:
         self._embedded = EmbeddedPostgres(folder)
+        self._pgdata = folder / "postgres"
         self.url = ""
 
     async def prepare(self) -> None:
@@ -52,9 +54,33 @@ class OwnPostgres:
             return
         raise AssertionError("Postgres did not start again")
 
+    def copy_to(self, folder: Path) -> None:
+        """Copy what a standby would have received until now; the server must have been killed."""
+        folder.mkdir()
+        _copy(self._pgdata, folder)
+
+    def set_back_to(self, folder: Path) -> None:
+        """Put such a copy in the place of the server, which must have been killed."""
+        for path in self._pgdata.iterdir():  # its folder stays: it is open
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        _copy(folder, self._pgdata)
+
+    async def promote(self) -> None:
+        """Start what was killed as a standby that takes over: on a timeline of its own."""
+        with (self._pgdata / "postgresql.auto.conf").open("a") as configuration:
+            # Ready is then said of a primary alone.
+            configuration.write("restore_command = 'false'\nhot_standby = off\n")
+        (self._pgdata / "recovery.signal").touch()
+        await self.start()
+
     async def close(self) -> None:
         """Stop it."""
         await self._embedded.close()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """With owners and modes, on which Postgres insists."""
+    subprocess.run(["/bin/cp", "-a", f"{source}/.", target], check=True)
 
 
 @asynccontextmanager

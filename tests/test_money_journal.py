@@ -1,25 +1,25 @@
 """What a killed worker knew of its calls is read from its journal, and settled at once."""
 
 import asyncio
-import resource
-import shutil
+import signal
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from uuid import UUID
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError
 
-from gateway.billing.journal import SLOT_BYTES, SLOTS_AT_ONCE, Journal, taken
-from gateway.billing.reservations import Settlement
+from gateway.billing.dead_journals import DeadJournals, Recovered
+from gateway.billing.journal import (
+    taken,
+)
+from gateway.billing.journal_folders import Mount
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable
-from gateway.domain import Outcome, Usage, new_id
-from gateway.image_models import Choice
-from gateway.money import NanoUsd
 from tests.harness import GatewayProcess, Served, run_sql, served_gateway
 from tests.money_helpers import (
     GENERATIONS,
@@ -34,6 +34,7 @@ from tests.money_helpers import (
     post_image,
     until_states,
 )
+from tests.money_postgres import relayed
 from tests.stub_openai import Fault, Stub
 from tests.test_money_crashes import locked, victim
 
@@ -47,15 +48,16 @@ def journals(settings: Settings) -> set[Path]:
 
 @asynccontextmanager
 async def killed_before_the_call(
-    settings: Settings, served: Served, folder: Path
+    settings: Settings, served: Served, folder: Path, *, end: signal.Signals = signal.SIGKILL
 ) -> AsyncIterator[Path]:
     """A call that was held and never sent; the journal of its worker, which was killed."""
+    patient = {"GATEWAY_ADMISSION_TIMEOUT_MS": "60000", "GATEWAY_DRAIN_SECONDS": "0.1"}
     key = await served.key()
     async with served.http(key) as http:
         await http.put("/v1/credentials/openai", json={"secret": "sk-tenant-own-1234"})
     await served.budget("10")
     before = journals(settings)
-    with gateway_processes(settings, folder, 1) as [process]:
+    with gateway_processes(settings, folder, 1, **patient) as [process]:
         await process.until_ready()
         async with (
             client_of(process.base_url, key) as http,
@@ -63,8 +65,9 @@ async def killed_before_the_call(
         ):
             task = asyncio.create_task(http.post(GENERATIONS, json=image_body(), headers=KEY))
             await until_states(served, {"held": 1})
-            process.kill()
+            process.process.send_signal(end)
             await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(process.process.wait, 60)
         [journal] = journals(settings) - before
         yield journal
         async with served.http(key) as http:
@@ -75,10 +78,11 @@ async def killed_before_the_call(
         assert again.status_code == (200 if booked.state == "void" else 504)
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_call_that_was_never_sent_is_void_and_frees_its_key(
-    settings: Settings, served: Served, stub: Stub, tmp_path: Path
+    settings: Settings, served: Served, stub: Stub, tmp_path: Path, end: signal.Signals
 ) -> None:
-    async with killed_before_the_call(settings, served, tmp_path):
+    async with killed_before_the_call(settings, served, tmp_path, end=end):
         await served.sweep()
         [booked] = await books(served)
         assert (booked.state, booked.lines) == ("void", (("void", 0),))
@@ -100,22 +104,54 @@ async def test_a_call_never_sent_is_void_also_when_its_deadline_came_first(
         assert (booked.state, booked.outcome) == ("void", "not_sent")
 
 
-@pytest.mark.parametrize("loss", ["gone", "of another boot", "torn"])
+def _of_another_boot(content: bytearray) -> None:
+    content[24:60] = b"00000000-0000-0000-0000-000000000000"
+
+
+def _of_another_timeline(content: bytearray) -> None:
+    content[112:116] = (4711).to_bytes(4, "little")
+
+
+def _of_the_release_before(content: bytearray) -> None:
+    """It did not write down the database."""
+    content[:8] = b"IGWJ0002"
+    content[104:108] = zlib.crc32(bytes(content[:60]) + bytes(content[88:104])).to_bytes(
+        4, "little"
+    )
+
+
+def _checked(content: bytearray) -> bytes:
+    """With the checksum that belongs to its header."""
+    check = zlib.crc32(bytes(content[:60]) + bytes(content[88:124]))
+    return bytes(content[:124]) + check.to_bytes(4, "little") + bytes(content[128:])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [None, "torn", _of_another_boot, _of_another_timeline, _of_the_release_before],
+    ids=["gone", "torn", "of another boot", "of another timeline", "of the release before"],
+)
 async def test_a_journal_that_may_lack_something_proves_nothing(
-    settings: Settings, served: Served, stub: Stub, tmp_path: Path, loss: str
+    settings: Settings,
+    served: Served,
+    stub: Stub,
+    tmp_path: Path,
+    loss: Callable[[bytearray], None] | str | None,
 ) -> None:
     async with killed_before_the_call(settings, served, tmp_path) as journal:
         content = bytearray(journal.read_bytes())
-        if loss == "gone":
+        assert _checked(content) == content
+        if loss is None:
             journal.unlink()
-        elif loss == "torn":
+        elif isinstance(loss, str):
             content[128] = 1
             journal.write_bytes(content)
         else:
-            boot = b"00000000-0000-0000-0000-000000000000"
-            content[24:60] = boot
-            content[88:92] = zlib.crc32(bytes(content[:24]) + boot).to_bytes(4, "little")
-            journal.write_bytes(content)
+            loss(content)
+            old = loss is _of_the_release_before
+            journal.write_bytes(content if old else _checked(content))
+            with taken(journal, now=0) as found:
+                assert found is not None  # read, and not taken for no journal at all
         await served.sweep()
         assert [booked.state for booked in await books(served)] == ["held"]
         await make_late(served)
@@ -140,6 +176,66 @@ async def test_calls_in_flight_at_a_kill_are_unknown_at_once(
 
 
 @asynccontextmanager
+async def cut_off(settings: Settings) -> AsyncIterator[None]:
+    """Postgres takes no connections to the gateway's database until the end of the block."""
+    assert settings.database_url is not None
+    url = make_url(settings.database_url.get_secret_value())
+    maintenance = url.set(database="postgres").render_as_string(hide_password=False)
+    await run_sql(maintenance, f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS false')
+    await run_sql(
+        maintenance,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name",
+        name=url.database,
+    )
+    try:
+        yield
+    finally:
+        await run_sql(maintenance, f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS true')
+
+
+async def test_a_stop_without_postgres_keeps_the_journal_for_what_was_never_sent(
+    settings: Settings, stub: Stub
+) -> None:
+    """Its key could not be opened, and Postgres could not be told."""
+    async with AsyncExitStack() as stack:
+        async with served_gateway(settings) as served, served.http(await served.key()) as http:
+            await http.put("/v1/credentials/openai", json={"secret": "sk-tenant-own-1234"})
+            # The connection of the lock is ended too.
+            with suppress(InterfaceError):
+                async with locked(settings, "LOCK TABLE data_key IN ACCESS EXCLUSIVE MODE"):
+                    call = asyncio.create_task(post_image(http))
+                    await until_states(served, {"held": 1})
+                    await stack.enter_async_context(cut_off(settings))
+            assert (await call).status_code == 503
+        assert len(journals(settings)) == 1
+    async with served_gateway(settings) as served:
+        await until_states(served, {"void": 1})
+        await served.check_invariants()
+    assert stub.calls == []
+
+
+async def test_a_stop_before_a_doubtful_hold_is_undone_keeps_the_journal(
+    settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    assert settings.database_url is not None
+    async with AsyncExitStack() as stack:
+        relay = await stack.enter_async_context(relayed(settings.database_url.get_secret_value()))
+        through = settings.model_copy(update={"database_url": SecretStr(relay.url)})
+        through = through.model_copy(update={"migration_database_url": settings.database_url})
+        async with served_gateway(through) as served, served.http(await served.key()) as http:
+            relay.mute_answers_to(b'"price_id"')  # which stands in nothing but a hold
+            call = asyncio.create_task(post_image(http))
+            await until_states(served, {"held": 1})
+            await stack.enter_async_context(cut_off(settings))
+            assert (await call).status_code == 503
+        assert len(journals(settings)) == 1
+    async with served_gateway(settings) as served:
+        await until_states(served, {"void": 1})
+        await served.check_invariants()
+    assert stub.calls == []
+
+
+@asynccontextmanager
 async def answered_without_postgres(
     settings: Settings,
     served: Served,
@@ -148,23 +244,14 @@ async def answered_without_postgres(
     http: httpx2.AsyncClient,
 ) -> AsyncIterator[None]:
     """A call that is answered while Postgres takes no connections, and its worker killed."""
-    assert settings.database_url is not None
-    url = make_url(settings.database_url.get_secret_value())
-    maintenance = url.set(database="postgres").render_as_string(hide_password=False)
     stub.faults.add(Fault(hold=True))
     call = asyncio.create_task(post_image(http))
     await stub.until_held(1)
-    await run_sql(maintenance, f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS false')
-    await run_sql(
-        maintenance,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name",
-        name=url.database,
-    )
-    stub.release()
-    answer = await call
-    assert (answer.status_code, answer.headers["x-gateway-cost-status"]) == (200, "pending")
-    process.kill()
-    await run_sql(maintenance, f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS true')
+    async with cut_off(settings):
+        stub.release()
+        answer = await call
+        assert (answer.status_code, answer.headers["x-gateway-cost-status"]) == (200, "pending")
+        process.kill()
     yield
 
 
@@ -238,100 +325,14 @@ async def test_a_gateway_that_ends_with_everything_settled_leaves_no_journal(
     assert journals(settings) == set()
 
 
-def test_a_journal_grows_with_the_calls_under_way_alone(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, new_id())
-    [path] = tmp_path.iterdir()
-    size = path.stat().st_size
-    for _ in range(10 * SLOTS_AT_ONCE):
-        call = new_id()
-        journal.sent(call)
-        journal.settled(call)
-    assert path.stat().st_size == size
-    for _ in range(SLOTS_AT_ONCE + 1):
-        journal.sent(new_id())
-    assert path.stat().st_size == size + SLOTS_AT_ONCE * SLOT_BYTES
-    journal.close()
-
-
-def test_a_journal_tells_what_was_written_down_and_only_once_its_worker_is_gone(
-    tmp_path: Path,
+async def test_journals_on_a_file_system_of_several_machines_are_left_alone(
+    settings: Settings, served: Served, stub: Stub, tmp_path: Path
 ) -> None:
-    instance = new_id()
-    journal = Journal(tmp_path, instance)
-    [path] = tmp_path.iterdir()
-    sent, lost, settled = new_id(), new_id(), new_id()
-    told = Settlement(
-        new_id(),
-        Outcome.SUCCESS,
-        NanoUsd(2**62),
-        images=10,
-        usage=Usage(1, 2, 3, 2**40),
-        served=Choice("xhigh", "3840x2160"),
-    )
-    refused = Settlement(new_id(), Outcome.SUCCESS_NO_USAGE, NanoUsd(7))
-    for call in (sent, lost, told.id, refused.id, settled):
-        journal.sent(call)
-    for settlement in (told, refused, Settlement(lost, Outcome.AMBIGUOUS, NanoUsd(0))):
-        journal.told(settlement)
-    journal.settled(settled)
-    with taken(path, now=0) as found:
-        assert found is None
-    journal.close()
-    with taken(path, now=0) as found:
-        assert found is not None
-        assert (found.instance, found.is_complete) == (instance, True)
-        assert found.sent == {sent, lost, settled}
-        assert found.told == (told, refused)
-        # While one gateway has it in hand, no other takes it.
-        with taken(path, now=0) as second:
-            assert second is None
-    assert UUID(path.stem) == instance
-
-
-def test_a_journal_that_cannot_be_written_is_taken_away_and_calls_go_on(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, new_id())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (SLOT_BYTES, hard))
-    try:
-        journal.sent(new_id())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
-    journal.sent(new_id())
-    journal.told(Settlement(new_id(), Outcome.SUCCESS, NanoUsd(1)))
-    journal.close()
-
-
-def test_a_copy_of_a_journal_does_not_show_which_calls_were_never_sent(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, new_id())
-    [path] = tmp_path.iterdir()
-    call = new_id()
-    journal.sent(call)
-    copy = shutil.copy(path, tmp_path / "copy.journal")
-    with taken(Path(copy), now=0) as found:
-        assert found is not None
-        assert found.sent == {call}
-        assert not found.is_complete
-    journal.close()
-
-
-def test_an_outcome_of_a_later_release_is_read_as_a_torn_line(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, new_id())
-    [path] = tmp_path.iterdir()
-    known, later = new_id(), new_id()
-    for call in (known, later):
-        journal.sent(call)
-        journal.told(Settlement(call, Outcome.SUCCESS, NanoUsd(7)))
-    journal.close()
-    content = bytearray(path.read_bytes())
-    start = content.index(later.bytes)
-    content[start + 16 : start + 32] = b"refused_charged".ljust(16, b"\0")
-    checked = bytes(content[start : start + SLOT_BYTES - 13])
-    content[start + len(checked) : start + len(checked) + 4] = zlib.crc32(checked).to_bytes(
-        4, "little"
-    )
-    path.write_bytes(content)
-    with taken(path, now=0) as found:
-        assert found is not None
-        assert [settlement.id for settlement in found.told] == [known]
-        assert not found.is_complete
+    """Nothing shows there that their workers have ended."""
+    folder = settings.resolved_journal_dir
+    async with killed_before_the_call(settings, served, tmp_path) as journal:
+        for kind, recovered in (("nfs4", Recovered()), ("ext4", Recovered(voided=1))):
+            mounts = [Mount(Path("/"), kind)]
+            dead = DeadJournals(served.gateway.database, folder, mounts=lambda: mounts)  # noqa: B023
+            assert await dead.settle() == recovered
+        assert journal.exists()

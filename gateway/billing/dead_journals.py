@@ -1,23 +1,29 @@
 """Settles the calls of workers that were killed, by the journals that they left on this machine.
 
 A call that is not in a complete journal was never sent, so it is void. One that was sent is of
-unknown outcome at once, and one whose end is written there is settled by it.
+unknown outcome at once, and one whose end is written there is settled by it. A journal is
+incomplete where the database was set back since its worker began (see `gateway.db.identity`).
 """
 
 import asyncio
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import orjson
 import structlog
-from sqlalchemy import ColumnElement, literal_column, or_, select
+from sqlalchemy import ARRAY, ColumnElement, Uuid, any_, literal, literal_column, or_, select
 from sqlalchemy.exc import DBAPIError
 
 from gateway import telemetry
 from gateway.billing.journal import SUFFIX, DeadJournal, taken
+from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
 from gateway.billing.reservations import Settlement, settlement_fields
 from gateway.db.engine import Database, OperatorSession
+from gateway.db.identity import DatabaseIdentity, read_identity
 from gateway.db.money_tables import ReservationRow
 from gateway.domain import Outcome
 from gateway.money import NanoUsd
@@ -26,6 +32,9 @@ KEEP_SECONDS = 60
 """Longer than a statement that the worker had sent can still take to commit a hold."""
 KEEP_MISSING_SECONDS = 604_800
 """Retention of a journal that names calls of no row here: it may belong to another database."""
+INTERVAL_SECONDS = 10
+MISSING_INTERVAL_SECONDS = 60
+"""The time until a journal is read again; reading a long one takes half a second."""
 log = structlog.get_logger(__name__)
 
 
@@ -48,10 +57,14 @@ class Recovered:
 class DeadJournals:
     """The journals in one folder, and since when those of dead workers have been seen."""
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(
+        self, database: Database, folder: Path, *, mounts: Mounts = mounts_of_machine
+    ) -> None:
         self._database = database
         self._folder = folder
+        self._mounts = mounts
         self._seen: dict[Path, int] = {}
+        self._next_look: dict[Path, int] = {}
 
     async def settle(self) -> Recovered:
         """Settle what the journals of dead workers tell; several gateways may do so at once.
@@ -60,11 +73,16 @@ class DeadJournals:
             DatabaseUnavailable: Postgres is away; what is not settled stays for the next time.
         """
         recovered = Recovered()
-        paths = await asyncio.to_thread(lambda: sorted(self._folder.glob(f"*{SUFFIX}")))
+        paths = await asyncio.to_thread(self._find)
         self._seen = {path: seen for path, seen in self._seen.items() if path in paths}
+        self._next_look = {path: at for path, at in self._next_look.items() if path in paths}
         for path in paths:
+            if time.monotonic() < self._next_look.get(path, 0):
+                continue
             try:
-                with taken(path, now=int(time.time())) as journal:
+                with ExitStack() as stack:
+                    reading = taken(path, now=int(time.time()))
+                    journal = await asyncio.to_thread(stack.enter_context, reading)
                     if journal is not None:
                         recovered += await self._settle(journal)
             except OSError as error:  # another user's file must not keep the others waiting
@@ -78,19 +96,27 @@ class DeadJournals:
             )
         return recovered
 
+    def _find(self) -> list[Path]:
+        """Every journal; none where a lock does not show which workers of other machines live."""
+        if unsuitable_kind(self._folder, self._mounts) is not None:
+            return []
+        return sorted(self._folder.glob(f"*{SUFFIX}"))
+
     async def _settle(self, journal: DeadJournal) -> Recovered:
         async with self._database.operator() as session:
+            identity = await read_identity(session)
             rows = await _rows(session, journal)
-        results = [await self._write(settlement) for settlement in _due(journal, rows)]
+        results = [await self._write(settlement) for settlement in _due(journal, rows, identity)]
         recovered = sum((one for one in results if one is not None), Recovered())
         named = journal.sent | {settlement.id for settlement in journal.told}
         missing = named - {row.id for row in rows}
         now = int(time.monotonic())
         first_seen = self._seen.setdefault(journal.path, now)
+        is_known = now - first_seen > KEEP_SECONDS
+        pause = MISSING_INTERVAL_SECONDS if missing and is_known else INTERVAL_SECONDS
+        self._next_look[journal.path] = now + pause
         is_done = None not in results and (
-            now - first_seen > KEEP_SECONDS
-            if not missing
-            else journal.seconds_old > KEEP_MISSING_SECONDS
+            is_known if not missing else journal.seconds_old > KEEP_MISSING_SECONDS
         )
         if is_done:
             if missing:
@@ -125,29 +151,45 @@ class DeadJournals:
                 return Recovered(settled=1)
 
 
-async def _rows(session: OperatorSession, journal: DeadJournal) -> list[ReservationRow]:
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What of a reservation says if something of it is yet to be written."""
+
+    id: UUID
+    state: str
+    outcome: str | None
+    instance: UUID
+
+
+async def _rows(session: OperatorSession, journal: DeadJournal) -> list[_Call]:
     """The calls of the journal, and those of its worker that are open."""
     named = [*journal.sent, *(settlement.id for settlement in journal.told)]
     # Literals, for only then the partial index of open reservations is used.
     is_open: ColumnElement[bool] = literal_column("state IN ('held', 'unknown')")
-    found = await session.scalars(
-        select(ReservationRow).where(
+    found = await session.execute(
+        select(
+            ReservationRow.id, ReservationRow.state, ReservationRow.outcome, ReservationRow.instance
+        ).where(
             or_(
-                ReservationRow.id.in_(named),
+                # One array: a journal can name more calls than a statement takes parameters.
+                ReservationRow.id == any_(literal(named, ARRAY(Uuid))),
                 is_open & (ReservationRow.instance == journal.instance),
             )
         )
     )
-    return list(found)
+    return [_Call(*row) for row in found]
 
 
-def _due(journal: DeadJournal, rows: list[ReservationRow]) -> list[Settlement]:
+def _due(
+    journal: DeadJournal, rows: Sequence[_Call], database: DatabaseIdentity | None
+) -> list[Settlement]:
     """What is yet to be written: slots that were used again name calls that are settled long ago.
 
     A call that became unknown by its deadline alone (`expired`) has not been heard of since its
     hold; one that its worker gave up says `ambiguous`, and went out.
     """
     told = {settlement.id: settlement for settlement in journal.told}
+    proves_unsent = journal.proves_unsent(database)
     due = []
     for row in rows:
         is_unheard = row.state == "held" or (row.state, row.outcome) == ("unknown", "expired")
@@ -159,6 +201,6 @@ def _due(journal: DeadJournal, rows: list[ReservationRow]) -> list[Settlement]:
         elif row.id in journal.sent:
             if is_unheard:
                 due.append(Settlement(row.id, Outcome.AMBIGUOUS, NanoUsd(0)))
-        elif journal.is_complete and is_unheard and row.instance == journal.instance:
+        elif proves_unsent and is_unheard and row.instance == journal.instance:
             due.append(Settlement(row.id, Outcome.NOT_SENT, NanoUsd(0)))
     return due

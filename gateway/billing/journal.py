@@ -2,15 +2,17 @@
 
 A file of slots with one for each call under way: written before the call goes out, and again once
 its outcome is known. Written, not synced: it outlives `kill -9`, not a loss of power. A slot is
-used again once Postgres has its call's outcome, so the file grows with the calls under way alone.
+used again some minutes after Postgres has its call's outcome, should Postgres lose that again.
 Whether a worker lives is told by a lock on its journal, which ends with it.
 """
 
 import fcntl
 import os
 import struct
+import time
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ import psutil  # type: ignore[import-untyped]  # ships without types
 import structlog
 
 from gateway import telemetry
+from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
 from gateway.billing.reservations import Settlement
+from gateway.db.identity import IDENTITY_BYTES, DatabaseIdentity, identity_of
 from gateway.domain import Outcome, Usage
 from gateway.errors import Unavailable
 from gateway.image_models import Choice
@@ -28,13 +32,21 @@ from gateway.money import NanoUsd
 
 SUFFIX = ".journal"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-MAGIC = b"IGWJ0002"
-_HEADER = struct.Struct("<8s16s64s16sI")
+MAGIC = b"IGWJ0003"
+OLD_MAGIC = b"IGWJ0002"
+"""Of the release before, which did not write down the database; its slots are the same."""
+_HEADER = struct.Struct(f"<8s16s64s16s{IDENTITY_BYTES}s")
+_OLD_HEADER = struct.Struct("<8s16s64s16s")
 _SLOT = struct.Struct("<16s16sqHB4q20s20s")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = 128
 SLOT_BYTES = 128
 SLOTS_AT_ONCE = 256
+REST_NS = 300_000_000_000
+"""Five minutes for which a settled call keeps its slot: a new primary may lack its outcome."""
+MAX_RESTING_SLOTS = 16_384
+"""Two mebibytes: the file is bounded, and read in a moment. At more than 55 calls a second slots
+rest for a shorter time."""
 NO_OUTCOME = b""
 log = structlog.get_logger(__name__)
 
@@ -47,13 +59,36 @@ def boot_id() -> str:
         return str(int(psutil.boot_time()))
 
 
-def open_journal(folder: Path, instance: UUID) -> "Journal | None":
+def open_journal(
+    folder: Path,
+    instance: UUID,
+    database: DatabaseIdentity | None,
+    *,
+    mounts: Mounts = mounts_of_machine,
+) -> "Journal | None":
     """The journal of a worker that starts; None where it cannot have one.
 
     Then a kill leaves calls of unknown outcome, as every call that it had held.
     """
+    kind = unsuitable_kind(folder, mounts)
+    if kind is not None:
+        telemetry.alarms_total.labels("journal_failed").inc()
+        log.warning(
+            "journal_unavailable",
+            folder=str(folder),
+            reason=f"its file system is {kind}, on which a kill or another machine can leave a "
+            "journal wrong. Set GATEWAY_JOURNAL_DIR to a folder on a local disk",
+        )
+        return None
+    if database is None:
+        log.warning(
+            "journal_without_database_identity",
+            reason="Postgres does not tell its system identifier and timeline to the serving role. "
+            "Calls that a kill left unsent become unknown. Grant EXECUTE on pg_control_system(), "
+            "pg_walfile_name(pg_lsn) and pg_current_wal_lsn() to the role",
+        )
     try:
-        return Journal(folder, instance)
+        return Journal(folder, instance, database)
     except OSError as error:
         telemetry.alarms_total.labels("journal_failed").inc()
         log.warning("journal_unavailable", folder=str(folder), reason=str(error))
@@ -63,20 +98,31 @@ def open_journal(folder: Path, instance: UUID) -> "Journal | None":
 class Journal:
     """One worker's own. Once it cannot be written it is taken away, and proves nothing."""
 
-    def __init__(self, folder: Path, instance: UUID) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        instance: UUID,
+        database: DatabaseIdentity | None,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         """Make the file. Raises `OSError` where it cannot be written."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = folder / f"{instance}{SUFFIX}"
+        self._clock = clock
         self._slots: dict[UUID, int] = {}
         self._free: list[int] = []
+        self._resting: deque[tuple[int, int]] = deque()
         self._count = 0
         # Under its own name only once it is locked: an unlocked one is a dead worker's.
         new = self._path.with_suffix(".new")
         self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._is_open = True
+        self._is_given_up = False
+        self._is_kept = False
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._write(0, _header(instance, _place(self._file)))
+            self._write(0, _header(instance, _place(self._file), database))
             self._grow()
             new.rename(self._path)
         except OSError:
@@ -88,15 +134,18 @@ class Journal:
         """Note that a call is about to go out.
 
         Raises:
-            Unavailable: it cannot be noted, nor can the journal be taken away. The call must not
-                be made: it would count as never sent.
+            Unavailable: it cannot be noted, nor can the journal be taken away, or it was closed.
+                The call must not be made: it would count as never sent.
         """
         if not self._is_open:
-            return
+            if self._is_given_up:
+                return
+            raise Unavailable(
+                "This gateway is shutting down. Nothing was bought; try again.",
+                retry_after_seconds=1,
+            )
         try:
-            if not self._free:
-                self._grow()
-            slot = self._free.pop()
+            slot = self._take_slot()
             self._slots[reservation_id] = slot
             self._write_slot(slot, reservation_id, None)
         except OSError as error:
@@ -113,15 +162,19 @@ class Journal:
             telemetry.alarm("journal_failed", error=type(error).__name__)
 
     def settled(self, reservation_id: UUID) -> None:
-        """Free the slot of a call whose outcome Postgres has. What stands in it does no harm."""
+        """Let the slot rest of a call whose outcome Postgres has; its content does no harm."""
         slot = self._slots.pop(reservation_id, None)
         if slot is not None:
-            self._free.append(slot)
+            self._resting.append((slot, self._clock()))
+
+    def keep(self) -> None:
+        """Leave the journal at its end: a hold is open whose call was never sent."""
+        self._is_kept = True
 
     def close(self) -> None:
-        """End the journal; it stays where calls are in it that Postgres was not told of."""
+        """End the journal; it stays where a call has no outcome in Postgres, sent or not."""
         if self._is_open:
-            if not self._slots:
+            if not self._slots and not self._is_kept:
                 self._path.unlink(missing_ok=True)
             self._close()
 
@@ -141,7 +194,18 @@ class Journal:
                 retry_after_seconds=10,
             ) from error
         self._slots.clear()
+        self._is_given_up = True
         self._close()
+
+    def _take_slot(self) -> int:
+        resting = self._resting
+        if resting and (
+            len(resting) > MAX_RESTING_SLOTS or self._clock() - resting[0][1] >= REST_NS
+        ):
+            return resting.popleft()[0]
+        if not self._free:
+            self._grow()
+        return self._free.pop()
 
     def _grow(self) -> None:
         # Written in advance: a disk that fills up later still takes these slots.
@@ -157,9 +221,10 @@ class Journal:
             raise OSError("the disk of the journal takes no more")
 
 
-def _header(instance: UUID, place: bytes) -> bytes:
-    fields = MAGIC, instance.bytes, boot_id().encode()[:64], place
-    return _HEADER.pack(*fields, zlib.crc32(b"".join(fields)))
+def _header(instance: UUID, place: bytes, database: DatabaseIdentity | None) -> bytes:
+    known = bytes(IDENTITY_BYTES) if database is None else database.to_bytes()
+    fields = MAGIC, instance.bytes, boot_id().encode()[:64], place, known
+    return _HEADER.pack(*fields) + _CHECK.pack(zlib.crc32(b"".join(fields)))
 
 
 def _place(file: int) -> bytes:
@@ -197,16 +262,26 @@ def _slot(reservation_id: UUID, settlement: Settlement | None) -> bytes:
 class DeadJournal:
     """The journal of a worker that has ended.
 
-    `is_complete`: what is not in it was never sent, as long as the worker's calls are still held.
-    `sent` are calls of which it says no more than that; `told` are those whose end it knows.
+    `is_complete`: what is not in it was never sent, as long as the worker's calls are still held
+    and the database is still `database`, as it was when the worker began. `sent` are calls of which
+    it says no more than that; `told` are those whose end it knows.
     """
 
     path: Path
     instance: UUID
     is_complete: bool
+    database: DatabaseIdentity | None
     sent: frozenset[UUID]
     told: tuple[Settlement, ...]
     seconds_old: int
+
+    def proves_unsent(self, database: DatabaseIdentity | None) -> bool:
+        """Whether a held call of its worker that it lacks was never sent.
+
+        Not where the database was set back meanwhile: calls that were settled are held there again,
+        and their slots may have been used for others.
+        """
+        return self.is_complete and database is not None and self.database == database
 
 
 @contextmanager
@@ -233,12 +308,33 @@ def taken(path: Path, *, now: int) -> Iterator[DeadJournal | None]:
         os.close(file)
 
 
-def _read(path: Path, content: bytes, place: bytes, *, seconds_old: int) -> DeadJournal | None:
-    if len(content) < _HEADER.size:
+@dataclass(frozen=True, slots=True)
+class _Header:
+    instance: UUID
+    is_here: bool
+    """Written in this file, since the machine started."""
+    database: DatabaseIdentity | None
+
+
+def _read_header(content: bytes, place: bytes) -> _Header | None:
+    if len(content) < HEADER_BYTES or not content.startswith((MAGIC, OLD_MAGIC)):
         return None
-    magic, instance, boot, written_at, check = _HEADER.unpack_from(content)
+    form = _HEADER if content.startswith(MAGIC) else _OLD_HEADER
+    magic, instance, boot, written_at, *known = form.unpack_from(content)
     boot = boot.rstrip(b"\0")
-    if magic != MAGIC or zlib.crc32(magic + instance + boot + written_at) != check:
+    check = zlib.crc32(b"".join((magic, instance, boot, written_at, *known)))
+    if _CHECK.unpack_from(content, form.size)[0] != check:
+        return None
+    return _Header(
+        instance=UUID(bytes=instance),
+        is_here=boot == boot_id().encode()[:64] and written_at == place,
+        database=identity_of(known[0]) if known else None,
+    )
+
+
+def _read(path: Path, content: bytes, place: bytes, *, seconds_old: int) -> DeadJournal | None:
+    header = _read_header(content, place)
+    if header is None:
         return None
     sent, told, torn = set(), [], False
     for start in range(HEADER_BYTES, len(content), SLOT_BYTES):
@@ -261,8 +357,9 @@ def _read(path: Path, content: bytes, place: bytes, *, seconds_old: int) -> Dead
             told.append(settlement)
     return DeadJournal(
         path=path,
-        instance=UUID(bytes=instance),
-        is_complete=boot == boot_id().encode()[:64] and written_at == place and not torn,
+        instance=header.instance,
+        is_complete=header.is_here and not torn,
+        database=header.database,
         sent=frozenset(sent),
         told=tuple(told),
         seconds_old=seconds_old,

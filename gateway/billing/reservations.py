@@ -150,6 +150,7 @@ class Reservations:
             "look_up", self._lookup_batch, max_batch=max_batch
         )
         self._undoing: set[asyncio.Task[None]] = set()
+        self._is_undone = True
 
     async def warm(self) -> None:
         """Connect, and have Postgres read the statements and the functions behind them.
@@ -212,16 +213,21 @@ class Reservations:
                 attempt += 1
                 await asyncio.sleep(delay_ms / 1000)
 
-    async def close(self) -> None:
-        """Stop undoing what may not have happened; the sweeper of another worker finishes it."""
+    async def close(self) -> bool:
+        """Stop undoing holds; returns whether every hold without a call was undone.
+
+        The sweeper of another worker undoes the others, by this one's journal.
+        """
         for task in self._undoing:
             task.cancel()
         if self._undoing:
+            self._is_undone = False
             await asyncio.wait(self._undoing)
         self._hold_lane.close()
         self._whole_lane.close()
         self._settle_lane.close()
         self._lookup_lane.close()
+        return self._is_undone
 
     def _abandoned(self, request: ReservationRequest, answer: _Answer) -> None:
         """Give back a hold that came about after its caller had been refused."""
@@ -230,10 +236,17 @@ class Reservations:
 
     def _undo_later(self, reservation_id: UUID) -> None:
         if len(self._undoing) >= MAX_UNDOING:
-            return  # The sweeper will find it, and estimate what a void would have cleared.
+            self._is_undone = False  # the journal stays, and a sweep voids the hold by it
+            return
         task = asyncio.create_task(self._undo(reservation_id))
         self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._undoing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._is_undone = False
+            telemetry.alarm("settle_refused", error=type(error).__name__)
 
     async def _undo(self, reservation_id: UUID) -> None:
         """Void a hold whose commit may or may not have happened; its call was never made.

@@ -72,6 +72,7 @@ from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
 
 SANDBOX: Literal["sandbox"] = "sandbox"
+CANCEL_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 
@@ -202,8 +203,13 @@ class Pipeline:
             log.info("draining", calls=len(self._running), seconds=seconds)
             await asyncio.wait(self._running, timeout=seconds)
         await self._settlements.drain()
+        if not self._running:
+            return
+        self._settlements.leave_journal()
         for task in self._running:
             task.cancel()
+        # Each hands on what it has in hand: images that are not stored yet.
+        await asyncio.wait(self._running, timeout=CANCEL_SECONDS)
 
     def check_room(self, caller: Caller) -> None:
         """Raise `Unavailable` where a generation would not be begun now."""

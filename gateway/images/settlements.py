@@ -66,12 +66,19 @@ class Settlements:
         done, _ = await asyncio.wait({settling}, timeout=self._wait_seconds)
         return bool(done) and settling.exception() is None
 
+    def leave_journal(self) -> None:
+        """Keep the journal at the end: calls are cut off whose hold may never be undone."""
+        if self._journal is not None:
+            self._journal.keep()
+
     async def drain(self) -> None:
         """Settle every call as it is known, and wait for it as long as for any other."""
         for reservation_id in list(self._known):
             self.end_as_known(reservation_id)
         if self._running:
             await asyncio.wait(self._running, timeout=self._wait_seconds)
+        if self._running:
+            self.leave_journal()  # one of them may void a hold whose call was never sent
         for settling in self._running:
             log.error("settlement_given_up", settlement=settling.get_name())
             settling.cancel()
