@@ -50,6 +50,16 @@ class App:
         await send({"type": "http.response.body", "body": self.answer})
 
 
+class LateBody(App):
+    """Sends its headers at once, and the body when it may answer."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        start = {"status": 200, "headers": [(b"content-length", b"2")]}
+        await send({"type": "http.response.start", **start})
+        await self.may_answer.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
 @dataclass
 class Client:
     """One connection."""
@@ -274,6 +284,30 @@ async def test_a_body_that_comes_after_its_answer_keeps_its_connection() -> None
         await client.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n")
         assert (await client.answer())[0] == 200
         await client.send(b"b" * 200_000, HEAD, b"\r\n")
+        assert (await client.answer())[0] == 200
+
+
+async def test_headers_do_not_wait_for_a_body_that_is_not_ready() -> None:
+    app = LateBody()
+    async with bounded(app) as connect:
+        client = await connect()
+        app.may_answer.clear()
+        await client.send(HEAD, b"\r\n")
+        async with asyncio.timeout(30):
+            head = await client.reader.readuntil(b"\r\n\r\n")
+            app.may_answer.set()
+            body = await client.reader.readexactly(2)
+    assert (head[:12], body) == (b"HTTP/1.1 200", b"ok")
+
+
+async def test_headers_without_a_body_come_before_the_next_answer() -> None:
+    async with bounded(App()) as connect:
+        client = await connect()
+        await client.send((HEAD.replace(b"GET", b"HEAD") + b"\r\n") * 2 + HEAD + b"\r\n")
+        async with asyncio.timeout(30):
+            for _ in range(2):
+                head = await client.reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
         assert (await client.answer())[0] == 200
 
 

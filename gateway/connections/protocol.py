@@ -55,6 +55,45 @@ class _Exceeded(Exception):
     """A parser's callback refuses what it was given."""
 
 
+class _Answer(asyncio.Transport):
+    """The transport as one response has it: the head leaves together with the body's first part.
+
+    That is one system call and one packet less. A head whose body is not at hand leaves alone, at
+    the loop's next turn.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+        self._has_begun = False
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        if not self._has_begun:
+            self._has_begun = True
+            self._head = data
+            self._loop.call_soon(self.send_head)
+        elif self._head is None:
+            self._transport.write(data)
+        else:
+            head, self._head = self._head, None
+            self._transport.writelines((head, data))
+
+    def send_head(self) -> None:
+        """Send the head now, if it still waits."""
+        head, self._head = self._head, None
+        if head is not None and not self._transport.is_closing():
+            self._transport.write(head)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self.send_head()
+        self._transport.close()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One client's connection."""
 
@@ -77,6 +116,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._framing_bytes = 0
         self._taking: asyncio.TimerHandle | None = None
+        self._answer: _Answer | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -189,6 +229,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._has_deadline = False
             self._registry.came(self)
         super().on_headers_complete()
+        self._answer = self.cycle.transport = _Answer(self.transport, self.loop)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -203,6 +244,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self._answer is not None:
+            self._answer.send_head()  # of an answer without a body
         super().on_response_complete()
         if self.transport.is_closing() or not self.cycle.response_complete:
             return
