@@ -1,7 +1,6 @@
 """How paid calls end is written down, whatever breaks on the way."""
 
 import asyncio
-from functools import partial
 from uuid import UUID
 
 import structlog
@@ -25,7 +24,7 @@ class Settlements:
         self._journal = journal
         self._wait_seconds = wait_seconds
         self._known: dict[UUID, Settlement] = {}
-        self._running: set[asyncio.Task[str]] = set()
+        self._running: dict[asyncio.Task[str], Settlement] = {}
 
     def sent(self, reservation_id: UUID) -> None:
         """Note that a call is about to go out, of unknown outcome until it is known.
@@ -55,10 +54,9 @@ class Settlements:
         known = self._known.pop(settlement.id, None)
         if self._journal is not None and (known is None or known.outcome is not settlement.outcome):
             self._journal.told(settlement)
-        # The name is what the log shows of a settlement that a shutdown leaves undone.
-        task = asyncio.create_task(self._reservations.settle(settlement), name=repr(settlement))
-        self._running.add(task)
-        task.add_done_callback(partial(self._settled, settlement.id))
+        task = asyncio.create_task(self._reservations.settle(settlement))
+        self._running[task] = settlement
+        task.add_done_callback(self._settled)
         return task
 
     async def acknowledged(self, settling: asyncio.Task[str]) -> bool:
@@ -79,20 +77,20 @@ class Settlements:
             await asyncio.wait(self._running, timeout=self._wait_seconds)
         if self._running:
             self.leave_journal()  # one of them may void a hold whose call was never sent
-        for settling in self._running:
-            log.error("settlement_given_up", settlement=settling.get_name())
+        for settling, settlement in self._running.items():
+            log.error("settlement_given_up", settlement=repr(settlement))
             settling.cancel()
 
-    def _settled(self, reservation_id: UUID, task: asyncio.Task[str]) -> None:
+    def _settled(self, task: asyncio.Task[str]) -> None:
         """Report a settlement that Postgres refuses outright: a defect.
 
         It must not take the image away. The hold stays, becomes unknown at its deadline, and is
         posted as an estimate.
         """
-        self._running.discard(task)
+        settlement = self._running.pop(task)
         error = None if task.cancelled() else task.exception()
         if self._journal is not None and not task.cancelled() and error is None:
-            self._journal.settled(reservation_id)
+            self._journal.settled(settlement.id)
         if error is not None:
             telemetry.alarm("settle_refused", error=type(error).__name__)
             log.error("settle_refused", exc_info=error)
