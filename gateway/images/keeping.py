@@ -88,7 +88,9 @@ class Keeper:
     async def _put_all(self, files: Files) -> bool:
         try:
             async with asyncio.timeout(PUT_SECONDS):
-                await asyncio.gather(*(self.store.put(f.path, content) for f, content in files))
+                puts = [self.store.put(file.path, content) for file, content in files]
+                # One file, the usual case, needs no task of its own.
+                await (puts[0] if len(puts) == 1 else asyncio.gather(*puts))
         except (StorageFailed, TimeoutError):
             self.health.failed()
             return False

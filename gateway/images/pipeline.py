@@ -364,6 +364,8 @@ class Pipeline:
         if paid.credential.owner == SANDBOX:
             return SecretText("")
         try:
+            if paid.credential.sealed is None:  # the house's, for which nothing is waited
+                return await self._credentials.open(paid.credential, paid.provider)
             async with answered_within(self._limits.admission_seconds):
                 return await self._credentials.open(paid.credential, paid.provider)
         except Exception as error:  # top: whatever it is, no call is made and nothing stays held

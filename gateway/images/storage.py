@@ -210,7 +210,7 @@ def is_image_id(text: str) -> bool:
 
 def image_path(tenant_id: UUID, image_id: str, output_format: str) -> str:
     """Where an image lives: a folder per tenant and day."""
-    day = datetime.now(UTC).strftime("%Y/%m/%d")
+    day = datetime.now(UTC).date().isoformat().replace("-", "/")
     return f"{tenant_id}/{day}/{image_id}.{output_format}"
 
 

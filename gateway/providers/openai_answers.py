@@ -9,7 +9,14 @@ from typing import cast
 
 import orjson
 
-from gateway.domain import ImageRequest, Outcome, PartialImage, ProviderAnswer, Usage
+from gateway.domain import (
+    ImageRequest,
+    Outcome,
+    PartialImage,
+    ProviderAnswer,
+    ProviderReply,
+    Usage,
+)
 from gateway.providers.base import ProviderFailure, Reason
 
 MODERATION_CODES = frozenset({"moderation_blocked", "content_policy_violation"})
@@ -130,30 +137,37 @@ def _put_back(body: object, images: Sequence[str]) -> int:
 
 
 def read_answer(
-    body: Mapping[str, object], images: Sequence[object], request: ImageRequest
+    body: Mapping[str, object],
+    images: Sequence[object],
+    request: ImageRequest,
+    reply: ProviderReply | None = None,
 ) -> ProviderAnswer:
-    """What a body says of its `images`, which are base64.
+    """Read what a body says of its `images`, which are base64, and which came with `reply`.
 
     Raises:
         ProviderFailure: one of them is not; it may have been charged all the same.
     """
-    answer = _answer(body, tuple(images), body.get("created"), request)
+    answer = _answer(body, tuple(images), body.get("created"), request, reply)
     items = cast("list[dict[str, object]]", body["data"])
     revised = tuple(
         _clean(text[:MAX_REVISED_CHARACTERS])
         for item in items
         if isinstance(text := item.get("revised_prompt"), str)
     )
-    return replace(answer, revised_prompts=revised if len(revised) == len(images) else ())
+    if len(revised) == len(images):
+        return replace(answer, revised_prompts=revised)
+    return answer
 
 
-def read_completed(event: Mapping[str, object], request: ImageRequest) -> ProviderAnswer:
+def read_completed(
+    event: Mapping[str, object], request: ImageRequest, reply: ProviderReply | None = None
+) -> ProviderAnswer:
     """Read the last event of a stream, which holds the image and what it took.
 
     Raises:
         ProviderFailure: it holds no image; it may have been charged all the same.
     """
-    return _answer(event, (event.get("b64_json"),), event.get("created_at"), request)
+    return _answer(event, (event.get("b64_json"),), event.get("created_at"), request, reply)
 
 
 def read_partial(event: Mapping[str, object], request: ImageRequest) -> PartialImage | None:
@@ -174,7 +188,11 @@ def read_partial(event: Mapping[str, object], request: ImageRequest) -> PartialI
 
 
 def _answer(
-    body: Mapping[str, object], images: tuple[object, ...], created: object, request: ImageRequest
+    body: Mapping[str, object],
+    images: tuple[object, ...],
+    created: object,
+    request: ImageRequest,
+    reply: ProviderReply | None,
 ) -> ProviderAnswer:
     texts = tuple(image for image in images if isinstance(image, str) and image)
     usage = read_usage(body.get("usage"), has_inputs=bool(request.inputs))
@@ -188,6 +206,7 @@ def _answer(
         quality=_optional_text(body, "quality"),
         background=_optional_text(body, "background"),
         output_format=_format(body, request),
+        reply=reply,
     )
 
 

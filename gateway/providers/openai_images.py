@@ -8,7 +8,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from tempfile import TemporaryFile
 from types import SimpleNamespace
@@ -149,11 +149,10 @@ class OpenAIImages:
         """
         sending = _Sending()
         try:
-            answer = await self._buy(request, credential, partials, sending)
+            return await self._buy(request, credential, partials, sending)
         except ProviderFailure as failure:
             failure.reply = sending.reply
             raise
-        return replace(answer, reply=sending.reply)
 
     async def _buy(
         self,
@@ -165,15 +164,17 @@ class OpenAIImages:
         async with self._post(request, credential, sending) as response:
             if request.stream:
                 chunks = _limited(response, self._max_answer_bytes)
-                return await _read_stream(chunks, request, partials)
+                return await _read_stream(chunks, request, partials, sending)
             content = await _read(response, self._max_answer_bytes)
         body = read_body(content)
         items = cast("list[dict[str, object]]", body["data"])
-        images = await asyncio.gather(*(self._image(item) for item in items))
-        return read_answer(body, images, request)
+        images = [item.get("b64_json") for item in items]
+        if None in images:
+            images = await asyncio.gather(*(self._image(item) for item in items))
+        return read_answer(body, images, request, sending.reply)
 
     async def _image(self, item: Mapping[str, object]) -> object:
-        """The image as base64; some OpenAI-compatible hosts answer with links alone.
+        """Return the image as base64; some OpenAI-compatible hosts answer with links alone.
 
         None where its link cannot be used: the answer as a whole then holds no readable image.
         """
@@ -320,13 +321,16 @@ async def _limited(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIte
 
 
 async def _read_stream(
-    chunks: AsyncIterator[bytes], request: ImageRequest, partials: PartialSink | None
+    chunks: AsyncIterator[bytes],
+    request: ImageRequest,
+    partials: PartialSink | None,
+    sending: _Sending,
 ) -> ProviderAnswer:
     """Read events until the last one. A stream that ends without it may have been paid."""
     async for data in read_events(chunks):
         event = read_event(data)
         if str(event.get("type")).endswith(".completed"):
-            return read_completed(event, request)
+            return read_completed(event, request, sending.reply)
         partial = read_partial(event, request)
         if partials is not None and partial is not None:
             partials(partial)

@@ -178,7 +178,10 @@ async def _read_generation(request: Request, gateway: Gateway, caller: Caller) -
         default_model=gateway.settings.default_model,
         user_agent=old_sdk_of(request, gateway.settings),
     )
-    claim = await claim_for(idempotency_key_of(request), request.url.path, body)
+    key = idempotency_key_of(request)
+    if key is None:
+        return image_request
+    claim = await claim_for(key, request.url.path, body)
     return replace(image_request, idempotency=claim)
 
 
