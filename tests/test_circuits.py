@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config import Settings
+from tests.admin_helpers import answered
 from tests.harness import HOUSE_KEY, Served, error_of, free_port, served_gateway
 from tests.limits_helpers import limit
 from tests.mcp_helpers import MODES, post, tool_message
@@ -174,6 +175,25 @@ async def test_a_providers_rate_limit_is_kept_for_as_long_as_it_has_said(
     assert {said(answer) for answer in told} == {(429, "rate_limit_exceeded")}
     assert [1 <= int(answer.headers["Retry-After"]) <= 7 for answer in told] == [True] * 5
     assert len(stub.calls) == 4  # two tenants have heard it: the third is told at once
+
+
+async def test_rate_limits_of_tenants_own_keys_put_off_nobody_else(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault("status", status=429, retry_after="7", times=None, key=OWN_KEY))
+    for name in ("limited", "limited too"):
+        key = await served.key(tenant_id=await served.tenant(name))
+        async with served.http(key) as http:
+            # The same text: what tells credentials apart is whose they are.
+            answered(await http.put("/v1/credentials/openai", json={"secret": OWN_KEY}))
+            assert await fail(http, FAILURES + 3) == {(429, "rate_limit_exceeded")}
+    assert len(stub.calls) == 4  # each was told twice, and then put off
+    with_own = await served.key(tenant_id=await served.tenant("other"))
+    async with served.http(await served.key()) as http, served.http(with_own) as calm:
+        secret = {"secret": f"{OWN_KEY}-of-other"}
+        answered(await calm.put("/v1/credentials/openai", json=secret))
+        for untroubled in (http, calm):
+            assert (await post_image(untroubled)).status_code == 200
 
 
 async def test_what_is_wrong_with_a_request_says_nothing_of_the_provider(

@@ -133,5 +133,22 @@ def test_the_commands_list_and_show_for_programs(running: RunningGateway) -> Non
     missing.expect_refusal()
 
 
+def test_the_commands_take_a_key_by_name_or_last_characters(running: RunningGateway) -> None:
+    words = ["keys", "create", "--tenant", "default", "--test", "--name", "reader", "--json"]
+    made = running.command(*words).json()
+    ask(running, "by-reader", made["key"], response_format="b64_json")
+    until_logged(running, "by-reader")
+    *found, none, other = running.command.each(
+        *(
+            f"requests list --key {key} --json"
+            for key in ("reader", made["key"][-4:], made["id"], "nobody")
+        ),
+        f"requests list --key {running.quickstart['live_key'][-4:]} --json",
+    )
+    assert [[one["api_key_id"] for one in answer.json()] for answer in found] == [[made["id"]]] * 3
+    none.expect_refusal()
+    assert other.json() == []
+
+
 def test_the_page_names_every_field_of_the_record() -> None:
     assert [name for name in SHOWN if f"`{name}`" not in PAGE.read_text()] == []

@@ -15,18 +15,23 @@ from gateway.money import NanoUsd, format_usd
 from gateway.request_log import queries
 from gateway.request_log.queries import LoggedRequest, Purchase, RequestDetail, RequestFilter
 from gateway.request_log.rendering import render_for_operators, render_outcome
-from gateway.tenancy import tenants
+from gateway.tenancy.lookups import find_line, find_tenant
 
 requests = typer.Typer(help="Outcome, cost and provider id of each request.", no_args_is_help=True)
 
 
 @requests.command("list")
 def list_requests(
-    tenant: Annotated[str | None, typer.Option(help="Name or id. Default: every tenant.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(help="Name, id or last four characters of it. Default: every tenant."),
+    ] = None,
     status: Annotated[int | None, typer.Option(help="Of the HTTP answer, e.g. 402.")] = None,
     error_code: Annotated[str | None, typer.Option(help="E.g. budget_exceeded.")] = None,
     model: Annotated[str | None, typer.Option(help="As requested or as served.")] = None,
-    key: Annotated[UUID | None, typer.Option(help="Id of an API key.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Only this API key: id, name or last four characters.")
+    ] = None,
     client_id: Annotated[str | None, typer.Option(help="The client's own X-Request-Id.")] = None,
     generation: Annotated[UUID | None, typer.Option(help="Id of a generation.")] = None,
     start: Annotated[
@@ -41,18 +46,20 @@ def list_requests(
     """Show requests, newest first."""
 
     async def work(core: Reader) -> Page[LoggedRequest]:
-        chosen = RequestFilter(
-            status=status,
-            error_code=error_code,
-            model=model,
-            api_key_id=key,
-            client_request_id=client_id,
-            generation_id=generation,
-            start=parse_moment(start, "--from", "UTC", is_end=False) if start else None,
-            end=parse_moment(end, "--to", "UTC", is_end=True) if end else None,
-        )
         async with core.database.operator() as session:
-            owner = None if tenant is None else (await tenants.find(session, tenant)).id
+            owner = None if tenant is None else (await find_tenant(session, tenant)).id
+            # Requests name the first of a line of rolled keys, as reports do.
+            line = None if key is None else await find_line(session, owner, key, param="--key")
+            chosen = RequestFilter(
+                status=status,
+                error_code=error_code,
+                model=model,
+                api_key_id=line,
+                client_request_id=client_id,
+                generation_id=generation,
+                start=parse_moment(start, "--from", "UTC", is_end=False) if start else None,
+                end=parse_moment(end, "--to", "UTC", is_end=True) if end else None,
+            )
             return await queries.list_all(
                 session, chosen, tenant_id=owner, livemode=livemode, limit=limit, after=after
             )
