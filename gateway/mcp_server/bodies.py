@@ -13,6 +13,7 @@ import orjson
 import pydantic_core
 
 from gateway.errors import InvalidRequest, PayloadTooLarge
+from gateway.mcp_server.long_texts import Cut, cut_long_texts
 
 LARGE_BODY_BYTES = 262_144
 MAX_PARTS = 100_000
@@ -50,24 +51,26 @@ async def read_body(content: bytearray) -> Body:
 
 
 def _read_large(content: bytearray) -> Body:
-    _check_parts(content)
     try:
-        message = _parse(content)
+        cut = cut_long_texts(content)
+        _check_parts(cut.rest)
+        message = _parse(cut.rest)
+        method = _method(message)
+        arguments = _detach_arguments(message, cut) if method == "tools/call" else None
     except (ValueError, RecursionError):
         return Body(UNREADABLE)
-    content.clear()
-    method = _method(message)
-    arguments = _detach_arguments(message) if method == "tools/call" else None
+    if cut.texts:
+        raise _too_large()
     return Body(_serialized(message), method, arguments)
 
 
-def _detach_arguments(message: object) -> Arguments | None:
+def _detach_arguments(message: object, cut: Cut) -> Arguments | None:
     params = message.get("params") if isinstance(message, dict) else None
     arguments = params.get("arguments") if isinstance(params, dict) else None
     if not isinstance(params, dict) or not isinstance(arguments, dict):
         return None
     params["arguments"] = {}
-    return arguments
+    return {name: cut.restore(value) for name, value in arguments.items()}
 
 
 def _parse(content: bytearray) -> object:
@@ -92,11 +95,15 @@ def _serialized(message: object) -> bytes:
             code="invalid_json",
         ) from None
     if len(content) > LARGE_BODY_BYTES:
-        raise PayloadTooLarge(
-            f"The request is larger than {LARGE_BODY_BYTES} bytes without the arguments of a tool. "
-            "Only those may be large."
-        )
+        raise _too_large()
     return content
+
+
+def _too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The request is larger than {LARGE_BODY_BYTES} bytes without the arguments of a tool. "
+        "Only those may be large."
+    )
 
 
 def _check_parts(content: bytearray) -> None:
