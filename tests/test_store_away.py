@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -243,4 +244,38 @@ async def test_a_store_and_a_spool_that_are_away_together_are_tried_again(
         again = await post(http, 1)
     assert (first.status_code, again.status_code) == (200, 200)
     assert again.json()["data"] == first.json()["data"]
+    assert len(stub.bill) == 1
+
+
+@pytest.mark.parametrize("away", ["files"], indirect=True)
+async def test_a_stop_that_cuts_short_how_an_image_is_kept_tries_the_spool_once_more(
+    hosted: Hosted, away: Away, stub: Stub, tmp_path: Path
+) -> None:
+    served, key = hosted.served, await hosted.served.key()
+    environment = hosted.place.environment | {
+        "GATEWAY_DRAIN_SECONDS": "0.1",
+        "GATEWAY_STORE_RETRY_SECONDS": "50",
+    }
+    with gateway_processes(hosted.settings, tmp_path, 1, **environment) as [process]:
+        await process.until_ready()
+        away.fail()
+        await served.owner_sql("ALTER TABLE image_spool RENAME TO image_spool_away")
+
+        async def is_refused() -> bool:
+            return "image_not_spooled" in process.log.read_text()
+
+        async with client_of(process.base_url, key) as http:
+            asking = asyncio.create_task(post(http, 1, response_format="url"))
+            await eventually(is_refused)
+            await served.owner_sql("ALTER TABLE image_spool_away RENAME TO image_spool")
+            process.process.send_signal(signal.SIGTERM)
+            answer = await asking
+            await asyncio.to_thread(process.process.wait, 30)
+    assert (answer.status_code, error_of(answer)["code"]) == (504, "outcome_unknown")
+    [row] = await spooled(served)
+    away.mend()
+    await served.sweep()
+    async with served.http(key) as http:
+        again = await post(http, 1, response_format="url")
+    assert (again.status_code, await hosted.files()) == (200, [row.path])
     assert len(stub.bill) == 1

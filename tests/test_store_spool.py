@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from gateway.config import Settings
 from gateway.db.engine import create_engine, database_url
-from tests.harness import error_of, process_environment, served_gateway
-from tests.hosting_helpers import Hosted, hosted_gateway
+from gateway.images.spool import GIVE_UP_ATTEMPTS
+from tests.harness import Served, error_of, process_environment, served_gateway
+from tests.hosting_helpers import Hosted, hosted_gateway, listed, store_of
 from tests.money_helpers import eventually
 from tests.store_helpers import Away, hasty_gateway, make_known, post, spooled
 from tests.stub_openai import Stub
@@ -166,6 +168,98 @@ async def test_images_that_expire_or_wait_too_long_leave_the_spool(
     assert [row.image_id for row in await spooled(served)] == [kept.image_id]
     assert [image["id"] for image in listed] == [kept.image_id]
     away.mend()
+
+
+async def age(served: Served, image_id: str) -> None:
+    """Let an image have waited for longer than it may, and be due."""
+    await served.owner_sql(
+        "UPDATE image_spool SET created_at = now() - interval '8 days', next_attempt_at = now()"
+        " WHERE image_id = :id",
+        id=image_id,
+    )
+
+
+@files_only
+async def test_what_waited_too_long_is_stored_where_the_store_takes_it(
+    hosted: Hosted, away: Away
+) -> None:
+    """The gateway may have been stopped for longer than an image may wait."""
+    served, key = hosted.served, await hosted.served.key()
+    away.fail()
+    await make_known(hosted, key)
+    async with served.http(key) as http:
+        await post(http, 1)
+    [row] = await spooled(served)
+    await age(served, row.image_id)
+    away.mend()
+    await served.sweep()
+    assert await spooled(served) == []
+    assert await hosted.files() == await hosted.living() == [row.path]
+
+
+@files_only
+async def test_what_waited_too_long_is_not_given_up_while_a_worker_stores_it(
+    hosted: Hosted, away: Away
+) -> None:
+    served, key = hosted.served, await hosted.served.key()
+    away.fail()
+    await make_known(hosted, key)
+    async with served.http(key) as http:
+        await post(http, 1)
+    [row] = await spooled(served)
+    await age(served, row.image_id)
+    [leased] = await served.gateway.keeper.spool.lease(limit=1)
+    await served.sweep()
+    assert [one.image_id for one in await spooled(served)] == [row.image_id]
+    away.mend()
+    assert await served.gateway.keeper.store_spooled(leased)
+    assert await hosted.files() == await hosted.living() == [row.path]
+
+
+@files_only
+async def test_what_waited_too_long_and_cannot_be_read_is_given_up_after_some_attempts(
+    hosted: Hosted, away: Away
+) -> None:
+    served, key = hosted.served, await hosted.served.key()
+    away.fail()
+    await make_known(hosted, key)
+    async with served.http(key) as http:
+        await post(http, 1)
+    [row] = await spooled(served)
+    await served.owner_sql("UPDATE image_spool SET sealed = set_byte(sealed, 99, 0)")
+    away.mend()
+    before = events("lost")
+    for _ in range(GIVE_UP_ATTEMPTS):
+        assert [one.image_id for one in await spooled(served)] == [row.image_id]
+        await age(served, row.image_id)
+        await served.sweep()
+    assert (await spooled(served), events("lost") - before) == ([], 1)
+    assert await hosted.living() == []
+
+
+def events(name: str) -> float:
+    return REGISTRY.get_sample_value("gateway_image_spool_events_total", {"event": name}) or 0.0
+
+
+@files_only
+@pytest.mark.parametrize("is_mended", [True, False])
+async def test_a_stop_tries_once_more_to_keep_what_lingers_and_reports_what_is_lost(
+    settings: Settings, away: Away, *, is_mended: bool
+) -> None:
+    """Neither store nor spool took the image; it waits for them in memory."""
+    small = settings.model_copy(update={"store_retry_seconds": 0.3, "spool_max_bytes": 1})
+    before = events("lost")
+    async with hosted_gateway(small, away.place) as hosted:
+        key = await hosted.served.key()
+        away.fail()
+        async with hosted.served.http(key) as http:
+            assert (await post(http, 1)).status_code == 200
+        if is_mended:
+            away.mend()
+    if not is_mended:
+        away.mend()
+    stored = await listed(store_of(away.place, settings), str(hosted.tenant_id))
+    assert (len(stored), events("lost") - before) == ((1, 0) if is_mended else (0, 1))
 
 
 async def test_two_workers_drain_a_spool_without_getting_in_each_others_way(

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import structlog
@@ -24,6 +25,8 @@ PUT_SECONDS = 20.0
 BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LINGER_SECONDS = 60.0
 MAX_LINGERING_BYTES = 268_435_456
+CLOSE_SECONDS = 5.0
+"""At a stop, for a last attempt to keep what lingers."""
 DRAINED_AT_ONCE = 4
 ROOM_AGAIN = 0.9
 """The spool counts as full until less than this share of it is used."""
@@ -51,13 +54,18 @@ class Keeper:
         self._retry_seconds = retry_seconds
         self._lingering: set[asyncio.Task[None]] = set()
         self._lingering_bytes = 0
+        self._closing = asyncio.Event()
 
     async def close(self) -> None:
-        """Stop trying to keep what neither store nor spool takes."""
-        for task in self._lingering:
+        """Try a last time to keep what neither store nor spool took; what is lost is reported."""
+        self._closing.set()
+        if not self._lingering:
+            return
+        _, late = await asyncio.wait(self._lingering, timeout=CLOSE_SECONDS)
+        for task in late:
             task.cancel()
-        if self._lingering:
-            await asyncio.wait(self._lingering)
+        if late:
+            await asyncio.wait(late)
 
     async def keep(
         self, generation_id: UUID, tenant_id: UUID, files: Files, *, wants_link: bool
@@ -65,8 +73,17 @@ class Keeper:
         """Store the images of one generation, or spool them.
 
         The store is tried again, with backoff, only where a link is wanted: other answers have the
-        bytes and need not wait.
+        bytes and need not wait. Where a stop cuts this short, it goes on until the keeper closes.
         """
+        try:
+            return await self._keep(generation_id, tenant_id, files, wants_link=wants_link)
+        except asyncio.CancelledError:
+            self._linger_later(generation_id, tenant_id, files)
+            raise
+
+    async def _keep(
+        self, generation_id: UUID, tenant_id: UUID, files: Files, *, wants_link: bool
+    ) -> Kept:
         is_tried = wants_link or not self.health.is_failing
         if is_tried and await self._put_all(files):
             return Kept.STORED
@@ -78,12 +95,15 @@ class Keeper:
             return Kept.STORED
         if is_spooled:
             return Kept.SPOOLED
+        self._linger_later(generation_id, tenant_id, files)
+        return Kept.PENDING
+
+    def _linger_later(self, generation_id: UUID, tenant_id: UUID, files: Files) -> None:
         task = asyncio.create_task(
             self._linger(tenant_id, files), name=f"keeping generation {generation_id}"
         )
         self._lingering.add(task)
         task.add_done_callback(self._lingering.discard)
-        return Kept.PENDING
 
     async def _put_all(self, files: Files) -> bool:
         try:
@@ -122,24 +142,32 @@ class Keeper:
     async def _linger(self, tenant_id: UUID, files: Files) -> None:
         """Try store and spool for a minute more, then give the images up."""
         size_bytes = sum(file.size_bytes for file, _ in files)
-        if self._lingering_bytes + size_bytes <= MAX_LINGERING_BYTES:
-            self._lingering_bytes += size_bytes
-            try:
-                if await self._store_or_spool(tenant_id, files):
-                    return
-            finally:
-                self._lingering_bytes -= size_bytes
-        telemetry.image_spool_events_total.labels("lost").inc(len(files))
-        telemetry.alarm("images_lost", tenant=str(tenant_id), images=len(files))
-        await self._forget(tenant_id, files)
+        is_kept = False
+        try:
+            if self._lingering_bytes + size_bytes <= MAX_LINGERING_BYTES:
+                self._lingering_bytes += size_bytes
+                try:
+                    is_kept = await self._store_or_spool(tenant_id, files)
+                finally:
+                    self._lingering_bytes -= size_bytes
+        finally:  # also where the last attempt at a stop takes too long
+            if not is_kept:
+                telemetry.image_spool_events_total.labels("lost").inc(len(files))
+                telemetry.alarm("images_lost", tenant=str(tenant_id), images=len(files))
+        if not is_kept:
+            await self._forget(tenant_id, files)
 
     async def _store_or_spool(self, tenant_id: UUID, files: Files) -> bool:
         ends_at = time.monotonic() + LINGER_SECONDS
-        while time.monotonic() < ends_at:
-            await asyncio.sleep(BACKOFF_SECONDS[-1])
-            if await self._put_all(files) or await self._spooled(tenant_id, files):
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BACKOFF_SECONDS[-1]):
+                    await self._closing.wait()
+            # The spool first: it answers sooner than a store that may be away.
+            if await self._spooled(tenant_id, files) or await self._put_all(files):
                 return True
-        return False
+            if self._closing.is_set() or time.monotonic() > ends_at:
+                return False
 
     async def _forget(self, tenant_id: UUID, files: Files) -> None:
         """Take lost images out of the history; the sweeper removes what there is of them."""
@@ -165,15 +193,19 @@ class Keeper:
     async def drain(self) -> None:
         """Store what waits in the spool; forget what was deleted, has expired or is too old.
 
+        What is too old is given up only where the store does not take it either: the gateway may
+        have been stopped for long, or the store have been away until now.
+
         Raises:
             DatabaseUnavailable: Postgres is away.
         """
         await self.spool.forget_dead()
-        if given_up := await self.spool.forget_old():
-            telemetry.image_spool_events_total.labels("lost").inc(given_up)
-            telemetry.alarm("spooled_images_given_up", images=given_up)
         is_waiting = await self._measure()
-        if not (is_waiting or self.health.is_failing) or not await self.health.probe():
+        if not (is_waiting or self.health.is_failing):
+            return
+        if not await self.health.probe():
+            if is_waiting and self.health.is_failing:
+                _report_given_up(await self.spool.forget_old())
             return
         while leased := await self.spool.lease(limit=DRAINED_AT_ONCE):
             stored = await asyncio.gather(*(self.store_spooled(one) for one in leased))
@@ -204,13 +236,19 @@ class Keeper:
             telemetry.alarm(
                 "spooled_image_unreadable", id=spooled.image_id, error=type(error).__name__
             )
-            await self.spool.put_off(spooled)
+            _report_given_up(int(await self.spool.put_off(spooled)))
             return True
         except (StorageFailed, TimeoutError):
             self.health.failed()
-            await self.spool.put_off(spooled)
+            _report_given_up(int(await self.spool.put_off(spooled)))
             return False
         self.health.succeeded()
         await self._take_out(spooled.tenant_id, spooled.image_id, spooled.path)
         telemetry.image_spool_events_total.labels("stored").inc()
         return True
+
+
+def _report_given_up(images: int) -> None:
+    if images:
+        telemetry.image_spool_events_total.labels("lost").inc(images)
+        telemetry.alarm("spooled_images_given_up", images=images)

@@ -72,7 +72,7 @@ from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
 
 SANDBOX: Literal["sandbox"] = "sandbox"
-CANCEL_SECONDS = 5.0
+CANCEL_SECONDS = 2.0
 log = structlog.get_logger(__name__)
 
 

@@ -31,6 +31,8 @@ PARALLEL_READS = 2
 LEASE = timedelta(minutes=2)
 MAX_RETRY = timedelta(minutes=1)
 MAX_DOUBLINGS = 6
+GIVE_UP_ATTEMPTS = 5
+"""An old image is tried at least so often: after a long stop it was not tried yet."""
 
 
 class SpoolFull(Exception):
@@ -145,10 +147,18 @@ class Spool:
         async with self._database.operator() as session:
             return await _lease(session, limit=limit)
 
-    async def put_off(self, spooled: Spooled) -> None:
-        """Let a failed image be due again, later after each attempt."""
+    async def put_off(self, spooled: Spooled) -> bool:
+        """Let a failed image be due again, later after each attempt, or give it up.
+
+        Returns whether it was given up: it has waited too long, and was tried often enough.
+        """
         async with self._database.operator() as session:
+            if spooled.attempts >= GIVE_UP_ATTEMPTS and await _forget_old(
+                session, self._limits.max_age_seconds, *_leased(spooled)
+            ):
+                return True
             await _put_off(session, spooled)
+            return False
 
     async def finish(self, tenant_id: UUID, image_ids: Sequence[str]) -> set[str]:
         """Forget images that the store has taken; returns those deleted or expired meanwhile.
@@ -170,9 +180,13 @@ class Spool:
             return await _forget_dead(session)
 
     async def forget_old(self) -> int:
-        """Give up images that waited too long: they expire; returns how many."""
+        """Give up images that waited too long: they expire; returns how many.
+
+        Those that a worker has leased are left to it.
+        """
         async with self._database.operator() as session:
-            return await _forget_old(session, max_age_seconds=self._limits.max_age_seconds)
+            is_due = SpooledImageRow.next_attempt_at <= func.now()
+            return await _forget_old(session, self._limits.max_age_seconds, is_due)
 
     async def stats(self) -> SpoolStats:
         """How much waits."""
@@ -235,14 +249,18 @@ async def _put_off(session: OperatorSession, spooled: Spooled) -> None:
     delay = min(MAX_RETRY, timedelta(seconds=2 ** min(spooled.attempts, MAX_DOUBLINGS)))
     await session.execute(
         update(SpooledImageRow)
-        .where(
-            SpooledImageRow.image_id == spooled.image_id,
-            # Another worker has the lease where there was a further attempt.
-            SpooledImageRow.attempts == spooled.attempts,
-        )
+        .where(*_leased(spooled))
         .values(next_attempt_at=func.now() + delay)
         .execution_options(synchronize_session=False)
     )
+
+
+def _leased(spooled: Spooled) -> Sequence[ColumnElement[bool]]:
+    """Another worker has the lease where there was a further attempt."""
+    return [
+        SpooledImageRow.image_id == spooled.image_id,
+        SpooledImageRow.attempts == spooled.attempts,
+    ]
 
 
 async def _forget_dead(session: OperatorSession) -> int:
@@ -256,10 +274,13 @@ async def _forget_dead(session: OperatorSession) -> int:
     return len(found.all())
 
 
-async def _forget_old(session: OperatorSession, *, max_age_seconds: int) -> int:
+async def _forget_old(
+    session: OperatorSession, max_age_seconds: int, *which: ColumnElement[bool]
+) -> int:
+    is_old = SpooledImageRow.created_at < func.now() - timedelta(seconds=max_age_seconds)
     found = await session.scalars(
         delete(SpooledImageRow)
-        .where(SpooledImageRow.created_at < func.now() - timedelta(seconds=max_age_seconds))
+        .where(is_old, *which)
         .returning(SpooledImageRow.image_id)
         .execution_options(synchronize_session=False)
     )
