@@ -56,6 +56,7 @@ check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 	@echo "ruff check"   && $(BIN)/ruff check --quiet .
 	@echo "lint-imports" && { out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out" >&2; exit 1; }; }
 	@echo "mypy"         && $(BIN)/mypy --no-error-summary
+	@echo "alembic check" && { out=$$(tests/alembic_check 2>&1) || { echo "$$out" >&2; exit 1; }; }
 	@echo "style"        && $(BIN)/pytest -q --no-header tests/test_style.py
 
 bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts --rounds 2')

@@ -1,15 +1,97 @@
-"""Alembic's entry: runs on the connection that `gateway.db.migrate` hands over."""
+"""Alembic's entry: on the connection that `gateway.db.migrate` hands over, or from a shell.
+
+From a shell (`alembic upgrade head`) it finds the database as the gateway does, by its settings.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from alembic import context
+from alembic.operations import MigrationScript
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
 
-from gateway.db import money_tables, request_tables  # noqa: F401 - they add to the metadata
+from gateway.config import Settings
+from gateway.db import key_tables, money_tables, request_tables, spool_table  # noqa: F401 - tables
+from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres
+from gateway.db.engine import create_engine, database_url
+from gateway.db.migrate import MIGRATION_TIMEOUT_MS, ensure_database, forget_predecessor
+from gateway.db.sql_files import apply_sql_files
 from gateway.db.tables import Table
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=Table.metadata,
-    compare_server_default=False,
-    transactional_ddl=True,
-)
-with context.begin_transaction():
-    context.run_migrations()
+MAX_REVISION_CHARACTERS = 32
+PARTITION = re.compile(r"request_log_[0-9]{8}")
+
+
+def main() -> None:
+    """Run the command's migrations."""
+    handed_over: Connection | None = context.config.attributes.get("connection")
+    if handed_over is not None:
+        run(handed_over)
+    else:
+        asyncio.run(run_from_a_shell())
+
+
+def run(connection: Connection) -> None:
+    """Run the migrations in one transaction."""
+    context.configure(
+        connection=connection,
+        target_metadata=Table.metadata,
+        compare_server_default=False,
+        transactional_ddl=True,
+        include_name=is_ours,
+        process_revision_directives=name_revision,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_from_a_shell() -> None:
+    """Connect to the settings' database, or to the embedded one of the data directory."""
+    settings = Settings()
+    embedded = None
+    owner = settings.migration_database_url or settings.database_url
+    if owner is not None:
+        url = database_url(owner.get_secret_value())
+    else:
+        embedded = EmbeddedPostgres(settings.data_dir)
+        await ensure_database(embedded.owner_url("postgres"), DATABASE_NAME)
+        url = embedded.owner_url()
+    engine = create_engine(url, role=None, statement_timeout_ms=MIGRATION_TIMEOUT_MS)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(run_command)
+    finally:
+        await engine.dispose()
+        if embedded is not None:
+            await embedded.close()
+
+
+def run_command(connection: Connection) -> None:
+    """Do as `gateway migrate` does where the command is an upgrade."""
+    options = context.config.cmd_opts
+    is_upgrade = options is not None and options.cmd[0].__name__ == "upgrade"
+    if is_upgrade:
+        forget_predecessor(connection)
+    run(connection)
+    if is_upgrade:
+        apply_sql_files(connection)
+
+
+def is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """Leave out the request log's partitions, which come and go with the days."""
+    return kind != "table" or name is None or PARTITION.fullmatch(name) is None
+
+
+def name_revision(
+    _context: MigrationContext, _revision: object, directives: Iterable[MigrationScript]
+) -> None:
+    """Name a new revision by its day and its message."""
+    for directive in directives:
+        words = re.sub(r"\W+", "_", directive.message or "").strip("_").lower()
+        directive.rev_id = f"{datetime.now(UTC):%Y_%m_%d}_{words}"[:MAX_REVISION_CHARACTERS]
+
+
+main()

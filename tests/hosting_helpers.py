@@ -31,7 +31,7 @@ from gateway.sweeper import Sweeper
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, served_gateway
 
-RESERVE = "SELECT outcome FROM reserve(CAST(:requests AS jsonb), CAST(:instance AS uuid))"
+RESERVE = "SELECT outcome FROM reserve(CAST(:requests AS jsonb), CAST(:instance AS uuid), true)"
 HOURS_LATER = timedelta(hours=3)
 
 

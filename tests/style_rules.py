@@ -11,6 +11,7 @@ from functools import cached_property
 
 MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
+SQL_FUNCTION_LINES_MAX = 120
 
 CATCH_ALL_MODULES = (
     "gateway/instrumentation.py",
@@ -32,6 +33,10 @@ MACHINE_PATTERN = re.compile(
 )
 LOCK_LINE = re.compile(
     r"[a-z0-9-]+==[\w.!+]+(?: ; [^\\]+)? \\|    --hash=sha256:[0-9a-f]{64}(?: \\)?"
+)
+
+SQL_FUNCTION = re.compile(
+    r"^CREATE OR REPLACE FUNCTION (\w+)\(.*?\bAS \$\$.*?\$\$;$", re.MULTILINE | re.DOTALL
 )
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -128,6 +133,17 @@ def long_functions(source: Source) -> Iterator[str]:
         if length > FUNCTION_LINES_MAX:
             yield source.at(
                 function, f"{function.name} has {length} lines; at most {FUNCTION_LINES_MAX}"
+            )
+
+
+def long_sql_functions(source: Source) -> Iterator[str]:
+    for found in SQL_FUNCTION.finditer(source.text):
+        length = found[0].count("\n") + 1
+        if length > SQL_FUNCTION_LINES_MAX:
+            line = source.text.count("\n", 0, found.start()) + 1
+            yield (
+                f"{source.path}:{line}: {found[1]} has {length} lines; at most "
+                f"{SQL_FUNCTION_LINES_MAX}"
             )
 
 

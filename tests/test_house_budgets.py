@@ -243,7 +243,7 @@ async def test_the_release_before_is_never_asked_to_come_again(house: House) -> 
     }
     rows = await house.served.owner_sql(
         "SELECT outcome, owner, available"
-        " FROM reserve(CAST(:wanted AS jsonb), CAST(:worker AS uuid))",
+        " FROM reserve(CAST(:wanted AS jsonb), CAST(:worker AS uuid), true)",
         wanted=orjson.dumps([wanted]).decode(),
         worker=str(WORKERS[1]),
     )

@@ -79,6 +79,12 @@ def test_functions_stay_under_70_lines(modules: list[Source]) -> None:
     expect_none(rules.long_functions, modules)
 
 
+def test_sql_functions_stay_under_120_lines(sources: list[Source]) -> None:
+    scripts = [source for source in sources if source.path.endswith(".sql")]
+    assert any(source.path == "gateway/billing/sql/reserve.sql" for source in scripts)
+    expect_none(rules.long_sql_functions, scripts)
+
+
 def test_modules_say_what_they_are_for(modules: list[Source]) -> None:
     expect_none(rules.missing_docstrings, modules)
 
@@ -168,6 +174,8 @@ BILLING = "gateway/billing/a.py"
 MAIN = "gateway/sweeper.py"
 T = "tests/a.py"
 BODY = "    x = 1\n"
+SQL = "gateway/billing/sql/a.sql"
+SQL_FUNCTION = "CREATE OR REPLACE FUNCTION f(\n) RETURNS void AS $$\n{}$$;\n"
 KEY = "from gateway.db.tables import Key, Tenant\n"
 CATCH = "try: ...\nexcept Exception:"
 SKIPIF = "@pytest.mark.skipif(True{})\ndef test(): ..."
@@ -176,6 +184,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (rules.long_modules, A, "x = 1\n" * 501),
     (rules.long_functions, A, "def f():\n" + BODY * 70),
     (rules.long_functions, A, "class A:\n  async def f():\n" + BODY * 70),
+    (rules.long_sql_functions, SQL, SQL_FUNCTION.format("x\n" * 118)),
     (rules.missing_docstrings, A, "x = 1"),
     (rules.local_imports, A, "def f():\n    import json"),
     (rules.local_imports, A, "class A:\n  async def f():\n    from json import loads"),
@@ -221,6 +230,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
 ACCEPTED: list[tuple[Rule, str, str]] = [
     (rules.long_modules, A, "x = 1\n" * 500),
     (rules.long_functions, A, "def f():\n" + BODY * 69),
+    (rules.long_sql_functions, SQL, SQL_FUNCTION.format("x\n" * 117) * 2),
     (rules.missing_docstrings, A, '"""What it is for."""'),
     (rules.missing_docstrings, "tests/__init__.py", ""),
     (rules.local_imports, A, "if TYPE_CHECKING:\n    import json"),

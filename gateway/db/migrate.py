@@ -2,14 +2,19 @@
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Connection, text
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, inspect, text
 
 from gateway.db.engine import APP_ROLE, create_engine
-from gateway.db.revisions import migrations_dir
+from gateway.db.revisions import migrations_dir, newest_revision
+from gateway.db.sql_files import apply_sql_files
+from gateway.errors import ConfigurationError
 
 MIGRATION_TIMEOUT_MS = 600_000
 ADVISORY_LOCK = 4_702_111_234_567
 """Any number, as long as every release uses the same."""
+PREDECESSOR = "2026_11_28_09_request_log_cost"
+"""The last revision before the baseline; its schema is the baseline's."""
 
 
 def alembic_config() -> Config:
@@ -53,7 +58,25 @@ async def migrate(owner_url: URL, *, login_role: bool = False) -> str:
         await engine.dispose()
 
 
+def forget_predecessor(connection: Connection) -> None:
+    """Let the baseline adopt a database of the last revision before it."""
+    if inspect(connection).has_table("alembic_version"):
+        connection.execute(
+            text("DELETE FROM alembic_version WHERE version_num = :predecessor"),
+            {"predecessor": PREDECESSOR},
+        )
+
+
 def _upgrade(connection: Connection) -> None:
     config = alembic_config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    forget_predecessor(connection)
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigurationError(
+            "The database is at a revision that this release does not know; the newest that it "
+            f"knows is {newest_revision()}. Start the release that made the database, or a newer "
+            "one."
+        ) from error
+    apply_sql_files(connection)

@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy sees them. Functions, views and policies live in the migrations."""
+"""The tables as SQLAlchemy sees them. Functions and views are in SQL files."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -251,6 +251,16 @@ class ImageCleanupRow(Table):
     user_id: Mapped[UUID | None]
     cleaned_at: Mapped[datetime] = mapped_column(Timestamp)
     images: Mapped[int]
+
+
+class AppliedSqlRow(Table):
+    """The text of an SQL file, as SHA-256 in hex, when it was last applied."""
+
+    __tablename__ = "applied_sql"
+
+    file: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(Text)
+    applied_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
 
 
 class SweepRow(Table):

@@ -1,0 +1,188 @@
+-- Settle: write down how calls ended, on the reservation, its budgets and the ledger, in one commit.
+--
+-- States: held -> posted | void | unknown; unknown -> posted | posted_est | void. A call that was
+-- posted with its usage is final; an estimate or a void can still be corrected by the answer itself
+-- or by an operator, with a further ledger line of kind `adjust`.
+
+-- Decide what a settlement does to a reservation: ok, missing, already, or conflict.
+--
+-- `conflict` is raised as an alarm: the ledger has another cost than the one that is reported, or
+-- counts a call as void that did go out.
+CREATE OR REPLACE FUNCTION settlement_result(
+    p_reservation reservation, p_kind text, p_amount_nano bigint, p_has_new_images boolean
+) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN p_reservation.id IS NULL THEN 'missing'
+        WHEN p_reservation.state = 'posted' THEN
+            CASE WHEN p_kind = 'post' AND p_amount_nano <> p_reservation.final_nano
+                THEN 'conflict' ELSE 'already' END
+        WHEN p_kind = 'unknown' THEN
+            CASE p_reservation.state WHEN 'held' THEN 'ok' WHEN 'void' THEN 'conflict'
+                ELSE 'already' END
+        -- After an estimate or a void only an answer corrects: with its usage, or without it but
+        -- with images that are not on record yet.
+        WHEN p_reservation.state IN ('posted_est', 'void') AND p_kind <> 'post'
+            AND (p_kind <> 'post_est' OR NOT p_has_new_images) THEN 'already'
+        ELSE 'ok'
+    END
+$$;
+
+-- Add the ledger line that brings a reservation to these totals; it holds the differences.
+--
+-- A total that is NULL stays as it is. The lines of a reservation are numbered from 0, its hold.
+CREATE OR REPLACE FUNCTION add_ledger_line(
+    r reservation, p_at timestamptz, p_kind text, p_change_nano bigint, p_requests int,
+    p_images int, p_text_input bigint, p_image_input bigint, p_text_output bigint,
+    p_image_output bigint
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO ledger (
+        reservation_id, seq, at, admitted_at, tenant_id, livemode, api_key_id, user_id,
+        requested_model, served_model, kind, amount_nano, requests, images, text_input_tokens,
+        image_input_tokens, text_output_tokens, image_output_tokens
+    )
+    SELECT r.id, b.seq, p_at, r.admitted_at, r.tenant_id, r.livemode, r.api_key_id, r.user_id,
+        r.requested_model, r.served_model, p_kind, p_change_nano, p_requests - b.requests,
+        coalesce(p_images - b.images, 0),
+        coalesce(p_text_input - b.text_input, 0), coalesce(p_image_input - b.image_input, 0),
+        coalesce(p_text_output - b.text_output, 0), coalesce(p_image_output - b.image_output, 0)
+    FROM (
+        SELECT max(l.seq) + 1 AS seq, sum(l.requests) AS requests, sum(l.images) AS images,
+            sum(l.text_input_tokens) AS text_input, sum(l.image_input_tokens) AS image_input,
+            sum(l.text_output_tokens) AS text_output, sum(l.image_output_tokens) AS image_output
+        FROM ledger l WHERE l.reservation_id = r.id
+    ) b;
+END $$;
+
+-- Write down the images of a call, given as JSON objects.
+CREATE OR REPLACE FUNCTION add_images(r reservation, p_at timestamptz, p_stored jsonb)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO image (
+        id, tenant_id, livemode, user_id, reservation_id, path, media_type, size_bytes,
+        width, height, prompt, prompt_hash, created_at, expires_at
+    )
+    SELECT i.id, r.tenant_id, r.livemode, r.user_id, r.id, i.path, i.media_type,
+        i.size_bytes, i.width, i.height, i.prompt, decode(i.prompt_hash, 'hex'),
+        p_at, p_at + make_interval(secs => i.ttl_seconds)
+    FROM jsonb_to_recordset(p_stored) AS i(
+        id text, path text, media_type text, size_bytes bigint, ttl_seconds int,
+        width int, height int, prompt text, prompt_hash text
+    );
+END $$;
+
+-- Input: p_settlements, JSON objects with id, kind (post, post_est, void, unknown), amount_nano,
+-- outcome, images, the four token counts, stored (images), answer (of a keyed request), quality
+-- and size as they were made.
+--
+-- Output: one row a settlement. `result` as of settlement_result; `breach`, by how many nano-dollars
+-- the cost exceeds what was held.
+--
+-- Locks: reservations by tenant and id, then their budget_period rows by tenant and id, the
+-- operator's last, as reserve does. Estimates and voids of the sweeper go this way too.
+CREATE OR REPLACE FUNCTION settle(p_settlements jsonb)
+RETURNS TABLE (settled_id uuid, result text, breach bigint)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_ids uuid[];
+    v_touched bigint[];
+    v_periods bigint[];
+    v_spent bigint[];
+    v_held bigint[];
+    v_breach bigint[];
+    v_change bigint;
+    v_released bigint;
+    v_index int;
+    v_period bigint;
+    v_is_charged boolean;
+    r reservation;
+    s record;
+BEGIN
+    v_ids := ARRAY(SELECT x.id FROM jsonb_to_recordset(p_settlements) AS x(id uuid));
+    PERFORM 1 FROM reservation WHERE id = ANY (v_ids) ORDER BY tenant_id, id FOR UPDATE;
+    v_touched := ARRAY(
+        SELECT DISTINCT u.id FROM reservation o CROSS JOIN LATERAL unnest(o.periods) AS u(id)
+        WHERE o.id = ANY (v_ids)
+    );
+    SELECT array_agg(l.id), array_agg(0::bigint), array_agg(0::bigint), array_agg(0::bigint)
+    INTO v_periods, v_spent, v_held, v_breach
+    FROM (
+        SELECT bp.id FROM budget_period bp WHERE bp.id = ANY (v_touched)
+        ORDER BY bp.tenant_id, bp.id FOR UPDATE
+    ) l;
+
+    FOR s IN
+        SELECT x.* FROM jsonb_to_recordset(p_settlements) AS x(
+            id uuid, kind text, amount_nano bigint, outcome text, images int,
+            text_input_tokens bigint, image_input_tokens bigint, text_output_tokens bigint,
+            image_output_tokens bigint, stored jsonb, answer jsonb, quality text, size text
+        )
+    LOOP
+        IF s.kind NOT IN ('post', 'post_est', 'void', 'unknown') OR s.amount_nano < 0 THEN
+            RAISE EXCEPTION 'settlement of % is not valid: % %', s.id, s.kind, s.amount_nano;
+        END IF;
+        SELECT * INTO r FROM reservation WHERE id = s.id;
+        settled_id := s.id;
+        breach := 0;
+        result := settlement_result(
+            r, s.kind, s.amount_nano,
+            r.state IN ('posted_est', 'void') AND s.stored IS NOT NULL
+                AND NOT EXISTS (SELECT 1 FROM image i WHERE i.reservation_id = s.id));
+        IF s.kind = 'unknown' AND r.state IN ('held', 'unknown') THEN
+            -- Where the sweeper was first: the gateway's word says that the call did go out.
+            UPDATE reservation SET state = 'unknown', outcome = s.outcome WHERE id = s.id;
+        END IF;
+        IF result <> 'ok' OR s.kind = 'unknown' THEN
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+
+        v_is_charged := s.kind <> 'void';
+        v_released := CASE WHEN r.final_nano IS NULL THEN r.held_nano ELSE 0 END;
+        v_change := CASE WHEN v_is_charged THEN s.amount_nano ELSE 0 END
+            - coalesce(r.final_nano, 0);
+        breach := greatest(v_change - v_released, 0);
+        FOREACH v_period IN ARRAY r.periods LOOP
+            v_index := array_position(v_periods, v_period);
+            v_spent[v_index] := v_spent[v_index] + v_change;
+            v_held[v_index] := v_held[v_index] + v_released;
+            v_breach[v_index] := v_breach[v_index] + breach;
+        END LOOP;
+        UPDATE reservation SET
+            state = CASE s.kind WHEN 'post' THEN 'posted' WHEN 'post_est' THEN 'posted_est'
+                ELSE 'void' END,
+            final_nano = coalesce(r.final_nano, 0) + v_change,
+            outcome = s.outcome, resolved_at = v_now,
+            served_quality = coalesce(s.quality, r.served_quality),
+            served_size = coalesce(s.size, r.served_size),
+            -- A call that was surely not charged may be tried again under the same key.
+            idempotency_key = CASE WHEN v_is_charged THEN r.idempotency_key END,
+            request_hash = CASE WHEN v_is_charged THEN r.request_hash END,
+            answer = CASE WHEN v_is_charged AND r.idempotency_key IS NOT NULL
+                THEN coalesce(s.answer, r.answer) END
+        WHERE id = s.id;
+        PERFORM add_ledger_line(
+            r, v_now, CASE WHEN r.final_nano IS NULL THEN s.kind ELSE 'adjust' END, v_change,
+            v_is_charged::int, coalesce(s.images, 0),
+            coalesce(s.text_input_tokens, 0), coalesce(s.image_input_tokens, 0),
+            coalesce(s.text_output_tokens, 0), coalesce(s.image_output_tokens, 0));
+        IF s.stored IS NOT NULL THEN
+            PERFORM add_images(r, v_now, s.stored);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+
+    UPDATE budget_period bp SET
+        spent_nano = bp.spent_nano + c.spent,
+        held_nano = bp.held_nano - c.held,
+        breach_nano = bp.breach_nano + c.breach
+    FROM unnest(v_periods, v_spent, v_held, v_breach) AS c(id, spent, held, breach)
+    WHERE bp.id = c.id AND (c.spent <> 0 OR c.held <> 0);
+END $$;
+
+REVOKE ALL ON FUNCTION settle(jsonb) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION settle(jsonb) TO image_gateway_app;

@@ -1,0 +1,58 @@
+-- Notices of changed rows, which clear the gateways' caches, and tables that only grow.
+
+-- Announce what a cached look-up was made from: the tenant of the row, or the table's name.
+CREATE OR REPLACE FUNCTION notify_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_TABLE_NAME IN ('price', 'operator_key') THEN
+        PERFORM pg_notify('gateway_changed', TG_TABLE_NAME);
+    ELSIF TG_TABLE_NAME = 'tenant' THEN
+        PERFORM pg_notify('gateway_changed', NEW.id::text);
+    ELSE
+        PERFORM pg_notify('gateway_changed', coalesce(NEW.tenant_id, OLD.tenant_id)::text);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION notify_table() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('gateway_changed', TG_TABLE_NAME);
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
+END $$;
+
+CREATE OR REPLACE TRIGGER tenant_changed AFTER UPDATE ON tenant
+    FOR EACH ROW EXECUTE FUNCTION notify_changed();
+CREATE OR REPLACE TRIGGER tenant_user_changed AFTER UPDATE ON tenant_user
+    FOR EACH ROW EXECUTE FUNCTION notify_changed();
+CREATE OR REPLACE TRIGGER credential_changed AFTER INSERT OR DELETE OR UPDATE ON credential
+    FOR EACH ROW EXECUTE FUNCTION notify_changed();
+CREATE OR REPLACE TRIGGER rate_limit_changed AFTER INSERT OR DELETE OR UPDATE ON rate_limit
+    FOR EACH ROW EXECUTE FUNCTION notify_changed();
+CREATE OR REPLACE TRIGGER price_changed AFTER INSERT ON price
+    FOR EACH ROW EXECUTE FUNCTION notify_changed();
+CREATE OR REPLACE TRIGGER sealed_secret_changed AFTER INSERT OR DELETE OR UPDATE ON sealed_secret
+    FOR EACH ROW EXECUTE FUNCTION notify_table();
+
+-- A key that takes a new pepper at its use stays the key that it was: nothing to announce.
+CREATE OR REPLACE TRIGGER api_key_changed AFTER UPDATE ON api_key
+    FOR EACH ROW WHEN (OLD.digest = NEW.digest) EXECUTE FUNCTION notify_changed();
+-- A new key may be one that a gateway has just refused as unknown.
+CREATE OR REPLACE TRIGGER api_key_issued AFTER INSERT ON api_key
+    FOR EACH ROW EXECUTE FUNCTION notify_table();
+CREATE OR REPLACE TRIGGER operator_key_changed AFTER UPDATE ON operator_key
+    FOR EACH ROW WHEN (
+        OLD.digest = NEW.digest AND OLD.last_used_at IS NOT DISTINCT FROM NEW.last_used_at
+    ) EXECUTE FUNCTION notify_table();
+CREATE OR REPLACE TRIGGER operator_key_made AFTER INSERT ON operator_key
+    FOR EACH ROW EXECUTE FUNCTION notify_table();
+
+CREATE OR REPLACE TRIGGER audit_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON audit
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE OR REPLACE TRIGGER ledger_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON ledger
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE OR REPLACE TRIGGER price_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON price
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
