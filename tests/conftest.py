@@ -15,7 +15,7 @@ from gateway.config import Settings
 from gateway.db.embedded import EmbeddedPostgres
 from gateway.main import spare_garbage_collector
 from gateway.telemetry import configure_logging
-from tests.harness import PostgresServer, Served, make_settings, served_gateway
+from tests.harness import TEMPLATE_READY, PostgresServer, Served, make_settings, served_gateway
 from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, files_in, hosted_gateway
 from tests.identity_provider import Issuer, running_issuer
 from tests.oauth_helpers import trusting_gateway
@@ -86,7 +86,8 @@ def _in_memory() -> Path | None:
 def postgres(postgres_url: str) -> PostgresServer:
     """The server, with its template migrated."""
     server = PostgresServer(postgres_url)
-    asyncio.run(server.prepare())
+    if TEMPLATE_READY not in os.environ:
+        asyncio.run(server.prepare())
     return server
 
 

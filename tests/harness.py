@@ -44,6 +44,8 @@ MASTER_KEY = "bWFzdGVyLWtleS1jYW5hcnktMDEyMzQ1Njc4OWFiY2Q="
 HOUSE_KEY = "sk-house-canary-7f3a9c1e5b2d"
 GPT2 = "gpt-image-2"
 TEMPLATE = "gateway_template"
+TEMPLATE_READY = "GATEWAY_TEST_TEMPLATE_READY"
+"""Set where the server at GATEWAY_TEST_DATABASE_URL has its template already."""
 
 
 class PostgresServer:

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx2
 import pytest
 
+from gateway.errors import Forbidden
 from gateway.images.links import LinkSigner
 from tests.harness import GPT2, Served, error_of
 from tests.stub_openai import Stub
@@ -172,6 +174,22 @@ class StrangersKeys:
 
     def link_keys(self, now: float) -> list[bytes]:
         return [self.signing_link_key(now)]
+
+
+class RolledKeys(StrangersKeys):
+    """A new link key, beside the former one, whose links still count."""
+
+    def link_keys(self, now: float) -> list[bytes]:
+        return [b"\x01" * 32, self.signing_link_key(now)]
+
+
+def test_a_link_is_good_for_its_last_second_and_no_longer() -> None:
+    signer, path = LinkSigner(RolledKeys(), "http://x"), f"{uuid4()}/2026/11/20/img_a1.png"
+    link = split(signer.sign("img_a1", path, 1_900_000_000))
+    assert signer.verify("img_a1", link.exp, link.sig, now=1_900_000_000) == path
+    with pytest.raises(Forbidden) as refused:
+        signer.verify("img_a1", link.exp, link.sig, now=1_900_000_001)
+    assert refused.value.code == "link_expired"
 
 
 async def test_another_gateways_signature_opens_nothing(served: Served, link: Link) -> None:

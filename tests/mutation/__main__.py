@@ -7,16 +7,19 @@ in survivors.toml, do not count.
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from queue import SimpleQueue
 
-from tests.mutation.copies import Worker, running_worker, sql_definitions
+from tests.mutation.copies import Answer, Worker, running_worker, sql_definitions
 from tests.mutation.mutants import Mutant
 from tests.mutation.python_source import python_mutants
 from tests.mutation.sql_source import sql_mutants
@@ -24,6 +27,7 @@ from tests.mutation.targets import Target, known_survivors, read_targets
 
 ROOT = Path(__file__).resolve().parents[2]
 GOAL = 0.95
+MISSED = ("survived", "unfinished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +41,34 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How one mutant fared: `found`, `survived` or `hung`."""
+    """The outcome of one mutant, and what it took."""
 
     job: Job
-    outcome: str
-    seconds: float
+    answer: Answer
+
+
+class Finders:
+    """The tests that found the latest mutants of each source: they often find its next one."""
+
+    KEPT = 4
+
+    def __init__(self) -> None:
+        self._latest: dict[str, list[str]] = {}
+
+    def of(self, source: str) -> list[str]:
+        """Ids of tests, the latest first."""
+        return list(self._latest.get(source, ()))
+
+    def add(self, source: str, test: str) -> None:
+        """Remember a test that found a mutant."""
+        others = [other for other in self.of(source) if other != test]
+        self._latest[source] = [test, *others][: self.KEPT]
 
 
 def main() -> None:
     """Run as the command line says."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # closes what is open
     survivors = known_survivors()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-")))
@@ -93,29 +115,25 @@ def _jobs(definitions: dict[str, str]) -> Iterator[Job]:
 
 
 def _sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
-    """`count` jobs, from each target in turn, so that a small one is not passed over."""
+    """`count` jobs, from each source in turn, so that a small one is not passed over."""
     if not 0 < count < len(jobs):
         return list(jobs)
-    by_target: dict[str, list[Job]] = {}
+    by_source: dict[str, list[Job]] = {}
     for job in jobs:
-        by_target.setdefault(job.target.name, []).append(job)
+        by_source.setdefault(job.mutant.source, []).append(job)
     chance = random.Random(seed)
-    for same in by_target.values():
+    for same in by_source.values():
         chance.shuffle(same)
-    chosen: list[Job] = []
-    while len(chosen) < count:
-        for same in by_target.values():
-            if same and len(chosen) < count:
-                chosen.append(same.pop())
-    return chosen
+    in_turn = [job for turn in zip_longest(*by_source.values()) for job in turn if job is not None]
+    return sorted(in_turn[:count], key=lambda job: (job.target.name, job.mutant.source))
 
 
 def _check_unchanged(workers: Sequence[Worker], jobs: Sequence[Job]) -> None:
     """Exit where tests fail without any change: every mutant would count as found."""
     for target in {job.target.name: job.target for job in jobs}.values():
-        outcome, seconds = workers[0].run(None, "", target.tests[:1])
-        print(f"unchanged  {seconds:6.1f} s  {target.tests[0]}", flush=True)
-        if outcome != "survived":
+        answer = workers[0].run(None, "", target.tests[:1])
+        print(f"unchanged  {answer.seconds:6.1f} s  {target.tests[0]}", flush=True)
+        if answer.outcome != "survived":
             sys.exit(f"{target.tests[0]} fails without a change:\n{workers[0].last_output()}")
 
 
@@ -123,32 +141,52 @@ def _try_all(workers: Sequence[Worker], jobs: Sequence[Job]) -> Iterator[Result]
     idle: SimpleQueue[Worker] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
+    finders = Finders()
 
     def attempt(job: Job) -> Result:
         worker = idle.get()
         try:
-            return Result(job, *worker.run(asdict(job.mutant), job.definition, job.target.tests))
+            return Result(job, _try(worker, job, finders))
         finally:
             idle.put(worker)
 
     with ThreadPoolExecutor(len(workers)) as pool:
         for result in pool.map(attempt, jobs):
+            answer, mutant = result.answer, result.job.mutant
             print(
-                f"{result.outcome:9} {result.seconds:6.1f} s  "
-                f"{result.job.mutant.source}:{result.job.mutant.line}  "
-                f"{result.job.mutant.before} -> {result.job.mutant.after}",
+                f"{answer.outcome:9} {answer.seconds:6.1f} s  "
+                f"{mutant.source}:{mutant.line}  {mutant.change}  {answer.finder}",
                 flush=True,
             )
             yield result
 
 
+def _try(worker: Worker, job: Job, finders: Finders) -> Answer:
+    """Run the likeliest tests, and all of the target's where they pass."""
+    mutant, source = job.mutant, job.mutant.source
+    likely = finders.of(source)
+    answer = worker.run(mutant, job.definition, likely) if likely else None
+    if answer is None or answer.outcome == "survived":
+        answer = worker.run(mutant, job.definition, job.target.tests)
+    if answer.finder:
+        finders.add(source, answer.finder)
+    return answer
+
+
 def _report(results: Sequence[Result]) -> None:
-    survived = [result for result in results if result.outcome == "survived"]
-    for result in survived:
-        print(f"\nSurvived: {result.job.mutant.identity}")
-    found = len(results) - len(survived)
-    share = found / len(results) if results else 1.0
-    print(f"\n{found} of {len(results)} mutants found ({share:.1%}; goal {GOAL:.0%}).")
+    for result in results:
+        if result.answer.outcome in MISSED:
+            print(f"\n{result.answer.outcome.capitalize()}: {result.job.mutant.identity}")
+    by_target: dict[str, Counter[str]] = {}
+    for result in results:
+        by_target.setdefault(result.job.target.name, Counter())[result.answer.outcome] += 1
+    print()
+    for name, outcomes in by_target.items():
+        print(f"{name:14}", ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()))
+    total = sum(by_target.values(), Counter[str]())
+    found, tried = total["found"], total["found"] + sum(total[outcome] for outcome in MISSED)
+    share = found / tried if tried else 1.0
+    print(f"\n{found} of {tried} mutants found ({share:.1%}; goal {GOAL:.0%}).")
     sys.exit(share < GOAL)
 
 

@@ -9,16 +9,31 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from gateway.db.embedded import EmbeddedPostgres
 from gateway.db.engine import create_engine, database_url
-from tests.harness import TEMPLATE, PostgresServer
+from tests.harness import TEMPLATE, TEMPLATE_READY, PostgresServer
+from tests.mutation.mutants import Mutant
 
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 MEMORY = Path("/dev/shm")  # noqa: S108 - in a new folder with a name of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result of one run of tests."""
+
+    outcome: str
+    """`found`, `survived`, `unfinished` (out of time, nothing failed until then), or `invalid`:
+    Postgres refuses the changed function."""
+    finder: str
+    """The id of the test that failed."""
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +44,32 @@ class Worker:
     copy: Path
     owner_url: str
 
-    def run(
-        self, mutant: dict[str, object] | None, definition: str, tests: Sequence[str]
-    ) -> tuple[str, float]:
-        """The outcome (`found`, `survived`, `hung`) and how many seconds it took."""
+    def run(self, mutant: Mutant | None, definition: str, tests: Sequence[str]) -> Answer:
+        """Run the tests with the mutant; the first failure ends the run.
+
+        `definition` is the unchanged SQL function of a mutant in SQL.
+        """
+        if mutant is None or mutant.language != "sql":
+            return self._ask(mutant, tests)
+        try:
+            asyncio.run(_define(self.owner_url, mutant.apply(definition.encode()).decode()))
+        except DBAPIError:
+            return Answer("invalid", finder="", seconds=0)
+        try:
+            return self._ask(None, tests)
+        finally:
+            asyncio.run(_define(self.owner_url, definition))
+
+    def _ask(self, mutant: Mutant | None, tests: Sequence[str]) -> Answer:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        job = {"mutant": mutant, "definition": definition, "tests": list(tests)}
+        job = {"mutant": None if mutant is None else asdict(mutant), "tests": list(tests)}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"A worker ended. Its last output:\n{self.last_output()}")
-        answer = json.loads(line)
-        return str(answer["outcome"]), float(answer["seconds"])
+        return Answer(**json.loads(line))
 
     def last_output(self) -> str:
         """What the tests of the last run printed."""
@@ -59,13 +86,19 @@ def running_worker(root: Path, copy: Path, *, seconds: int) -> Iterator[Worker]:
     data.chmod(0o755)  # started by root, Postgres runs as a user of its own
     postgres = EmbeddedPostgres(data)
     url = postgres.owner_url("postgres").render_as_string(hide_password=False)
+    asyncio.run(PostgresServer(url).prepare())
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.mutation.worker", str(copy), str(seconds)],
         cwd=copy,
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(copy), "GATEWAY_TEST_DATABASE_URL": url},
+        env={
+            **{name: value for name, value in os.environ.items() if name != NO_BYTECODE},
+            "PYTHONPATH": str(copy),
+            "GATEWAY_TEST_DATABASE_URL": url,
+            TEMPLATE_READY: "1",
+        },
     )
     try:
         yield Worker(process, copy, url)
@@ -79,8 +112,6 @@ def running_worker(root: Path, copy: Path, *, seconds: int) -> Iterator[Worker]:
 
 async def sql_definitions(owner_url: str) -> dict[str, str]:
     """Every SQL function as the migrations leave it, by name; of several by one name, the last."""
-    server = PostgresServer(owner_url)
-    await server.prepare()
     engine = create_engine(database_url(owner_url).set(database=TEMPLATE), role=None)
     statement = text(
         "SELECT p.proname, pg_get_functiondef(p.oid) FROM pg_proc p "
@@ -91,6 +122,16 @@ async def sql_definitions(owner_url: str) -> dict[str, str]:
         async with engine.connect() as connection:
             rows = await connection.execute(statement)
             return {str(name): str(definition) for name, definition in rows.all()}
+    finally:
+        await engine.dispose()
+
+
+async def _define(owner_url: str, function: str) -> None:
+    """Create or replace an SQL function in the database that every test's is copied from."""
+    engine = create_engine(database_url(owner_url).set(database=TEMPLATE), role=None)
+    try:
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql(function)
     finally:
         await engine.dispose()
 

@@ -22,26 +22,34 @@ class Mutant:
     end: int
     before: str
     after: str
-    text: str
-    """The whole line, as it is without the change."""
+    change: str
+    """The changed lines on one, with `«before -> after»` in the place of the change."""
 
     @property
     def identity(self) -> str:
         """A name that stays the same when lines move, for the list of known survivors."""
-        return f"{self.source} {self.within}: {self.text} [{self.before} -> {self.after}]"
+        return f"{self.source} {self.within}: {self.change}"
 
     def apply(self, content: bytes) -> bytes:
-        """The source with the change.
+        """The source with the change; lines below it keep their numbers.
 
         Raises:
             ValueError: the source is not the one that the mutant was made from.
         """
         if content[self.start : self.end].decode() != self.before:
             raise ValueError(f"{self.source} has changed since the mutant was made")
-        return content[: self.start] + self.after.encode() + content[self.end :]
+        lost_lines = "\n" * (self.before.count("\n") - self.after.count("\n"))
+        return content[: self.start] + (self.after + lost_lines).encode() + content[self.end :]
 
 
-def line_of(content: bytes, start: int) -> tuple[int, str]:
-    """The line number of an offset, and the line's text without its indentation."""
-    number = content.count(b"\n", 0, start) + 1
-    return number, content.splitlines()[number - 1].decode().strip()
+def make_mutant(
+    language: Language, source: str, within: str, content: bytes, edit: tuple[int, int, bytes]
+) -> Mutant:
+    """The mutant that makes one edit (`start`, `end`, `after`) of `content`."""
+    start, end, new = edit
+    before, after = content[start:end].decode(), new.decode()
+    head = content[content.rfind(b"\n", 0, start) + 1 : start].decode()
+    tail = content[end:].split(b"\n", 1)[0].decode()
+    change = " ".join(f"{head}«{before} -> {after}»{tail}".split())
+    line = content.count(b"\n", 0, start) + 1
+    return Mutant(language, source, within, line, start, end, before, after, change)

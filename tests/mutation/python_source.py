@@ -4,7 +4,7 @@ import ast
 import itertools
 from pathlib import Path
 
-from tests.mutation.mutants import Mutant, line_of
+from tests.mutation.mutants import Mutant, make_mutant
 
 COMPARISONS: dict[type[ast.cmpop], tuple[bytes, bytes]] = {
     ast.Lt: (b"<", b"<="),
@@ -41,13 +41,7 @@ def python_mutants(path: Path, root: Path) -> list[Mutant]:
     finder = _Finder(content)
     finder.visit(ast.parse(content))
     source = path.relative_to(root).as_posix()
-    made = []
-    for within, (start, end, after) in finder.edits:
-        line, text = line_of(content, start)
-        before = content[start:end].decode()
-        made.append(
-            Mutant("python", source, within, line, start, end, before, after.decode(), text)
-        )
+    made = [make_mutant("python", source, within, content, edit) for within, edit in finder.edits]
     return sorted(made, key=lambda mutant: (mutant.start, mutant.end, mutant.after))
 
 

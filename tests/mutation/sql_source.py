@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from tests.mutation.mutants import Mutant, line_of
+from tests.mutation.mutants import Mutant, make_mutant
 
 _NOISE = re.compile(r"--[^\n]*|'(?:[^']|'')*'|\$\w*\$")
 """Comments, literals and the marks around a body: nothing in them is changed."""
+UNTESTED_LINES = ("RAISE", "SET search_path", "FOR UPDATE SKIP")
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.ASCII), after)
     for pattern, after in (
@@ -49,9 +50,9 @@ def _found(
 ) -> Iterator[Mutant]:
     for pattern, after in _PATTERNS:
         for match in pattern.finditer(quiet, body_start):
-            start = len(definition[: match.start()].encode())
-            line, text = line_of(content, start)
-            if text.startswith(("RAISE", "SET search_path", "FOR UPDATE SKIP")):
+            line_start = definition.rfind("\n", 0, match.start()) + 1
+            if definition[line_start:].lstrip().startswith(UNTESTED_LINES):
                 continue
-            end = start + len(match[0])
-            yield Mutant("sql", name, name, line, start, end, match[0], after, text)
+            start = len(definition[: match.start()].encode())
+            edit = (start, start + len(match[0]), after.encode())
+            yield make_mutant("sql", name, name, content, edit)

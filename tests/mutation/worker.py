@@ -1,96 +1,136 @@
 """One worker: applies mutants to its own copy of the checkout and runs the tests that must notice.
 
 Reads one JSON job a line from standard input and answers with one JSON line. Tests run in a child
-that is forked after the libraries are imported, and before anything of the gateway is.
+forked from a process that has imported the gateway; the child patches the changed function. Where
+that is not possible, pytest starts anew, which takes seconds more.
 """
 
 import importlib
 import json
 import os
-import re
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
+from tests.mutation import reporter
 from tests.mutation.mutants import Mutant
+from tests.mutation.patching import ImportedGateway, NotPatchableError
 
-LIBRARIES = (
-    *("fastapi", "mcp.server", "mcp.client.streamable_http", "openai", "sqlalchemy.ext.asyncio"),
-    *("alembic.command", "asyncpg", "aiohttp", "hypothesis", "PIL.Image", "structlog", "typer"),
-    *("obstore", "redis.asyncio", "uvicorn", "joserfc", "prometheus_client", "rich", "psutil"),
+PLUGINS = ("_hypothesis_pytestplugin", "schemathesis.pytest.plugin", "pytest_asyncio.plugin")
+QUICK = (
+    *("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line", "-W", "ignore"),
+    # It collects garbage at the end: a second, with all that is imported.
+    *("-p", "tests.mutation.reporter", "-p", "no:unraisableexception"),
+    "--timeout=60",  # a test that hangs has noticed
 )
-MUTANT_MIGRATION = Path("migrations/versions/9999_12_31_mutant.py")
-_REVISION = re.compile(r'^revision = "(\w+)"', re.MULTILINE)
-_FOLLOWS = re.compile(r'^down_revision = "(\w+)"', re.MULTILINE)
+NOT_PATCHABLE = 100
+"""The exit status of a child, beside pytest's own."""
+
+
+class Worker:
+    """Tries one mutant at a time."""
+
+    def __init__(self, copy: Path, seconds: int) -> None:
+        self._copy = copy
+        self._seconds = seconds
+        self._finder = copy.parent / f"{copy.name}.finder"
+        self._gateway = ImportedGateway()
+        os.environ[reporter.FILE] = str(self._finder)
+
+    def answer(self, job: dict[str, Any]) -> dict[str, object]:
+        """The outcome, the test that found the mutant, and the seconds that it took."""
+        started = time.monotonic()
+        self._finder.unlink(missing_ok=True)
+        if job["mutant"] is None:
+            outcome = self._run(job["tests"])
+        else:
+            outcome = self._try(Mutant(**job["mutant"]), job["tests"])
+        finder = self._finder.read_text() if self._finder.exists() else ""
+        seconds = round(time.monotonic() - started, 1)
+        return {"outcome": outcome, "finder": finder, "seconds": seconds}
+
+    def _try(self, mutant: Mutant, tests: list[str]) -> str:
+        path = self._copy / mutant.source
+        original = path.read_bytes()
+        changed = mutant.apply(original)
+        _write(path, changed)
+        try:
+            outcome = self._run(tests, patch_from=(path, original, changed))
+            return self._run(tests, anew=True) if outcome == "not patchable" else outcome
+        finally:
+            _write(path, original)
+
+    def _run(
+        self,
+        tests: list[str],
+        *,
+        patch_from: tuple[Path, bytes, bytes] | None = None,
+        anew: bool = False,
+    ) -> str:
+        child = os.fork()
+        if child == 0:
+            self._be_child()
+            if anew:
+                os.execv(sys.executable, [sys.executable, "-m", "pytest", *QUICK, *tests])  # noqa: S606
+            self._run_tests(tests, patch_from)
+        status = _wait(child, self._seconds)
+        if status is None:
+            return "unfinished"
+        code = os.waitstatus_to_exitcode(status)
+        if code in {pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.USAGE_ERROR}:
+            raise SystemExit(f"No tests in {' '.join(tests)}.")
+        if code == NOT_PATCHABLE:
+            return "not patchable"
+        return "survived" if code == pytest.ExitCode.OK else "found"
+
+    def _be_child(self) -> None:
+        os.setsid()  # so that what the tests started can be ended with them
+        path = self._copy.parent / f"{self._copy.name}.log"
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+        os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
+
+    def _run_tests(self, tests: list[str], patch_from: tuple[Path, bytes, bytes] | None) -> None:
+        """In the child: never returns."""
+        try:
+            if patch_from is not None:
+                self._gateway.patch(*patch_from)
+            code = int(pytest.main([*QUICK, *tests]))
+        except NotPatchableError:
+            code = NOT_PATCHABLE
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def main() -> None:
     """Work until standard input ends."""
     copy, seconds = Path(sys.argv[1]), int(sys.argv[2])
     os.chdir(copy)
-    for name in LIBRARIES:
-        importlib.import_module(name)
+    _import_tests(copy / "tests")
+    worker = Worker(copy, seconds)
     for line in sys.stdin:
-        job = json.loads(line)
-        mutant = None if job["mutant"] is None else Mutant(**job["mutant"])
-        started = time.monotonic()
-        outcome = _try(mutant, job["definition"], job["tests"], copy, seconds)
-        answer = {"outcome": outcome, "seconds": round(time.monotonic() - started, 1)}
-        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.write(json.dumps(worker.answer(json.loads(line))) + "\n")
         sys.stdout.flush()
 
 
-def _try(mutant: Mutant | None, definition: str, tests: list[str], copy: Path, seconds: int) -> str:
-    """`found`, `survived` or `hung`; without a mutant `survived` says that the tests pass."""
-    if mutant is None:
-        return _run(tests, copy, seconds)
-    if mutant.language == "sql":
-        changed = mutant.apply(definition.encode()).decode()
-        MUTANT_MIGRATION.write_text(_migration(changed, _newest_revision()))
-        try:
-            return _run(tests, copy, seconds)
-        finally:
-            MUTANT_MIGRATION.unlink()
-    path = Path(mutant.source)
-    original = path.read_bytes()
-    path.write_bytes(mutant.apply(original))
-    try:
-        return _run(tests, copy, seconds, forget=path)
-    finally:
-        path.write_bytes(original)
-        _forget_bytecode(path)
+def _import_tests(folder: Path) -> None:
+    """Under the names that pytest gives them, so that a child need not import them again."""
+    sys.path.insert(0, str(folder))
+    for name in (*PLUGINS, "conftest", *sorted(path.stem for path in folder.glob("test_*.py"))):
+        importlib.import_module(name)
 
 
-def _run(tests: list[str], copy: Path, seconds: int, forget: Path | None = None) -> str:
-    if forget is not None:
-        _forget_bytecode(forget)
-    child = os.fork()
-    if child == 0:
-        _run_tests(tests, copy)
-    status = _wait(child, seconds)
-    if status is None:
-        return "hung"
-    code = os.waitstatus_to_exitcode(status)
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise SystemExit(f"No tests in {' '.join(tests)}.")
-    return "survived" if code == pytest.ExitCode.OK else "found"
-
-
-def _run_tests(tests: list[str], copy: Path) -> None:
-    """In the child: never returns."""
-    os.setsid()  # so that what the tests started can be ended with them
-    log = os.open(copy.parent / f"{copy.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
-    os.close(sys.stdin.fileno())
-    quick = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line", "-W", "ignore")
-    code = pytest.main([*quick, *tests])
-    sys.stdout.flush()
-    os._exit(int(code))
+def _write(path: Path, content: bytes) -> None:
+    """Write a module; bytecode is compared by size and second, and a change may alter neither."""
+    path.write_bytes(content)
+    for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        cached.unlink()
 
 
 def _wait(child: int, seconds: int) -> int | None:
@@ -109,29 +149,6 @@ def _wait(child: int, seconds: int) -> int | None:
         return None
     finally:
         signal.alarm(0)
-
-
-def _forget_bytecode(path: Path) -> None:
-    """Bytecode is compared by size and second: a change may alter neither."""
-    for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
-        cached.unlink()
-
-
-def _newest_revision() -> str:
-    """The one revision that no other follows."""
-    texts = [path.read_text() for path in MUTANT_MIGRATION.parent.glob("2*.py")]
-    revisions = {found for text in texts for found in _REVISION.findall(text)}
-    followed = {found for text in texts for found in _FOLLOWS.findall(text)}
-    (newest,) = revisions - followed
-    return str(newest)
-
-
-def _migration(statement: str, below: str) -> str:
-    return (
-        '"""A mutant."""\n\nfrom alembic import op\n\n'
-        f'revision = "mutant"\ndown_revision = {below!r}\n\nSTATEMENT = {statement!r}\n\n\n'
-        "def upgrade() -> None:\n    op.get_bind().exec_driver_sql(STATEMENT)\n"
-    )
 
 
 if __name__ == "__main__":
