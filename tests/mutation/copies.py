@@ -29,8 +29,8 @@ class Answer:
     """The result of one run of tests."""
 
     outcome: str
-    """`found`, `survived`, `unfinished` (out of time, nothing failed until then), or `invalid`:
-    Postgres refuses the changed function."""
+    """`found`, `survived`, `unfinished` (out of time, nothing failed until then), `unsound` (the
+    test fails without the mutant too) or `invalid` (Postgres refuses the changed function)."""
     finder: str
     """The id of the test that failed."""
     seconds: float
