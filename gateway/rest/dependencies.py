@@ -105,11 +105,12 @@ class _Scoped:
         return caller
 
 
+image_writer = _Scoped(Scope.IMAGES_WRITE)
 GatewayDep = Annotated[Gateway, Depends(get_gateway)]
 UploadsDep = Annotated[UploadReader, Depends(get_uploads)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
 ActorDep = Annotated[Actor, Depends(get_actor)]
-ImageWriter = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_WRITE))]
+ImageWriter = Annotated[Caller, Depends(image_writer)]
 ImageFiles = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
 Provider = Annotated[
