@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.money import format_usd
 from tests.admin_helpers import (
@@ -183,9 +184,12 @@ async def test_a_call_under_way_is_left_to_its_worker_until_its_time_is_over(
             assert refusal(answer) == Refusal(409, "call_in_flight", None)
         await make_late(served)
         answered(await resolve(served, call["id"], "post", "0.1"))
-        stub.release()
-        # The answer comes after all. The operator's word is final; the difference is an alarm.
-        assert (await calling).status_code == 200
+        # The answer comes after all. The operator's word is final; the real cost is an alarm.
+        with capture_logs() as lines:
+            stub.release()
+            assert (await calling).status_code == 200
+    [alarm] = [line for line in lines if line.get("kind") == "settle_conflict"]
+    assert (alarm["reservation"], alarm["nano"]) == (call["id"], stub.bill[0].cost_nano_usd)
     [booked] = await books(served)
     assert booked.lines == (("post", 100_000_000),)
     assert [row[2:] for row in await budget_rows(served)] == [(100_000_000, 0)]

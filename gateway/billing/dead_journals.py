@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from gateway import telemetry
 from gateway.billing.journal import SUFFIX, DeadJournal, taken
 from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
-from gateway.billing.reservations import Settlement, settlement_fields
+from gateway.billing.reservations import Settlement, report_conflict, settlement_fields
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.identity import DatabaseIdentity, read_identity
 from gateway.db.money_tables import ReservationRow
@@ -139,7 +139,7 @@ class DeadJournals:
             telemetry.alarm("settle_refused", error=type(error.orig).__name__)
             return None
         if row.result == "conflict":
-            telemetry.alarm("settle_conflict", reservation=str(settlement.id))
+            report_conflict(settlement)
         if row.result != "ok":
             return Recovered()
         match settlement.outcome:

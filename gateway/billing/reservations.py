@@ -297,9 +297,19 @@ class Reservations:
                     "bound_breach", reservation=str(row["settled_id"]), nano=row["breach"]
                 )
             if row["result"] == "conflict":
-                telemetry.alarm("settle_conflict", reservation=str(row["settled_id"]))
+                report_conflict(next(s for s in settlements if s.id == row["settled_id"]))
         results = {row["settled_id"]: row["result"] for row in rows}
         return [str(results[settlement.id]) for settlement in settlements]
+
+
+def report_conflict(settlement: Settlement) -> None:
+    """Report a settlement of a call whose amount is final and another one."""
+    telemetry.alarm(
+        "settle_conflict",
+        reservation=str(settlement.id),
+        outcome=settlement.outcome,
+        nano=settlement.amount_nano,
+    )
 
 
 def _claim_order(request: ReservationRequest) -> tuple[str, ...]:
