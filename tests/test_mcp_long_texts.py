@@ -1,7 +1,9 @@
 """Long texts are cut out of a JSON document in pieces, so that no other thread waits for all."""
 
+import asyncio
 import json
 import random
+import time
 
 import pytest
 
@@ -14,6 +16,7 @@ from gateway.mcp_server.long_texts import (
     MAX_TEXTS,
     cut_long_texts,
 )
+from tests.test_mcp_bodies import LOOP_SECONDS
 
 LONG = {
     "base64": "data:image/png;base64," + "iVBORw0KGgo+" * 40_000,
@@ -77,3 +80,23 @@ def test_what_is_large_without_long_texts_is_refused() -> None:
         cut_long_texts(bytearray(b"[" + b" " * (MAX_REST_BYTES + 1) + b"]"))
     with pytest.raises(InvalidRequest):
         cut_long_texts(bytearray(b'""' * (MAX_TEXTS + 1)))
+
+
+def others_seconds() -> float:
+    """Processor time of all threads but this one."""
+    return time.process_time() - time.thread_time()
+
+
+@pytest.mark.parametrize("text", ["data:image/png;base64," + "A" * 30_000_000, "\x7f" * 5_000_000])
+async def test_the_event_loop_goes_on_while_thirty_megabytes_are_read(text: str) -> None:
+    """By processor time, which is the same however busy the machine is."""
+    parameters = {"name": "edit_image", "arguments": {"image": text}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": parameters}
+    reading = asyncio.create_task(read_body(bytearray(json.dumps(message).encode())))
+    longest, before = 0.0, others_seconds()
+    while not reading.done():
+        await asyncio.sleep(0)
+        now = others_seconds()
+        longest, before = max(longest, now - before), now
+    assert (await reading).arguments == {"image": text}
+    assert longest < LOOP_SECONDS
