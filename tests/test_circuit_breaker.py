@@ -6,6 +6,7 @@ from uuid import UUID
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from gateway.limits.circuit_breaker import Circuit, CircuitLimits, CircuitOpen, State, Trouble
 from gateway.limits.circuits import CircuitName, Circuits
@@ -269,6 +270,28 @@ def test_no_more_circuits_are_remembered_than_may_be_and_old_ones_are_forgotten(
     clock.now += 3600
     call(circuits, own("key.0"), outcome="succeeded")
     assert len(circuits) == 0
+
+
+def test_the_metrics_count_each_open_circuit_once_until_it_closes_or_is_forgotten() -> None:
+    def counted() -> float | None:
+        return REGISTRY.get_sample_value("gateway_circuits_open", {"provider": "counted"})
+
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    first, second = (replace(own(key), provider="counted") for key in ("first", "second"))
+    for name in (first, second):
+        for _ in range(4):
+            call(circuits, name)
+    assert counted() == 2
+    clock.now += 10
+    call(circuits, first)  # a probe: half open, and open again
+    assert counted() == 2
+    clock.now += 20
+    call(circuits, first, outcome="succeeded")
+    assert counted() == 1
+    clock.now += 3600
+    call(circuits, first)  # forgets the second
+    assert (counted(), len(circuits)) == (0, 1)
 
 
 def test_a_tenant_that_always_asks_first_and_always_fails_shuts_nobody_else_out() -> None:

@@ -107,7 +107,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="which ones")
     parser.add_argument("--only", default="", help="mutants whose name contains this")
     parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--seconds", type=int, default=300, help="time limit of one run")
+    parser.add_argument("--seconds", type=int, default=120, help="time limit of one run")
     parser.add_argument("--list", action="store_true", help="name the mutants, run nothing")
     return parser.parse_args()
 
@@ -134,7 +134,7 @@ def _sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
     for same in by_source.values():
         chance.shuffle(same)
     in_turn = [job for turn in zip_longest(*by_source.values()) for job in turn if job is not None]
-    return sorted(in_turn[:count], key=lambda job: (job.target.name, job.mutant.source))
+    return in_turn[:count]
 
 
 def _try_all(workers: Sequence[Worker], jobs: Sequence[Job]) -> Iterator[Result]:

@@ -28,8 +28,9 @@ ARITHMETIC: dict[type[ast.operator], tuple[bytes, bytes]] = {
     ast.LShift: (b"<<", b">>"),
 }
 SWAPPED_NAMES = {"min": b"max", "max": b"min", "any": b"all", "all": b"any"}
-UNTESTED_CALLS = ("log.", "telemetry.", "structlog.", "super(")
-"""Log lines and counters do not change what the code decides."""
+LOG = "log."
+UNTESTED_CALLS = (LOG, "telemetry.", "structlog.", "super(")
+"""Log lines and counters do not change what the code decides; nor does when they are written."""
 NO_EFFECT = b"None"
 
 Edit = tuple[int, int, bytes]
@@ -88,14 +89,14 @@ class _Finder(ast.NodeVisitor):
 
     def visit_Expr(self, node: ast.Expr) -> None:
         called = node.value.value if isinstance(node.value, ast.Await) else node.value
-        if not isinstance(called, ast.Call):
-            return
-        if self._text(called).startswith(UNTESTED_CALLS):
+        if not isinstance(called, ast.Call) or self._starts_with(UNTESTED_CALLS, node):
             return
         self._replace(node, NO_EFFECT)
         self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> None:
+        if not node.orelse and all(self._starts_with(LOG, statement) for statement in node.body):
+            return
         self._negate(node.test)
         self.generic_visit(node)
 
@@ -145,6 +146,9 @@ class _Finder(ast.NodeVisitor):
         if isinstance(node.func, ast.Name) and node.func.id in SWAPPED_NAMES:
             self._replace(node.func, SWAPPED_NAMES[node.func.id])
         self.generic_visit(node)
+
+    def _starts_with(self, calls: str | tuple[str, ...], statement: ast.stmt) -> bool:
+        return isinstance(statement, ast.Expr) and self._text(statement).startswith(calls)
 
     def _negate(self, test: ast.expr) -> None:
         if isinstance(test, ast.Compare | ast.UnaryOp):

@@ -26,7 +26,7 @@ QUICK = (
     *("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line", "-W", "ignore"),
     # It collects garbage at the end: a second, with all that is imported.
     *("-p", "tests.mutation.reporter", "-p", "no:unraisableexception"),
-    "--timeout=60",  # a test that hangs has noticed
+    "--timeout=30",  # a test that hangs has noticed
 )
 NOT_PATCHABLE = 100
 """The exit status of a child, beside pytest's own."""
