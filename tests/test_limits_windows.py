@@ -1,5 +1,6 @@
 """The arithmetic of a minute that slides, and the limiter in one process, by a clock of its own."""
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.domain import LimitKind, RateLimit
 from gateway.limits.local import LocalCounters
 from gateway.limits.rate_limits import Limiter, LimitReached
-from gateway.limits.windows import Window
+from gateway.limits.windows import LEASE_WAIT_MS, Standing, Window
 from tests.limits_helpers import FakeClock, caller
 
 KEY_ID = UUID("01a1f8d9-0000-7000-8000-000000000002")
@@ -183,3 +184,27 @@ async def test_counters_of_callers_that_are_gone_are_let_go() -> None:
     clock.now += 120
     assert await admitted(limiter, per_minute(5)) == 1
     assert local.size == 1
+
+
+async def test_a_lease_tells_to_wait_only_where_all_are_taken_and_one_more_is_refused() -> None:
+    limiter = make_limiter(FakeClock())
+    both = caller(per_minute(2), RateLimit("tenant", LimitKind.CONCURRENT, 2))
+    waits: list[list[int]] = []
+
+    def note(standings: Sequence[Standing]) -> None:
+        waits.append([one.next_ms for one in standings if one.limit.kind is LimitKind.CONCURRENT])
+
+    async with AsyncExitStack() as running:
+        for _ in range(2):
+            await running.enter_async_context(
+                limiter.admit(both, images=1, house=None, admitted=note)
+            )
+        with pytest.raises(LimitReached) as full:
+            async with limiter.admit(both, images=1, house=None):
+                pass
+    with pytest.raises(LimitReached) as by_the_minute:
+        async with limiter.admit(both, images=1, house=None):
+            pass
+    for refused in (full, by_the_minute):
+        note(refused.value.standings)
+    assert waits == [[0], [0], [LEASE_WAIT_MS], [0]]

@@ -1,6 +1,8 @@
 """Taking metadata out of files: whatever the bytes, a refusal or a file that is clean."""
 
+import struct
 from contextlib import suppress
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -9,10 +11,17 @@ from hypothesis import strategies as st
 from gateway.images.metadata import strip_metadata
 from gateway.images.metadata.common import PictureProblem, PictureRefused
 from gateway.images.metadata.exif import exif_orientation, has_several_views
-from tests.hazards import MAX_PIXELS, exif, hazards, plain
+from tests.hazards import IEND, MAX_PIXELS, chunk, exif, hazards, idat, plain, png
 
 SMALL = [hazard.content for hazard in hazards() if len(hazard.content) < 20_000]
 CLEAN = {form: plain(form) for form in ("PNG", "JPEG", "WEBP")}
+
+
+ADAM7 = (
+    *("16462646", "77777777", "56565656", "77777777"),
+    *("36463646", "77777777", "56565656", "77777777"),
+)
+"""The pass of each pixel of a square of eight (PNG 3rd edition, 8.1)."""
 
 
 @st.composite
@@ -71,3 +80,28 @@ def test_a_file_cut_off_anywhere_is_refused(form: str) -> None:
     for length in range(len(content)):
         with pytest.raises(PictureRefused):
             strip_metadata(content[:length], max_pixels=MAX_PIXELS)
+
+
+def interlaced(width: int, height: int, depth: int, colour: int, missing: int = 0) -> bytes:
+    """A black interlaced PNG; `missing` bytes fewer than its rows take."""
+    bits = depth * (3 if colour == 2 else 1)
+    total = 0
+    for number in "1234567":
+        rows = [[ADAM7[y % 8][x % 8] for x in range(width)].count(number) for y in range(height)]
+        total += sum(1 + (columns * bits + 7) // 8 for columns in rows if columns)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 1)
+    return png(chunk(b"IHDR", header), idat(bytes(total - missing)), IEND)
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (8, 2), (16, 2)])
+def test_an_interlaced_png_has_exactly_the_rows_of_its_seven_passes(
+    depth: int, colour: int
+) -> None:
+    for width, height in product(range(1, 18), range(1, 18)):
+        whole = interlaced(width, height, depth, colour)
+        stripped = strip_metadata(whole, max_pixels=MAX_PIXELS)
+        assert (stripped.content, stripped.width, stripped.height) == (whole, width, height)
+        with pytest.raises(PictureRefused):
+            strip_metadata(
+                interlaced(width, height, depth, colour, missing=1), max_pixels=MAX_PIXELS
+            )

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from gateway.errors import Forbidden
-from gateway.images.links import LinkSigner
+from gateway.images.links import LinkKind, LinkSigner
 from tests.harness import GPT2, Served, error_of
 from tests.stub_openai import Stub
 
@@ -190,6 +190,23 @@ def test_a_link_is_good_for_its_last_second_and_no_longer() -> None:
     with pytest.raises(Forbidden) as refused:
         signer.verify("img_a1", link.exp, link.sig, now=1_900_000_001)
     assert refused.value.code == "link_expired"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mac"),
+    [
+        (LinkKind.IMAGE, "jQyIzHbyppV61tN-7qbHwzAw"),
+        (LinkKind.THUMBNAIL, "nRenfuoiRkJFjeUcb1KlaTAw"),
+    ],
+)
+def test_links_of_earlier_releases_stay_good(kind: LinkKind, mac: str) -> None:
+    signer = LinkSigner(StrangersKeys(), "http://x")
+    path = "00000000-0000-0000-0000-000000000001/2026/11/20/img_a1.png"
+    place = "MDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMS8yMDI2LzExLzIwLnBuZw"
+    assert split(signer.sign("img_a1", path, 1_900_000_000, kind)).sig == mac + place
+    other = LinkKind.IMAGE if kind else LinkKind.THUMBNAIL
+    with pytest.raises(Forbidden):
+        signer.verify("img_a1", "1900000000", mac + place, now=1_900_000_000, kind=other)
 
 
 async def test_another_gateways_signature_opens_nothing(served: Served, link: Link) -> None:
