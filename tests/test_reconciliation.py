@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from gateway.money import format_usd
@@ -193,6 +194,54 @@ async def test_a_call_under_way_is_left_to_its_worker_until_its_time_is_over(
     [booked] = await books(served)
     assert booked.lines == (("post", 100_000_000),)
     assert [row[2:] for row in await budget_rows(served)] == [(100_000_000, 0)]
+
+
+async def late_answer(
+    served: Served, stub: Stub, fault: Fault, *resolution: str
+) -> httpx2.Response:
+    """A call that an operator resolves after its deadline, and that is answered after that."""
+    await served.budget("1")
+    stub.faults.add(fault)
+    async with served.http(await served.key()) as http:
+        calling = asyncio.create_task(http.post(GENERATIONS, json=image_body(), headers=KEY))
+        await stub.until_held(1)
+        await make_late(served)
+        async with admin(served) as operator:
+            [call] = await every_page(operator, "/reconciliation/calls", state="held")
+        answered(await resolve(served, call["id"], *resolution))
+        stub.release()
+        return await calling
+
+
+async def test_images_that_come_after_an_operators_word_are_kept_under_their_key(
+    served: Served, stub: Stub
+) -> None:
+    """The amount is the operator's; the difference is an alarm."""
+    before = alarms("settle_conflict")
+    first = await late_answer(served, stub, Fault(hold=True), "post", "0.1")
+    replay = await again(served)
+    assert (first.status_code, replay.status_code) == (200, 200)
+    assert replay.headers["idempotent-replayed"] == "true"
+    assert replay.json()["data"] == first.json()["data"]
+    async with served.http(await served.key()) as http:
+        assert len((await http.get("/v1/images")).json()["data"]) == 1
+    [booked] = await books(served)
+    assert (booked.outcome, booked.lines) == ("resolved", (("post", 100_000_000),))
+    assert (len(stub.calls), alarms("settle_conflict") - before) == (1, 1)
+
+
+async def test_a_void_call_that_turns_out_to_have_been_sent_is_an_alarm(
+    served: Served, stub: Stub
+) -> None:
+    before = alarms("settle_conflict")
+    fault = Fault("reset_after_headers", hold=True)
+    assert (await late_answer(served, stub, fault, "void")).status_code == 504
+    [booked] = await books(served)
+    assert (booked.state, alarms("settle_conflict") - before) == ("void", 1)
+
+
+def alarms(kind: str) -> float:
+    return REGISTRY.get_sample_value("gateway_alarms_total", {"kind": kind}) or 0.0
 
 
 async def test_of_operators_who_resolve_one_call_at_once_one_is_heard(

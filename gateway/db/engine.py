@@ -45,6 +45,8 @@ LOST_CLASSES = frozenset({"08", "40", "53", "55", "57"})
 """Postgres' own classes of errors: connection, a transaction rolled back (a deadlock), resources,
 a lock that was not to be had, intervention (shutdown, cancel). Nothing of them was committed, or
 nobody knows."""
+READ_ONLY = "25006"
+"""What a primary answers that has become a standby: nothing was committed."""
 SPARED = 2
 """Connections that tenants' own transactions never take."""
 DEFECT_CLASSES = frozenset({"22", "23", "42", "P0"})
@@ -311,7 +313,8 @@ def raise_if_lost(error: BaseException) -> None:
     lost = isinstance(error, LOST_CONNECTION)
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None) or ""
-        lost = error.connection_invalidated or (lost and not state) or state[:2] in LOST_CLASSES
+        is_lost_state = state[:2] in LOST_CLASSES or state == READ_ONLY
+        lost = error.connection_invalidated or (lost and not state) or is_lost_state
     if lost:
         raise DatabaseUnavailable from error
 

@@ -35,23 +35,32 @@ CREATE OR REPLACE FUNCTION add_ledger_line(
     p_images int, p_text_input bigint, p_image_input bigint, p_text_output bigint,
     p_image_output bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    b ledger;  -- the totals of the lines before
 BEGIN
+    IF r.final_nano IS NULL THEN  -- there is the hold alone, whose counts are zero
+        SELECT 0, 0, 0, 0, 0, 0, 0 INTO b.seq, b.requests, b.images, b.text_input_tokens,
+            b.image_input_tokens, b.text_output_tokens, b.image_output_tokens;
+    ELSE
+        SELECT max(l.seq), sum(l.requests), sum(l.images), sum(l.text_input_tokens),
+            sum(l.image_input_tokens), sum(l.text_output_tokens), sum(l.image_output_tokens)
+        INTO b.seq, b.requests, b.images, b.text_input_tokens, b.image_input_tokens,
+            b.text_output_tokens, b.image_output_tokens
+        FROM ledger l WHERE l.reservation_id = r.id;
+    END IF;
     INSERT INTO ledger (
         reservation_id, seq, at, admitted_at, tenant_id, livemode, api_key_id, user_id,
         requested_model, served_model, kind, amount_nano, requests, images, text_input_tokens,
         image_input_tokens, text_output_tokens, image_output_tokens
-    )
-    SELECT r.id, b.seq, p_at, r.admitted_at, r.tenant_id, r.livemode, r.api_key_id, r.user_id,
+    ) VALUES (
+        r.id, b.seq + 1, p_at, r.admitted_at, r.tenant_id, r.livemode, r.api_key_id, r.user_id,
         r.requested_model, r.served_model, p_kind, p_change_nano, p_requests - b.requests,
         coalesce(p_images - b.images, 0),
-        coalesce(p_text_input - b.text_input, 0), coalesce(p_image_input - b.image_input, 0),
-        coalesce(p_text_output - b.text_output, 0), coalesce(p_image_output - b.image_output, 0)
-    FROM (
-        SELECT max(l.seq) + 1 AS seq, sum(l.requests) AS requests, sum(l.images) AS images,
-            sum(l.text_input_tokens) AS text_input, sum(l.image_input_tokens) AS image_input,
-            sum(l.text_output_tokens) AS text_output, sum(l.image_output_tokens) AS image_output
-        FROM ledger l WHERE l.reservation_id = r.id
-    ) b;
+        coalesce(p_text_input - b.text_input_tokens, 0),
+        coalesce(p_image_input - b.image_input_tokens, 0),
+        coalesce(p_text_output - b.text_output_tokens, 0),
+        coalesce(p_image_output - b.image_output_tokens, 0)
+    );
 END $$;
 
 -- Write down the images of a call, given as JSON objects.
@@ -99,6 +108,7 @@ DECLARE
     v_index int;
     v_period bigint;
     v_is_charged boolean;
+    v_has_new_images boolean;
     r reservation;
     s record;
 BEGIN
@@ -128,13 +138,22 @@ BEGIN
         SELECT * INTO r FROM reservation WHERE id = s.id;
         settled_id := s.id;
         breach := 0;
-        result := settlement_result(
-            r, s.kind, s.amount_nano,
-            r.state IN ('posted_est', 'void') AND s.stored IS NOT NULL
-                AND NOT EXISTS (SELECT 1 FROM image i WHERE i.reservation_id = s.id));
+        v_has_new_images := s.stored IS NOT NULL
+            AND (r.state IN ('posted_est', 'void') OR r.outcome = 'resolved')
+            AND NOT EXISTS (SELECT 1 FROM image i WHERE i.reservation_id = s.id);
+        result := settlement_result(r, s.kind, s.amount_nano, v_has_new_images);
         IF s.kind = 'unknown' AND r.state IN ('held', 'unknown') THEN
             -- Where the sweeper was first: the gateway's word says that the call did go out.
             UPDATE reservation SET state = 'unknown', outcome = s.outcome WHERE id = s.id;
+        ELSIF r.state = 'posted' AND v_has_new_images THEN
+            -- An operator resolved the call before its late answer: the amount stands, the images
+            -- are recorded, and the idempotency key is answered with them from now on.
+            UPDATE reservation SET
+                served_quality = coalesce(s.quality, r.served_quality),
+                served_size = coalesce(s.size, r.served_size),
+                answer = CASE WHEN r.idempotency_key IS NOT NULL THEN s.answer END
+            WHERE id = s.id;
+            PERFORM add_images(r, v_now, s.stored);
         END IF;
         IF result <> 'ok' OR s.kind = 'unknown' THEN
             RETURN NEXT;
