@@ -2,11 +2,14 @@
 
 import struct
 from contextlib import suppress
+from io import BytesIO
 from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from gateway.images.metadata import strip_metadata
 from gateway.images.metadata.common import PictureProblem, PictureRefused
@@ -105,3 +108,26 @@ def test_an_interlaced_png_has_exactly_the_rows_of_its_seven_passes(
             strip_metadata(
                 interlaced(width, height, depth, colour, missing=1), max_pixels=MAX_PIXELS
             )
+
+
+def test_a_colour_profile_stays_in_a_png_and_what_is_none_goes() -> None:
+    profile = ImageCmsProfile(createProfile("sRGB")).tobytes()
+    out = BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "PNG", icc_profile=profile)
+    content = out.getvalue()
+    assert strip_metadata(content, max_pixels=MAX_PIXELS).content == content
+    out = BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "PNG", icc_profile=b"a note, and no profile" * 9)
+    stripped = strip_metadata(out.getvalue(), max_pixels=MAX_PIXELS).content
+    assert b"iCCP" in out.getvalue()
+    assert b"iCCP" not in stripped
+
+
+def test_a_lossless_webp_begins_with_its_signature() -> None:
+    out = BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "WEBP", lossless=True)
+    content = bytearray(out.getvalue())
+    strip_metadata(bytes(content), max_pixels=MAX_PIXELS)
+    content[content.index(b"VP8L") + 8] ^= 1
+    with pytest.raises(PictureRefused):
+        strip_metadata(bytes(content), max_pixels=MAX_PIXELS)
