@@ -61,26 +61,33 @@ END $$;
 -- operator's budgets among them, equally.
 CREATE OR REPLACE FUNCTION write_held(p_periods locked_period[], p_whole boolean) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids bigint[];
+    p locked_period;
 BEGIN
-    UPDATE budget_period bp SET
-        held_nano = bp.held_nano + p.held_nano,
-        soft_nano = bp.soft_nano + CASE WHEN p.is_soft THEN p.held_nano ELSE 0 END,
-        ceiling_nano = greatest(bp.ceiling_nano, p.limit_nano)
-    FROM unnest(p_periods) AS p
-    WHERE bp.id = p.id AND p.held_nano > 0;
+    FOREACH p IN ARRAY p_periods LOOP
+        CONTINUE WHEN p.held_nano = 0;
+        UPDATE budget_period SET
+            held_nano = held_nano + p.held_nano,
+            soft_nano = soft_nano + CASE WHEN p.is_soft THEN p.held_nano ELSE 0 END,
+            ceiling_nano = greatest(ceiling_nano, p.limit_nano)
+        WHERE id = p.id;
+    END LOOP;
     IF NOT p_whole THEN
         RETURN;
     END IF;
-    UPDATE budget_period bp SET
-        allotted_nano = CASE WHEN p.available_nano >= 0 THEN bp.spent_nano + bp.held_nano
-            + p.available_nano / 8
-            + CASE WHEN bp.id = p.id THEN p.available_nano % 8 ELSE 0 END END,
-        -- While more than the limit is used, no shard by itself can know what is left.
-        allotted_of_nano = CASE WHEN p.available_nano >= 0 THEN p.limit_nano END,
-        allotted_division = p.division
-    FROM unnest(p_periods) AS p
-    WHERE p.is_house AND p.held_nano > 0 AND bp.budget_id = p.budget_id
-        AND bp.id IN (SELECT u.id FROM unnest(p_periods) AS u);
+    v_ids := ARRAY(SELECT u.id FROM unnest(p_periods) AS u);
+    FOREACH p IN ARRAY p_periods LOOP
+        CONTINUE WHEN NOT p.is_house OR p.held_nano = 0;
+        UPDATE budget_period bp SET
+            allotted_nano = CASE WHEN p.available_nano >= 0 THEN bp.spent_nano + bp.held_nano
+                + p.available_nano / 8
+                + CASE WHEN bp.id = p.id THEN p.available_nano % 8 ELSE 0 END END,
+            -- While more than the limit is used, no shard by itself can know what is left.
+            allotted_of_nano = CASE WHEN p.available_nano >= 0 THEN p.limit_nano END,
+            allotted_division = p.division
+        WHERE bp.id = ANY (v_ids) AND bp.budget_id = p.budget_id;
+    END LOOP;
 END $$;
 
 -- Write the first refusal by a budget in its period, and the event that tells of it.

@@ -195,12 +195,14 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    UPDATE budget_period bp SET
-        spent_nano = bp.spent_nano + c.spent,
-        held_nano = bp.held_nano - c.held,
-        breach_nano = bp.breach_nano + c.breach
-    FROM unnest(v_periods, v_spent, v_held, v_breach) AS c(id, spent, held, breach)
-    WHERE bp.id = c.id AND (c.spent <> 0 OR c.held <> 0);
+    -- One by one: joined, the planner may read the whole table for a few rows.
+    FOR v_index IN 1 .. coalesce(cardinality(v_periods), 0) LOOP
+        UPDATE budget_period SET
+            spent_nano = spent_nano + v_spent[v_index],
+            held_nano = held_nano - v_held[v_index],
+            breach_nano = breach_nano + v_breach[v_index]
+        WHERE id = v_periods[v_index] AND (v_spent[v_index] <> 0 OR v_held[v_index] <> 0);
+    END LOOP;
 END $$;
 
 REVOKE ALL ON FUNCTION settle(jsonb) FROM PUBLIC;
