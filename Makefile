@@ -57,12 +57,12 @@ check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 	@echo "lint-imports" && { out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out" >&2; exit 1; }; }
 	@echo "mypy"         && $(BIN)/mypy --no-error-summary
 	@echo "alembic check" && { out=$$(tests/alembic_check 2>&1) || { echo "$$out" >&2; exit 1; }; }
-	@echo "style"        && $(BIN)/pytest -q --no-header tests/test_style.py
+	@echo "style"        && $(BIN)/pytest -q --no-header tests/tooling/test_style.py
 
 bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts --rounds 2')
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-DRILLS := tests/test_rolling_restarts.py tests/test_valkey_drill.py
+DRILLS := tests/tooling/test_rolling_restarts.py tests/limits/test_valkey_drill.py
 
 drill: $(DEV_READY) ## overload, a noisy tenant, endless senders, rolling restarts, a failing Valkey (minutes)
 	@$(BIN)/python -m benchmarks overload noisy senders

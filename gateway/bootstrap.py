@@ -12,49 +12,49 @@ from gateway.billing.opening import open_reservations
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import warm
+from gateway.catalog.loading import LEGACY, utc_today
 from gateway.config import Settings, proxy_for
 from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
 from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
-from gateway.images.catalog import LEGACY, utc_today
-from gateway.images.credential_tests import CredentialTests
-from gateway.images.decoding import (
+from gateway.generation.credential_tests import CredentialTests
+from gateway.generation.idempotency import Replays
+from gateway.generation.image_references import FetchLimits, PictureFetcher
+from gateway.generation.intake import Intake
+from gateway.generation.model_lifetimes import Lifetimes
+from gateway.generation.pipeline import Pipeline
+from gateway.generation.pipeline_limits import PipelineLimits
+from gateway.generation.results import Results
+from gateway.library.keeping import Keeper
+from gateway.library.links import LinkSigner
+from gateway.library.opening import open_decoder, open_finisher, open_keeper
+from gateway.library.storage import ImageStore
+from gateway.library.thumbnails import Thumbnails
+from gateway.limits.enforcement import Limiter, open_limiter
+from gateway.load.circuit_breaker import CircuitLimits
+from gateway.load.circuits import Circuits
+from gateway.load.gate import Gate, GateLimits
+from gateway.media.decoder import (
     Decoder,
     DecoderBusy,
     DecoderFailed,
     PictureRefused,
 )
-from gateway.images.intake import Intake
-from gateway.images.keeping import Keeper
-from gateway.images.lifetimes import Lifetimes
-from gateway.images.links import LinkSigner
-from gateway.images.opening import open_decoder, open_finisher, open_keeper
-from gateway.images.pipeline import Pipeline
-from gateway.images.pipeline_limits import PipelineLimits
-from gateway.images.references import FetchLimits, PictureFetcher
-from gateway.images.replays import Replays
-from gateway.images.results import Results
-from gateway.images.spools import new_spool
-from gateway.images.storage import ImageStore
-from gateway.images.thumbnails import Thumbnails
-from gateway.limits.circuit_breaker import CircuitLimits
-from gateway.limits.circuits import Circuits
-from gateway.limits.gate import Gate, GateLimits
-from gateway.limits.rate_limits import Limiter, open_limiter
-from gateway.opening import open_core
-from gateway.providers.base import ImageProvider, ProviderFailure, Reason
-from gateway.providers.downloads import Downloads, origin_of
-from gateway.providers.openai_images import OpenAIImages
-from gateway.providers.sandbox import Sandbox
-from gateway.providers.sandbox_inputs import PixelReader
-from gateway.request_log.writer import RequestLog, open_request_log
-from gateway.tenancy.credentials import CredentialChoice, Credentials
-from gateway.tenancy.identity_provider import (
+from gateway.media.temporary_files import new_spool
+from gateway.net.downloads import Downloads, origin_of
+from gateway.oidc.identity_provider import (
     Account,
     IdentityProvider,
     identity_provider_of,
 )
+from gateway.opening import open_core
+from gateway.providers.base import ImageProvider, ProviderFailure, Reason
+from gateway.providers.openai.images import OpenAIImages
+from gateway.providers.sandbox.inputs import PixelReader
+from gateway.providers.sandbox.provider import Sandbox
+from gateway.request_log.writer import RequestLog, open_request_log
+from gateway.tenancy.credentials import CredentialChoice, Credentials
 from gateway.tenancy.key_lookup import KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from gateway.catalog.loading import Catalog
 from gateway.config import Settings
 from gateway.db.engine import Database
 from gateway.domain import SecretText
-from gateway.images.catalog import Catalog
-from gateway.tenancy.gateway_secrets import GatewaySecrets
-from gateway.tenancy.key_format import Pepper
-from gateway.tenancy.vault import Vault
+from gateway.vault.gateway_secrets import GatewaySecrets
+from gateway.vault.key_format import Pepper
+from gateway.vault.sealing import Vault
 from gateway.webhooks.sealing import Sealing
 
 

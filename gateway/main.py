@@ -15,14 +15,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from gateway import __version__
-from gateway.admission import Admission
-from gateway.authentication import Authentication
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
-from gateway.instrumentation import Instrumentation
+from gateway.maintenance import Sweeper
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
-from gateway.orphans import end_with_parent
+from gateway.parent_watch import end_with_parent
 from gateway.rest import (
     admin,
     credentials,
@@ -41,8 +39,10 @@ from gateway.rest import (
 from gateway.rest.errors import install_error_handlers
 from gateway.rest.openapi import describe
 from gateway.rest.uploads import UploadLimits, UploadReader
-from gateway.sweeper import Sweeper
 from gateway.telemetry import configure_logging
+from gateway.web.admission import Admission
+from gateway.web.authentication import Authentication
+from gateway.web.instrumentation import Instrumentation
 
 GC_NEW_OBJECTS = 20_000
 STOP_SECONDS = 10

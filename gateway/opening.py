@@ -9,17 +9,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.billing import prices
+from gateway.catalog.loading import load_catalog, utc_today
 from gateway.config import Settings
 from gateway.core import Core
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_dir
 from gateway.db.engine import APP_ROLE, Database, database_url
 from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
 from gateway.errors import ConfigurationError
-from gateway.images.catalog import load_catalog, utc_today
 from gateway.telemetry import redact
 from gateway.tenancy import quickstart
-from gateway.tenancy.gateway_secrets import open_secrets
-from gateway.tenancy.vault import MasterKeys, Vault
+from gateway.vault.gateway_secrets import open_secrets
+from gateway.vault.sealing import MasterKeys, Vault
 from gateway.webhooks.sealing import Sealing
 
 

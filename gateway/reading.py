@@ -5,13 +5,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
 
+from gateway.catalog.loading import load_catalog, utc_today
 from gateway.config import Settings
 from gateway.core import Reader
 from gateway.db.embedded import EmbeddedPostgres, has_cluster
 from gateway.db.engine import APP_ROLE, Database, DatabaseUnavailable
 from gateway.db.revisions import newest_revision
 from gateway.errors import ConfigurationError
-from gateway.images.catalog import load_catalog, utc_today
 
 POOL_SIZE = 2
 NOTHING_THERE = (

@@ -8,7 +8,7 @@ import psutil  # type: ignore[import-untyped]  # ships without types
 import pytest
 from PIL import Image
 
-from gateway.images.decoding import (
+from gateway.media.decoder import (
     Decoder,
     DecoderLimits,
     Picture,
@@ -41,7 +41,7 @@ def opened(content: bytes) -> Image.Image:
 def processes() -> list[psutil.Process]:
     """The decoder processes of this test run, in no order."""
     children = psutil.Process().children()
-    return [child for child in children if "gateway.images.decoder_process" in child.cmdline()]
+    return [child for child in children if "gateway.media.decoder_process" in child.cmdline()]
 
 
 async def clean(decoder: Decoder, content: bytes) -> tuple[Picture, bytes]:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway.providers.downloads import DownloadRefused, Downloads, Refusal, origin_of
+from gateway.net.downloads import DownloadRefused, Downloads, Refusal, origin_of
 
 NAME = "pictures.example"
 PUBLIC = "93.184.215.14"

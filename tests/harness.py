@@ -27,16 +27,16 @@ from sqlalchemy import Row, make_url, text
 
 from gateway.billing import budgets, ledger
 from gateway.bootstrap import Gateway, open_gateway
+from gateway.catalog.loading import utc_today
 from gateway.config import Settings
-from gateway.connections.bounds import ConnectionBounds
 from gateway.db.engine import TenantSession, create_engine, database_url
 from gateway.db.migrate import migrate
-from gateway.images.catalog import utc_today
 from gateway.main import create_app
+from gateway.maintenance import Sweeper
 from gateway.money import parse_usd
-from gateway.sweeper import Sweeper
 from gateway.tenancy import api_keys, tenants, users
 from gateway.tenancy.api_keys import IssuedKey
+from gateway.web.connections.bounds import ConnectionBounds
 from tests.forks import KEPT, Forked, fork_gateway
 from tests.serving import serving
 

@@ -14,7 +14,7 @@ from itertools import chain
 
 from PIL import Image, ImageDraw
 
-from gateway.images.decoding import Picture, PictureProblem
+from gateway.media.decoder import Picture, PictureProblem
 
 MAX_PIXELS = 40_000_000
 """What the expected answers assume as the limit."""

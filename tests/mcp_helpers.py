@@ -17,11 +17,11 @@ from mcp.types import CallToolResult, ImageContent, ResourceLink, TextContent
 
 from gateway.bootstrap import open_gateway
 from gateway.config import Settings
-from gateway.images.intake import Intake
-from gateway.images.references import FetchLimits, PictureFetcher
+from gateway.generation.image_references import FetchLimits, PictureFetcher
+from gateway.generation.intake import Intake
 from gateway.main import create_app
 from gateway.mcp_server.tools import TOOLS
-from gateway.providers.downloads import Downloads
+from gateway.net.downloads import Downloads
 from gateway.tenancy import tenants
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import HOUSE_KEY, MASTER_KEY, Served

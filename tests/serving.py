@@ -9,8 +9,8 @@ from typing import Any, Literal
 import uvicorn
 
 from gateway.config import Settings
-from gateway.connections.bounds import ConnectionBounds
-from gateway.connections.protocol import BoundedConfig
+from gateway.web.connections.bounds import ConnectionBounds
+from gateway.web.connections.protocol import BoundedConfig
 
 CLOSE_SECONDS = 60
 

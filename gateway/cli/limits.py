@@ -19,8 +19,8 @@ from gateway.cli.output import (
 from gateway.core import Core, Reader
 from gateway.db.engine import TenantSession
 from gateway.domain import LimitKind
-from gateway.tenancy import lookups, rate_limits
-from gateway.tenancy.rate_limits import StoredLimit
+from gateway.tenancy import limit_rows, lookups
+from gateway.tenancy.limit_rows import StoredLimit
 
 limits = typer.Typer(help="How much a minute, and how much at once.", no_args_is_help=True)
 
@@ -59,7 +59,7 @@ def set_limits(
         async with core.database.tenant(owner.id, by=invoker()) as session:
             key_id, user_id = await find_owner(session, owner.id, key, user)
             return [
-                await rate_limits.set_limit(
+                await limit_rows.set_limit(
                     session,
                     owner.id,
                     kind=kind,
@@ -89,7 +89,7 @@ def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
     async def work(core: Reader) -> tuple[list[StoredLimit], list[dict[str, object]]]:
         async with core.database.operator() as session:
             owner = await lookups.find_tenant(session, tenant)
-            found = await rate_limits.list_limits(TenantSession(session), owner.id)
+            found = await limit_rows.list_limits(TenantSession(session), owner.id)
         settings = core.settings
         defaults = zip(
             LimitKind,
@@ -155,13 +155,13 @@ def remove_limits(
             key_id, user_id = await find_owner(session, owner.id, key, user)
             removed = [
                 limit
-                for limit in await rate_limits.list_limits(session, owner.id)
+                for limit in await limit_rows.list_limits(session, owner.id)
                 if (limit.api_key_id, limit.user_id) == (key_id, user_id)
                 and (limit.livemode is not test or key is not None)
                 and kind in {None, limit.kind}
             ]
             for limit in removed:
-                await rate_limits.remove_limit(session, owner.id, limit.id)
+                await limit_rows.remove_limit(session, owner.id, limit.id)
         return removed
 
     removed = run(work)

@@ -13,16 +13,17 @@ from gateway.config import Settings
 from gateway.core import Core, Reader
 from gateway.db.audit import Action, record
 from gateway.errors import ConfigurationError, InvalidRequest
-from gateway.tenancy import credentials, gateway_secrets, key_status
-from gateway.tenancy.key_status import KeyStatus
-from gateway.tenancy.rotation import (
+from gateway.tenancy import credentials
+from gateway.vault import gateway_secrets, key_status
+from gateway.vault.key_status import KeyStatus
+from gateway.vault.rotation import (
     Rotated,
     retire_data_keys,
     rewrap_all,
     rotate_data_keys,
     used_master_key_ids,
 )
-from gateway.tenancy.vault import MasterKeys, new_master_key, write_key_file
+from gateway.vault.sealing import MasterKeys, new_master_key, write_key_file
 from gateway.webhooks import sealing
 
 ROTATION_LOCK = 4_702_111_234_569

@@ -17,14 +17,14 @@ from gateway.cli.output import (
 from gateway.config import Settings, load_settings
 from gateway.core import Core
 from gateway.errors import ConfigurationError, GatewayError, NotFound, StorageFailed
-from gateway.images.storage import new_image_id, open_store
+from gateway.library.storage import new_image_id, open_store
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.money import format_usd_short
+from gateway.oidc.identity_provider import IdentityProvider
+from gateway.oidc.signing_keys import KeysNotFetched
 from gateway.reading import open_reader
 from gateway.telemetry import configure_logging
-from gateway.tenancy import key_status
-from gateway.tenancy.identity_provider import IdentityProvider
-from gateway.tenancy.signing_keys import KeysNotFetched
+from gateway.vault import key_status
 
 Note = Callable[[str, str, str], None]
 

@@ -26,8 +26,6 @@ from uvicorn.supervisors import Multiprocess
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.cli.output import JsonOption, console, guarded, print_json, refuse
 from gateway.config import Settings, export_to_workers, load_settings
-from gateway.connections.bounds import ConnectionBounds, raise_descriptor_limit
-from gateway.connections.protocol import BoundedConfig
 from gateway.core import Core
 from gateway.errors import ConfigurationError
 from gateway.main import create_app, leave, spare_garbage_collector
@@ -35,6 +33,8 @@ from gateway.mcp_server.prompt_templates import load_templates
 from gateway.opening import open_core
 from gateway.telemetry import configure_logging
 from gateway.tenancy.quickstart import read_quickstart
+from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
+from gateway.web.connections.protocol import BoundedConfig
 
 ACCEPTED_PER_TURN = 16
 SIGNALLED = 128

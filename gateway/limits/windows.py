@@ -1,6 +1,6 @@
 """What limits are counted with: a minute that slides, by the second. No I/O, whole numbers.
 
-`gateway/limits/scripts.py` says the same in Lua.
+`gateway/limits/redis_scripts.py` says the same in Lua.
 """
 
 from collections import deque

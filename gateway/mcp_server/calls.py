@@ -12,7 +12,7 @@ from starlette.requests import Request
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelope
-from gateway.limits.gate import Place
+from gateway.load.gate import Place
 from gateway.request_record import current, note_error
 
 Context = ServerRequestContext[Any, Request]

@@ -14,13 +14,13 @@ import structlog
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
-from gateway.admission import as_json_rpc
 from gateway.domain import Caller
 from gateway.errors import BodyTooSlow, GatewayError, PayloadTooLarge
-from gateway.instrumentation import App, Message, Receive, RequestScope, Send, send_error
-from gateway.limits.concurrency import Places
+from gateway.load.concurrency import Places
 from gateway.mcp_server.bodies import LARGE_BODY_BYTES, Body, read_body
 from gateway.mcp_server.calls import ARGUMENTS_STATE
+from gateway.web.admission import as_json_rpc
+from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 
 log = structlog.get_logger(__name__)
 

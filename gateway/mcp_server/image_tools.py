@@ -9,10 +9,10 @@ from mcp.types import CallToolResult
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
-from gateway.images.claims import claim_for
-from gateway.images.parameters import parse_image_request
-from gateway.images.pipeline import SANDBOX
-from gateway.images.references import PictureReference, check_length
+from gateway.generation.claims import claim_for
+from gateway.generation.image_references import PictureReference, check_length
+from gateway.generation.parameters import parse_image_request
+from gateway.generation.pipeline import SANDBOX
 from gateway.mcp_server.calls import ToolCall, flag
 from gateway.mcp_server.progress import Progress
 from gateway.mcp_server.results import show_generation

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from gateway.billing import budgets, usage
 from gateway.billing.budgets import Budget
 from gateway.billing.usage import UsageRow
-from gateway.images.parameters import parse_image_request
+from gateway.generation.parameters import parse_image_request
 from gateway.mcp_server.calls import ToolCall
 from gateway.mcp_server.model_cards import ModelCard, model_card
 from gateway.money import format_usd, format_usd_short

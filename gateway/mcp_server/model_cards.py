@@ -5,8 +5,8 @@ from pydantic import BaseModel, Field
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, Operation, Price, Quote
 from gateway.errors import InvalidRequest, NotConfigured
+from gateway.generation.parameters import ENDPOINTS, parse_image_request
 from gateway.image_models import Model
-from gateway.images.parameters import ENDPOINTS, parse_image_request
 from gateway.money import format_usd_short
 
 SAMPLE_SIZE = "1024x1024"

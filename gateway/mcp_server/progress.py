@@ -9,9 +9,9 @@ from typing import Any
 from mcp.types import ProgressNotification, ProgressNotificationParams
 
 from gateway.domain import Generation, PartialImage
-from gateway.images.decoding import Decoder
-from gateway.images.previews import make_preview
 from gateway.mcp_server.calls import Context
+from gateway.media.decoder import Decoder
+from gateway.media.previews import make_preview
 
 INTERVAL_SECONDS = 2.0
 PREVIEW_KEY = "image-gateway/preview"

@@ -14,9 +14,9 @@ from mcp.types import (
 )
 from mcp.types import PromptArgument as ListedArgument
 
+from gateway.catalog.sizes import fitting_size
 from gateway.errors import InvalidRequest, NotFound
 from gateway.image_models import Model
-from gateway.images.sizes import fitting_size
 from gateway.mcp_server.calls import Context, opened_gateway
 from gateway.mcp_server.prompt_templates import (
     PromptArgument,

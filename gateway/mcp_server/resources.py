@@ -24,17 +24,17 @@ from mcp.types import (
 )
 from pydantic import BaseModel, Field
 
-from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, Scope
 from gateway.errors import GatewayError, InvalidRequest, ModelRetired, NotFound, PayloadTooLarge
-from gateway.images import history
-from gateway.images.history import HostedImage
-from gateway.images.references import HOSTED_SCHEME
-from gateway.images.retention import link_expiry
+from gateway.generation.image_references import HOSTED_SCHEME
+from gateway.library import history
+from gateway.library.history import HostedImage
+from gateway.library.retention import link_expiry
 from gateway.mcp_server.calls import Context, opened_gateway, protocol_error
 from gateway.mcp_server.model_cards import model_card
 from gateway.money import format_usd
+from gateway.web.authentication import require_scope
 
 JSON = "application/json"
 HISTORY = "image-history://recent"

@@ -15,10 +15,10 @@ from pydantic import BaseModel, Field
 
 from gateway.domain import Generation, Kept, StoredImage
 from gateway.errors import StorageFailed
-from gateway.images.decoding import Decoder
-from gateway.images.previews import make_preview
-from gateway.images.references import HOSTED_SCHEME
-from gateway.images.results import dimensions
+from gateway.generation.image_references import HOSTED_SCHEME
+from gateway.generation.results import dimensions
+from gateway.media.decoder import Decoder
+from gateway.media.previews import make_preview
 from gateway.money import format_usd
 
 COST_META = "cost"

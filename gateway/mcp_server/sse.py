@@ -22,13 +22,10 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.routing import Route
 
-from gateway.admission import as_json_rpc
-from gateway.authentication import SSE_MESSAGES_PATH, SSE_PATH
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, Unavailable
-from gateway.instrumentation import Message, Receive, RequestScope, Send, send_error
-from gateway.limits.concurrency import Places
+from gateway.load.concurrency import Places
 from gateway.mcp_server.bodies import LARGE_BODY_BYTES
 from gateway.mcp_server.calls import Context, opened_gateway, request_of
 from gateway.mcp_server.endpoint import (
@@ -39,6 +36,9 @@ from gateway.mcp_server.endpoint import (
     replay,
 )
 from gateway.request_record import RequestRecord, current, set_current
+from gateway.web.admission import as_json_rpc
+from gateway.web.authentication import SSE_MESSAGES_PATH, SSE_PATH
+from gateway.web.instrumentation import Message, Receive, RequestScope, Send, send_error
 
 GOODBYE_SECONDS = 1.0
 RECORD_STATE = "mcp_record"

@@ -19,7 +19,6 @@ from mcp.types import (
 )
 from pydantic import BaseModel
 
-from gateway.authentication import require_scope
 from gateway.domain import Scope
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.mcp_server import tool_inputs
@@ -42,6 +41,7 @@ from gateway.mcp_server.information_tools import (
 )
 from gateway.mcp_server.results import ImagesMade
 from gateway.request_record import current
+from gateway.web.authentication import require_scope
 
 # Each call makes something new and is paid for, at a vendor out there; nothing is overwritten.
 BUYS = ToolAnnotations(

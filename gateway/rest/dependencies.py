@@ -8,16 +8,16 @@ import orjson
 from fastapi import Depends, Path, Request
 from starlette.requests import ClientDisconnect
 
-from gateway.authentication import check_operator, require_scope
 from gateway.bootstrap import Gateway
 from gateway.config import Settings
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import BodyTooSlow, Forbidden, InvalidRequest, PayloadTooLarge
-from gateway.limits.gate import Place
+from gateway.load.gate import Place
 from gateway.request_record import current
 from gateway.rest.uploads import UploadReader
 from gateway.tenancy.credentials import PROVIDERS
+from gateway.web.authentication import check_operator, require_scope
 
 # Dependencies are coroutines even where they await nothing: the framework would run a plain
 # function in a worker thread, at twenty times the cost.

@@ -9,12 +9,12 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from gateway.authentication import challenge_headers
 from gateway.config import Settings
 from gateway.errors import GatewayError, InvalidRequest, NotFound, envelope, response_headers
-from gateway.limits.rate_limits import LimitReached
+from gateway.limits.enforcement import LimitReached
 from gateway.request_record import note_error
 from gateway.rest.answers import limit_headers
+from gateway.web.authentication import challenge_headers
 
 PREFIX = "/v1"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

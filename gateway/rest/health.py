@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.db.engine import DatabaseUnavailable, answered_within
-from gateway.images.store_health import StoreHealth
+from gateway.library.store_health import StoreHealth
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.openapi import shared_headers
 from gateway.rest.schemas import Health, Readiness

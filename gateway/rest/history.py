@@ -6,10 +6,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from gateway.bootstrap import Gateway
-from gateway.images import history
-from gateway.images.history import HostedImage
-from gateway.images.links import LinkKind
-from gateway.images.retention import link_expiry
+from gateway.library import history
+from gateway.library.history import HostedImage
+from gateway.library.links import LinkKind
+from gateway.library.retention import link_expiry
 from gateway.money import NanoUsd, format_usd
 from gateway.rest.dependencies import ActorDep, GatewayDep, ImageFiles, ImageWriter
 from gateway.rest.refusals import refused_with

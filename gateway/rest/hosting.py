@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gateway.errors import RangeNotSatisfiable
-from gateway.images.links import LinkKind
-from gateway.images.storage import MEDIA_TYPES, ImageStore, thumbnail_path
+from gateway.library.links import LinkKind
+from gateway.library.storage import MEDIA_TYPES, ImageStore, thumbnail_path
 from gateway.rest.byte_ranges import is_fresh, parse_range
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.errors import error_response

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
-from gateway.images.claims import claim_for
-from gateway.images.parameters import parse_image_request
-from gateway.limits.gate import Place
+from gateway.generation.claims import claim_for
+from gateway.generation.parameters import parse_image_request
 from gateway.limits.windows import Standing
+from gateway.load.gate import Place
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
 from gateway.rest.bodies import EditBody, EditForm, ImageBody, VariationForm

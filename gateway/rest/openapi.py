@@ -11,9 +11,9 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.routing import Route
 
-from gateway.authentication import is_open, is_operators
 from gateway.rest.refusals import REFUSALS, reference, shared_responses
 from gateway.rest.schemas import ErrorAnswer
+from gateway.web.authentication import is_open, is_operators
 
 Description = dict[str, Any]
 """A JSON object of OpenAPI 3.1: whatever is in it is written out and read by programs."""

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
-from gateway.images.claims import claim_for
-from gateway.images.parameters import parse_image_request
-from gateway.limits.gate import Place
+from gateway.generation.claims import claim_for
+from gateway.generation.parameters import parse_image_request
 from gateway.limits.windows import Standing
+from gateway.load.gate import Place
 from gateway.rest.answers import generation_headers
 from gateway.rest.bodies import SimpleBody, SimpleForm
 from gateway.rest.dependencies import (

@@ -13,9 +13,9 @@ from fastapi.responses import StreamingResponse
 
 from gateway.domain import Caller, Generation, ImageRequest, Operation, PartialImage
 from gateway.errors import GatewayError, envelope
-from gateway.images.pipeline import Pipeline
-from gateway.limits.gate import Place
+from gateway.generation.pipeline import Pipeline
 from gateway.limits.windows import Standing
+from gateway.load.gate import Place
 from gateway.money import format_usd
 from gateway.request_record import current, note_error
 from gateway.rest.answers import REPLAYED, limit_headers, model_headers, render_usage

@@ -21,11 +21,11 @@ from starlette.requests import ClientDisconnect
 from gateway import telemetry
 from gateway.domain import Caller
 from gateway.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, Unavailable
-from gateway.images.inputs import Upload
-from gateway.images.references import PictureReference, check_length, decode_data_url
-from gateway.images.spools import new_spool
-from gateway.limits.concurrency import Places
-from gateway.limits.gate import Gate, GateLimits
+from gateway.generation.image_references import PictureReference, check_length, decode_data_url
+from gateway.generation.input_images import Upload
+from gateway.load.concurrency import Places
+from gateway.load.gate import Gate, GateLimits
+from gateway.media.temporary_files import new_spool
 
 MAX_FILES = 20
 MAX_FIELDS = 40

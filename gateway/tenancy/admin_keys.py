@@ -18,10 +18,10 @@ from gateway.db.key_tables import OperatorKeyRow
 from gateway.db.pages import Page, page_of
 from gateway.domain import AdminScope, SecretText, new_id
 from gateway.errors import Conflict, InvalidRequest, NotFound
-from gateway.tenancy import key_format
 from gateway.tenancy.api_keys import MAX_GRACE, MAX_LIFETIME
-from gateway.tenancy.key_format import Pepper
 from gateway.tenancy.tenants import as_uuid, check_name
+from gateway.vault import key_format
+from gateway.vault.key_format import Pepper
 
 Origin = Literal["first_start", "setting", "command", "rest"]
 SETTING = "GATEWAY_ADMIN_KEY"

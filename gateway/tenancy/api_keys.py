@@ -16,9 +16,9 @@ from gateway.db.pages import Page, page_of
 from gateway.db.tables import ApiKeyRow, TenantUserRow
 from gateway.domain import USUAL_KEY_SCOPES, Scope, SecretText, new_id
 from gateway.errors import InvalidRequest, NotFound
-from gateway.tenancy import key_format
-from gateway.tenancy.key_format import Pepper
 from gateway.tenancy.tenants import check_name, keep_living
+from gateway.vault import key_format
+from gateway.vault.key_format import Pepper
 
 MAX_LIFETIME = timedelta(days=3653)
 MAX_GRACE = timedelta(days=366)

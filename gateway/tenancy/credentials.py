@@ -20,9 +20,9 @@ from gateway.db.pages import Page, page_of
 from gateway.db.tables import CredentialRow, DataKeyRow
 from gateway.domain import Caller, SecretText, new_id
 from gateway.errors import InvalidRequest, NotConfigured, NotFound, RateLimited
-from gateway.tenancy.rotation import Sealed
 from gateway.tenancy.tenants import keep_living
-from gateway.tenancy.vault import DataKeyMissing, SealBroken, Vault, unseal
+from gateway.vault.rotation import Sealed
+from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, unseal
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
 PROVIDERS = ("openai",)

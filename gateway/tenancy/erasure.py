@@ -1,7 +1,7 @@
 """Deletion of tenants and users: access ends, secrets are destroyed, names and prompts are blanked.
 
 Ledger, reservations and audit trail are kept: money must stay explicable, and a call that is under
-way settles as usual. Images follow in batches, by the sweeper (`gateway/images/erasure.py`).
+way settles as usual. Images follow in batches, by the sweeper (`gateway/library/erasure.py`).
 """
 
 from uuid import UUID
@@ -22,7 +22,7 @@ from gateway.errors import NotFound
 from gateway.tenancy import tenants, users
 from gateway.tenancy.tenants import Tenant
 from gateway.tenancy.users import User
-from gateway.tenancy.vault import shred
+from gateway.vault.sealing import shred
 
 SWEEP = "erasures"
 DELETED = "deleted"

@@ -12,12 +12,12 @@ from gateway.db.engine import Database, DatabaseUnavailable
 from gateway.domain import Caller, Operator, TenantSettings
 from gateway.errors import Unauthenticated
 from gateway.request_record import current
-from gateway.tenancy import key_format
-from gateway.tenancy.gateway_secrets import GatewaySecrets
-from gateway.tenancy.key_format import Kind
-from gateway.tenancy.rate_limits import read_limits
+from gateway.tenancy.limit_rows import read_limits
 from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.tenancy.tenants import refuse_suspended
+from gateway.vault import key_format
+from gateway.vault.gateway_secrets import GatewaySecrets
+from gateway.vault.key_format import Kind
 
 UNKNOWN_SECONDS = 10.0
 MAX_UNKNOWN = 10_000

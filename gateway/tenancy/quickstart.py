@@ -11,9 +11,10 @@ from gateway.config import Settings
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
-from gateway.tenancy import admin_keys, api_keys, key_format, tenants
-from gateway.tenancy.gateway_secrets import GatewaySecrets
-from gateway.tenancy.key_format import Pepper
+from gateway.tenancy import admin_keys, api_keys, tenants
+from gateway.vault import key_format
+from gateway.vault.gateway_secrets import GatewaySecrets
+from gateway.vault.key_format import Pepper
 
 DEFAULT_TENANT = "default"
 

@@ -13,12 +13,12 @@ from gateway.db.owners import Owner, find_owner
 from gateway.db.pages import Page
 from gateway.domain import USUAL_KEY_SCOPES, Caller, LimitKind, Scope
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
-from gateway.tenancy import api_keys, erasure, rate_limits, users
+from gateway.tenancy import api_keys, erasure, limit_rows, users
 from gateway.tenancy.api_keys import IssuedKey, KeyInfo
 from gateway.tenancy.delegation import Grant, refuse_more, refuse_own_bound
-from gateway.tenancy.key_format import Pepper
-from gateway.tenancy.rate_limits import StoredLimit
+from gateway.tenancy.limit_rows import StoredLimit
 from gateway.tenancy.users import User
+from gateway.vault.key_format import Pepper
 
 
 def mode_of(caller: Caller, *, livemode: bool | None) -> bool:
@@ -212,18 +212,18 @@ async def set_limit(
         api_key_id=api_key_id,
         user_id=user_id,
     )
-    present = await rate_limits.value_of(session, caller.tenant_id, kind, owner)
+    present = await limit_rows.value_of(session, caller.tenant_id, kind, owner)
     if present is not None and value > present:
         refuse_own_bound(caller, owner)
     whole = Owner(None, None, owner.livemode)
-    ceiling = await rate_limits.value_of(session, caller.tenant_id, kind, whole)
+    ceiling = await limit_rows.value_of(session, caller.tenant_id, kind, whole)
     ceiling = tenant_default if ceiling is None else ceiling
     if ceiling is not None and value > ceiling:
         raise InvalidRequest(
             f"value must be at most {ceiling}, the tenant's own limit of {kind} (got {value}).",
             param="value",
         )
-    return await rate_limits.set_limit(
+    return await limit_rows.set_limit(
         session,
         caller.tenant_id,
         kind=kind,
@@ -247,7 +247,7 @@ async def list_limits(
     Raises:
         Forbidden: a test key names live mode.
     """
-    return await rate_limits.list_page(
+    return await limit_rows.list_page(
         session,
         caller.tenant_id,
         limit=limit,
@@ -263,14 +263,14 @@ async def remove_limit(session: TenantSession, caller: Caller, limit_id: int) ->
         Forbidden: it is the tenant's own, or holds the caller.
         NotFound: the tenant has no such limit in a mode that the caller may see.
     """
-    found = await rate_limits.get(session, caller.tenant_id, limit_id)
+    found = await limit_rows.get(session, caller.tenant_id, limit_id)
     if found.livemode and not caller.livemode:
         raise NotFound(f"This tenant has no limit {limit_id}.", param="limit_id")
     if found.owner == "tenant":
         raise Forbidden("The limits of a tenant are set by the operator of this gateway.")
     owner = Owner(found.api_key_id, found.user_id, found.livemode)
     refuse_own_bound(caller, owner)
-    await rate_limits.remove_limit(session, caller.tenant_id, limit_id)
+    await limit_rows.remove_limit(session, caller.tenant_id, limit_id)
 
 
 def _check_other_user(caller: Caller, user_id: UUID | None) -> None:

@@ -16,7 +16,7 @@ from gateway.config import Settings
 from gateway.db import sweeps
 from gateway.db.engine import Database
 from gateway.errors import ConfigurationError
-from gateway.tenancy.vault import SealBroken
+from gateway.vault.sealing import SealBroken
 from gateway.webhooks import deliveries, endpoints
 from gateway.webhooks.deliveries import Claim
 from gateway.webhooks.events import announce, body_of

@@ -12,16 +12,16 @@ from sqlalchemy import func, select
 from gateway.db.engine import Database, OperatorSession, TenantSession, one_at_a_time
 from gateway.db.tables import DataKeyRow, WebhookEndpointRow, WebhookSecretRow
 from gateway.domain import SecretText, new_id
-from gateway.tenancy.gateway_secrets import (
+from gateway.tenancy.tenants import keep_living
+from gateway.vault.gateway_secrets import (
     GatewaySecrets,
     Secret,
     end_webhook_keys,
     list_versions,
     roll_webhook_key,
 )
-from gateway.tenancy.rotation import Sealed
-from gateway.tenancy.tenants import keep_living
-from gateway.tenancy.vault import DataKeyMissing, SealBroken, Vault, seal, unseal
+from gateway.vault.rotation import Sealed
+from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, seal, unseal
 
 KIND = "webhook_secret"
 SEALING = UUID(int=1)

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import aiohttp
 
-from gateway.outbound import (
+from gateway.net.outbound import (
     AddressRefused,
     Resolver,
     SocketFactory,

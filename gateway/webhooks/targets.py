@@ -9,8 +9,8 @@ from enum import StrEnum
 
 from yarl import URL
 
-from gateway.addresses import is_public, is_public_or_private
-from gateway.outbound import (
+from gateway.net.addresses import is_public, is_public_or_private
+from gateway.net.outbound import (
     Guard,
     UnreadableUrl,
     has_user,

@@ -25,8 +25,8 @@ from gateway.rest.admin.schemas import (
     with_example,
 )
 from gateway.rest.dependencies import ActorDep, GatewayDep
-from gateway.tenancy import rate_limits
-from gateway.tenancy.rate_limits import MAX_VALUE, StoredLimit
+from gateway.tenancy import limit_rows
+from gateway.tenancy.limit_rows import MAX_VALUE, StoredLimit
 
 router = APIRouter(prefix="/tenants/{tenant_id}/limits", tags=["admin: limits"])
 Kind = Literal["requests", "images", "concurrent"]
@@ -96,7 +96,7 @@ async def put_limit(
     from the next request on.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
-        stored = await rate_limits.set_limit(
+        stored = await limit_rows.set_limit(
             session,
             tenant_id,
             kind=body.kind,
@@ -115,7 +115,7 @@ async def list_limits(
 ) -> Listed[LimitObject]:
     """Newest first, those of its users and keys among them."""
     async with reading_tenant(gateway, tenant_id) as session:
-        page = await rate_limits.list_page(session, tenant_id, limit=query.limit, after=query.after)
+        page = await limit_rows.list_page(session, tenant_id, limit=query.limit, after=query.after)
     data = [render_limit(stored) for stored in page.items]
     return Listed[LimitObject].of(data, has_more=page.has_more)
 
@@ -126,7 +126,7 @@ async def remove_limit(
 ) -> Response:
     """For a tenant, the gateway's default is in force again."""
     async with changing_tenant(gateway, tenant_id, actor) as session:
-        await rate_limits.remove_limit(session, tenant_id, limit_id)
+        await limit_rows.remove_limit(session, tenant_id, limit_id)
     return Response(status_code=204)
 
 

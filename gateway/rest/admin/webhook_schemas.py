@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt
 from pydantic.config import JsonDict
 
-from gateway.outbound import MAX_URL_CHARACTERS
+from gateway.net.outbound import MAX_URL_CHARACTERS
 from gateway.rest.admin.schemas import (
     TENANT_ID,
     Body,

@@ -14,7 +14,6 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Query as InQuery
 
-from gateway.authentication import require_scope
 from gateway.bootstrap import Gateway
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
@@ -40,6 +39,7 @@ from gateway.rest.admin.webhook_schemas import (
 from gateway.rest.dependencies import ActorDep, GatewayDep
 from gateway.rest.refusals import refused_with
 from gateway.tenancy.tenants import as_uuid
+from gateway.web.authentication import require_scope
 from gateway.webhooks import deliveries, endpoints
 from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
 

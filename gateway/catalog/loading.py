@@ -1,0 +1,198 @@
+"""The catalogue: which models there are, what they accept, how long they live. Data, not code."""
+
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from importlib import resources
+from typing import Any
+
+from gateway.domain import Caller
+from gateway.errors import ConfigurationError, Forbidden, ModelRetired, NotFound
+from gateway.image_models import (
+    Choice,
+    Continuity,
+    InputRule,
+    Model,
+    SeedPrice,
+    SizeRule,
+    TokenRule,
+)
+from gateway.money import parse_usd
+
+DEFAULT_MODEL = "gpt-image-2.5-sunburst"
+LEGACY = "legacy"
+"""The provider of models that live on at an operator's own host."""
+
+
+def utc_today() -> date:
+    """Vendors' shutdown dates are days in UTC."""
+    return datetime.now(UTC).date()
+
+
+class Catalog:
+    """Every known model by id; retired ones stay known, with their successor."""
+
+    def __init__(
+        self, models: Mapping[str, Model], *, default_model: str, today: Callable[[], date]
+    ) -> None:
+        self._models = dict(models)
+        self._default_model = default_model
+        self._today = today
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """Every model by id, living or not."""
+        return self._models
+
+    def find(self, caller: Caller, name: str) -> Model:
+        """The model of this name, if the caller may use it: living, or served by a successor.
+
+        Raises:
+            NotFound: unknown.
+            ModelRetired: shut down by its vendor, and this tenant wants no successor for it.
+            Forbidden: the key is limited to other models.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound(
+                f"The model '{name}' does not exist here. GET /v1/models lists those that do.",
+                code="model_not_found",
+                param="model",
+            )
+        if caller.models is not None and name not in caller.models:
+            raise Forbidden(
+                f"This API key may not use the model '{name}'. "
+                f"It may use: {', '.join(sorted(caller.models))}.",
+                code="model_not_allowed",
+                param="model",
+            )
+        if not self._is_served(caller, model):
+            raise ModelRetired(name)
+        return model
+
+    def available(self, caller: Caller) -> Iterator[Model]:
+        """The models that the caller may use, retired ones with a successor among them."""
+        for model in self._models.values():
+            allowed = caller.models is None or model.id in caller.models
+            if allowed and self._is_served(caller, model):
+                yield model
+
+    def serving(self, model: Model, *, livemode: bool) -> Model:
+        """The living model that serves requests for `model`: itself, or its successor.
+
+        The sandbox draws for a successor even where a host of the operator's has the model.
+        """
+        seen = {model.id}
+        while model.is_retired(self._today()) and not (livemode and model.provider == LEGACY):
+            successor = self._models[model.successor or self._default_model]
+            if successor.id in seen:
+                raise ModelRetired(model.id)
+            seen.add(successor.id)
+            model = successor
+        return model
+
+    def learn_shutdown_dates(self, dates: Mapping[str, date]) -> list[str]:
+        """Take over the dates that a vendor announces; returns the models whose date is new."""
+        changed = [
+            name
+            for name, shutdown in dates.items()
+            if name in self._models and self._models[name].shutdown_date != shutdown
+        ]
+        for name in changed:
+            self._models[name] = replace(self._models[name], shutdown_date=dates[name])
+        return changed
+
+    def _is_served(self, caller: Caller, model: Model) -> bool:
+        is_hosted = model.provider == LEGACY
+        is_alive = is_hosted or not model.is_retired(self._today())
+        return is_alive or caller.tenant_settings.continuity
+
+
+def load_catalog(
+    today: Callable[[], date] = utc_today,
+    *,
+    default_model: str = DEFAULT_MODEL,
+    hosted: Iterable[str] = (),
+) -> Catalog:
+    """Read the catalogue that comes with the package.
+
+    `default_model` also serves for retired models whose vendor named no successor. The models
+    `hosted` live on at the operator's own host, whatever their vendor says.
+
+    Raises:
+        ConfigurationError: there is no such model.
+    """
+    text = resources.files("gateway.catalog").joinpath("catalog.toml").read_text()
+    data = tomllib.loads(text)
+    models: dict[str, Model] = {}
+    for entry in data["models"]:
+        merged = {**data["families"][entry["family"]], **entry}
+        for name in (entry["id"], *entry.get("snapshots", ())):
+            models[name] = _model(name, merged)
+    for setting, name in [
+        ("GATEWAY_DEFAULT_MODEL", default_model),
+        *(("GATEWAY_LEGACY_MODELS", name) for name in hosted),
+    ]:
+        if name not in models:
+            raise ConfigurationError(
+                f"{setting}: there is no model '{name}'. There are: {', '.join(models)}."
+            )
+    for name in hosted:
+        models[name] = replace(models[name], provider=LEGACY)
+    return Catalog(models, default_model=default_model, today=today)
+
+
+def _model(name: str, entry: Mapping[str, Any]) -> Model:
+    price = entry.get("price")
+    return Model(
+        id=name,
+        provider="openai",
+        endpoints=frozenset(entry["endpoints"]),
+        released=entry.get("released"),
+        deprecation_date=entry.get("deprecation_date"),
+        shutdown_date=entry.get("shutdown_date"),
+        successor=entry.get("successor"),
+        sizes=SizeRule(fixed=tuple(entry["sizes"]["fixed"]), auto=entry["sizes"].get("auto", True)),
+        qualities=tuple(entry["qualities"]),
+        output_formats=tuple(entry["output_formats"]),
+        backgrounds=tuple(entry.get("backgrounds", ())),
+        complexities=tuple(entry.get("complexities", ())),
+        parameters=frozenset(entry["parameters"]),
+        inputs=_input_rule(entry),
+        continuity=Continuity(**entry.get("continuity", {})),
+        default_response_format=entry.get("default_response_format", "b64_json"),
+        max_prompt_characters=entry["max_prompt_characters"],
+        max_images=entry["max_images"],
+        read_timeout_seconds=entry["read_timeout_seconds"],
+        priced_as=entry["id"],
+        text_output_bound=entry.get("text_output_bound", 0),
+        usual=Choice(**entry["usual"]),
+        tokens=TokenRule(
+            fixed=entry.get("tokens", {}).get("fixed", {}),
+            base=entry.get("tokens", {}).get("base", {}),
+        ),
+        price=None if price is None else _seed_price(price),
+        per_image={
+            name: SeedPrice(0, 0, 0, 0, per_image_nano=parse_usd(amount))
+            for name, amount in entry.get("per_image", {}).items()
+        },
+    )
+
+
+def _input_rule(entry: Mapping[str, Any]) -> InputRule:
+    """The family's rule; a model may narrow the fidelities that it knows."""
+    rule = dict(entry.get("inputs", {}))
+    fidelities = entry.get("fidelities", rule.get("fidelities", ()))
+    media_types = tuple(rule.get("media_types", ()))
+    return InputRule(**{**rule, "fidelities": tuple(fidelities), "media_types": media_types})
+
+
+def _seed_price(rates: Mapping[str, str]) -> SeedPrice:
+    """Where no rate for text output is published, it counts as image output, the dearest."""
+    return SeedPrice(
+        text_input_nano=parse_usd(rates["text_input"]),
+        image_input_nano=parse_usd(rates["image_input"]),
+        image_output_nano=parse_usd(rates["image_output"]),
+        text_output_nano=parse_usd(rates.get("text_output", rates["image_output"])),
+    )

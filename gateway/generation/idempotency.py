@@ -1,0 +1,349 @@
+"""Never bought twice: whoever sends a request again with its key gets what came of it.
+
+The claim stands in the reservation itself (docs/decisions/0011), so there is none without its hold.
+It is released where the call was surely not charged; an unknown outcome is never bought again.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pybase64
+from sqlalchemy import Select, select
+
+from gateway.billing.reservations import Reservations, StoredFile
+from gateway.catalog.loading import Catalog
+from gateway.db.engine import Database, answered_within
+from gateway.db.money_tables import ReservationRow
+from gateway.db.tables import ImageRow
+from gateway.domain import (
+    Caller,
+    CostStatus,
+    Generation,
+    IdempotencyClaim,
+    ImageRequest,
+    Operation,
+    ProviderAnswer,
+    StoredImage,
+    Usage,
+)
+from gateway.errors import (
+    GatewayError,
+    IdempotencyConflict,
+    IdempotencyInFlight,
+    ImageUnfinished,
+    NotFound,
+    OutcomeUnknown,
+    StorageFailed,
+    Unavailable,
+)
+from gateway.generation import continuity
+from gateway.generation.results import STORE_TIMEOUT_SECONDS
+from gateway.library.history import COST_STATUS
+from gateway.library.links import LinkSigner
+from gateway.library.retention import link_expiry
+from gateway.library.storage import ImageStore
+from gateway.money import NanoUsd, format_usd
+from gateway.request_record import current
+
+RETRY_AFTER_SECONDS = 2
+_RECORDED_ERRORS: dict[str, type[GatewayError]] = {
+    error.code: error for error in (ImageUnfinished, StorageFailed)
+}
+
+
+def released() -> Unavailable:
+    """What the request behind a released claim is told: the first one failed, and cost nothing."""
+    return Unavailable(
+        "A request with the same idempotency key has just failed without being charged. Try again.",
+        retry_after_seconds=1,
+    )
+
+
+def record_for(
+    caller: Caller,
+    request: ImageRequest,
+    answer: ProviderAnswer,
+    files: Sequence[StoredFile],
+    failed: GatewayError | None,
+) -> Mapping[str, object] | None:
+    """What the next request with the same key gets, where there is a key."""
+    if request.idempotency is None:
+        return None
+    if failed is not None:
+        return record_error(failed)
+    return record(answer, files, stores_prompts=caller.tenant_settings.stores_prompts)
+
+
+def record(
+    answer: ProviderAnswer, files: Sequence[StoredFile], *, stores_prompts: bool
+) -> dict[str, object]:
+    """What a repeated request is to be answered with, beside the images."""
+    usage = answer.usage
+    return {
+        "created": answer.created or int(time.time()),
+        "size": answer.size,
+        "quality": answer.quality,
+        "background": answer.background,
+        "output_format": answer.output_format,
+        "revised_prompts": list(answer.revised_prompts) if stores_prompts else [],
+        "usage": None
+        if usage is None
+        else [
+            usage.text_input_tokens,
+            usage.image_input_tokens,
+            usage.text_output_tokens,
+            usage.image_output_tokens,
+        ],
+        "images": [[file.id, file.link_expires_at] for file in files],
+    }
+
+
+def record_error(error: GatewayError) -> dict[str, object]:
+    """The same for a call that was paid for and came to nothing that can be shown."""
+    return {"error": {"code": error.code, "message": error.message}}
+
+
+class Replays:
+    """Finds what came of a claim that was made before."""
+
+    def __init__(
+        self,
+        database: Database,
+        reservations: Reservations,
+        store: ImageStore,
+        links: LinkSigner,
+        catalog: Catalog,
+        *,
+        image_ttl_seconds: int,
+        lookup_seconds: float,
+    ) -> None:
+        self._database = database
+        self._reservations = reservations
+        self._store = store
+        self._links = links
+        self._catalog = catalog
+        self._image_ttl_seconds = image_ttl_seconds
+        self._lookup_seconds = lookup_seconds
+
+    async def exists(self, caller: Caller, request: ImageRequest) -> bool:
+        """Whether somebody has made the request's claim, so that nothing will be bought for it."""
+        claim = request.idempotency
+        return claim is not None and await self._reservations.is_claimed(
+            caller, request.operation, claim
+        )
+
+    async def find(
+        self, caller: Caller, request: ImageRequest, *, found: Callable[[], None]
+    ) -> Generation | None:
+        """The generation that the request's claim stands for; None where nobody has made it.
+
+        `found` is called as soon as somebody has: what is left to do is waiting for the store.
+
+        Raises:
+            IdempotencyConflict: the key was used for another request.
+            IdempotencyInFlight: its call is still running.
+            OutcomeUnknown: nobody knows yet, or ever, what came of it.
+            NotFound: its images are not stored any more.
+            Unavailable: the store does not answer.
+            GatewayError: the error that its call ended with.
+        """
+        claim = request.idempotency
+        # Most keys are new, and many requests ask for theirs in one statement.
+        if claim is None or not await self.exists(caller, request):
+            return None
+        async with (
+            answered_within(self._lookup_seconds),
+            self._database.tenant(caller.tenant_id) as session,
+        ):
+            row = await session.scalar(_claimed(caller, request.operation, claim))
+            if row is None:
+                return None
+            images = await session.scalars(
+                select(ImageRow).where(
+                    ImageRow.tenant_id == caller.tenant_id, ImageRow.reservation_id == row.id
+                )
+            )
+            stored = {image.id: image for image in images}
+        found()
+        try:
+            return await self._generation(row, stored, request, claim)
+        except GatewayError as error:
+            error.replayed = True
+            raise
+
+    async def _generation(
+        self,
+        row: ReservationRow,
+        stored: Mapping[str, ImageRow],
+        request: ImageRequest,
+        claim: IdempotencyClaim,
+    ) -> Generation:
+        _refuse_other(row, claim)
+        _note(row)
+        answer = _answer_of(row)
+        if not answer["images"]:
+            raise _not_stored(row.id)
+        with_bytes = claim.wants_bytes or request.response_format == "b64_json"
+        images = [
+            await self._image(row, stored.get(image_id), link_expires_at, with_bytes=with_bytes)
+            for image_id, link_expires_at in answer["images"]
+        ]
+        return _rebuilt(row, answer, images, request, self._served(row, request))
+
+    def _served(self, row: ReservationRow, request: ImageRequest) -> ImageRequest:
+        """What was bought: of the model that served then, whichever would serve now."""
+        model = self._catalog.models.get(row.served_model, request.model)
+        if request.operation is Operation.GENERATION:
+            return continuity.serve(request, model)
+        return replace(request, model=model)
+
+    async def _image(
+        self,
+        generation: ReservationRow,
+        row: ImageRow | None,
+        link_expires_at: int,
+        *,
+        with_bytes: bool,
+    ) -> StoredImage:
+        now = int(time.time())
+        expires_at = 0 if row is None else int(row.expires_at.timestamp())
+        if row is None or row.deleted_at is not None or expires_at <= now:
+            raise _not_stored(generation.id)
+        content = await self._content(generation, row, with_bytes=with_bytes)
+        until = link_expires_at
+        if until <= now:
+            until = link_expiry(
+                now, link_seconds=self._image_ttl_seconds, image_expires_at=expires_at
+            )
+        return StoredImage(
+            id=row.id,
+            base64=pybase64.b64encode(content).decode(),
+            url=self._links.sign(row.id, row.path, until),
+            media_type=row.media_type,
+        )
+
+    async def _content(
+        self, generation: ReservationRow, row: ImageRow, *, with_bytes: bool
+    ) -> bytes:
+        """The image's bytes, or none of them where a link is all that was asked for."""
+        try:
+            if with_bytes:
+                return await self._store.get(row.path)
+            await self._store.find(row.path)
+        except StorageFailed:
+            raise Unavailable(
+                "The images of this request are made and paid for, but the store does not answer "
+                "right now. Nothing is bought again; send the request again.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            ) from None
+        except NotFound:
+            # Cost and file are written at the same time: the file may still be on its way.
+            age = datetime.now(UTC) - row.created_at
+            if age < timedelta(seconds=STORE_TIMEOUT_SECONDS):
+                raise _in_flight() from None
+            raise _not_stored(generation.id) from None
+        return b""
+
+
+def _note(row: ReservationRow) -> None:
+    """Note in the request's record which generation it is answered with, and what that did cost."""
+    record = current()
+    record.generation_id, record.replayed = row.id, True
+    record.buy(row.served_model, row.provider, row.credential)
+    cost = None if row.final_nano is None else NanoUsd(row.final_nano)
+    record.cost(cost, COST_STATUS.get(row.state, CostStatus.PENDING))
+
+
+def _claimed(
+    caller: Caller, operation: Operation, claim: IdempotencyClaim
+) -> Select[ReservationRow]:
+    return select(ReservationRow).where(
+        ReservationRow.tenant_id == caller.tenant_id,
+        ReservationRow.user_id.is_not_distinct_from(caller.user_id),
+        ReservationRow.livemode.is_(caller.livemode),
+        ReservationRow.operation == operation.value,
+        ReservationRow.idempotency_key == claim.key,
+    )
+
+
+def _in_flight() -> IdempotencyInFlight:
+    return IdempotencyInFlight(
+        "The request with this idempotency key is still being worked on. Ask again later.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
+
+
+def _not_stored(generation_id: UUID) -> NotFound:
+    return NotFound(
+        f"The images of generation {generation_id} are not stored, or no longer. They are not "
+        "bought again under this idempotency key; another key buys new ones.",
+        code="image_not_found",
+    )
+
+
+def _refuse_other(row: ReservationRow, claim: IdempotencyClaim) -> None:
+    if row.request_hash != claim.request_hash:
+        raise IdempotencyConflict(
+            "This idempotency key was used for another request. Send the same request, or "
+            "another key.",
+            param="idempotency_key",
+        )
+
+
+def _answer_of(row: ReservationRow) -> Mapping[str, Any]:
+    if row.answer is None and row.state == "held":
+        raise _in_flight()
+    if row.answer is None:
+        raise _unanswered(row)
+    answer: Mapping[str, Any] = row.answer
+    error = answer.get("error")
+    if error is not None:
+        kind = _RECORDED_ERRORS.get(error["code"], ImageUnfinished)
+        raise kind(error["message"])
+    return answer
+
+
+def _unanswered(row: ReservationRow) -> OutcomeUnknown:
+    """The refusal to buy again what was bought without an answer that could be kept."""
+    name = f"generation {row.id}, the first request with this idempotency key,"
+    if row.state == "posted":
+        return OutcomeUnknown(
+            f"The answer to {name} was lost. It was charged {format_usd(row.final_nano or 0)} USD, "
+            "so it is not bought again; another key buys new images."
+        )
+    return OutcomeUnknown(
+        f"What came of {name} is not known, so it is not bought again. Its cost stands in the "
+        "usage report."
+    )
+
+
+def _rebuilt(
+    row: ReservationRow,
+    answer: Mapping[str, Any],
+    images: Sequence[StoredImage],
+    request: ImageRequest,
+    served: ImageRequest,
+) -> Generation:
+    return Generation(
+        id=row.id,
+        request=request,
+        served=served,
+        answer=ProviderAnswer(
+            images=tuple(image.base64 for image in images),
+            created=answer["created"],
+            usage=None if answer["usage"] is None else Usage(*answer["usage"]),
+            size=answer["size"],
+            quality=answer["quality"],
+            background=answer["background"],
+            output_format=answer["output_format"],
+            revised_prompts=tuple(answer["revised_prompts"]),
+        ),
+        images=tuple(images),
+        cost_nano=NanoUsd(row.final_nano or 0),
+        cost_status=COST_STATUS.get(row.state, CostStatus.PENDING),
+        replayed=True,
+    )

@@ -1,0 +1,212 @@
+"""Input images: bytes that nobody has vouched for, checked against the model and made clean.
+
+What leaves here was decoded whole, has the form its model takes, and carries no metadata: where a
+picture was taken is nobody's business but its owner's.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+from uuid import UUID
+
+from gateway import telemetry
+from gateway.domain import ImageRequest, InputImage, Operation
+from gateway.errors import ImageRefused, InvalidRequest, PayloadTooLarge, Unavailable
+from gateway.image_models import InputRule
+from gateway.media.decoder import (
+    Decoder,
+    DecoderBusy,
+    DecoderFailed,
+    PictureProblem,
+    PictureRefused,
+)
+from gateway.media.temporary_files import new_spool
+
+OVERLAYS = ("mask", "markup")
+PNG = "image/png"
+ADVICE = {
+    PictureProblem.UNREADABLE: "please check your image file.",
+    PictureProblem.ANIMATED: "it is animated; send a single frame.",
+    PictureProblem.TOO_MANY_PIXELS: "it has too many pixels; send a smaller one.",
+    PictureProblem.TOO_EXPENSIVE: "decoding it takes too much time or memory.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file as it came: the field it came in (`image`, `mask` or `markup`) and its bytes."""
+
+    field: str
+    file: BinaryIO
+    size_bytes: int
+
+
+async def add_inputs(
+    request: ImageRequest, uploads: Sequence[Upload], decoder: Decoder, tenant_id: UUID
+) -> ImageRequest:
+    """Check the pictures of an edit or a variation; the request that comes back owns the files.
+
+    Raises:
+        InvalidRequest, ImageRefused, PayloadTooLarge: a picture is missing or cannot be used.
+        Unavailable: too many pictures are being checked.
+    """
+    check_counts(request, [upload.field for upload in uploads])
+    for upload in uploads:
+        _check_size(request, upload)
+    with ExitStack() as opened:
+        # One after the other: a request with sixteen pictures must not keep others from their turn.
+        pictures = [
+            await _clean(upload, number, decoder, opened, tenant_id)
+            for number, upload in enumerate(uploads, start=1)
+        ]
+        named = list(zip((upload.field for upload in uploads), pictures, strict=True))
+        inputs = tuple(picture for field, picture in named if field == "image")
+        overlays = {field: picture for field, picture in named if field != "image"}
+        _check_pictures(request, inputs, overlays)
+        opened.pop_all()
+        return replace(
+            request, inputs=inputs, mask=overlays.get("mask"), markup=overlays.get("markup")
+        )
+
+
+def check_counts(request: ImageRequest, fields: Sequence[str]) -> None:
+    """Whether the model takes pictures in these fields, and so many.
+
+    Raises:
+        InvalidRequest: none, too many, or one that has no place here.
+    """
+    rule = request.model.inputs
+    images = fields.count("image")
+    if images == 0:
+        raise InvalidRequest(
+            "Missing required parameter: 'image'.", code="missing_required_parameter", param="image"
+        )
+    if images > rule.max_images:
+        raise InvalidRequest(
+            "Invalid 'image': array too long. Expected an array with maximum length "
+            f"{rule.max_images}, but got an array with length {images} instead.",
+            code="array_above_max_length",
+            param="image",
+        )
+    given = [field for field in fields if field != "image"]
+    allowed = {"mask"} | ({"markup"} if rule.markup else set())
+    if request.operation is Operation.VARIATION:
+        allowed = set()
+    for name in given:
+        if name not in allowed:
+            raise InvalidRequest(
+                f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name
+            )
+        if given.count(name) > 1:
+            raise InvalidRequest(f"'{name}' was given more than once.", param=name)
+    if len(given) > 1:
+        raise InvalidRequest("'markup' cannot be combined with 'mask'.", param="markup")
+
+
+def _check_size(request: ImageRequest, upload: Upload) -> None:
+    rule = request.model.inputs
+    if upload.field in OVERLAYS:
+        if upload.size_bytes >= rule.max_mask_bytes:
+            raise _bad_overlay(
+                upload.field, f"it must be less than {_megabytes(rule.max_mask_bytes)} MB"
+            )
+    elif upload.size_bytes >= rule.max_bytes:
+        if rule.media_types == (PNG,):
+            raise _not_as_dall_e_took_it(rule)
+        raise PayloadTooLarge(
+            f"Invalid file 'image': it must be less than {_megabytes(rule.max_bytes)} MB.",
+            param="image",
+        )
+
+
+async def _clean(
+    upload: Upload, number: int, decoder: Decoder, opened: ExitStack, tenant_id: UUID
+) -> InputImage:
+    try:
+        target = opened.enter_context(new_spool())
+        picture = await decoder.clean(upload.file, target, owner=tenant_id)
+    except PictureRefused as refused:
+        raise _unusable(upload.field, number, refused.problem) from None
+    except (OSError, DecoderBusy, DecoderFailed) as error:
+        if not isinstance(error, DecoderBusy):
+            telemetry.alarm("decoder_failed", error=str(error))
+        raise Unavailable(
+            "Pictures cannot be checked right now. Nothing was bought; try again.",
+            retry_after_seconds=1,
+        ) from None
+    return InputImage(
+        file=target,
+        media_type=picture.media_type,
+        width=picture.width,
+        height=picture.height,
+        size_bytes=picture.size_bytes,
+        has_alpha=picture.has_alpha,
+        is_transparent=picture.is_transparent,
+    )
+
+
+def _unusable(field: str, number: int, problem: PictureProblem) -> InvalidRequest:
+    if field in OVERLAYS:
+        return _bad_overlay(field, "it must be a PNG that can be read")
+    if problem is PictureProblem.UNSUPPORTED:
+        return InvalidRequest(
+            f"Invalid file '{field}': unsupported mimetype. Supported file formats are "
+            "'image/jpeg', 'image/png', and 'image/webp'.",
+            code="unsupported_file_mimetype",
+            param=field,
+        )
+    return ImageRefused(
+        f"Invalid image file or mode for image {number}, {ADVICE[problem]}", param=field
+    )
+
+
+def _check_pictures(
+    request: ImageRequest, inputs: Sequence[InputImage], overlays: dict[str, InputImage]
+) -> None:
+    rule, first = request.model.inputs, inputs[0]
+    if any(picture.media_type not in rule.media_types for picture in inputs):
+        raise _not_as_dall_e_took_it(rule)
+    if rule.square and first.width != first.height:
+        raise ImageRefused(
+            f"Invalid image: it must be square, but is {first.width}x{first.height}.",
+            param="image",
+        )
+    for name, overlay in overlays.items():
+        if overlay.media_type != PNG:
+            raise _bad_overlay(name, "it must be a PNG")
+        if not overlay.has_alpha:
+            raise _bad_overlay(name, f"{name} image missing alpha channel")
+        if (overlay.width, overlay.height) != (first.width, first.height):
+            raise InvalidRequest(
+                f"Invalid {name} image - {name} size {overlay.width}x{overlay.height} does not "
+                f"match image size {first.width}x{first.height}.",
+                code=f"invalid_{name}_image_size",
+                param=name,
+            )
+    needs_own_alpha = request.operation is Operation.EDIT and rule.exact_mask and not overlays
+    if needs_own_alpha and not first.is_transparent:
+        raise ImageRefused(
+            "Without a mask, the image itself must have fully transparent pixels: they are the "
+            "area to change. Send a mask, or an RGBA image with such an area.",
+            param="image",
+        )
+
+
+def _not_as_dall_e_took_it(rule: InputRule) -> ImageRefused:
+    return ImageRefused(
+        f"Uploaded image must be a PNG and less than {_megabytes(rule.max_bytes)} MB.",
+        param="image",
+    )
+
+
+def _bad_overlay(name: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid {name} image format - {reason}.",
+        code=f"invalid_{name}_image_format",
+        param=name,
+    )
+
+
+def _megabytes(size_bytes: int) -> int:
+    return size_bytes // 1_048_576

@@ -1,0 +1,39 @@
+"""Pictures on their way in: fetched, checked, made a request's own, unless it was sent before."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from gateway.domain import Caller, ImageRequest
+from gateway.generation.image_references import PictureFetcher, PictureReference
+from gateway.generation.input_images import Upload, add_inputs
+from gateway.generation.pipeline import Pipeline
+from gateway.media.decoder import Decoder
+
+
+class Intake:
+    """Brings pictures to requests."""
+
+    def __init__(self, pipeline: Pipeline, fetcher: PictureFetcher, decoder: Decoder) -> None:
+        self._pipeline = pipeline
+        self._fetcher = fetcher
+        self._decoder = decoder
+
+    async def with_pictures(
+        self,
+        caller: Caller,
+        request: ImageRequest,
+        pictures: Sequence[Upload | PictureReference],
+        files: ExitStack,
+    ) -> ImageRequest:
+        """The request with its pictures; it owns their files.
+
+        What its idempotency key stands for is answered without them: a link may have expired since,
+        or its picture have been deleted.
+
+        Raises:
+            GatewayError: what `PictureFetcher.fetch` and `add_inputs` raise.
+        """
+        if await self._pipeline.is_claimed(caller, request):
+            return request
+        uploads = await self._fetcher.fetch(caller, request, pictures, files)
+        return await add_inputs(request, uploads, self._decoder, caller.tenant_id)

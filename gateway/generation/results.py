@@ -1,0 +1,170 @@
+"""From a provider's answer to stored images: finished as the contract asks, kept, and linked."""
+
+import asyncio
+import binascii
+import re
+import time
+from dataclasses import replace
+from typing import BinaryIO
+from uuid import UUID
+
+import pybase64
+
+from gateway import telemetry
+from gateway.billing.reservations import StoredFile
+from gateway.domain import Caller, ImageRequest, Kept, ProviderAnswer, StoredImage
+from gateway.errors import ImageUnfinished
+from gateway.generation.continuity import Finish
+from gateway.library.keeping import Keeper
+from gateway.library.links import LinkSigner
+from gateway.library.prompt_hashes import prompt_hash
+from gateway.library.retention import link_expiry, retention_seconds
+from gateway.library.storage import MEDIA_TYPES, image_path, new_image_id
+from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.media.metadata import sniff_format
+from gateway.media.temporary_files import new_spool
+
+STORE_TIMEOUT_SECONDS = 60.0
+_SIZE_FORM = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
+
+
+class Results:
+    """Finishes, stores and links what was bought."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        links: LinkSigner,
+        decoder: Decoder,
+        *,
+        prompt_key: bytes,
+        image_ttl_seconds: int,
+        image_retention_seconds: int,
+    ) -> None:
+        self._keeper = keeper
+        self._links = links
+        self._decoder = decoder
+        self._prompt_key = prompt_key
+        self._image_ttl_seconds = image_ttl_seconds
+        self._image_retention_seconds = image_retention_seconds
+
+    async def finish(self, answer: ProviderAnswer, finish: Finish | None) -> ProviderAnswer:
+        """Bring every picture to the size, and behind the mask, that the client was promised.
+
+        Raises:
+            ImageUnfinished: one of them cannot be read, or the machine has no room for it.
+        """
+        if finish is None:
+            return answer
+        try:
+            images = await asyncio.gather(*(self._finish(image, finish) for image in answer.images))
+        except (binascii.Error, OSError, PictureRefused, DecoderBusy, DecoderFailed) as error:
+            raise ImageUnfinished(
+                "The image was made and its cost recorded, but it could not be brought to "
+                f"{finish.width}x{finish.height}: {type(error).__name__}."
+            ) from error
+        size = f"{finish.width}x{finish.height}"
+        return replace(answer, images=tuple(images), size=size, output_format="png")
+
+    async def _finish(self, encoded: str, finish: Finish) -> str:
+        with new_spool() as made, new_spool() as target:
+            made.write(pybase64.b64decode(encoded, validate=True))
+            made.flush()
+            try:
+                await self._draw(made, finish, target)
+            except (PictureRefused, DecoderFailed):
+                # Its process may have been killed for something else, and the picture is paid for.
+                await self._draw(made, finish, target)
+            target.seek(0)
+            return pybase64.b64encode(target.read()).decode()
+
+    async def _draw(self, made: BinaryIO, finish: Finish, target: BinaryIO) -> None:
+        width, height = finish.width, finish.height
+        if finish.original is None or finish.mask is None:
+            await self._decoder.resample(made, target, width=width, height=height)
+            return
+        await self._decoder.composite(
+            finish.original.file, finish.mask.file, made, target, width=width, height=height
+        )
+
+    def files(
+        self, caller: Caller, request: ImageRequest, answer: ProviderAnswer
+    ) -> list[tuple[StoredFile, bytes]]:
+        """The images' bytes and where they will lie; nothing where one of them is no base64."""
+        try:
+            contents = [pybase64.b64decode(image, validate=True) for image in answer.images]
+        except binascii.Error:
+            return []
+        return [(self._file(caller, request, answer, content), content) for content in contents]
+
+    def _file(
+        self, caller: Caller, request: ImageRequest, answer: ProviderAnswer, content: bytes
+    ) -> StoredFile:
+        image_id = new_image_id()
+        # Not every OpenAI-compatible host says what it gives, or gives what it says.
+        output_format = sniff_format(content) or answer.output_format
+        width, height = dimensions(answer.size)
+        settings = caller.tenant_settings
+        ttl_seconds = retention_seconds(settings, default_seconds=self._image_retention_seconds)
+        now = int(time.time())
+        return StoredFile(
+            id=image_id,
+            path=image_path(caller.tenant_id, image_id, output_format),
+            media_type=MEDIA_TYPES[output_format],
+            size_bytes=len(content),
+            ttl_seconds=ttl_seconds,
+            link_expires_at=link_expiry(
+                now, link_seconds=self._image_ttl_seconds, image_expires_at=now + ttl_seconds
+            ),
+            width=width,
+            height=height,
+            prompt=request.prompt if settings.stores_prompts else None,
+            prompt_hash=prompt_hash(self._prompt_key, caller.tenant_id, request.prompt),
+        )
+
+    async def check(self, request: ImageRequest) -> None:
+        """Refuse what could be bought and not delivered.
+
+        Raises:
+            Unavailable: the store is known to be away, and a link is wanted or the spool is full.
+        """
+        await self._keeper.health.check(wants_link=request.wants_link)
+
+    async def store(
+        self,
+        generation_id: UUID,
+        caller: Caller,
+        request: ImageRequest,
+        answer: ProviderAnswer,
+        files: list[tuple[StoredFile, bytes]],
+    ) -> tuple[tuple[StoredImage, ...], Kept]:
+        """Keep every image; returns them, and where they are now.
+
+        Links are valid wherever that is; what is no base64 has none.
+        """
+        if not files:
+            telemetry.alarm("storage_failed", generation=str(generation_id), error="no base64")
+            media_type = MEDIA_TYPES[answer.output_format]
+            unstored = (
+                StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
+            )
+            return tuple(unstored), Kept.LOST
+        # By its response format alone: who is shown a preview has it at once.
+        wants_link = request.response_format == "url"
+        kept = await self._keeper.keep(
+            generation_id, caller.tenant_id, files, wants_link=wants_link
+        )
+        images = tuple(
+            StoredImage(file.id, encoded, self._link(file), file.media_type)
+            for (file, _), encoded in zip(files, answer.images, strict=True)
+        )
+        return images, kept
+
+    def _link(self, file: StoredFile) -> str:
+        return self._links.sign(file.id, file.path, file.link_expires_at)
+
+
+def dimensions(size: str | None) -> tuple[int | None, int | None]:
+    """Width and height in pixels of a size as providers write it; None where it names none."""
+    form = _SIZE_FORM.fullmatch(size or "")
+    return (None, None) if form is None else (int(form[1]), int(form[2]))

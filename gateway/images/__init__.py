@@ -1,1 +1,0 @@
-"""Making images: the one pipeline, the catalogue of models, storage and links."""

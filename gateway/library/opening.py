@@ -1,0 +1,60 @@
+"""Opens what keeps and decodes images, as the settings say."""
+
+from gateway.config import Settings
+from gateway.db.engine import Database
+from gateway.library.keeping import Keeper
+from gateway.library.spool import Spool, SpoolLimits
+from gateway.library.storage import open_store
+from gateway.media.decoder import Decoder, DecoderLimits
+from gateway.vault.sealing import Vault
+
+FINISH_QUEUE_SECONDS = 600.0
+"""Longer than any client waits: the picture is paid for."""
+FINISH_MAX_WAITING = 1_000_000
+"""More than can be bought at once, for the same reason."""
+FINISH_MEMORY_BYTES = 2**30
+MAX_MADE_PIXELS = 16_777_216
+"""Twice what any model draws."""
+
+
+def open_keeper(settings: Settings, database: Database, vault: Vault) -> Keeper:
+    """The image store, with a spool for the time in which it is away.
+
+    Raises:
+        ConfigurationError: the store's address cannot be used.
+    """
+    limits = SpoolLimits(settings.spool_max_bytes, settings.spool_seconds)
+    return Keeper(
+        database,
+        open_store(settings.image_storage_url, settings.s3_options),
+        Spool(database, vault, limits),
+        retry_seconds=settings.store_retry_seconds,
+    )
+
+
+def open_decoder(settings: Settings) -> Decoder:
+    """Processes for what clients send."""
+    return Decoder(
+        DecoderLimits(
+            processes=settings.decoder_processes,
+            job_seconds=settings.decoder_job_seconds,
+            queue_seconds=settings.decoder_queue_seconds,
+            max_waiting=settings.max_waiting_requests,
+            max_pixels=settings.max_input_pixels,
+            memory_bytes=settings.decoder_memory_bytes,
+        )
+    )
+
+
+def open_finisher(settings: Settings) -> Decoder:
+    """Processes for what was bought: untrusted images must not keep paid ones waiting."""
+    return Decoder(
+        DecoderLimits(
+            processes=settings.decoder_processes,
+            job_seconds=settings.decoder_job_seconds,
+            queue_seconds=FINISH_QUEUE_SECONDS,
+            max_waiting=FINISH_MAX_WAITING,
+            max_pixels=MAX_MADE_PIXELS,
+            memory_bytes=FINISH_MEMORY_BYTES,
+        )
+    )

@@ -1,0 +1,171 @@
+"""How long images are kept: those past their time or beyond a tenant's cap, and that they are gone.
+
+`expires_at` in the past hides an image everywhere; its files go soon after, then `deleted_at` is
+set. A crash in between leaves a row that is swept again, never a file that nothing knows of.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import case, delete, func, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+
+from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.spool_table import SpooledImageRow
+from gateway.db.tables import ImageCleanupRow, ImageRow, TenantRow
+from gateway.domain import TenantSettings
+from gateway.library.storage import ImageStore, thumbnail_path
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredImage:
+    """An image whose files are to be deleted."""
+
+    id: str
+    path: str
+    expires_at: datetime
+
+
+def retention_seconds(tenant: TenantSettings, *, default_seconds: int) -> int:
+    """How long an image that is made now is kept."""
+    return tenant.image_retention_seconds or default_seconds
+
+
+def link_expiry(now: int, *, link_seconds: int, image_expires_at: int) -> int:
+    """Until when a link made now is valid (Unix seconds): never longer than its image."""
+    return min(now + link_seconds, image_expires_at)
+
+
+async def expired_images(
+    session: OperatorSession, *, limit: int, after: ExpiredImage | None = None
+) -> list[ExpiredImage]:
+    """Images past their expiry whose files may still be there, oldest first, behind `after`."""
+    wanted = select(ImageRow.id, ImageRow.path, ImageRow.expires_at).where(
+        ImageRow.deleted_at.is_(None), ImageRow.expires_at <= func.now()
+    )
+    if after is not None:
+        behind = tuple_(ImageRow.expires_at, ImageRow.id) > tuple_(after.expires_at, after.id)
+        wanted = wanted.where(behind)
+    rows = await session.execute(wanted.order_by(ImageRow.expires_at, ImageRow.id).limit(limit))
+    return [ExpiredImage(row.id, row.path, row.expires_at) for row in rows]
+
+
+async def delete_files(store: ImageStore, path: str) -> None:
+    """Delete an image and its thumbnail.
+
+    In this order: whoever is making the thumbnail looks for the image once more when it is stored.
+
+    Raises:
+        StorageFailed: the store does not answer.
+    """
+    await store.delete(path)
+    await store.delete(thumbnail_path(path))
+
+
+async def mark_deleted(session: OperatorSession | TenantSession, image_ids: Sequence[str]) -> None:
+    """Write down that the files are gone, and forget what they showed."""
+    await forget_spooled(session, image_ids)
+    await session.execute(
+        update(ImageRow)
+        .where(ImageRow.id.in_(image_ids), ImageRow.deleted_at.is_(None))
+        .values(
+            deleted_at=func.now(),
+            expires_at=func.least(ImageRow.expires_at, func.now()),
+            prompt=None,
+            prompt_hash=None,
+        )
+    )
+
+
+async def forget_spooled(
+    session: OperatorSession | TenantSession, image_ids: Sequence[str]
+) -> None:
+    """Remove what the spool holds of these images."""
+    await session.execute(
+        delete(SpooledImageRow)
+        .where(SpooledImageRow.image_id.in_(image_ids))
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def mark_cleaned(
+    session: OperatorSession, image_ids: Sequence[str], *, cleaned_at: datetime
+) -> None:
+    """Mark images as deleted, as `mark_deleted` does, and count them as those of a clean-up.
+
+    `cleaned_at` names the clean-up: its batches count together.
+    """
+    owners = await session.execute(
+        select(ImageRow.tenant_id, ImageRow.livemode, ImageRow.user_id, func.count())
+        .where(ImageRow.id.in_(image_ids), ImageRow.deleted_at.is_(None))
+        .group_by(ImageRow.tenant_id, ImageRow.livemode, ImageRow.user_id)
+    )
+    rows = [
+        dict(zip(("tenant_id", "livemode", "user_id", "images"), owner, strict=True))
+        | {"cleaned_at": cleaned_at}
+        for owner in owners
+    ]
+    await mark_deleted(session, image_ids)
+    if not rows:
+        return
+    # In one order: two sweepers must not wait for each other.
+    rows.sort(key=lambda row: (row["tenant_id"], row["livemode"], str(row["user_id"])))
+    added = insert(ImageCleanupRow).values(rows)
+    before = case(
+        (ImageCleanupRow.cleaned_at == added.excluded.cleaned_at, ImageCleanupRow.images), else_=0
+    )
+    await session.execute(
+        added.on_conflict_do_update(
+            constraint="image_cleanup_owner",
+            set_={
+                "images": before + added.excluded.images,
+                "cleaned_at": added.excluded.cleaned_at,
+            },
+        )
+    )
+
+
+async def expire_at_once(session: TenantSession, tenant_id: UUID, image_ids: Sequence[str]) -> None:
+    """Let images go with the next sweep, whatever of their files is there."""
+    await session.execute(
+        update(ImageRow)
+        .where(ImageRow.tenant_id == tenant_id, ImageRow.id.in_(image_ids))
+        .values(expires_at=func.now())
+    )
+
+
+async def expire_beyond_caps(session: OperatorSession) -> int:
+    """Let the oldest images of tenants that store more than they may expire; returns how many.
+
+    Live and test images count together, thumbnails not at all.
+    """
+    living = (ImageRow.deleted_at.is_(None), ImageRow.expires_at > func.now())
+    over = await session.execute(
+        select(TenantRow.id, TenantRow.max_image_bytes)
+        .join(ImageRow, ImageRow.tenant_id == TenantRow.id)
+        .where(TenantRow.max_image_bytes.is_not(None), *living)
+        .group_by(TenantRow.id)
+        .having(func.sum(ImageRow.size_bytes) > TenantRow.max_image_bytes)
+    )
+    count = 0
+    for tenant_id, max_bytes in over.all():
+        up_to_here = func.sum(ImageRow.size_bytes).over(
+            order_by=(ImageRow.created_at.desc(), ImageRow.id.desc())
+        )
+        newest_first = (
+            select(ImageRow.id, up_to_here.label("bytes"))
+            .where(ImageRow.tenant_id == tenant_id, *living)
+            .subquery()
+        )
+        beyond = select(newest_first.c.id).where(newest_first.c.bytes > max_bytes)
+        expired = await session.scalars(
+            update(ImageRow)
+            .where(ImageRow.id.in_(beyond))
+            .values(expires_at=func.now())
+            .returning(ImageRow.id)
+            .execution_options(synchronize_session=False)
+        )
+        count += len(expired.all())
+    return count

@@ -1,0 +1,86 @@
+"""Thumbnails: made from the stored image when one is first asked for, and stored beside it."""
+
+import asyncio
+
+from gateway.errors import NotFound, Unavailable
+from gateway.library.storage import ImageStore, thumbnail_path
+from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.media.temporary_files import new_spool
+
+MAX_EDGE_PIXELS = 512
+PARALLEL_MAKINGS = 1
+
+
+class Thumbnails:
+    """Makes each thumbnail once, however many ask for it at the same time."""
+
+    def __init__(self, store: ImageStore, decoder: Decoder) -> None:
+        self._store = store
+        self._decoder = decoder
+        self._making: dict[str, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(PARALLEL_MAKINGS)
+
+    async def ensure(self, path: str) -> None:
+        """Make the thumbnail of the image at `path` where it is not there yet.
+
+        Raises:
+            NotFound: there is no such image, or none can be made of it.
+            StorageFailed: the store does not answer.
+            Unavailable: too many pictures are being worked on.
+        """
+        try:
+            await self._store.find(thumbnail_path(path))
+        except NotFound:
+            await self._make_once(path)
+
+    async def _make_once(self, path: str) -> None:
+        making = self._making.get(path)
+        if making is None:
+            making = asyncio.create_task(self._make(path), name="thumbnail")
+            self._making[path] = making
+            making.add_done_callback(lambda task: self._made(path, task))
+        # Whoever asked first may leave: the others still wait for it.
+        await asyncio.shield(making)
+
+    async def close(self) -> None:
+        """Stop making."""
+        making = list(self._making.values())
+        for task in making:
+            task.cancel()
+        if making:
+            await asyncio.wait(making)
+
+    def _made(self, path: str, task: asyncio.Task[None]) -> None:
+        del self._making[path]
+        # Whoever waited has it too; this keeps an error nobody waited for from being "lost".
+        if not task.cancelled():
+            task.exception()
+
+    async def _make(self, path: str) -> None:
+        async with self._places:
+            content = await self._shrink(path)
+        await self._store.put(thumbnail_path(path), content)
+        try:
+            await self._store.find(path)
+        except NotFound:
+            # The image was deleted meanwhile, and nothing of it may stay.
+            await self._store.delete(thumbnail_path(path))
+            raise
+
+    async def _shrink(self, path: str) -> bytes:
+        original = await self._store.read(path)
+        with new_spool() as source, new_spool() as target:
+            async for chunk in original.chunks:
+                await asyncio.to_thread(source.write, chunk)
+            source.flush()
+            try:
+                await self._decoder.thumbnail(source, target, max_edge=MAX_EDGE_PIXELS)
+            except PictureRefused as error:
+                raise NotFound(
+                    "No thumbnail can be made of this image.", code="image_not_found"
+                ) from error
+            except (DecoderBusy, DecoderFailed) as error:
+                raise Unavailable(
+                    "Thumbnails cannot be made right now. Try again.", retry_after_seconds=1
+                ) from error
+            return target.read()

@@ -1,0 +1,205 @@
+"""The circuits of this process, by what is called and with which credential."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from gateway import telemetry
+from gateway.load.circuit_breaker import Circuit, CircuitLimits, CircuitOpen, State, Trouble
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitName:
+    """What is called, with which credential; with a tenant, that tenant's calls alone.
+
+    `owner` says in log lines whose credential it is, `credential` tells it from every other one.
+    """
+
+    provider: str
+    model: str
+    owner: str
+    credential: str
+    tenant_id: UUID | None
+
+
+class Call:
+    """A call that was let through. What comes of it is told once; what is not told, tells nothing.
+
+    Nothing is said for a call that was let through before its circuit last opened or closed: it
+    speaks of another time.
+    """
+
+    __slots__ = ("_circuits", "_is_told", "_number", "_passed", "_tenant_id")
+
+    def __init__(self, circuits: "Circuits", tenant_id: UUID, number: int) -> None:
+        self._circuits = circuits
+        self._tenant_id = tenant_id
+        self._number = number
+        self._passed: tuple[CircuitName, ...] = ()
+        self._is_told = False
+
+    def succeeded(self) -> None:
+        """The provider has answered."""
+        self._is_told = True
+        for name in self._passed:
+            self._circuits.tell(
+                name,
+                self._number,
+                lambda circuit, now: circuit.succeed(now, self._tenant_id),
+                # A circuit that tenants share knows whom the provider serves before it fails.
+                is_kept=name.tenant_id is None,
+            )
+
+    def failed(self, trouble: Trouble) -> None:
+        """It has not, and how."""
+        self._is_told = True
+        for name in self._passed:
+            self._circuits.tell(
+                name,
+                self._number,
+                lambda circuit, now: circuit.fail(now, trouble, self._tenant_id),
+                is_kept=True,
+            )
+
+    def put_off(self, seconds: float) -> None:
+        """It has said in how many seconds to come again."""
+        self._is_told = True
+        for name in self._passed:
+            self._circuits.tell(
+                name,
+                self._number,
+                lambda circuit, now: circuit.put_off(now, seconds, self._tenant_id),
+                is_kept=True,
+            )
+
+    def ended(self) -> None:
+        """It is over; where nothing was told of it, another one may be the probe in its place."""
+        if not self._is_told:
+            for name in self._passed:
+                self._circuits.tell(name, self._number, lambda circuit, now: circuit.give_back(now))
+
+    def pass_through(self, name: CircuitName) -> None:
+        """Ask one more circuit.
+
+        Raises:
+            CircuitOpen: it is.
+        """
+        self._circuits.ask(name, self._tenant_id)
+        self._passed += (name,)
+
+
+class Circuits:
+    """The circuits of this process: those that have seen a failure, the latest ones of them."""
+
+    def __init__(
+        self, limits: CircuitLimits, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._circuits: OrderedDict[CircuitName, Circuit] = OrderedDict()
+        self._changed: dict[CircuitName, int] = {}
+        self._number = 0
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self._circuits)
+
+    @contextmanager
+    def call(self, tenant_id: UUID) -> Iterator[Call]:
+        """Make a call of a tenant, which is to `pass_through` its circuits first."""
+        call = Call(self, tenant_id, self._number)
+        try:
+            yield call
+        finally:
+            call.ended()
+
+    def ask(self, name: CircuitName, tenant_id: UUID) -> None:
+        """Whether a tenant's call may be made.
+
+        Raises:
+            CircuitOpen: it may not.
+        """
+        now = self._clock()
+        self._forget_old(now)
+        circuit = self._circuits.get(name)
+        if circuit is None:
+            return
+        before = circuit.state
+        try:
+            circuit.ask(now, tenant_id)
+        except CircuitOpen as refusal:
+            telemetry.circuit_refused_total.labels(name.provider, refusal.trouble).inc()
+            raise
+        if circuit.state is not before:
+            self._note(name, circuit, before)
+
+    def tell(
+        self,
+        name: CircuitName,
+        number: int,
+        what: Callable[[Circuit, float], None],
+        *,
+        is_kept: bool = False,
+    ) -> None:
+        """Say what came of a call; `is_kept`: a circuit is remembered from then on."""
+        circuit = self._circuits.get(name)
+        if circuit is None:
+            if not is_kept:
+                return
+            circuit = Circuit(self._limits, is_shared=name.tenant_id is None)
+            self._circuits[name] = circuit
+            while len(self._circuits) > self._limits.max_circuits:
+                self._forget(next(iter(self._circuits)))
+        if number < self._changed.get(name, 0):
+            return
+        now = self._clock()
+        before, was_put_off = circuit.state, circuit.is_put_off(now)
+        what(circuit, now)
+        if circuit.is_put_off(now) and not was_put_off:
+            self._report(name, "put_off", Trouble.RATE_LIMITED)
+        if is_kept:
+            self._circuits.move_to_end(name)
+        if circuit.state is not before:
+            self._number += 1
+            self._changed[name] = self._number
+            self._note(name, circuit, before)
+
+    def _forget_old(self, now: float) -> None:
+        while self._circuits:
+            name, circuit = next(iter(self._circuits.items()))
+            if not circuit.is_over(now):
+                return
+            self._forget(name)
+
+    def _forget(self, name: CircuitName) -> None:
+        circuit = self._circuits.pop(name)
+        self._changed.pop(name, None)
+        if circuit.state is not State.CLOSED:
+            telemetry.circuits_open.labels(name.provider).dec()
+
+    def _note(self, name: CircuitName, circuit: Circuit, before: State) -> None:
+        if circuit.state is State.OPEN and before is State.CLOSED:
+            telemetry.circuits_open.labels(name.provider).inc()
+        elif circuit.state is State.CLOSED:
+            telemetry.circuits_open.labels(name.provider).dec()
+        self._report(name, circuit.state, circuit.trouble)
+
+    def _report(self, name: CircuitName, state: str, trouble: Trouble) -> None:
+        """One line, and one in the metrics, for each change."""
+        telemetry.circuit_changes_total.labels(name.provider, name.model, state).inc()
+        write = log.warning if state == State.OPEN else log.info
+        write(
+            f"circuit_{state}",
+            provider=name.provider,
+            model=name.model,
+            credential=name.owner,
+            tenant=None if name.tenant_id is None else str(name.tenant_id),
+            trouble=trouble,
+        )

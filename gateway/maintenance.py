@@ -1,0 +1,274 @@
+"""The clock: late reservations become unknown, unknown ones estimates; images and orphans go.
+
+The image store is probed while it is away, and takes what waited for it when it is back.
+Events that wait are announced and delivered. Once a day it asks how long the vendor's models live.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from gateway import telemetry
+from gateway.billing import ledger
+from gateway.billing.dead_journals import DeadJournals, Recovered
+from gateway.billing.sweeping import BATCH, sweep
+from gateway.bootstrap import Gateway
+from gateway.db import sweeps
+from gateway.db.engine import DatabaseUnavailable
+from gateway.errors import StorageFailed
+from gateway.library.erasure import erase
+from gateway.library.orphans import SWEEP, Reconciled, reconcile
+from gateway.library.retention import (
+    ExpiredImage,
+    delete_files,
+    expire_beyond_caps,
+    expired_images,
+    mark_cleaned,
+)
+from gateway.request_log.retention import keep
+from gateway.tenancy.erasure import SWEEP as ERASURES
+from gateway.vault.gateway_secrets import newest_pepper_version, retire_due
+from gateway.vault.key_status import count_on_old_peppers
+from gateway.vault.rotation import retire_data_keys
+
+PARALLEL_DELETIONS = 8
+DELETE_TIMEOUT_SECONDS = 30.0
+INVARIANT_INTERVAL_SECONDS = 3600.0
+BYTE_CAP_INTERVAL_SECONDS = 60.0
+ERASURE_INTERVAL_SECONDS = 60.0
+LIFETIMES_INTERVAL_SECONDS = 86_400.0
+REQUESTS_INTERVAL_SECONDS = 3600.0
+LIFETIMES_RETRY_SECONDS = 600.0
+ORPHAN_RETRY_SECONDS = 600.0
+SECRETS_INTERVAL_SECONDS = 60.0
+log = structlog.get_logger(__name__)
+
+
+class Sweeper:
+    """Runs in every worker; the reservations each of them takes are skipped by the others."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._journals = DeadJournals(gateway.database, gateway.settings.resolved_journal_dir)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
+        self._invariants_checked = time.monotonic()
+        self._lifetimes_due = time.monotonic()
+
+    def start(self) -> None:
+        """Begin, at the configured interval. A slow store must not keep the money waiting.
+
+        What a predecessor left is settled at once: its clients may be asking again already.
+        """
+        self._tasks.append(asyncio.create_task(self._settle_journals(), name="settle_journals"))
+        for work in (
+            self._sweep_money,
+            self._sweep_images,
+            self._drain_spool,
+            self._sweep_orphans,
+            self._refresh_lifetimes,
+            self._send_events,
+            self._sweep_requests,
+            self._retire_secrets,
+        ):
+            self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
+
+    async def close(self) -> None:
+        """Stop sweeping."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def sweep(self) -> None:
+        """Do once what there is to do."""
+        await self._sweep_money()
+        await self._send_events()
+        await erase(self._gateway.database)
+        await self._drain_spool()
+        await self._expire_beyond_caps()
+        await self._delete_expired_images()
+        await self._keep_requests()
+
+    async def reconcile(self, now: datetime | None = None) -> Reconciled:
+        """Compare store and rows once; remove what has no counterpart and is old enough by `now`.
+
+        Raises:
+            StorageFailed: the store does not answer.
+        """
+        age = timedelta(seconds=self._gateway.settings.orphan_age_seconds)
+        done = await reconcile(
+            self._gateway.database,
+            self._gateway.store,
+            before=(now or datetime.now(UTC)) - age,
+            progress=self._extend_claim,
+        )
+        if done != Reconciled():
+            log.warning("orphans_removed", files=done.files, rows=done.rows)
+        return done
+
+    async def _settle_journals(self) -> None:
+        try:
+            recovered = await self._journals.settle()
+        except (DatabaseUnavailable, OSError) as error:
+            log.warning("journals_put_off", reason=type(error).__name__)
+            return
+        if recovered != Recovered():
+            telemetry.alarms_total.labels("journal_recovered").inc(
+                recovered.settled + recovered.voided + recovered.unknown
+            )
+
+    async def _sweep_money(self) -> None:
+        database = self._gateway.database
+        await self._settle_journals()
+        swept = await sweep(
+            database,
+            self._gateway.core.catalog.models,
+            estimate_after_seconds=self._gateway.settings.estimate_after_seconds,
+        )
+        if swept.expired:
+            telemetry.alarms_total.labels("reservation_expired").inc(swept.expired)
+            log.warning("reservations_expired", count=swept.expired)
+        if swept.estimated:
+            telemetry.alarms_total.labels("outcome_estimated").inc(swept.estimated)
+            log.warning("reservations_estimated", count=swept.estimated)
+        await ledger.alert_house_budgets(database)
+        await ledger.forget_claims(
+            database, after_seconds=self._gateway.settings.idempotency_seconds, limit=BATCH
+        )
+        await self._measure()
+
+    async def _send_events(self) -> None:
+        await self._gateway.webhooks.work()
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(self._gateway.settings.sweep_interval_seconds)
+            try:
+                await work()
+            except DatabaseUnavailable as error:
+                log.warning("sweep_put_off", work=work.__name__, reason=error.code)
+            except Exception:  # top: one failed sweep is reported; the next one must still come
+                log.exception("sweep_failed", work=work.__name__)
+
+    async def _measure(self) -> None:
+        database = self._gateway.database
+        async with database.operator() as session:
+            sums = await ledger.sum_open(session)
+        now = datetime.now(UTC)
+        for state in ledger.OPEN_STATES:
+            open_calls = [one for one in sums if one.state == state]
+            telemetry.holds_open.labels(state).set(sum(one.count for one in open_calls))
+            [live] = [one for one in open_calls if one.livemode]
+            age = timedelta(0) if live.oldest is None else now - live.oldest
+            telemetry.open_nano_usd.labels(state).set(live.amount_nano)
+            telemetry.open_age_seconds.labels(state).set(max(0.0, age.total_seconds()))
+        if time.monotonic() - self._invariants_checked > INVARIANT_INTERVAL_SECONDS:
+            self._invariants_checked = time.monotonic()
+            breaks = await ledger.invariant_breaks(database)
+            telemetry.invariant_breaks.set(len(breaks))
+            for found in breaks:
+                telemetry.alarm("invariant_break", what=found.what, id=found.id)
+
+    async def _sweep_requests(self) -> None:
+        async with self._gateway.database.operator() as session:
+            is_ours = await sweeps.claim(session, "request_log", seconds=REQUESTS_INTERVAL_SECONDS)
+        if is_ours:
+            await self._keep_requests()
+
+    async def _keep_requests(self) -> None:
+        """Make the request log's next days, and drop those that are past its retention."""
+        days = self._gateway.settings.request_log_retention_days
+        dropped = await keep(self._gateway.database, days=days)
+        if dropped:
+            log.info("request_log_days_dropped", count=dropped)
+
+    async def _sweep_images(self) -> None:
+        async with self._gateway.database.operator() as session:
+            is_ours = await sweeps.claim(session, "byte_caps", seconds=BYTE_CAP_INTERVAL_SECONDS)
+            erases = await sweeps.claim(session, ERASURES, seconds=ERASURE_INTERVAL_SECONDS)
+        if is_ours:
+            await self._expire_beyond_caps()
+        if erases:
+            await erase(self._gateway.database)
+        await self._delete_expired_images()
+
+    async def _drain_spool(self) -> None:
+        await self._gateway.keeper.drain()
+
+    async def _expire_beyond_caps(self) -> None:
+        async with self._gateway.database.operator() as session:
+            expired = await expire_beyond_caps(session)
+        if expired:
+            log.info("images_beyond_cap", count=expired)
+
+    async def _delete_expired_images(self) -> None:
+        """Files first: a row whose file is gone is swept again, a file without a row never.
+
+        What cannot be deleted now does not keep what comes behind it.
+
+        No transaction is open while the store works; two sweepers at one image do no harm.
+        """
+        database = self._gateway.database
+        last, began = None, datetime.now(UTC)
+        while True:
+            async with database.operator() as session:
+                expired = await expired_images(session, limit=BATCH, after=last)
+            outcomes = await asyncio.gather(*(self._delete(image) for image in expired))
+            deleted = [image.id for image, done in zip(expired, outcomes, strict=True) if done]
+            if deleted:
+                async with database.operator() as session:
+                    await mark_cleaned(session, deleted, cleaned_at=began)
+            if len(expired) < BATCH:
+                return
+            last = expired[-1]
+
+    async def _delete(self, image: ExpiredImage) -> bool:
+        try:
+            async with self._deleting, asyncio.timeout(DELETE_TIMEOUT_SECONDS):
+                await delete_files(self._gateway.store, image.path)
+        except (StorageFailed, TimeoutError) as error:
+            telemetry.alarm("image_not_deleted", id=image.id, error=type(error).__name__)
+            return False
+        return True
+
+    async def _sweep_orphans(self) -> None:
+        """When it is due: compare store and rows. One worker does it, and says so as it goes."""
+        interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
+        async with self._gateway.database.operator() as session:
+            if not await sweeps.claim(session, SWEEP, seconds=interval_seconds):
+                return
+        try:
+            await self.reconcile()
+        except StorageFailed:
+            telemetry.alarm("orphan_sweep_failed")
+            async with self._gateway.database.operator() as session:
+                await sweeps.put_off(session, SWEEP, seconds=ORPHAN_RETRY_SECONDS)
+
+    async def _refresh_lifetimes(self) -> None:
+        """Once a day, in every worker: each keeps the dates for itself."""
+        if time.monotonic() >= self._lifetimes_due:
+            is_known = await self._gateway.lifetimes.refresh()
+            wait_seconds = LIFETIMES_INTERVAL_SECONDS if is_known else LIFETIMES_RETRY_SECONDS
+            self._lifetimes_due = time.monotonic() + wait_seconds
+
+    async def _retire_secrets(self) -> None:
+        """Once a minute, in one worker: remove old versions of keys that nothing needs any more."""
+        async with self._gateway.database.operator() as session:
+            if not await sweeps.claim(session, "secrets", seconds=SECRETS_INTERVAL_SECONDS):
+                return
+            # Not this worker's newest: it may not have been able to open a later one.
+            left = await count_on_old_peppers(session, await newest_pepper_version(session))
+            vault = self._gateway.core.vault
+            removed = await retire_due(session, vault, is_pepper_unused=left == 0)
+            data_keys = await retire_data_keys(session)
+        if removed or data_keys:
+            log.info("secrets_retired", secrets=removed, data_keys=data_keys)
+
+    async def _extend_claim(self) -> None:
+        interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
+        async with self._gateway.database.operator() as session:
+            await sweeps.put_off(session, SWEEP, seconds=interval_seconds)

@@ -1,0 +1,339 @@
+"""Untrusted pictures, decoded in limited processes of their own and never in the gateway's.
+
+What a picture is, what may be kept of it, and what is made of it comes from `decoder_process`.
+Pixels go both ways in files that the processes share; only jobs and answers cross the socket.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from gateway.errors import Unavailable
+from gateway.load.gate import Gate, GateLimits, Place
+from gateway.media.metadata.common import MAX_EDGE_PIXELS, PictureProblem, PictureRefused
+
+__all__ = [
+    "Decoder",
+    "DecoderBusy",
+    "DecoderFailed",
+    "DecoderLimits",
+    "Picture",
+    "PictureProblem",
+    "PictureRefused",
+]
+
+START_SECONDS = 30
+MAX_ANSWER_BYTES = 4096
+RAW_RGBA = "image/x-rgba"
+MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", RAW_RGBA})
+
+
+class DecoderBusy(Exception):
+    """No process became free in time, or the decoder is closed."""
+
+
+class DecoderFailed(Exception):
+    """Not the picture's fault: a process does not start, or cannot write what it made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a checked picture is; width and height in pixels, as seen."""
+
+    media_type: str
+    width: int
+    height: int
+    size_bytes: int
+    has_alpha: bool
+    """It has an alpha channel, or a colour that stands for none."""
+    is_transparent: bool
+    """Some pixel has alpha 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    """How much decoding may take."""
+
+    processes: int
+    job_seconds: float
+    queue_seconds: float
+    max_pixels: int
+    """Of one picture, read or made."""
+    memory_bytes: int
+    """Of one process, beyond the interpreter's own. As measured, a check takes up to 12 bytes a
+    pixel (of WebP 24), a composite 28; what does not fit is too expensive."""
+    max_waiting: int = 1024
+
+
+class Decoder:
+    """Checks and changes pictures, a few at once; every process is started by its first job.
+
+    Its files are real ones, with a descriptor. Sources are read whole, wherever they stand, and
+    targets are left at their start. A file is held open for as long as a job needs it, so that a
+    caller that is cancelled may close its own.
+    """
+
+    def __init__(self, limits: DecoderLimits) -> None:
+        self._limits = limits
+        self._gate = Gate(
+            "decoder",
+            GateLimits(
+                most=limits.processes,
+                most_of_one=limits.processes,
+                max_waiting=limits.max_waiting,
+                wait_seconds=limits.queue_seconds,
+            ),
+        )
+        self._processes = [_Process(limits) for _ in range(limits.processes)]
+        self._idle = deque(self._processes)
+        # Threads of its own: a process dies with the thread that started it (see PR_SET_PDEATHSIG).
+        self._threads = ThreadPoolExecutor(limits.processes, thread_name_prefix="decoder")
+
+    async def clean(self, source: BinaryIO, target: BinaryIO, *, owner: Hashable = None) -> Picture:
+        """Check every pixel of a picture and write it to `target` without metadata.
+
+        The pixels stay as they are, bit for bit, unless they have to be turned (EXIF), or are of a
+        kind that not everyone reads: 16 bits, palettes, black and white, CMYK. Owners take turns.
+
+        Raises:
+            PictureRefused: it is not a picture that the gateway takes.
+            DecoderBusy: no process becomes free within `queue_seconds`.
+            DecoderFailed: it could not be tried.
+        """
+        return await self._run(["clean"], [source], target, owner)
+
+    async def resample(
+        self, source: BinaryIO, target: BinaryIO, *, width: int, height: int
+    ) -> Picture:
+        """Write a PNG of exactly that size. Raises as `clean`, and ValueError for a bad size."""
+        self._check_size(width, height)
+        return await self._run(["resample", width, height], [source], target)
+
+    async def composite(
+        self,
+        original: BinaryIO,
+        mask: BinaryIO,
+        made: BinaryIO,
+        target: BinaryIO,
+        *,
+        width: int,
+        height: int,
+    ) -> Picture:
+        """Write a PNG of that size: `made` where the mask's alpha is 0, elsewhere `original`.
+
+        Outside the mask every pixel is the original's, bit for bit and with its alpha, if the
+        original has that size, and that of the resampled original if not. `mask` may be the same
+        file as `original`. Raises as `clean`, and ValueError for a bad size.
+        """
+        self._check_size(width, height)
+        return await self._run(["composite", width, height], [original, mask, made], target)
+
+    async def thumbnail(self, source: BinaryIO, target: BinaryIO, *, max_edge: int) -> Picture:
+        """Write a WebP no larger than `max_edge` either way. Raises as `resample`."""
+        self._check_size(max_edge, 1)
+        return await self._run(["thumbnail", max_edge], [source], target)
+
+    async def pixels(
+        self, source: BinaryIO, target: BinaryIO, *, width: int, height: int
+    ) -> Picture:
+        """Write raw RGBA, `4 * width * height` bytes: the picture's middle, filling that size.
+
+        What reads them decodes nothing any more. Raises as `resample`.
+        """
+        self._check_size(width, height)
+        return await self._run(["pixels", width, height], [source], target)
+
+    async def close(self) -> None:
+        """End every process, also in the middle of a job, whose caller then gets `DecoderBusy`."""
+        self._gate.close()
+        await asyncio.to_thread(self._end_all)
+
+    def _check_size(self, width: int, height: int) -> None:
+        is_possible = 0 < width <= MAX_EDGE_PIXELS and 0 < height <= MAX_EDGE_PIXELS
+        if not is_possible or width * height > self._limits.max_pixels:
+            raise ValueError(f"{width}x{height} is beyond the decoder's limits")
+
+    async def _run(
+        self,
+        job: Sequence[str | int],
+        sources: Sequence[BinaryIO],
+        target: BinaryIO,
+        owner: Hashable = None,
+    ) -> Picture:
+        try:
+            place = await self._gate.enter(owner)
+        except Unavailable:
+            raise DecoderBusy("No decoder process becomes free in time.") from None
+        future = self._submit(json.dumps(job).encode() + b"\n", sources, target, place)
+        picture = await asyncio.wrap_future(future)
+        target.seek(0)
+        return picture
+
+    def _submit(
+        self, job: bytes, sources: Sequence[BinaryIO], target: BinaryIO, place: Place
+    ) -> "Future[Picture]":
+        """Hand the job to a thread; process and descriptors come back when that is done with them.
+
+        That may be later than the caller's interest, which a cancellation ends.
+        """
+        loop = asyncio.get_running_loop()
+        process = self._idle.pop()
+        descriptors: list[int] = []
+
+        def give_back(_: object) -> None:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._idle.append(process)
+            with suppress(RuntimeError):  # the loop has ended, and everyone who waited with it
+                loop.call_soon_threadsafe(place.leave)
+
+        with ExitStack() as undo:
+            undo.callback(give_back, None)
+            for source in sources:
+                if source.writable():
+                    source.flush()
+                descriptors.append(os.dup(source.fileno()))
+            target.seek(0)
+            target.truncate()
+            descriptors.append(os.dup(target.fileno()))
+            future = self._threads.submit(process.run, job, descriptors)
+            undo.pop_all()
+        future.add_done_callback(give_back)
+        return future
+
+    def _end_all(self) -> None:
+        for process in self._processes:
+            process.stop()
+        self._threads.shutdown()
+        for process in self._processes:
+            process.end()
+
+
+class _Process:
+    """One decoder process at a time, and the socket to it; used by one thread at a time."""
+
+    def __init__(self, limits: DecoderLimits) -> None:
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._is_stopped = False
+        self._starting = threading.Lock()
+
+    def run(self, job: bytes, descriptors: list[int]) -> Picture:
+        """Do one job; a process that does not answer it does not live on."""
+        connection = self._send(job, descriptors)
+        try:
+            answer = json.loads(_receive_line(connection, self._limits.job_seconds))
+            if "errno" in answer:
+                raise DecoderFailed(f"The decoder process failed: {os.strerror(answer['errno'])}.")
+            if "problem" in answer:
+                raise PictureRefused(PictureProblem(answer["problem"]))
+            return _read_picture(answer["picture"], os.fstat(descriptors[-1]).st_size)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            # Too slow, killed by a limit, crashed, or taken over: none of them is to be trusted.
+            self.end()
+            if self._is_stopped:
+                raise DecoderBusy("The decoder is closed.") from None
+            raise PictureRefused(PictureProblem.TOO_EXPENSIVE) from None
+
+    def stop(self) -> None:
+        """Kill the process, from any thread, and let no other start."""
+        with self._starting:
+            self._is_stopped = True
+            process = self._process
+            if process:
+                process.kill()
+
+    def end(self) -> None:
+        """Kill and reap the process, if there is one."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+        if self._connection:
+            self._connection.close()
+        self._process = self._connection = None
+
+    def _send(self, job: bytes, descriptors: list[int]) -> socket.socket:
+        """The socket, once the job is on it."""
+        if self._process and self._process.poll() is None and self._connection:
+            with suppress(OSError):  # it died while it was idle
+                self._connection.settimeout(self._limits.job_seconds)
+                socket.send_fds(self._connection, [job], descriptors)
+                return self._connection
+        self.end()
+        try:
+            connection = self._start()
+            _receive_line(connection, START_SECONDS)
+            socket.send_fds(connection, [job], descriptors)
+        except OSError as error:
+            self.end()
+            if self._is_stopped:
+                raise DecoderBusy("The decoder is closed.") from None
+            raise DecoderFailed("A decoder process does not start.") from error
+        return connection
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        numbers = (theirs.fileno(), self._limits.max_pixels, self._limits.memory_bytes)
+        with self._starting, theirs:
+            self._connection = ours
+            if self._is_stopped:
+                raise DecoderBusy("The decoder is closed.")
+            self._process = subprocess.Popen(  # noqa: S603 - this program, with numbers
+                [sys.executable, "-I", "-m", "gateway.media.decoder_process", *map(str, numbers)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+                close_fds=True,
+                pass_fds=[theirs.fileno()],
+            )
+        return ours
+
+
+def _receive_line(connection: socket.socket, seconds: float) -> bytes:
+    """One line, before the time is over.
+
+    Raises:
+        OSError: there is none, or one that no honest process sends.
+    """
+    deadline = time.monotonic() + seconds
+    received = b""
+    while not received.endswith(b"\n"):
+        remaining_seconds = deadline - time.monotonic()
+        if remaining_seconds <= 0:
+            raise TimeoutError
+        connection.settimeout(remaining_seconds)
+        part = connection.recv(MAX_ANSWER_BYTES)
+        if not part or len(received) > MAX_ANSWER_BYTES:
+            raise ConnectionResetError
+        received += part
+    return received
+
+
+def _read_picture(facts: dict[str, object], size_bytes: int) -> Picture:
+    """The picture that a process describes, which may lie but not with other types.
+
+    Raises:
+        ValueError, LookupError: it is none.
+    """
+    media_type, width, height = facts["media_type"], facts["width"], facts["height"]
+    has_alpha, is_transparent = facts["has_alpha"], facts["is_transparent"]
+    if not isinstance(media_type, str) or media_type not in MEDIA_TYPES:
+        raise ValueError("media_type")
+    if not isinstance(width, int) or not isinstance(height, int):
+        raise ValueError("size")  # noqa: TRY004 - one kind of defect
+    if not isinstance(has_alpha, bool) or not isinstance(is_transparent, bool):
+        raise ValueError("alpha")  # noqa: TRY004
+    return Picture(media_type, width, height, size_bytes, has_alpha, is_transparent)

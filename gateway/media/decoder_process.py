@@ -1,0 +1,448 @@
+"""The process in which pictures are decoded: limited by itself, with no secret in it.
+
+Started by `gateway.media.decoder` as `python -I -m gateway.media.decoder_process FD MAX_PIXELS
+MEMORY_BYTES`. It says that it is ready with an empty line on the socket FD. A job is one line of
+JSON, `["resample", width, height]`, with the descriptors of the files to read and, last, of the
+one to write. The answer is a line of JSON: `{"picture": …}`, `{"problem": …}` or `{"errno": …}`.
+"""
+
+import ctypes
+import errno
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from gateway.media.metadata import strip_metadata
+from gateway.media.metadata.common import PictureProblem, PictureRefused
+from gateway.processes import forbid_core_dumps
+
+MAX_JOB_BYTES = 1024
+MAX_JOB_FILES = 4
+MAX_OPEN_FILES = 16
+OUTPUT_MARGIN_BYTES = 64 * 1024 * 1024
+"""What an output may have beyond its pixels: a cleaned file keeps its size, noise grows."""
+OUTPUT_BYTES_PER_PIXEL = 4
+
+NOBODY = 65_534
+"""The user and group of that number own nothing, by convention (`user_namespaces(7)`)."""
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+"""linux/prctl.h"""
+
+STRIP_ROWS = 64
+PNG_COMPRESSION = 3
+"""A quarter of the time of zlib's 6, at about the same size."""
+JPEG_QUALITY = 95
+THUMBNAIL_QUALITY = 70
+LOSSLESS_EFFORT = 20
+
+UNREADABLE = (
+    # A damaged picture makes Pillow fail in whatever way the damage falls; these it raises itself.
+    OSError,
+    ValueError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    Image.DecompressionBombError,
+)
+
+OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    # The classes themselves: `Image.open` would make others of some files, such as MPO.
+    "image/png": PngImagePlugin.PngImageFile,
+    "image/jpeg": JpegImagePlugin.JpegImageFile,
+    "image/webp": WebPImagePlugin.WebPImageFile,
+}
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+PLAIN_MODES = {"L", "LA", "RGB", "RGBA"}
+PROFILE_SPACES = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB "}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What every job here must keep to."""
+
+    max_pixels: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture as a viewer shows it, and its file without metadata if that shows the same.
+
+    `image` is smaller than `size` where the file alone is needed.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    media_type: str
+    profile: bytes | None
+    file: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a job writes, and the picture that is in it; `size` where `image` is smaller."""
+
+    content: bytes
+    media_type: str
+    image: Image.Image
+    size: tuple[int, int] | None = None
+
+
+def decode(
+    data: bytes, limits: Limits, *, draft_edge: int | None = None, is_check: bool = False
+) -> Decoded:
+    """Every pixel of an untrusted picture; of a JPEG with `draft_edge` only as many as that needs.
+
+    `is_check`: the pixels of a file that can stay as it is are not needed. All data of a JPEG is
+    then read, as its decoder does at every scale, and an eighth of each edge drawn: that takes a
+    fifth of the memory.
+
+    Raises:
+        PictureRefused: it is not a picture that the gateway takes.
+    """
+    stripped = strip_metadata(data, max_pixels=limits.max_pixels)
+    pixels = stripped.width * stripped.height
+    # Libraries that lack memory say "damaged" as often as anything else, so they shall not lack it.
+    if pixels * stripped.decoding_bytes_per_pixel > free_bytes(limits):
+        raise PictureRefused(PictureProblem.TOO_EXPENSIVE)
+    try:
+        image = OPENERS[stripped.media_type](io.BytesIO(stripped.content))
+        if image.size != (stripped.width, stripped.height):
+            raise PictureRefused(PictureProblem.UNREADABLE)
+        is_cmyk = image.mode == "CMYK"
+        is_same = stripped.is_plain and not is_cmyk and stripped.orientation not in TURNS
+        if draft_edge is not None:
+            image.draft(None, (draft_edge, draft_edge))
+        elif is_check and is_same:
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
+        profile = image.info.get("icc_profile")
+        if image.mode == "I;16":
+            image = high_bytes(image)
+        image = plain(image, stripped.transparent, keeps_grey=stripped.is_plain)
+    except UNREADABLE:
+        raise PictureRefused(PictureProblem.UNREADABLE) from None
+    if stripped.orientation in TURNS:
+        image = image.transpose(TURNS[stripped.orientation])
+    return Decoded(
+        image=image,
+        size=(stripped.width, stripped.height) if is_same else image.size,
+        media_type=stripped.media_type,
+        profile=profile if profile and profile[16:20] == PROFILE_SPACES[image.mode] else None,
+        file=stripped.content if is_same else None,
+    )
+
+
+def plain(
+    image: Image.Image, transparent: tuple[int, ...] | None, *, keeps_grey: bool
+) -> Image.Image:
+    """The same picture in grey or RGB of 8 bits, with alpha where it has transparency."""
+    if image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode == "1":
+        image.info.pop("transparency", None)
+        image = image.convert("L")
+    elif image.mode == "CMYK":
+        image = image.convert("RGB")
+    if image.mode not in PLAIN_MODES:
+        raise PictureRefused(PictureProblem.UNREADABLE)
+    if transparent is not None and image.mode in {"L", "RGB"}:
+        # Pillow reads the samples of tRNS as they are stored, whatever their depth.
+        image.info["transparency"] = transparent if image.mode == "RGB" else transparent[0]
+        image = image.convert(image.mode + "A")
+    if not keeps_grey and image.mode in {"L", "LA"}:
+        image = image.convert("RGBA" if image.mode == "LA" else "RGB")
+    return image
+
+
+def high_bytes(deep: Image.Image) -> Image.Image:
+    """A picture of 16 bits in grey of 8. Pillow itself would cut off at 255.
+
+    The high bytes of the little-endian samples are the scale. Some rows at a time: as a whole,
+    the copies would take twice the memory of the picture.
+    """
+    width, height = deep.size
+    grey = Image.new("L", deep.size)
+    for top in range(0, height, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, height)
+        samples = deep.crop((0, top, width, bottom)).tobytes()
+        grey.paste(Image.frombytes("L", (width, bottom - top), samples[1::2]), (0, top))
+    grey.info = deep.info
+    return grey
+
+
+def encode(image: Image.Image, media_type: str, profile: bytes | None) -> bytes:
+    """The picture as a file of its own: only pixels and their colour profile."""
+    image.info = {}
+    out = io.BytesIO()
+    if media_type == "image/jpeg":
+        image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=profile)
+    elif media_type == "image/webp":
+        image.save(
+            out,
+            "WEBP",
+            lossless=True,
+            exact=True,
+            quality=LOSSLESS_EFFORT,
+            method=0,
+            icc_profile=profile,
+        )
+    else:
+        image.save(out, "PNG", compress_level=PNG_COMPRESSION, icc_profile=profile)
+    return out.getvalue()
+
+
+def clean(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+    del sizes
+    decoded = decode(sources[0], limits, is_check=True)
+    content = decoded.file
+    if content is None:
+        content = encode(decoded.image, decoded.media_type, decoded.profile)
+    return Made(content, decoded.media_type, decoded.image, decoded.size)
+
+
+def coloured(image: Image.Image) -> Image.Image:
+    """A plain picture in RGB, or RGBA where it has alpha."""
+    return in_mode(image, "RGBA" if image.mode in {"LA", "RGBA"} else "RGB")
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in that mode, without the copy that Pillow makes if it is in it already."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def scaled(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Exactly that size in RGB or RGBA; the same pixels if it is that size already.
+
+    Pillow multiplies by alpha before it filters, so that hidden colours do not bleed.
+    """
+    image = coloured(image)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def resample(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+    decoded = decode(sources[0], limits)
+    image = scaled(decoded.image, *sizes)
+    profile = decoded.profile if decoded.image.mode in {"RGB", "RGBA"} else None
+    return Made(encode(image, "image/png", profile), "image/png", image)
+
+
+def editable(mask: Image.Image, width: int, height: int) -> Image.Image:
+    """255 where the mask is fully transparent, 0 elsewhere; a mask without alpha opens nothing."""
+    if mask.mode not in {"LA", "RGBA"}:
+        return Image.new("L", (width, height), 0)
+    opened = mask.getchannel("A").point([255, *[0] * 255])
+    return opened.resize((width, height), Image.Resampling.NEAREST)
+
+
+def composite(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+    width, height = sizes
+    opened = editable(decode(sources[1], limits).image, width, height)
+    original = decode(sources[0], limits)
+    outside = scaled(original.image, width, height)
+    inside = scaled(decode(sources[2], limits).image, width, height)
+    mode = "RGBA" if "RGBA" in {outside.mode, inside.mode} else "RGB"
+    image = Image.composite(in_mode(inside, mode), in_mode(outside, mode), opened)
+    # The model saw the original's numbers, so its own mean the same colours.
+    profile = original.profile if original.image.mode in {"RGB", "RGBA"} else None
+    return Made(encode(image, "image/png", profile), "image/png", image)
+
+
+def thumbnail(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+    edge = sizes[0]
+    image = coloured(decode(sources[0], limits, draft_edge=edge).image)
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    image.info = {}
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=THUMBNAIL_QUALITY)
+    return Made(out.getvalue(), "image/webp", image)
+
+
+def pixels(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+    """Raw RGBA, four bytes a pixel, of the middle of a picture that fills the size."""
+    width, height = sizes
+    whole = in_mode(decode(sources[0], limits).image, "RGBA")
+    image = ImageOps.fit(whole, (width, height))
+    return Made(image.tobytes(), "image/x-rgba", image)
+
+
+TASKS: dict[str, Callable[[list[bytes], list[int], Limits], Made]] = {
+    "clean": clean,
+    "resample": resample,
+    "composite": composite,
+    "thumbnail": thumbnail,
+    "pixels": pixels,
+}
+
+
+def described(made: Made) -> dict[str, str | int | bool]:
+    """The facts of `gateway.media.decoder.Picture`, without the size of the file."""
+    has_alpha = made.image.mode in {"LA", "RGBA"}
+    alpha = made.image.getchannel("A").getextrema() if has_alpha else (255, 255)
+    width, height = made.size or made.image.size
+    return {
+        "media_type": made.media_type,
+        "width": width,
+        "height": height,
+        "has_alpha": has_alpha,
+        "is_transparent": alpha[0] == 0,
+    }
+
+
+def read_whole(descriptor: int) -> bytes:
+    """The whole file; the position, which the gateway shares, does not move."""
+    parts: list[bytes] = []
+    size = os.fstat(descriptor).st_size
+    while (place := sum(map(len, parts))) < size:
+        part = os.pread(descriptor, size - place, place)
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+def write_whole(descriptor: int, content: bytes) -> None:
+    """Make `content` the whole of the file; the position does not move."""
+    os.ftruncate(descriptor, 0)
+    place = 0
+    while place < len(content):
+        place += os.pwrite(descriptor, memoryview(content)[place:], place)
+
+
+def answer(job: bytes, descriptors: list[int], limits: Limits) -> dict[str, object]:
+    """Do one job. A `MemoryError` is for the gateway to see: the process ends by it."""
+    task, *sizes = json.loads(job)
+    *readable, writable = descriptors
+    try:
+        sources = [read_whole(descriptor) for descriptor in readable]
+        made = TASKS[task](sources, sizes, limits)
+        write_whole(writable, made.content)
+        return {"picture": described(made)}
+    except PictureRefused as refused:
+        return {"problem": refused.problem}
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            return {"problem": PictureProblem.TOO_EXPENSIVE}
+        return {"errno": error.errno or errno.EIO}
+
+
+def receive_job(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """A job's line and its descriptors, or an empty line once the gateway has gone."""
+    job = b""
+    descriptors: list[int] = []
+    while not job.endswith(b"\n"):
+        part, more, _, _ = socket.recv_fds(connection, MAX_JOB_BYTES, MAX_JOB_FILES)
+        descriptors += more
+        if not part:
+            return b"", descriptors
+        job += part
+    return job, descriptors
+
+
+def serve(connection: socket.socket, limits: Limits) -> None:
+    """Do jobs until the gateway closes its end."""
+    connection.sendall(b"\n")
+    while True:
+        job, descriptors = receive_job(connection)
+        if not job:
+            return
+        try:
+            reply = answer(job, descriptors, limits)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        connection.sendall(json.dumps(reply).encode() + b"\n")
+
+
+def address_space_bytes() -> int:
+    """What this process has mapped; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def free_bytes(limits: Limits) -> int:
+    """What this process may still map; everything, where the system counts nothing."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = address_space_bytes()
+    return most - mapped if mapped and most != resource.RLIM_INFINITY else limits.memory_bytes
+
+
+def leave_root() -> None:
+    """As root, become nobody: then no file of the gateway and no process of its can be opened."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
+def limit_self(limits: Limits) -> None:
+    """Give up, for good, what decoding does not need. What a system does not know is left out."""
+    leave_root()
+    forbid_core_dumps()
+    # A terminal or a supervisor signals the whole group; the gateway drains, then ends this.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    output_bytes = limits.max_pixels * OUTPUT_BYTES_PER_PIXEL + OUTPUT_MARGIN_BYTES
+    for kind, most in (
+        (resource.RLIMIT_FSIZE, output_bytes),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_AS, address_space_bytes() + limits.memory_bytes),
+    ):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(kind, (most, most))
+
+
+def main(arguments: list[str]) -> None:
+    descriptor, max_pixels, memory_bytes = map(int, arguments)
+    limits = Limits(max_pixels, memory_bytes)
+    warnings.simplefilter("ignore")  # they speak of the picture
+    Image.MAX_IMAGE_PIXELS = None  # every header is checked against the gateway's own limit
+    Image.preinit()  # what saving imports is imported while files may be opened
+    with socket.socket(fileno=descriptor) as connection:
+        limit_self(limits)
+        with suppress(ConnectionError, MemoryError):
+            serve(connection, limits)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,157 @@
+"""The operator's identity provider: its tokens become callers, beside our own API keys.
+
+The gateway is an OAuth 2.1 resource server. It checks tokens by the provider's public keys and
+never sends them anywhere.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from gateway.config import Settings
+from gateway.db.cache import Cache
+from gateway.db.engine import Database
+from gateway.domain import Caller, RateLimit, TenantSettings, new_id
+from gateway.errors import Forbidden, InvalidToken
+from gateway.oidc.signing_keys import KeyLimits, SigningKeys
+from gateway.oidc.tokens import Expectations, Identity, read_header, read_identity
+from gateway.tenancy.limit_rows import read_limits
+from gateway.tenancy.tenants import MAX_NAME_CHARACTERS, as_uuid, refuse_suspended
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The rows that a tenant's and a user's claim lead to."""
+
+    tenant_id: UUID
+    user_id: UUID | None
+    tenant_status: str
+    tenant_settings: TenantSettings
+    limits: tuple[RateLimit, ...]
+
+
+class IdentityProvider:
+    """Finds who is behind a token: signature, claims, then the cache in front of Postgres."""
+
+    def __init__(
+        self,
+        database: Database,
+        keys: SigningKeys,
+        accounts: Cache[tuple[str, str], Account],
+        expected: Expectations,
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._accounts = accounts
+        self._expected = expected
+
+    async def authenticate(self, token: str) -> Caller:
+        """Who sends this token.
+
+        Raises:
+            InvalidToken: malformed, forged, expired, or not for this gateway.
+            Forbidden: the tenant it names is not known here, or suspended.
+            KeysUnavailable: the provider is away, and its key is not known.
+            DatabaseUnavailable: tenant and user are not cached, and Postgres is away.
+        """
+        header = read_header(token, max_characters=self._expected.max_characters)
+        key = await self._keys.find(header.key_id, header.algorithm)
+        if key is None:
+            raise InvalidToken(
+                "This token was signed with a key that the identity provider does not name. "
+                "Get a new one."
+            )
+        identity = read_identity(token, header, key, self._expected)
+        account = await self._accounts.get(
+            (identity.tenant, identity.user), lambda: self._load(identity)
+        )
+        if account is None:
+            name = identity.tenant[:MAX_NAME_CHARACTERS]
+            raise Forbidden(
+                f"This token is of a tenant that is not known here, {name!r}. "
+                "Ask the operator of this gateway to create it.",
+                code="tenant_unknown",
+            )
+        refuse_suspended(account.tenant_status)
+        return _caller(account, identity.scopes, identity.expires_at)
+
+    async def examine(self) -> int:
+        """Ask the provider for its keys now; how many of them can be used.
+
+        Raises:
+            KeysNotFetched: that does not work; the message says why.
+        """
+        return await self._keys.fetch()
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._keys.close()
+
+    async def _load(self, identity: Identity) -> tuple[Account, str] | None:
+        if len(identity.tenant) > MAX_NAME_CHARACTERS or not identity.tenant.isprintable():
+            return None
+        rows = await self._database.call(
+            "SELECT c.*, limits_of(c.tenant_id, NULL, c.user_id, true) AS limits"
+            " FROM find_caller_by_claims(:tenant_id, :tenant, :user, :new_id) c",
+            {
+                "tenant_id": as_uuid(identity.tenant),
+                "tenant": identity.tenant,
+                "user": identity.user,
+                "new_id": new_id(),
+            },
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        account = Account(
+            tenant_id=row.tenant_id,
+            user_id=row.user_id,
+            tenant_status=row.tenant_status,
+            tenant_settings=TenantSettings(
+                continuity=row.continuity,
+                stores_prompts=row.stores_prompts,
+                image_retention_seconds=row.image_retention_seconds,
+            ),
+            limits=read_limits(row.limits),
+        )
+        return account, str(row.tenant_id)
+
+
+def identity_provider_of(
+    settings: Settings, database: Database, accounts: Cache[tuple[str, str], Account]
+) -> IdentityProvider | None:
+    """The one that the operator names, if any; it is not asked before the first token comes."""
+    if settings.oidc_issuer is None:
+        return None
+    limits = KeyLimits(
+        lifetime_seconds=settings.oidc_keys_seconds,
+        refetch_seconds=settings.oidc_refetch_seconds,
+        timeout_seconds=settings.oidc_timeout_seconds,
+        max_bytes=settings.oidc_max_document_bytes,
+    )
+    expected = Expectations(
+        issuer=settings.oidc_issuer,
+        audiences=settings.oidc_audiences,
+        leeway_seconds=settings.oidc_leeway_seconds,
+        tenant_claim=settings.oidc_tenant_claim,
+        user_claim=settings.oidc_user_claim,
+        scope_prefix=settings.oidc_scope_prefix,
+        max_characters=settings.oidc_max_token_characters,
+    )
+    keys = SigningKeys(settings.oidc_issuer, limits)
+    return IdentityProvider(database, keys, accounts, expected)
+
+
+def _caller(account: Account, scopes: frozenset[str], expires_at: datetime) -> Caller:
+    return Caller(
+        tenant_id=account.tenant_id,
+        user_id=account.user_id,
+        api_key_id=None,
+        livemode=True,
+        scopes=scopes,
+        models=None,
+        expires_at=expires_at,
+        tenant_status=account.tenant_status,
+        tenant_settings=account.tenant_settings,
+        limits=account.limits,
+    )

@@ -1,0 +1,1 @@
+"""The provider of test keys: synthetic images, realistic usage, failures on demand, no cost."""

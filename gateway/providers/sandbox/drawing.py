@@ -1,0 +1,90 @@
+"""Draws the sandbox provider's images: calm layered landscapes that cost nothing to make.
+
+The same arguments give the same bytes in every process, so tests and retries can compare them.
+"""
+
+import hashlib
+import io
+import math
+import re
+from random import Random
+from typing import Literal
+
+from PIL import Image
+
+from gateway.providers.sandbox.canvas import parse_colour
+from gateway.providers.sandbox.caption import PROMPT_CHARS_READ, lay_out_caption, write_caption
+from gateway.providers.sandbox.inputs import Inputs, work_in
+from gateway.providers.sandbox.scenery import PALETTES, RIDGES, Palette, choose, paint_scene
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+SCENE_PIXELS_MAX = 2_100_000
+"""Larger images are painted at a fraction of their size and enlarged: it bounds time and memory."""
+COARSEST_SIDE = 12
+"""Pixels along the short side of a first partial image; each further one has twice as many."""
+
+
+def paint(
+    prompt: str,
+    *,
+    index: int,
+    size: tuple[int, int],
+    transparent: bool,
+    inputs: Inputs | None = None,
+) -> Image.Image:
+    """Returns a picture of exactly `size`, RGB, or RGBA if `transparent`.
+
+    `index` tells the images of one request apart. With `inputs`, of the same size, it shows them.
+    """
+    width, height = size
+    seed = hashlib.sha256(f"{index}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
+    dice = Random(int.from_bytes(seed))
+    words = re.findall(r"[a-z]+", prompt[:PROMPT_CHARS_READ].lower())
+    palette = Palette(*map(parse_colour, choose(PALETTES, words, dice).split()))
+    caption = lay_out_caption(prompt, width, height)
+
+    shrink = max(1, math.ceil(math.sqrt(width * height / SCENE_PIXELS_MAX)))
+    picture = paint_scene(
+        (math.ceil(width / shrink), math.ceil(height / shrink)),
+        palette=palette,
+        ridge_kind=choose(RIDGES, words, dice),
+        floor=(caption.top - caption.margin * 0.6) / height,
+        transparent=transparent,
+        dice=dice,
+    )
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    if inputs is not None:
+        plate = round(caption.top - caption.margin * 0.6)
+        picture = work_in(picture, inputs, index=index, plate_top=plate, plate_colour=palette.near)
+    write_caption(picture, caption)
+    return picture
+
+
+def coarsen(picture: Image.Image, stage: int) -> Image.Image:
+    """Returns what a stream shows on the way to `picture`; `stage` counts from 0, the coarsest."""
+    width, height = picture.size
+    scale = min(1.0, COARSEST_SIDE * 2**stage / min(width, height))
+    few = picture.resize(
+        (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
+    )
+    return few.resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def encode(picture: Image.Image, output_format: OutputFormat, compression: int | None) -> bytes:
+    """Returns the file; the fastest settings, because nobody keeps a sandbox image.
+
+    `compression` is the quality, 0 to 100, of a jpeg or webp (None: 100); a png is lossless and
+    ignores it.
+    """
+    quality = 100 if compression is None else compression
+    file = io.BytesIO()
+    if output_format == "png":
+        picture.save(file, "PNG", compress_level=1)
+    elif output_format == "jpeg":
+        # Above 95 libjpeg grows the file without a visible gain (Pillow handbook, "JPEG saving").
+        picture.save(file, "JPEG", quality=min(max(quality, 1), 95))
+    else:
+        picture.save(file, "WEBP", quality=min(max(quality, 1), 100), method=0)
+    return file.getvalue()

@@ -1,0 +1,232 @@
+"""The provider of test keys: real pictures, realistic usage, failures on demand, no money.
+
+A prompt that holds one of the magic words fails in that way (docs/sandbox.md).
+"""
+
+import asyncio
+import base64
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from gateway.domain import (
+    ImageRequest,
+    InputImage,
+    Outcome,
+    PartialImage,
+    PartialSink,
+    ProviderAnswer,
+    ProviderReply,
+    SecretText,
+    Usage,
+)
+from gateway.image_models import INPUT_PATCH, PARTIAL_IMAGE_TOKENS, parse_size
+from gateway.providers.base import ProviderFailure, Reason
+from gateway.providers.sandbox.drawing import OutputFormat, coarsen, encode, paint
+from gateway.providers.sandbox.inputs import Inputs, PixelReader, open_inputs
+
+OK = 200
+SLOW_SECONDS = 5.0
+BYTES_PER_TOKEN = 4
+INPUT_PATCHES_MAX = 1536
+INPUT_FRAME_TOKENS = 9
+DEFAULT_SIZE = "1024x1024"
+DEFAULT_QUALITY = "medium"
+MAGIC_NO_USAGE = "[sandbox:no_usage]"
+MAGIC_SLOW = "[sandbox:slow]"
+MAGIC_STREAM_ERROR = "[sandbox:stream_error]"
+
+_FORMATS: Mapping[str, OutputFormat] = {"png": "png", "jpeg": "jpeg", "webp": "webp"}
+_STATUSES = {
+    Reason.MODERATION: 400,
+    Reason.INVALID: 400,
+    Reason.CREDENTIAL: 401,
+    Reason.RATE_LIMITED: 429,
+}
+"""As OpenAI answers with; a failure that is not among them came without an answer."""
+_FAILURES: Mapping[str, tuple[Outcome, Reason, str, str | None]] = {
+    "[sandbox:moderation]": (
+        Outcome.MODERATION,
+        Reason.MODERATION,
+        "Your request was rejected by the safety system.",
+        "moderation_blocked",
+    ),
+    "[sandbox:rejected]": (
+        Outcome.REJECTED,
+        Reason.INVALID,
+        "The sandbox refuses this prompt, as asked.",
+        "invalid_value",
+    ),
+    "[sandbox:rate_limited]": (
+        Outcome.REJECTED,
+        Reason.RATE_LIMITED,
+        "Rate limit reached. Please try again in 1s.",
+        "rate_limit_exceeded",
+    ),
+    "[sandbox:credential]": (
+        Outcome.REJECTED,
+        Reason.CREDENTIAL,
+        "Incorrect API key provided.",
+        "invalid_api_key",
+    ),
+    "[sandbox:unreachable]": (
+        Outcome.NOT_SENT,
+        Reason.UNREACHABLE,
+        "The provider cannot be reached.",
+        None,
+    ),
+    "[sandbox:unknown]": (
+        Outcome.AMBIGUOUS,
+        Reason.UNKNOWN,
+        "The connection to the provider broke during the call.",
+        None,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One request as the sandbox reads it, with everything decided that was left open."""
+
+    request: ImageRequest
+    size: str
+    quality: str
+    background: Literal["opaque", "transparent"]
+    output_format: OutputFormat
+    created: int
+
+    async def open_inputs(self, read_pixels: PixelReader) -> Inputs | None:
+        request = self.request
+        if not request.inputs:
+            return None
+        return await open_inputs(
+            [image.file for image in request.inputs],
+            read_pixels,
+            mask=None if request.mask is None else request.mask.file,
+            markup=None if request.markup is None else request.markup.file,
+            size=parse_size(self.size),
+        )
+
+    def paint(self, index: int, inputs: Inputs | None) -> Image.Image:
+        # Jpeg has no alpha channel.
+        transparent = self.background == "transparent" and self.output_format != "jpeg"
+        return paint(
+            self.request.prompt,
+            index=index,
+            size=parse_size(self.size),
+            transparent=transparent,
+            inputs=inputs,
+        )
+
+    def encode(self, picture: Image.Image) -> str:
+        content = encode(picture, self.output_format, self.request.output_compression)
+        return base64.b64encode(content).decode()
+
+    def partial_image(self, picture: Image.Image, index: int) -> PartialImage:
+        return PartialImage(
+            index=index,
+            base64=self.encode(coarsen(picture, index)),
+            created=self.created,
+            size=self.size,
+            quality=self.quality,
+            background=self.background,
+            output_format=self.output_format,
+        )
+
+
+class Sandbox:
+    """The provider `sandbox`."""
+
+    def __init__(self, read_pixels: PixelReader) -> None:
+        self._read_pixels = read_pixels
+
+    async def generate(
+        self, request: ImageRequest, credential: SecretText, partials: PartialSink | None = None
+    ) -> ProviderAnswer:
+        """Draw the images of `request`; the credential is not used.
+
+        Raises:
+            ProviderFailure: the prompt asks for it.
+        """
+        del credential
+        if MAGIC_SLOW in request.prompt:
+            await asyncio.sleep(SLOW_SECONDS)
+        for word, (outcome, reason, message, code) in _FAILURES.items():
+            if word in request.prompt:
+                retry_after = 1 if reason is Reason.RATE_LIMITED else None
+                raise ProviderFailure(
+                    outcome,
+                    reason,
+                    message,
+                    code=code,
+                    retry_after_seconds=retry_after,
+                    reply=_reply(_STATUSES[reason]) if reason in _STATUSES else None,
+                )
+        return await self._draw_all(_read(request), partials)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def _draw_all(self, job: _Job, partials: PartialSink | None) -> ProviderAnswer:
+        request = job.request
+        inputs = await job.open_inputs(self._read_pixels)
+        images, sent = [], 0
+        for index in range(request.n):
+            picture = await asyncio.to_thread(job.paint, index, inputs)
+            if request.stream and partials is not None:
+                for stage in range(request.partial_images):
+                    partials(await asyncio.to_thread(job.partial_image, picture, stage))
+                    sent += 1
+            if MAGIC_STREAM_ERROR in request.prompt:
+                raise ProviderFailure(
+                    Outcome.AMBIGUOUS, Reason.UNKNOWN, "The stream broke off.", reply=_reply(OK)
+                )
+            images.append(await asyncio.to_thread(job.encode, picture))
+        return ProviderAnswer(
+            images=tuple(images),
+            created=job.created,
+            usage=None if MAGIC_NO_USAGE in request.prompt else _usage(job, sent),
+            size=job.size,
+            quality=job.quality,
+            background=job.background,
+            output_format=job.output_format,
+            reply=_reply(OK),
+        )
+
+
+def _reply(status: int) -> ProviderReply:
+    """The made-up answer behind the call, with an id of the form of OpenAI's."""
+    return ProviderReply(status, f"req_sandbox_{random.getrandbits(64):016x}")
+
+
+def _read(request: ImageRequest) -> _Job:
+    return _Job(
+        request=request,
+        size=DEFAULT_SIZE if request.size in {None, "auto"} else str(request.size),
+        quality=DEFAULT_QUALITY if request.quality in {None, "auto"} else str(request.quality),
+        background="transparent" if request.background == "transparent" else "opaque",
+        output_format=_FORMATS[request.output_format or "png"],
+        created=int(time.time()),
+    )
+
+
+def _usage(job: _Job, partial_images: int) -> Usage:
+    request = job.request
+    each = request.model.tokens.output_tokens(job.quality, *parse_size(job.size))
+    pictures = [*request.inputs, request.mask, request.markup]
+    return Usage(
+        text_input_tokens=-(-len(request.prompt.encode()) // BYTES_PER_TOKEN),
+        image_input_tokens=sum(_input_tokens(picture) for picture in pictures if picture),
+        text_output_tokens=0,
+        image_output_tokens=request.n * each + partial_images * PARTIAL_IMAGE_TOKENS,
+    )
+
+
+def _input_tokens(image: InputImage) -> int:
+    """What an input was seen to cost: 1033 tokens for 1024x1024, one for each patch and 9 more."""
+    across, down = (-(-edge // INPUT_PATCH) for edge in (image.width, image.height))
+    return min(across * down, INPUT_PATCHES_MAX) + INPUT_FRAME_TOKENS

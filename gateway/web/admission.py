@@ -1,0 +1,185 @@
+"""Who gets in: so many requests are worked on until their call goes out, and few more wait for it.
+
+Behind authentication, so that tenants take turns, and before routes and bodies. Operators, and
+whoever needs no key, always get in. A place is left at the provider call or with the answer; what
+waits for its client, for pictures or for a vendor has none, and gets one back in the pipeline.
+"""
+
+import asyncio
+from collections import deque
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller
+from gateway.errors import GatewayError, Unavailable, envelope, response_headers
+from gateway.load.gate import Gate, Place
+from gateway.request_record import note_error
+from gateway.web.authentication import speaks_json_rpc
+from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
+
+UPLOADS = frozenset({"/v1/images/edits", "/v1/images/variations", "/edit_image"})
+"""Their bodies take their time, and have places of their own."""
+PURCHASES = UPLOADS | {
+    *("/v1/images/generations", "/generate_image", "/mcp/v1/tools/generate_image")
+}
+BODY_PATIENCE_SECONDS = 0.25
+LARGE_BODY_BYTES = 262_144
+WAITING_BODY_BYTES = 65_536
+"""What is read of a body while its request waits: there may be a thousand of them."""
+JSON_RPC_ERRORS = {True: -32600, False: -32603}
+"""Invalid request, where it is the client's fault; internal error (JSON-RPC 2.0, section 5.1)."""
+
+
+class Admission:
+    """The middleware; the place stands in the request's state, None where it has none yet."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its place, or refuse it at once."""
+        state = scope.get("state", {})
+        caller = state.get("caller")
+        if not isinstance(caller, Caller):
+            await self._app(scope, receive, send)
+            return
+        gateway: Gateway = state["gateway"]
+        state["place"] = None
+        client = _Client(receive, send)
+        try:
+            place = await _enter(gateway, caller, scope["path"], client)
+        except Unavailable as error:
+            await _refuse(error, scope, send)
+            return
+        if place is None:
+            await self._app(scope, receive, send)
+            return
+        state["place"] = client.place = place
+        try:
+            await self._app(scope, client.receive, client.send)
+        finally:
+            place.leave()
+
+
+class _Client:
+    """The request's client: its place must not be kept by waiting for it."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._kept: deque[Message] = deque()
+        self._received_bytes = 0
+        self._patience_seconds = BODY_PATIENCE_SECONDS
+        self._has_come = False
+        self.place: Place | None = None
+
+    async def receive(self) -> Message:
+        """The next part of the body; the place is left where it is slow, or large."""
+        if self._kept:
+            return self._kept.popleft()
+        if self._has_come or self.place is None:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        patience = loop.call_later(self._patience_seconds, self.place.leave)
+        try:
+            message = await self._receive()
+        finally:
+            patience.cancel()
+        # For the whole body: who sends a byte now and then is slow too.
+        self._patience_seconds = max(0.0, self._patience_seconds - (loop.time() - began))
+        self._take_note(message)
+        if self._received_bytes > LARGE_BODY_BYTES:
+            self.place.leave()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send the answer, with which the place is left."""
+        if self.place is not None and message["type"] == "http.response.body":
+            self.place.leave()
+        await self._send(message)
+
+    async def leaves(self) -> None:
+        """Return when the client has left; what it sends before is kept for `receive`."""
+        while self._received_bytes <= WAITING_BODY_BYTES:
+            message = await self._receive()
+            self._kept.append(message)
+            self._take_note(message)
+            if message["type"] == "http.disconnect":
+                return
+        await asyncio.Event().wait()  # nobody looks for more until it is let in
+
+    def _take_note(self, message: Message) -> None:
+        self._received_bytes += len(message.get("body", b""))
+        self._has_come = not message.get("more_body", False)
+
+
+async def _enter(gateway: Gateway, caller: Caller, path: str, client: _Client) -> Place | None:
+    """The request's place; None for uploads, which get theirs in the pipeline.
+
+    Raises:
+        Unavailable: there is none, and none for what would be bought.
+    """
+    if path in PURCHASES:
+        gateway.pipeline.check_room(caller)
+    if path in UPLOADS:
+        gateway.gate.check(caller.tenant_id)
+        return None
+    place = gateway.gate.take(caller.tenant_id)
+    return place or await _wait(gateway.gate, caller.tenant_id, client)
+
+
+async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:
+    """A place, after a wait.
+
+    Raises:
+        Unavailable: the wait is too long, or the client has left meanwhile.
+    """
+    joined = gate.join(tenant_id)
+    leaving = asyncio.create_task(client.leaves())
+    first: set[asyncio.Future[Any]] = {joined, leaving}
+    is_let_in = False
+    try:
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if leaving.done():
+            raise Unavailable("The client has left.")
+        is_let_in = True
+        return joined.result()
+    finally:
+        leaving.cancel()
+        if not is_let_in:
+            gate.abandon(tenant_id, joined)
+
+
+async def _refuse(error: Unavailable, scope: RequestScope, send: Send) -> None:
+    note_error(error)
+    status, headers, body = _refusal(
+        error.message, error.retry_after_seconds, speaks_json_rpc(scope["path"])
+    )
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@cache  # there are few, and each may be needed thousands of times a second
+def _refusal(
+    message: str,
+    seconds: int | None,
+    for_mcp: bool,  # noqa: FBT001 - a key of the cache
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    error = Unavailable(message, retry_after_seconds=seconds)
+    body = orjson.dumps(as_json_rpc(error) if for_mcp else envelope(error))
+    headers = {"content-type": "application/json", "content-length": str(len(body))}
+    headers |= response_headers(error)
+    return error.status, [(k.lower().encode(), v.encode()) for k, v in headers.items()], body
+
+
+def as_json_rpc(error: GatewayError) -> dict[str, object]:
+    """An error as MCP says it before it knows which request it was: clients show the message."""
+    data = envelope(error)["error"]
+    code = JSON_RPC_ERRORS[error.status < GatewayError.status]
+    said = {"code": code, "message": f"{error.code}: {error.message}", "data": data}
+    return {"jsonrpc": "2.0", "id": None, "error": said}

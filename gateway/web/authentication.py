@@ -1,0 +1,239 @@
+"""Who sends a request: a bearer key or token becomes a Caller (or Operator) in the request's state.
+
+Pure ASGI around both fronts, so that no route and no mount can be reached without it; what is
+open is named here. With an identity provider, refusals carry the challenges of RFC 6750 and 9728.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from gateway.bootstrap import Gateway
+from gateway.config import Settings
+from gateway.domain import AdminScope, Caller, Operator, Scope
+from gateway.errors import (
+    Forbidden,
+    GatewayError,
+    InsufficientScope,
+    KeyMissing,
+    MalformedAuthorization,
+    Unauthenticated,
+)
+from gateway.request_record import current
+from gateway.web.instrumentation import App, Receive, RequestScope, Send, send_error
+
+METADATA_PATH = "/.well-known/oauth-protected-resource"
+MCP_PATH = "/mcp"
+SSE_PATH, SSE_MESSAGES_PATH = "/sse", "/sse/messages"
+"""The transport of 2024, where the operator has switched it on."""
+OPEN_PATHS = frozenset(
+    {
+        *("/", "/health", "/ready", "/docs", "/openapi.json"),
+        *(METADATA_PATH, METADATA_PATH + MCP_PATH),
+    }
+)
+OPEN_PREFIXES = ("/images/", "/docs-assets/")
+METRICS_PATH = "/metrics"
+OPERATOR_PATHS = frozenset({METRICS_PATH})
+OPERATOR_PREFIXES = ("/admin/",)
+READING_METHODS = frozenset({"GET", "HEAD"})
+KEY_PREFIX = "igw_"
+API_KEY_HEADER = b"api-key"
+USUAL_SCOPES = (Scope.IMAGES_READ, Scope.IMAGES_WRITE, Scope.USAGE_READ)
+"""What a client asks its user for at first, and any of which serves the MCP endpoint. To store
+provider keys takes a further scope, for which a client asks when it is refused."""
+# RFC 6750, section 2.1, and what may stand between quotes in a challenge, section 3.
+_TOKEN = re.compile(r"[\w.~+/-]+=*", re.ASCII)
+_NOT_QUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]+")
+
+
+class Authentication:
+    """The middleware; the opened gateway stands in the application's state.
+
+    `tool_scopes`: which scope an MCP tool needs, by the tool's name.
+    """
+
+    def __init__(self, app: App, *, tool_scopes: Mapping[str, Scope]) -> None:
+        self._app = app
+        self._tool_scopes = tool_scopes
+
+    async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its caller, or answer with the refusal."""
+        if scope["type"] != "http" or is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        gateway: Gateway = scope["app"].state.gateway
+        record = current()
+        if scope["path"] != METRICS_PATH:
+            record.sink = gateway.request_log.put
+        try:
+            caller = await _identify(gateway, scope)
+            record.identify(caller)
+            _check_side(caller, scope["path"])
+            if isinstance(caller, Operator):
+                check_operator(caller, scope["method"], scope["path"])
+            if isinstance(caller, Caller) and is_mcp(scope["path"]):
+                self._check_mcp(caller, scope)
+        except GatewayError as error:
+            await send_error(error, send, challenge_headers(error, gateway.settings, scope["path"]))
+            return
+        # A mounted application has its own `app`; the request's state goes with it.
+        scope.setdefault("state", {}).update(caller=caller, gateway=gateway)
+        await self._app(scope, receive, send)
+
+    def _check_mcp(self, caller: Caller, scope: RequestScope) -> None:
+        """Refuse who may do nothing here, and tokens that lack the scope of the tool they call.
+
+        A client with a token can ask for more and come again, if it hears of it by status and
+        header. It names the tool in a header since protocol version 2026-07-28; before that, and
+        with an API key, the tool's own refusal says it.
+        """
+        if caller.scopes.isdisjoint(USUAL_SCOPES):
+            raise _insufficient(caller, *USUAL_SCOPES)
+        if caller.api_key_id is None and _header(scope, b"mcp-method") == "tools/call":
+            needed = self._tool_scopes.get(_header(scope, b"mcp-name"))
+            if needed is not None:
+                require_scope(caller, needed)
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def is_operators(path: str) -> bool:
+    """Whether a path is for admin keys, and for no others."""
+    return path in OPERATOR_PATHS or path.startswith(OPERATOR_PREFIXES)
+
+
+def check_operator(operator: Operator, method: str, path: str) -> None:
+    """Raise `Forbidden` where the scopes of an admin key do not cover this request.
+
+    Every scope reads the metrics; `admin:read` reads everything; `admin` changes it.
+    """
+    if AdminScope.ADMIN in operator.scopes or path in OPERATOR_PATHS:
+        return
+    needed = AdminScope.ADMIN_READ if method in READING_METHODS else AdminScope.ADMIN
+    if needed not in operator.scopes:
+        raise Forbidden(
+            f"This admin key lacks the scope {needed}; it has: "
+            f"{', '.join(sorted(operator.scopes))}."
+        )
+
+
+def require_scope(caller: Caller, scope: Scope) -> None:
+    """Raise `InsufficientScope` where the key or token may not do this."""
+    if scope not in caller.scopes:
+        raise _insufficient(caller, scope)
+
+
+def challenge_headers(error: GatewayError, settings: Settings, path: str) -> dict[str, str]:
+    """Where and with which scopes a client gets a token that would do; empty without a provider.
+
+    RFC 6750, section 3; RFC 9728, section 5.1; MCP 2026-07-28, authorization.
+    """
+    if settings.oidc_issuer is None:
+        return {}
+    scopes: tuple[str, ...] = USUAL_SCOPES
+    fields = {"realm": "image-gateway"}
+    if isinstance(error, InsufficientScope):
+        fields["error"], scopes = "insufficient_scope", error.scopes
+    elif isinstance(error, MalformedAuthorization):
+        fields["error"] = "invalid_request"
+    elif not isinstance(error, Unauthenticated):
+        return {}
+    elif not isinstance(error, KeyMissing):
+        fields["error"] = "invalid_token"
+    if "error" in fields:
+        fields["error_description"] = _NOT_QUOTABLE.sub("", error.message)
+    fields["scope"] = " ".join(scope_names(settings, scopes))
+    fields["resource_metadata"] = (
+        settings.public_url.rstrip("/") + METADATA_PATH + (MCP_PATH if is_mcp(path) else "")
+    )
+    text = ", ".join(f'{name}="{value}"' for name, value in fields.items())
+    return {"WWW-Authenticate": f"Bearer {text}"}
+
+
+def scope_names(settings: Settings, scopes: tuple[str, ...]) -> list[str]:
+    """Our scopes as the identity provider calls them."""
+    return [f"{settings.oidc_scope_prefix}{scope}" for scope in scopes]
+
+
+async def _identify(gateway: Gateway, scope: RequestScope) -> Caller | Operator:
+    provider = gateway.identity_provider
+    text = _bearer(scope, is_strict=provider is not None)
+    if provider is None or text.startswith(KEY_PREFIX):
+        client: tuple[str, int] | None = scope.get("client")
+        return await gateway.api_keys.authenticate(text, address=client[0] if client else "")
+    return await provider.authenticate(text)
+
+
+def _bearer(scope: RequestScope, *, is_strict: bool) -> str:
+    """The one key or token; `is_strict` tells what is malformed from what is missing."""
+    values, keys = [], []
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            values.append(value)
+        elif name == API_KEY_HEADER:
+            keys.append(value)
+    if len(values) > 1:
+        raise MalformedAuthorization("There are several Authorization headers. Send one.")
+    scheme, _, token = "".join(v.decode("latin-1") for v in values).strip().partition(" ")
+    token = token.strip()
+    if keys:
+        return _api_key(keys, token if values else None)
+    if scheme.lower() == "bearer" and is_strict and not _TOKEN.fullmatch(token):
+        raise MalformedAuthorization(
+            "The Authorization header cannot be read. Send 'Authorization: Bearer ' and one key."
+        )
+    if scheme.lower() != "bearer" or not token:
+        raise KeyMissing("No API key was given. Send one as 'Authorization: Bearer igw_…'.")
+    return str(token)
+
+
+def _api_key(values: Sequence[bytes], bearer: str | None) -> str:
+    """The key of an `api-key` header, as clients of Azure's API send it; never a token."""
+    key = values[0].decode("latin-1").strip()
+    if len(values) > 1:
+        raise MalformedAuthorization("There are several api-key headers. Send one.")
+    if bearer is not None and bearer != key:
+        raise MalformedAuthorization(
+            "The api-key and Authorization headers differ. Send the key in one of them."
+        )
+    if not key.startswith(KEY_PREFIX):
+        raise KeyMissing("The api-key header holds no key of this gateway (igw_…).")
+    return key
+
+
+def _header(scope: RequestScope, name: bytes) -> str:
+    found = (value.decode("latin-1") for key, value in scope["headers"] if key == name)
+    return next(found, "").strip()
+
+
+def is_mcp(path: str) -> bool:
+    """Return True for the MCP endpoint and for tools that are called by plain JSON."""
+    return speaks_json_rpc(path) or path.startswith(f"{MCP_PATH}/")
+
+
+def speaks_json_rpc(path: str) -> bool:
+    """Return True where clients of the path expect JSON-RPC errors."""
+    return path in {MCP_PATH, SSE_PATH, SSE_MESSAGES_PATH}
+
+
+def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
+    what = "token" if caller.api_key_id is None else "API key"
+    return InsufficientScope(
+        f"This {what} lacks the scope {' or '.join(scopes)}; it has: "
+        f"{', '.join(sorted(caller.scopes)) or 'none'}.",
+        scopes=scopes,
+    )
+
+
+def _check_side(caller: Caller | Operator, path: str) -> None:
+    """Admin keys open the operators' routes and nothing else; tenants' keys the rest."""
+    for_operators = is_operators(path)
+    if for_operators and not isinstance(caller, Operator):
+        raise Forbidden("This route needs an admin key (igw_admin_…).")
+    if not for_operators and isinstance(caller, Operator):
+        raise Forbidden(
+            "An admin key makes no images. Use a tenant's key (igw_live_…, igw_test_…)."
+        )

@@ -1,0 +1,133 @@
+"""Taking metadata out of files: whatever the bytes, a refusal or a file that is clean."""
+
+import struct
+from contextlib import suppress
+from io import BytesIO
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
+
+from gateway.media.metadata import strip_metadata
+from gateway.media.metadata.common import PictureProblem, PictureRefused
+from gateway.media.metadata.exif import exif_orientation, has_several_views
+from tests.hazards import IEND, MAX_PIXELS, chunk, exif, hazards, idat, plain, png
+
+SMALL = [hazard.content for hazard in hazards() if len(hazard.content) < 20_000]
+CLEAN = {form: plain(form) for form in ("PNG", "JPEG", "WEBP")}
+
+
+ADAM7 = (
+    *("16462646", "77777777", "56565656", "77777777"),
+    *("36463646", "77777777", "56565656", "77777777"),
+)
+"""The pass of each pixel of a square of eight (PNG 3rd edition, 8.1)."""
+
+
+@st.composite
+def damaged_files(draw: st.DrawFn) -> bytes:
+    """A hazard with some bytes changed, taken out or put in."""
+    content = bytearray(draw(st.sampled_from(SMALL)))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(content)))
+        content[place : place + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(content)
+
+
+@settings(deadline=None, max_examples=300)
+@given(damaged_files())
+def test_a_damaged_file_is_refused_or_comes_out_clean(content: bytes) -> None:
+    with suppress(PictureRefused):
+        stripped = strip_metadata(content, max_pixels=MAX_PIXELS)
+        again = strip_metadata(stripped.content, max_pixels=MAX_PIXELS)
+        assert again.content == stripped.content
+        assert (again.width, again.height, again.orientation) == (
+            stripped.width,
+            stripped.height,
+            1,
+        )
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"II*\0", b"MM\0*", b""]))
+def test_any_bytes_for_exif_name_an_orientation(content: bytes, head: bytes) -> None:
+    assert exif_orientation(head + content) in range(1, 9)
+    assert has_several_views(head + content) in {True, False}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_found_with_and_without_its_prefix(orientation: int) -> None:
+    data = exif(orientation)
+    assert exif_orientation(data) == orientation
+    assert exif_orientation(data.removeprefix(b"Exif\0\0")) == orientation
+
+
+@pytest.mark.parametrize("form", CLEAN)
+def test_a_file_without_metadata_stays_byte_for_byte(form: str) -> None:
+    assert strip_metadata(CLEAN[form], max_pixels=MAX_PIXELS).content == CLEAN[form]
+
+
+@pytest.mark.parametrize("form", CLEAN)
+def test_one_pixel_too_many_is_too_many(form: str) -> None:
+    strip_metadata(CLEAN[form], max_pixels=48 * 32)
+    with pytest.raises(PictureRefused) as refused:
+        strip_metadata(CLEAN[form], max_pixels=48 * 32 - 1)
+    assert refused.value.problem == PictureProblem.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("form", CLEAN)
+def test_a_file_cut_off_anywhere_is_refused(form: str) -> None:
+    content = CLEAN[form]
+    for length in range(len(content)):
+        with pytest.raises(PictureRefused):
+            strip_metadata(content[:length], max_pixels=MAX_PIXELS)
+
+
+def interlaced(width: int, height: int, depth: int, colour: int, missing: int = 0) -> bytes:
+    """A black interlaced PNG; `missing` bytes fewer than its rows take."""
+    bits = depth * (3 if colour == 2 else 1)
+    total = 0
+    for number in "1234567":
+        rows = [[ADAM7[y % 8][x % 8] for x in range(width)].count(number) for y in range(height)]
+        total += sum(1 + (columns * bits + 7) // 8 for columns in rows if columns)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 1)
+    return png(chunk(b"IHDR", header), idat(bytes(total - missing)), IEND)
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (8, 2), (16, 2)])
+def test_an_interlaced_png_has_exactly_the_rows_of_its_seven_passes(
+    depth: int, colour: int
+) -> None:
+    for width, height in product(range(1, 18), range(1, 18)):
+        whole = interlaced(width, height, depth, colour)
+        stripped = strip_metadata(whole, max_pixels=MAX_PIXELS)
+        assert (stripped.content, stripped.width, stripped.height) == (whole, width, height)
+        with pytest.raises(PictureRefused):
+            strip_metadata(
+                interlaced(width, height, depth, colour, missing=1), max_pixels=MAX_PIXELS
+            )
+
+
+def test_a_colour_profile_stays_in_a_png_and_what_is_none_goes() -> None:
+    profile = ImageCmsProfile(createProfile("sRGB")).tobytes()
+    out = BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "PNG", icc_profile=profile)
+    content = out.getvalue()
+    assert strip_metadata(content, max_pixels=MAX_PIXELS).content == content
+    out = BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "PNG", icc_profile=b"a note, and no profile" * 9)
+    stripped = strip_metadata(out.getvalue(), max_pixels=MAX_PIXELS).content
+    assert b"iCCP" in out.getvalue()
+    assert b"iCCP" not in stripped
+
+
+def test_a_lossless_webp_begins_with_its_signature() -> None:
+    out = BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "WEBP", lossless=True)
+    content = bytearray(out.getvalue())
+    strip_metadata(bytes(content), max_pixels=MAX_PIXELS)
+    content[content.index(b"VP8L") + 8] ^= 1
+    with pytest.raises(PictureRefused):
+        strip_metadata(bytes(content), max_pixels=MAX_PIXELS)

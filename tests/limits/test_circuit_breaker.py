@@ -1,0 +1,345 @@
+"""Circuits, without any provider: when they open, what they let through, when they close."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+
+from gateway.load.circuit_breaker import Circuit, CircuitLimits, CircuitOpen, State, Trouble
+from gateway.load.circuits import CircuitName, Circuits
+from tests.limits_helpers import FakeClock
+
+LIMITS = CircuitLimits(
+    failures_in_row=3, window_calls=10, open_seconds=10, max_open_seconds=60, max_circuits=3
+)
+ANN, BOB, EVE = UUID(int=1), UUID(int=2), UUID(int=3)
+
+
+def own(credential: str = "key.1", model: str = "m") -> CircuitName:
+    return CircuitName("openai", model, "tenant", credential, ANN)
+
+
+SHARED = CircuitName("openai", "m", "house", "house", None)
+
+
+def refusal(circuit: Circuit, now: float, tenant_id: UUID = ANN) -> tuple[Trouble, float] | None:
+    try:
+        circuit.ask(now, tenant_id)
+    except CircuitOpen as refused:
+        return refused.trouble, refused.seconds
+    return None
+
+
+def fail(circuit: Circuit, times: int, *tenants: UUID, trouble: Trouble = Trouble.FAILING) -> None:
+    for at in range(times):
+        circuit.fail(0, trouble, tenants[at % len(tenants)])
+
+
+def test_it_opens_after_failures_in_a_row_and_says_when_to_come_again() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 2, ANN)
+    circuit.succeed(0, ANN)
+    fail(circuit, 2, ANN)
+    assert refusal(circuit, 0) is None
+    fail(circuit, 1, ANN, trouble=Trouble.UNREACHABLE)
+    assert (circuit.state, refusal(circuit, 4)) == (State.OPEN, (Trouble.UNREACHABLE, 6))
+
+
+def test_it_opens_where_half_of_the_calls_fail_though_never_in_a_row() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    for _ in range(5):
+        assert refusal(circuit, 0) is None
+        fail(circuit, 1, ANN)
+        circuit.succeed(0, ANN)
+    assert refusal(circuit, 0) == (Trouble.FAILING, 10)
+
+
+def test_fewer_failures_than_half_do_not_open_it() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    for _ in range(30):
+        fail(circuit, 1, ANN)
+        circuit.succeed(0, ANN)
+        circuit.succeed(0, ANN)
+    assert circuit.state is State.CLOSED
+
+
+def test_one_probe_is_let_through_and_its_answer_closes_the_circuit() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 3, ANN)
+    assert refusal(circuit, 10) is None
+    assert (circuit.state, refusal(circuit, 10)) == (State.HALF_OPEN, (Trouble.FAILING, 10))
+    circuit.succeed(11, ANN)
+    assert [refusal(circuit, 11) for _ in range(3)] == [None] * 3
+    fail(circuit, 2, ANN)
+    assert circuit.state is State.CLOSED
+
+
+def test_a_slow_probe_does_not_keep_the_others_waiting_for_ever() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 3, ANN)
+    assert [refusal(circuit, now) is None for now in (10, 15, 20, 21)] == [True, False, True, False]
+
+
+def test_each_failed_probe_doubles_the_time_up_to_the_maximum() -> None:
+    circuit, now, waits = Circuit(LIMITS, is_shared=False), 0.0, []
+    fail(circuit, 3, ANN)
+    for _ in range(5):
+        found = refusal(circuit, now)
+        assert found is not None
+        waits.append(found[1])
+        now += found[1]
+        assert refusal(circuit, now) is None
+        circuit.fail(now, Trouble.FAILING, ANN)
+    assert waits == [10, 20, 40, 60, 60]
+
+
+def test_a_probe_that_told_nothing_leaves_its_turn_to_the_next_call() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    fail(circuit, 3, ANN)
+    assert refusal(circuit, 10) is None
+    circuit.give_back(11)
+    assert refusal(circuit, 11) is None
+
+
+def test_what_the_provider_says_of_its_time_is_kept_up_to_the_maximum() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    circuit.put_off(0, 5, ANN)
+    assert refusal(circuit, 0) is None  # it may have been for what that call asked for
+    circuit.put_off(0, 12, ANN)
+    circuit.put_off(0, 5, ANN)
+    assert refusal(circuit, 2) == (Trouble.RATE_LIMITED, 10)
+    assert [refusal(circuit, 12) for _ in range(2)] == [None, None]
+    circuit.put_off(20, 3600, ANN)
+    assert refusal(circuit, 20) == (Trouble.RATE_LIMITED, 60)
+    circuit.succeed(90, ANN)
+    circuit.put_off(90, 12, ANN)
+    assert refusal(circuit, 90) is None
+
+
+def test_what_one_tenant_is_told_puts_off_nobody_else() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    for _ in range(9):
+        circuit.put_off(0, 12, ANN)
+    assert refusal(circuit, 0) is None
+    circuit.put_off(0, 12, BOB)
+    assert refusal(circuit, 0) == (Trouble.RATE_LIMITED, 12)
+
+
+def test_a_chance_failure_beside_a_tenant_of_many_opens_nothing() -> None:
+    circuit = Circuit(replace(LIMITS, failures_in_row=10, window_calls=20), is_shared=True)
+    fail(circuit, 50, ANN)
+    fail(circuit, 1, BOB)
+    assert refusal(circuit, 0) is None
+    fail(circuit, 1, BOB)
+    assert refusal(circuit, 0) == (Trouble.FAILING, 10)
+
+
+def test_one_tenants_failures_alone_never_open_a_shared_circuit() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    fail(circuit, 50, ANN)
+    assert refusal(circuit, 0) is None
+    fail(circuit, 1, BOB)
+    assert refusal(circuit, 0) == (Trouble.FAILING, 10)
+
+
+def test_one_tenants_failures_alone_never_keep_a_shared_circuit_open() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    fail(circuit, 3, ANN, BOB)
+    assert refusal(circuit, 10) is None
+    circuit.fail(10, Trouble.FAILING, ANN)
+    assert refusal(circuit, 10) is None  # the next one is tried at once …
+    circuit.fail(10, Trouble.FAILING, BOB)
+    assert refusal(circuit, 10) == (Trouble.FAILING, 20)  # … and it is not Ann alone
+    assert refusal(circuit, 30) is None
+    circuit.fail(30, Trouble.FAILING, ANN)
+    assert refusal(circuit, 30) is None
+    circuit.succeed(30, ANN)
+    assert circuit.state is State.CLOSED
+
+
+def test_a_house_key_whose_quota_is_used_up_opens_it_whoever_calls() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    fail(circuit, 3, ANN, trouble=Trouble.QUOTA)
+    assert refusal(circuit, 0) == (Trouble.QUOTA, 10)
+
+
+def test_two_tenants_that_fail_do_not_open_it_while_one_is_served() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    for minute in range(10):
+        circuit.succeed(60 * minute, EVE)
+        for _ in range(50):
+            circuit.fail(60 * minute + 59, Trouble.FAILING, ANN)
+            circuit.fail(60 * minute + 59, Trouble.FAILING, BOB)
+        assert circuit.state is State.CLOSED
+    circuit.fail(600, Trouble.FAILING, EVE)  # now it is nobody's model any more
+    circuit.fail(600, Trouble.FAILING, ANN)
+    assert circuit.state is State.OPEN
+
+
+def test_a_tenant_that_was_served_last_is_let_through_and_its_success_closes_it() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    for _ in range(3):
+        circuit.fail(100, Trouble.FAILING, ANN)
+        circuit.fail(100, Trouble.FAILING, BOB)
+    assert refusal(circuit, 101, ANN) == (Trouble.FAILING, 9)
+    assert refusal(circuit, 101, EVE) is None
+    circuit.succeed(102, EVE)
+    assert circuit.state is State.CLOSED
+
+
+def test_in_an_outage_each_tenant_is_let_through_once() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    for _ in range(3):
+        circuit.fail(100, Trouble.FAILING, ANN)
+        circuit.fail(100, Trouble.FAILING, BOB)
+    assert refusal(circuit, 101, EVE) is None
+    circuit.fail(102, Trouble.FAILING, EVE)
+    assert refusal(circuit, 102, EVE) == (Trouble.FAILING, 8)
+
+
+# Many of them
+
+
+def call(
+    circuits: Circuits, *names: CircuitName, outcome: str = "failed", tenant_id: UUID = ANN
+) -> bool:
+    """Whether a call was let through; it then ends so."""
+    with circuits.call(tenant_id) as made:
+        try:
+            for name in names:
+                made.pass_through(name)
+        except CircuitOpen:
+            return False
+        if outcome == "failed":
+            made.failed(Trouble.FAILING)
+        elif outcome == "succeeded":
+            made.succeeded()
+    return True
+
+
+def test_a_replaced_credential_and_another_model_have_circuits_of_their_own() -> None:
+    circuits = Circuits(LIMITS, clock=FakeClock())
+    assert [call(circuits, own()) for _ in range(4)] == [True, True, True, False]
+    assert call(circuits, own("key.2"))
+    assert call(circuits, own(model="other"))
+
+
+def test_a_call_that_is_refused_by_its_second_circuit_is_no_probe_of_the_first() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    for _ in range(3):
+        call(circuits, own("first"))
+    clock.now += 9
+    for _ in range(3):
+        call(circuits, own("second"))
+    clock.now += 1
+    assert not call(circuits, own("first"), own("second"))
+    assert call(circuits, own("first"), outcome="succeeded")
+    assert call(circuits, own("first"), outcome="none")
+
+
+def test_what_was_sent_before_a_circuit_changed_tells_nothing_of_it_now() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    with ExitStack() as running:
+        late = [running.enter_context(circuits.call(ANN)) for _ in range(5)]
+        for one in late:
+            one.pass_through(own())
+        for _ in range(3):
+            call(circuits, own())
+        late[0].succeeded()  # it had begun before the trouble
+        assert not call(circuits, own())
+        clock.now += 10
+        assert call(circuits, own(), outcome="succeeded")
+        for one in late[1:]:
+            one.failed(Trouble.FAILING)
+    assert call(circuits, own())
+
+
+def test_no_more_circuits_are_remembered_than_may_be_and_old_ones_are_forgotten() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    for number in range(10):
+        call(circuits, own(f"key.{number}"))
+    assert len(circuits) == LIMITS.max_circuits
+    clock.now += 3600
+    call(circuits, own("key.0"), outcome="succeeded")
+    assert len(circuits) == 0
+
+
+def test_the_metrics_count_each_open_circuit_once_until_it_closes_or_is_forgotten() -> None:
+    def counted() -> float | None:
+        return REGISTRY.get_sample_value("gateway_circuits_open", {"provider": "counted"})
+
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    first, second = (replace(own(key), provider="counted") for key in ("first", "second"))
+    for name in (first, second):
+        for _ in range(4):
+            call(circuits, name)
+    assert counted() == 2
+    clock.now += 10
+    call(circuits, first)  # a probe: half open, and open again
+    assert counted() == 2
+    clock.now += 20
+    call(circuits, first, outcome="succeeded")
+    assert counted() == 1
+    clock.now += 3600
+    call(circuits, first)  # forgets the second
+    assert (counted(), len(circuits)) == (0, 1)
+
+
+def test_a_tenant_that_always_asks_first_and_always_fails_shuts_nobody_else_out() -> None:
+    clock = FakeClock()
+    circuits = Circuits(LIMITS, clock=clock)
+    anns, bobs = (SHARED, replace(SHARED, tenant_id=ANN)), (SHARED, replace(SHARED, tenant_id=BOB))
+    call(circuits, *bobs, tenant_id=BOB)
+    for _ in range(2):
+        call(circuits, *anns)
+    was_served = []
+    for _ in range(300):  # the provider has recovered: only Ann's requests still fail
+        clock.now += 1
+        call(circuits, *anns)
+        was_served.append(call(circuits, *bobs, outcome="succeeded", tenant_id=BOB))
+    assert all(was_served[2 * int(LIMITS.open_seconds) :])
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "fail", "succeed", "put_off", "give_back"]),
+        st.integers(0, 100),
+        st.sampled_from([ANN, BOB]),
+    )
+)
+
+
+@settings(deadline=None)
+@given(events=EVENTS, is_shared=st.booleans())
+def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for_ever(
+    *, events: list[tuple[str, int, UUID]], is_shared: bool
+) -> None:
+    circuit, now = Circuit(LIMITS, is_shared=is_shared), 0.0
+    for event, number, tenant_id in events:
+        now += number
+        match event:
+            case "ask":
+                found = refusal(circuit, now)
+                assert found is None or 0 < found[1] <= LIMITS.max_open_seconds
+            case "fail":
+                circuit.fail(now, Trouble.FAILING, tenant_id)
+            case "succeed":
+                circuit.succeed(now, ANN)
+            case "put_off":
+                circuit.put_off(now, number, ANN)
+            case _:
+                circuit.give_back(now)
+    now += LIMITS.max_open_seconds
+    assert refusal(circuit, now) is None  # it is always tried again …
+    if circuit.state is State.HALF_OPEN:
+        circuit.succeed(now, ANN)
+        assert refusal(circuit, now) is None  # … and a success is enough

@@ -1,0 +1,67 @@
+"""Bounds on what runs at once: for all tenants together and for each."""
+
+from contextlib import ExitStack
+from uuid import UUID
+
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway.errors import Unavailable
+from gateway.load.concurrency import Places
+
+ANN, BOB, EVE = UUID(int=1), UUID(int=2), UUID(int=3)
+
+
+def is_refused(limit: Places, tenant_id: UUID) -> bool:
+    try:
+        with limit.taken(tenant_id):
+            return False
+    except Unavailable:
+        return True
+
+
+def test_one_tenant_gets_its_share_and_all_together_no_more_than_the_bound() -> None:
+    limit = Places(3, "uploads", most_of_one=2)
+    for _ in range(3):  # what is given back can be taken again, each time
+        with ExitStack() as running:
+            running.enter_context(limit.taken(ANN))
+            running.enter_context(limit.taken(ANN))
+            assert is_refused(limit, ANN)
+            with limit.taken(BOB):
+                assert is_refused(limit, BOB)
+                assert is_refused(limit, EVE)
+            assert not is_refused(limit, EVE)
+            assert is_refused(limit, ANN)
+        assert not is_refused(limit, ANN)
+
+
+@pytest.mark.parametrize(("most", "share"), [(1, 1), (2, 1), (4, 2), (5, 2)])
+def test_unless_said_otherwise_one_tenant_takes_at_most_half(most: int, share: int) -> None:
+    limit = Places(most, "uploads")
+    with ExitStack() as running:
+        for _ in range(share):
+            running.enter_context(limit.taken(ANN))
+        assert is_refused(limit, ANN)
+        assert is_refused(limit, BOB) is (most == share)
+
+
+def test_work_that_fails_gives_its_place_back() -> None:
+    limit = Places(1, "uploads")
+    with pytest.raises(RuntimeError), limit.taken(ANN):
+        raise RuntimeError
+    assert not is_refused(limit, ANN)
+
+
+def test_a_refusal_is_counted_and_takes_no_place() -> None:
+    limit = Places(1, "counted things")
+
+    def counted() -> float:
+        return REGISTRY.get_sample_value("gateway_shed_total", {"gate": "counted things"}) or 0
+
+    with limit.taken(ANN):
+        before = counted()
+        with pytest.raises(Unavailable):
+            limit.check(BOB)
+        assert counted() == before + 1
+    limit.check(BOB)
+    assert not is_refused(limit, BOB)

@@ -1,0 +1,179 @@
+"""The gate: so many inside, a bounded wait for the rest, and turns for those who share it."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import Unavailable
+from gateway.load.gate import Gate, GateLimits, Place
+from tests.limits_helpers import FakeClock
+
+LIMITS = GateLimits(most=2, most_of_one=2, max_waiting=100, wait_seconds=30)
+SHARED = GateLimits(most=4, most_of_one=2, max_waiting=6, wait_seconds=30)
+
+
+async def settle() -> None:
+    """Let whoever can go on do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_who_finds_no_place_waits_until_one_is_left() -> None:
+    gate = Gate("test", LIMITS)
+    first, second = await gate.enter("a"), await gate.enter("a")
+    third = asyncio.create_task(gate.enter("a"))
+    await settle()
+    assert (gate.inside, gate.waiting, third.done()) == (2, 1, False)
+    first.leave()
+    first.leave()  # the second time is nobody's
+    (await third).leave()
+    second.leave()
+    assert (gate.inside, gate.waiting) == (0, 0)
+
+
+async def test_tenants_take_turns_however_many_of_one_wait() -> None:
+    gate = Gate("test", GateLimits(1, 1, 100, 30))
+    served: list[str] = []
+
+    async def visit(owner: str) -> None:
+        async with gate.place(owner):
+            served.append(owner)
+
+    place = await gate.enter("a")
+    visits = [asyncio.create_task(visit(owner)) for owner in ("a", "a", "a", "b", "c", "b")]
+    await settle()
+    place.leave()
+    await asyncio.gather(*visits)
+    assert served == ["a", "b", "c", "a", "b", "a"]
+
+
+async def test_one_tenant_never_takes_more_than_its_share_of_places_or_of_the_wait() -> None:
+    gate = Gate("test", SHARED)
+    inside = [await gate.enter("a") for _ in range(2)]
+    waiting = [asyncio.create_task(gate.enter("a")) for _ in range(3)]
+    await settle()
+    with pytest.raises(Unavailable):
+        await gate.enter("a")
+    others = [await gate.enter("b") for _ in range(2)]
+    assert (gate.inside, gate.waiting) == (4, 3)
+    # Its own places go to its own: the share of the others stays theirs.
+    inside[0].leave()
+    await settle()
+    assert [task.done() for task in waiting] == [True, False, False]
+    for place in (*others, inside[1]):
+        place.leave()
+    for task in waiting:
+        (await task).leave()
+    assert (gate.inside, gate.waiting) == (0, 0)
+
+
+async def test_who_would_wait_too_long_is_refused_at_once() -> None:
+    clock = FakeClock()
+    gate = Gate("test", GateLimits(1, 1, 100, wait_seconds=1), clock=clock)
+    for _ in range(100):  # each stays for 0.4 seconds
+        place = await gate.enter("a")
+        clock.now += 0.4
+        place.leave()
+    place = await gate.enter("a")
+    waiting = [asyncio.create_task(gate.enter("a")) for _ in range(2)]
+    await settle()
+    with pytest.raises(Unavailable) as refused:
+        await gate.enter("a")
+    assert (refused.value.code, refused.value.retry_after_seconds) == ("overloaded", 1)
+    # Another tenant's turn comes sooner than the third of this one's.
+    with pytest.raises(Unavailable):
+        gate.check("a")
+    place.leave()
+    for task in waiting:
+        (await task).leave()
+
+
+async def test_a_wait_ends_with_its_time_though_nobody_leaves() -> None:
+    gate = Gate("test", GateLimits(1, 1, 100, wait_seconds=0.01))
+    place = await gate.enter("a")
+    with pytest.raises(Unavailable):
+        await gate.enter("b")
+    assert gate.waiting == 0
+    place.leave()
+    (await gate.enter("b")).leave()
+
+
+async def test_who_stops_waiting_takes_no_place_along() -> None:
+    gate = Gate("test", GateLimits(1, 1, 100, 30))
+    place = await gate.enter("a")
+    tasks = [asyncio.create_task(gate.enter("a")) for _ in range(3)]
+    await settle()
+    tasks[0].cancel()  # while it waits
+    place.leave()  # the next one is given the place …
+    tasks[1].cancel()  # … and leaves in the same moment
+    (await tasks[2]).leave()
+    ended = await asyncio.gather(*tasks[:2], return_exceptions=True)
+    assert [type(one) for one in ended] == [asyncio.CancelledError] * 2
+    assert (gate.inside, gate.waiting) == (0, 0)
+
+
+async def test_at_the_end_whoever_waits_is_released_and_nobody_waits_any_more() -> None:
+    gate = Gate("test", GateLimits(1, 1, 100, 30))
+    place = await gate.enter("a")
+    waiting = asyncio.create_task(gate.enter("b"))
+    await settle()
+    gate.end_waiting()
+    for refused in (waiting, gate.enter("c")):
+        with pytest.raises(Unavailable):
+            await refused
+    place.leave()
+    (await gate.enter("c")).leave()
+    gate.close()
+    with pytest.raises(Unavailable):
+        await gate.enter("c")
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["enter", "leave", "cancel"]), st.sampled_from("abc"), st.integers(0))
+)
+
+
+@settings(deadline=None)
+@given(STEPS)
+def test_whatever_comes_and_goes_the_places_are_kept_and_given_back(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    asyncio.run(_come_and_go(steps))
+
+
+async def _come_and_go(steps: list[tuple[str, str, int]]) -> None:
+    gate = Gate("test", SHARED)
+    tasks: dict[asyncio.Task[Place], str] = {}
+
+    def inside() -> list[asyncio.Task[Place]]:
+        ended = [task for task in tasks if task.done() and not task.cancelled()]
+        return [task for task in ended if task.exception() is None]
+
+    for step, owner, at in steps:
+        if step == "enter":
+            tasks[asyncio.create_task(gate.enter(owner))] = owner
+        elif step == "leave" and inside():
+            task = inside()[at % len(inside())]
+            task.result().leave()
+            del tasks[task]
+        elif step == "cancel" and tasks:
+            task = list(tasks)[at % len(tasks)]
+            if not task.done():
+                task.cancel()
+        await settle()
+        shares = Counter(tasks[task] for task in inside())
+        waiting = Counter(tasks[task] for task in tasks if not task.done())
+        assert (gate.inside, gate.waiting) == (shares.total(), waiting.total())
+        assert gate.inside <= SHARED.most
+        assert all(count <= SHARED.most_of_one for count in shares.values())
+        if gate.inside < SHARED.most:  # nobody waits for a place that he could have
+            assert all(shares[owner] == SHARED.most_of_one for owner in waiting)
+    while inside():
+        for task in inside():
+            task.result().leave()
+            del tasks[task]
+        await settle()
+    assert (gate.inside, gate.waiting) == (0, 0)

@@ -1,0 +1,154 @@
+"""M4: the hold is an upper bound of the cost, judged by the stub's own arithmetic."""
+
+import asyncio
+from datetime import UTC, date, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.billing.quotes import quote
+from gateway.catalog.loading import load_catalog
+from gateway.domain import Caller, Price, new_id
+from gateway.generation.parameters import parse_image_request
+from gateway.image_models import Model
+from tests.harness import Served
+from tests.money_helpers import GENERATIONS, books, budget_rows
+from tests.stub_openai import Stub, StubConfig
+from tests.stub_openai.usage import cost_nano_usd
+from tests.stub_openai.validation import read_call
+
+CATALOG = load_catalog(lambda: date(2026, 11, 20))
+CALLER = Caller(new_id(), None, new_id(), True, frozenset(), None, None, "active")  # noqa: FBT003
+LIVING = sorted(
+    name
+    for name, model in CATALOG.models.items()
+    if model.price and not model.is_retired(date(2026, 11, 20))
+)
+WITH_TEXT_OUTPUT = ["chatgpt-image-latest", "gpt-image-1.5", "gpt-image-1.5-2025-12-16"]
+GRID = 16
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=400).filter(str.strip)
+
+
+def sizes(model: Model) -> st.SearchStrategy[str | None]:
+    """Every size that the model takes, and leaving it open."""
+    if model.sizes.fixed:
+        return st.sampled_from([*model.sizes.fixed, "auto", None])
+    rule = model.sizes
+    edges = st.integers(rule.max_edge // rule.max_ratio // GRID // 2, rule.max_edge // GRID)
+
+    def fits(size: tuple[int, int]) -> bool:
+        short, long = sorted(size)
+        pixels = short * long * GRID * GRID
+        return long <= 3 * short and rule.min_pixels <= pixels <= rule.max_pixels
+
+    exact = st.tuples(edges, edges).filter(fits).map(lambda e: f"{e[0] * GRID}x{e[1] * GRID}")
+    corners = ["1024x640", "640x1024", "1440x480", "3840x1280", "3840x2160", "2880x2880"]
+    return st.one_of(exact, st.sampled_from([*corners, "auto", None]))
+
+
+@st.composite
+def bodies(draw: st.DrawFn, models: list[str]) -> dict[str, object]:
+    """A request that the gateway and the provider both accept."""
+    model = CATALOG.models[draw(st.sampled_from(models))]
+    body = {
+        "model": model.id,
+        "prompt": draw(TEXT) * draw(st.sampled_from([1, 1, 1, 40])),
+        "n": draw(st.sampled_from([None, *range(1, 11)])),
+        "size": draw(sizes(model)),
+        "quality": draw(st.sampled_from([*model.qualities, None])),
+        "output_format": draw(st.sampled_from([None, "png", "webp"])),
+        "background": draw(st.sampled_from([None, "auto", "transparent"])),
+    }
+    if model.complexities:
+        body["complexity"] = draw(st.sampled_from([*model.complexities, None]))
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def hold_and_cost(body: dict[str, object], config: StubConfig) -> tuple[int, int]:
+    """What the gateway holds, and what the provider charges."""
+    request = parse_image_request(body, CALLER, CATALOG, default_model="gpt-image-2")
+    rates = request.model.price
+    assert rates is not None
+    price = Price(
+        1,
+        request.model.id,
+        datetime(2020, 1, 1, tzinfo=UTC),
+        rates.text_input_nano,
+        rates.image_input_nano,
+        rates.image_output_nano,
+        rates.text_output_nano,
+    )
+    call = read_call(body, config, endpoint="generations", request_id="req_1")
+    return quote(request, price).amount_nano, cost_nano_usd(call.facts, call.usage)
+
+
+@hypothesis_settings(max_examples=2000, deadline=None)
+@given(body=bodies(LIVING), seed=st.integers(0, 1000))
+def test_no_call_costs_more_than_its_hold(body: dict[str, object], seed: int) -> None:
+    held, cost = hold_and_cost(body, StubConfig(seed=seed))
+    assert cost <= held
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(body=bodies(WITH_TEXT_OUTPUT))
+def test_no_call_that_also_bills_text_output_costs_more_than_its_hold(
+    body: dict[str, object],
+) -> None:
+    held, cost = hold_and_cost(body, StubConfig(output_text_tokens=300))
+    assert cost <= held
+
+
+@pytest.mark.parametrize("model", LIVING)
+def test_every_quality_at_the_largest_and_widest_sizes_stays_within_its_hold(model: str) -> None:
+    found = CATALOG.models[model]
+    for quality in (*found.qualities, None):
+        for size in found.sizes.fixed or (
+            "3840x2160",
+            "3840x1280",
+            "1280x3840",
+            "1440x480",
+            "auto",
+        ):
+            for n in (1, 10):
+                body: dict[str, object] = {
+                    "model": model,
+                    "prompt": "é" * 500,
+                    "size": size,
+                    "n": n,
+                }
+                if quality is not None:
+                    body["quality"] = quality
+                held, cost = hold_and_cost(body, StubConfig())
+                assert cost <= held, body
+
+
+SERVED = [
+    {"model": model, "size": size, "quality": quality, "n": n}
+    for model in ("gpt-image-2", "gpt-image-2.5-flare", "gpt-image-2.6-sunburst")
+    for size in ("1024x1024", "640x1024", "auto")
+    for quality in ("low", "medium", "auto")
+    for n in (1, 2)
+]
+
+
+async def test_what_the_gateway_really_held_bounds_what_the_provider_really_charged(
+    served: Served, stub: Stub
+) -> None:
+    await served.budget("1000")
+    async with served.http(await served.key()) as http:
+        answers = await asyncio.gather(
+            *(
+                http.post(GENERATIONS, json={"prompt": f"räd cïrcle {i}", **body})
+                for i, body in enumerate(SERVED)
+            )
+        )
+    assert {answer.status_code for answer in answers} == {200}
+    booked = await books(served)
+    assert sorted(b.final_nano or 0 for b in booked) == sorted(b.cost_nano_usd for b in stub.bill)
+    assert [b for b in booked if b.final_nano is None or b.final_nano > b.held_nano] == []
+    [(_, _, spent, held)] = await budget_rows(served)
+    assert (spent, held) == (sum(line.cost_nano_usd for line in stub.bill), 0)
+    [breach] = await served.owner_sql("SELECT sum(breach_nano) FROM budget_period")
+    assert breach[0] == 0

@@ -1,0 +1,148 @@
+"""Migrations: the schema is what the code expects, and several processes may migrate at once."""
+
+import asyncio
+import gzip
+import hashlib
+import zipfile
+from pathlib import Path
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hatchling.builders.wheel import WheelBuilder
+from sqlalchemy import Connection
+
+from gateway.db.engine import create_engine, database_url
+from gateway.db.migrate import migrate
+from gateway.db.request_tables import RequestRow
+from gateway.db.revisions import migrations_dir, newest_revision
+from gateway.db.sql_files import FILES, read_sql_file
+from gateway.errors import ConfigurationError
+from tests.harness import PostgresServer, run_sql
+
+ROOT = Path(__file__).resolve().parents[2]
+BEFORE_THE_BASELINE = ROOT / "tests" / "data" / "before_the_baseline.sql.gz"
+"""A dump of the last revision before the baseline, with calls in every state."""
+FUNCTIONS = (
+    "SELECT p.proname AS name, pg_get_function_identity_arguments(p.oid) AS arguments,"
+    " pg_get_functiondef(p.oid) AS definition FROM pg_proc p"
+    " JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'public' ORDER BY 1, 2"
+)
+
+
+async def test_the_migrated_schema_is_the_one_that_the_tables_describe(database: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection)
+        return list(compare_metadata(context, RequestRow.metadata))
+
+    engine = create_engine(database_url(database), role=None)
+    async with engine.connect() as connection:
+        found = await connection.run_sync(differences)
+    await engine.dispose()
+    assert found == []
+
+
+async def test_several_processes_may_migrate_an_empty_database_at_once(
+    postgres: PostgresServer,
+) -> None:
+    url = await postgres.create(template="template0")
+    revisions = await asyncio.gather(*(migrate(database_url(url)) for _ in range(4)))
+    rows = await run_sql(url, "SELECT version_num FROM alembic_version")
+    assert [row.version_num for row in rows] == list(set(revisions))
+    await postgres.drop(url)
+
+
+def test_the_wheel_carries_every_migration(tmp_path: Path) -> None:
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path)))
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {
+        f"gateway/migrations/{path.relative_to(migrations_dir())}"
+        for path in migrations_dir().rglob("*.py")
+    }
+    assert expected - set(names) == set()
+    assert "gateway/catalog/catalog.toml" in names
+    assert {f"gateway/{name}" for name in FILES} - set(names) == set()
+    assert "gateway/migrations/baseline.sql" in names
+
+
+def test_every_sql_file_of_the_package_is_applied() -> None:
+    package = ROOT / "gateway"
+    found = {str(path.relative_to(package)) for path in package.rglob("*.sql")}
+    assert found == set(FILES)
+
+
+async def test_the_functions_in_the_database_are_those_of_the_files(database: str) -> None:
+    rows = await run_sql(database, "SELECT file, digest FROM applied_sql")
+    assert {row.file: row.digest for row in rows} == {
+        name: hashlib.sha256(read_sql_file(name).encode()).hexdigest() for name in FILES
+    }
+
+
+async def test_a_changed_file_is_applied_again_and_an_unchanged_one_is_not(
+    postgres: PostgresServer,
+) -> None:
+    url = await postgres.create()
+    await run_sql(
+        url,
+        "CREATE OR REPLACE FUNCTION usd(p_nano bigint) RETURNS text"
+        " LANGUAGE sql IMMUTABLE AS $$SELECT 'changed'$$",
+    )
+    await migrate(database_url(url))
+    [kept] = await run_sql(url, "SELECT usd(1) AS text")
+    await run_sql(url, "UPDATE applied_sql SET digest = '' WHERE file = 'billing/sql/alerts.sql'")
+    await migrate(database_url(url))
+    [renewed] = await run_sql(url, "SELECT usd(1) AS text")
+    assert (kept.text, renewed.text) == ("changed", "0.000000001")
+    await postgres.drop(url)
+
+
+async def test_a_database_of_the_last_revision_before_the_baseline_is_adopted_with_its_data(
+    postgres: PostgresServer, database: str
+) -> None:
+    url = await postgres.create(template="template0")
+    await _restore(url, gzip.decompress(BEFORE_THE_BASELINE.read_bytes()).decode())
+    tables = ("tenant", "api_key", "budget", "budget_period", "reservation", "ledger", "image")
+    before = {table: await run_sql(url, f"TABLE {table} ORDER BY 1, 2") for table in tables}
+    assert await migrate(database_url(url)) == newest_revision()
+    after = {table: await run_sql(url, f"TABLE {table} ORDER BY 1, 2") for table in tables}
+    assert after == before
+    assert [row.state for row in after["reservation"]] == ["posted", "void", "posted_est", "held"]
+    assert await run_sql(url, FUNCTIONS) == await run_sql(database, FUNCTIONS)
+    settled = await run_sql(
+        url,
+        "SELECT result, breach FROM settle(CAST(:settlements AS jsonb))",
+        settlements='[{"id": "01900000-0000-7000-8000-000000000104", "kind": "post",'
+        ' "amount_nano": 6000001, "outcome": "success", "images": 1}]',
+    )
+    assert [tuple(row) for row in settled] == [("ok", 0)]
+    assert await run_sql(url, "SELECT * FROM invariant_break") == []
+    await postgres.drop(url)
+
+
+async def test_a_database_of_an_unknown_revision_is_refused_and_left_as_it_is(
+    postgres: PostgresServer,
+) -> None:
+    url = await postgres.create()
+    await run_sql(url, "UPDATE alembic_version SET version_num = '2099_01_01_of_a_later_release'")
+    with pytest.raises(ConfigurationError, match="revision that this release does not know"):
+        await migrate(database_url(url))
+    [row] = await run_sql(url, "SELECT version_num FROM alembic_version")
+    assert row.version_num == "2099_01_01_of_a_later_release"
+    await postgres.drop(url)
+
+
+async def _restore(url: str, dump: str) -> None:
+    """Run a plain dump."""
+    address = database_url(url)
+    connection = await asyncpg.connect(
+        user=address.username,
+        password=address.password,
+        host=address.query.get("host") or address.host,
+        port=address.port,
+        database=address.database,
+    )
+    try:
+        await connection.execute(dump)
+    finally:
+        await connection.close()
