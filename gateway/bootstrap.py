@@ -20,7 +20,7 @@ from gateway.db.engine import Database
 from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
 from gateway.generation.credential_tests import CredentialTests
 from gateway.generation.idempotency import Replays
-from gateway.generation.image_references import FetchLimits, PictureFetcher
+from gateway.generation.image_references import FetchLimits, InputImageFetcher
 from gateway.generation.intake import Intake
 from gateway.generation.model_lifetimes import Lifetimes
 from gateway.generation.pipeline import Pipeline
@@ -39,7 +39,7 @@ from gateway.media.decoder import (
     Decoder,
     DecoderBusy,
     DecoderFailed,
-    PictureRefused,
+    UnusableImage,
 )
 from gateway.media.temporary_files import new_spool
 from gateway.net.downloads import Downloads, origin_of
@@ -245,9 +245,9 @@ def _circuit_limits(settings: Settings) -> CircuitLimits:
 
 def _fetcher(
     core: Core, store: ImageStore, links: LinkSigner, downloads: Downloads
-) -> PictureFetcher:
+) -> InputImageFetcher:
     settings = core.settings
-    return PictureFetcher(
+    return InputImageFetcher(
         database=core.database,
         store=store,
         links=links,
@@ -351,7 +351,7 @@ def _pixel_reader(decoder: Decoder) -> PixelReader:
         with new_spool() as target:
             try:
                 await decoder.pixels(file, target, width=width, height=height)
-            except (PictureRefused, DecoderBusy, DecoderFailed) as error:
+            except (UnusableImage, DecoderBusy, DecoderFailed) as error:
                 raise ProviderFailure(
                     Outcome.NOT_SENT, Reason.UNREACHABLE, "The sandbox is busy."
                 ) from error

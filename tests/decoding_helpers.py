@@ -11,9 +11,9 @@ from PIL import Image
 from gateway.media.decoder import (
     Decoder,
     DecoderLimits,
-    Picture,
-    PictureProblem,
-    PictureRefused,
+    ImageFacts,
+    ImageProblem,
+    UnusableImage,
 )
 from tests.hazards import MAX_PIXELS, drawing, encoded
 
@@ -25,7 +25,7 @@ LIMITS = DecoderLimits(
     memory_bytes=768 * 1024 * 1024,
 )
 GOOD = encoded(drawing(), "PNG")
-GOOD_PICTURE = Picture("image/png", 48, 32, len(GOOD), has_alpha=False, is_transparent=False)
+GOOD_PICTURE = ImageFacts("image/png", 48, 32, len(GOOD), has_alpha=False, is_transparent=False)
 
 
 def file(content: bytes = b"") -> BinaryIO:
@@ -44,15 +44,15 @@ def processes() -> list[psutil.Process]:
     return [child for child in children if "gateway.media.decoder_process" in child.cmdline()]
 
 
-async def clean(decoder: Decoder, content: bytes) -> tuple[Picture, bytes]:
+async def clean(decoder: Decoder, content: bytes) -> tuple[ImageFacts, bytes]:
     target = file()
     picture = await decoder.clean(file(content), target)
     assert target.tell() == 0
     return picture, target.read()
 
 
-async def problem(decoder: Decoder, content: bytes) -> PictureProblem:
-    with pytest.raises(PictureRefused) as refused:
+async def problem(decoder: Decoder, content: bytes) -> ImageProblem:
+    with pytest.raises(UnusableImage) as refused:
         await clean(decoder, content)
     return refused.value.problem
 

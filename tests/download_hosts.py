@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway.net.downloads import DownloadRefused, Downloads, Refusal, origin_of
+from gateway.net.downloads import DownloadProblem, DownloadRefused, Downloads, origin_of
 
 NAME = "pictures.example"
 PUBLIC = "93.184.215.14"
@@ -170,7 +170,7 @@ def trusting(host: Host, **options: Any) -> Any:
     return downloading(trusted_origins=frozenset({origin_of(host.url)}), **options)
 
 
-async def refusal(downloads: Downloads, url: str) -> Refusal:
+async def refusal(downloads: Downloads, url: str) -> DownloadProblem:
     """Why `url` is refused; nothing may be left in the file."""
     target = io.BytesIO()
     with pytest.raises(DownloadRefused) as caught:

@@ -14,7 +14,7 @@ from itertools import chain
 
 from PIL import Image, ImageDraw
 
-from gateway.media.decoder import Picture, PictureProblem
+from gateway.media.decoder import ImageFacts, ImageProblem
 
 MAX_PIXELS = 40_000_000
 """What the expected answers assume as the limit."""
@@ -22,7 +22,7 @@ MAX_PIXELS = 40_000_000
 SECRET = b"52.5200-north-13.4050-east"
 SCRIPT = b"<script>alert(document.domain)</script>"
 
-UNSUPPORTED, UNREADABLE, ANIMATED, TOO_MANY_PIXELS, TOO_EXPENSIVE = PictureProblem
+UNSUPPORTED, UNREADABLE, ANIMATED, TOO_MANY_PIXELS, TOO_EXPENSIVE = ImageProblem
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Hazard:
 
     name: str
     content: bytes
-    expected: PictureProblem | None
-    picture: Picture | None = None
+    expected: ImageProblem | None
+    picture: ImageFacts | None = None
     """Where it is accepted: its facts after cleaning, without the size of the file."""
     hidden: tuple[bytes, ...] = ()
     """What it carries besides its pixels, which must be gone afterwards."""
@@ -50,7 +50,7 @@ def accepted(
 ) -> Hazard:
     for part in hidden:
         assert part in content, f"{name} does not carry what it should hide"
-    picture = Picture(f"image/{media_type}", *size, 0, alpha, transparent)
+    picture = ImageFacts(f"image/{media_type}", *size, 0, alpha, transparent)
     return Hazard(name, content, None, picture, hidden)
 
 

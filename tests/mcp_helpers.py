@@ -17,7 +17,7 @@ from mcp.types import CallToolResult, ImageContent, ResourceLink, TextContent
 
 from gateway.bootstrap import open_gateway
 from gateway.config import Settings
-from gateway.generation.image_references import FetchLimits, PictureFetcher
+from gateway.generation.image_references import FetchLimits, InputImageFetcher
 from gateway.generation.intake import Intake
 from gateway.main import create_app
 from gateway.mcp_server.tools import TOOLS
@@ -291,7 +291,7 @@ async def recent_ids(http: httpx2.AsyncClient, query: str = "", mode: str = MODE
 async def served_with_downloads(settings: Settings, downloads: Downloads) -> AsyncIterator[Served]:
     """A served gateway that fetches its callers' links with `downloads`."""
     async with open_gateway(settings) as opened:
-        fetcher = PictureFetcher(
+        fetcher = InputImageFetcher(
             database=opened.database,
             store=opened.store,
             links=opened.links,

@@ -9,7 +9,7 @@ import orjson
 
 from gateway.domain import IdempotencyClaim
 from gateway.errors import InvalidRequest
-from gateway.generation.image_references import PictureReference
+from gateway.generation.image_references import InputImageReference
 from gateway.generation.input_images import Upload
 
 CHUNK_BYTES = 1_048_576
@@ -20,7 +20,7 @@ async def claim_for(
     key: str | None,
     route: str,
     fields: Mapping[str, object],
-    pictures: Sequence[Upload | PictureReference] = (),
+    pictures: Sequence[Upload | InputImageReference] = (),
     *,
     wants_bytes: bool = False,
 ) -> IdempotencyClaim | None:
@@ -44,11 +44,11 @@ async def claim_for(
 
 
 def _hash(
-    route: str, fields: Mapping[str, object], pictures: Sequence[Upload | PictureReference]
+    route: str, fields: Mapping[str, object], pictures: Sequence[Upload | InputImageReference]
 ) -> bytes:
     named = []
     for picture in pictures:
-        if isinstance(picture, PictureReference):
+        if isinstance(picture, InputImageReference):
             named.append([picture.field, picture.url])
             continue
         digest = hashlib.sha256()

@@ -31,7 +31,7 @@ from gateway.library.storage import ImageStore
 from gateway.load.concurrency import TENANT_SHARE
 from gateway.load.gate import Gate, GateLimits
 from gateway.media.temporary_files import new_spool
-from gateway.net.downloads import DownloadRefused, Downloads, Refusal
+from gateway.net.downloads import DownloadProblem, DownloadRefused, Downloads
 from gateway.net.outbound import MAX_URL_CHARACTERS
 
 HOSTED_SCHEME = "generated-images://"
@@ -47,7 +47,7 @@ UNREACHABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class PictureReference:
+class InputImageReference:
     """A picture that is still to be had; `where` names the parameter to the client."""
 
     where: str
@@ -64,7 +64,7 @@ class FetchLimits:
     queue_seconds: float
 
 
-class PictureFetcher:
+class InputImageFetcher:
     """Turns references into files, which live until the given stack is closed."""
 
     def __init__(
@@ -95,7 +95,7 @@ class PictureFetcher:
         self,
         caller: Caller,
         request: ImageRequest,
-        pictures: Sequence[Upload | PictureReference],
+        pictures: Sequence[Upload | InputImageReference],
         files: ExitStack,
     ) -> list[Upload]:
         """The pictures of a request as files, all of them in the time of one.
@@ -120,7 +120,7 @@ class PictureFetcher:
             ) from None
 
     async def _fetch_all(
-        self, caller: Caller, pictures: Sequence[Upload | PictureReference], files: ExitStack
+        self, caller: Caller, pictures: Sequence[Upload | InputImageReference], files: ExitStack
     ) -> list[Upload]:
         uploads, size_bytes = [], 0
         for picture in pictures:
@@ -137,7 +137,9 @@ class PictureFetcher:
             uploads.append(upload)
         return uploads
 
-    async def _fetch(self, caller: Caller, reference: PictureReference, files: ExitStack) -> Upload:
+    async def _fetch(
+        self, caller: Caller, reference: InputImageReference, files: ExitStack
+    ) -> Upload:
         # Among the files before any thread has it: whoever stops waiting closes what is there.
         file = files.enter_context(new_spool())
         if reference.url.startswith("data:"):
@@ -159,7 +161,7 @@ class PictureFetcher:
             ) from None
         return Upload(reference.field, file, size_bytes)
 
-    async def _own_path(self, caller: Caller, reference: PictureReference) -> str | None:
+    async def _own_path(self, caller: Caller, reference: InputImageReference) -> str | None:
         """Where this gateway keeps what is referred to; None for what lies elsewhere."""
         if reference.url.startswith(HOSTED_SCHEME):
             if Scope.IMAGES_READ not in caller.scopes:
@@ -184,16 +186,19 @@ class PictureFetcher:
             file.write(chunk)
         return download.size_bytes
 
-    async def _download(self, reference: PictureReference, file: BinaryIO) -> int:
+    async def _download(self, reference: InputImageReference, file: BinaryIO) -> int:
         try:
             return await self._downloads.fetch(reference.url, file)
         except DownloadRefused as refused:
             # Which names exist inside is nobody's business.
-            inside = refused.reason in {Refusal.PRIVATE_ADDRESS, Refusal.UNREACHABLE}
+            inside = refused.reason in {
+                DownloadProblem.PRIVATE_ADDRESS,
+                DownloadProblem.UNREACHABLE,
+            }
             raise _bad_link(reference, UNREACHABLE if inside else refused.message) from None
 
 
-def check_length(reference: PictureReference) -> None:
+def check_length(reference: InputImageReference) -> None:
     """Refuse a data: URL that is longer than OpenAI takes one, or a link longer than any is.
 
     Raises:
@@ -210,7 +215,7 @@ def check_length(reference: PictureReference) -> None:
         )
 
 
-def decode_data_url(reference: PictureReference, files: ExitStack) -> Upload:
+def decode_data_url(reference: InputImageReference, files: ExitStack) -> Upload:
     """The picture that a data: URL holds.
 
     Raises:
@@ -220,7 +225,7 @@ def decode_data_url(reference: PictureReference, files: ExitStack) -> Upload:
     return Upload(reference.field, file, _write_data_url(reference, file))
 
 
-def _write_data_url(reference: PictureReference, file: BinaryIO) -> int:
+def _write_data_url(reference: InputImageReference, file: BinaryIO) -> int:
     head, _, encoded = reference.url.partition(",")
     try:
         content = pybase64.b64decode(encoded, validate=True)
@@ -235,7 +240,7 @@ def _write_data_url(reference: PictureReference, file: BinaryIO) -> int:
     return file.write(content)
 
 
-def _bad_link(reference: PictureReference, reason: str) -> InvalidRequest:
+def _bad_link(reference: InputImageReference, reason: str) -> InvalidRequest:
     return InvalidRequest(
         f"Invalid '{reference.where}': {reason}", code="invalid_image_url", param=reference.where
     )

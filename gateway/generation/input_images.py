@@ -18,18 +18,18 @@ from gateway.media.decoder import (
     Decoder,
     DecoderBusy,
     DecoderFailed,
-    PictureProblem,
-    PictureRefused,
+    ImageProblem,
+    UnusableImage,
 )
 from gateway.media.temporary_files import new_spool
 
 OVERLAYS = ("mask", "markup")
 PNG = "image/png"
 ADVICE = {
-    PictureProblem.UNREADABLE: "please check your image file.",
-    PictureProblem.ANIMATED: "it is animated; send a single frame.",
-    PictureProblem.TOO_MANY_PIXELS: "it has too many pixels; send a smaller one.",
-    PictureProblem.TOO_EXPENSIVE: "decoding it takes too much time or memory.",
+    ImageProblem.UNREADABLE: "please check your image file.",
+    ImageProblem.ANIMATED: "it is animated; send a single frame.",
+    ImageProblem.TOO_MANY_PIXELS: "it has too many pixels; send a smaller one.",
+    ImageProblem.TOO_EXPENSIVE: "decoding it takes too much time or memory.",
 }
 
 
@@ -126,7 +126,7 @@ async def _clean(
     try:
         target = opened.enter_context(new_spool())
         picture = await decoder.clean(upload.file, target, owner=tenant_id)
-    except PictureRefused as refused:
+    except UnusableImage as refused:
         raise _unusable(upload.field, number, refused.problem) from None
     except (OSError, DecoderBusy, DecoderFailed) as error:
         if not isinstance(error, DecoderBusy):
@@ -146,10 +146,10 @@ async def _clean(
     )
 
 
-def _unusable(field: str, number: int, problem: PictureProblem) -> InvalidRequest:
+def _unusable(field: str, number: int, problem: ImageProblem) -> InvalidRequest:
     if field in OVERLAYS:
         return _bad_overlay(field, "it must be a PNG that can be read")
-    if problem is PictureProblem.UNSUPPORTED:
+    if problem is ImageProblem.UNSUPPORTED:
         return InvalidRequest(
             f"Invalid file '{field}': unsupported mimetype. Supported file formats are "
             "'image/jpeg', 'image/png', and 'image/webp'.",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from gateway.domain import Caller, ImageRequest
-from gateway.generation.image_references import PictureFetcher, PictureReference
+from gateway.generation.image_references import InputImageFetcher, InputImageReference
 from gateway.generation.input_images import Upload, add_inputs
 from gateway.generation.pipeline import Pipeline
 from gateway.media.decoder import Decoder
@@ -13,7 +13,7 @@ from gateway.media.decoder import Decoder
 class Intake:
     """Brings pictures to requests."""
 
-    def __init__(self, pipeline: Pipeline, fetcher: PictureFetcher, decoder: Decoder) -> None:
+    def __init__(self, pipeline: Pipeline, fetcher: InputImageFetcher, decoder: Decoder) -> None:
         self._pipeline = pipeline
         self._fetcher = fetcher
         self._decoder = decoder
@@ -22,7 +22,7 @@ class Intake:
         self,
         caller: Caller,
         request: ImageRequest,
-        pictures: Sequence[Upload | PictureReference],
+        pictures: Sequence[Upload | InputImageReference],
         files: ExitStack,
     ) -> ImageRequest:
         """The request with its pictures; it owns their files.
@@ -31,7 +31,7 @@ class Intake:
         or its picture have been deleted.
 
         Raises:
-            GatewayError: what `PictureFetcher.fetch` and `add_inputs` raise.
+            GatewayError: what `InputImageFetcher.fetch` and `add_inputs` raise.
         """
         if await self._pipeline.is_claimed(caller, request):
             return request

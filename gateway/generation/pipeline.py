@@ -63,7 +63,7 @@ from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
 from gateway.image_models import Choice
 from gateway.limits.enforcement import Admission, AdmissionSink, Limiter
-from gateway.load.circuits import Call, Circuits
+from gateway.load.circuits import Circuits, ProviderCall
 from gateway.load.concurrency import Places
 from gateway.load.gate import Gate, Place
 from gateway.money import NanoUsd
@@ -266,7 +266,7 @@ class Pipeline:
         partials: PartialSink | None,
         admission: Admission,
         place: Place,
-        call: Call,
+        call: ProviderCall,
     ) -> Generation:
         try:
             await self._reserve(paid)

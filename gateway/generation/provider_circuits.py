@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from gateway.domain import Caller, Outcome
 from gateway.errors import CredentialRejected, GatewayError, RateLimited, Unavailable
 from gateway.load.circuit_breaker import CircuitOpen, Trouble
-from gateway.load.circuits import Call, CircuitName, Circuits
+from gateway.load.circuits import CircuitName, Circuits, ProviderCall
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.tenancy.credentials import CredentialChoice
 
@@ -23,8 +23,8 @@ _TROUBLE = {Reason.CREDENTIAL: Trouble.CREDENTIAL, Reason.QUOTA: Trouble.QUOTA}
 @contextmanager
 def provider_call(
     circuits: Circuits, caller: Caller, provider: str, model: str, credential: CredentialChoice
-) -> Iterator[Call]:
-    """Make a call; what comes of it is for `note_failure` and `Call.succeeded`.
+) -> Iterator[ProviderCall]:
+    """Make a call; what comes of it is for `note_failure` and `ProviderCall.succeeded`.
 
     Raises:
         Unavailable, RateLimited, CredentialRejected: it would fail as the last ones did.
@@ -39,7 +39,7 @@ def provider_call(
         yield call
 
 
-def note_failure(call: Call, failure: ProviderFailure) -> None:
+def note_failure(call: ProviderCall, failure: ProviderFailure) -> None:
     """Count a failure for what it says of the provider; of many it says nothing.
 
     A picture or a prompt that was refused tells nothing of the next one.

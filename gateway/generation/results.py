@@ -20,7 +20,7 @@ from gateway.library.links import LinkSigner
 from gateway.library.prompt_hashes import prompt_hash
 from gateway.library.retention import link_expiry, retention_seconds
 from gateway.library.storage import MEDIA_TYPES, image_path, new_image_id
-from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, UnusableImage
 from gateway.media.metadata import sniff_format
 from gateway.media.temporary_files import new_spool
 
@@ -58,7 +58,7 @@ class Results:
             return answer
         try:
             images = await asyncio.gather(*(self._finish(image, finish) for image in answer.images))
-        except (binascii.Error, OSError, PictureRefused, DecoderBusy, DecoderFailed) as error:
+        except (binascii.Error, OSError, UnusableImage, DecoderBusy, DecoderFailed) as error:
             raise ImageUnfinished(
                 "The image was made and its cost recorded, but it could not be brought to "
                 f"{finish.width}x{finish.height}: {type(error).__name__}."
@@ -72,7 +72,7 @@ class Results:
             made.flush()
             try:
                 await self._draw(made, finish, target)
-            except (PictureRefused, DecoderFailed):
+            except (UnusableImage, DecoderFailed):
                 # Its process may have been killed for something else, and the picture is paid for.
                 await self._draw(made, finish, target)
             target.seek(0)

@@ -50,7 +50,7 @@ class HostedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ImagePage:
     """Images, newest first, and whether there are older ones."""
 
     images: tuple[HostedImage, ...]
@@ -81,7 +81,7 @@ async def list_images(
     after: str | None = None,
     since: datetime | None = None,
     model: str | None = None,
-) -> Page:
+) -> ImagePage:
     """The caller's images, newest first, from the one behind `after` on; `model` as requested.
 
     Raises:
@@ -106,7 +106,7 @@ async def list_images(
         query = query.where(tuple_(ImageRow.created_at, ImageRow.id) < tuple_(*cursor))
     query = query.order_by(ImageRow.created_at.desc(), ImageRow.id.desc()).limit(limit + 1)
     rows = (await session.execute(query)).all()
-    return Page(tuple(_image(row) for row in rows[:limit]), len(rows) > limit)
+    return ImagePage(tuple(_image(row) for row in rows[:limit]), len(rows) > limit)
 
 
 async def find_image(session: TenantSession, caller: Caller, image_id: str) -> HostedImage:

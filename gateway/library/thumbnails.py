@@ -4,7 +4,7 @@ import asyncio
 
 from gateway.errors import NotFound, Unavailable
 from gateway.library.storage import ImageStore, thumbnail_path
-from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, UnusableImage
 from gateway.media.temporary_files import new_spool
 
 MAX_EDGE_PIXELS = 512
@@ -75,7 +75,7 @@ class Thumbnails:
             source.flush()
             try:
                 await self._decoder.thumbnail(source, target, max_edge=MAX_EDGE_PIXELS)
-            except PictureRefused as error:
+            except UnusableImage as error:
                 raise NotFound(
                     "No thumbnail can be made of this image.", code="image_not_found"
                 ) from error

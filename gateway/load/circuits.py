@@ -29,7 +29,7 @@ class CircuitName:
     tenant_id: UUID | None
 
 
-class Call:
+class ProviderCall:
     """A call that was let through. What comes of it is told once; what is not told, tells nothing.
 
     Nothing is said for a call that was let through before its circuit last opened or closed: it
@@ -112,9 +112,9 @@ class Circuits:
         return len(self._circuits)
 
     @contextmanager
-    def call(self, tenant_id: UUID) -> Iterator[Call]:
+    def call(self, tenant_id: UUID) -> Iterator[ProviderCall]:
         """Make a call of a tenant, which is to `pass_through` its circuits first."""
-        call = Call(self, tenant_id, self._number)
+        call = ProviderCall(self, tenant_id, self._number)
         try:
             yield call
         finally:

@@ -10,7 +10,7 @@ from gateway.bootstrap import Gateway
 from gateway.domain import Caller, IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.generation.claims import claim_for
-from gateway.generation.image_references import PictureReference, check_length
+from gateway.generation.image_references import InputImageReference, check_length
 from gateway.generation.parameters import parse_image_request
 from gateway.generation.pipeline import SANDBOX
 from gateway.mcp_server.calls import ToolCall, flag
@@ -108,7 +108,7 @@ async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
         return await call.gateway.intake.with_pictures(call.caller, request, pictures, files)
 
 
-def picture_references(arguments: Mapping[str, object]) -> list[PictureReference]:
+def picture_references(arguments: Mapping[str, object]) -> list[InputImageReference]:
     """What `image` (one, or a list) and `mask` refer to.
 
     Raises:
@@ -136,7 +136,7 @@ def picture_references(arguments: Mapping[str, object]) -> list[PictureReference
                 code="invalid_type",
                 param=where,
             )
-        references.append(PictureReference(where, field, url))
+        references.append(InputImageReference(where, field, url))
         check_length(references[-1])
     return references
 

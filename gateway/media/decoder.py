@@ -21,16 +21,16 @@ from typing import BinaryIO
 
 from gateway.errors import Unavailable
 from gateway.load.gate import Gate, GateLimits, Place
-from gateway.media.metadata.common import MAX_EDGE_PIXELS, PictureProblem, PictureRefused
+from gateway.media.metadata.common import MAX_EDGE_PIXELS, ImageProblem, UnusableImage
 
 __all__ = [
     "Decoder",
     "DecoderBusy",
     "DecoderFailed",
     "DecoderLimits",
-    "Picture",
-    "PictureProblem",
-    "PictureRefused",
+    "ImageFacts",
+    "ImageProblem",
+    "UnusableImage",
 ]
 
 START_SECONDS = 30
@@ -48,7 +48,7 @@ class DecoderFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageFacts:
     """What a checked picture is; width and height in pixels, as seen."""
 
     media_type: str
@@ -100,14 +100,16 @@ class Decoder:
         # Threads of its own: a process dies with the thread that started it (see PR_SET_PDEATHSIG).
         self._threads = ThreadPoolExecutor(limits.processes, thread_name_prefix="decoder")
 
-    async def clean(self, source: BinaryIO, target: BinaryIO, *, owner: Hashable = None) -> Picture:
+    async def clean(
+        self, source: BinaryIO, target: BinaryIO, *, owner: Hashable = None
+    ) -> ImageFacts:
         """Check every pixel of a picture and write it to `target` without metadata.
 
         The pixels stay as they are, bit for bit, unless they have to be turned (EXIF), or are of a
         kind that not everyone reads: 16 bits, palettes, black and white, CMYK. Owners take turns.
 
         Raises:
-            PictureRefused: it is not a picture that the gateway takes.
+            UnusableImage: it is not a picture that the gateway takes.
             DecoderBusy: no process becomes free within `queue_seconds`.
             DecoderFailed: it could not be tried.
         """
@@ -115,7 +117,7 @@ class Decoder:
 
     async def resample(
         self, source: BinaryIO, target: BinaryIO, *, width: int, height: int
-    ) -> Picture:
+    ) -> ImageFacts:
         """Write a PNG of exactly that size. Raises as `clean`, and ValueError for a bad size."""
         self._check_size(width, height)
         return await self._run(["resample", width, height], [source], target)
@@ -129,7 +131,7 @@ class Decoder:
         *,
         width: int,
         height: int,
-    ) -> Picture:
+    ) -> ImageFacts:
         """Write a PNG of that size: `made` where the mask's alpha is 0, elsewhere `original`.
 
         Outside the mask every pixel is the original's, bit for bit and with its alpha, if the
@@ -139,14 +141,14 @@ class Decoder:
         self._check_size(width, height)
         return await self._run(["composite", width, height], [original, mask, made], target)
 
-    async def thumbnail(self, source: BinaryIO, target: BinaryIO, *, max_edge: int) -> Picture:
+    async def thumbnail(self, source: BinaryIO, target: BinaryIO, *, max_edge: int) -> ImageFacts:
         """Write a WebP no larger than `max_edge` either way. Raises as `resample`."""
         self._check_size(max_edge, 1)
         return await self._run(["thumbnail", max_edge], [source], target)
 
     async def pixels(
         self, source: BinaryIO, target: BinaryIO, *, width: int, height: int
-    ) -> Picture:
+    ) -> ImageFacts:
         """Write raw RGBA, `4 * width * height` bytes: the picture's middle, filling that size.
 
         What reads them decodes nothing any more. Raises as `resample`.
@@ -170,7 +172,7 @@ class Decoder:
         sources: Sequence[BinaryIO],
         target: BinaryIO,
         owner: Hashable = None,
-    ) -> Picture:
+    ) -> ImageFacts:
         try:
             place = await self._gate.enter(owner)
         except Unavailable:
@@ -182,7 +184,7 @@ class Decoder:
 
     def _submit(
         self, job: bytes, sources: Sequence[BinaryIO], target: BinaryIO, place: Place
-    ) -> "Future[Picture]":
+    ) -> "Future[ImageFacts]":
         """Hand the job to a thread; process and descriptors come back when that is done with them.
 
         That may be later than the caller's interest, which a cancellation ends.
@@ -230,7 +232,7 @@ class _Process:
         self._is_stopped = False
         self._starting = threading.Lock()
 
-    def run(self, job: bytes, descriptors: list[int]) -> Picture:
+    def run(self, job: bytes, descriptors: list[int]) -> ImageFacts:
         """Do one job; a process that does not answer it does not live on."""
         connection = self._send(job, descriptors)
         try:
@@ -238,14 +240,14 @@ class _Process:
             if "errno" in answer:
                 raise DecoderFailed(f"The decoder process failed: {os.strerror(answer['errno'])}.")
             if "problem" in answer:
-                raise PictureRefused(PictureProblem(answer["problem"]))
+                raise UnusableImage(ImageProblem(answer["problem"]))
             return _read_picture(answer["picture"], os.fstat(descriptors[-1]).st_size)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             # Too slow, killed by a limit, crashed, or taken over: none of them is to be trusted.
             self.end()
             if self._is_stopped:
                 raise DecoderBusy("The decoder is closed.") from None
-            raise PictureRefused(PictureProblem.TOO_EXPENSIVE) from None
+            raise UnusableImage(ImageProblem.TOO_EXPENSIVE) from None
 
     def stop(self) -> None:
         """Kill the process, from any thread, and let no other start."""
@@ -322,7 +324,7 @@ def _receive_line(connection: socket.socket, seconds: float) -> bytes:
     return received
 
 
-def _read_picture(facts: dict[str, object], size_bytes: int) -> Picture:
+def _read_picture(facts: dict[str, object], size_bytes: int) -> ImageFacts:
     """The picture that a process describes, which may lie but not with other types.
 
     Raises:
@@ -336,4 +338,4 @@ def _read_picture(facts: dict[str, object], size_bytes: int) -> Picture:
         raise ValueError("size")  # noqa: TRY004 - one kind of defect
     if not isinstance(has_alpha, bool) or not isinstance(is_transparent, bool):
         raise ValueError("alpha")  # noqa: TRY004
-    return Picture(media_type, width, height, size_bytes, has_alpha, is_transparent)
+    return ImageFacts(media_type, width, height, size_bytes, has_alpha, is_transparent)

@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from gateway.media.metadata import strip_metadata
-from gateway.media.metadata.common import PictureProblem, PictureRefused
+from gateway.media.metadata.common import ImageProblem, UnusableImage
 from gateway.processes import forbid_core_dumps
 
 MAX_JOB_BYTES = 1024
@@ -36,7 +36,7 @@ OUTPUT_MARGIN_BYTES = 64 * 1024 * 1024
 """What an output may have beyond its pixels: a cleaned file keeps its size, noise grows."""
 OUTPUT_BYTES_PER_PIXEL = 4
 
-NOBODY = 65_534
+UNPRIVILEGED_ID = 65_534
 """The user and group of that number own nothing, by convention (`user_namespaces(7)`)."""
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -88,7 +88,7 @@ PROFILE_SPACES = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB "}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class JobLimits:
     """What every job here must keep to."""
 
     max_pixels: int
@@ -110,7 +110,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class JobOutput:
     """What a job writes, and the picture that is in it; `size` where `image` is smaller."""
 
     content: bytes
@@ -120,7 +120,7 @@ class Made:
 
 
 def decode(
-    data: bytes, limits: Limits, *, draft_edge: int | None = None, is_check: bool = False
+    data: bytes, limits: JobLimits, *, draft_edge: int | None = None, is_check: bool = False
 ) -> Decoded:
     """Every pixel of an untrusted picture; of a JPEG with `draft_edge` only as many as that needs.
 
@@ -129,17 +129,17 @@ def decode(
     fifth of the memory.
 
     Raises:
-        PictureRefused: it is not a picture that the gateway takes.
+        UnusableImage: it is not a picture that the gateway takes.
     """
     stripped = strip_metadata(data, max_pixels=limits.max_pixels)
     pixels = stripped.width * stripped.height
     # Libraries that lack memory say "damaged" as often as anything else, so they shall not lack it.
     if pixels * stripped.decoding_bytes_per_pixel > free_bytes(limits):
-        raise PictureRefused(PictureProblem.TOO_EXPENSIVE)
+        raise UnusableImage(ImageProblem.TOO_EXPENSIVE)
     try:
         image = OPENERS[stripped.media_type](io.BytesIO(stripped.content))
         if image.size != (stripped.width, stripped.height):
-            raise PictureRefused(PictureProblem.UNREADABLE)
+            raise UnusableImage(ImageProblem.UNREADABLE)
         is_cmyk = image.mode == "CMYK"
         is_same = stripped.is_plain and not is_cmyk and stripped.orientation not in TURNS
         if draft_edge is not None:
@@ -152,7 +152,7 @@ def decode(
             image = high_bytes(image)
         image = plain(image, stripped.transparent, keeps_grey=stripped.is_plain)
     except UNREADABLE:
-        raise PictureRefused(PictureProblem.UNREADABLE) from None
+        raise UnusableImage(ImageProblem.UNREADABLE) from None
     if stripped.orientation in TURNS:
         image = image.transpose(TURNS[stripped.orientation])
     return Decoded(
@@ -176,7 +176,7 @@ def plain(
     elif image.mode == "CMYK":
         image = image.convert("RGB")
     if image.mode not in PLAIN_MODES:
-        raise PictureRefused(PictureProblem.UNREADABLE)
+        raise UnusableImage(ImageProblem.UNREADABLE)
     if transparent is not None and image.mode in {"L", "RGB"}:
         # Pillow reads the samples of tRNS as they are stored, whatever their depth.
         image.info["transparency"] = transparent if image.mode == "RGB" else transparent[0]
@@ -223,13 +223,13 @@ def encode(image: Image.Image, media_type: str, profile: bytes | None) -> bytes:
     return out.getvalue()
 
 
-def clean(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+def clean(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
     del sizes
     decoded = decode(sources[0], limits, is_check=True)
     content = decoded.file
     if content is None:
         content = encode(decoded.image, decoded.media_type, decoded.profile)
-    return Made(content, decoded.media_type, decoded.image, decoded.size)
+    return JobOutput(content, decoded.media_type, decoded.image, decoded.size)
 
 
 def coloured(image: Image.Image) -> Image.Image:
@@ -253,11 +253,11 @@ def scaled(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def resample(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+def resample(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
     decoded = decode(sources[0], limits)
     image = scaled(decoded.image, *sizes)
     profile = decoded.profile if decoded.image.mode in {"RGB", "RGBA"} else None
-    return Made(encode(image, "image/png", profile), "image/png", image)
+    return JobOutput(encode(image, "image/png", profile), "image/png", image)
 
 
 def editable(mask: Image.Image, width: int, height: int) -> Image.Image:
@@ -268,7 +268,7 @@ def editable(mask: Image.Image, width: int, height: int) -> Image.Image:
     return opened.resize((width, height), Image.Resampling.NEAREST)
 
 
-def composite(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+def composite(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
     width, height = sizes
     opened = editable(decode(sources[1], limits).image, width, height)
     original = decode(sources[0], limits)
@@ -278,28 +278,28 @@ def composite(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
     image = Image.composite(in_mode(inside, mode), in_mode(outside, mode), opened)
     # The model saw the original's numbers, so its own mean the same colours.
     profile = original.profile if original.image.mode in {"RGB", "RGBA"} else None
-    return Made(encode(image, "image/png", profile), "image/png", image)
+    return JobOutput(encode(image, "image/png", profile), "image/png", image)
 
 
-def thumbnail(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+def thumbnail(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
     edge = sizes[0]
     image = coloured(decode(sources[0], limits, draft_edge=edge).image)
     image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     image.info = {}
     out = io.BytesIO()
     image.save(out, "WEBP", quality=THUMBNAIL_QUALITY)
-    return Made(out.getvalue(), "image/webp", image)
+    return JobOutput(out.getvalue(), "image/webp", image)
 
 
-def pixels(sources: list[bytes], sizes: list[int], limits: Limits) -> Made:
+def pixels(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
     """Raw RGBA, four bytes a pixel, of the middle of a picture that fills the size."""
     width, height = sizes
     whole = in_mode(decode(sources[0], limits).image, "RGBA")
     image = ImageOps.fit(whole, (width, height))
-    return Made(image.tobytes(), "image/x-rgba", image)
+    return JobOutput(image.tobytes(), "image/x-rgba", image)
 
 
-TASKS: dict[str, Callable[[list[bytes], list[int], Limits], Made]] = {
+TASKS: dict[str, Callable[[list[bytes], list[int], JobLimits], JobOutput]] = {
     "clean": clean,
     "resample": resample,
     "composite": composite,
@@ -308,8 +308,8 @@ TASKS: dict[str, Callable[[list[bytes], list[int], Limits], Made]] = {
 }
 
 
-def described(made: Made) -> dict[str, str | int | bool]:
-    """The facts of `gateway.media.decoder.Picture`, without the size of the file."""
+def described(made: JobOutput) -> dict[str, str | int | bool]:
+    """The facts of `gateway.media.decoder.ImageFacts`, without the size of the file."""
     has_alpha = made.image.mode in {"LA", "RGBA"}
     alpha = made.image.getchannel("A").getextrema() if has_alpha else (255, 255)
     width, height = made.size or made.image.size
@@ -342,7 +342,7 @@ def write_whole(descriptor: int, content: bytes) -> None:
         place += os.pwrite(descriptor, memoryview(content)[place:], place)
 
 
-def answer(job: bytes, descriptors: list[int], limits: Limits) -> dict[str, object]:
+def answer(job: bytes, descriptors: list[int], limits: JobLimits) -> dict[str, object]:
     """Do one job. A `MemoryError` is for the gateway to see: the process ends by it."""
     task, *sizes = json.loads(job)
     *readable, writable = descriptors
@@ -351,11 +351,11 @@ def answer(job: bytes, descriptors: list[int], limits: Limits) -> dict[str, obje
         made = TASKS[task](sources, sizes, limits)
         write_whole(writable, made.content)
         return {"picture": described(made)}
-    except PictureRefused as refused:
+    except UnusableImage as refused:
         return {"problem": refused.problem}
     except OSError as error:
         if error.errno == errno.EFBIG:
-            return {"problem": PictureProblem.TOO_EXPENSIVE}
+            return {"problem": ImageProblem.TOO_EXPENSIVE}
         return {"errno": error.errno or errno.EIO}
 
 
@@ -372,7 +372,7 @@ def receive_job(connection: socket.socket) -> tuple[bytes, list[int]]:
     return job, descriptors
 
 
-def serve(connection: socket.socket, limits: Limits) -> None:
+def serve(connection: socket.socket, limits: JobLimits) -> None:
     """Do jobs until the gateway closes its end."""
     connection.sendall(b"\n")
     while True:
@@ -395,7 +395,7 @@ def address_space_bytes() -> int:
         return 0
 
 
-def free_bytes(limits: Limits) -> int:
+def free_bytes(limits: JobLimits) -> int:
     """What this process may still map; everything, where the system counts nothing."""
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     mapped = address_space_bytes()
@@ -406,11 +406,11 @@ def leave_root() -> None:
     """As root, become nobody: then no file of the gateway and no process of its can be opened."""
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(UNPRIVILEGED_ID)
+        os.setuid(UNPRIVILEGED_ID)
 
 
-def limit_self(limits: Limits) -> None:
+def limit_self(limits: JobLimits) -> None:
     """Give up, for good, what decoding does not need. What a system does not know is left out."""
     leave_root()
     forbid_core_dumps()
@@ -434,7 +434,7 @@ def limit_self(limits: Limits) -> None:
 
 def main(arguments: list[str]) -> None:
     descriptor, max_pixels, memory_bytes = map(int, arguments)
-    limits = Limits(max_pixels, memory_bytes)
+    limits = JobLimits(max_pixels, memory_bytes)
     warnings.simplefilter("ignore")  # they speak of the picture
     Image.MAX_IMAGE_PIXELS = None  # every header is checked against the gateway's own limit
     Image.preinit()  # what saving imports is imported while files may be opened

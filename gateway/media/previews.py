@@ -4,7 +4,7 @@ import binascii
 
 import pybase64
 
-from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, PictureRefused
+from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, UnusableImage
 from gateway.media.temporary_files import new_spool
 
 MAX_EDGE_PIXELS = 256
@@ -21,5 +21,5 @@ async def make_preview(decoder: Decoder, encoded: str) -> bytes | None:
             source.flush()
             await decoder.thumbnail(source, target, max_edge=MAX_EDGE_PIXELS)
             return target.read()
-    except (OSError, binascii.Error, PictureRefused, DecoderBusy, DecoderFailed):
+    except (OSError, binascii.Error, UnusableImage, DecoderBusy, DecoderFailed):
         return None

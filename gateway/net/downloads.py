@@ -33,7 +33,7 @@ OK = 200
 REDIRECTS = range(300, 400)
 
 
-class Refusal(StrEnum):
+class DownloadProblem(StrEnum):
     """Why a file was not fetched."""
 
     NOT_HTTPS = "not_https"
@@ -50,7 +50,7 @@ class Refusal(StrEnum):
 class DownloadRefused(Exception):
     """Nothing was fetched. `message` never quotes the address: its query is often a signature."""
 
-    def __init__(self, reason: Refusal, message: str) -> None:
+    def __init__(self, reason: DownloadProblem, message: str) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -133,7 +133,7 @@ class Downloads:
             raise _explain(error) from None
         except TimeoutError:
             raise DownloadRefused(
-                Refusal.TOO_SLOW,
+                DownloadProblem.TOO_SLOW,
                 f"The file did not arrive within {self._total_seconds:g} seconds. "
                 "Try again, or send the picture itself.",
             ) from None
@@ -148,13 +148,15 @@ class Downloads:
                 self._refuse_size(size)
                 target.write(chunk)  # at most a few buffers, into the system's cache
         if size == 0:
-            raise DownloadRefused(Refusal.NOT_AN_IMAGE, "The file behind the link is empty.")
+            raise DownloadRefused(
+                DownloadProblem.NOT_AN_IMAGE, "The file behind the link is empty."
+            )
         return size
 
     def _refuse_size(self, size: int) -> None:
         if size > self._max_bytes:
             raise DownloadRefused(
-                Refusal.TOO_LARGE,
+                DownloadProblem.TOO_LARGE,
                 f"The file is larger than {self._max_bytes} bytes. Give a smaller picture.",
             )
 
@@ -182,20 +184,21 @@ def _parse(url: str) -> URL:
         raise _bad_url() from None
     if has_user(address):
         raise DownloadRefused(
-            Refusal.BAD_URL, "The link holds a user name or password. Give one without."
+            DownloadProblem.BAD_URL, "The link holds a user name or password. Give one without."
         )
     return address
 
 
 def _refuse_inside(address: URL) -> None:
     if address.scheme != "https":
-        raise DownloadRefused(Refusal.NOT_HTTPS, "Give a link that begins with https://.")
+        raise DownloadRefused(DownloadProblem.NOT_HTTPS, "Give a link that begins with https://.")
     host = address.raw_host
     if not host:
         raise _bad_url()
     if address.port != HTTPS_PORT:
         raise DownloadRefused(
-            Refusal.BAD_URL, "The link names a port. Give one without: only 443 is fetched from."
+            DownloadProblem.BAD_URL,
+            "The link names a port. Give one without: only 443 is fetched from.",
         )
     if is_literal(host):
         if not is_public(host):
@@ -206,13 +209,14 @@ def _refuse_inside(address: URL) -> None:
 
 def _bad_url() -> DownloadRefused:
     return DownloadRefused(
-        Refusal.BAD_URL, "The link cannot be read. Give one such as https://example.com/picture.png"
+        DownloadProblem.BAD_URL,
+        "The link cannot be read. Give one such as https://example.com/picture.png",
     )
 
 
 def _private() -> DownloadRefused:
     return DownloadRefused(
-        Refusal.PRIVATE_ADDRESS,
+        DownloadProblem.PRIVATE_ADDRESS,
         "The link leads to an address that is not on the public internet. "
         "Send the picture itself, or a link that everybody can open.",
     )
@@ -224,18 +228,18 @@ def _private() -> DownloadRefused:
 def _refuse_answer(answer: aiohttp.ClientResponse) -> None:
     if answer.status in REDIRECTS:
         raise DownloadRefused(
-            Refusal.REDIRECT, "The link leads on to another one. Give the link it ends at."
+            DownloadProblem.REDIRECT, "The link leads on to another one. Give the link it ends at."
         )
     if answer.status != OK:
         raise DownloadRefused(
-            Refusal.BAD_STATUS,
+            DownloadProblem.BAD_STATUS,
             f"The host answers with status {answer.status}. "
             "Check that the link opens for everybody.",
         )
     encodings = {text.strip().lower() for text in answer.headers.getall("Content-Encoding", [])}
     if encodings - {"", "identity"}:
         raise DownloadRefused(
-            Refusal.NOT_AN_IMAGE,
+            DownloadProblem.NOT_AN_IMAGE,
             "The host sends the file compressed, which was not asked for. "
             "Send the picture itself, or a link to another host.",
         )
@@ -254,4 +258,4 @@ def _explain(error: aiohttp.ClientError) -> DownloadRefused:
         what = "The link's host cannot be reached. Try again, or send the picture itself."
     else:
         what = "The host broke off before the file was complete. Try again."
-    return DownloadRefused(Refusal.UNREACHABLE, what)
+    return DownloadRefused(DownloadProblem.UNREACHABLE, what)

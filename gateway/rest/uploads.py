@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from gateway import telemetry
 from gateway.domain import Caller
 from gateway.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, Unavailable
-from gateway.generation.image_references import PictureReference, check_length, decode_data_url
+from gateway.generation.image_references import InputImageReference, check_length, decode_data_url
 from gateway.generation.input_images import Upload
 from gateway.load.concurrency import Places
 from gateway.load.gate import Gate, GateLimits
@@ -45,7 +45,7 @@ class Form:
     """A body taken apart into plain fields and pictures, images before masks."""
 
     fields: Mapping[str, object]
-    pictures: Sequence[Upload | PictureReference]
+    pictures: Sequence[Upload | InputImageReference]
 
 
 class _SpoolingParser(MultiPartParser):
@@ -211,8 +211,8 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 
 def _images_first(
-    pictures: Sequence[Upload | PictureReference],
-) -> Sequence[Upload | PictureReference]:
+    pictures: Sequence[Upload | InputImageReference],
+) -> Sequence[Upload | InputImageReference]:
     return sorted(pictures, key=lambda picture: picture.field != "image")
 
 
@@ -240,7 +240,7 @@ def _field(name: str, text: str, names: Mapping[str, str]) -> object:
 
 def _take_apart(
     spooled: BinaryIO, files: ExitStack
-) -> tuple[dict[str, object], list[Upload | PictureReference]]:
+) -> tuple[dict[str, object], list[Upload | InputImageReference]]:
     """The plain fields, and the pictures in their order."""
     content = spooled.read()
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_PARTS:
@@ -271,9 +271,9 @@ def _take_apart(
         raise InvalidRequest(
             f"More than {MAX_FILES} pictures.", code="array_above_max_length", param="images"
         )
-    pictures: list[Upload | PictureReference] = []
+    pictures: list[Upload | InputImageReference] = []
     for where, field, reference in named:
-        picture = PictureReference(f"{where}.image_url", field, _url(where, reference))
+        picture = InputImageReference(f"{where}.image_url", field, _url(where, reference))
         check_length(picture)
         # Here and now: what is taken apart must not be kept until all links have been fetched.
         is_data = picture.url.startswith("data:")

@@ -3,7 +3,7 @@
 import httpx2
 import pytest
 
-from gateway.media.decoder import PictureProblem
+from gateway.media.decoder import ImageProblem
 from tests.harness import Served, error_of
 from tests.hazards import Hazard, hazards
 from tests.stub_openai import Stub
@@ -13,7 +13,7 @@ GROUPS = 8
 
 
 def code_of(hazard: Hazard) -> str:
-    unsupported = hazard.expected is PictureProblem.UNSUPPORTED
+    unsupported = hazard.expected is ImageProblem.UNSUPPORTED
     return "unsupported_file_mimetype" if unsupported else "invalid_image_file"
 
 

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from PIL import Image
 
-from gateway.media.decoder import Decoder, DecoderBusy, Picture, PictureProblem, PictureRefused
+from gateway.media.decoder import Decoder, DecoderBusy, ImageFacts, ImageProblem, UnusableImage
 from tests.decoding_helpers import (
     GOOD,
     GOOD_PICTURE,
@@ -39,7 +39,7 @@ async def test_a_picture_beyond_the_memory_ends_its_process_and_the_next_one_wor
     decoder = Decoder(replace(LIMITS, memory_bytes=24 * 1024 * 1024))
     process = await started(decoder)
     large = encoded(Image.new("P", (4000, 4000)), "PNG")
-    assert await problem(decoder, large) == PictureProblem.TOO_EXPENSIVE
+    assert await problem(decoder, large) == ImageProblem.TOO_EXPENSIVE
     assert not process.is_running()
     assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
     await decoder.close()
@@ -50,7 +50,7 @@ async def test_a_picture_that_cannot_fit_is_refused_before_it_is_decoded(form: s
     decoder = Decoder(replace(LIMITS, memory_bytes=24 * 1024 * 1024))
     process = await started(decoder)
     large = encoded(Image.new("RGB", (4000, 4000)), form)
-    assert await problem(decoder, large) == PictureProblem.TOO_EXPENSIVE
+    assert await problem(decoder, large) == ImageProblem.TOO_EXPENSIVE
     assert process.is_running()
     await decoder.close()
 
@@ -59,7 +59,7 @@ async def test_a_job_beyond_its_time_ends_its_process_and_the_next_one_works() -
     decoder = Decoder(replace(LIMITS, job_seconds=2))
     process = await started(decoder)
     process.suspend()
-    assert await problem(decoder, GOOD) == PictureProblem.TOO_EXPENSIVE
+    assert await problem(decoder, GOOD) == ImageProblem.TOO_EXPENSIVE
     assert not process.is_running()
     await decoder.close()
 
@@ -122,7 +122,7 @@ async def test_damaged_files_are_answered_by_one_living_process() -> None:
         content = bytearray(choices.choice(kept))
         for _ in range(choices.randrange(1, 6)):
             content[choices.randrange(len(content))] ^= 1 << choices.randrange(8)
-        with suppress(PictureRefused):
+        with suppress(UnusableImage):
             await clean(decoder, bytes(content))
     assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
     assert process.is_running()
@@ -243,7 +243,7 @@ async def test_no_descriptor_is_left_open() -> None:
     before = psutil.Process().num_fds()
     for _ in range(3):
         await decoder.clean(good, target)
-        with pytest.raises(PictureRefused):
+        with pytest.raises(UnusableImage):
             await decoder.clean(bad, target)
     assert psutil.Process().num_fds() == before
     await decoder.close()
@@ -251,13 +251,13 @@ async def test_no_descriptor_is_left_open() -> None:
 
 KILLED = """
 import asyncio, io, os, signal, tempfile
-from gateway.media.decoder import Decoder, DecoderLimits, PictureRefused
+from gateway.media.decoder import Decoder, DecoderLimits, UnusableImage
 
 async def main():
     decoder = Decoder(DecoderLimits(1, 60, 60, 1000, 1 << 28))
     try:
         await decoder.clean(tempfile.TemporaryFile(), tempfile.TemporaryFile())
-    except PictureRefused:
+    except UnusableImage:
         os.write(1, b"it answered")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -272,7 +272,7 @@ def test_a_gateway_that_is_killed_leaves_no_process() -> None:
 
 
 def test_it_works_under_uvloop() -> None:
-    async def cleaned() -> tuple[Picture, bytes]:
+    async def cleaned() -> tuple[ImageFacts, bytes]:
         decoder = Decoder(LIMITS)
         try:
             return await clean(decoder, GOOD)
@@ -305,5 +305,5 @@ async def test_a_jpeg_that_stays_as_it_is_takes_little_memory_to_check(
     assert cleaned == content
     assert peak_bytes(process) < 150_000_000
     cut_off = content[: len(content) // 2]
-    assert await problem(decoder, cut_off) is PictureProblem.UNREADABLE
+    assert await problem(decoder, cut_off) is ImageProblem.UNREADABLE
     await decoder.close()

@@ -11,7 +11,7 @@ from operator import itemgetter
 import pytest
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
-from gateway.media.decoder import Decoder, DecoderFailed, Picture, PictureRefused
+from gateway.media.decoder import Decoder, DecoderFailed, ImageFacts, UnusableImage
 from tests.decoding_helpers import GOOD, GOOD_PICTURE, LIMITS, clean, file, opened, problem
 from tests.hazards import Hazard, drawing, encoded, exif, hazards
 
@@ -99,7 +99,7 @@ async def test_a_colour_profile_stays_and_a_place_in_exif_goes(decoder: Decoder)
 
 
 async def test_a_refusal_quotes_nothing_of_the_picture(decoder: Decoder) -> None:
-    with pytest.raises(PictureRefused) as refused:
+    with pytest.raises(UnusableImage) as refused:
         await clean(decoder, b"<script>secret</script>")
     assert refused.value.message == "The file is not a PNG, JPEG or WebP picture."
 
@@ -144,7 +144,9 @@ async def test_a_resampled_picture_has_exactly_the_size_and_visible_colours_only
     target = file()
     picture = await decoder.resample(file(encoded(image, "PNG")), target, width=101, height=37)
     size_bytes = os.fstat(target.fileno()).st_size
-    assert picture == Picture("image/png", 101, 37, size_bytes, has_alpha=True, is_transparent=True)
+    assert picture == ImageFacts(
+        "image/png", 101, 37, size_bytes, has_alpha=True, is_transparent=True
+    )
     with Image.open(target) as made:
         visible = made.getchannel("A").point([0] * 8 + [255] * 248)
         red = Image.composite(made.getchannel("R"), Image.new("L", made.size), visible)
@@ -237,7 +239,7 @@ async def test_a_thumbnail_is_a_small_upright_webp(decoder: Decoder) -> None:
     target = file()
     picture = await decoder.thumbnail(file(photograph), target, max_edge=96)
     size_bytes = os.fstat(target.fileno()).st_size
-    assert picture == Picture(
+    assert picture == ImageFacts(
         "image/webp", 64, 96, size_bytes, has_alpha=False, is_transparent=False
     )
     with Image.open(target) as thumbnail:

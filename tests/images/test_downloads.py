@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.net.downloads import Refusal, origin_of
+from gateway.net.downloads import DownloadProblem, origin_of
 from tests.download_hosts import (
     NAME,
     PICTURE,
@@ -27,7 +27,7 @@ from tests.download_hosts import (
 # What is never asked for
 
 REFUSED = {
-    Refusal.NOT_HTTPS: [
+    DownloadProblem.NOT_HTTPS: [
         "",
         "/",
         "picture.png",
@@ -48,7 +48,7 @@ REFUSED = {
         "httpss://pictures.example/",
         "s3://bucket/key",
     ],
-    Refusal.BAD_URL: [
+    DownloadProblem.BAD_URL: [
         "https:",
         "https://",
         "https:///a.png",
@@ -119,7 +119,7 @@ REFUSED = {
         "https://[\uff1a\uff1a1]/",
         "https://\u2488\u2488.example/",
     ],
-    Refusal.PRIVATE_ADDRESS: [
+    DownloadProblem.PRIVATE_ADDRESS: [
         "https://127.0.0.1/",
         "https://127.0.0.1:443/",
         "HTTPS://127.255.255.254/",
@@ -166,7 +166,7 @@ REFUSED = {
     ("url", "reason"), [(url, reason) for reason, urls in REFUSED.items() for url in urls]
 )
 async def test_an_address_that_is_refused_is_never_looked_up_or_connected_to(
-    url: str, reason: Refusal
+    url: str, reason: DownloadProblem
 ) -> None:
     names, dialled = Names([["127.0.0.1"]]), Dialled()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -219,7 +219,7 @@ async def test_a_name_with_any_address_inside_is_not_connected_to(
     dialled = Dialled()
     names = Names([[*company, address]])
     async with downloading(resolver=names, open_socket=dialled) as downloads:
-        assert await refusal(downloads, f"https://{NAME}/a.png") == Refusal.PRIVATE_ADDRESS
+        assert await refusal(downloads, f"https://{NAME}/a.png") == DownloadProblem.PRIVATE_ADDRESS
     assert (names.asked, dialled.addresses) == ([NAME], [])
 
 
@@ -227,15 +227,15 @@ async def test_a_name_with_any_address_inside_is_not_connected_to(
 async def test_a_public_address_is_connected_to_as_it_was_looked_up(address: str) -> None:
     dialled = Dialled()
     async with downloading(resolver=Names([[address]]), open_socket=dialled) as downloads:
-        assert await refusal(downloads, f"https://{NAME}/a.png") == Refusal.UNREACHABLE
+        assert await refusal(downloads, f"https://{NAME}/a.png") == DownloadProblem.UNREACHABLE
     assert dialled.addresses == [(address, 443)]
 
 
 async def test_a_public_address_may_be_written_out() -> None:
     dialled, names = Dialled(), Names([["127.0.0.1"]])
     async with downloading(resolver=names, open_socket=dialled) as downloads:
-        assert await refusal(downloads, f"https://{PUBLIC}/a.png") == Refusal.UNREACHABLE
-        assert await refusal(downloads, "https://[2606:4700::1111]/") == Refusal.UNREACHABLE
+        assert await refusal(downloads, f"https://{PUBLIC}/a.png") == DownloadProblem.UNREACHABLE
+        assert await refusal(downloads, "https://[2606:4700::1111]/") == DownloadProblem.UNREACHABLE
     assert dialled.addresses == [(PUBLIC, 443), ("2606:4700::1111", 443)]
     assert names.asked == []
 
@@ -244,7 +244,7 @@ async def test_no_more_than_a_few_of_a_names_addresses_are_tried() -> None:
     dialled = Dialled()
     names = Names([[f"8.8.8.{number}" for number in range(200)]])
     async with downloading(resolver=names, open_socket=dialled) as downloads:
-        assert await refusal(downloads, f"https://{NAME}/") == Refusal.UNREACHABLE
+        assert await refusal(downloads, f"https://{NAME}/") == DownloadProblem.UNREACHABLE
     assert {address for address, _ in dialled.addresses} == {f"8.8.8.{n}" for n in range(8)}
 
 
@@ -254,7 +254,7 @@ async def test_a_name_without_addresses_is_unreachable() -> None:
 
     for resolver in (unknown, Names([[]])):
         async with downloading(resolver=resolver, open_socket=Dialled()) as downloads:
-            assert await refusal(downloads, f"https://{NAME}/") == Refusal.UNREACHABLE
+            assert await refusal(downloads, f"https://{NAME}/") == DownloadProblem.UNREACHABLE
 
 
 # Over TLS, at a public address that a detour leads to loopback
@@ -284,7 +284,7 @@ async def test_a_name_is_looked_up_once_for_each_fetch_and_checked_each_time(
         ) as downloads:
             assert await downloads.fetch(f"https://{NAME}/", io.BytesIO()) == len(PICTURE)
             assert (names.asked, dialled.addresses) == ([NAME], [(PUBLIC, 443)])
-            assert await refusal(downloads, f"https://{NAME}/") == Refusal.PRIVATE_ADDRESS
+            assert await refusal(downloads, f"https://{NAME}/") == DownloadProblem.PRIVATE_ADDRESS
     assert (names.asked, dialled.addresses) == ([NAME, NAME], [(PUBLIC, 443)])
     assert len(host.requests) == 1
 
@@ -300,7 +300,7 @@ async def test_a_second_try_at_a_host_that_hung_up_is_checked_like_the_first(
         async with downloading(
             ssl_context=made.client, open_socket=dialled, resolver=names
         ) as downloads:
-            assert await refusal(downloads, f"https://{NAME}/") == Refusal.PRIVATE_ADDRESS
+            assert await refusal(downloads, f"https://{NAME}/") == DownloadProblem.PRIVATE_ADDRESS
     assert (names.asked, dialled.addresses) == ([NAME, NAME], [(PUBLIC, 443)])
 
 
@@ -311,9 +311,9 @@ async def test_a_certificate_for_another_name_or_from_a_stranger_is_refused(
     async with web_host(sends(), made.server) as host:
         guarded = partial(downloading, open_socket=Dialled(host.port), resolver=Names([[PUBLIC]]))
         async with guarded(ssl_context=made.client) as downloads:
-            assert await refusal(downloads, f"https://{NAME}/") == Refusal.UNREACHABLE
+            assert await refusal(downloads, f"https://{NAME}/") == DownloadProblem.UNREACHABLE
         async with guarded() as downloads:
-            assert await refusal(downloads, "https://other.example/") == Refusal.UNREACHABLE
+            assert await refusal(downloads, "https://other.example/") == DownloadProblem.UNREACHABLE
     assert host.requests == []
 
 
@@ -337,14 +337,14 @@ async def test_a_trusted_name_is_looked_up_by_the_system() -> None:
 async def test_trust_is_for_one_scheme_host_and_port() -> None:
     async with web_host(sends()) as host, trusting(host) as downloads:
         near = {
-            f"https://127.0.0.1:{host.port}/": Refusal.BAD_URL,
-            f"http://127.0.0.1:{host.port + 1}/": Refusal.NOT_HTTPS,
-            "http://127.0.0.1/": Refusal.NOT_HTTPS,
-            f"http://127.0.0.1.:{host.port}/": Refusal.NOT_HTTPS,
-            f"http://127.1:{host.port}/": Refusal.NOT_HTTPS,
-            f"http://localhost:{host.port}/": Refusal.NOT_HTTPS,
-            f"http://user@127.0.0.1:{host.port}/": Refusal.BAD_URL,
-            f"http://pictures.example/?http://127.0.0.1:{host.port}/": Refusal.NOT_HTTPS,
+            f"https://127.0.0.1:{host.port}/": DownloadProblem.BAD_URL,
+            f"http://127.0.0.1:{host.port + 1}/": DownloadProblem.NOT_HTTPS,
+            "http://127.0.0.1/": DownloadProblem.NOT_HTTPS,
+            f"http://127.0.0.1.:{host.port}/": DownloadProblem.NOT_HTTPS,
+            f"http://127.1:{host.port}/": DownloadProblem.NOT_HTTPS,
+            f"http://localhost:{host.port}/": DownloadProblem.NOT_HTTPS,
+            f"http://user@127.0.0.1:{host.port}/": DownloadProblem.BAD_URL,
+            f"http://pictures.example/?http://127.0.0.1:{host.port}/": DownloadProblem.NOT_HTTPS,
         }
         assert {url: await refusal(downloads, url) for url in near} == near
     assert host.requests == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.net.downloads import DownloadRefused, Refusal
+from gateway.net.downloads import DownloadProblem, DownloadRefused
 from tests.download_hosts import (
     MAX_BYTES,
     NAME,
@@ -56,62 +56,74 @@ async def test_a_request_carries_nothing_but_what_it_needs(
 # What comes back
 
 BAD_ANSWERS = {
-    "moved for good": (sends(b"", "Location: /b.png", status="301 Moved"), Refusal.REDIRECT),
+    "moved for good": (
+        sends(b"", "Location: /b.png", status="301 Moved"),
+        DownloadProblem.REDIRECT,
+    ),
     "found inside": (
         sends(b"", "Location: http://169.254.169.254/", status="302 Found"),
-        Refusal.REDIRECT,
+        DownloadProblem.REDIRECT,
     ),
-    "see other": (sends(b"", "Location: /b.png", status="303 See Other"), Refusal.REDIRECT),
-    "temporary": (sends(b"", "Location: /b.png", status="307 Temporary"), Refusal.REDIRECT),
-    "permanent": (sends(b"", "Location: /b.png", status="308 Permanent"), Refusal.REDIRECT),
-    "moved nowhere": (sends(b"", status="302 Found"), Refusal.REDIRECT),
-    "choices": (sends(PICTURE, status="300 Multiple Choices"), Refusal.REDIRECT),
-    "no content": (sends_raw(b"HTTP/1.1 204 No Content\r\n\r\n"), Refusal.BAD_STATUS),
-    "in part": (sends(PICTURE, status="206 Partial Content"), Refusal.BAD_STATUS),
-    "missing": (sends(PICTURE, status="404 Not Found"), Refusal.BAD_STATUS),
-    "their failure": (sends(PICTURE, status="500 Oops"), Refusal.BAD_STATUS),
-    "large and says so": (sends(bytes(MAX_BYTES + 1)), Refusal.TOO_LARGE),
-    "small and says it is large": (sends(PICTURE, length=10**15), Refusal.TOO_LARGE),
+    "see other": (sends(b"", "Location: /b.png", status="303 See Other"), DownloadProblem.REDIRECT),
+    "temporary": (sends(b"", "Location: /b.png", status="307 Temporary"), DownloadProblem.REDIRECT),
+    "permanent": (sends(b"", "Location: /b.png", status="308 Permanent"), DownloadProblem.REDIRECT),
+    "moved nowhere": (sends(b"", status="302 Found"), DownloadProblem.REDIRECT),
+    "choices": (sends(PICTURE, status="300 Multiple Choices"), DownloadProblem.REDIRECT),
+    "no content": (sends_raw(b"HTTP/1.1 204 No Content\r\n\r\n"), DownloadProblem.BAD_STATUS),
+    "in part": (sends(PICTURE, status="206 Partial Content"), DownloadProblem.BAD_STATUS),
+    "missing": (sends(PICTURE, status="404 Not Found"), DownloadProblem.BAD_STATUS),
+    "their failure": (sends(PICTURE, status="500 Oops"), DownloadProblem.BAD_STATUS),
+    "large and says so": (sends(bytes(MAX_BYTES + 1)), DownloadProblem.TOO_LARGE),
+    "small and says it is large": (sends(PICTURE, length=10**15), DownloadProblem.TOO_LARGE),
     "large without a length": (
         sends_raw(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(MAX_BYTES + 1)),
-        Refusal.TOO_LARGE,
+        DownloadProblem.TOO_LARGE,
     ),
-    "endless": (drips(b"HTTP/1.1 200 OK\r\n\r\n", bytes(65536)), Refusal.TOO_LARGE),
+    "endless": (drips(b"HTTP/1.1 200 OK\r\n\r\n", bytes(65536)), DownloadProblem.TOO_LARGE),
     "endless in chunks": (
         drips(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"10000\r\n" + bytes(65536) + b"\r\n",
         ),
-        Refusal.TOO_LARGE,
+        DownloadProblem.TOO_LARGE,
     ),
-    "gzip": (sends(PICTURE, "Content-Encoding: gzip"), Refusal.NOT_AN_IMAGE),
+    "gzip": (sends(PICTURE, "Content-Encoding: gzip"), DownloadProblem.NOT_AN_IMAGE),
     "brotli after identity": (
         sends(PICTURE, "Content-Encoding: identity", "Content-Encoding: BR"),
-        Refusal.NOT_AN_IMAGE,
+        DownloadProblem.NOT_AN_IMAGE,
     ),
-    "an encoding nobody knows": (sends(PICTURE, "Content-Encoding: x"), Refusal.NOT_AN_IMAGE),
-    "empty": (sends(b""), Refusal.NOT_AN_IMAGE),
-    "cut short": (sends(PICTURE, length=len(PICTURE) + 1), Refusal.UNREACHABLE),
+    "an encoding nobody knows": (
+        sends(PICTURE, "Content-Encoding: x"),
+        DownloadProblem.NOT_AN_IMAGE,
+    ),
+    "empty": (sends(b""), DownloadProblem.NOT_AN_IMAGE),
+    "cut short": (sends(PICTURE, length=len(PICTURE) + 1), DownloadProblem.UNREACHABLE),
     "cut short in chunks": (
         sends_raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc"),
-        Refusal.UNREACHABLE,
+        DownloadProblem.UNREACHABLE,
     ),
-    "reset": (resets, Refusal.UNREACHABLE),
-    "no answer": (sends_raw(b""), Refusal.UNREACHABLE),
-    "half a head": (sends_raw(b"HTTP/1.1 200 OK\r\nContent-"), Refusal.UNREACHABLE),
-    "no HTTP": (sends_raw(b"220 mail.example ESMTP\r\n\r\n"), Refusal.UNREACHABLE),
+    "reset": (resets, DownloadProblem.UNREACHABLE),
+    "no answer": (sends_raw(b""), DownloadProblem.UNREACHABLE),
+    "half a head": (sends_raw(b"HTTP/1.1 200 OK\r\nContent-"), DownloadProblem.UNREACHABLE),
+    "no HTTP": (sends_raw(b"220 mail.example ESMTP\r\n\r\n"), DownloadProblem.UNREACHABLE),
     "a length that is none": (
         sends_raw(b"HTTP/1.1 200 OK\r\nContent-Length: ten\r\n\r\nabc"),
-        Refusal.UNREACHABLE,
+        DownloadProblem.UNREACHABLE,
     ),
-    "an endless header": (drips(b"HTTP/1.1 200 OK\r\nA: ", b"a" * 65536), Refusal.UNREACHABLE),
-    "endless headers": (drips(b"HTTP/1.1 200 OK\r\n", b"A: a\r\n" * 999), Refusal.UNREACHABLE),
+    "an endless header": (
+        drips(b"HTTP/1.1 200 OK\r\nA: ", b"a" * 65536),
+        DownloadProblem.UNREACHABLE,
+    ),
+    "endless headers": (
+        drips(b"HTTP/1.1 200 OK\r\n", b"A: a\r\n" * 999),
+        DownloadProblem.UNREACHABLE,
+    ),
 }
 
 
 @pytest.mark.parametrize(("answer", "reason"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
 async def test_a_bad_answer_is_refused_and_leaves_an_empty_file(
-    answer: Answer, reason: Refusal
+    answer: Answer, reason: DownloadProblem
 ) -> None:
     async with web_host(answer) as host, trusting(host) as downloads:
         assert await refusal(downloads, host.url) == reason
@@ -151,7 +163,7 @@ async def test_a_whole_file_is_written_and_rewound_whatever_the_host_calls_it(
 )
 async def test_a_host_that_takes_its_time_is_given_up(answer: Answer) -> None:
     async with web_host(answer) as host, trusting(host, total_seconds=0.2) as downloads:
-        assert await refusal(downloads, host.url) == Refusal.TOO_SLOW
+        assert await refusal(downloads, host.url) == DownloadProblem.TOO_SLOW
 
 
 async def test_looking_a_name_up_is_part_of_connecting() -> None:
@@ -160,7 +172,7 @@ async def test_looking_a_name_up_is_part_of_connecting() -> None:
         return []
 
     async with downloading(resolver=hang, connect_seconds=0.1) as downloads:
-        assert await refusal(downloads, f"https://{NAME}/") == Refusal.UNREACHABLE
+        assert await refusal(downloads, f"https://{NAME}/") == DownloadProblem.UNREACHABLE
 
 
 async def test_fetches_beyond_the_limit_wait_their_turn() -> None:
@@ -212,13 +224,13 @@ SIGNATURE, PASSWORD = "canary-signature", "canary-password"
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (sends_raw(b"no HTTP\r\n\r\n"), Refusal.UNREACHABLE),
-        (says_nothing, Refusal.TOO_SLOW),
-        (sends(status="403 Forbidden"), Refusal.BAD_STATUS),
+        (sends_raw(b"no HTTP\r\n\r\n"), DownloadProblem.UNREACHABLE),
+        (says_nothing, DownloadProblem.TOO_SLOW),
+        (sends(status="403 Forbidden"), DownloadProblem.BAD_STATUS),
     ],
 )
 async def test_no_refusal_repeats_a_signature_or_names_a_host(
-    answer: Answer, reason: Refusal
+    answer: Answer, reason: DownloadProblem
 ) -> None:
     async with web_host(answer) as host, trusting(host, total_seconds=0.2) as downloads:
         with pytest.raises(DownloadRefused) as caught:

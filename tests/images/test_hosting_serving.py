@@ -17,7 +17,7 @@ from gateway.errors import NotFound
 from gateway.library.links import LinkKind
 from gateway.library.storage import thumbnail_path
 from gateway.library.thumbnails import Thumbnails
-from gateway.media.decoder import Decoder, DecoderLimits, Picture
+from gateway.media.decoder import Decoder, DecoderLimits, ImageFacts
 from tests.harness import error_of, served_gateway
 from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, hosted_gateway, picture
 from tests.rest.test_rest_database_away import Cable
@@ -224,7 +224,7 @@ class GatedMaker(Decoder):
         self.begun = asyncio.Event()
         self.count = 0
 
-    async def thumbnail(self, source: BinaryIO, target: BinaryIO, *, max_edge: int) -> Picture:
+    async def thumbnail(self, source: BinaryIO, target: BinaryIO, *, max_edge: int) -> ImageFacts:
         self.count += 1
         self.begun.set()
         await self.gate.wait()

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from gateway.media.metadata import strip_metadata
-from gateway.media.metadata.common import PictureProblem, PictureRefused
+from gateway.media.metadata.common import ImageProblem, UnusableImage
 from gateway.media.metadata.exif import exif_orientation, has_several_views
 from tests.hazards import IEND, MAX_PIXELS, chunk, exif, hazards, idat, plain, png
 
@@ -40,7 +40,7 @@ def damaged_files(draw: st.DrawFn) -> bytes:
 @settings(deadline=None, max_examples=300)
 @given(damaged_files())
 def test_a_damaged_file_is_refused_or_comes_out_clean(content: bytes) -> None:
-    with suppress(PictureRefused):
+    with suppress(UnusableImage):
         stripped = strip_metadata(content, max_pixels=MAX_PIXELS)
         again = strip_metadata(stripped.content, max_pixels=MAX_PIXELS)
         assert again.content == stripped.content
@@ -72,16 +72,16 @@ def test_a_file_without_metadata_stays_byte_for_byte(form: str) -> None:
 @pytest.mark.parametrize("form", CLEAN)
 def test_one_pixel_too_many_is_too_many(form: str) -> None:
     strip_metadata(CLEAN[form], max_pixels=48 * 32)
-    with pytest.raises(PictureRefused) as refused:
+    with pytest.raises(UnusableImage) as refused:
         strip_metadata(CLEAN[form], max_pixels=48 * 32 - 1)
-    assert refused.value.problem == PictureProblem.TOO_MANY_PIXELS
+    assert refused.value.problem == ImageProblem.TOO_MANY_PIXELS
 
 
 @pytest.mark.parametrize("form", CLEAN)
 def test_a_file_cut_off_anywhere_is_refused(form: str) -> None:
     content = CLEAN[form]
     for length in range(len(content)):
-        with pytest.raises(PictureRefused):
+        with pytest.raises(UnusableImage):
             strip_metadata(content[:length], max_pixels=MAX_PIXELS)
 
 
@@ -104,7 +104,7 @@ def test_an_interlaced_png_has_exactly_the_rows_of_its_seven_passes(
         whole = interlaced(width, height, depth, colour)
         stripped = strip_metadata(whole, max_pixels=MAX_PIXELS)
         assert (stripped.content, stripped.width, stripped.height) == (whole, width, height)
-        with pytest.raises(PictureRefused):
+        with pytest.raises(UnusableImage):
             strip_metadata(
                 interlaced(width, height, depth, colour, missing=1), max_pixels=MAX_PIXELS
             )
@@ -129,5 +129,5 @@ def test_a_lossless_webp_begins_with_its_signature() -> None:
     content = bytearray(out.getvalue())
     strip_metadata(bytes(content), max_pixels=MAX_PIXELS)
     content[content.index(b"VP8L") + 8] ^= 1
-    with pytest.raises(PictureRefused):
+    with pytest.raises(UnusableImage):
         strip_metadata(bytes(content), max_pixels=MAX_PIXELS)

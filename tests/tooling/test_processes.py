@@ -39,7 +39,7 @@ def test_gateway_workers_and_postgres_may_write_no_core_dump() -> None:
     "code",
     [
         "import sys; sys.argv = ['gateway', '--version']\nfrom gateway.cli import main\nmain()",
-        "from gateway.media.decoder_process import *\nlimit_self(Limits(65_536, 2**28))",
+        "from gateway.media.decoder_process import *\nlimit_self(JobLimits(65_536, 2**28))",
     ],
     ids=["gateway", "decoder"],
 )

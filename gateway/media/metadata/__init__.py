@@ -7,7 +7,7 @@ say is checked, the parts that draw the picture are kept as they are, and the re
 import struct
 
 from gateway.media.metadata import jpeg, png, webp
-from gateway.media.metadata.common import PictureProblem, PictureRefused, Stripped
+from gateway.media.metadata.common import ImageProblem, Stripped, UnusableImage
 
 STRIPPERS = {"png": png.strip, "jpeg": jpeg.strip, "webp": webp.strip}
 
@@ -16,15 +16,15 @@ def strip_metadata(data: bytes, *, max_pixels: int) -> Stripped:
     """The same picture without metadata and without what follows its end, its pixels untouched.
 
     Raises:
-        PictureRefused: by its structure alone; whether the pixels decode is not known yet.
+        UnusableImage: by its structure alone; whether the pixels decode is not known yet.
     """
     found = sniff_format(data)
     if found is None:
-        raise PictureRefused(PictureProblem.UNSUPPORTED)
+        raise UnusableImage(ImageProblem.UNSUPPORTED)
     try:
         return STRIPPERS[found](data, max_pixels)
     except struct.error:  # a part ends before its fields do
-        raise PictureRefused(PictureProblem.UNREADABLE) from None
+        raise UnusableImage(ImageProblem.UNREADABLE) from None
 
 
 def sniff_format(data: bytes) -> str | None:

@@ -10,7 +10,7 @@ MAX_PARTS = 65_536
 """Chunks or segments of a file."""
 
 
-class PictureProblem(StrEnum):
+class ImageProblem(StrEnum):
     """Why a picture is refused."""
 
     UNSUPPORTED = "unsupported"
@@ -21,18 +21,18 @@ class PictureProblem(StrEnum):
 
 
 _MESSAGES = {
-    PictureProblem.UNSUPPORTED: "The file is not a PNG, JPEG or WebP picture.",
-    PictureProblem.UNREADABLE: "The picture is damaged, cut off, or of a kind that is not read.",
-    PictureProblem.ANIMATED: "The picture has several frames; only still pictures are accepted.",
-    PictureProblem.TOO_MANY_PIXELS: "The picture has too many pixels.",
-    PictureProblem.TOO_EXPENSIVE: "The picture takes too much time or memory to decode.",
+    ImageProblem.UNSUPPORTED: "The file is not a PNG, JPEG or WebP picture.",
+    ImageProblem.UNREADABLE: "The picture is damaged, cut off, or of a kind that is not read.",
+    ImageProblem.ANIMATED: "The picture has several frames; only still pictures are accepted.",
+    ImageProblem.TOO_MANY_PIXELS: "The picture has too many pixels.",
+    ImageProblem.TOO_EXPENSIVE: "The picture takes too much time or memory to decode.",
 }
 
 
-class PictureRefused(Exception):
+class UnusableImage(Exception):
     """The picture cannot be used; `message` says why and quotes nothing of it."""
 
-    def __init__(self, problem: PictureProblem) -> None:
+    def __init__(self, problem: ImageProblem) -> None:
         self.problem = problem
         self.message = _MESSAGES[problem]
         super().__init__(self.message)
@@ -59,14 +59,14 @@ class Stripped:
 def check(*, is_sound: bool) -> None:
     """Refuse a file whose structure is not sound."""
     if not is_sound:
-        raise PictureRefused(PictureProblem.UNREADABLE)
+        raise UnusableImage(ImageProblem.UNREADABLE)
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Refuse a picture by the size that its header claims."""
     check(is_sound=width > 0 and height > 0)
     if max(width, height) > MAX_EDGE_PIXELS or width * height > max_pixels:
-        raise PictureRefused(PictureProblem.TOO_MANY_PIXELS)
+        raise UnusableImage(ImageProblem.TOO_MANY_PIXELS)
 
 
 def is_profile(profile: bytes) -> bool:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from gateway.media.metadata.common import (
     MAX_PARTS,
-    PictureProblem,
-    PictureRefused,
+    ImageProblem,
     Stripped,
+    UnusableImage,
     check,
     check_size,
     is_profile,
@@ -65,7 +65,7 @@ def _segments(data: bytes) -> Iterator[_Segment]:
     found = _MARKER.search(data, len(SIGNATURE) - 1)
     for _ in range(MAX_PARTS):
         if found is None:
-            raise PictureRefused(PictureProblem.UNREADABLE)
+            raise UnusableImage(ImageProblem.UNREADABLE)
         marker = found[1][0]
         if marker == _EOI:
             return
@@ -75,7 +75,7 @@ def _segments(data: bytes) -> Iterator[_Segment]:
         found = _MARKER.search(data, end)
         scan_end = found.start() if found and marker == _SOS else end
         yield _Segment(marker, data[start + 2 : end], view[end:scan_end])
-    raise PictureRefused(PictureProblem.TOO_EXPENSIVE)
+    raise UnusableImage(ImageProblem.TOO_EXPENSIVE)
 
 
 def _checked_frame(segment: _Segment, max_pixels: int) -> _Frame:
@@ -117,10 +117,10 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
             check(is_sound=bool(frames))
             scans += 1
         elif segment.is_app(_APP2, b"MPF\0") and has_several_views(segment.payload[4:]):
-            raise PictureRefused(PictureProblem.ANIMATED)
+            raise UnusableImage(ImageProblem.ANIMATED)
     check(is_sound=scans > 0 and len(frames) == 1)
     if scans > MAX_SCANS:
-        raise PictureRefused(PictureProblem.TOO_EXPENSIVE)
+        raise UnusableImage(ImageProblem.TOO_EXPENSIVE)
     frame = frames[0]
     exif = next((s.payload for s in segments if s.is_app(_APP1, b"Exif\0\0")), b"")
     is_buffered = scans > 1 or any(s.marker == _SOF_PROGRESSIVE for s in segments)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from gateway.media.metadata.common import (
     MAX_PARTS,
     MAX_PROFILE_BYTES,
-    PictureProblem,
-    PictureRefused,
+    ImageProblem,
     Stripped,
+    UnusableImage,
     check,
     check_size,
     is_profile,
@@ -104,7 +104,7 @@ def _chunks(data: bytes) -> Iterator[_Chunk]:
         if kind == b"IEND":
             return
         place = end
-    raise PictureRefused(PictureProblem.TOO_EXPENSIVE)
+    raise UnusableImage(ImageProblem.TOO_EXPENSIVE)
 
 
 def _checked_header(chunk: _Chunk, max_pixels: int) -> _Header:
@@ -175,7 +175,7 @@ def _are_rows_exact(chunks: list[_Chunk], expected_bytes: int) -> bool:
                     break
             is_surplus = is_surplus or len(pending) + len(unpacking.unused_data) > 0
     except zlib.error:
-        raise PictureRefused(PictureProblem.UNREADABLE) from None
+        raise UnusableImage(ImageProblem.UNREADABLE) from None
     check(is_sound=unpacked_bytes >= expected_bytes)
     return unpacking.eof and not is_surplus
 
@@ -197,7 +197,7 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
             if kind == b"tRNS":
                 transparent = _transparent_colour(chunk.payload(), header)
         elif kind == b"acTL" and struct.unpack_from(">I", chunk.payload())[0] > 1:
-            raise PictureRefused(PictureProblem.ANIMATED)
+            raise UnusableImage(ImageProblem.ANIMATED)
         elif kind == b"eXIf" and kind not in seen:
             orientation = exif_orientation(chunk.payload())
         else:  # leaving out a critical chunk, which starts in upper case, would change the picture

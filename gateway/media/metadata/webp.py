@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from gateway.media.metadata.common import (
     MAX_PARTS,
-    PictureProblem,
-    PictureRefused,
+    ImageProblem,
     Stripped,
+    UnusableImage,
     check,
     check_size,
     is_profile,
@@ -35,14 +35,14 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         check(is_sound=place + length <= end)
         yield kind, data[place : place + length]
         place += length + length % 2
-    raise PictureRefused(PictureProblem.TOO_EXPENSIVE)
+    raise UnusableImage(ImageProblem.TOO_EXPENSIVE)
 
 
 def _checked_canvas(payload: bytes, max_pixels: int) -> tuple[int, int]:
     """Width and height by the header of an extended file, which must be a still picture."""
     check(is_sound=len(payload) == _VP8X_BYTES)
     if payload[0] & _ANIMATED:
-        raise PictureRefused(PictureProblem.ANIMATED)
+        raise UnusableImage(ImageProblem.ANIMATED)
     width = int.from_bytes(payload[4:7], "little") + 1
     height = int.from_bytes(payload[7:10], "little") + 1
     check_size(width, height, max_pixels)
@@ -91,7 +91,7 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
             check(is_sound=not found)
             canvas = _checked_canvas(payload, max_pixels)
         elif kind in {b"ANIM", b"ANMF"}:
-            raise PictureRefused(PictureProblem.ANIMATED)
+            raise UnusableImage(ImageProblem.ANIMATED)
         elif kind in {b"VP8 ", b"VP8L"}:
             check(is_sound=found.keys().isdisjoint({b"VP8 ", b"VP8L"}))
         found.setdefault(kind, payload)
