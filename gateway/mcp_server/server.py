@@ -24,7 +24,7 @@ from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint
 from gateway.mcp_server.prompt_templates import PromptTemplate, load_templates
 from gateway.mcp_server.sse import SseFront
 from gateway.request_record import current
-from gateway.web.authentication import MCP_PATH
+from gateway.web.routes import MCP_PATH
 
 INSTRUCTIONS = (
     "Makes and edits images. generate_image and edit_image answer with a small preview and a link "

@@ -37,8 +37,8 @@ from gateway.mcp_server.endpoint import (
 )
 from gateway.request_record import RequestRecord, current, set_current
 from gateway.web.admission import as_json_rpc
-from gateway.web.authentication import SSE_MESSAGES_PATH, SSE_PATH
 from gateway.web.instrumentation import Message, Receive, RequestScope, Send, send_error
+from gateway.web.routes import SSE_MESSAGES_PATH, SSE_PATH
 
 GOODBYE_SECONDS = 1.0
 RECORD_STATE = "mcp_record"

@@ -5,7 +5,8 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.errors import NotFound
 from gateway.rest.dependencies import GatewayDep
-from gateway.web.authentication import MCP_PATH, METADATA_PATH, USUAL_SCOPES, scope_names
+from gateway.web.authentication import USUAL_SCOPES, scope_names
+from gateway.web.routes import MCP_PATH, METADATA_PATH
 
 router = APIRouter(tags=["oauth"], include_in_schema=False)
 # Clients in browsers read it too. Nothing here is anybody's secret.

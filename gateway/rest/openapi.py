@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from gateway.rest.refusals import REFUSALS, reference, shared_responses
 from gateway.rest.schemas import ErrorAnswer
-from gateway.web.authentication import is_open, is_operators
+from gateway.web.routes import Access, find_route
 
 Description = dict[str, Any]
 """A JSON object of OpenAPI 3.1: whatever is in it is written out and read by programs."""
@@ -148,9 +148,10 @@ def _operations(schema: Description) -> Iterator[Description]:
 
 
 def _complete_operation(path: str, operation: Description) -> None:
-    if is_operators(path):
+    access = find_route(path).access
+    if access is Access.OPERATOR:
         operation["security"] = [{"admin_key": []}]
-    if is_open(path):
+    if access is Access.OPEN:
         operation["security"] = []
     told = operation["responses"]
     for status, response in list(told.items()):
@@ -167,7 +168,7 @@ def _complete_operation(path: str, operation: Description) -> None:
 
 def _implied(path: str, operation: Description) -> set[int]:
     """The refusals that follow from where a route is and what it takes."""
-    implied = set() if is_open(path) else set(GUARDED)
+    implied = set() if find_route(path).access is Access.OPEN else set(GUARDED)
     if "{" in path:
         implied.add(404)
     if operation.get("parameters"):

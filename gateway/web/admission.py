@@ -18,14 +18,9 @@ from gateway.domain import Caller
 from gateway.errors import GatewayError, Unavailable, envelope, response_headers
 from gateway.load.gate import Gate, Place
 from gateway.request_record import note_error
-from gateway.web.authentication import speaks_json_rpc
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
+from gateway.web.routes import Admitted, find_route
 
-UPLOADS = frozenset({"/v1/images/edits", "/v1/images/variations", "/edit_image"})
-"""Their bodies take their time, and have places of their own."""
-PURCHASES = UPLOADS | {
-    *("/v1/images/generations", "/generate_image", "/mcp/v1/tools/generate_image")
-}
 BODY_PATIENCE_SECONDS = 0.25
 LARGE_BODY_BYTES = 262_144
 WAITING_BODY_BYTES = 65_536
@@ -124,9 +119,10 @@ async def _enter(gateway: Gateway, caller: Caller, path: str, client: _Client) -
     Raises:
         Unavailable: there is none, and none for what would be bought.
     """
-    if path in PURCHASES:
+    needed = find_route(path).admission
+    if needed is not Admitted.ORDINARY:
         gateway.pipeline.check_room(caller)
-    if path in UPLOADS:
+    if needed is Admitted.UPLOAD:
         gateway.gate.check(caller.tenant_id)
         return None
     place = gateway.gate.take(caller.tenant_id)
@@ -158,7 +154,7 @@ async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:
 async def _refuse(error: Unavailable, scope: RequestScope, send: Send) -> None:
     note_error(error)
     status, headers, body = _refusal(
-        error.message, error.retry_after_seconds, speaks_json_rpc(scope["path"])
+        error.message, error.retry_after_seconds, find_route(scope["path"]).speaks_json_rpc
     )
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

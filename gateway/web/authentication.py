@@ -20,21 +20,8 @@ from gateway.errors import (
 )
 from gateway.request_record import current
 from gateway.web.instrumentation import App, Receive, RequestScope, Send, send_error
+from gateway.web.routes import MCP_PATH, METADATA_PATH, METRICS_PATH, Access, WebRoute, find_route
 
-METADATA_PATH = "/.well-known/oauth-protected-resource"
-MCP_PATH = "/mcp"
-SSE_PATH, SSE_MESSAGES_PATH = "/sse", "/sse/messages"
-"""The transport of 2024, where the operator has switched it on."""
-OPEN_PATHS = frozenset(
-    {
-        *("/", "/health", "/ready", "/docs", "/openapi.json"),
-        *(METADATA_PATH, METADATA_PATH + MCP_PATH),
-    }
-)
-OPEN_PREFIXES = ("/images/", "/docs-assets/")
-METRICS_PATH = "/metrics"
-OPERATOR_PATHS = frozenset({METRICS_PATH})
-OPERATOR_PREFIXES = ("/admin/",)
 READING_METHODS = frozenset({"GET", "HEAD"})
 KEY_PREFIX = "igw_"
 API_KEY_HEADER = b"api-key"
@@ -58,20 +45,24 @@ class Authentication:
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Pass the request on with its caller, or answer with the refusal."""
-        if scope["type"] != "http" or is_open(scope["path"]):
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        route = find_route(scope["path"])
+        if route.access is Access.OPEN:
             await self._app(scope, receive, send)
             return
         gateway: Gateway = scope["app"].state.gateway
         record = current()
-        if scope["path"] != METRICS_PATH:
+        if not route.is_quiet:
             record.sink = gateway.request_log.put
         try:
             caller = await _identify(gateway, scope)
             record.identify(caller)
-            _check_side(caller, scope["path"])
+            _check_side(caller, route)
             if isinstance(caller, Operator):
                 check_operator(caller, scope["method"], scope["path"])
-            if isinstance(caller, Caller) and is_mcp(scope["path"]):
+            if isinstance(caller, Caller) and route.is_mcp:
                 self._check_mcp(caller, scope)
         except GatewayError as error:
             await send_error(error, send, challenge_headers(error, gateway.settings, scope["path"]))
@@ -95,22 +86,12 @@ class Authentication:
                 require_scope(caller, needed)
 
 
-def is_open(path: str) -> bool:
-    """Whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
-
-
-def is_operators(path: str) -> bool:
-    """Whether a path is for admin keys, and for no others."""
-    return path in OPERATOR_PATHS or path.startswith(OPERATOR_PREFIXES)
-
-
 def check_operator(operator: Operator, method: str, path: str) -> None:
     """Raise `Forbidden` where the scopes of an admin key do not cover this request.
 
     Every scope reads the metrics; `admin:read` reads everything; `admin` changes it.
     """
-    if AdminScope.ADMIN in operator.scopes or path in OPERATOR_PATHS:
+    if AdminScope.ADMIN in operator.scopes or path == METRICS_PATH:
         return
     needed = AdminScope.ADMIN_READ if method in READING_METHODS else AdminScope.ADMIN
     if needed not in operator.scopes:
@@ -147,7 +128,9 @@ def challenge_headers(error: GatewayError, settings: Settings, path: str) -> dic
         fields["error_description"] = _NOT_QUOTABLE.sub("", error.message)
     fields["scope"] = " ".join(scope_names(settings, scopes))
     fields["resource_metadata"] = (
-        settings.public_url.rstrip("/") + METADATA_PATH + (MCP_PATH if is_mcp(path) else "")
+        settings.public_url.rstrip("/")
+        + METADATA_PATH
+        + (MCP_PATH if find_route(path).is_mcp else "")
     )
     text = ", ".join(f'{name}="{value}"' for name, value in fields.items())
     return {"WWW-Authenticate": f"Bearer {text}"}
@@ -209,16 +192,6 @@ def _header(scope: RequestScope, name: bytes) -> str:
     return next(found, "").strip()
 
 
-def is_mcp(path: str) -> bool:
-    """Return True for the MCP endpoint and for tools that are called by plain JSON."""
-    return speaks_json_rpc(path) or path.startswith(f"{MCP_PATH}/")
-
-
-def speaks_json_rpc(path: str) -> bool:
-    """Return True where clients of the path expect JSON-RPC errors."""
-    return path in {MCP_PATH, SSE_PATH, SSE_MESSAGES_PATH}
-
-
 def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
     what = "token" if caller.api_key_id is None else "API key"
     return InsufficientScope(
@@ -228,9 +201,9 @@ def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
     )
 
 
-def _check_side(caller: Caller | Operator, path: str) -> None:
+def _check_side(caller: Caller | Operator, route: WebRoute) -> None:
     """Admin keys open the operators' routes and nothing else; tenants' keys the rest."""
-    for_operators = is_operators(path)
+    for_operators = route.access is Access.OPERATOR
     if for_operators and not isinstance(caller, Operator):
         raise Forbidden("This route needs an admin key (igw_admin_…).")
     if not for_operators and isinstance(caller, Operator):

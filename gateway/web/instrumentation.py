@@ -11,6 +11,7 @@ import structlog
 from gateway import request_record, telemetry
 from gateway.errors import GatewayError, InternalError, envelope, response_headers
 from gateway.request_record import RequestRecord, note_error
+from gateway.web.routes import find_route
 
 Message = MutableMapping[str, Any]
 RequestScope = MutableMapping[str, Any]
@@ -18,46 +19,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[RequestScope, Receive, Send], Awaitable[None]]
 
-ROUTES = frozenset(
-    {
-        "/v1/images",
-        "/v1/images/generations",
-        "/v1/images/edits",
-        "/v1/images/variations",
-        "/v1/images/quotes",
-        "/generate_image",
-        "/edit_image",
-        "/v1/models",
-        "/v1/usage",
-        "/v1/budgets",
-        "/v1/requests",
-        "/mcp",
-        "/mcp/v1/tools/generate_image",
-        *("/sse", "/sse/messages"),
-        "/health",
-        "/ready",
-        "/metrics",
-        "/docs",
-        "/openapi.json",
-        "/.well-known/oauth-protected-resource",
-        "/.well-known/oauth-protected-resource/mcp",
-    }
-)
-ROUTE_PREFIXES = (
-    "/docs-assets/",
-    "/v1/images/",
-    "/v1/models/",
-    "/v1/credentials/",
-    "/v1/requests/",
-    "/images/",
-    "/admin/",
-)
 UNEXPECTED = InternalError(
     "The gateway failed in an unexpected way. X-Request-Id names this request in its log."
 )
-SECRET_PATHS = ("/admin/", "/v1/keys", "/v1/users", "/v1/webhooks", "/v1/credentials")
-"""Beginnings of the paths whose answers may show a secret: no cache keeps one, whoever made it."""
-QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 FIRST_REFUSAL = 400
 GENERATION_ID = b"x-gateway-generation-id"
@@ -97,13 +61,18 @@ class Instrumentation:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:  # top: a defect is logged once, and answered like every other error
-            log.exception("unexpected_error", path=route_label(scope["path"]))
+            log.exception("unexpected_error", path=find_route(scope["path"]).label)
             if not answered:
                 await send_error(UNEXPECTED, send_with_id)
         finally:
             if not ended:
                 record.error_code = record.error_code or CLIENT_LEFT
-            _take_note(record, status, time.perf_counter() - started)
+            _take_note(
+                record,
+                status,
+                time.perf_counter() - started,
+                is_quiet=find_route(scope["path"]).is_quiet,
+            )
             record.release()
             structlog.contextvars.unbind_contextvars("request_id", "trace_id")
             request_record.set_current(None)
@@ -116,10 +85,11 @@ def _begin(scope: RequestScope) -> tuple[RequestRecord, list[tuple[bytes, bytes]
         if name in {b"x-request-id", b"traceparent"}:
             given.setdefault(name, []).append(value)
     record = RequestRecord.begin()
-    record.route = route_label(scope["path"])
+    route = find_route(scope["path"])
+    record.route = route.label
     record.method = scope["method"] if scope["method"] in METHODS else "other"
     headers = [(b"x-request-id", record.request_id.encode())]
-    if scope["path"].startswith(SECRET_PATHS):
+    if route.may_show_secret:
         headers.append((b"cache-control", b"no-store"))
     bound = {"request_id": record.request_id}
     if given:
@@ -158,19 +128,12 @@ async def send_error(
     await send({"type": "http.response.body", "body": body})
 
 
-def route_label(path: str) -> str:
-    """A label from a closed set: what clients invent must not grow the metrics."""
-    if path in ROUTES:
-        return path
-    return next((f"{p}{{id}}" for p in ROUTE_PREFIXES if path.startswith(p)), "other")
-
-
-def _take_note(record: RequestRecord, status: int, seconds: float) -> None:
+def _take_note(record: RequestRecord, status: int, seconds: float, *, is_quiet: bool) -> None:
     record.status, record.milliseconds = status, round(seconds * 1000)
     telemetry.requests_total.labels(record.route, record.method, str(status)).inc()
     telemetry.request_seconds.labels(record.route).observe(seconds)
     # What needs no key is not recorded: links of images, pages, probes.
-    if record.sink is None and record.route not in QUIET_ROUTES:
+    if record.sink is None and not is_quiet:
         log.debug(
             "request",
             method=record.method,

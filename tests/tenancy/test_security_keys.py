@@ -13,6 +13,7 @@ from gateway.errors import NotFound
 from gateway.tenancy import api_keys, tenants
 from gateway.tenancy.api_keys import IssuedKey
 from gateway.vault import key_format
+from gateway.web.routes import OTHER, find_route
 from tests.harness import GPT2, HOUSE_KEY, Served, error_of, served_gateway
 from tests.stub_openai import Stub
 
@@ -106,6 +107,11 @@ async def test_every_route_is_known_to_need_a_key_or_to_be_open(served: Served) 
     answers = await refusals(served, routes, None)
     assert {route for route, refusal in answers.items() if refusal != NO_KEY} == OPEN
     assert SCOPES.keys() <= routes
+
+
+async def test_every_route_is_in_the_table_of_routes(served: Served) -> None:
+    """Else its metrics say `other`, and its answers may be cached though they show a secret."""
+    assert {path for _, path in await every_route(served) if find_route(path) is OTHER} == set()
 
 
 async def test_a_key_that_is_none_opens_no_route(served: Served) -> None:
