@@ -13,7 +13,7 @@ from alembic.operations import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gateway.config import Settings
+from gateway.config import load_settings
 from gateway.db import key_tables, money_tables, request_tables, spool_table  # noqa: F401 - tables
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres
 from gateway.db.engine import create_engine, database_url
@@ -50,7 +50,7 @@ def run(connection: Connection) -> None:
 
 async def run_from_a_shell() -> None:
     """Connect to the settings' database, or to the embedded one of the data directory."""
-    settings = Settings()
+    settings = load_settings()
     embedded = None
     owner = settings.migration_database_url or settings.database_url
     if owner is not None:

@@ -1,0 +1,39 @@
+"""Settings of Postgres and of the caches in front of it."""
+
+from pydantic import Field, SecretStr
+
+from gateway.config.base import FIRST, SettingsGroup
+
+
+class DatabaseSettings(SettingsGroup):
+    """Postgres, and the caches in front of it."""
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="The address of a Postgres (15 or newer) in place of the embedded one. It "
+        "requires `GATEWAY_MASTER_KEY`.",
+        examples=["postgresql://user:password@host/database"],
+        json_schema_extra=FIRST,
+    )
+    migration_database_url: SecretStr | None = Field(
+        default=None,
+        description="The address for migrations, as the schema's owner. Set it where "
+        "`GATEWAY_DATABASE_URL` logs in as a member of `image_gateway_app` only. Default: "
+        "`GATEWAY_DATABASE_URL`.",
+    )
+    database_pool_size: int = Field(
+        default=8,
+        ge=2,
+        le=100,
+        description="The number of Postgres connections per process. Keep the sum over all "
+        "processes below Postgres's `max_connections`.",
+    )
+    cache_ttl_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="The longest time, in seconds, that a cached key, price or budget is used "
+        "without being read again. Postgres also announces changes at once.",
+    )
+    cache_max_entries: int = Field(
+        default=100_000, ge=100, description="The number of entries per cache and process."
+    )

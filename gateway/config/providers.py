@@ -1,0 +1,100 @@
+"""Settings of the providers, their connections and the default models."""
+
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from gateway.config.addresses import is_web_address
+from gateway.config.base import FIRST, SettingsGroup
+
+
+class ProviderSettings(SettingsGroup):
+    """Providers, default models, and calls to them.
+
+    The gateway calls providers through a proxy if `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say
+    so. They are read from the environment only.
+    """
+
+    openai_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias="OPENAI_API_KEY",
+        description="The house credential: the OpenAI key for every tenant that has stored no key "
+        "of its own.",
+        examples=["sk-…"],
+        json_schema_extra=FIRST,
+    )
+    openai_base_url: str = Field(
+        default="https://api.openai.com/v1",
+        validation_alias="OPENAI_BASE_URL",
+        description="The address of OpenAI's API, without user, password or query.",
+    )
+    legacy_base_url: str | None = Field(
+        default=None,
+        description="The address of an OpenAI-compatible host of your own that still has retired "
+        "models. It requires `GATEWAY_LEGACY_MODELS`.",
+        examples=["http://127.0.0.1:8080/v1"],
+    )
+    legacy_api_key: SecretStr | None = Field(
+        default=None, description="The key for that host, if it requires one."
+    )
+    legacy_models: str = Field(
+        default="",
+        description="The retired models that this host serves, separated by commas. DALL·E's are "
+        "then priced by the image.",
+        examples=["dall-e-2"],
+    )
+    default_model: str = Field(
+        default="gpt-image-2.5-sunburst",
+        description="The model for calls that name none. `dall-e-2` was OpenAI's default until "
+        "2025.",
+    )
+    dall_e_2_for_old_sdks: bool = Field(
+        default=True,
+        description="Use `dall-e-2` for calls that name no model and come from an OpenAI SDK that "
+        "knows DALL·E only (docs/api.md). `false` gives them the default model too.",
+    )
+    provider_connect_timeout_seconds: float = Field(
+        default=5.0, gt=0, description="The seconds to connect to a provider."
+    )
+    provider_read_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="The seconds to wait for a provider's answer. Default: each model's own, from "
+        "the catalogue.",
+    )
+    provider_max_connections: int = Field(
+        default=1000, ge=1, description="The connections to providers per process."
+    )
+    provider_max_answer_bytes: int = Field(
+        default=536_870_912,
+        ge=1_048_576,
+        description="The bytes that are read of a provider's answer. A longer answer is refused, "
+        "although its call may have been paid for.",
+    )
+
+    @model_validator(mode="after")
+    def _require_legacy_host(self) -> Self:
+        if bool(self.hosted_models) != (self.legacy_base_url is not None):
+            raise ValueError(
+                "GATEWAY_LEGACY_BASE_URL and GATEWAY_LEGACY_MODELS belong together: the address of "
+                "an OpenAI-compatible host, and the retired models it still has (dall-e-2,…)."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_provider_addresses(self) -> Self:
+        named = {"OPENAI_BASE_URL": self.openai_base_url}
+        if self.legacy_base_url is not None:
+            named["GATEWAY_LEGACY_BASE_URL"] = self.legacy_base_url
+        for name, url in named.items():
+            if not is_web_address(url) or {"?", "#"} & set(url):
+                raise ValueError(
+                    f"{name} must be an https:// or http:// address such as "
+                    "https://api.openai.com/v1, without user, password or query."
+                )
+        return self
+
+    @property
+    def hosted_models(self) -> list[str]:
+        """Retired models that the operator's own OpenAI-compatible host still has."""
+        return [name.strip() for name in self.legacy_models.split(",") if name.strip()]
