@@ -156,6 +156,18 @@ class IdempotencyClaim:
     wants_bytes: bool = False
 
 
+class NewClaim(IdempotencyClaim):
+    """A claim whose key was looked up: no earlier request has it."""
+
+    __slots__ = ()
+
+
+class RepeatedClaim(IdempotencyClaim):
+    """A claim whose key an earlier request has: it is answered from that one, without inputs."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One validated request for images; None means that the client left the choice open.

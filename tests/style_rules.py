@@ -17,7 +17,7 @@ CATCH_ALL_MODULES = (
     "gateway/web/instrumentation.py",
     "gateway/mcp_server/server.py",
     "gateway/maintenance.py",
-    "gateway/generation/pipeline.py",
+    "gateway/generation/paid_calls.py",
     "gateway/billing/",
 )
 """Where catching everything can be right: the tops of requests, tasks and commands."""

@@ -1,4 +1,4 @@
-"""The claim of a request that is to be bought once: its key, and a hash of all that it says."""
+"""The idempotency claim of a request: its key, and a hash of everything in the request."""
 
 import asyncio
 import hashlib
@@ -13,6 +13,7 @@ from gateway.generation.image_references import InputImageReference
 from gateway.generation.input_images import Upload
 
 CHUNK_BYTES = 1_048_576
+INLINE_CHARACTERS = 65_536
 _KEY_FORM = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -20,13 +21,13 @@ async def claim_for(
     key: str | None,
     route: str,
     fields: Mapping[str, object],
-    pictures: Sequence[Upload | InputImageReference] = (),
+    images: Sequence[Upload | InputImageReference] = (),
     *,
     wants_bytes: bool = False,
 ) -> IdempotencyClaim | None:
-    """The claim of a request as it came: `fields` in any order, pictures by their bytes or link.
+    """The claim of a request as it came: `fields` in any order, images by their bytes or link.
 
-    `wants_bytes`: whoever asks needs the images themselves, even where links are answered.
+    `wants_bytes`: the front needs the images themselves, even where the answer has links.
 
     Raises:
         InvalidRequest: the key has a form that is not taken.
@@ -39,24 +40,40 @@ async def claim_for(
             code="invalid_idempotency_key",
             param="idempotency_key",
         )
-    request_hash = await asyncio.to_thread(_hash, route, fields, pictures)
+    # A thread costs more than the hash of a prompt and its parameters.
+    is_short = not images and _is_short(fields)
+    request_hash = (
+        _hash(route, fields, images)
+        if is_short
+        else await asyncio.to_thread(_hash, route, fields, images)
+    )
     return IdempotencyClaim(key, request_hash, wants_bytes=wants_bytes)
 
 
+def _is_short(fields: Mapping[str, object]) -> bool:
+    """Whether there are only texts, numbers and flags, and few characters of them."""
+    texts = [value for value in fields.values() if isinstance(value, str)]
+    others = (value for value in fields.values() if not isinstance(value, str))
+    return (
+        all(value is None or isinstance(value, int | float) for value in others)
+        and sum(map(len, texts)) <= INLINE_CHARACTERS
+    )
+
+
 def _hash(
-    route: str, fields: Mapping[str, object], pictures: Sequence[Upload | InputImageReference]
+    route: str, fields: Mapping[str, object], images: Sequence[Upload | InputImageReference]
 ) -> bytes:
     named = []
-    for picture in pictures:
-        if isinstance(picture, InputImageReference):
-            named.append([picture.field, picture.url])
+    for image in images:
+        if isinstance(image, InputImageReference):
+            named.append([image.field, image.url])
             continue
         digest = hashlib.sha256()
-        picture.file.seek(0)
-        while chunk := picture.file.read(CHUNK_BYTES):
+        image.file.seek(0)
+        while chunk := image.file.read(CHUNK_BYTES):
             digest.update(chunk)
-        picture.file.seek(0)
-        named.append([picture.field, digest.hexdigest()])
+        image.file.seek(0)
+        named.append([image.field, digest.hexdigest()])
     try:
         canonical = orjson.dumps([route, fields, named], option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:  # half of a surrogate pair, or an integer beyond 64 bits

@@ -1,6 +1,6 @@
-"""Never bought twice: whoever sends a request again with its key gets what came of it.
+"""Idempotency: a request that is sent again with its key is answered from the first one.
 
-The claim stands in the reservation itself (docs/decisions/0011), so there is none without its hold.
+The claim is part of the reservation (docs/decisions/0011), so none exists without reserved cost.
 It is released where the call was surely not charged; an unknown outcome is never bought again.
 """
 
@@ -25,8 +25,10 @@ from gateway.domain import (
     Generation,
     IdempotencyClaim,
     ImageRequest,
+    NewClaim,
     Operation,
     ProviderAnswer,
+    RepeatedClaim,
     StoredImage,
     Usage,
 )
@@ -55,12 +57,12 @@ _RECORDED_ERRORS: dict[str, type[GatewayError]] = {
 }
 
 
-def released() -> Unavailable:
-    """What the request behind a released claim is told: the first one failed, and cost nothing."""
-    return Unavailable(
-        "A request with the same idempotency key has just failed without being charged. Try again.",
-        retry_after_seconds=1,
-    )
+def repeated(request: ImageRequest) -> RepeatedClaim:
+    """The claim of a request that came second, as the reservation found it."""
+    claim = request.idempotency
+    if claim is None:
+        raise AssertionError
+    return RepeatedClaim(claim.key, claim.request_hash, wants_bytes=claim.wants_bytes)
 
 
 def record_for(
@@ -70,7 +72,7 @@ def record_for(
     files: Sequence[StoredFile],
     failed: GatewayError | None,
 ) -> Mapping[str, object] | None:
-    """What the next request with the same key gets, where there is a key."""
+    """The record for repetitions of a request; None where it has no key."""
     if request.idempotency is None:
         return None
     if failed is not None:
@@ -81,7 +83,7 @@ def record_for(
 def record(
     answer: ProviderAnswer, files: Sequence[StoredFile], *, stores_prompts: bool
 ) -> dict[str, object]:
-    """What a repeated request is to be answered with, beside the images."""
+    """The part of an answer that a repetition needs beside the images."""
     usage = answer.usage
     return {
         "created": answer.created or int(time.time()),
@@ -103,12 +105,12 @@ def record(
 
 
 def record_error(error: GatewayError) -> dict[str, object]:
-    """The same for a call that was paid for and came to nothing that can be shown."""
+    """The record of a call that was charged and ended with an error."""
     return {"error": {"code": error.code, "message": error.message}}
 
 
 class Replays:
-    """Finds what came of a claim that was made before."""
+    """Looks idempotency keys up, and answers repeated requests from the first one's result."""
 
     def __init__(
         self,
@@ -129,39 +131,48 @@ class Replays:
         self._image_ttl_seconds = image_ttl_seconds
         self._lookup_seconds = lookup_seconds
 
-    async def exists(self, caller: Caller, request: ImageRequest) -> bool:
-        """Whether somebody has made the request's claim, so that nothing will be bought for it."""
+    async def look_up(self, caller: Caller, request: ImageRequest) -> IdempotencyClaim | None:
+        """Look the request's key up, once: a claim that was looked up is returned as it is.
+
+        Returns a `NewClaim` or a `RepeatedClaim`; None where the request has no key.
+
+        Raises:
+            DatabaseUnavailable: no answer in time.
+        """
         claim = request.idempotency
-        return claim is not None and await self._reservations.is_claimed(
-            caller, request.operation, claim
-        )
+        if claim is None or isinstance(claim, NewClaim | RepeatedClaim):
+            return claim
+        if await self._reservations.is_claimed(caller, request.operation, claim):
+            return repeated(request)
+        return NewClaim(claim.key, claim.request_hash, wants_bytes=claim.wants_bytes)
 
-    async def find(
-        self, caller: Caller, request: ImageRequest, *, found: Callable[[], None]
-    ) -> Generation | None:
-        """The generation that the request's claim stands for; None where nobody has made it.
+    async def replay(
+        self,
+        caller: Caller,
+        request: ImageRequest,
+        claim: RepeatedClaim,
+        *,
+        found: Callable[[], None],
+    ) -> Generation:
+        """Answer a repeated request from the first one's result.
 
-        `found` is called as soon as somebody has: what is left to do is waiting for the store.
+        `found` is called once its reservation is read: the rest is waiting for the store.
 
         Raises:
             IdempotencyConflict: the key was used for another request.
             IdempotencyInFlight: its call is still running.
-            OutcomeUnknown: nobody knows yet, or ever, what came of it.
+            OutcomeUnknown: its outcome is not known yet, or never will be.
             NotFound: its images are not stored any more.
-            Unavailable: the store does not answer.
+            Unavailable: the store does not answer, or the first request has just released the key.
             GatewayError: the error that its call ended with.
         """
-        claim = request.idempotency
-        # Most keys are new, and many requests ask for theirs in one statement.
-        if claim is None or not await self.exists(caller, request):
-            return None
         async with (
             answered_within(self._lookup_seconds),
             self._database.tenant(caller.tenant_id) as session,
         ):
             row = await session.scalar(_claimed(caller, request.operation, claim))
             if row is None:
-                return None
+                raise _released()
             images = await session.scalars(
                 select(ImageRow).where(
                     ImageRow.tenant_id == caller.tenant_id, ImageRow.reservation_id == row.id
@@ -195,7 +206,7 @@ class Replays:
         return _rebuilt(row, answer, images, request, self._served(row, request))
 
     def _served(self, row: ReservationRow, request: ImageRequest) -> ImageRequest:
-        """What was bought: of the model that served then, whichever would serve now."""
+        """The request that was bought, of the model that served it at that time."""
         model = self._catalog.models.get(row.served_model, request.model)
         if request.operation is Operation.GENERATION:
             return continuity.serve(request, model)
@@ -229,7 +240,7 @@ class Replays:
     async def _content(
         self, generation: ReservationRow, row: ImageRow, *, with_bytes: bool
     ) -> bytes:
-        """The image's bytes, or none of them where a link is all that was asked for."""
+        """The image's bytes; empty where the client asked for a link alone."""
         try:
             if with_bytes:
                 return await self._store.get(row.path)
@@ -249,8 +260,16 @@ class Replays:
         return b""
 
 
+def _released() -> Unavailable:
+    """The answer where the first request failed, without cost, after the key was looked up."""
+    return Unavailable(
+        "A request with the same idempotency key has just failed without being charged. Try again.",
+        retry_after_seconds=1,
+    )
+
+
 def _note(row: ReservationRow) -> None:
-    """Note in the request's record which generation it is answered with, and what that did cost."""
+    """Note in the request's record which generation answers it, and its cost."""
     record = current()
     record.generation_id, record.replayed = row.id, True
     record.buy(row.served_model, row.provider, row.credential)
@@ -308,7 +327,7 @@ def _answer_of(row: ReservationRow) -> Mapping[str, Any]:
 
 
 def _unanswered(row: ReservationRow) -> OutcomeUnknown:
-    """The refusal to buy again what was bought without an answer that could be kept."""
+    """The refusal to buy a request again whose first call left no answer."""
     name = f"generation {row.id}, the first request with this idempotency key,"
     if row.state == "posted":
         return OutcomeUnknown(

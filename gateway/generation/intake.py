@@ -1,9 +1,9 @@
-"""Pictures on their way in: fetched, checked, made a request's own, unless it was sent before."""
+"""Input images: fetched, checked and added to their request, unless it was sent before."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from gateway.domain import Caller, ImageRequest
+from gateway.domain import Caller, ImageRequest, RepeatedClaim
 from gateway.generation.image_references import InputImageFetcher, InputImageReference
 from gateway.generation.input_images import Upload, add_inputs
 from gateway.generation.pipeline import Pipeline
@@ -11,29 +11,29 @@ from gateway.media.decoder import Decoder
 
 
 class Intake:
-    """Brings pictures to requests."""
+    """Adds input images to requests."""
 
     def __init__(self, pipeline: Pipeline, fetcher: InputImageFetcher, decoder: Decoder) -> None:
         self._pipeline = pipeline
         self._fetcher = fetcher
         self._decoder = decoder
 
-    async def with_pictures(
+    async def with_images(
         self,
         caller: Caller,
         request: ImageRequest,
-        pictures: Sequence[Upload | InputImageReference],
+        images: Sequence[Upload | InputImageReference],
         files: ExitStack,
     ) -> ImageRequest:
-        """The request with its pictures; it owns their files.
+        """Look the request's key up and add its input images; the request owns their files.
 
-        What its idempotency key stands for is answered without them: a link may have expired since,
-        or its picture have been deleted.
+        A repeated request gets none: a link may have expired since, or its image been deleted.
 
         Raises:
-            GatewayError: what `InputImageFetcher.fetch` and `add_inputs` raise.
+            GatewayError: from `Pipeline.look_up`, `InputImageFetcher.fetch` or `add_inputs`.
         """
-        if await self._pipeline.is_claimed(caller, request):
+        request = await self._pipeline.look_up(caller, request)
+        if isinstance(request.idempotency, RepeatedClaim):
             return request
-        uploads = await self._fetcher.fetch(caller, request, pictures, files)
+        uploads = await self._fetcher.fetch(caller, request, images, files)
         return await add_inputs(request, uploads, self._decoder, caller.tenant_id)

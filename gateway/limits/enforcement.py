@@ -46,16 +46,35 @@ class LimitReached(RateLimited):
 
 
 class Admission:
-    """A request that was let in. `is_sent`: whether its call has gone out to the provider."""
+    """An admitted request; `standings` are its caller's own limits, with this request counted."""
 
-    __slots__ = ("is_sent",)
+    __slots__ = ("_is_sent", "_is_withdrawn", "standings")
 
-    def __init__(self) -> None:
-        self.is_sent = False
+    def __init__(self, standings: tuple[Standing, ...] = ()) -> None:
+        self.standings = standings
+        self._is_sent = False
+        self._is_withdrawn = False
+
+    def mark_sent(self) -> None:
+        """Count the request for every limit: its call goes out to the provider."""
+        self._is_sent = True
+
+    def withdraw(self) -> None:
+        """Count the request for no limit: it repeats an earlier one and buys nothing."""
+        self._is_withdrawn = True
+
+    def uncounted(self, demands: Sequence[Demand]) -> list[Demand]:
+        """The demands that are given back when the request ends."""
+        if self._is_withdrawn:
+            return list(demands)
+        if self._is_sent:
+            return []
+        # The others must not pay for a call that was refused.
+        return [demand for demand in demands if demand.limit.owner == "house"]
 
 
 AdmissionSink = Callable[[Sequence[Standing]], None]
-"""Hears how the caller's limits stand once the request was let in."""
+"""Gets the caller's limits as they are once the request is admitted."""
 
 
 class Limiter:
@@ -93,14 +112,13 @@ class Limiter:
         caller: Caller,
         images: int,
         house: str | None,
-        admitted: AdmissionSink | None = None,
     ) -> AsyncIterator[Admission]:
-        """Let a request in for the length of the block; `admitted` hears how its limits stand.
+        """Admit a request for the length of the block.
 
-        `house` is the provider for which it would use the house's key, if it would.
+        `house` is the provider for which it would use the house credential, if it would.
 
-        What is counted for a minute stays counted whatever becomes of the request, but for the
-        house's where nothing was sent: others must not pay for what was refused.
+        Counts of a minute stay whatever becomes of the request, except those of the house where
+        nothing was sent, and all of them where the admission was withdrawn.
 
         Raises:
             LimitReached: one of its limits; nothing was counted.
@@ -118,20 +136,18 @@ class Limiter:
         )
         if not taken.is_admitted:
             raise _refusal(demands, taken.found, standings)
-        if admitted is not None:
-            admitted(standings)
-        admission = Admission()
+        admission = Admission(standings)
         try:
             yield admission
         finally:
             self._local.release(demands, lease)
             if self._shared is not None:
                 self._shared.release(demands, lease)
-            if not admission.is_sent:
-                unsent = [demand for demand in demands if demand.limit.owner == "house"]
-                self._local.give_back(unsent, second)
+            uncounted = admission.uncounted(demands)
+            if uncounted:
+                self._local.give_back(uncounted, second)
                 if self._shared is not None:
-                    self._shared.give_back(unsent, taken.second)
+                    self._shared.give_back(uncounted, taken.second)
 
     async def _take(self, demands: Sequence[Demand], lease: str) -> tuple[Taken, int, int]:
         """What came of the request, in which second of this process' own it is counted, and among

@@ -11,8 +11,8 @@ from gateway.domain import Caller, IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.generation.claims import claim_for
 from gateway.generation.image_references import InputImageReference, check_length
+from gateway.generation.paid_calls import SANDBOX
 from gateway.generation.parameters import parse_image_request
-from gateway.generation.pipeline import SANDBOX
 from gateway.mcp_server.calls import ToolCall, flag
 from gateway.mcp_server.progress import Progress
 from gateway.mcp_server.results import show_generation
@@ -105,7 +105,7 @@ async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
     if call.place is not None:
         call.place.leave()  # to fetch and check pictures takes its time; the pipeline takes another
     with ExitStack() as files:
-        return await call.gateway.intake.with_pictures(call.caller, request, pictures, files)
+        return await call.gateway.intake.with_images(call.caller, request, pictures, files)
 
 
 def picture_references(arguments: Mapping[str, object]) -> list[InputImageReference]:

@@ -210,4 +210,4 @@ async def read_inputs(
         key = idempotency_key_of(request)
         claim = await claim_for(key, request.url.path, form.fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
-        return await gateway.intake.with_pictures(caller, image_request, form.pictures, files)
+        return await gateway.intake.with_images(caller, image_request, form.pictures, files)

@@ -68,7 +68,7 @@ async def edit_image(
         key = idempotency_key_of(request)
         claim = await claim_for(key, request.url.path, fields, form.pictures)
         image_request = replace(image_request, idempotency=claim)
-        image_request = await gateway.intake.with_pictures(
+        image_request = await gateway.intake.with_images(
             caller, image_request, form.pictures, files
         )
     return await _answer(gateway, caller, image_request)

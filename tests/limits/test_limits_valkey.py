@@ -189,7 +189,7 @@ async def test_what_the_house_key_did_not_send_is_given_back_in_valkey(
             while True:
                 try:
                     async with two.admit(caller(), images=1, house="openai") as admission:
-                        admission.is_sent = True
+                        admission.mark_sent()
                         break
                 except LimitReached:
                     continue

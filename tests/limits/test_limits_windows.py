@@ -165,7 +165,7 @@ async def test_what_the_house_key_did_not_send_does_not_count_for_the_others() -
     async with limiter.admit(caller(), images=1, house="openai"):
         pass  # refused by its budget, say
     async with limiter.admit(caller(), images=1, house="openai") as admission:
-        admission.is_sent = True
+        admission.mark_sent()
     with pytest.raises(LimitReached):
         async with limiter.admit(caller(), images=1, house="openai"):
             pass
@@ -196,9 +196,8 @@ async def test_a_lease_tells_to_wait_only_where_all_are_taken_and_one_more_is_re
 
     async with AsyncExitStack() as running:
         for _ in range(2):
-            await running.enter_async_context(
-                limiter.admit(both, images=1, house=None, admitted=note)
-            )
+            admission = await running.enter_async_context(limiter.admit(both, images=1, house=None))
+            note(admission.standings)
         with pytest.raises(LimitReached) as full:
             async with limiter.admit(both, images=1, house=None):
                 pass

@@ -1,0 +1,293 @@
+"""One paid call, from the opening of its credential to its stored and settled answer."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, NoReturn
+from uuid import UUID
+
+import structlog
+
+from gateway import telemetry
+from gateway.billing import quotes
+from gateway.billing.reservations import Settlement
+from gateway.db.engine import DatabaseUnavailable, answered_within
+from gateway.domain import (
+    Caller,
+    CostStatus,
+    Generation,
+    ImageRequest,
+    Kept,
+    Outcome,
+    PartialSink,
+    ProviderAnswer,
+    Quote,
+    SecretText,
+    StoredImage,
+    Usage,
+)
+from gateway.errors import CredentialUnreadable, GatewayError, ImageUnfinished
+from gateway.generation import continuity
+from gateway.generation.failures import client_error, not_stored
+from gateway.generation.idempotency import record_error, record_for
+from gateway.generation.pipeline_limits import PipelineLimits
+from gateway.generation.provider_circuits import note_failure
+from gateway.generation.results import Results
+from gateway.generation.settlements import Settlements
+from gateway.image_models import Choice
+from gateway.load.circuits import ProviderCall
+from gateway.money import NanoUsd
+from gateway.providers.base import ImageProvider, ProviderFailure, Reason
+from gateway.request_record import current
+from gateway.tenancy.credentials import CredentialChoice, Credentials
+
+SANDBOX: Literal["sandbox"] = "sandbox"
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """The call that answers a request: what is bought, from which provider, at most at what cost.
+
+    `request` is the client's, `served` the one that is bought to answer it.
+    """
+
+    id: UUID
+    caller: Caller
+    request: ImageRequest
+    served: ImageRequest
+    quote: Quote
+    provider: str
+    credential: CredentialChoice
+
+
+class PaidCalls:
+    """Makes the calls whose cost is reserved."""
+
+    def __init__(
+        self,
+        *,
+        credentials: Credentials,
+        providers: Mapping[str, ImageProvider],
+        results: Results,
+        settlements: Settlements,
+        limits: PipelineLimits,
+    ) -> None:
+        self._credentials = credentials
+        self._providers = providers
+        self._results = results
+        self._settlements = settlements
+        self._limits = limits
+
+    def hold_seconds(self, request: ImageRequest) -> int:
+        """The longest time that a call may take in seconds; its reservation expires with it."""
+        read_timeout = self._limits.read_timeout_seconds or request.model.read_timeout_seconds
+        return int(read_timeout) + self._limits.hold_margin_seconds
+
+    async def make(
+        self,
+        paid: Purchase,
+        secret: SecretText,
+        partials: PartialSink | None,
+        call: ProviderCall,
+    ) -> Generation:
+        """Make the call, then store and settle; `call` hears what it says of the provider.
+
+        Raises:
+            GatewayError: the provider's failure in the client's terms, or an image that is not
+                finished or not stored.
+        """
+        try:
+            answer = await self._call(paid, secret, partials)
+            call.succeeded()
+            return await self._succeed(paid, answer)
+        except ProviderFailure as failure:
+            note_failure(call, failure)
+            await self._fail(paid, failure)
+        finally:
+            # Settles as far as the cost is known, also after a defect on the way.
+            self._settlements.end_as_known(paid.id)
+
+    async def _call(
+        self, paid: Purchase, secret: SecretText, partials: PartialSink | None
+    ) -> ProviderAnswer:
+        """The paid call, timed, with an outcome whatever happens."""
+        self._settlements.sent(paid.id)
+        started = time.perf_counter()
+        outcome, reply = Outcome.AMBIGUOUS, None
+        try:
+            # The provider's own timeout is per read: an answer that drips never meets it.
+            async with asyncio.timeout(self.hold_seconds(paid.served)):
+                answer = await self._try_twice(paid, secret, partials)
+        except ProviderFailure as failure:
+            outcome, reply = failure.outcome, failure.reply
+            raise
+        except TimeoutError as error:
+            raise ProviderFailure(
+                Outcome.AMBIGUOUS, Reason.UNKNOWN, "The provider took too long to answer."
+            ) from error
+        except Exception as error:  # top: a defect must not leave a paid call without its outcome
+            log.exception("provider_call_defect", reservation=str(paid.id))
+            raise ProviderFailure(
+                Outcome.AMBIGUOUS, Reason.UNKNOWN, "The call ended in an unexpected way."
+            ) from error
+        else:
+            outcome = Outcome.SUCCESS if answer.usage is not None else Outcome.SUCCESS_NO_USAGE
+            reply = answer.reply
+            return answer
+        finally:
+            elapsed = time.perf_counter() - started
+            current().replied(reply, elapsed)
+            telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
+
+    async def _try_twice(
+        self, paid: Purchase, secret: SecretText, partials: PartialSink | None
+    ) -> ProviderAnswer:
+        """Make the call; once more where the first was surely never sent."""
+        provider = self._providers[paid.provider]
+        try:
+            return await provider.generate(paid.served, secret, partials)
+        except ProviderFailure as failure:
+            if failure.outcome is not Outcome.NOT_SENT:
+                raise
+        return await provider.generate(paid.served, secret, partials)
+
+    async def open_credential(self, paid: Purchase) -> SecretText:
+        """Open the credential, last thing before the call; without it the hold is given back."""
+        if paid.credential.owner == SANDBOX:
+            return SecretText("")
+        try:
+            if paid.credential.sealed is None:  # the house's, for which nothing is waited
+                return await self._credentials.open(paid.credential, paid.provider)
+            async with answered_within(self._limits.admission_seconds):
+                return await self._credentials.open(paid.credential, paid.provider)
+        except Exception as error:  # top: whatever it is, no call is made and nothing stays held
+            settling = self._settlements.settle(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))
+            await self._settlements.acknowledged(settling)
+            if isinstance(error, DatabaseUnavailable):
+                raise
+            telemetry.alarm(
+                "credential_unreadable",
+                tenant=str(paid.caller.tenant_id),
+                error=type(error).__name__,
+            )
+            raise CredentialUnreadable(
+                "The stored provider key cannot be opened. Nothing was bought. Store it again with "
+                f"PUT /v1/credentials/{paid.provider}; the operator has been alerted."
+            ) from error
+
+    async def _fail(self, paid: Purchase, failure: ProviderFailure) -> NoReturn:
+        error = client_error(
+            failure, house_credential=paid.credential.owner == "house", model=paid.served.model.id
+        )
+        cost_nano, answer = None, None
+        record = current()
+        record.reason = failure.reason
+        if failure.outcome is Outcome.SUCCESS:  # charged, and no image that could be read
+            cost_nano = self._cost(paid, failure.usage, images=paid.served.n)
+            answer = record_error(error) if paid.request.idempotency else None
+        if failure.outcome is Outcome.AMBIGUOUS:
+            record.cost(None, CostStatus.PENDING)
+        else:
+            record.cost(cost_nano or NanoUsd(0), CostStatus.ACTUAL)
+        settlement = Settlement(
+            paid.id,
+            failure.outcome,
+            NanoUsd(0) if cost_nano is None else cost_nano,
+            usage=failure.usage,
+            answer=answer,
+        )
+        await self._settlements.acknowledged(self._settlements.settle(settlement))
+        log.info(
+            "generation_failed",
+            generation=str(paid.id),
+            outcome=failure.outcome,
+            reason=failure.reason,
+            tenant=str(paid.caller.tenant_id),
+        )
+        raise error from failure
+
+    async def _succeed(self, paid: Purchase, answer: ProviderAnswer) -> Generation:
+        status, outcome = CostStatus.ACTUAL, Outcome.SUCCESS
+        served = quotes.choice_served(paid.served, answer)
+        cost_nano = self._cost(paid, answer.usage, images=len(answer.images))
+        if cost_nano is None:
+            status, outcome = CostStatus.ESTIMATED, Outcome.SUCCESS_NO_USAGE
+            cost_nano = self._estimate(paid, served)
+            telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
+        current().cost(cost_nano, status)
+        settlement = Settlement(
+            paid.id,
+            outcome,
+            cost_nano,
+            images=len(answer.images),
+            usage=answer.usage,
+            served=served,
+        )
+        self._settlements.know(settlement)
+        try:
+            finish = continuity.finish(paid.request, paid.served)
+            answer = await self._results.finish(answer, finish)
+        except ImageUnfinished as error:
+            telemetry.alarm("image_unfinished", generation=str(paid.id), error=error.message)
+            images, _, _ = await self._keep(paid, answer, settlement, failed=error)
+            ids = ", ".join(image.id for image in images if image.url is not None)
+            raise ImageUnfinished(
+                f"{error.message} As it was made, it is kept as {ids}." if ids else error.message
+            ) from error
+        images, kept, settled = await self._keep(paid, answer, settlement)
+        if paid.request.response_format == "url" and kept is not Kept.STORED:
+            raise not_stored(paid.id, paid.request, images, kept)
+        return Generation(
+            id=paid.id,
+            request=paid.request,
+            served=paid.served,
+            answer=answer,
+            images=images,
+            cost_nano=cost_nano,
+            cost_status=status if settled else CostStatus.PENDING,
+            kept=kept,
+        )
+
+    def _estimate(self, paid: Purchase, served: Choice | None) -> NanoUsd:
+        """What a call is put at whose answer says no usage, by what was asked for or served."""
+        model, quote = paid.served.model, paid.quote
+        return quotes.estimate(
+            quote.terms, model, quote.price, served or model.usual, at_most=quote.amount_nano
+        )
+
+    def _cost(self, paid: Purchase, usage: Usage | None, *, images: int) -> NanoUsd | None:
+        """What a charged call did cost, counted in the metrics; None where nobody has said."""
+        cost_nano = quotes.cost_of_call(paid.served, paid.quote.price, usage=usage, images=images)
+        telemetry.cost_nano_usd_total.labels(
+            paid.provider, paid.served.model.id, str(paid.caller.livemode).lower()
+        ).inc(paid.quote.amount_nano if cost_nano is None else cost_nano)
+        return cost_nano
+
+    async def _keep(
+        self,
+        paid: Purchase,
+        answer: ProviderAnswer,
+        settlement: Settlement,
+        *,
+        failed: GatewayError | None = None,
+    ) -> tuple[tuple[StoredImage, ...], Kept, bool]:
+        """Store and settle; returns the images, where they are, and whether Postgres acknowledged.
+
+        At the same time: the money must not wait for a slow store, nor the answer for both.
+        """
+        files = self._results.files(paid.caller, paid.request, answer)
+        stored = tuple(file for file, _ in files)
+        settling = self._settlements.settle(
+            replace(
+                settlement,
+                stored=stored,
+                answer=record_for(paid.caller, paid.request, answer, stored, failed),
+            )
+        )
+        images, kept = await self._results.store(paid.id, paid.caller, paid.request, answer, files)
+        settled = await self._settlements.acknowledged(settling)
+        if not settled:
+            current().cost_status = CostStatus.PENDING
+        return images, kept, settled
