@@ -1,1 +1,4 @@
-"""Money: prices, quotes, budgets, reservations and the ledger's reports."""
+"""Prices, quotes, budgets, reservations, the ledger and its usage reports.
+
+Fronts, the generation pipeline, the sweeper and the command line may import it.
+"""

@@ -1,6 +1,6 @@
-"""Budgets: money limits of tenants, users, keys and the house, per window of a calendar.
+"""Budgets: money limits of tenants, users, API keys and the operator, per calendar window.
 
-Functions that take `tenant_id` mean the house's own budgets where it is None.
+Functions that take `tenant_id` act on the operator's own budgets if it is None.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ MAX_ID = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget and how far it is used in its current period. Amounts in nano-USD.
+    """A budget and its use in the current period. Amounts in nano-USD.
 
-    `limit_nano` is the usual limit, `raised_to_nano` the one in force until `raised_until`; None
-    where it is not raised. A `soft` budget refuses nothing. `time_zone` is there for the house's;
-    a tenant's budgets follow its own. `is_new`: it was made just now.
+    `limit_nano` is the usual limit, `raised_to_nano` the limit in force until `raised_until`; None
+    if the limit is not raised. A `soft` budget refuses nothing. `time_zone` is set only for the
+    operator's budgets; a tenant's budgets use the tenant's zone. `is_new`: just created.
     """
 
     id: int
@@ -62,12 +62,12 @@ class Budget:
 
     @property
     def limit_in_force_nano(self) -> int:
-        """The usual limit, or the one that it is raised to."""
+        """The raised limit if there is one, else the usual limit."""
         return max(self.limit_nano, self.raised_to_nano or 0)
 
     @property
     def remaining_nano(self) -> int:
-        """What can still be held."""
+        """The amount that can still be reserved."""
         return max(0, self.limit_in_force_nano - self.spent_nano - self.held_nano)
 
 
@@ -84,15 +84,15 @@ async def set_limit(
     alert_percents: Sequence[int] | None = None,
     time_zone: str | None = None,
 ) -> Budget:
-    """Make a budget, or change its limit; the next hold sees it.
+    """Create a budget, or change its limit, from the next reservation on.
 
-    What is None stays as it is. A new budget is hard, warns at 50, 80 and 100 %, and (the house's)
-    keeps the days of UTC.
+    Arguments that are None change nothing. A new budget is hard and warns at 50, 80 and 100 %; an
+    operator's budget uses UTC days.
 
     Raises:
-        InvalidRequest: unknown window, enforcement or time zone, amounts or percents out of bounds,
+        InvalidRequest: unknown window, enforcement or time zone, amounts or percents out of range,
             or two owners at once.
-        NotFound: the key or the user is not this tenant's.
+        NotFound: the key or the user does not belong to this tenant.
     """
     _check(window, limit_nano, enforcement, alert_percents)
     await one_at_a_time(session, tenant_id)
@@ -151,10 +151,10 @@ async def raise_limit(
     to_nano: NanoUsd,
     until: datetime,
 ) -> Budget:
-    """Put a higher limit in force until a moment at most a year away; then the usual one is again.
+    """Raise the limit until a moment at most a year away; then the usual limit applies again.
 
     Raises:
-        InvalidRequest: not higher than the usual limit, or the moment is past or too far away.
+        InvalidRequest: not above the usual limit, or the moment is past or more than a year away.
         NotFound: there is no such budget.
     """
     row = await _find(session, tenant_id, budget_id)
@@ -175,7 +175,7 @@ async def raise_limit(
 
 
 async def end_raise(session: Session, tenant_id: UUID | None, budget_id: int) -> Budget:
-    """Put the usual limit in force again, whether it was raised or not.
+    """Restore the usual limit; has no effect if it was not raised.
 
     Raises:
         NotFound: there is no such budget.
@@ -185,14 +185,14 @@ async def end_raise(session: Session, tenant_id: UUID | None, budget_id: int) ->
 
 
 async def remove(session: Session, tenant_id: UUID | None, budget_id: int) -> None:
-    """Lift a limit; what was spent stays on record, and counts again if it is set anew.
+    """Remove a budget; its spending stays on record, and counts again if the budget is set again.
 
     Raises:
         NotFound: there is no such budget.
     """
     row = await _find(session, tenant_id, budget_id)
     before = _shown(row)
-    # Calls that are under way settle in its periods, so the row must stay. It binds nobody now.
+    # Calls in flight settle in its periods, so the row must stay. It no longer limits anything.
     row.limit_nano, row.removed_at, row.updated_at = MAX_AMOUNT_NANO, func.now(), func.now()
     row.raised_to_nano = row.raised_until = None
     await session.flush()
@@ -238,7 +238,7 @@ async def _find(session: Session, tenant_id: UUID | None, budget_id: int) -> Bud
         )
     )
     if row is None:
-        owner = "The house" if tenant_id is None else "This tenant"
+        owner = "The operator" if tenant_id is None else "This tenant"
         raise NotFound(f"{owner} has no budget {budget_id}.", param="budget_id")
     return row
 
@@ -264,7 +264,7 @@ async def _change_raise(
     return await _one(session, tenant_id, row.id)
 
 
-# A budget of the house has several rows a period.
+# A budget of the operator has several rows (shards) per period.
 _SELECT = """
     SELECT b.id, b.tenant_id, b.api_key_id, k.name AS api_key_name, b.user_id,
         u.name AS user_name, b.livemode, b.period, b.limit_nano,
@@ -308,14 +308,14 @@ async def _select(
 
 
 async def list_budgets(session: Session, tenant_id: UUID | None) -> list[Budget]:
-    """Every budget of the tenant, or of the house, with its current period."""
+    """List every budget of the tenant, or of the operator, with its current period."""
     return await _select(session, tenant_id, _ALL)
 
 
 async def list_page(
     session: Session, tenant_id: UUID | None, *, limit: int, after: int | None = None
 ) -> Page[Budget]:
-    """Budgets of the tenant or the house, newest first, from the one behind `after` on."""
+    """List one page of budgets of the tenant or the operator, newest first, after `after`."""
     below = MAX_ID if after is None else after
     return page_of(await _select(session, tenant_id, _PAGE, below=below, limit=limit + 1), limit)
 
@@ -355,7 +355,7 @@ def _budget(row: Row[Any]) -> Budget:
 
 
 def _shown(row: BudgetRow) -> dict[str, object]:
-    """What the audit trail says of a budget."""
+    """Render a budget for the audit trail."""
     shown: dict[str, object] = {
         "api_key_id": row.api_key_id,
         "user_id": row.user_id,
@@ -372,7 +372,7 @@ def _shown(row: BudgetRow) -> dict[str, object]:
 
 
 async def for_caller(session: TenantSession, caller: Caller) -> list[Budget]:
-    """The budgets that a call of this caller would be held against."""
+    """List the budgets that apply to a call of this caller."""
     return [
         budget
         for budget in await list_budgets(session, caller.tenant_id)

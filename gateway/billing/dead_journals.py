@@ -1,8 +1,8 @@
-"""Settles the calls of workers that were killed, by the journals that they left on this machine.
+"""Recovery of killed workers' calls from the journals that they left on this machine.
 
-A call that is not in a complete journal was never sent, so it is void. One that was sent is of
-unknown outcome at once, and one whose end is written there is settled by it. A journal is
-incomplete where the database was set back since its worker began (see `gateway.db.identity`).
+A call missing from a complete journal was never sent, so it is voided. A call that was sent
+becomes unknown at once; a call with a recorded outcome is settled with it. A journal is incomplete
+if the database was restored to an earlier state since its worker began (see `gateway.db.identity`).
 """
 
 import asyncio
@@ -29,18 +29,18 @@ from gateway.domain import Outcome
 from gateway.money import NanoUsd
 
 KEEP_SECONDS = 60
-"""Longer than a statement that the worker had sent can still take to commit a hold."""
+"""Longer than a statement already sent by the worker can take to commit a reservation."""
 KEEP_MISSING_SECONDS = 604_800
-"""Retention of a journal that names calls of no row here: it may belong to another database."""
+"""Retention of a journal whose calls have no rows here: it may belong to another database."""
 INTERVAL_SECONDS = 10
 MISSING_INTERVAL_SECONDS = 60
-"""The time until a journal is read again; reading a long one takes half a second."""
+"""Pause before a journal is read again; reading a long one takes half a second."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """How many calls of dead workers were settled by their answer, voided, or became unknown."""
+    """Counts of dead workers' calls: settled by their answer, voided, or become unknown."""
 
     settled: int = 0
     voided: int = 0
@@ -55,7 +55,7 @@ class Recovered:
 
 
 class DeadJournals:
-    """The journals in one folder, and since when those of dead workers have been seen."""
+    """The journals in one folder, with the time at which each dead worker's was first seen."""
 
     def __init__(
         self, database: Database, folder: Path, *, mounts: Mounts = mounts_of_machine
@@ -67,10 +67,10 @@ class DeadJournals:
         self._next_look: dict[Path, int] = {}
 
     async def settle(self) -> Recovered:
-        """Settle what the journals of dead workers tell; several gateways may do so at once.
+        """Settle calls by the journals of dead workers; several gateways may do so at once.
 
         Raises:
-            DatabaseUnavailable: Postgres is away; what is not settled stays for the next time.
+            DatabaseUnavailable: Postgres is away; unsettled calls stay for the next run.
         """
         recovered = Recovered()
         paths = await asyncio.to_thread(self._find)
@@ -85,7 +85,7 @@ class DeadJournals:
                     journal = await asyncio.to_thread(stack.enter_context, reading)
                     if journal is not None:
                         recovered += await self._settle(journal)
-            except OSError as error:  # another user's file must not keep the others waiting
+            except OSError as error:  # another user's file must not block the others
                 telemetry.alarm("journal_unreadable", path=str(path), error=type(error).__name__)
         if recovered != Recovered():
             log.warning(
@@ -97,7 +97,7 @@ class DeadJournals:
         return recovered
 
     def _find(self) -> list[Path]:
-        """Every journal; none where a lock does not show which workers of other machines live."""
+        """List every journal; none if locks do not show which workers of other machines live."""
         if unsuitable_kind(self._folder, self._mounts) is not None:
             return []
         return sorted(self._folder.glob(f"*{SUFFIX}"))
@@ -125,7 +125,7 @@ class DeadJournals:
         return recovered
 
     async def _write(self, settlement: Settlement) -> Recovered | None:
-        """Settle one call; None where Postgres refuses it, so that it stays in its journal."""
+        """Settle one call; None if Postgres refuses it, so that it stays in its journal."""
         try:
             [row] = await self._database.call(
                 "SELECT result FROM settle(CAST(:settlements AS jsonb))",
@@ -153,7 +153,7 @@ class DeadJournals:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What of a reservation says if something of it is yet to be written."""
+    """The fields of a reservation that decide if its settlement is still to be written."""
 
     id: UUID
     state: str
@@ -162,9 +162,9 @@ class _Call:
 
 
 async def _rows(session: OperatorSession, journal: DeadJournal) -> list[_Call]:
-    """The calls of the journal, and those of its worker that are open."""
+    """Load the calls named in the journal, and its worker's open calls."""
     named = [*journal.sent, *(settlement.id for settlement in journal.told)]
-    # Literals, for only then the partial index of open reservations is used.
+    # Literals, because Postgres uses the partial index of open reservations only with them.
     is_open: ColumnElement[bool] = literal_column("state IN ('held', 'unknown')")
     found = await session.execute(
         select(
@@ -183,10 +183,10 @@ async def _rows(session: OperatorSession, journal: DeadJournal) -> list[_Call]:
 def _due(
     journal: DeadJournal, rows: Sequence[_Call], database: DatabaseIdentity | None
 ) -> list[Settlement]:
-    """What is yet to be written: slots that were used again name calls that are settled long ago.
+    """Select the settlements still to be written; reused slots may name calls settled long ago.
 
-    A call that became unknown by its deadline alone (`expired`) has not been heard of since its
-    hold; one that its worker gave up says `ambiguous`, and went out.
+    A call that became unknown by its deadline alone (`expired`) has had no news since its
+    reservation; a call that its worker gave up is `ambiguous`, and was sent.
     """
     told = {settlement.id: settlement for settlement in journal.told}
     proves_unsent = journal.proves_unsent(database)

@@ -1,7 +1,7 @@
-"""Estimates: the cost that a call with an unknown outcome is put at, after its time.
+"""Estimates: the cost posted for a call whose outcome stays unknown past its deadline.
 
-The hold is the dearest case. The estimate is the bound for what was asked for, where an open
-quality and size count as those that the model serves most often.
+The reservation covers the worst case. The estimate is the bound for the request as it was made,
+with an unspecified quality or size taken as the one that the model serves most often.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from gateway.image_models import Choice, Model
 from gateway.money import NanoUsd
 
 MIN_CALLS = 10
-# Written with the index `reservation_served` in mind: no more than 1000 of its entries are read,
-# however many calls a model has had.
+# Shaped for the index `reservation_served`: at most 1000 of its entries are read, however many
+# calls a model has had.
 USUAL = text("""
     SELECT count(*) AS calls, mode() WITHIN GROUP (ORDER BY s.served_quality) AS quality,
         mode() WITHIN GROUP (ORDER BY s.served_size) AS size
@@ -37,9 +37,9 @@ USUAL = text("""
 async def estimate_unknown(
     database: Database, models: Mapping[str, Model], *, after_seconds: int, limit: int
 ) -> int:
-    """Post the estimate of reservations unknown for so long, flagged. Returns how many.
+    """Post the flagged estimate of reservations unknown for that long; return their number.
 
-    Sweepers of several workers may take the same ones: a reservation is estimated once.
+    Sweepers of several workers may select the same ones: a reservation is estimated once.
     """
     async with database.operator() as session:
         rows = await _due(session, timedelta(seconds=after_seconds), limit)
@@ -60,12 +60,12 @@ async def estimate_unknown(
 async def estimates_of(
     session: OperatorSession, models: Mapping[str, Model], rows: Sequence[ReservationRow]
 ) -> dict[UUID, NanoUsd]:
-    """The estimate of each reservation, never above its hold."""
+    """Estimate the cost of each reservation, never above the reserved amount."""
     usual: dict[tuple[str, str, bool], Choice] = {}
     amounts = {}
     for row in rows:
         model = models.get(row.served_model)
-        if model is None or row.terms is None:  # gone from the catalogue, or of an earlier release
+        if model is None or row.terms is None:  # gone from the catalogue, or old
             amounts[row.id] = NanoUsd(row.held_nano)
             continue
         kind = (row.served_model, row.operation, row.livemode)
@@ -81,9 +81,9 @@ async def estimates_of(
 async def usual_choice(
     session: OperatorSession, model: Model, operation: str, *, livemode: bool
 ) -> Choice:
-    """The most frequent quality and size of the model's last 1000 settled calls.
+    """Return the most frequent quality and size of the model's last 1000 settled calls.
 
-    With fewer than ten of those: the catalogue's default.
+    With fewer than ten such calls: the catalogue's default.
     """
     found = await session.execute(
         USUAL, {"model": model.id, "operation": operation, "livemode": livemode}
@@ -97,7 +97,7 @@ async def _due(session: OperatorSession, after: timedelta, limit: int) -> Sequen
     found = await session.scalars(
         select(ReservationRow)
         .where(
-            # A literal, for only then the partial index is used.
+            # A literal, because Postgres uses the partial index only with it.
             ReservationRow.state == literal_column("'unknown'"),
             ReservationRow.admitted_at < now - after,
             ReservationRow.deadline_at < now,

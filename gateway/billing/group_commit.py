@@ -1,7 +1,7 @@
 """Group commit: concurrent items share one statement and one durable commit.
 
 While one batch is being committed the next one gathers, so batches grow with the load and a
-lone item waits for nothing.
+single item does not wait.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Collects items and commits them together; every submitter waits for its own durability."""
+    """A batcher of items into commits; each submitter waits until its own item is durable."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class GroupCommit(Generic[Item, Result]):
         max_batch: int,
         abandoned: Callable[[Item, Result], None] | None = None,
     ) -> None:
-        """`abandoned` hears the result of an item whose submitter has stopped waiting."""
+        """Call `abandoned` with the result of an item whose submitter has stopped waiting."""
         self._commit = commit
         self._abandoned = abandoned
         self._max_batch = max_batch
@@ -36,10 +36,10 @@ class GroupCommit(Generic[Item, Result]):
         self._sizes = telemetry.batch_size.labels(kind)
 
     async def submit(self, item: Item) -> Result:
-        """Commit `item` with whatever else is waiting; returns its own result.
+        """Commit `item` together with all other waiting items, and return its own result.
 
-        A submitter that is cancelled before its batch starts takes its item back. Raises what the
-        commit raises, for every item of the batch alike.
+        Cancelling a submitter before its batch starts withdraws its item. An exception of the
+        commit is raised to every submitter of the batch.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
@@ -66,9 +66,9 @@ class GroupCommit(Generic[Item, Result]):
         self._sizes.observe(len(batch))
         try:
             results = await self._commit([item for item, _ in batch])
-        except Exception as error:  # top: whatever it is, every submitter of the batch must hear it
+        except Exception as error:  # top: every submitter of the batch must get it
             if len(batch) > 1 and not isinstance(error, Unavailable):
-                # One item may have spoiled it; the others must not suffer for it.
+                # One item may have failed the batch; the others must still be committed.
                 for single in batch:
                     if not single[1].done():
                         await self._commit_batch([single])

@@ -1,9 +1,9 @@
-"""The journal: which calls this worker sent, and what they cost, in a file that survives its end.
+"""The journal: a file that records the calls a worker sent and their cost, and outlives it.
 
-A file of slots with one for each call under way: written before the call goes out, and again once
-its outcome is known. Written, not synced: it outlives `kill -9`, not a loss of power. A slot is
-used again some minutes after Postgres has its call's outcome, should Postgres lose that again.
-Whether a worker lives is told by a lock on its journal, which ends with it.
+One slot per call in flight, written before the call is sent and again once its outcome is known.
+Not synced: it survives `kill -9`, not a power failure. A slot is reused some minutes after Postgres
+has its call's outcome, in case Postgres loses it again. A lock on the file shows that its worker
+is alive.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ SUFFIX = ".journal"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MAGIC = b"IGWJ0003"
 OLD_MAGIC = b"IGWJ0002"
-"""Of the release before, which did not write down the database; its slots are the same."""
+"""The previous release's format, without the database's identity; its slots are the same."""
 _HEADER = struct.Struct(f"<8s16s64s16s{IDENTITY_BYTES}s")
 _OLD_HEADER = struct.Struct("<8s16s64s16s")
 _SLOT = struct.Struct("<16s16sqHB4q20s20s")
@@ -45,14 +45,14 @@ SLOTS_AT_ONCE = 256
 REST_NS = 300_000_000_000
 """Five minutes for which a settled call keeps its slot: a new primary may lack its outcome."""
 MAX_RESTING_SLOTS = 16_384
-"""Two mebibytes: the file is bounded, and read in a moment. At more than 55 calls a second slots
-rest for a shorter time."""
+"""Two mebibytes: the file is bounded and fast to read. Above 55 calls a second, slots are reused
+sooner."""
 NO_OUTCOME = b""
 log = structlog.get_logger(__name__)
 
 
 def boot_id() -> str:
-    """The name of this boot of the machine: what was written before it may be lost in part."""
+    """Return the id of the machine's current boot: older files may be partly lost."""
     try:
         return BOOT_ID.read_text().strip()
     except OSError:
@@ -66,9 +66,9 @@ def open_journal(
     *,
     mounts: Mounts = mounts_of_machine,
 ) -> "Journal | None":
-    """The journal of a worker that starts; None where it cannot have one.
+    """Open the journal of a starting worker; None if it cannot have one.
 
-    Then a kill leaves calls of unknown outcome, as every call that it had held.
+    Without a journal, a kill leaves every reserved call with an unknown outcome.
     """
     kind = unsuitable_kind(folder, mounts)
     if kind is not None:
@@ -96,7 +96,7 @@ def open_journal(
 
 
 class Journal:
-    """One worker's own. Once it cannot be written it is taken away, and proves nothing."""
+    """One worker's journal. If it cannot be written it is deleted, and proves nothing."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Journal:
         *,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Make the file. Raises `OSError` where it cannot be written."""
+        """Create the file. Raises `OSError` if it cannot be written."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = folder / f"{instance}{SUFFIX}"
         self._clock = clock
@@ -114,7 +114,7 @@ class Journal:
         self._free: list[int] = []
         self._resting: deque[tuple[int, int]] = deque()
         self._count = 0
-        # Under its own name only once it is locked: an unlocked one is a dead worker's.
+        # Renamed to its own name only once locked: an unlocked journal is a dead worker's.
         new = self._path.with_suffix(".new")
         self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._is_open = True
@@ -131,11 +131,11 @@ class Journal:
             raise
 
     def sent(self, reservation_id: UUID) -> None:
-        """Note that a call is about to go out.
+        """Record that a call is about to be sent.
 
         Raises:
-            Unavailable: it cannot be noted, nor can the journal be taken away, or it was closed.
-                The call must not be made: it would count as never sent.
+            Unavailable: it can be neither recorded nor the journal deleted, or it was closed. The
+                call must not be made: it would count as never sent.
         """
         if not self._is_open:
             if self._is_given_up:
@@ -152,7 +152,7 @@ class Journal:
             self._give_up(error)
 
     def told(self, settlement: Settlement) -> None:
-        """Note how a call ended, before Postgres is told. Where that fails, it is only `sent`."""
+        """Record a call's outcome before it goes to Postgres; on failure the call stays `sent`."""
         slot = self._slots.get(settlement.id)
         if slot is None or not self._is_open or settlement.outcome is Outcome.AMBIGUOUS:
             return
@@ -162,17 +162,17 @@ class Journal:
             telemetry.alarm("journal_failed", error=type(error).__name__)
 
     def settled(self, reservation_id: UUID) -> None:
-        """Let the slot rest of a call whose outcome Postgres has; its content does no harm."""
+        """Retire the slot of a call whose outcome Postgres has; it is reused later."""
         slot = self._slots.pop(reservation_id, None)
         if slot is not None:
             self._resting.append((slot, self._clock()))
 
     def keep(self) -> None:
-        """Leave the journal at its end: a hold is open whose call was never sent."""
+        """Leave the file in place on close: a reservation is open whose call was never sent."""
         self._is_kept = True
 
     def close(self) -> None:
-        """End the journal; it stays where a call has no outcome in Postgres, sent or not."""
+        """Close the journal; the file stays if any call has no outcome in Postgres, sent or not."""
         if self._is_open:
             if not self._slots and not self._is_kept:
                 self._path.unlink(missing_ok=True)
@@ -183,14 +183,14 @@ class Journal:
         os.close(self._file)
 
     def _give_up(self, error: OSError) -> None:
-        """Go on without a journal: none of this worker's calls then counts as never sent."""
+        """Continue without a journal: none of this worker's calls then counts as never sent."""
         telemetry.alarm("journal_failed", error=type(error).__name__)
         try:
             self._path.unlink(missing_ok=True)
         except OSError:
             raise Unavailable(
-                "The gateway cannot write down what it buys right now. Nothing was bought; try "
-                "again.",
+                "The gateway cannot write its journal of paid calls right now. Nothing was bought; "
+                "try again.",
                 retry_after_seconds=10,
             ) from error
         self._slots.clear()
@@ -208,7 +208,7 @@ class Journal:
         return self._free.pop()
 
     def _grow(self) -> None:
-        # Written in advance: a disk that fills up later still takes these slots.
+        # Written in advance, so that these slots exist even if the disk fills up later.
         self._write(HEADER_BYTES + self._count * SLOT_BYTES, bytes(SLOTS_AT_ONCE * SLOT_BYTES))
         self._free.extend(range(self._count + SLOTS_AT_ONCE - 1, self._count - 1, -1))
         self._count += SLOTS_AT_ONCE
@@ -228,7 +228,7 @@ def _header(instance: UUID, place: bytes, database: DatabaseIdentity | None) -> 
 
 
 def _place(file: int) -> bytes:
-    """Which file this is. A copy of it (a backup, a cloned disk) misses what was sent later."""
+    """Identify the file itself, because a copy (backup, cloned disk) lacks later calls."""
     state = os.fstat(file)
     return struct.pack("<QQ", state.st_dev, state.st_ino)
 
@@ -262,9 +262,9 @@ def _slot(reservation_id: UUID, settlement: Settlement | None) -> bytes:
 class DeadJournal:
     """The journal of a worker that has ended.
 
-    `is_complete`: what is not in it was never sent, as long as the worker's calls are still held
-    and the database is still `database`, as it was when the worker began. `sent` are calls of which
-    it says no more than that; `told` are those whose end it knows.
+    `is_complete`: a call that is not in it was never sent, provided that the worker's calls are
+    still held and the database is still `database`, as when the worker began. `sent`: calls without
+    a recorded outcome; `told`: calls with one.
     """
 
     path: Path
@@ -276,19 +276,19 @@ class DeadJournal:
     seconds_old: int
 
     def proves_unsent(self, database: DatabaseIdentity | None) -> bool:
-        """Whether a held call of its worker that it lacks was never sent.
+        """Tell if a held call missing from the journal was never sent.
 
-        Not where the database was set back meanwhile: calls that were settled are held there again,
-        and their slots may have been used for others.
+        False if the database was restored to an earlier state since: settled calls are held there
+        again, and their slots may have been reused.
         """
         return self.is_complete and database is not None and self.database == database
 
 
 @contextmanager
 def taken(path: Path, *, now: int) -> Iterator[DeadJournal | None]:
-    """Read a dead worker's journal, and keep others from it meanwhile.
+    """Read a dead worker's journal under its lock.
 
-    None where the worker lives, another gateway has it in hand, or the file is no journal.
+    None if the worker is alive, another gateway holds the lock, or the file is no journal.
     """
     try:
         file = os.open(path, os.O_RDWR)
@@ -312,7 +312,7 @@ def taken(path: Path, *, now: int) -> Iterator[DeadJournal | None]:
 class _Header:
     instance: UUID
     is_here: bool
-    """Written in this file, since the machine started."""
+    """Tell if the slots were written in this very file since the machine started."""
     database: DatabaseIdentity | None
 
 
@@ -344,11 +344,11 @@ def _read(path: Path, content: bytes, place: bytes, *, seconds_old: int) -> Dead
         if len(slot) < _SLOT.size + _CHECK.size or _CHECK.unpack_from(slot, _SLOT.size)[0] != (
             zlib.crc32(slot[: _SLOT.size])
         ):
-            torn = True  # which call this was of, nothing tells
+            torn = True  # its call is unknown
             continue
         try:
             reservation_id, settlement = _call(slot)
-        except ValueError:  # an outcome that a later release wrote
+        except ValueError:  # an outcome written by a later release
             torn = True
             continue
         if settlement is None:

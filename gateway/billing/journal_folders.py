@@ -1,4 +1,4 @@
-"""Folders that can hold a journal: on a file system of this machine's kernel alone."""
+"""Folders that can hold a journal: those on a file system local to this machine's kernel."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ UNSUITABLE = frozenset(
         *("fuse", "fuseblk", "fusefs", "macfuse", "osxfuse"),
     }
 )
-"""Other machines do not see a lock there, or a page is written by a process that can end too."""
+"""File systems whose locks other machines do not see, or whose pages a user process writes."""
 LOCAL_FUSE = "fuse.fuse-overlayfs"
-"""The root of a container without root rights: the layers are on the machine's own disk."""
+"""The root file system of a rootless container: its layers are on the machine's own disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,17 @@ Mounts = Callable[[], Sequence[Mount]]
 
 
 def mounts_of_machine() -> Sequence[Mount]:
-    """Every mount that this process sees, in the order in which they were made."""
+    """List the mounts visible to this process, in mount order."""
     return [Mount(Path(one.mountpoint), one.fstype) for one in psutil.disk_partitions(all=True)]
 
 
 def unsuitable_kind(folder: Path, mounts: Mounts = mounts_of_machine) -> str | None:
-    """The kind of the folder's file system where it cannot hold a journal; None where it can."""
+    """Return the folder's file system type if it cannot hold a journal, else None."""
     resolved = folder.resolve()
     above = [one for one in mounts() if resolved.is_relative_to(one.path)]
     if not above:
         return None
-    # The deepest one; of several at one path the last one covers the others.
+    # The deepest mount; of several at one path the last hides the others.
     kind = max(enumerate(above), key=lambda one: (len(one[1].path.parts), one[0]))[1].kind
     is_unsuitable = kind in UNSUITABLE or (kind.startswith("fuse.") and kind != LOCAL_FUSE)
     return kind if is_unsuitable else None

@@ -1,4 +1,4 @@
-"""The ledger's housekeeping: what time does to reservations, and whether everything agrees."""
+"""Ledger maintenance: expiry of reservations, and the check of its invariants."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from gateway.db.tables import TenantRow
 
 OpenState = Literal["held", "unknown", "estimated"]
 OPEN_STATES: tuple[OpenState, ...] = get_args(OpenState)
-# As the table calls them; written into the statements, for only then a partial index is used.
+# States as in the table; literals, because Postgres uses the partial index only with them.
 _STATES: dict[OpenState, str] = {"held": "held", "unknown": "unknown", "estimated": "posted_est"}
 INVARIANT_SECONDS = 1800
 
 
 @dataclass(frozen=True, slots=True)
 class InvariantBreak:
-    """One row of the view `invariant_break`: what is wrong, and of which row."""
+    """One row of the view `invariant_break`: the broken invariant and the id of the row."""
 
     what: str
     id: str
@@ -30,7 +30,7 @@ class InvariantBreak:
 
 @dataclass(frozen=True, slots=True)
 class OpenSum:
-    """How many calls of one mode are in one state, what they hold or are put at, since when."""
+    """The number of calls of one mode in one state, their total amount, and the oldest."""
 
     state: OpenState
     livemode: bool
@@ -41,7 +41,7 @@ class OpenSum:
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """One call whose real cost is not known, by the id of its generation."""
+    """One call whose actual cost is unknown, by its generation id."""
 
     id: UUID
     tenant_id: UUID
@@ -57,15 +57,15 @@ class OpenCall:
 
 
 async def expire_late(database: Database, *, limit: int) -> int:
-    """Mark held reservations past their deadline as unknown; never void them. Returns how many."""
+    """Mark held reservations past their deadline as unknown, never void; return their number."""
     rows = await database.call("SELECT expire_reservations(:limit)", {"limit": limit})
     return int(rows[0][0])
 
 
 async def forget_claims(database: Database, *, after_seconds: int, limit: int) -> int:
-    """Forget idempotency keys that are older than this, and what they were answered with.
+    """Delete idempotency keys older than this, with their answers; return their number.
 
-    Takes `limit` in each commit until there are no more; returns how many that were.
+    Deletes `limit` per commit until none is left.
     """
     count, found = 0, limit
     while found == limit:
@@ -79,15 +79,16 @@ async def forget_claims(database: Database, *, after_seconds: int, limit: int) -
 
 
 async def alert_house_budgets(database: Database) -> None:
-    """Note which thresholds the house's budgets have reached; those of tenants note theirs alone.
+    """Record which thresholds the operator's budgets have reached.
 
-    The house's are in shards, of which no single one knows how much was spent.
+    Tenants' budgets record theirs at settlement. The operator's are sharded, and no single shard
+    knows the total spent.
     """
     await database.call("SELECT alert_house_budgets()", {})
 
 
 async def sum_open(session: OperatorSession) -> list[OpenSum]:
-    """The calls whose real cost is not known, by state and mode; also where there are none."""
+    """Sum the calls of unknown actual cost by state and mode, with zeros for empty groups."""
     sums = []
     for state in OPEN_STATES:
         rows = await session.execute(
@@ -110,7 +111,7 @@ async def sum_open(session: OperatorSession) -> list[OpenSum]:
 async def list_open(
     session: OperatorSession, *, state: OpenState, limit: int, after: UUID | None = None
 ) -> Page[OpenCall]:
-    """Calls in this state, newest first, from the one behind `after` on."""
+    """List one page of the calls in this state, newest first, after `after`."""
     query = (
         select(ReservationRow, TenantRow.name)
         .join(TenantRow, TenantRow.id == ReservationRow.tenant_id)
@@ -143,10 +144,10 @@ def _open_call(row: ReservationRow, tenant_name: str, state: OpenState) -> OpenC
 async def invariant_breaks(
     database: Database, *, limit: int = 100, timeout_seconds: int = INVARIANT_SECONDS
 ) -> Sequence[InvariantBreak]:
-    """What does not agree; nothing, ever. Reads the whole ledger, and may take minutes.
+    """List broken invariants; the list should be empty. Reads the whole ledger for minutes.
 
     Raises:
-        DatabaseUnavailable: Postgres is away, or it took longer than it may.
+        DatabaseUnavailable: Postgres is away, or the check timed out.
     """
     async with database.operator() as session:
         await session.execute(

@@ -1,4 +1,4 @@
-"""Opens the writers of money of one worker: its reservations, and its journal of sent calls."""
+"""Opening of a worker's writers of money: its reservations and its journal."""
 
 from contextlib import AsyncExitStack
 
@@ -13,7 +13,7 @@ from gateway.domain import new_id
 async def open_reservations(
     stack: AsyncExitStack, settings: Settings, database: Database
 ) -> tuple[Reservations, Journal | None]:
-    """Both under the id that stands on the worker's reservations; closed by the stack.
+    """Open both under the worker id recorded on its reservations; the stack closes them.
 
     Raises:
         DatabaseUnavailable: Postgres is away.

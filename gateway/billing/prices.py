@@ -1,4 +1,4 @@
-"""Price versions: a row is never edited, a change is a new row with its own start."""
+"""Price versions: rows are immutable; a change is a new row with its own start."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from gateway.money import format_usd_short
 
 SEED_EFFECTIVE_FROM = datetime(2020, 1, 1, tzinfo=UTC)
 CACHE_TAG = "price"
-"""What Postgres announces when a version was added."""
+"""The Postgres notification sent when a version is added."""
 START_BEFORE = datetime(2100, 1, 1, tzinfo=UTC)
 MAX_RATE_NANO = 10_000 * 1_000_000_000
-"""Ten thousand dollars per million tokens: what is above is a mistake of units."""
+"""Ten thousand dollars per million tokens: a higher rate is a mistake of units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +32,27 @@ class PriceTable:
     versions: Mapping[str, tuple[Price, ...]]
 
     def at(self, model: str, moment: datetime) -> Price | None:
-        """The version in force, or None where the model has no price."""
+        """Return the version in force, or None if the model has no price."""
         started = [v for v in self.versions.get(model, ()) if v.effective_from <= moment]
         return max(started, key=lambda version: version.effective_from, default=None)
 
 
 class Prices:
-    """The prices in force, kept until a new version is announced."""
+    """A cache of the prices in force, refreshed when a new version is announced."""
 
     def __init__(self, database: Database, tables: Cache[str, PriceTable]) -> None:
         self._database = database
         self._tables = tables
 
     async def load(self) -> None:
-        """Have every price at hand before the first request asks."""
+        """Load every price before the first request."""
         await self._tables.get("prices", self._load)
 
     async def current(self, model: str) -> Price:
-        """The price of a model now.
+        """Return the current price of a model.
 
         Raises:
-            NotConfigured: it has none; nothing is sold without a price (code `price_unknown`).
+            NotConfigured: the model has no price, so it cannot be called (code `price_unknown`).
         """
         table = await self._tables.get("prices", self._load)
         price = table.at(model, datetime.now(UTC)) if table is not None else None
@@ -77,7 +77,7 @@ def _by_model(prices: Iterable[Price]) -> dict[str, tuple[Price, ...]]:
 
 
 async def list_prices(session: OperatorSession) -> list[Price]:
-    """Every version, by model and start."""
+    """List every version, by model and start."""
     rows = await session.scalars(select(PriceRow).order_by(PriceRow.model, PriceRow.effective_from))
     return [_price(row) for row in rows]
 
@@ -85,7 +85,7 @@ async def list_prices(session: OperatorSession) -> list[Price]:
 async def list_page(
     session: OperatorSession, *, limit: int, after: int | None = None, model: str | None = None
 ) -> Page[Price]:
-    """Versions, the last one added first, from the one behind `after` on."""
+    """List one page of versions, the last added first, after `after`."""
     query = select(PriceRow).order_by(PriceRow.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(PriceRow.id < after)
@@ -95,20 +95,21 @@ async def list_page(
 
 
 async def get_price(session: OperatorSession, price_id: int) -> Price:
-    """One version by its id."""
+    """Return one version by its id."""
     return _price(await session.get_one(PriceRow, price_id))
 
 
 def check_name(name: str, models: Mapping[str, Model]) -> None:
-    """Raise `NotFound` for what no model of the catalogue has as the name of its price.
+    """Refuse a name that is not the price name of a model in the catalogue.
 
     Raises:
-        InvalidRequest: the model has the price of another one.
+        NotFound: no model has a price of this name.
+        InvalidRequest: the model uses the price of another model.
     """
     model = models.get(name)
     if model is not None and model.priced_as != name:
         raise InvalidRequest(
-            f"{name} has the price of {model.priced_as}: add a version for that.", param="model"
+            f"{name} uses the price of {model.priced_as}: add a version of that.", param="model"
         )
     if name not in list_prices_of(models.values()):
         raise NotFound(
@@ -123,13 +124,13 @@ async def add(
     """Add a version.
 
     Raises:
-        InvalidRequest: a rate or the start out of bounds.
+        InvalidRequest: a rate or the start out of range.
         Conflict: a version with this start exists.
     """
     if not SEED_EFFECTIVE_FROM <= effective_from < START_BEFORE:
         raise InvalidRequest(
-            f"A price starts from {SEED_EFFECTIVE_FROM:%Y-%m-%d} on and before "
-            f"{START_BEFORE:%Y-%m-%d}.",
+            f"effective_from must be from {SEED_EFFECTIVE_FROM:%Y-%m-%d} on and before "
+            f"{START_BEFORE:%Y-%m-%d} (got {effective_from:%Y-%m-%d}).",
             param="effective_from",
         )
     price = await _insert(session, model, rates, effective_from=effective_from)
@@ -168,7 +169,7 @@ async def _insert(
 
 
 async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
-    """Give every model of the catalogue its list price where it has none; returns how many."""
+    """Add the list price of each catalogue model that has no price; return their number."""
     priced = set(await session.scalars(select(PriceRow.model).distinct()))
     missing = {name: price for name, price in list_prices_of(models).items() if name not in priced}
     for name, price in missing.items():
@@ -177,7 +178,7 @@ async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
 
 
 def list_prices_of(models: Iterable[Model]) -> dict[str, SeedPrice]:
-    """The catalogue's list prices by name: a model's, or `model/quality/size` for each image."""
+    """Return the list prices by name: a model, or `model/quality/size` for a price per image."""
     named: dict[str, SeedPrice] = {}
     for model in models:
         if model.id == model.priced_as:
@@ -201,7 +202,7 @@ def _check(rates: SeedPrice) -> None:
 
 
 def _shown(price: Price) -> dict[str, object]:
-    """What the audit trail says of a version; rates in US dollars."""
+    """Render a version for the audit trail; rates in US dollars."""
     return {
         "model": price.model,
         "effective_from": price.effective_from,

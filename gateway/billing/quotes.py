@@ -1,4 +1,4 @@
-"""What a call can cost at most, and what it did cost. Pure: no I/O, no clock."""
+"""Quotes, estimates and costs of calls. Pure functions: no I/O, no clock."""
 
 import re
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from gateway.image_models import PARTIAL_IMAGE_TOKENS, Choice, Model, parse_size
 from gateway.money import NanoUsd, token_cost
 
 PROMPT_OVERHEAD_TOKENS = 32
-"""What a provider may add around the prompt; a token is never shorter than one UTF-8 byte."""
+"""Tokens that a provider may add around the prompt; a token has at least one UTF-8 byte."""
 _SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 
 
 def quote(request: ImageRequest, price: Price) -> Quote:
-    """An upper bound for the cost of `request`; what the client left open counts as dearest."""
+    """Compute an upper bound for the cost of `request`; unspecified options count as dearest."""
     terms = terms_of(request)
     if request.model.per_image:
         return Quote(price, NanoUsd(request.n * price.per_image_nano), terms)
@@ -22,13 +22,13 @@ def quote(request: ImageRequest, price: Price) -> Quote:
 
 
 def terms_of(request: ImageRequest) -> Terms:
-    """What the cost of `request` depends on."""
+    """Extract the terms that the cost of `request` depends on."""
     is_open = request.quality in {None, "auto"}, request.size in {None, "auto"}
     return Terms(
         n=request.n,
         quality=None if is_open[0] else request.quality,
         size=None if is_open[1] else request.size,
-        # Should a vendor charge the prompt once per image, the bound still holds.
+        # Per image, so that the bound holds even if a vendor charges the prompt once per image.
         text_input_tokens=request.n * (len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS),
         image_input_tokens=_input_tokens(request),
         text_output_tokens=request.n * request.model.text_output_bound,
@@ -39,9 +39,9 @@ def terms_of(request: ImageRequest) -> Terms:
 def estimate(
     terms: Terms, model: Model, price: Price, usual: Choice, *, at_most: NanoUsd
 ) -> NanoUsd:
-    """The bound for what was asked, where an open quality and size count as the `usual` ones.
+    """Compute the bound for a request, with an unspecified quality or size taken as `usual`.
 
-    `at_most` is the hold, which also stands for a quality or size that the catalogue has no more.
+    `at_most` is the reserved amount, also used for a quality or size no longer in the catalogue.
     """
     if model.per_image:
         return min(NanoUsd(terms.n * price.per_image_nano), at_most)
@@ -53,7 +53,7 @@ def estimate(
 
 
 def choice_served(request: ImageRequest, answer: ProviderAnswer) -> Choice | None:
-    """The quality and size of an answer; None where it names none that the model has."""
+    """Return the quality and size of an answer; None if it names none that the model has."""
     choice = Choice(answer.quality or request.quality or "", answer.size or request.size or "")
     return choice if _is_of(request.model, choice) else None
 
@@ -81,9 +81,9 @@ def _bound(terms: Terms, price: Price, image_tokens: int) -> NanoUsd:
 def cost_of_call(
     request: ImageRequest, price: Price, *, usage: Usage | None, images: int
 ) -> NanoUsd | None:
-    """What a call did cost that was charged; None where nobody has said.
+    """Compute the cost of a charged call; None if the provider has not reported its usage.
 
-    A model that bills by the image says it by the images; what else it reports changes nothing.
+    For a model billed by the image, only the number of images counts.
     """
     if request.model.per_image:
         return NanoUsd(images * price.per_image_nano)
@@ -91,7 +91,7 @@ def cost_of_call(
 
 
 def cost(usage: Usage, price: Price) -> NanoUsd:
-    """The cost of what was used: each component rounded up once."""
+    """Compute the cost of a usage, each component rounded up once."""
     return NanoUsd(
         token_cost(usage.text_input_tokens, price.text_input_nano)
         + token_cost(usage.image_input_tokens, price.image_input_nano)
@@ -101,7 +101,7 @@ def cost(usage: Usage, price: Price) -> NanoUsd:
 
 
 def _input_tokens(request: ImageRequest) -> int:
-    """Every picture that goes in, the mask and the markup among them."""
+    """Count the tokens of every input image, including the mask and the markup."""
     pictures = (*request.inputs, request.mask, request.markup)
     high_fidelity = request.input_fidelity == "high"
     rule = request.model.inputs
@@ -125,10 +125,10 @@ def _dearest_tokens(request: ImageRequest) -> int:
 
 
 def _possible_sizes(request: ImageRequest) -> Iterable[tuple[int, int]]:
-    """The asked size; where it is open, all that the model may choose, or the dearest of them.
+    """Yield the requested size; if unspecified, every size of the model, or the dearest.
 
     For a given number of pixels the formula is dearest for a square. A model left to choose stays
-    within the sizes its vendor does not call experimental.
+    within the sizes that its vendor does not call experimental.
     """
     if request.size not in {None, "auto"}:
         return [parse_size(request.size or "")]

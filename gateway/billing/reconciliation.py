@@ -1,6 +1,6 @@
-"""Reconciliation: calls whose cost is open are looked up, shown, and resolved by an operator.
+"""Reconciliation: an operator looks up, shows and resolves calls whose cost is open.
 
-A resolution is a ledger line and an entry of the audit trail in one commit. `posted` never changes.
+A resolution is a ledger entry and an audit entry in one commit. A `posted` cost never changes.
 """
 
 import re
@@ -34,7 +34,7 @@ _SHOWN: dict[str, CallState] = {
     "posted": "posted",
     "void": "void",
 }
-# Each half has a partial index of its own; only open calls are looked up by their end.
+# Each half has its own partial index; only open calls are found by their last characters.
 _BY_END = text("""
     SELECT r.id FROM reservation r WHERE r.state IN ('held', 'unknown')
         AND right(replace(r.id::text, '-', ''), :length) = :digits
@@ -48,7 +48,7 @@ _RESOLVE = text("SELECT * FROM resolve_reservation(:id, :kind, :amount_nano)")
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """An operator's word on one call: post its `cost_nano`, accept its estimate, or void it."""
+    """An operator's decision on one call: post its `cost_nano`, accept its estimate, or void it."""
 
     verdict: Verdict
     reason: str
@@ -57,7 +57,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """One posting, in nano-USD."""
+    """One ledger entry, in nano-USD."""
 
     at: datetime
     kind: str
@@ -66,10 +66,10 @@ class LedgerLine:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One paid call with all that is known of its cost, by the id of its generation.
+    """One paid call with all that is known of its cost, by its generation id.
 
-    `cost_nano` is None while the call is open; `estimate_nano` is the amount that it would be put
-    at now, None once it has a cost. `entries` are the resolutions in the audit trail.
+    `cost_nano` is None while the call is open; `estimate_nano` is its current estimate, None once
+    it has a cost. `entries` are the resolutions in the audit trail.
     """
 
     id: UUID
@@ -96,16 +96,16 @@ class CallRecord:
 
 
 async def find_call(session: OperatorSession, text_of_id: str) -> UUID:
-    """The call with this id, or with an id that begins so, or the open one that ends so.
+    """Find a call by its id or its first characters, or an open call by its last characters.
 
     Raises:
-        InvalidRequest: no id and no part of one, or a part that several calls share.
+        InvalidRequest: neither an id nor a part of one, or a part that several calls share.
         NotFound: there is no such call.
     """
     digits = text_of_id.strip().lower().replace("-", "")
     if not re.fullmatch(f"[0-9a-f]{{{MIN_ID_CHARACTERS},32}}", digits):
         raise InvalidRequest(
-            f"{text_of_id!r} is not the id of a call: write the id, or at least its first or last "
+            f"{text_of_id!r} is not the id of a call: give the id, or at least its first or last "
             f"{MIN_ID_CHARACTERS} characters.",
             param="id",
         )
@@ -119,20 +119,20 @@ async def find_call(session: OperatorSession, text_of_id: str) -> UUID:
     found |= {UUID(str(one)) for one in by_end}
     if not found:
         raise NotFound(
-            f"There is no call {text_of_id}; only an open one is found by its last characters.",
+            f"There is no call {text_of_id}; only an open call is found by its last characters.",
             param="id",
         )
     if len(found) > 1:
         shown = ", ".join(sorted(map(str, found)))
         raise InvalidRequest(
-            f"Several calls have {text_of_id} in their id, such as {shown}. Write more of it.",
+            f"Several calls match {text_of_id}, such as {shown}. Give more characters of the id.",
             param="id",
         )
     return found.pop()
 
 
 async def show(session: OperatorSession, models: Mapping[str, Model], call_id: UUID) -> CallRecord:
-    """One call with its ledger lines and resolutions.
+    """Load one call with its ledger entries and resolutions.
 
     Raises:
         NotFound: there is no such call.
@@ -176,12 +176,12 @@ async def resolve(
     call_id: UUID,
     resolution: Resolution,
 ) -> CallRecord:
-    """Post what the call did cost, accept its estimate, or void it; returns it as it is then.
+    """Post the actual cost of a call, accept its estimate, or void it; return the changed call.
 
     Raises:
         InvalidRequest: the reason is empty, too long, or not printable.
         NotFound: there is no such call.
-        Conflict: it is under way (code `call_in_flight`), or it is resolved for good
+        Conflict: it is in flight (code `call_in_flight`), or its cost is final
             (`already_resolved`).
     """
     reason = _checked(resolution.reason)
@@ -218,8 +218,8 @@ def _checked(reason: str) -> str:
     reason = reason.strip()
     if not 0 < len(reason) <= MAX_REASON_CHARACTERS or not reason.isprintable():
         raise InvalidRequest(
-            f"A resolution needs a reason of 1 to {MAX_REASON_CHARACTERS} printable characters in "
-            f"one line (got {len(reason)} characters).",
+            f"reason must have 1 to {MAX_REASON_CHARACTERS} printable characters in one line "
+            f"(got {len(reason)} characters).",
             param="reason",
         )
     return reason
@@ -250,17 +250,17 @@ def _refusal(
 ) -> Conflict | NotFound:
     if result == "under_way":
         return Conflict(
-            f"Call {row.id} is under way until {row.deadline_at.isoformat()} at the latest; "
-            "its worker may yet hear its cost. Try again after that.",
+            f"Call {row.id} is in flight until {row.deadline_at.isoformat()} at the latest; "
+            "its worker may still learn its cost. Try again after that.",
             code="call_in_flight",
         )
     if state == "void":
         return Conflict(
-            f"Call {row.id} is void: it costs nothing. If it was billed, post its cost.",
+            f"Call {row.id} is void already, at no cost. If it was billed, post its cost.",
             code="already_resolved",
         )
     return Conflict(
-        f"The cost of call {row.id} is posted as {format_usd(cost_nano or 0)} USD, and what is "
-        "posted never changes.",
+        f"The cost of call {row.id} is posted as {format_usd(cost_nano or 0)} USD, and a posted "
+        "cost never changes.",
         code="already_resolved",
     )

@@ -1,4 +1,4 @@
-"""Usage reports and budgets as every front shows them: the public contract's shapes, and CSV."""
+"""Rendering of usage reports and budgets for every front, as JSON objects and CSV."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from gateway.money import format_usd, format_usd_short
 
 
 def render_budget(budget: budgets.Budget) -> dict[str, object]:
-    """One budget; money as decimal strings."""
+    """Render one budget; money as decimal strings."""
     return {
         "object": "budget",
         "id": str(budget.id),
@@ -34,7 +34,7 @@ def render_budget(budget: budgets.Budget) -> dict[str, object]:
 
 
 def render_report(report: UsageReport) -> dict[str, object]:
-    """The report of the public contract; money as decimal strings."""
+    """Render a report as in the public contract; money as decimal strings."""
     return {
         "object": "usage_report",
         "currency": "usd",
@@ -51,7 +51,7 @@ def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
 
 
 def report_csv(report: UsageReport) -> str:
-    """The report as CSV with a header line; the total is left to the reader's program."""
+    """Render a report as CSV with a header line and without a total."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*report.columns, *_sums(report.total)])
@@ -61,7 +61,7 @@ def report_csv(report: UsageReport) -> str:
 
 
 def _csv_text(value: str | None) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """Escape a cell so that a spreadsheet does not read it as a formula."""
     text = value or ""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 

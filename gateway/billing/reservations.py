@@ -42,7 +42,7 @@ KIND_BY_OUTCOME: dict[Outcome, SettlementKind] = {
 
 @dataclass(frozen=True, slots=True)
 class ReservationRequest:
-    """What one call wants to hold, on every budget that applies to its caller."""
+    """The amount to reserve for one call on every budget that applies to its caller."""
 
     id: UUID
     caller: Caller
@@ -57,15 +57,15 @@ class ReservationRequest:
 
 
 class AlreadyClaimed(Exception):
-    """The request's idempotency key was claimed before; nothing is held."""
+    """The request's idempotency key was claimed before; nothing is reserved."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One image in the store, to be written down with the settlement.
+    """One stored image, recorded together with the settlement.
 
-    `ttl_seconds`: how long it is kept, `link_expires_at`: until when the link that is given out is
-    valid (Unix seconds). `prompt` is there only where its tenant stores prompts.
+    `ttl_seconds`: its retention; `link_expires_at`: the expiry of the link given to the client
+    (Unix seconds). `prompt` is set only if the tenant stores prompts.
     """
 
     id: str
@@ -82,9 +82,9 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How one reservation ends.
+    """The outcome of one reservation.
 
-    `answer`: what a repeated request is to be answered with. `served`: the quality and size made.
+    `answer`: the answer to repeated requests. `served`: the quality and size of the images made.
     """
 
     id: UUID
@@ -99,7 +99,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class _Lookup:
-    """A key that may have been claimed."""
+    """An idempotency key to look up."""
 
     caller: Caller
     operation: str
@@ -108,10 +108,10 @@ class _Lookup:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One row of `reserve`.
+    """One row of the SQL function `reserve`.
 
-    `is_undecided`: nothing is held; this worker's part of the house's budget is short, and what all
-    parts have left must decide.
+    `is_undecided`: nothing is reserved; this worker's shard of the operator's budget is short, and
+    the sum over all shards must decide.
     """
 
     refusal: BudgetExceeded | DatabaseUnavailable | AlreadyClaimed | None
@@ -119,7 +119,7 @@ class _Answer:
 
 
 class Reservations:
-    """Holds and settles, many concurrent calls in one commit each."""
+    """Reservations and settlements, each batching many concurrent calls into one commit."""
 
     def __init__(
         self,
@@ -138,14 +138,14 @@ class Reservations:
         self._holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
             "reserve", self._reserve_batch, max_batch=max_batch, abandoned=self._abandoned
         )
-        # By themselves: who is not bound by the house's budget does not wait for all its shards.
+        # Batched separately: calls outside the operator's budget need not wait for all its shards.
         self._whole_holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
             "reserve_whole", self._reserve_whole, max_batch=max_batch, abandoned=self._abandoned
         )
         self._settlements: GroupCommit[Settlement, str] = GroupCommit(
             "settle", self._settle_batch, max_batch=max_batch
         )
-        # Nothing to commit, but one statement serves all that come at once just as well.
+        # A read, but one statement serves all concurrent look-ups just as well.
         self._lookups: GroupCommit[_Lookup, bool] = GroupCommit(
             "look_up", self._lookup_batch, max_batch=max_batch
         )
@@ -153,7 +153,7 @@ class Reservations:
         self._is_undone = True
 
     async def warm(self) -> None:
-        """Connect, and have Postgres read the statements and the functions behind them.
+        """Connect, and have Postgres prepare the statements and the functions they call.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
@@ -164,20 +164,20 @@ class Reservations:
         await self._settle_batch([])
 
     async def reserve(self, request: ReservationRequest) -> None:
-        """Hold the quote on every budget that applies, durably, or on none.
+        """Reserve the quote durably on every budget that applies, or on none.
 
         Raises:
-            BudgetExceeded: one of them is short; nothing is held.
+            BudgetExceeded: one of them is short; nothing is reserved.
             AlreadyClaimed: another reservation has the request's idempotency key.
-            DatabaseUnavailable: no acknowledgement in time. Should the hold have been committed
-                all the same, it is voided as soon as Postgres answers again.
+            DatabaseUnavailable: no acknowledgement in time. If the reservation was committed
+                nevertheless, it is voided as soon as Postgres answers again.
         """
         try:
             async with Deadline(self._admission_timeout_ms / 1000):
                 answer = await self._holds.submit(request)
                 if answer.is_undecided:
                     answer = await self._whole_holds.submit(request)
-        except Exception as error:  # top: the hold may stand though its call is not made
+        except Exception as error:  # top: the reservation may be committed
             self._undo_later(request.id)
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailable from error
@@ -186,7 +186,7 @@ class Reservations:
             raise answer.refusal
 
     async def is_claimed(self, caller: Caller, operation: str, claim: IdempotencyClaim) -> bool:
-        """Whether the caller has claimed this key with a reservation before.
+        """Tell if the caller has claimed this idempotency key with a reservation before.
 
         Raises:
             DatabaseUnavailable: no answer in time.
@@ -198,9 +198,9 @@ class Reservations:
             raise DatabaseUnavailable from error
 
     async def settle(self, settlement: Settlement) -> str:
-        """Write down how a call ended; tries until Postgres acknowledges.
+        """Record the outcome of a call; retry until Postgres acknowledges it.
 
-        Returns `ok`, or `already` where an earlier attempt had succeeded unheard.
+        Returns `ok`, or `already` if an earlier attempt was committed without acknowledgement.
         """
         attempt = 0
         while True:
@@ -214,9 +214,9 @@ class Reservations:
                 await asyncio.sleep(delay_ms / 1000)
 
     async def close(self) -> bool:
-        """Stop undoing holds; returns whether every hold without a call was undone.
+        """Stop undoing reservations; return True if every reservation without a call was undone.
 
-        The sweeper of another worker undoes the others, by this one's journal.
+        The sweeper of another worker undoes the rest from this worker's journal.
         """
         for task in self._undoing:
             task.cancel()
@@ -230,13 +230,13 @@ class Reservations:
         return self._is_undone
 
     def _abandoned(self, request: ReservationRequest, answer: _Answer) -> None:
-        """Give back a hold that came about after its caller had been refused."""
+        """Void a reservation that was committed after its request had been refused."""
         if answer.refusal is None and not answer.is_undecided:
             self._undo_later(request.id)
 
     def _undo_later(self, reservation_id: UUID) -> None:
         if len(self._undoing) >= MAX_UNDOING:
-            self._is_undone = False  # the journal stays, and a sweep voids the hold by it
+            self._is_undone = False  # the journal stays, and a sweep voids it
             return
         task = asyncio.create_task(self._undo(reservation_id))
         self._undoing.add(task)
@@ -249,10 +249,10 @@ class Reservations:
             telemetry.alarm("settle_refused", error=type(error).__name__)
 
     async def _undo(self, reservation_id: UUID) -> None:
-        """Void a hold whose commit may or may not have happened; its call was never made.
+        """Void a reservation that may or may not be committed; its call was never made.
 
-        A statement still running on the server ends within its own time limit, so one more look
-        after that limit is final.
+        A statement still running on the server ends within its own timeout, so one more look
+        after that timeout is final.
         """
         void = Settlement(reservation_id, Outcome.NOT_SENT, NanoUsd(0))
         if await self.settle(void) == "missing":
@@ -268,7 +268,7 @@ class Reservations:
     async def _ask(
         self, lane: Lane, requests: Sequence[ReservationRequest], *, whole: bool
     ) -> list[_Answer]:
-        # Keys in one order in every batch: two batches never wait for each other's.
+        # One order of keys in every batch, so that two batches cannot deadlock.
         ordered = sorted(requests, key=_claim_order)
         rows = await lane.fetch(
             "SELECT * FROM reserve($1::jsonb, $2, $3)",
@@ -303,7 +303,7 @@ class Reservations:
 
 
 def report_conflict(settlement: Settlement) -> None:
-    """Report a settlement of a call whose amount is final and another one."""
+    """Log a settlement of a call whose final amount differs."""
     telemetry.alarm(
         "settle_conflict",
         reservation=str(settlement.id),
@@ -313,7 +313,7 @@ def report_conflict(settlement: Settlement) -> None:
 
 
 def _claim_order(request: ReservationRequest) -> tuple[str, ...]:
-    """By all that makes a claim another one (index `reservation_claim`)."""
+    """Sort by the columns that identify a claim (index `reservation_claim`)."""
     claim, caller = request.idempotency, request.caller
     if claim is None:
         return ()
@@ -345,16 +345,16 @@ def _answer(row: Mapping[str, Any]) -> _Answer:
 def budget_refusal(
     owner: str, window: str, *, limit_nano: int, available_nano: int, resets_at: datetime | None
 ) -> BudgetExceeded:
-    """Say which budget is short, by how much it is filled, and when it starts anew.
+    """Build the error that names the short budget, its remaining amount and its reset.
 
-    How much the house may spend is the operator's business alone.
+    The amounts of the operator's own budgets are not disclosed to clients.
     """
     name = "total budget" if window == "total" else f"budget per {window}"
     until = f"It resets at {resets_at.isoformat()}." if resets_at else "It does not reset."
     seconds = (resets_at - datetime.now(UTC)).total_seconds() if resets_at else None
     return BudgetExceeded(
         f"The {name} for all calls with the gateway's own provider key has less left than this "
-        f"call can cost at most. {until} A provider key of your own is not bound by it."
+        f"call can cost at most. {until} It does not apply to a provider key of your own."
         if owner == "house"
         else f"The {owner}'s {name} of {format_usd_short(limit_nano)} USD has "
         f"{format_usd_short(available_nano)} USD left, less than this call can cost at most. "
@@ -365,7 +365,7 @@ def budget_refusal(
 
 
 def _to_json(value: object) -> str:
-    """JSON text; asyncpg's own UUID class is one that orjson does not know."""
+    """Encode as JSON text, including asyncpg's own UUID class, which orjson does not know."""
     return orjson.dumps(value, default=str).decode()
 
 
@@ -407,7 +407,7 @@ def _hold_fields(request: ReservationRequest) -> dict[str, object]:
 
 
 def settlement_fields(settlement: Settlement) -> dict[str, object]:
-    """A settlement as `settle` reads it."""
+    """Render a settlement for the SQL function `settle`."""
     fields: dict[str, object] = {
         "id": settlement.id,
         "kind": KIND_BY_OUTCOME[settlement.outcome],
@@ -446,5 +446,5 @@ def _stored_fields(file: StoredFile) -> dict[str, object]:
 
 
 def _storable(text: str) -> str:
-    """Without what JSON or Postgres refuse: it would take its whole batch down with it."""
+    """Replace characters that JSON or Postgres refuse: one would fail the whole batch."""
     return text.replace("\x00", "").encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""One sweep of the money: what time does to reservations whose outcome nobody has told."""
+"""One sweep of the reservations whose outcome was never reported."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """How many reservations became unknown, and how many estimates."""
+    """The numbers of reservations that became unknown and of estimates that were posted."""
 
     expired: int
     estimated: int
@@ -21,7 +21,7 @@ class Swept:
 async def sweep(
     database: Database, models: Mapping[str, Model], *, estimate_after_seconds: int
 ) -> Swept:
-    """Mark late reservations as unknown, and post the estimate of those that stayed so.
+    """Mark late reservations as unknown, and post the estimate of those that stayed unknown.
 
     At most `BATCH` of each. Several sweepers at once do no harm.
     """

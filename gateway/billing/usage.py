@@ -1,4 +1,4 @@
-"""Usage reports: sums over ledger entries, so that they cannot disagree with them."""
+"""Usage reports: sums over ledger entries, so that report and ledger cannot disagree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ _COLUMNS: dict[GroupField, tuple[str, ...]] = {
     "user": ("user", "user_id"),
     "tenant": ("tenant", "tenant_id"),
 }
-"""Fields of a group that stand for more than themselves: a name has its id beside it."""
+"""Group fields that add columns: a name has its id beside it."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageFilters:
-    """What a report is of; None: everything. `key_id`: the first key of a line."""
+    """The filters of a report; None: no filter. `key_id`: the first key of a line."""
 
     key_id: UUID | None = None
     user_id: UUID | None = None
@@ -39,10 +39,10 @@ EVERYTHING = UsageFilters()
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One group of a report; `group` has one text for each of its columns. Money in nano-USD.
+    """One group of a report; `group` has one text per column. Money in nano-USD.
 
-    `estimated_nano` is the part of `cost_nano` that is estimated; `open_nano` is held for calls
-    whose cost is not known, and not in it.
+    `estimated_nano` is the estimated part of `cost_nano`; `open_nano` is reserved for calls of
+    unknown cost, and not part of `cost_nano`.
     """
 
     group: tuple[str | None, ...]
@@ -67,7 +67,7 @@ class UsageReport:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the texts of each group are: the fields asked for, with names beside ids."""
+        """The column names of each group: the requested fields, with names beside ids."""
         return tuple(name for field in self.group_by for name in _COLUMNS.get(field, (field,)))
 
 
@@ -80,9 +80,9 @@ class Period:
 
 
 def parse_period(start: str | None, end: str | None, zone: str) -> Period:
-    """Read a report's bounds: dates are whole days of `zone`, the last one included.
+    """Parse the bounds of a report: dates are whole days of `zone`, the last one included.
 
-    Without them: the current month until now.
+    Default: the current month until now.
 
     Raises:
         InvalidRequest: not ISO 8601, or an empty period.
@@ -92,12 +92,15 @@ def parse_period(start: str | None, end: str | None, zone: str) -> Period:
     ends = parse_moment(end, "end", zone, is_end=True) if end else now + timedelta(minutes=1)
     starts = starts or datetime(now.year, now.month, 1, tzinfo=ZoneInfo(zone))
     if starts >= ends:
-        raise InvalidRequest("start must lie before end.", param="start")
+        raise InvalidRequest(
+            f"start must be before end (got {starts.isoformat()} and {ends.isoformat()}).",
+            param="start",
+        )
     return Period(starts.astimezone(UTC), ends.astimezone(UTC))
 
 
 def parse_moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
-    """Read one bound of a period: a date-time, or where a day of `zone` begins or ends.
+    """Parse one bound of a period: a date-time, or the begin or end of a day of `zone`.
 
     Raises:
         InvalidRequest: not ISO 8601.
@@ -117,19 +120,19 @@ def parse_moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
 
 
 def last_month(zone: str) -> tuple[str, str]:
-    """The first and the last day of the month before this one, in days of `zone`."""
+    """Return the first and the last day of the previous month, in days of `zone`."""
     end = datetime.now(ZoneInfo(zone)).date().replace(day=1) - timedelta(days=1)
     return end.replace(day=1).isoformat(), end.isoformat()
 
 
 async def tenant_zone(session: TenantSession, tenant_id: UUID) -> str:
-    """The tenant's time zone, in which its days begin."""
+    """Return the tenant's time zone, in which its days begin."""
     query = select(TenantRow.time_zone).where(TenantRow.id == tenant_id)
     return (await session.scalars(query)).one()
 
 
 def parse_group_by(text: str, *, allowed: Sequence[GroupField]) -> tuple[GroupField, ...]:
-    """Read `"day,model"`.
+    """Parse a list of group fields such as `"day,model"`.
 
     Raises:
         InvalidRequest: an unknown or repeated field.
@@ -150,7 +153,7 @@ async def tenant_report(
     group_by: tuple[GroupField, ...],
     filters: UsageFilters = EVERYTHING,
 ) -> UsageReport:
-    """What a tenant used, by the moment of admission, in days of its time zone.
+    """Report a tenant's usage, by the time of admission, in days of its time zone.
 
     Raises:
         InvalidRequest: the period is empty, or the report has too many rows.
@@ -167,7 +170,7 @@ async def operator_report(
     group_by: tuple[GroupField, ...],
     filters: UsageFilters = EVERYTHING,
 ) -> UsageReport:
-    """What every tenant used, in days of each tenant's own time zone.
+    """Report every tenant's usage, in days of each tenant's own time zone.
 
     Raises:
         InvalidRequest: the period is empty, or the report has too many rows.
@@ -177,7 +180,7 @@ async def operator_report(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is asked for, of one tenant or (None) of all that the session sees."""
+    """A report request, for one tenant or (None) for all that the session sees."""
 
     tenant_id: UUID | None
     filters: UsageFilters
@@ -187,19 +190,19 @@ class _Asked:
 
     @property
     def width(self) -> int:
-        """How many texts name a group."""
+        """The number of texts that name a group."""
         return sum(len(_COLUMNS.get(field, (field,))) for field in self.group_by)
 
 
 Entry = type[LedgerRow] | type[ReservationRow]
 _ADMITTED: dict[Entry, ColumnElement[datetime]] = {
-    # As the index has it; lines of earlier releases have no moment of admission.
+    # The index's expression; entries of earlier releases have no time of admission.
     LedgerRow: func.coalesce(LedgerRow.admitted_at, LedgerRow.at),
     ReservationRow: ReservationRow.admitted_at.expression,
 }
 _ESTIMATED: ColumnElement[bool] = literal_column("reservation.state = 'posted_est'")
 _OPEN: ColumnElement[bool] = literal_column("reservation.state IN ('held', 'unknown')")
-"""Literals, for only then the partial indexes are used, which have none but these few calls."""
+"""Literals, because Postgres uses the small partial indexes only with them."""
 
 
 def _ledger_sums(asked: _Asked) -> Select[*tuple[Any, ...]]:
@@ -217,7 +220,7 @@ def _ledger_sums(asked: _Asked) -> Select[*tuple[Any, ...]]:
     ).where(LedgerRow.kind != "hold")
     if not asked.group_by:
         return query
-    # A group of refused calls alone has nothing to report.
+    # A group with only refused calls has nothing to report.
     return query.having(
         (func.sum(LedgerRow.requests) != 0) | (func.sum(LedgerRow.amount_nano) != 0)
     )
@@ -248,7 +251,7 @@ def _grouped(
     if asked.filters.user_id is not None:
         query = query.where(entry.user_id == asked.filters.user_id)
     if asked.filters.model is not None:
-        # Postgres takes no NUL, and no model has one in its name.
+        # Postgres refuses NUL, and no model name contains it.
         is_name = asked.filters.model.isprintable()
         query = query.where(entry.served_model == asked.filters.model if is_name else false())
     if "user" in asked.group_by:

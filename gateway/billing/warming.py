@@ -1,4 +1,4 @@
-"""What the first requests would wait for, done before they come."""
+"""Warm-up of a worker, so that its first requests need not wait for it."""
 
 from contextlib import suppress
 
@@ -10,7 +10,7 @@ from gateway.db.engine import Database, DatabaseUnavailable
 async def warm(database: Database, reservations: Reservations, prices: Prices) -> None:
     """Open connections, prepare the money path's statements, and load the prices.
 
-    A database that goes away at this moment is one for /ready to report.
+    A database that is unavailable at this moment is reported by /ready.
     """
     with suppress(DatabaseUnavailable):
         await database.warm()
