@@ -1,1 +1,4 @@
-"""Tenants, their users, API keys and provider credentials, and the vault that seals secrets."""
+"""Tenants with their users, API keys, credentials and limits, and the operator's admin keys.
+
+Fronts, the generation pipeline, the sweeper and the command line may import it.
+"""

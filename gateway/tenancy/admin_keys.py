@@ -1,6 +1,6 @@
-"""Admin keys: creating, finding, rolling and revoking them, and the key that a setting names.
+"""Admin keys: create, find, roll and revoke them, and adopt the one in `GATEWAY_ADMIN_KEY`.
 
-`GATEWAY_ADMIN_KEY` names one key at a time: another value revokes the key of the former one.
+The setting names one key at a time: a new value revokes the key of the previous value.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ log = structlog.get_logger(__name__)
 
 
 class LastAdminKey(Conflict):
-    """The only usable key with the scope `admin` was to be revoked over REST."""
+    """A refusal to revoke the only usable key with the scope `admin` over REST."""
 
     code = "last_admin_key"
 
 
 @dataclass(frozen=True, slots=True)
 class AdminKeyInfo:
-    """What may be shown of an admin key. `origin` is None for keys of earlier releases."""
+    """The public fields of an admin key. `origin` is None for keys of earlier releases."""
 
     id: UUID
     name: str
@@ -53,7 +53,7 @@ class AdminKeyInfo:
 
 @dataclass(frozen=True, slots=True)
 class IssuedAdminKey(AdminKeyInfo):
-    """A new key; its secret is known only now."""
+    """A new key with its secret, which is shown only once."""
 
     secret: SecretText
 
@@ -68,11 +68,11 @@ async def create(
     expires_at: datetime | None = None,
     secret: SecretText | None = None,
 ) -> IssuedAdminKey:
-    """Make an admin key, or make `secret` one; the database keeps only its HMAC.
+    """Create an admin key, with `secret` if it is given; the database keeps only its HMAC.
 
     Raises:
         Conflict: a usable key has this name.
-        InvalidRequest: a name, scope or expiry that cannot be.
+        InvalidRequest: an invalid name, scope or expiry.
     """
     check_name(name)
     _check_scopes(scopes)
@@ -90,7 +90,7 @@ async def create(
 
 
 async def list_all(session: OperatorSession) -> list[AdminKeyInfo]:
-    """Every admin key, newest first, without secrets."""
+    """List every admin key, newest first, without secrets."""
     rows = await session.scalars(select(OperatorKeyRow).order_by(OperatorKeyRow.id.desc()))
     return [_info(row) for row in rows]
 
@@ -98,7 +98,7 @@ async def list_all(session: OperatorSession) -> list[AdminKeyInfo]:
 async def list_page(
     session: OperatorSession, *, limit: int, after: UUID | None = None
 ) -> Page[AdminKeyInfo]:
-    """Admin keys, newest first, from the one behind `after` on."""
+    """List one page of admin keys, newest first, after `after`."""
     query = select(OperatorKeyRow).order_by(OperatorKeyRow.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(OperatorKeyRow.id < after)
@@ -106,7 +106,7 @@ async def list_page(
 
 
 async def get(session: OperatorSession, key_id: UUID) -> AdminKeyInfo:
-    """The key with this id.
+    """Return the key with this id.
 
     Raises:
         NotFound: there is none.
@@ -118,13 +118,11 @@ async def get(session: OperatorSession, key_id: UUID) -> AdminKeyInfo:
 
 
 async def find(session: OperatorSession, text: str) -> AdminKeyInfo:
-    """The key with this id, name or last four characters.
-
-    Where several have it, the usable one is meant.
+    """Find a key by its id, name or last four characters; a usable one takes precedence.
 
     Raises:
         NotFound: there is none.
-        InvalidRequest: several are usable; the id says which is meant.
+        InvalidRequest: several usable keys match; the id is needed.
     """
     key_id = as_uuid(text)
     if key_id is not None:
@@ -151,7 +149,7 @@ async def find(session: OperatorSession, text: str) -> AdminKeyInfo:
 async def roll(
     session: OperatorSession, key_id: UUID, *, pepper: Pepper, origin: Origin, grace: timedelta
 ) -> IssuedAdminKey:
-    """Issue a twin of a key; the old one stays valid for `grace`.
+    """Issue a successor of a key; the old key stays valid for `grace`.
 
     Raises:
         InvalidRequest: a grace of more than a year.
@@ -159,7 +157,8 @@ async def roll(
     """
     if not timedelta(0) <= grace <= MAX_GRACE:
         raise InvalidRequest(
-            f"The grace lies between 0 and {int(MAX_GRACE.total_seconds())} seconds, a year.",
+            f"The grace must be from 0 to {int(MAX_GRACE.total_seconds())} seconds (a year; got "
+            f"{int(grace.total_seconds())}).",
             param="grace_seconds",
         )
     await _one_at_a_time(session)
@@ -186,9 +185,9 @@ async def roll(
 
 
 async def revoke(session: OperatorSession, key_id: UUID, *, keeps_one: bool) -> AdminKeyInfo:
-    """End a key now; every worker hears of it within a second. One that has ended stays so.
+    """Revoke a key; every worker applies it within a second. Idempotent.
 
-    `keeps_one`: for callers who could not make another one afterwards.
+    `keeps_one`: refuse the last usable key, for callers who could not create another one.
 
     Raises:
         LastAdminKey: no other usable key would have the scope `admin`.
@@ -216,13 +215,13 @@ async def adopt_setting(
     peppers: Sequence[Pepper],
     retired_peppers: Sequence[Pepper] = (),
 ) -> None:
-    """Make the key that `GATEWAY_ADMIN_KEY` holds valid, and revoke the setting's former key.
+    """Activate the key in `GATEWAY_ADMIN_KEY`, and revoke the setting's previous key.
 
-    `peppers`: those under which a key may be known, the newest first. `retired_peppers`: those
-    under which a key that has ended may be known.
+    `peppers`: those that a key's digest may use, the newest first. `retired_peppers`: those that
+    only the digest of an ended key may use.
 
-    A key that has ended stays ended and revokes none: a replica that restarts with the former
-    setting must not undo what the newer one has done.
+    A key that has ended stays ended and revokes none: a replica that restarts with the previous
+    value must not undo a newer replica's change.
     """
     await _one_at_a_time(session)
     digests = [
@@ -230,7 +229,7 @@ async def adopt_setting(
     ]
     row = await session.scalar(select(OperatorKeyRow).where(OperatorKeyRow.digest.in_(digests)))
     if row is None:
-        # Its name is that of the former one, which is about to be revoked.
+        # The previous key, which is about to be revoked, has the same name.
         row, _ = _new_row(
             SETTING,
             pepper=peppers[0],
@@ -246,7 +245,7 @@ async def adopt_setting(
             log.warning("admin_key_setting_ended", setting=SETTING, last4=row.last4)
             return
         row.origin = row.origin or "setting"
-        # A key that is set and seldom used would otherwise end when its pepper is retired.
+        # A configured but rarely used key would otherwise end when its pepper is retired.
         if row.digest != digests[0]:
             await session.execute(
                 select(func.rehash_key(row.digest, digests[0], peppers[0].version))
@@ -257,7 +256,7 @@ async def adopt_setting(
 
 
 async def was_any_made(session: OperatorSession) -> bool:
-    """Whether there ever was an admin key."""
+    """Tell if any admin key was ever created."""
     return await session.scalar(select(OperatorKeyRow.id).limit(1)) is not None
 
 
@@ -306,7 +305,7 @@ def _usable() -> Select[OperatorKeyRow]:
 
 
 def is_usable() -> ColumnElement[bool]:
-    """Neither revoked nor expired."""
+    """Build the condition for a key that is neither revoked nor expired."""
     return OperatorKeyRow.revoked_at.is_(None) & or_(
         OperatorKeyRow.expires_at.is_(None), OperatorKeyRow.expires_at > func.clock_timestamp()
     )
@@ -316,9 +315,9 @@ def _check_scopes(scopes: Sequence[str]) -> None:
     unknown = sorted(set(scopes) - set(AdminScope))
     if unknown or not scopes:
         raise InvalidRequest(
-            f"There is no scope {unknown[0]!r}. "
+            f"Unknown scope {unknown[0]!r}. "
             if unknown
-            else f"A key needs a scope. Choose from: {', '.join(AdminScope)}.",
+            else f"scopes must not be empty. Choose from: {', '.join(AdminScope)}.",
             param="scopes",
         )
 
@@ -382,6 +381,6 @@ def _public(row: OperatorKeyRow) -> dict[str, Any]:
 
 
 def _shown(row: OperatorKeyRow) -> dict[str, object]:
-    """What the audit trail says of a key: neither secret nor digest."""
+    """Render a key for the audit trail, without secret and digest."""
     hidden = {"id", "created_at", "last_used_at"}
     return {name: value for name, value in _public(row).items() if name not in hidden}

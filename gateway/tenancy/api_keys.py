@@ -1,4 +1,4 @@
-"""API keys of tenants: issuing, listing, rolling and revoking."""
+"""API keys of tenants: issue, list, rename, roll and revoke."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ MAX_GRACE = timedelta(days=366)
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
-    """What may be shown of a key.
+    """The public fields of an API key.
 
-    `root_id`: the first of a line of rolled keys, which budgets and reports name for all of them.
+    `root_id`: the first of a line of rolled keys, which stands for all in budgets and reports.
     """
 
     id: UUID
@@ -46,7 +46,7 @@ class KeyInfo:
 
 @dataclass(frozen=True, slots=True)
 class IssuedKey(KeyInfo):
-    """A new key; its secret is known only now."""
+    """A new key with its secret, which is shown only once."""
 
     secret: SecretText
 
@@ -63,20 +63,22 @@ async def issue(
     models: Sequence[str] | None = None,
     expires_at: datetime | None = None,
 ) -> IssuedKey:
-    """Make a key for a tenant, or for one of its users; the database keeps only its HMAC.
+    """Issue a key to a tenant, or to one of its users; the database keeps only its HMAC.
 
     Raises:
-        InvalidRequest: an unknown scope, a life of more than ten years, or a name that cannot be.
-        NotFound: the user is not this tenant's, or one of them was deleted.
+        InvalidRequest: an unknown scope, an expiry more than ten years away, or an invalid name.
+        NotFound: the user does not belong to this tenant, or user or tenant was deleted.
     """
     name = checked_name(name)
     unknown = sorted(set(scopes or ()) - set(Scope))
     if unknown:
         raise InvalidRequest(
-            f"There is no scope {unknown[0]!r}. Choose from: {', '.join(Scope)}.", param="scopes"
+            f"Unknown scope {unknown[0]!r}. Choose from: {', '.join(Scope)}.", param="scopes"
         )
     if expires_at is not None and expires_at > datetime.now(UTC) + MAX_LIFETIME:
-        raise InvalidRequest("A key lives for ten years at most.", param="expires_at")
+        raise InvalidRequest(
+            f"expires_at must be within ten years (got {expires_at:%Y-%m-%d}).", param="expires_at"
+        )
     await keep_living(session, tenant_id)
     if user_id is not None:
         await check_user(session, tenant_id, user_id)
@@ -103,7 +105,7 @@ async def issue(
 
 
 async def list_keys(session: TenantSession, tenant_id: UUID) -> list[KeyInfo]:
-    """Every key of the tenant, newest first, without secrets."""
+    """List every key of the tenant, newest first, without secrets."""
     rows = await session.scalars(
         select(ApiKeyRow)
         .where(ApiKeyRow.tenant_id == tenant_id)
@@ -113,7 +115,7 @@ async def list_keys(session: TenantSession, tenant_id: UUID) -> list[KeyInfo]:
 
 
 async def get(session: TenantSession, tenant_id: UUID, key_id: UUID) -> KeyInfo:
-    """The tenant's key with this id.
+    """Return the tenant's key with this id.
 
     Raises:
         NotFound: the tenant has no such key.
@@ -127,7 +129,7 @@ async def get(session: TenantSession, tenant_id: UUID, key_id: UUID) -> KeyInfo:
 
 
 async def has_other_admin(session: TenantSession, tenant_id: UUID, *, but: KeyInfo) -> bool:
-    """Whether another usable key can administer the tenant; live keys administer test keys too."""
+    """Tell if another usable key can administer the tenant (live keys administer test keys too)."""
     found = await session.scalar(
         select(ApiKeyRow.id)
         .outerjoin(TenantUserRow, TenantUserRow.id == ApiKeyRow.user_id)
@@ -152,7 +154,7 @@ async def list_page(
     after: UUID | None = None,
     livemode: bool | None = None,
 ) -> Page[KeyInfo]:
-    """Keys of the tenant (of one mode), newest first, from the one behind `after` on."""
+    """List one page of the tenant's keys (of one mode), newest first, after `after`."""
     query = (
         select(ApiKeyRow)
         .where(ApiKeyRow.tenant_id == tenant_id)
@@ -169,10 +171,10 @@ async def list_page(
 async def rename(
     session: OperatorSession | TenantSession, key_id: UUID, name: str | None
 ) -> KeyInfo:
-    """Name a key and every other of its line; None takes the name away.
+    """Rename a key and all others of its line; None removes the name.
 
     Raises:
-        InvalidRequest: a name that cannot be.
+        InvalidRequest: an invalid name.
         NotFound: there is no such key that this session sees.
     """
     name = checked_name(name)
@@ -199,7 +201,7 @@ async def rename(
 
 
 async def revoke(session: OperatorSession | TenantSession, key_id: UUID) -> KeyInfo:
-    """End a key now; every worker hears of it within a second. One that has ended stays so.
+    """Revoke a key; every worker applies it within a second. Idempotent.
 
     Raises:
         NotFound: there is no such key that this session sees.
@@ -226,7 +228,7 @@ async def revoke(session: OperatorSession | TenantSession, key_id: UUID) -> KeyI
 async def roll(
     session: OperatorSession | TenantSession, key_id: UUID, *, pepper: Pepper, grace: timedelta
 ) -> IssuedKey:
-    """Issue a twin of a key, with its budgets; the old one stays valid for `grace`.
+    """Issue a successor of a key, with its budgets; the old key stays valid for `grace`.
 
     Raises:
         InvalidRequest: a grace of more than a year.
@@ -234,7 +236,8 @@ async def roll(
     """
     if not timedelta(0) <= grace <= MAX_GRACE:
         raise InvalidRequest(
-            f"The grace lies between 0 and {int(MAX_GRACE.total_seconds())} seconds, a year.",
+            f"The grace must be from 0 to {int(MAX_GRACE.total_seconds())} seconds (a year; got "
+            f"{int(grace.total_seconds())}).",
             param="grace_seconds",
         )
     old = await session.scalar(
@@ -281,7 +284,7 @@ def _new_key(
     expires_at: datetime | None,
     root_id: UUID | None = None,
 ) -> tuple[SecretText, ApiKeyRow]:
-    """A secret, and the row that knows it by its digest alone."""
+    """Generate a secret, and the row that holds only its digest."""
     secret = key_format.new_key("live" if livemode else "test")
     key_id = new_id()
     row = ApiKeyRow(
@@ -303,7 +306,7 @@ def _new_key(
 
 
 def checked_name(name: str | None) -> str | None:
-    """The name in Unicode's composed form, in which two spellings of it are the same."""
+    """Check a name, and normalise it to NFC so that equal names compare equal."""
     if name is None:
         return None
     composed = unicodedata.normalize("NFC", name)
@@ -336,7 +339,7 @@ def _public(row: ApiKeyRow) -> dict[str, Any]:
 
 
 def _shown(row: ApiKeyRow) -> dict[str, object]:
-    """What the audit trail says of a key: neither secret nor digest."""
+    """Render a key for the audit trail, without secret and digest."""
     return {name: value for name, value in _public(row).items() if name not in {"id", "created_at"}}
 
 

@@ -1,6 +1,6 @@
-"""Credentials: provider keys of users and tenants, sealed; and which one a call uses.
+"""Credentials: the sealed provider keys of users and tenants, and the choice for a call.
 
-The user's own comes first, then the tenant's, then the house's.
+The user's credential comes first, then the tenant's, then the house credential.
 """
 
 import re
@@ -33,7 +33,7 @@ _SECRET_FORM = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class CredentialInfo:
-    """What may be shown of a credential."""
+    """The public fields of a credential."""
 
     id: UUID
     provider: str
@@ -45,13 +45,13 @@ class CredentialInfo:
 
     @property
     def is_new(self) -> bool:
-        """Whether it replaced no earlier one."""
+        """True if it replaced no earlier credential."""
         return self.version == 1
 
 
 @dataclass(frozen=True, slots=True)
 class SealedCredential:
-    """A credential as the database keeps it."""
+    """A credential in its stored form."""
 
     id: UUID
     tenant_id: UUID
@@ -64,14 +64,14 @@ class SealedCredential:
 
 @dataclass(frozen=True, slots=True)
 class CredentialChoice:
-    """Whose credential a call uses; it is opened last thing before the call."""
+    """The credential chosen for a call; it is opened immediately before the call."""
 
     owner: Owner
     sealed: SealedCredential | None = None
 
 
 class Credentials:
-    """Chooses and opens the credential of a call."""
+    """The choice and opening of a call's credential."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Credentials:
         self._choices = choices
 
     async def choose(self, caller: Caller, provider: str) -> CredentialChoice:
-        """The user's, else the tenant's, else the house's.
+        """Choose the user's credential, else the tenant's, else the house credential.
 
         Raises:
             NotConfigured: there is none (code `no_credential`).
@@ -106,14 +106,14 @@ class Credentials:
         return CredentialChoice("house")
 
     async def open(self, choice: CredentialChoice, provider: str) -> SecretText:
-        """The secret itself, for the one call that is about to be made."""
+        """Decrypt the secret for the call that is about to be made."""
         if choice.sealed is None:
             return self._house[provider]
         found = choice.sealed
         try:
             return await self._open(found)
         except DataKeyMissing:
-            # Sealed anew since it was read, and this worker has not heard of it yet.
+            # Resealed since it was read, before this worker's cache was invalidated.
             return await self._open(await self._read_again(found.tenant_id, found))
 
     async def _open(self, found: SealedCredential) -> SecretText:
@@ -151,7 +151,7 @@ class Credentials:
 
 
 async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, limit: int) -> Sealed:
-    """Seal credentials behind the id `after` anew, each under its tenant's newest data key."""
+    """Reseal credentials after the id `after`, each under its tenant's newest data key."""
     newest = (
         select(func.max(DataKeyRow.version))
         .where(DataKeyRow.tenant_id == CredentialRow.tenant_id)
@@ -208,17 +208,19 @@ async def store(
     provider: str,
     secret: SecretText,
 ) -> CredentialInfo:
-    """Seal and keep a provider key, in place of an earlier one.
+    """Seal and store a provider key, replacing an earlier one.
 
     Raises:
-        InvalidRequest: not the form of a key.
-        NotFound: unknown provider, the user is not this tenant's, or the tenant was deleted.
+        InvalidRequest: the text is not in the form of a key.
+        NotFound: unknown provider, the user does not belong to this tenant, or the tenant was
+            deleted.
     """
     check_provider(provider)
     text = secret.reveal()
     if not MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS or not _SECRET_FORM.fullmatch(text):
         raise InvalidRequest(
-            f"A provider key has {MIN_CHARACTERS} to {MAX_CHARACTERS} characters and no spaces.",
+            f"A provider key must have {MIN_CHARACTERS} to {MAX_CHARACTERS} characters "
+            "and no spaces.",
             param="secret",
         )
     await keep_living(session, tenant_id)
@@ -252,7 +254,7 @@ async def store(
 
 
 async def list_credentials(session: TenantSession, tenant_id: UUID) -> list[CredentialInfo]:
-    """Every credential of the tenant and its users, without secrets."""
+    """List every credential of the tenant and its users, without secrets."""
     rows = await session.scalars(
         select(CredentialRow)
         .where(CredentialRow.tenant_id == tenant_id)
@@ -264,7 +266,7 @@ async def list_credentials(session: TenantSession, tenant_id: UUID) -> list[Cred
 async def list_page(
     session: TenantSession, tenant_id: UUID, *, limit: int, after: UUID | None = None
 ) -> Page[CredentialInfo]:
-    """Credentials of the tenant and its users, newest first, from the one behind `after` on."""
+    """List one page of credentials of the tenant and its users, newest first, after `after`."""
     query = (
         select(CredentialRow)
         .where(CredentialRow.tenant_id == tenant_id)
@@ -279,7 +281,7 @@ async def list_page(
 async def get(
     session: TenantSession, tenant_id: UUID, *, user_id: UUID | None, provider: str
 ) -> CredentialInfo:
-    """The credential of this very owner.
+    """Return the credential of exactly this owner.
 
     Raises:
         NotFound: there is none.
@@ -293,11 +295,11 @@ async def get(
 async def start_test(
     session: TenantSession, tenant_id: UUID, *, user_id: UUID | None, provider: str
 ) -> tuple[CredentialInfo, CredentialChoice]:
-    """Note that this very owner's credential is tested now, and return it sealed.
+    """Record that the credential of exactly this owner is being tested, and return it sealed.
 
     Raises:
         NotFound: there is none.
-        RateLimited: it was tested a moment ago.
+        RateLimited: it was tested a few seconds ago.
     """
     row = await session.scalar(_owned(tenant_id, user_id, provider).with_for_update())
     if row is None:
@@ -310,7 +312,7 @@ async def start_test(
     if not due:
         seconds = int(TEST_INTERVAL.total_seconds())
         raise RateLimited(
-            f"This {provider} key was tested less than {seconds} seconds ago.",
+            f"This {provider} key was tested less than {seconds} seconds ago. Try again later.",
             retry_after_seconds=seconds,
         )
     row.tested_at = func.clock_timestamp()
@@ -325,7 +327,7 @@ async def start_test(
 async def delete(
     session: TenantSession, tenant_id: UUID, *, user_id: UUID | None, provider: str
 ) -> None:
-    """Forget the credential of this very owner.
+    """Delete the credential of exactly this owner.
 
     Raises:
         NotFound: there is none.
@@ -345,13 +347,16 @@ async def delete(
 
 
 def _not_stored(provider: str) -> NotFound:
-    return NotFound(f"No {provider} key is stored here.", param="provider")
+    return NotFound(f"No {provider} key is stored for this owner.", param="provider")
 
 
 def check_provider(provider: str) -> None:
     """Raise `NotFound` for a provider that takes no credentials."""
     if provider not in PROVIDERS:
-        raise NotFound(f"Credentials can be stored for: {', '.join(PROVIDERS)}.", param="provider")
+        raise NotFound(
+            f"No credentials are kept for {provider!r}. Choose from: {', '.join(PROVIDERS)}.",
+            param="provider",
+        )
 
 
 def _owned(tenant_id: UUID, user_id: UUID | None, provider: str) -> Select[CredentialRow]:
@@ -363,7 +368,7 @@ def _owned(tenant_id: UUID, user_id: UUID | None, provider: str) -> Select[Crede
 
 
 def _shown(row: CredentialRow) -> dict[str, object]:
-    """What the audit trail says of a credential: neither the secret nor its sealed form."""
+    """Render a credential for the audit trail, without the secret and its sealed form."""
     return {
         "provider": row.provider,
         "user_id": row.user_id,

@@ -1,7 +1,7 @@
-"""What one key may give to another: never more than it has, and never a way around its own bounds.
+"""Delegation: a key issues keys with at most its own rights, and cannot evade its own limits.
 
-Budgets and limits of a line of keys hold no other line, so a key that has some makes no key. Those
-of a user hold each key of that user, so a key of a user makes keys of that user alone.
+Budgets and limits of a line of keys do not bind other lines, so a key that has any issues no key.
+Those of a user bind every key of that user, so a user's key issues keys of that user only.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from gateway.errors import Forbidden
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a key would be able to do. `root_id`: the line of keys that it would belong to."""
+    """The rights of a key to be issued. `root_id`: the line of keys that it would belong to."""
 
     scopes: Sequence[str]
     models: Sequence[str] | None
@@ -31,55 +31,55 @@ class Grant:
 
 
 async def refuse_more(session: TenantSession, caller: Caller, grant: Grant) -> None:
-    """Refuse a key that may do more than the caller's, or is held by less.
+    """Refuse a key with more rights or fewer limits than the caller's.
 
     Raises:
-        Forbidden: scopes, models, a life or an owner beyond the caller's own, or a key of another
-            line while the caller's has budgets or limits of its own.
+        Forbidden: scopes, models, an expiry or an owner beyond the caller's own, or a key of
+            another line while the caller's has budgets or limits of its own.
     """
     _refuse_scopes(caller, grant.scopes)
     _refuse_models(caller, grant.models)
-    # A token's short life is that of one sign-in, not of what its user may do.
+    # A token's expiry is that of one sign-in, and does not limit the rights of its user.
     if caller.api_key_id is not None:
         _refuse_longer(caller, grant.expires_at)
     if caller.user_id is not None and grant.user_id != caller.user_id:
         await _refuse_owner(session, caller)
-    # A caller's key is named by the first of its line, which its budgets and limits name too.
+    # A caller's key is identified by the first of its line, as in its budgets and limits.
     key_id = caller.api_key_id
     if key_id not in {None, grant.root_id} and await _is_bound(session, caller, api_key_id=key_id):
         raise Forbidden(
-            "This key has a budget or limits of its own, which would not hold another key, so it "
-            "can neither make nor roll one. Use a key without them, or ask the operator of this "
-            "gateway."
+            "This key has a budget or limits of its own, which would not apply to another key, so "
+            "it can neither issue nor roll one. Use a key without them, or ask the operator of "
+            "this gateway."
         )
 
 
 def refuse_own_bound(caller: Caller, owner: Owner) -> None:
-    """Refuse to loosen a limit that holds the caller.
+    """Refuse to loosen a limit that applies to the caller.
 
     Raises:
-        Forbidden: it is that of the caller's own line of keys or user.
+        Forbidden: the limit is that of the caller's own line of keys or user.
     """
     own = {caller.api_key_id, caller.user_id} - {None}
     if own & {owner.api_key_id, owner.user_id}:
         raise Forbidden(
-            "This limit holds the key in use, which can lower it but neither raise nor remove it. "
-            "Let another administrator do it."
+            "This limit applies to the key in use, which can lower it but neither raise nor remove "
+            "it. Ask another administrator."
         )
 
 
 def _refuse_scopes(caller: Caller, scopes: Sequence[str]) -> None:
     if beyond := sorted(set(scopes) - caller.scopes):
         raise Forbidden(
-            f"scopes: This key lacks the scope {beyond[0]}, so it can give it to no other; it "
-            f"has: {', '.join(sorted(caller.scopes))}."
+            f"scopes: This key lacks the scope {beyond[0]}, so it cannot grant it; it has: "
+            f"{', '.join(sorted(caller.scopes))}."
         )
 
 
 def _refuse_models(caller: Caller, models: Sequence[str] | None) -> None:
     if caller.models is not None and (models is None or set(models) - caller.models):
         raise Forbidden(
-            "models: This key may use some models alone, so no other can get more: "
+            "models: This key is limited to some models and cannot grant others; it has: "
             f"{', '.join(sorted(caller.models))}.",
             code="model_not_allowed",
         )
@@ -90,22 +90,22 @@ def _refuse_longer(caller: Caller, expires_at: datetime | None) -> None:
     if ends_at is not None and (expires_at is None or expires_at > ends_at):
         given = "never" if expires_at is None else f"{expires_at:%Y-%m-%dT%H:%M:%SZ}"
         raise Forbidden(
-            f"expires_at: This key expires at {ends_at:%Y-%m-%dT%H:%M:%SZ}, so no key that it "
-            f"makes or rolls may expire later (got {given})."
+            f"expires_at: This key expires at {ends_at:%Y-%m-%dT%H:%M:%SZ}, so a key that it "
+            f"issues or rolls must not expire later (got {given})."
         )
 
 
 async def _refuse_owner(session: TenantSession, caller: Caller) -> None:
     if caller.api_key_id is not None:
         raise Forbidden(
-            "user_id: This key belongs to a user, so it makes and rolls keys of that user alone: "
+            "user_id: This key belongs to a user, so it issues and rolls keys of that user only: "
             f"{caller.user_id}."
         )
-    # A token is always of a user, who may be there to administer the tenant.
+    # A token always belongs to a user, and that user may be the tenant's administrator.
     if await _is_bound(session, caller, user_id=caller.user_id):
         raise Forbidden(
-            "user_id: The user of this token has budgets or limits, so it makes and rolls keys of "
-            f"that user alone: {caller.user_id}."
+            "user_id: The user of this token has budgets or limits, so it issues and rolls keys of "
+            f"that user only: {caller.user_id}."
         )
 
 
@@ -116,7 +116,7 @@ async def _is_bound(
     api_key_id: UUID | None = None,
     user_id: UUID | None = None,
 ) -> bool:
-    """Whether this key or this user has a budget or a limit, in either mode."""
+    """Tell if this key or this user has a budget or a limit, in either mode."""
     budget = exists().where(
         BudgetRow.tenant_id == caller.tenant_id,
         BudgetRow.removed_at.is_(None),

@@ -1,7 +1,7 @@
-"""Deletion of tenants and users: access ends, secrets are destroyed, names and prompts are blanked.
+"""Deletion of tenants and users: access ends, secrets are destroyed, names and prompts blanked.
 
-Ledger, reservations and audit trail are kept: money must stay explicable, and a call that is under
-way settles as usual. Images follow in batches, by the sweeper (`gateway/library/erasure.py`).
+Ledger, reservations and audit trail are kept: charges must stay explainable, and a call in flight
+settles as usual. The sweeper deletes images in batches (`gateway/library/erasure.py`).
 """
 
 from uuid import UUID
@@ -29,21 +29,21 @@ DELETED = "deleted"
 
 
 async def delete_tenant(session: OperatorSession, tenant_id: UUID) -> Tenant:
-    """Delete a tenant with its users, for good; one that was deleted before stays so.
+    """Delete a tenant with its users permanently. Idempotent.
 
-    Destroying the data key makes what was sealed with it unreadable, in backups of the rows too.
+    Destroying the data key makes everything sealed with it unreadable, in backups too.
 
     Raises:
         NotFound: there is no such tenant.
     """
-    # Reservations refer to this row: the lock must not keep those of other tenants waiting.
+    # Reservations refer to this row: the lock must not block those of other tenants.
     row = await session.get(TenantRow, tenant_id, with_for_update={"key_share": True})
     if row is None:
         raise NotFound(f"There is no tenant {tenant_id}.", param="tenant_id")
     before = await tenants.get(session, tenant_id)
     await _revoke_keys(session, tenant_id, true())
     await session.execute(delete(CredentialRow).where(CredentialRow.tenant_id == tenant_id))
-    # Their secrets and deliveries go with them.
+    # The foreign keys cascade to their secrets and deliveries.
     await session.execute(
         delete(WebhookEndpointRow).where(WebhookEndpointRow.tenant_id == tenant_id)
     )
@@ -67,7 +67,7 @@ async def delete_tenant(session: OperatorSession, tenant_id: UUID) -> Tenant:
 
 
 async def delete_user(session: TenantSession, tenant_id: UUID, user_id: UUID) -> User:
-    """Delete a user of a tenant, for good; one that was deleted before stays so.
+    """Delete a user of a tenant permanently. Idempotent.
 
     Raises:
         NotFound: the tenant has no such user.
@@ -96,7 +96,7 @@ async def delete_user(session: TenantSession, tenant_id: UUID, user_id: UUID) ->
 async def _revoke_keys(
     session: TenantSession | OperatorSession, tenant_id: UUID, which: ColumnElement[bool]
 ) -> None:
-    """End keys of the tenant, and forget what they were called."""
+    """Revoke keys of the tenant, and erase their names."""
     await session.execute(
         update(ApiKeyRow)
         .where(ApiKeyRow.tenant_id == tenant_id, which)

@@ -1,4 +1,4 @@
-"""Who is behind an API key or an admin key: caches in front of Postgres."""
+"""Authentication of API keys and admin keys, with caches in front of Postgres."""
 
 import time
 from collections import OrderedDict
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class UnknownKeys:
-    """Digests that no key has: bounded in number and time, and dropped with each change."""
+    """A negative cache of key digests, bounded in size and time, and cleared by each change."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -37,7 +37,7 @@ class UnknownKeys:
         return self._clock() < self._until.get(digest, 0.0)
 
     def add(self, digest: bytes, *, epoch: int) -> None:
-        """Keep a digest, unless something has changed since `epoch`: it may be known by now."""
+        """Remember a digest, unless a key has changed since `epoch`: it may exist by now."""
         if epoch != self.epoch:
             return
         self._until.pop(digest, None)
@@ -46,13 +46,13 @@ class UnknownKeys:
             self._until.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all digests."""
         self.epoch += 1
         self._until.clear()
 
 
 class KeyLookup:
-    """Finds who is behind a key."""
+    """The look-up of the caller or operator of a key."""
 
     def __init__(
         self,
@@ -68,15 +68,15 @@ class KeyLookup:
         self._unknown = UnknownKeys()
 
     def clear(self) -> None:
-        """Forget which keys are unknown: one of them may have been made."""
+        """Clear the negative cache: one of its keys may have been issued."""
         self._unknown.clear()
 
     async def authenticate(self, text: str, *, address: str = "") -> Caller | Operator:
-        """Who sends this key from `address`.
+        """Authenticate a key that was sent from `address`.
 
         Raises:
             Unauthenticated: malformed, unknown, revoked or expired.
-            RateLimited: the same, of an admin key, while many others are refused.
+            RateLimited: the same for an admin key, while many other refusals are delayed.
             Forbidden: the tenant is suspended.
             DatabaseUnavailable: the key is not cached and Postgres is away.
         """
@@ -92,12 +92,12 @@ class KeyLookup:
         if kind is None:
             raise Unauthenticated(
                 "This is not an API key of this gateway (igw_live_… or igw_test_…), "
-                "or it was copied incompletely."
+                "or it was copied incompletely. Copy the whole key."
             )
         caller = await self._cached(text, kind, address)
         if caller is None:
-            raise Unauthenticated("This API key is not known here, or it was revoked.")
-        # Of a key that is refused, too: its tenant may look up why.
+            raise Unauthenticated("This API key is unknown, or it was revoked.")
+        # For a refused key too, so that its tenant can look up the reason.
         current().identify(caller)
         if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
             raise Unauthenticated("This API key has expired. Ask your administrator for a new one.")
@@ -117,9 +117,9 @@ class KeyLookup:
                     found = await self._load(text, kind)
                     if found is not None:
                         return found
-                    # A worker that has heard of a new pepper may have given it to this key already.
+                    # A worker with a newer pepper may have rehashed this key already.
                     await self._secrets.refresh_peppers(self._database)
-                    # Not whether this refresh brought news: another request's may have been first.
+                    # The peppers decide, not this refresh: a concurrent one may have been first.
                     if self._secrets.peppers == looked_under:
                         return None
 
@@ -130,9 +130,9 @@ class KeyLookup:
         return caller
 
     async def _load(self, text: str, kind: Kind) -> tuple[Caller | Operator, str] | None:
-        """Look for a key under every pepper; one that is found takes the newest.
+        """Look up a key under every pepper, and rehash a found one with the newest.
 
-        In one statement: between two, another worker could give the key the newest.
+        In one statement: between two, another worker could rehash the key.
         """
         newest, *older = self._secrets.peppers
         digests = [key_format.digest(pepper, text) for pepper in (newest, *older)]
@@ -152,7 +152,7 @@ class KeyLookup:
                 {"old": old, "new": new, "version": version},
             )
         except DatabaseUnavailable:
-            # The key is valid as it is, and takes the pepper another time.
+            # The key is valid as it is; a later request can rehash it.
             log.warning("key_not_rehashed", pepper=version)
 
     async def _load_caller(
@@ -188,7 +188,7 @@ class KeyLookup:
     async def _load_operator(
         self, digests: Sequence[bytes]
     ) -> tuple[Caller | Operator, str, bytes] | None:
-        # Asked for again when the cached operator grows old, so the last use is known to that age.
+        # Runs when the cached operator expires, so `last_used_at` is accurate to the cache's TTL.
         rows = await self._database.call(
             "UPDATE operator_key SET last_used_at = clock_timestamp()"
             " WHERE digest = ANY(CAST(:digests AS bytea[])) AND revoked_at IS NULL"

@@ -1,6 +1,6 @@
-"""What operators allow tenants, users and keys: requests and images a minute, generations at once.
+"""Stored limits of tenants, users and keys: requests and images per minute, generations at once.
 
-gateway/limits enforces it; docs/limits.md explains it.
+gateway/limits enforces them; docs/limits.md explains them.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ MAX_VALUE = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoredLimit:
-    """A limit as it was set; `is_new`: it was made just now."""
+    """A limit as it was set; `is_new`: just created."""
 
     id: int
     owner: Literal["tenant", "user", "key"]
@@ -51,16 +51,18 @@ async def set_limit(
     api_key_id: UUID | None = None,
     user_id: UUID | None = None,
 ) -> StoredLimit:
-    """Make a limit, or change its value; every gateway hears of it at once. 0 allows nothing.
+    """Create a limit, or change its value; every gateway applies it at once. 0 allows nothing.
 
     Raises:
-        InvalidRequest: unknown kind, value out of bounds, or two owners at once.
-        NotFound: the key or the user is not this tenant's.
+        InvalidRequest: unknown kind, value out of range, or two owners at once.
+        NotFound: the key or the user does not belong to this tenant.
     """
     if kind not in KINDS:
-        raise InvalidRequest(f"A limit is one of {', '.join(KINDS)}.", param="kind")
+        raise InvalidRequest(
+            f"kind must be one of {', '.join(KINDS)} (got {kind!r}).", param="kind"
+        )
     if not 0 <= value <= MAX_VALUE:
-        raise InvalidRequest(f"A limit is a number from 0 to {MAX_VALUE}.", param="value")
+        raise InvalidRequest(f"value must be from 0 to {MAX_VALUE} (got {value}).", param="value")
     await one_at_a_time(session, tenant_id)
     owner = await find_owner(
         session, tenant_id, livemode=livemode, api_key_id=api_key_id, user_id=user_id
@@ -100,7 +102,7 @@ async def set_limit(
 
 
 async def list_limits(session: TenantSession, tenant_id: UUID) -> list[StoredLimit]:
-    """Every limit of the tenant, its users and its keys."""
+    """List every limit of the tenant, its users and its keys."""
     found = await _select(session, tenant_id)
     return sorted(
         found,
@@ -121,7 +123,7 @@ async def list_page(
     after: int | None = None,
     livemode: bool | None = None,
 ) -> Page[StoredLimit]:
-    """Limits of the tenant, its users and its keys (in one mode), newest first, behind `after`."""
+    """List one page of limits of the tenant, its users and keys (in one mode), newest first."""
     which = [] if after is None else [RateLimitRow.id < after]
     if livemode is not None:
         which.append(RateLimitRow.livemode.is_(livemode))
@@ -129,7 +131,7 @@ async def list_page(
 
 
 async def get(session: TenantSession, tenant_id: UUID, limit_id: int) -> StoredLimit:
-    """The tenant's limit of this number.
+    """Return the tenant's limit with this id.
 
     Raises:
         NotFound: there is none.
@@ -143,7 +145,7 @@ async def get(session: TenantSession, tenant_id: UUID, limit_id: int) -> StoredL
 async def value_of(
     session: TenantSession, tenant_id: UUID, kind: LimitKind, owner: Owner
 ) -> int | None:
-    """The limit that was set for this owner, if any."""
+    """Return the value of the limit set for this owner, if any."""
     value: int | None = await session.scalar(
         select(RateLimitRow.value).where(
             RateLimitRow.tenant_id == tenant_id,
@@ -162,7 +164,7 @@ async def _select(
     *which: ColumnElement[bool],
     limit: int | None = None,
 ) -> list[StoredLimit]:
-    """Limits with the names of their owners, newest first."""
+    """Select limits with the names of their owners, newest first."""
     rows = await session.execute(
         select(RateLimitRow, ApiKeyRow.name, TenantUserRow.name)
         .outerjoin(ApiKeyRow, ApiKeyRow.id == RateLimitRow.api_key_id)
@@ -175,7 +177,7 @@ async def _select(
 
 
 async def remove_limit(session: TenantSession, tenant_id: UUID, limit_id: int) -> None:
-    """Take a limit away; for a tenant, the gateway's default is in force again.
+    """Remove a limit; for a tenant, the gateway's default applies again.
 
     Raises:
         NotFound: this tenant has no such limit.
@@ -197,7 +199,7 @@ async def remove_limit(session: TenantSession, tenant_id: UUID, limit_id: int) -
 
 
 def read_limits(lines: Sequence[str]) -> tuple[RateLimit, ...]:
-    """What the database's `limits_of` says of a caller: owner, kind and value a line."""
+    """Parse the result of the SQL function `limits_of`: owner, kind and value per line."""
     parts = (line.split() for line in lines)
     return tuple(
         RateLimit(cast("LimitOwner", owner), LimitKind(kind), int(value))
@@ -210,7 +212,7 @@ def _no_limit(limit_id: int) -> NotFound:
 
 
 def _shown(row: RateLimitRow) -> dict[str, object]:
-    """What the audit trail says of a limit."""
+    """Render a limit for the audit trail."""
     return {
         "api_key_id": row.api_key_id,
         "user_id": row.user_id,

@@ -1,7 +1,7 @@
-"""Keys, users and tenants by what people call them: an id, a name, or the last four characters.
+"""Look-up of keys, users and tenants by an id, a name, or the last four characters.
 
-An id is taken as it is. A name and last characters must mean one alone: a command that revokes
-the wrong key cannot be taken back.
+An id is unique. A name and last characters must match exactly one: a command that revokes the
+wrong key cannot be undone.
 """
 
 import unicodedata
@@ -20,14 +20,14 @@ from gateway.tenancy.tenants import Tenant, as_uuid, get
 from gateway.tenancy.users import ensure_user
 
 LAST = 4
-"""How many last characters stand for an id or a key."""
+"""The number of last characters that can stand for an id or a key."""
 MAX_CANDIDATES = 8
 Session = TenantSession | OperatorSession
 
 
 @dataclass(frozen=True, slots=True)
 class FoundKey:
-    """A key that was meant. `root_id`: the first of its line, which reports and budgets name."""
+    """A matching key. `root_id`: the first of its line, to which reports and budgets refer."""
 
     id: UUID
     root_id: UUID
@@ -45,7 +45,7 @@ class FoundKey:
 
 @dataclass(frozen=True, slots=True)
 class FoundAccount:
-    """A tenant or a user that was meant; a tenant's own id is its `tenant_id`."""
+    """A matching tenant or user; a tenant's own id is its `tenant_id`."""
 
     id: UUID
     tenant_id: UUID
@@ -57,7 +57,7 @@ class FoundAccount:
 
 @dataclass(frozen=True, slots=True)
 class KeyScope:
-    """Among which keys to look; None: all of them."""
+    """A filter of the keys to search; None: all of them."""
 
     user_id: UUID | None = None
     livemode: bool | None = None
@@ -74,11 +74,11 @@ async def find_key(
     among: KeyScope = ALL_KEYS,
     param: str = "key",
 ) -> FoundKey:
-    """The one key that `text` means; keys that have ended count where no usable one is meant.
+    """Find the one key that matches `text`; ended keys count only if no usable key matches.
 
     Raises:
-        NotFound: none is meant.
-        InvalidRequest: several are (code `ambiguous`).
+        NotFound: none matches.
+        InvalidRequest: several match (code `ambiguous`).
     """
     found = await _keys(session, tenant_id, text, among)
     usable = [key for key in found if key.is_usable]
@@ -93,11 +93,11 @@ async def find_line(
     among: KeyScope = ALL_KEYS,
     param: str = "key",
 ) -> UUID:
-    """The first of the one line of rolled keys that `text` means.
+    """Find the first key of the one line of rolled keys that matches `text`.
 
     Raises:
-        NotFound: none is meant.
-        InvalidRequest: several are (code `ambiguous`).
+        NotFound: none matches.
+        InvalidRequest: several match (code `ambiguous`).
     """
     found = await _keys(session, tenant_id, text, among)
     usable = [key for key in found if key.is_usable]
@@ -108,11 +108,11 @@ async def find_line(
 async def find_or_make_user(
     session: TenantSession, tenant_id: UUID, text: str | None
 ) -> UUID | None:
-    """The id of the user that `text` means, made where no user has it for a name; None for None.
+    """Find the id of the user that matches `text`, or create a user of this name; None for None.
 
     Raises:
         NotFound: it is an id, and there is no such user.
-        InvalidRequest: it cannot be a name.
+        InvalidRequest: it is not a valid name.
     """
     if text is None:
         return None
@@ -129,11 +129,11 @@ async def find_user(
     among: KeyScope = ALL_KEYS,
     param: str = "user",
 ) -> FoundAccount:
-    """The one user that `text` means, or, where `among` names a user, that one alone.
+    """Find the one user that matches `text`; if `among` names a user, only that one.
 
     Raises:
-        NotFound: none is meant.
-        InvalidRequest: several are (code `ambiguous`).
+        NotFound: none matches.
+        InvalidRequest: several match (code `ambiguous`).
     """
     rows = await session.execute(
         select(TenantUserRow.id, TenantUserRow.tenant_id, TenantUserRow.name)
@@ -153,11 +153,11 @@ async def find_user(
 
 
 async def find_tenant(session: OperatorSession, text: str, *, param: str = "tenant") -> Tenant:
-    """The one tenant that `text` means.
+    """Find the one tenant that matches `text`.
 
     Raises:
-        NotFound: none is meant.
-        InvalidRequest: several are (code `ambiguous`).
+        NotFound: none matches.
+        InvalidRequest: several match (code `ambiguous`).
     """
     rows = await session.execute(
         select(TenantRow.id, TenantRow.name)
@@ -170,11 +170,11 @@ async def find_tenant(session: OperatorSession, text: str, *, param: str = "tena
 
 
 def find_among(ids: Sequence[UUID], text: str, *, noun: str, param: str) -> UUID:
-    """The one of these ids that `text` spells, or whose last four characters it is.
+    """Find the one of these ids that equals `text`, or ends with its four characters.
 
     Raises:
-        NotFound: none is meant.
-        InvalidRequest: several are (code `ambiguous`).
+        NotFound: none matches.
+        InvalidRequest: several match (code `ambiguous`).
     """
     given = as_uuid(text)
     if given is not None:
@@ -225,9 +225,9 @@ def _meant(
     *,
     last4: InstrumentedAttribute[str] | None = None,
 ) -> ColumnElement[bool]:
-    """Rows of this id or name, or whose id or secret ends so."""
+    """Build the condition for rows with this id or name, or with an id or secret that ends so."""
     if not text.isprintable():
-        return false()  # Postgres takes no NUL, and no name has one
+        return false()  # Postgres refuses NUL, and no name contains it
     given = as_uuid(text)
     ways: list[ColumnElement[bool]] = [name.in_({text, unicodedata.normalize("NFC", text)})]
     if given is not None:
@@ -254,7 +254,7 @@ def _only(found: Sequence[Meant], noun: str, text: str, param: str) -> Meant:
         listed = "; ".join(str(one) for one in found[:MAX_CANDIDATES])
         more = "; …" if len(found) > MAX_CANDIDATES else ""
         raise InvalidRequest(
-            f"{text!r} means more than one {noun}: {listed}{more}. Give the id of the one.",
+            f"{text!r} matches more than one {noun}: {listed}{more}. Give the id.",
             code="ambiguous",
             param=param,
         )
@@ -269,11 +269,11 @@ async def find_key_and_user(
     *,
     among: KeyScope = ALL_KEYS,
 ) -> tuple[UUID | None, UUID | None]:
-    """What a report is limited to; key and user by id, name or last four characters.
+    """Find the key and user of a report's filters by id, name or last four characters.
 
     Raises:
         NotFound: there is no such key or user.
-        InvalidRequest: several are meant (code `ambiguous`).
+        InvalidRequest: several match (code `ambiguous`).
     """
     key_id = user_id = None
     if key is not None:

@@ -1,6 +1,6 @@
-"""The first start: an admin key, and with the embedded Postgres a tenant to begin with.
+"""First start: create an admin key and, with the embedded Postgres, a first tenant.
 
-Keys that are made here are written to `quickstart.json`, for its owner alone.
+The keys are written to `quickstart.json`, readable by its owner only.
 """
 
 import json
@@ -22,9 +22,9 @@ DEFAULT_TENANT = "default"
 async def make_first_keys(
     session: OperatorSession, settings: Settings, secrets: GatewaySecrets
 ) -> SecretText | None:
-    """Make the admin key, and with the embedded Postgres a tenant to begin with.
+    """Create the admin key and, with the embedded Postgres, a first tenant.
 
-    Returns the admin key where it was made here: it can be shown now.
+    Returns the admin key if it was created here, so that it can be shown once.
     """
     made, pepper = None, secrets.pepper
     if settings.admin_key is not None:
@@ -32,7 +32,7 @@ async def make_first_keys(
         if key_format.key_kind(admin_key.reveal()) != "admin":
             raise ConfigurationError(
                 "GATEWAY_ADMIN_KEY does not have the form of an admin key (igw_admin_…). "
-                "Leave it unset: the first start then makes one and shows it once."
+                "Leave it unset: the first start then creates one and shows it once."
             )
         await admin_keys.adopt_setting(
             session,
@@ -80,14 +80,14 @@ def _write_quickstart(path: Path, content: dict[str, str]) -> None:
     except OSError as error:
         raise ConfigurationError(
             f"The first keys cannot be written to {path}: {error.strerror}. Set GATEWAY_DATA_DIR "
-            "to a directory that can be written to, or GATEWAY_ADMIN_KEY to a key of your own."
+            "to a writable directory, or GATEWAY_ADMIN_KEY to a key of your own."
         ) from error
 
 
 def read_quickstart(settings: Settings) -> dict[str, str]:
-    """The quick start's keys and today's address; empty where there was no quick start.
+    """Read the quick start's keys and current address; empty if there was no quick start.
 
-    The file keeps the address of the latest start, so that commands find the gateway.
+    The file holds the address of the latest start, so that commands find the gateway.
     """
     path = settings.quickstart_file
     if not settings.uses_embedded_postgres or not path.exists():

@@ -1,6 +1,6 @@
-"""Refused keys: counted, and admin keys among them slowed by source address and audited.
+"""Refused keys: all are counted; refused admin keys are delayed per source address and audited.
 
-Everything is bounded: addresses in memory, answers that wait, and rows of the audit trail.
+Bounded: addresses in memory, delayed answers, and rows of the audit trail.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ FORGIVEN_AFTER_SECONDS = 60.0
 AUDIT_SECONDS = 60.0
 MAX_SOURCES = 1024
 MAX_AUDITED_SOURCES = 20
-"""Rows a minute and worker; further addresses share one."""
+"""Rows per minute and worker; further addresses share one row."""
 MAX_WAITING = 64
 OTHERS = "other addresses"
 SUSPECT_AFTER = 20
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Source:
-    """Refusals of one address that followed each other within a minute."""
+    """Consecutive refusals of one address, each within a minute of the one before."""
 
     count: int
     last_at: float
@@ -44,7 +44,7 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Tally:
-    """Refused admin keys of one address that the audit trail does not have yet."""
+    """Refused admin keys of one address that are not audited yet."""
 
     count: int
     first_at: datetime
@@ -52,7 +52,7 @@ class _Tally:
 
 
 class RefusedKeys:
-    """Remembers where refused keys come from; one for each worker."""
+    """A record of the source addresses of refused keys; one per worker."""
 
     def __init__(
         self,
@@ -71,23 +71,23 @@ class RefusedKeys:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to write refused admin keys to the audit trail, once a minute."""
+        """Start to write refused admin keys to the audit trail, once a minute."""
         self._task = asyncio.create_task(self._audit_for_ever(), name="refused-keys")
 
     async def close(self) -> None:
-        """Write what is left, and stop."""
+        """Write the remaining rows, and stop."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self._audit_or_keep()
 
     async def refuse(self, kind: str, address: str) -> None:
-        """Take note of a refused key; of an admin key, return only after a delay.
+        """Record a refused key; for an admin key, return only after a delay.
 
-        The delay doubles with each refusal from the same address. Good keys never come here.
+        The delay doubles with each refusal from the same address. Valid keys are never delayed.
 
         Raises:
-            RateLimited: too many refusals wait already.
+            RateLimited: too many refusals are delayed already.
         """
         telemetry.keys_refused_total.labels(kind).inc()
         source = source_of(address)
@@ -112,7 +112,7 @@ class RefusedKeys:
 
     @asynccontextmanager
     async def lookup(self, address: str) -> AsyncIterator[None]:
-        """Ask the database for a key. Addresses that guess share few connections for that."""
+        """Limit a look-up of a key in the database: addresses that guess share few connections."""
         source = self._sources.get(source_of(address))
         if source is None or source.count < SUSPECT_AFTER or self._is_forgiven(source):
             yield
@@ -121,7 +121,7 @@ class RefusedKeys:
             yield
 
     async def audit(self) -> None:
-        """Write one row for each address with refused admin keys, and begin to count anew.
+        """Write one row for each address with refused admin keys, and reset the counts.
 
         Raises:
             DatabaseUnavailable: nothing was written; the next call tries again.
@@ -182,7 +182,7 @@ class RefusedKeys:
 
 
 def source_of(address: str) -> str:
-    """The address, or of IPv6 the network that one customer of a provider has."""
+    """Return the address, or for IPv6 the network usually assigned to one subscriber."""
     try:
         parsed = ip_address(address)
     except ValueError:

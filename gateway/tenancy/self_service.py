@@ -1,7 +1,7 @@
-"""What a tenant may do for itself with `tenant:admin`, and no more than the caller may do.
+"""Self-service of tenants with the scope `tenant:admin`, within the caller's own rights.
 
-A key can neither make nor reveal one that may do more than itself. A test key sees and changes what
-belongs to test mode alone; a live key administers both modes.
+A key can neither issue nor reveal a key with more rights. A test key sees and changes test mode
+only; a live key administers both modes.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from gateway.vault.key_format import Pepper
 
 
 def mode_of(caller: Caller, *, livemode: bool | None) -> bool:
-    """The mode that is meant; the caller's own where none is named.
+    """Return the requested mode, by default the caller's own.
 
     Raises:
         Forbidden: a test key names live mode.
@@ -30,7 +30,7 @@ def mode_of(caller: Caller, *, livemode: bool | None) -> bool:
     if livemode is None:
         return caller.livemode
     if livemode and not caller.livemode:
-        raise Forbidden("livemode: A test key can see and change test mode alone.")
+        raise Forbidden("livemode: A test key can see and change test mode only.")
     return livemode
 
 
@@ -46,21 +46,21 @@ async def issue_key(
     models: Sequence[str] | None,
     expires_at: datetime | None,
 ) -> IssuedKey:
-    """Issue a key that may do what the caller may, or less.
+    """Issue a key with at most the caller's rights.
 
-    What is not named is the caller's own: scopes (but `tenant:admin`), models, user and expiry.
+    Defaults are the caller's own: scopes (except `tenant:admin`), models, user and expiry.
 
     Raises:
         Forbidden: scopes, models, a mode, a user or an expiry beyond the caller's own, or a caller
-            with budgets or limits that would not hold the new key.
-        InvalidRequest: an unknown scope, a life of more than ten years, or a name that cannot be.
-        NotFound: the user is not this tenant's.
+            with budgets or limits that would not apply to the new key.
+        InvalidRequest: an unknown scope, an expiry more than ten years away, or an invalid name.
+        NotFound: the user does not belong to this tenant.
     """
     if scopes is None:
         scopes = [scope for scope in USUAL_KEY_SCOPES if scope in caller.scopes]
         if not scopes:
             raise InvalidRequest(
-                "Name the scopes of the key: your own has none that a key usually gets.",
+                "scopes must be given: your own key has none of the default scopes.",
                 param="scopes",
             )
     if models is None and caller.models is not None:
@@ -85,7 +85,7 @@ async def issue_key(
 
 
 async def get_key(session: TenantSession, caller: Caller, key_id: UUID) -> KeyInfo:
-    """A key of the tenant that the caller may see.
+    """Return a key of the tenant that the caller may see.
 
     Raises:
         NotFound: there is none.
@@ -99,10 +99,10 @@ async def get_key(session: TenantSession, caller: Caller, key_id: UUID) -> KeyIn
 async def roll_key(
     session: TenantSession, caller: Caller, key_id: UUID, *, pepper: Pepper, grace: timedelta
 ) -> IssuedKey:
-    """Roll a key that may do what the caller may, or less: the twin's secret is shown.
+    """Roll a key with at most the caller's rights, because the successor's secret is shown.
 
     Raises:
-        Forbidden: it may do more than the caller, or is held by less.
+        Forbidden: it has more rights or fewer limits than the caller.
         InvalidRequest: a grace of more than a year.
         NotFound: there is no such key, or it was revoked.
     """
@@ -115,10 +115,10 @@ async def roll_key(
 async def rename_key(
     session: TenantSession, caller: Caller, key_id: UUID, name: str | None
 ) -> KeyInfo:
-    """Name a key and every other of its line.
+    """Rename a key and all others of its line.
 
     Raises:
-        InvalidRequest: a name that cannot be.
+        InvalidRequest: an invalid name.
         NotFound: there is no such key.
     """
     name = api_keys.checked_name(name)
@@ -133,7 +133,7 @@ async def revoke_key(session: TenantSession, caller: Caller, key_id: UUID) -> Ke
         Conflict: it is that one (code `last_admin_key`).
         NotFound: there is no such key.
     """
-    # Two administrators must not revoke each other at once.
+    # Two administrators who revoke each other at the same time must not both succeed.
     await one_at_a_time(session, caller.tenant_id)
     found = await get_key(session, caller, key_id)
     if (
@@ -154,11 +154,11 @@ async def revoke_key(session: TenantSession, caller: Caller, key_id: UUID) -> Ke
 async def change_user(
     session: TenantSession, caller: Caller, user_id: UUID, changes: users.Changes
 ) -> User:
-    """Rename, disable or enable a user; nobody disables the user of the key in use.
+    """Rename, disable or enable a user; the user of the key in use cannot be disabled.
 
     Raises:
         Forbidden: a test key, or the caller's own user.
-        InvalidRequest: the name cannot be one.
+        InvalidRequest: an invalid name.
         NotFound: there is no such user, or the user was deleted.
         Conflict: the name is taken.
     """
@@ -169,7 +169,7 @@ async def change_user(
 
 
 async def delete_user(session: TenantSession, caller: Caller, user_id: UUID) -> User:
-    """Delete a user for good, but not the one of the key in use.
+    """Delete a user permanently, except the user of the key in use.
 
     Raises:
         Forbidden: a test key, or the caller's own user.
@@ -190,13 +190,13 @@ async def set_limit(
     user_id: UUID | None,
     tenant_default: int | None,
 ) -> StoredLimit:
-    """Limit a user or a key of the tenant, to what the tenant itself may have at most.
+    """Limit a user or a key of the tenant, at most to the tenant's own limit.
 
     Raises:
         Forbidden: the tenant's own limit, live mode for a test key, or a higher limit for the
             caller itself.
         InvalidRequest: above the tenant's limit, or two owners at once.
-        NotFound: the key or the user is not this tenant's, or not of this mode.
+        NotFound: the key or the user does not belong to this tenant or mode.
     """
     if api_key_id is None and user_id is None:
         raise Forbidden(
@@ -242,7 +242,7 @@ async def list_limits(
     limit: int,
     after: int | None = None,
 ) -> Page[StoredLimit]:
-    """Limits of the tenant, its users and keys in one mode, newest first, from behind `after` on.
+    """List one page of limits of the tenant, its users and keys in one mode, newest first.
 
     Raises:
         Forbidden: a test key names live mode.
@@ -257,10 +257,10 @@ async def list_limits(
 
 
 async def remove_limit(session: TenantSession, caller: Caller, limit_id: int) -> None:
-    """Take the limit of a user or a key away.
+    """Remove the limit of a user or a key.
 
     Raises:
-        Forbidden: it is the tenant's own, or holds the caller.
+        Forbidden: it is the tenant's own, or applies to the caller.
         NotFound: the tenant has no such limit in a mode that the caller may see.
     """
     found = await limit_rows.get(session, caller.tenant_id, limit_id)
@@ -275,9 +275,9 @@ async def remove_limit(session: TenantSession, caller: Caller, limit_id: int) ->
 
 def _check_other_user(caller: Caller, user_id: UUID | None) -> None:
     if not caller.livemode:
-        raise Forbidden("Users serve live calls too: change them with a live key (igw_live_…).")
+        raise Forbidden("A test key cannot change users. Use a live key (igw_live_…).")
     if user_id is not None and user_id == caller.user_id:
         raise Forbidden(
-            "This is the user of the key in use. Let another administrator do it, or use a key "
-            "of the tenant's own."
+            "This is the user of the key in use. Ask another administrator, or use a key that "
+            "belongs to no user."
         )

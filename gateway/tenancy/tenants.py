@@ -1,4 +1,4 @@
-"""Tenants: the customers that own everything, and what they have chosen."""
+"""Tenants and their settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ MIN_RETENTION_SECONDS = 60
 MAX_RETENTION_SECONDS = 315_360_000
 MAX_IMAGE_BYTES = 2**63 - 1
 STATUSES = ("active", "suspended")
-"""Those that an operator sets; a tenant that was deleted stays `deleted`."""
+"""The statuses that an operator can set; a deleted tenant stays `deleted`."""
 
 
 _REFUSALS = {
@@ -42,7 +42,7 @@ _REFUSALS = {
 
 
 class Unchanged(Enum):
-    """Stands for a setting that stays as it is, where None is a value of its own."""
+    """A marker for an unchanged setting, where None is a value of its own."""
 
     UNCHANGED = "unchanged"
 
@@ -52,7 +52,7 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A paying customer. None: as long as the gateway keeps images; without a cap."""
+    """A paying customer. Retention None: the gateway's default; cap None: unlimited."""
 
     id: UUID
     name: str
@@ -67,10 +67,10 @@ class Tenant:
 
 
 async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC") -> Tenant:
-    """Make a tenant.
+    """Create a tenant.
 
     Raises:
-        InvalidRequest: the name cannot be one, or the time zone is not known.
+        InvalidRequest: an invalid name, or an unknown time zone.
         Conflict: the name is taken.
     """
     check_name(name)
@@ -98,7 +98,7 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
 async def get(
     session: OperatorSession | TenantSession, tenant_id: UUID, *, param: str = "tenant_id"
 ) -> Tenant:
-    """The tenant with this id, which the request had in `param`.
+    """Return the tenant with this id, given in the request's `param`.
 
     Raises:
         NotFound: there is none that this session sees.
@@ -110,7 +110,7 @@ async def get(
 
 
 async def find(session: OperatorSession, name_or_id: str) -> Tenant:
-    """The tenant with this id or name; where one's name is another's id, the id counts.
+    """Find a tenant by its id, else by its name.
 
     Raises:
         NotFound: there is none.
@@ -125,7 +125,7 @@ async def find(session: OperatorSession, name_or_id: str) -> Tenant:
 
 
 async def list_all(session: OperatorSession) -> list[Tenant]:
-    """Every tenant, by name."""
+    """List every tenant, by name."""
     return [
         _tenant(row) for row in await session.scalars(select(TenantRow).order_by(TenantRow.name))
     ]
@@ -134,7 +134,7 @@ async def list_all(session: OperatorSession) -> list[Tenant]:
 async def list_page(
     session: OperatorSession, *, limit: int, after: UUID | None = None, name: str | None = None
 ) -> Page[Tenant]:
-    """Tenants (or the one of this name), newest first, from the one behind `after` on."""
+    """List one page of tenants (or the one of this name), newest first, after `after`."""
     query = select(TenantRow).order_by(TenantRow.id.desc()).limit(limit + 1)
     if name is not None:
         check_name(name)
@@ -165,14 +165,14 @@ async def set_settings(
     image_retention_seconds: int | Unchanged | None = UNCHANGED,
     max_image_bytes: int | Unchanged | None = UNCHANGED,
 ) -> Tenant:
-    """Change a tenant and what it has chosen; every worker hears of it at once.
+    """Change a tenant's settings; every worker applies them at once.
 
-    A new retention counts for images that are made from now on; a cap for those that are there; a
-    new time zone from the end of each budget's current period on.
+    A new retention applies to images made from now on, a new cap to existing images as well, and
+    a new time zone from the end of each budget's current period.
 
     Raises:
         NotFound: there is no such tenant.
-        InvalidRequest: a name, status or time zone that cannot be, or a number out of range.
+        InvalidRequest: an invalid name, status or time zone, or a number out of range.
         Conflict: the new name is taken.
     """
     given = {
@@ -215,7 +215,7 @@ async def _update(session: OperatorSession, tenant_id: UUID, changes: Mapping[st
                 update(TenantRow).where(TenantRow.id == tenant_id).values(**changes)
             )
     except IntegrityError:
-        # Everything else was checked before: only a name can be taken meanwhile.
+        # Everything else was checked above: only the name can have been taken meanwhile.
         raise _name_taken(str(changes["name"])) from None
 
 
@@ -224,33 +224,33 @@ async def _check_changes(session: OperatorSession, changes: Mapping[str, object]
         check_name(name)
     if (status := changes.get("status", STATUSES[0])) not in STATUSES:
         raise InvalidRequest(
-            f"A tenant is {' or '.join(STATUSES)}, not {status!r}.", param="status"
+            f"status must be {' or '.join(STATUSES)} (got {status!r}).", param="status"
         )
     if isinstance(time_zone := changes.get("time_zone"), str):
         await check_time_zone(session, time_zone)
     seconds = changes.get("image_retention_seconds")
     if isinstance(seconds, int) and not MIN_RETENTION_SECONDS <= seconds <= MAX_RETENTION_SECONDS:
         raise InvalidRequest(
-            "Images are kept for at least a minute and at most ten years "
+            "The retention of images must be between a minute and ten years "
             f"({MIN_RETENTION_SECONDS} to {MAX_RETENTION_SECONDS} seconds).",
             param="image_retention_seconds",
         )
     max_bytes = changes.get("max_image_bytes")
     if isinstance(max_bytes, int) and not 0 <= max_bytes <= MAX_IMAGE_BYTES:
         raise InvalidRequest(
-            f"A cap on stored bytes is a number from 0 to {MAX_IMAGE_BYTES}, or none.",
+            f"The cap on stored bytes must be from 0 to {MAX_IMAGE_BYTES}, or none.",
             param="max_image_bytes",
         )
 
 
 async def ids_after(session: OperatorSession, after: UUID, *, limit: int) -> list[UUID]:
-    """Ids of tenants, in order, from the one behind `after` on."""
+    """List ids of tenants in order, after `after`."""
     query = select(TenantRow.id).where(TenantRow.id > after).order_by(TenantRow.id).limit(limit)
     return list(await session.scalars(query))
 
 
 async def keep_living(session: OperatorSession | TenantSession, tenant_id: UUID) -> None:
-    """Keep a tenant from being deleted until the end of the transaction.
+    """Lock a tenant against deletion until the end of the transaction.
 
     Raises:
         NotFound: there is none that this session sees, or it was deleted.
@@ -266,29 +266,30 @@ async def keep_living(session: OperatorSession | TenantSession, tenant_id: UUID)
 def _refuse_deleted(row: TenantRow) -> None:
     if row.status == "deleted":
         raise NotFound(
-            f"Tenant {row.id} was deleted; it cannot be changed any more.",
+            f"Tenant {row.id} was deleted and cannot be changed any more.",
             code="tenant_deleted",
             param="tenant_id",
         )
 
 
 def refuse_suspended(status: str) -> None:
-    """Raise `Forbidden` where an account of this status, a tenant's or a user's, may do nothing."""
+    """Raise `Forbidden` if the status of a tenant or a user refuses all its requests."""
     if status != "active":
         code, message = _REFUSALS.get(status, _REFUSALS["suspended"])
         raise Forbidden(message, code=code)
 
 
 def check_name(name: str) -> None:
-    """Raise `InvalidRequest` for what can be the name of no tenant and no user."""
+    """Raise `InvalidRequest` for an invalid name of a tenant or a user."""
     if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         raise InvalidRequest(
-            f"A name has 1 to {MAX_NAME_CHARACTERS} printable characters.", param="name"
+            f"name must have 1 to {MAX_NAME_CHARACTERS} printable characters (got {len(name)}).",
+            param="name",
         )
 
 
 def as_uuid(text: str) -> UUID | None:
-    """The id that this text spells, if it does."""
+    """Parse a UUID; None if the text is not one."""
     try:
         return UUID(text)
     except ValueError:
@@ -300,7 +301,7 @@ def _name_taken(name: str) -> Conflict:
 
 
 def shown(tenant: Tenant) -> dict[str, object]:
-    """What the audit trail says of a tenant."""
+    """Render a tenant for the audit trail."""
     return {
         "name": tenant.name,
         "status": tenant.status,

@@ -31,14 +31,14 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What to change of a user; None: it stays as it is."""
+    """Changes to a user; None: unchanged."""
 
     name: str | None = None
     status: Literal["active", "disabled"] | None = None
 
 
 async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
-    """The id of the tenant's user of this name, made on first use.
+    """Return the id of the tenant's user of this name, created on first use.
 
     Raises:
         InvalidRequest: the name is empty or too long.
@@ -48,7 +48,7 @@ async def ensure_user(session: TenantSession, tenant_id: UUID, name: str) -> UUI
 
 
 async def create_user(session: TenantSession, tenant_id: UUID, name: str) -> User:
-    """Make a user.
+    """Create a user.
 
     Raises:
         InvalidRequest: the name is empty or too long.
@@ -84,7 +84,7 @@ async def _insert_user(session: TenantSession, tenant_id: UUID, name: str) -> Us
 async def get(
     session: TenantSession, tenant_id: UUID, user_id: UUID, *, for_change: bool = False
 ) -> User:
-    """The tenant's user with this id; `for_change`: nothing else changes it meanwhile.
+    """Return the tenant's user with this id; `for_change` locks it.
 
     Raises:
         NotFound: the tenant has no such user.
@@ -100,10 +100,10 @@ async def change(
     name: str | None = None,
     status: Literal["active", "disabled"] | None = None,
 ) -> User:
-    """Rename, disable or enable a user. Keys and tokens of a disabled one are refused at once.
+    """Rename, disable or enable a user. Keys and tokens of a disabled user are refused at once.
 
     Raises:
-        InvalidRequest: the name cannot be one.
+        InvalidRequest: an invalid name.
         NotFound: the tenant has no such user, or the user was deleted.
         Conflict: the tenant has another user of this name.
     """
@@ -149,7 +149,7 @@ async def list_users(
     after: UUID | None = None,
     name: str | None = None,
 ) -> Page[User]:
-    """The tenant's users (or the one of this name), newest first, from behind `after` on."""
+    """List one page of users (or the one of this name), newest first, after `after`."""
     query = (
         select(TenantUserRow)
         .where(TenantUserRow.tenant_id == tenant_id)
@@ -165,10 +165,10 @@ async def list_users(
 
 
 async def find_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
-    """The id of the tenant's user of this name.
+    """Return the id of the tenant's user of this name.
 
     Raises:
-        NotFound: there is none; users come into being with their first key.
+        NotFound: there is none; users are created with their first key.
     """
     user_id = await session.scalar(
         select(TenantUserRow.id).where(
@@ -177,7 +177,7 @@ async def find_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
     )
     if user_id is None:
         raise NotFound(
-            f"This tenant has no user {name!r}. Users are made with their first key: "
+            f"This tenant has no user {name!r}. Users are created with their first key: "
             "`gateway keys create --user`.",
             param="user",
         )
@@ -185,7 +185,7 @@ async def find_user(session: TenantSession, tenant_id: UUID, name: str) -> UUID:
 
 
 async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]:
-    """Names of the tenant's users, by id."""
+    """Return the names of the tenant's users by id."""
     rows = await session.execute(
         select(TenantUserRow.id, TenantUserRow.name).where(TenantUserRow.tenant_id == tenant_id)
     )
@@ -211,7 +211,7 @@ def _name_taken(name: str) -> Conflict:
 
 
 def shown(user: User) -> dict[str, object]:
-    """What the audit trail says of a user."""
+    """Render a user for the audit trail."""
     return {"name": user.name, "status": user.status}
 
 
