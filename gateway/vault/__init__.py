@@ -1,3 +1,4 @@
 """Secrets at rest: sealing, the gateway's own secrets, rotation, and the format of keys.
-Tenancy and webhooks import from it.
+
+Everything above `gateway.db` may import it.
 """

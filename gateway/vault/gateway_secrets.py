@@ -1,8 +1,8 @@
-"""The gateway's own secrets, in versions that follow one another while every worker serves.
+"""The gateway's own secrets, in versions that roll while every worker serves.
 
-A new version is made beside the old ones. What it makes is accepted by every worker that has heard
-of it, and those that have not look it up; the old versions open what they made until they are
-retired.
+A new version is added beside the old ones. Workers that do not know it yet look it up when they
+meet something that was made with it; old versions stay valid for what was made with them until
+they are retired.
 """
 
 import asyncio
@@ -24,30 +24,30 @@ from gateway.vault.key_format import Pepper
 from gateway.vault.sealing import SealBroken, Vault
 
 SECRETS_CHANGED = "sealed_secret"
-"""What Postgres announces when a version comes or goes."""
+"""The Postgres notification sent when a version is added or removed."""
 REFRESH_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 SIGNS_AFTER = timedelta(seconds=90)
-"""Every worker has read a new link key by then, one that heard no announcement too."""
+"""Enough time for every worker to read a new link key, even without a notification."""
 CLOCK_SLACK = timedelta(minutes=5)
 RETIRED_AFTER = timedelta(days=1)
 log = structlog.get_logger(__name__)
 
 
 class Secret(StrEnum):
-    """What a secret is for; also its name in the database."""
+    """The purposes of secrets; also their names in the database."""
 
     PEPPER = "pepper"
     LINK_KEY = "link_key"
     WEBHOOK_KEY = "webhook_key"
     PROMPT_KEY = "prompt_key"
     RETIRED_PEPPER = "retired_pepper"
-    """One that opens nothing any more, kept to recognise admin keys that ended under it."""
+    """A pepper that accepts no key, kept to recognise admin keys that ended under it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretVersion:
-    """One version. It makes from `used_from` on, and opens until `accepted_until`."""
+    """One version, used for new things from `used_from`, accepted until `accepted_until`."""
 
     version: int
     value: bytes = field(repr=False)
@@ -61,7 +61,7 @@ Versions = Mapping[Secret, tuple[SecretVersion, ...]]
 
 
 class GatewaySecrets:
-    """Every version that this process knows, renewed as soon as another is announced."""
+    """The versions known to this process, refreshed when another is announced."""
 
     def __init__(self, vault: Vault, versions: Versions) -> None:
         self._vault = vault
@@ -71,22 +71,22 @@ class GatewaySecrets:
         self._keep(versions)
 
     def start(self, database: Database) -> None:
-        """Begin to renew what is known."""
+        """Start the refresh task."""
         self._task = asyncio.create_task(self._refresh_for_ever(database), name="gateway-secrets")
 
     async def close(self) -> None:
-        """Stop renewing."""
+        """Stop the refresh task."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     def expire(self, tag: str | None) -> None:
-        """Renew what is known soon where its change, or an unknown one (None), was announced."""
+        """Schedule a refresh if a change of secrets, or an unknown change (None), was announced."""
         if tag in {None, SECRETS_CHANGED}:
             self._changed.set()
 
     async def refresh(self, database: Database, *, max_age_seconds: float = 0.0) -> None:
-        """Read every version, unless that was done less than `max_age_seconds` ago.
+        """Read every version, unless last read less than `max_age_seconds` ago.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
@@ -99,7 +99,7 @@ class GatewaySecrets:
             self._keep(versions)
 
     async def refresh_peppers(self, database: Database) -> bool:
-        """Read every version if there is a pepper that is not known; returns whether there is.
+        """Read every version if there is an unknown pepper; return True if there was one.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
@@ -115,37 +115,37 @@ class GatewaySecrets:
         return True
 
     async def refresh_in(self, session: OperatorSession) -> None:
-        """The same within a transaction."""
+        """Read every version within a transaction."""
         self._keep(await _read(session, self._vault))
 
     @property
     def pepper(self) -> Pepper:
-        """The pepper of new keys."""
+        """Return the pepper of new keys."""
         return self.peppers[0]
 
     @property
     def retired_peppers(self) -> tuple[Pepper, ...]:
-        """Those that accept no key, and under which admin keys that have ended are known."""
+        """Return the peppers that accept no key, kept to recognise ended admin keys."""
         return _as_peppers(self._versions.get(Secret.RETIRED_PEPPER, ()))
 
     def link_keys(self, now: float) -> list[bytes]:
-        """The keys whose links are accepted at `now` (Unix seconds), the newest first."""
+        """Return the keys whose links are accepted at `now` (Unix seconds), the newest first."""
         return [key.value for key in self._links if _is_accepted(key, now)]
 
     def signing_link_key(self, now: float) -> bytes:
-        """The key that signs links at `now`: the newest that every worker knows."""
+        """Return the key that signs links at `now`: the newest that every worker knows."""
         started = (key.value for key in self._links if key.used_from.timestamp() <= now)
-        # The database's clock may be ahead of this one when the very first key is made.
+        # The database's clock may be ahead of this one when the first key is created.
         return next(started, self._links[-1].value)
 
     @property
     def webhook_keys(self) -> list[bytes]:
-        """The keys of the house's webhook secrets, the newest first."""
+        """Return the keys of the operator's webhook secrets, the newest first."""
         return [version.value for version in self._versions[Secret.WEBHOOK_KEY]]
 
     @property
     def prompt_key(self) -> bytes:
-        """The key of the hashes of prompts. It does not change, or equal prompts would differ."""
+        """Return the key of prompt hashes, which never rolls so that equal prompts hash equal."""
         return self._versions[Secret.PROMPT_KEY][0].value
 
     def _keep(self, versions: Versions) -> None:
@@ -157,28 +157,28 @@ class GatewaySecrets:
     async def _refresh_for_ever(self, database: Database) -> None:
         while True:
             with suppress(TimeoutError):
-                # Not `wait_for`, which can lose a cancellation to an event that comes with it.
+                # Not `wait_for`, which can lose a cancellation that coincides with the event.
                 async with asyncio.timeout(REFRESH_SECONDS):
                     await self._changed.wait()
             self._changed.clear()
             try:
                 await self.refresh(database)
             except (DatabaseUnavailable, ConfigurationError, SealBroken) as error:
-                # What is known stays in use.
+                # The known versions stay in use.
                 log.warning("gateway_secrets_not_read", reason=type(error).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._changed.set()
 
 
 async def open_secrets(session: OperatorSession, vault: Vault) -> GatewaySecrets:
-    """Read every version of each secret; make the first where there is none."""
+    """Read every version of each secret; create the first if there is none."""
     versions = await _read(session, vault)
-    # The first version is made where there is none: later it may have been retired.
+    # Only if there is no version at all: the first one may have been retired.
     missing = {Secret.PEPPER, Secret.LINK_KEY, Secret.WEBHOOK_KEY} - versions.keys()
     for secret in missing:
         await vault.gateway_secret(session, secret)
     versions = await _read(session, vault) if missing else versions
-    # Until this key was a secret of its own, hashes of prompts were made with the first link key.
+    # Before this key was a separate secret, prompt hashes used the first link key.
     if Secret.PROMPT_KEY not in versions:
         await vault.keep_secret(session, Secret.PROMPT_KEY, versions[Secret.LINK_KEY][-1].value)
         versions = await _read(session, vault)
@@ -208,19 +208,19 @@ async def _read(session: OperatorSession, vault: Vault) -> Versions:
 
 
 async def list_versions(session: OperatorSession, vault: Vault) -> Versions:
-    """Every version of each secret, for whoever asks how old they are."""
+    """List every version of each secret, for the report of their ages."""
     return await _read(session, vault)
 
 
 async def roll_pepper(session: OperatorSession, vault: Vault) -> int:
-    """Make another pepper; returns its version. Each key takes it at its next use."""
+    """Add a pepper and return its version. Each key is rehashed with it at its next use."""
     version = await _add(session, vault, Secret.PEPPER, used_from=datetime.now(UTC))
     await _record(session, Action.GATEWAY_SECRET_ROLLED, Secret.PEPPER, version=version)
     return version
 
 
 async def roll_webhook_key(session: OperatorSession, vault: Vault) -> int:
-    """Make another key for the house's webhook secrets; they are to be sealed anew with it."""
+    """Add a key for the operator's webhook secrets, which the caller must reseal with it."""
     version = await _add(session, vault, Secret.WEBHOOK_KEY, used_from=datetime.now(UTC))
     await _record(session, Action.GATEWAY_SECRET_ROLLED, Secret.WEBHOOK_KEY, version=version)
     return version
@@ -229,12 +229,12 @@ async def roll_webhook_key(session: OperatorSession, vault: Vault) -> int:
 async def roll_link_key(
     session: OperatorSession, vault: Vault, *, lifetime: timedelta | None
 ) -> tuple[int, datetime]:
-    """Make another link key; returns its version and when it begins to sign.
+    """Add a link key; return its version and the time from which it signs.
 
-    Links of the old keys stay valid for `lifetime` after that; None: they end now.
+    Links of the old keys stay valid for `lifetime` after that; None: they are revoked now.
     """
     now = datetime.now(UTC)
-    # In the past for a worker whose clock is behind, too.
+    # In the past even for a worker whose clock is behind.
     used_from = now - CLOCK_SLACK if lifetime is None else now + SIGNS_AFTER
     ends_at = now if lifetime is None else used_from + lifetime + CLOCK_SLACK
     await session.execute(
@@ -258,21 +258,24 @@ async def roll_link_key(
 
 
 async def retire_peppers(session: OperatorSession, vault: Vault, *, ended_keys: int) -> list[int]:
-    """Retire every pepper but the newest; returns their versions.
+    """Retire every pepper but the newest; return their versions.
 
-    Keys that are still on one of them open nothing from now on: `ended_keys` were revoked.
+    Keys still hashed with a retired pepper are refused from now on; `ended_keys` of them were
+    revoked.
 
     Raises:
-        InvalidRequest: there is one alone, or the newest is younger than a minute, so that a
+        InvalidRequest: there is only one, or the newest is younger than a minute, so that some
             worker may not know it yet.
     """
     rows = await _peppers(session)
     if len(rows) < 2:  # noqa: PLR2004 - the newest and one to retire
-        raise InvalidRequest("There is one pepper. Roll it first: gateway master-key roll pepper")
+        raise InvalidRequest(
+            "There is only one pepper. Roll it first: gateway master-key roll pepper"
+        )
     if datetime.now(UTC) - rows[0].created_at < SIGNS_AFTER:
         raise InvalidRequest(
-            f"The newest pepper is younger than {SIGNS_AFTER.seconds} seconds, and a worker may "
-            "not know it yet. Wait a moment."
+            f"The newest pepper is younger than {SIGNS_AFTER.seconds} seconds, and some worker "
+            "may not know it yet. Try again in a minute."
         )
     return await _retire(session, vault, rows[1:], ended_keys=ended_keys)
 
@@ -280,7 +283,7 @@ async def retire_peppers(session: OperatorSession, vault: Vault, *, ended_keys: 
 async def retire_due(
     session: OperatorSession, vault: Vault, *, is_pepper_unused: bool
 ) -> list[str]:
-    """Remove link keys and webhook keys whose time is over; old peppers where no key uses them."""
+    """Remove expired link keys and webhook keys, and old peppers that no key uses."""
     due = await session.scalars(
         delete(SealedSecretRow)
         .where(SealedSecretRow.accepted_until < func.now())
@@ -299,7 +302,7 @@ async def retire_due(
 
 
 async def end_webhook_keys(session: OperatorSession, *, before_version: int) -> None:
-    """Let older webhook keys go in an hour: nothing is sealed with them any more."""
+    """Expire older webhook keys in an hour: nothing is sealed with them any more."""
     ends_at = datetime.now(UTC) + timedelta(hours=1)
     for row in await session.scalars(
         select(SealedSecretRow).where(_is_version_of(Secret.WEBHOOK_KEY))
@@ -309,7 +312,7 @@ async def end_webhook_keys(session: OperatorSession, *, before_version: int) -> 
 
 
 async def newest_pepper_version(session: OperatorSession) -> int:
-    """The version that new digests are made with, as the database has it."""
+    """Read the version of the pepper for new digests from the database."""
     return parse_name((await _peppers(session))[0].name)[1]
 
 
@@ -321,10 +324,10 @@ async def _peppers(session: OperatorSession) -> list[SealedSecretRow]:
 async def _retire(
     session: OperatorSession, vault: Vault, rows: Sequence[SealedSecretRow], *, ended_keys: int
 ) -> list[int]:
-    """Let no key be found under these peppers any more.
+    """Retire peppers, so that no key matches under them.
 
-    Admin keys that ended under one are known by it alone, so it stays under another name: their
-    text may stand in a `GATEWAY_ADMIN_KEY` that is set again.
+    An admin key that ended under a pepper can be recognised only with it, in case
+    `GATEWAY_ADMIN_KEY` is set to that key again. The pepper is therefore kept under another name.
     """
     versions = []
     for row in rows:
@@ -377,7 +380,7 @@ def _is_version_of(secret: Secret) -> ColumnElement[bool]:
 
 
 def parse_name(name: str) -> tuple[str, int]:
-    """What a secret is for and its version, from its name in the database."""
+    """Split the name of a secret in the database into its purpose and version."""
     family, dot, version = name.partition(".")
     return family, int(version) if dot else 1
 

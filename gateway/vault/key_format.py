@@ -1,7 +1,7 @@
-"""The form of our API keys: prefix, 30 base62 characters, a CRC32 in 6 more.
+"""The format of API keys: a prefix, 30 base62 characters, and a CRC32 in 6 more.
 
-The checksum lets a mistyped or invented key be refused without asking the database, and lets
-secret scanners recognise a real one.
+With the checksum, a mistyped or invented key is refused without a database query, and secret
+scanners can recognise a real one.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ _FORM = re.compile(r"igw_(live|test|admin)_[0-9A-Za-z]{36}")
 
 @dataclass(frozen=True, slots=True)
 class Pepper:
-    """What digests of keys are made with. Its versions follow one another; see `GatewaySecrets`."""
+    """A version of the secret that keys the digests of API keys; see `GatewaySecrets`."""
 
     version: int
     value: bytes = field(repr=False)
 
 
 def new_key(kind: Kind) -> SecretText:
-    """A new random key: about 178 bits."""
+    """Generate a random key of about 178 bits."""
     body = "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARACTERS))
     text = f"igw_{kind}_{body}"
     return SecretText(text + checksum(text))
 
 
 def checksum(text: str) -> str:
-    """CRC32 of the key so far, as six base62 characters."""
+    """Compute the CRC32 of the text as six base62 characters."""
     value = zlib.crc32(text.encode())
     characters = []
     for _ in range(CHECKSUM_CHARACTERS):
@@ -49,7 +49,7 @@ def checksum(text: str) -> str:
 
 
 def key_kind(text: str) -> Kind | None:
-    """Which kind of key this is, or None where its form or checksum is wrong."""
+    """Return the kind of a key, or None if its format or checksum is wrong."""
     match = _FORM.fullmatch(text)
     if match is None or checksum(text[:-CHECKSUM_CHARACTERS]) != text[-CHECKSUM_CHARACTERS:]:
         return None
@@ -58,5 +58,5 @@ def key_kind(text: str) -> Kind | None:
 
 
 def digest(pepper: Pepper, text: str) -> bytes:
-    """What the database keeps of a key: HMAC-SHA256 under the pepper."""
+    """Compute the stored digest of a key: HMAC-SHA256 under the pepper."""
     return hmac.digest(pepper.value, text.encode(), hashlib.sha256)

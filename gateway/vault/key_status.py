@@ -1,4 +1,4 @@
-"""How old the keys at rest are, and what still needs an old version of them."""
+"""Status report of the keys at rest: their ages, and the rows that need old versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ KEY_TABLES = (ApiKeyRow, OperatorKeyRow)
 
 @dataclass(frozen=True, slots=True)
 class KeyStatus:
-    """One version of one key. `needed_by`: how many rows would not open without it."""
+    """One version of one key. `needed_by`: the number of rows that need it to open."""
 
     name: str
     version: str
@@ -26,9 +26,9 @@ class KeyStatus:
 
 
 async def read_status(session: OperatorSession, master_keys: Sequence[str]) -> list[KeyStatus]:
-    """Every key's versions: master keys, data keys by age, and the gateway's own secrets.
+    """Report all versions: master keys, data keys by age, and the gateway's own secrets.
 
-    `master_keys`: the ids of those that are configured, the wrapping one first.
+    `master_keys`: the ids of the configured keys, the wrapping one first.
     """
     return [
         *await _master_keys(session, master_keys),
@@ -38,13 +38,13 @@ async def read_status(session: OperatorSession, master_keys: Sequence[str]) -> l
 
 
 async def count_on_old_peppers(session: OperatorSession, newest: int) -> int:
-    """How many usable keys have not been used since the pepper was rolled."""
+    """Count the usable keys that have not been used since the pepper was rolled."""
     by_version = await _keys_by_pepper(session)
     return sum(count for version, count in by_version.items() if version < newest)
 
 
 async def end_keys_on_old_peppers(session: OperatorSession, newest: int) -> int:
-    """Revoke the usable keys that only an older pepper opens; returns how many."""
+    """Revoke the usable keys that match only under an older pepper; return their number."""
     ended = 0
     for table in KEY_TABLES:
         rows = await session.scalars(
@@ -135,7 +135,7 @@ async def _secrets(session: OperatorSession) -> list[KeyStatus]:
             name.replace("_", " ").removeprefix("retired "),
             str(version),
             _age_days(row.created_at),
-            "retired: knows admin keys that have ended"
+            "retired: recognises ended admin keys"
             if name == Secret.RETIRED_PEPPER
             else _state(row, now, is_newest=(name, version + 1) not in rows),
             by_pepper.get(version, 0) if name == Secret.PEPPER else None,

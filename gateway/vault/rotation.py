@@ -1,7 +1,6 @@
-"""Rotation of keys while the gateway serves: master keys wrap anew, data keys are replaced.
+"""Rotation of keys while the gateway serves: rewrapping by master keys, new data keys.
 
-Everything works in small commits and leaves out what is done, so that it may be stopped and run
-again.
+Every rotation works in small commits and skips what is done, so it can be stopped and run again.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,14 +22,14 @@ REWRAP_BATCH = 500
 TENANT_BATCH = 100
 SEAL_BATCH = 200
 KEPT_SECONDS = 300.0
-"""How long a replaced data key stays: a worker may be about to open what it read before."""
+"""Retention of a replaced data key: a worker may still open a ciphertext that it read before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """One batch of secrets that were sealed anew; `last` is where the next one begins.
+    """One batch of resealed secrets; the next batch starts after the id `last`.
 
-    `unreadable`: ids of those that do not open. They stay as they are, and their data key too.
+    `unreadable`: ids of secrets that do not open. They and their data key are kept unchanged.
     """
 
     count: int
@@ -40,7 +39,7 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """What a rotation of the data keys has done; `resumed` where it went on with an earlier one."""
+    """The result of a rotation of data keys; `resumed` if it continued an earlier one."""
 
     tenants: int
     secrets: int
@@ -49,13 +48,13 @@ class Rotated:
 
 
 Resealer = Callable[[OperatorSession, Vault, UUID | None, int], Awaitable[Sealed]]
-"""Seals secrets of one kind anew under the newest data keys: those behind an id, up to a number."""
+"""A function that reseals one batch of secrets of one kind under the newest data keys."""
 
 
 async def rotate_data_keys(
     database: Database, vault: Vault, resealers: Sequence[Resealer]
 ) -> Rotated:
-    """Give every tenant a new data key and seal its secrets anew; resume where it was stopped."""
+    """Give every tenant a new data key and reseal its secrets; resume a stopped rotation."""
     rotation_id, started_at, resumed = await _begin(database)
     tenants = secrets = 0
     while True:
@@ -103,7 +102,7 @@ async def _begin(database: Database) -> tuple[UUID, datetime, bool]:
 
 
 async def _add_keys(session: OperatorSession, vault: Vault, *, before: datetime) -> int:
-    """Give a new data key to some of the tenants whose newest was made before that moment."""
+    """Give a new data key to a batch of tenants whose newest is older than `before`."""
     behind = await session.execute(
         select(DataKeyRow.tenant_id, func.max(DataKeyRow.version))
         .group_by(DataKeyRow.tenant_id)
@@ -117,7 +116,7 @@ async def _add_keys(session: OperatorSession, vault: Vault, *, before: datetime)
 
 
 async def retire_data_keys(session: OperatorSession) -> int:
-    """Remove replaced data keys under which nothing is sealed any more."""
+    """Remove replaced data keys that nothing is sealed with any more."""
     newer = aliased(DataKeyRow)
     is_replaced = (
         select(newer.version)
@@ -146,10 +145,10 @@ async def retire_data_keys(session: OperatorSession) -> int:
 
 
 async def rewrap_all(database: Database, master_keys: MasterKeys) -> int:
-    """Wrap every data key and gateway secret with the first master key; returns how many.
+    """Wrap every data key and gateway secret with the first master key; return their number.
 
-    Works in small commits and leaves out what is done: it may be stopped and run again, with the
-    gateway serving all the while.
+    Works in small commits and skips what is done: it can be stopped and run again while the
+    gateway serves.
     """
     done = 0
     while True:
@@ -199,7 +198,7 @@ async def _rewrap_batch(session: OperatorSession, master_keys: MasterKeys) -> in
 
 
 async def used_master_key_ids(database: Database) -> set[str]:
-    """Which master keys still wrap something."""
+    """Return the ids of the master keys that still wrap a key or secret."""
     async with database.operator() as session:
         return await _used_ids(session)
 

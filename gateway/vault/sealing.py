@@ -1,7 +1,7 @@
-"""Sealing of secrets: AES-256-GCM, a data key per tenant, wrapped by the master key.
+"""Envelope encryption of secrets: AES-256-GCM, one data key per tenant, wrapped by the master key.
 
-Associated data binds every ciphertext to its place, so that one moved to another row, tenant or
-version does not open.
+Associated data binds every ciphertext to its place: moved to another row, tenant or version, it
+does not open.
 """
 
 import asyncio
@@ -30,26 +30,26 @@ from gateway.errors import ConfigurationError
 KEY_BYTES = 32
 NONCE_BYTES = 12
 DATA_KEY_SECONDS = 300.0
-"""How long an opened data key stays in memory."""
+"""Retention of an unwrapped data key in memory."""
 DATA_KEY_LOAD_SECONDS = 10.0
 MAX_DATA_KEYS = 100_000
 
 
 class SealBroken(Exception):
-    """A ciphertext that does not belong where it stands, or was changed."""
+    """A ciphertext that was moved from its place, or changed."""
 
 
 def seal(key: bytes, plaintext: bytes, *place: object) -> bytes:
-    """Encrypt `plaintext` for one place; returns nonce and ciphertext."""
+    """Encrypt `plaintext` for one place; return nonce and ciphertext."""
     nonce = os.urandom(NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plaintext, _associated_data(place))
 
 
 def unseal(key: bytes, sealed: bytes, *place: object) -> bytes:
-    """Decrypt what was sealed for this very place.
+    """Decrypt a ciphertext sealed for this place.
 
     Raises:
-        SealBroken: other place, other key, or changed bytes.
+        SealBroken: another place, another key, or changed bytes.
     """
     try:
         return AESGCM(key).decrypt(
@@ -64,10 +64,10 @@ def _associated_data(place: Sequence[object]) -> bytes:
 
 
 class MasterKeys:
-    """The keys that wrap all others: the first wraps, every one opens.
+    """The keys that wrap all others: the first wraps, every one unwraps.
 
     They come from `GATEWAY_MASTER_KEY` (comma-separated while rolling) or from a file with one
-    key a line, which is read again when it has changed.
+    key per line, which is read again after a change.
     """
 
     def __init__(self, text: str | None, path: Path | None) -> None:
@@ -81,9 +81,9 @@ class MasterKeys:
 
     @classmethod
     def from_new_file(cls, path: Path) -> "MasterKeys":
-        """Open the key file; write one with a new random key where there is none.
+        """Open the key file; create one with a random key if there is none.
 
-        Of several processes that start at once, one writes it, and all of them open that one.
+        If several processes start at once, one creates the file and all open it.
         """
         if not path.exists():
             with suppress(FileExistsError):
@@ -91,15 +91,15 @@ class MasterKeys:
         return cls(None, path)
 
     def wrapping(self) -> tuple[str, bytes]:
-        """Id and bytes of the key that wraps from now on."""
+        """Return the id and bytes of the wrapping key."""
         self._read_file()
         return next(iter(self._keys.items()))
 
     def opening(self, key_id: str) -> bytes:
-        """The key with this id.
+        """Return the key with this id.
 
         Raises:
-            ConfigurationError: it is not among the configured keys.
+            ConfigurationError: it is not configured.
         """
         if key_id not in self._keys:
             self._read_file()
@@ -107,18 +107,18 @@ class MasterKeys:
             raise ConfigurationError(
                 f"The database was sealed with master key {key_id}, which is not configured "
                 f"(configured: {', '.join(self._keys)}). Restore it in GATEWAY_MASTER_KEY or its "
-                "file; it may stand beside a newer one."
+                "file; it can be listed after a newer one."
             )
         return self._keys[key_id]
 
     @property
     def path(self) -> Path | None:
-        """The file the keys come from, if any."""
+        """The file of the keys, if any."""
         return self._path
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Every configured key's id, the wrapping one first."""
+        """The ids of all configured keys, the wrapping one first."""
         return tuple(self._keys)
 
     def _read_file(self) -> None:
@@ -138,24 +138,24 @@ class MasterKeys:
 
 
 def new_master_key() -> bytes:
-    """32 random bytes."""
+    """Generate 32 random bytes."""
     return os.urandom(KEY_BYTES)
 
 
 def master_key_id(key: bytes) -> str:
-    """A short name of a key that says nothing about it."""
+    """Compute a short id of a key, which does not disclose the key."""
     return hashlib.sha256(b"image-gateway master key id" + key).hexdigest()[:12]
 
 
 def write_key_file(path: Path, keys: Sequence[bytes]) -> None:
-    """Write the keys for their owner alone, all or nothing."""
+    """Write the key file atomically, readable by its owner only."""
     _write_key_file(path, keys, place=os.replace)
 
 
 def _write_key_file(
     path: Path, keys: Sequence[bytes], *, place: Callable[[str, Path], None]
 ) -> None:
-    """Write a file of another name and `place` it: `os.link` leaves an existing one as it is."""
+    """Write a temporary file and `place` it; `os.link` does not overwrite an existing one."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:
@@ -165,7 +165,7 @@ def _write_key_file(
         place(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    # The name too must be on disk before anything is wrapped with the new key.
+    # The directory entry must be on disk too before anything is wrapped with the new key.
     if os.name == "posix":
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)
@@ -182,7 +182,7 @@ def _parse_keys(texts: Sequence[str], source: str) -> dict[str, bytes]:
             key = b""
         if len(key) != KEY_BYTES or len(set(key)) < KEY_BYTES // 4:
             raise ConfigurationError(
-                f"{source} must hold 32 random bytes in base64. Make one with\n"
+                f"{source} must hold 32 random bytes in base64. Generate them with\n"
                 "    python3 -c 'import base64,os;"
                 "print(base64.urlsafe_b64encode(os.urandom(32)).decode())'"
             )
@@ -193,11 +193,11 @@ def _parse_keys(texts: Sequence[str], source: str) -> dict[str, bytes]:
 
 
 class DataKeyMissing(SealBroken):
-    """A data key that was replaced: its ciphertext is stale, and the row now holds another."""
+    """A replaced data key: the ciphertext is stale, and the row holds a newer one."""
 
 
 class Vault:
-    """Opens and seals; keeps unwrapped data keys in memory, each for a bounded time."""
+    """Sealing and opening, with unwrapped data keys cached in memory for a bounded time."""
 
     def __init__(
         self, master_keys: MasterKeys, *, data_key_seconds: float = DATA_KEY_SECONDS
@@ -211,11 +211,11 @@ class Vault:
         )
 
     async def gateway_secret(self, session: OperatorSession, name: str) -> bytes:
-        """One of the gateway's own secrets (32 bytes), made on first use."""
+        """Return one of the gateway's own secrets (32 bytes), created on first use."""
         return await self.keep_secret(session, name, os.urandom(KEY_BYTES))
 
     async def keep_secret(self, session: OperatorSession, name: str, value: bytes) -> bytes:
-        """Seal and keep a secret of the gateway; returns the one that was there before, if any."""
+        """Seal and store a secret of the gateway; an existing one is kept and returned instead."""
         key_id, key = self.master_keys.wrapping()
         await session.execute(
             insert(SealedSecretRow)
@@ -235,7 +235,7 @@ class Vault:
         """Open a secret of the gateway.
 
         Raises:
-            SealBroken: it stands in another place than it was sealed for.
+            SealBroken: it was moved from the place that it was sealed for.
             ConfigurationError: the master key behind it is not configured.
         """
         return unseal(self.master_keys.opening(master_key_id), sealed, "sealed_secret", name)
@@ -243,7 +243,7 @@ class Vault:
     async def seal_for_tenant(
         self, session: TenantSession, tenant_id: UUID, secret: SecretText, *place: object
     ) -> tuple[int, bytes]:
-        """Seal a tenant's secret; returns the data key's version and the ciphertext."""
+        """Seal a tenant's secret; return the data key's version and the ciphertext."""
         return await self.seal_bytes_for_tenant(
             session, tenant_id, secret.reveal().encode(), *place
         )
@@ -251,18 +251,18 @@ class Vault:
     async def seal_bytes_for_tenant(
         self, session: TenantSession, tenant_id: UUID, content: bytes, *place: object
     ) -> tuple[int, bytes]:
-        """Seal a tenant's bytes; returns the data key's version and the ciphertext."""
+        """Seal a tenant's bytes; return the data key's version and the ciphertext."""
         version, key = await self.newest_data_key(session, tenant_id)
         return version, seal(key, content, tenant_id, *place)
 
     async def open_for_tenant(
         self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
     ) -> SecretText:
-        """Open a tenant's secret; asks Postgres for the data key where it is not in memory.
+        """Open a tenant's secret; load the data key from Postgres if it is not in memory.
 
         Raises:
             DataKeyMissing: the data key was replaced; read the row again.
-            SealBroken: the ciphertext stands in another place than it was sealed for.
+            SealBroken: the ciphertext was moved from the place that it was sealed for.
         """
         content = await self.open_bytes_for_tenant(database, tenant_id, version, sealed, *place)
         return SecretText(content.decode())
@@ -270,18 +270,18 @@ class Vault:
     async def open_bytes_for_tenant(
         self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
     ) -> bytes:
-        """Open a tenant's bytes; asks Postgres for the data key where it is not in memory.
+        """Open a tenant's bytes; load the data key from Postgres if it is not in memory.
 
         Raises:
             DataKeyMissing: the data key was replaced; read the row again.
-            SealBroken: the ciphertext stands in another place than it was sealed for.
+            SealBroken: the ciphertext was moved from the place that it was sealed for.
         """
 
         async def load() -> tuple[bytes, str]:
             async with database.tenant(tenant_id) as session:
                 key = await self.data_key(session, tenant_id, version)
             tag = str(tenant_id)
-            # An entry would else lie there until somebody asks for it again.
+            # An expired key would otherwise stay in memory until its next use.
             loop = asyncio.get_running_loop()
             loop.call_later(self._data_key_seconds, self.opened.clear, tag)
             return key, tag
@@ -292,16 +292,16 @@ class Vault:
         return unseal(key, sealed, tenant_id, *place)
 
     def forget(self, tenant_id: str | None) -> None:
-        """Drop a tenant's opened data keys from memory; None: those of all."""
+        """Drop a tenant's unwrapped data keys from memory; None: those of all tenants."""
         self.opened.clear(tenant_id)
 
     async def data_key(
         self, session: TenantSession | OperatorSession, tenant_id: UUID, version: int
     ) -> bytes:
-        """A tenant's data key of this version.
+        """Load a tenant's data key of this version.
 
         Raises:
-            DataKeyMissing: there is none any more.
+            DataKeyMissing: it was removed.
         """
         row = (
             await session.execute(
@@ -317,9 +317,9 @@ class Vault:
     async def newest_data_key(
         self, session: TenantSession | OperatorSession, tenant_id: UUID
     ) -> tuple[int, bytes]:
-        """The data key that seals from now on, made where there is none yet.
+        """Load the newest data key, or create the first.
 
-        Not kept in memory: this transaction may yet be rolled back, and the key with it.
+        Not cached: this transaction may still be rolled back, and the key with it.
         """
         newest = (
             select(DataKeyRow.version, DataKeyRow.wrapped, DataKeyRow.master_key_id)
@@ -336,7 +336,7 @@ class Vault:
     async def add_data_key(
         self, session: TenantSession | OperatorSession, tenant_id: UUID, version: int
     ) -> None:
-        """Make a data key of this version, unless another transaction already has."""
+        """Create a data key of this version, unless another transaction already has."""
         key_id, master_key = self.master_keys.wrapping()
         wrapped = seal(master_key, os.urandom(KEY_BYTES), "data_key", tenant_id, version)
         await session.execute(
@@ -351,5 +351,5 @@ class Vault:
 
 
 async def shred(session: OperatorSession, tenant_id: UUID) -> None:
-    """Destroy a tenant's data keys: what was sealed with them can never be opened again."""
+    """Destroy a tenant's data keys, so that everything sealed with them is unreadable."""
     await session.execute(delete(DataKeyRow).where(DataKeyRow.tenant_id == tenant_id))
