@@ -1,1 +1,4 @@
-"""The operator's identity provider: its tokens become callers. Imported by the bootstrap alone."""
+"""Authentication by tokens of the operator's identity provider (OpenID Connect).
+
+Only the bootstrap may import it.
+"""

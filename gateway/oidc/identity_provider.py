@@ -1,7 +1,7 @@
-"""The operator's identity provider: its tokens become callers, beside our own API keys.
+"""Authentication by tokens of the operator's identity provider, beside API keys.
 
-The gateway is an OAuth 2.1 resource server. It checks tokens by the provider's public keys and
-never sends them anywhere.
+The gateway is an OAuth 2.1 resource server. It verifies tokens with the provider's public keys and
+never forwards them.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from gateway.tenancy.tenants import MAX_NAME_CHARACTERS, as_uuid, refuse_suspend
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The rows that a tenant's and a user's claim lead to."""
+    """The rows identified by the tenant claim and the user claim."""
 
     tenant_id: UUID
     user_id: UUID | None
@@ -31,7 +31,7 @@ class Account:
 
 
 class IdentityProvider:
-    """Finds who is behind a token: signature, claims, then the cache in front of Postgres."""
+    """The authentication of a token: signature, claims, then the cache in front of Postgres."""
 
     def __init__(
         self,
@@ -46,19 +46,19 @@ class IdentityProvider:
         self._expected = expected
 
     async def authenticate(self, token: str) -> Caller:
-        """Who sends this token.
+        """Authenticate a token.
 
         Raises:
             InvalidToken: malformed, forged, expired, or not for this gateway.
-            Forbidden: the tenant it names is not known here, or suspended.
-            KeysUnavailable: the provider is away, and its key is not known.
+            Forbidden: the tenant in its claims is unknown or suspended.
+            KeysUnavailable: the provider is away, and the token's key is unknown.
             DatabaseUnavailable: tenant and user are not cached, and Postgres is away.
         """
         header = read_header(token, max_characters=self._expected.max_characters)
         key = await self._keys.find(header.key_id, header.algorithm)
         if key is None:
             raise InvalidToken(
-                "This token was signed with a key that the identity provider does not name. "
+                "This token was signed with a key that the identity provider does not publish. "
                 "Get a new one."
             )
         identity = read_identity(token, header, key, self._expected)
@@ -68,7 +68,7 @@ class IdentityProvider:
         if account is None:
             name = identity.tenant[:MAX_NAME_CHARACTERS]
             raise Forbidden(
-                f"This token is of a tenant that is not known here, {name!r}. "
+                f"The tenant of this token, {name!r}, is unknown. "
                 "Ask the operator of this gateway to create it.",
                 code="tenant_unknown",
             )
@@ -76,10 +76,10 @@ class IdentityProvider:
         return _caller(account, identity.scopes, identity.expires_at)
 
     async def examine(self) -> int:
-        """Ask the provider for its keys now; how many of them can be used.
+        """Fetch the provider's keys now; return the number of usable ones.
 
         Raises:
-            KeysNotFetched: that does not work; the message says why.
+            KeysNotFetched: they cannot be fetched; the message gives the reason.
         """
         return await self._keys.fetch()
 
@@ -120,7 +120,7 @@ class IdentityProvider:
 def identity_provider_of(
     settings: Settings, database: Database, accounts: Cache[tuple[str, str], Account]
 ) -> IdentityProvider | None:
-    """The one that the operator names, if any; it is not asked before the first token comes."""
+    """Build the configured identity provider, if any; nothing is fetched before the first token."""
     if settings.oidc_issuer is None:
         return None
     limits = KeyLimits(

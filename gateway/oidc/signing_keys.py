@@ -1,6 +1,6 @@
-"""The public keys of the operator's identity provider: found by discovery, fetched, kept, renewed.
+"""The public keys of the operator's identity provider: discovery, fetching and caching.
 
-OpenID Connect Discovery 1.0, RFC 8414 (the same for OAuth alone) and RFC 7517 (key sets).
+OpenID Connect Discovery 1.0, RFC 8414 (the same for plain OAuth) and RFC 7517 (key sets).
 """
 
 import asyncio
@@ -29,13 +29,13 @@ OK = 200
 KEY_ERRORS = (JoseError, UnsupportedAlgorithm, ValueError, TypeError, KeyError)
 log = structlog.get_logger(__name__)
 
-# It says so each time a token is signed with EdDSA, which many providers still call by that name.
+# The library warns at each token signed with EdDSA, a name that many providers still use.
 warnings.filterwarnings("ignore", category=SecurityWarning, module="joserfc")
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """How long keys are used, how soon they are asked for again, and what an answer may take."""
+    """Limits: the keys' lifetime, the pause between fetches, and an answer's time and size."""
 
     lifetime_seconds: float
     refetch_seconds: float
@@ -44,28 +44,28 @@ class KeyLimits:
 
 
 class KeysUnavailable(Unavailable):
-    """A key is not known and cannot be fetched: nobody can say whether its tokens are valid."""
+    """An unknown key that cannot be fetched, so that its tokens cannot be verified."""
 
     code = "identity_provider_unreachable"
 
     def __init__(self) -> None:
         super().__init__(
-            "Tokens cannot be checked right now: the identity provider does not answer as it "
-            "should. Nothing was bought; try again.",
+            "Tokens cannot be verified right now: the identity provider does not answer "
+            "correctly. Nothing was bought; try again.",
             retry_after_seconds=1,
         )
 
 
 class KeysNotFetched(Exception):
-    """Why the provider's keys could not be fetched; for the operator, not for clients."""
+    """A failure to fetch the provider's keys, with a reason for the operator, not for clients."""
 
 
 class SigningKeys:
-    """The provider's keys, fetched when the first token asks for one.
+    """The provider's keys, fetched when the first token needs one.
 
-    Fetched anew once they are old, or where a token names an unknown key, but never sooner than
-    `refetch_seconds` after the last attempt: what clients send does not become the provider's load.
-    While the provider is away the keys that are there stay in use.
+    Fetched again once they are old, or when a token names an unknown key, but at least
+    `refetch_seconds` after the last attempt, so that clients cannot cause load at the provider.
+    While the provider is away, the known keys stay in use.
     """
 
     def __init__(
@@ -89,15 +89,15 @@ class SigningKeys:
         self._task: asyncio.Task[None] | None = None
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
-        """The key of this name that signs in this way; without a name, the only one that does.
+        """Find the key with this id and algorithm; without an id, the only one of the algorithm.
 
         Raises:
-            KeysUnavailable: it is not known, and the provider cannot be asked.
+            KeysUnavailable: it is unknown, and the provider is away.
         """
         key = self._match(key_id, algorithm)
         if key is None or self._clock() - self._fetched_at >= self._limits.lifetime_seconds:
             task = self._fetching()
-            # Where the provider is known to be away, whoever has an old key does not wait.
+            # While the provider is known to be away, tokens with a known key need not wait.
             if task is not None and (key is None or not self._has_failed):
                 await asyncio.shield(task)
                 key = self._match(key_id, algorithm)
@@ -106,10 +106,10 @@ class SigningKeys:
         return key
 
     async def fetch(self) -> int:
-        """Fetch the keys now, and say how many there are.
+        """Fetch the keys now, and return their number.
 
         Raises:
-            KeysNotFetched: that is not possible.
+            KeysNotFetched: they cannot be fetched.
         """
         self._keys = await _fetch_keys(self._http, self._issuer, self._limits)
         self._fetched_at = self._clock()
@@ -133,7 +133,7 @@ class SigningKeys:
         return matching[0] if len(matching) == 1 or (matching and key_id is not None) else None
 
     def _fetching(self) -> asyncio.Task[None] | None:
-        """The fetch that is under way, or a new one where it is time for one."""
+        """Return the running fetch, or start one if it is due."""
         if self._task is None:
             now = self._clock()
             if now - self._attempted_at < self._limits.refetch_seconds:
@@ -160,19 +160,19 @@ async def _fetch_keys(http: httpx2.AsyncClient, issuer: str, limits: KeyLimits) 
     address = await _discover(http, issuer, limits)
     keys = read_key_set(await _read(http, address, limits))
     if not keys:
-        raise KeysNotFetched(f"{address} holds no key that signs in a way that is accepted here")
+        raise KeysNotFetched(f"{address} holds no key for an accepted signature algorithm")
     return keys
 
 
 def read_key_set(document: Mapping[str, object]) -> Sequence[Key]:
-    """The keys of a set that can be used here; RFC 7517, section 5: the others are passed over."""
+    """Parse the usable keys of a set; others are ignored, as RFC 7517, section 5 asks."""
     entries = document.get("keys")
     known = entries[:MAX_KEYS] if isinstance(entries, list) else []
     return [key for entry in known if (key := _import(entry)) is not None]
 
 
 async def _discover(http: httpx2.AsyncClient, issuer: str, limits: KeyLimits) -> str:
-    """The address of the key set, from the first discovery document that is there."""
+    """Return the address of the key set from the first discovery document found."""
     for url in discovery_urls(issuer):
         try:
             document = await _read(http, url, limits)
@@ -180,8 +180,8 @@ async def _discover(http: httpx2.AsyncClient, issuer: str, limits: KeyLimits) ->
             continue
         if document.get("issuer") != issuer:
             raise KeysNotFetched(
-                f"{url} is of the issuer {str(document.get('issuer'))[:200]!r}; the setting must "
-                f"say the same, letter by letter, and says {issuer!r}"
+                f"{url} names the issuer {str(document.get('issuer'))[:200]!r}; the setting must "
+                f"be exactly the same, and is {issuer!r}"
             )
         address = document.get("jwks_uri")
         if not isinstance(address, str) or not is_https_or_loopback(address):
@@ -191,7 +191,7 @@ async def _discover(http: httpx2.AsyncClient, issuer: str, limits: KeyLimits) ->
 
 
 def discovery_urls(issuer: str) -> tuple[str, str]:
-    """Where the provider describes itself: OpenID Connect Discovery, section 4; RFC 8414, 3.1."""
+    """List the addresses of discovery documents: OpenID Connect Discovery, 4; RFC 8414, 3.1."""
     parts = urlsplit(issuer.rstrip("/"))
     path = "/.well-known/oauth-authorization-server"
     return (
@@ -201,11 +201,11 @@ def discovery_urls(issuer: str) -> tuple[str, str]:
 
 
 class _NotThereError(Exception):
-    """The provider has no such document."""
+    """A document that the provider does not have."""
 
 
 async def _read(http: httpx2.AsyncClient, url: str, limits: KeyLimits) -> Mapping[str, object]:
-    """A JSON object, bounded in time and size; redirects are not followed."""
+    """Fetch a JSON object, bounded in time and size; redirects are not followed."""
     content = bytearray()
     try:
         async with asyncio.timeout(limits.timeout_seconds), http.stream("GET", url) as answer:
@@ -231,7 +231,7 @@ async def _read(http: httpx2.AsyncClient, url: str, limits: KeyLimits) -> Mappin
 
 
 def _import(entry: object) -> Key | None:
-    """The key, or None where it signs nothing, or nothing that is accepted here."""
+    """Import a key; None if it is not for signatures, or not for an accepted algorithm."""
     if not isinstance(entry, dict) or entry.get("kty") not in ALGORITHMS.values():
         return None
     if entry.get("use", "sig") != "sig" or str(entry.get("alg", "RS256")) not in ALGORITHMS:

@@ -1,6 +1,6 @@
-"""What a token of the operator's identity provider says, once its signature was checked. No I/O.
+"""Verification of the identity provider's tokens: signature and claims. No I/O.
 
-JSON Web Tokens as access tokens: RFC 7519, RFC 9068, and the advice of RFC 8725.
+JSON Web Tokens as access tokens: RFC 7519, RFC 9068, and the recommendations of RFC 8725.
 """
 
 import json
@@ -24,9 +24,9 @@ ALGORITHMS: Mapping[str, str] = {
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
     **dict.fromkeys(("EdDSA", "Ed25519", "Ed448"), "OKP"),
 }
-"""Signatures by a key that only the provider has, and the type of that key. No `none`, no HMAC."""
+"""Accepted asymmetric signature algorithms, with their key types. No `none`, no HMAC."""
 TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
-"""`typ` says what a token is for: a provider signs other things with the same keys."""
+"""Accepted values of `typ`: a provider signs other kinds of tokens with the same keys."""
 MAX_KEY_ID_CHARACTERS = 256
 MAX_USER_CHARACTERS = 255
 """The longest `sub` of OpenID Connect Core, section 2."""
@@ -41,7 +41,7 @@ _NEW_ONE = "Get a new one from your identity provider."
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What a token must say to be accepted here, and which claims say who calls."""
+    """The required claims of an accepted token, and the names of the claims for tenant and user."""
 
     issuer: str
     audiences: tuple[str, ...]
@@ -54,7 +54,7 @@ class Expectations:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Which key is said to have signed a token, and how. Nothing of this is proven yet."""
+    """The key id and algorithm in a token's header, which are unverified."""
 
     key_id: str | None
     algorithm: str
@@ -62,7 +62,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a checked token speaks for. `tenant` is a name or an id, `user` a name."""
+    """The identity in a verified token. `tenant` is a name or an id, `user` a name."""
 
     tenant: str
     user: str
@@ -71,14 +71,14 @@ class Identity:
 
 
 class _StrictJson(json.JSONDecoder):
-    """Reads what RFC 8259 allows: the standard library also takes NaN, and recurses without end."""
+    """A decoder for strict RFC 8259: the standard library's accepts NaN and unlimited nesting."""
 
     def decode(self, s: str) -> object:  # type: ignore[override]  # only called by json.loads
         return orjson.loads(s)
 
 
 def nests_deeper(document: bytes, most: int) -> bool:
-    """Whether arrays and objects of a JSON text lie in one another more than `most` deep."""
+    """Tell if arrays and objects of a JSON text nest more than `most` levels deep."""
     if document.count(b"[") + document.count(b"{") <= most:
         return False
     depth = 0
@@ -90,10 +90,10 @@ def nests_deeper(document: bytes, most: int) -> bool:
 
 
 def read_header(token: str, *, max_characters: int) -> Header:
-    """Read the part of a token that says how to check it.
+    """Parse the header of a token.
 
     Raises:
-        InvalidToken: not a signed JWT, too long, or signed in a way that proves nothing.
+        InvalidToken: not a signed JWT, too long, or signed with an algorithm that is not accepted.
     """
     if len(token) > max_characters:
         raise InvalidToken(f"This token is longer than {max_characters} characters.")
@@ -114,13 +114,13 @@ def read_header(token: str, *, max_characters: int) -> Header:
     algorithm, key_id, kind = (header.get(name) for name in ("alg", "kid", "typ"))
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise InvalidToken(
-            "This token is not signed in a way that is accepted here. "
+            "This token is not signed with an accepted algorithm. "
             f"Accepted are {', '.join(ALGORITHMS)}."
         )
     if kind is not None and not (isinstance(kind, str) and kind.lower() in TYPES):
-        raise InvalidToken("This token is not an access token, by the `typ` of its header.")
+        raise InvalidToken("This token is not an access token, according to `typ` in its header.")
     if "crit" in header:
-        raise InvalidToken("This token asks for an extension that is not understood here.")
+        raise InvalidToken("This token requires an extension that this gateway does not support.")
     if key_id is not None and not (
         isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID_CHARACTERS
     ):
@@ -129,10 +129,10 @@ def read_header(token: str, *, max_characters: int) -> Header:
 
 
 def read_identity(token: str, header: Header, key: Key, expected: Expectations) -> Identity:
-    """Check the signature and every claim, and say who calls.
+    """Verify the signature and every claim, and return the identity.
 
     Raises:
-        InvalidToken: one of them is not as it must be; the message says which, never its value.
+        InvalidToken: one of them is invalid; the message names it, without its value.
     """
     registry = JWSRegistry(algorithms=[header.algorithm], strict_check_header=False)
     try:
@@ -169,14 +169,14 @@ def _explain(error: JoseError, expected: Expectations) -> str:
             f"the audience {expected.audiences[0]}."
         )
     if claim == "iss":
-        return "This token was issued by somebody else than this gateway's identity provider."
+        return "This token was not issued by this gateway's identity provider."
     if claim in {"nbf", "iat"}:
-        return "This token is not valid yet. Is a clock wrong?"
+        return "This token is not valid yet. Check the clocks of both machines."
     return f"The claims of this token cannot be used. {_NEW_ONE}"
 
 
 def _find(claims: Mapping[str, object], name: str) -> object:
-    """The claim of this name; else `a.b` is `b` within `a`."""
+    """Find a claim by its name; a name `a.b` that is absent means `b` within `a`."""
     if name in claims:
         return claims[name]
     found: object = claims
@@ -191,7 +191,7 @@ def _name(claims: Mapping[str, object], name: str) -> str:
         found = found[0]
     if not isinstance(found, str) or not found.strip():
         raise InvalidToken(
-            f"This token does not say who calls: the claim {name} is missing, or not one text."
+            f"This token does not identify the caller: the claim {name} is missing or not a string."
         )
     return found
 
@@ -200,14 +200,14 @@ def _user(claims: Mapping[str, object], name: str) -> str:
     user = _name(claims, name)
     if len(user) > MAX_USER_CHARACTERS or not user.isprintable():
         raise InvalidToken(
-            f"This token does not say who calls: the claim {name} is longer than "
+            f"This token does not identify the caller: the claim {name} is longer than "
             f"{MAX_USER_CHARACTERS} characters, or not printable."
         )
     return user
 
 
 def _scopes(claims: Mapping[str, object], prefix: str) -> frozenset[str]:
-    """Those of ours among `scope` and `scp`, each a text of words or a list."""
+    """Collect the gateway's scopes in `scope` and `scp`, each a string of words or a list."""
     granted: set[object] = set()
     for name in ("scope", "scp"):
         value = claims.get(name)
