@@ -1,1 +1,4 @@
-"""Events delivered to endpoints: signed, tried again, and kept where nobody took them."""
+"""Webhooks: endpoints, and signed event deliveries with retries and dead letters.
+
+Fronts, the sweeper and the command line may import it.
+"""

@@ -1,7 +1,7 @@
-"""Deliveries: one for each event and endpoint; claimed, and noted what came of each try.
+"""Deliveries: one per event and endpoint, claimed by workers, with the result of each attempt.
 
-A claim puts the next try off by the lease. A worker that dies holds nothing: another one follows
-when the lease is over.
+A claim is a lease: it postpones the next attempt. If the worker dies, another one retries when the
+lease ends.
 """
 
 import random
@@ -31,14 +31,14 @@ from gateway.webhooks.sender import Attempt
 from gateway.webhooks.targets import Failure
 
 RETRY_SECONDS = (5, 60, 300, 1800, 7200, 14_400, 28_800, 32_400)
-"""Before each further try, nearly a day altogether; after the last one a delivery is dead."""
+"""Delays before retries, nearly a day in total; after the last one a delivery is dead."""
 TRIES = len(RETRY_SECONDS) + 1
 JITTER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event for one endpoint, and what came of it so far. `attempts`: tries begun."""
+    """One event for one endpoint, with its state. `attempts`: the number of attempts started."""
 
     id: UUID
     endpoint_id: UUID
@@ -55,7 +55,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A delivery that this worker tries now; `attempt` counts from one."""
+    """A delivery claimed by this worker; `attempt` counts from one."""
 
     id: UUID
     attempt: int
@@ -66,11 +66,11 @@ class Claim:
     secrets: tuple[SealedSecret, ...]
 
 
-# For a worker
+# Functions for workers
 
-# One for each endpoint that has any due, so that none waits behind another's many. The first part
-# hops along the index from one endpoint to the next: it reads no more than one row of each. Those
-# to which this worker sends nothing yet come first: some that hang must not take every place.
+# At most one per endpoint with due deliveries, so that none waits behind another's backlog. The
+# first part is a loose index scan: it reads no more than one row of each endpoint. Endpoints to
+# which this worker is not sending come first: hanging ones must not take all its capacity.
 CLAIM = text("""
 WITH RECURSIVE waiting AS (
     (SELECT endpoint_id FROM webhook_delivery WHERE status = 'pending'
@@ -102,9 +102,7 @@ async def claim(
     busy: Sequence[UUID],
     under_way: Sequence[UUID],
 ) -> list[Claim]:
-    """Take what is due: at most one for each endpoint, none for those that are `busy`, and first
-    for those to which nothing is `under_way`.
-    """
+    """Claim due deliveries: one per endpoint, none for `busy` ones, `under_way` ones last."""
     values = {
         "limit": limit,
         "lease_seconds": lease_seconds,
@@ -114,7 +112,7 @@ async def claim(
     ids = (await session.scalars(CLAIM, values)).all()
     if not ids:
         return []
-    # One after the other, each by its key: under row-level security a join reads whole tables.
+    # One query per row, by key: under row-level security a join would read whole tables.
     found = (
         await session.scalars(select(WebhookDeliveryRow).where(WebhookDeliveryRow.id.in_(ids)))
     ).all()
@@ -159,7 +157,7 @@ async def claim(
 
 
 async def note_delivered(session: OperatorSession, claimed: Claim, attempt: Attempt) -> None:
-    """It arrived, whatever others have noted meanwhile."""
+    """Record a successful attempt; it overrides any result that was recorded meanwhile."""
     await session.execute(
         update(WebhookDeliveryRow)
         .where(WebhookDeliveryRow.id == claimed.id, WebhookDeliveryRow.status != "delivered")
@@ -175,9 +173,9 @@ async def note_delivered(session: OperatorSession, claimed: Claim, attempt: Atte
 
 
 async def note_failed(session: OperatorSession, claimed: Claim, attempt: Attempt) -> bool:
-    """It did not arrive; it is tried again later. Returns whether that was the last try.
+    """Record a failed attempt and schedule a retry; return True if it was the last attempt.
 
-    Nothing is noted where the lease was over and somebody else has begun a try of his own.
+    Records nothing if the lease had ended and another worker has started a new attempt.
     """
     delay = _delay(claimed.attempt)
     is_last = delay is None or attempt.failure is Failure.GONE
@@ -202,7 +200,7 @@ async def note_failed(session: OperatorSession, claimed: Claim, attempt: Attempt
 
 
 def _delay(attempt: int) -> timedelta | None:
-    """How long to wait after this try; None where there is no further one."""
+    """Return the delay after this attempt; None if it was the last."""
     if attempt >= TRIES:
         return None
     spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
@@ -210,7 +208,7 @@ def _delay(attempt: int) -> timedelta | None:
 
 
 async def count_waiting(session: OperatorSession) -> int:
-    """How many are neither delivered nor dead."""
+    """Count the deliveries that are neither delivered nor dead."""
     found = await session.scalar(
         select(func.count())
         .select_from(WebhookDeliveryRow)
@@ -220,7 +218,7 @@ async def count_waiting(session: OperatorSession) -> int:
 
 
 async def prune(session: OperatorSession, *, after_seconds: int, limit: int) -> int:
-    """Forget old deliveries, and old events of which none are left; returns how many."""
+    """Delete old deliveries, and old events without deliveries; return their number."""
     before = func.now() - timedelta(seconds=after_seconds)
     old = (
         select(WebhookDeliveryRow.id)
@@ -248,7 +246,7 @@ async def prune(session: OperatorSession, *, after_seconds: int, limit: int) -> 
     return done + len(events.all())
 
 
-# For operators
+# Functions for operators and tenants
 
 
 async def list_page(
@@ -260,10 +258,10 @@ async def list_page(
     after: UUID | None = None,
     status: str | None = None,
 ) -> Page[Delivery]:
-    """What was, is or shall be sent there, newest first, from the one behind `after` on.
+    """List one page of an endpoint's deliveries, newest first, after `after`.
 
     Raises:
-        NotFound: the endpoint is not this tenant's, or not the house's.
+        NotFound: the endpoint does not belong to this tenant, or to the operator.
     """
     await endpoints.get(session, tenant_id, endpoint_id)
     query = (
@@ -281,16 +279,16 @@ async def list_page(
         select(EventRow).where(EventRow.id.in_({row.event_id for row in rows}))
     )
     types = {event.id: event.type for event in events}
-    # What was forgotten between the two has no event any more.
+    # A delivery pruned between the two queries has no event any more.
     known = [_delivery(row, types[row.event_id]) for row in rows if row.event_id in types]
     return page_of(known, limit)
 
 
 async def send_test(session: Session, tenant_id: UUID | None, endpoint_id: UUID) -> Delivery:
-    """Let a `webhook.test` event go to this endpoint alone, whatever events it listens to.
+    """Send a `webhook.test` event to this endpoint only, regardless of its event types.
 
     Raises:
-        NotFound: the endpoint is not this tenant's, or not the house's.
+        NotFound: the endpoint does not belong to this tenant, or to the operator.
         Conflict: it is disabled.
     """
     endpoint = await endpoints.get(session, tenant_id, endpoint_id, kept=True)
@@ -323,11 +321,11 @@ async def send_test(session: Session, tenant_id: UUID | None, endpoint_id: UUID)
 async def redeliver(
     session: Session, tenant_id: UUID | None, endpoint_id: UUID, delivery_id: UUID
 ) -> Delivery:
-    """Send a dead or delivered one again, under the same `webhook-id`, with all its tries.
+    """Send a dead or delivered one again, with the same `webhook-id` and all its retries.
 
     Raises:
         NotFound: there is no such delivery of this endpoint.
-        Conflict: it is still being tried, or the endpoint is disabled.
+        Conflict: it is still pending, or the endpoint is disabled.
     """
     endpoint = await endpoints.get(session, tenant_id, endpoint_id, kept=True)
     _refuse_disabled(endpoint)
@@ -344,7 +342,7 @@ async def redeliver(
         raise NotFound(f"This webhook has no delivery {delivery_id}.", param="delivery_id")
     if row.status == "pending":
         raise Conflict(
-            "It is still being tried: `next_attempt_at` says when.", code="delivery_pending"
+            "This delivery is still pending; see `next_attempt_at`.", code="delivery_pending"
         )
     before = {"delivery": row.id, "status": row.status}
     row.status, row.attempts, row.finished_at = "pending", 0, None

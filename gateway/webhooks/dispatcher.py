@@ -1,6 +1,6 @@
-"""Turns waiting events into log lines and deliveries, and sends what is due.
+"""The dispatcher: turns pending events into log lines and deliveries, and sends due deliveries.
 
-Runs in every worker. Each claims for itself; no transaction is open while anything is sent.
+Runs in every worker; each claims its own deliveries. No transaction is open during a send.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ BATCH = 100
 PRUNE_BATCH = 1000
 PRUNE_INTERVAL_SECONDS = 600.0
 LEASE_MARGIN_SECONDS = 30.0
-"""How much longer than a try a lease lasts: time to note what came of it."""
+"""Time of a lease beyond the attempt's timeout, to record the result."""
 LOOK_AGAIN_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DispatchLimits:
-    """How much at once, in this process and of it to one endpoint; how long; how long kept."""
+    """Limits: concurrent sends per process and per endpoint, timeout, and retention."""
 
     max_parallel: int
     max_parallel_per_endpoint: int
@@ -46,7 +46,7 @@ class DispatchLimits:
 
 
 def open_dispatcher(settings: Settings, database: Database, sealing: Sealing) -> "Dispatcher":
-    """The dispatcher of this process, as the settings say."""
+    """Create the dispatcher of this process from the settings."""
     sender = Sender(
         timeout_seconds=settings.webhook_timeout_seconds,
         allow_private=settings.webhook_allow_private,
@@ -61,7 +61,7 @@ def open_dispatcher(settings: Settings, database: Database, sealing: Sealing) ->
 
 
 class Dispatcher:
-    """Delivers; holds what is under way. Made in a running event loop."""
+    """The dispatcher with its sends in flight. Must be created in a running event loop."""
 
     def __init__(
         self, database: Database, sealing: Sealing, sender: Sender, limits: DispatchLimits
@@ -73,9 +73,9 @@ class Dispatcher:
         self._tasks: dict[asyncio.Task[None], UUID] = {}
 
     async def work(self) -> None:
-        """Announce what waits and begin what is due, until there is nothing more to begin.
+        """Announce pending events and start due deliveries, until none can be started.
 
-        Does not wait for the slow: what they hold up is their own.
+        Does not wait for slow endpoints: they delay only their own deliveries.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
@@ -83,12 +83,12 @@ class Dispatcher:
         while True:
             async with self._database.operator() as session:
                 announced = await announce(session, limit=BATCH)
-            # Asked before the claim: what ends meanwhile makes room for what was held back by it.
+            # Taken before the claim: a send that ends meanwhile frees its endpoint's capacity.
             is_held_back = self._is_full or bool(self._busy)
             begun = await self._begin_due()
             if begun or announced == BATCH:
                 continue
-            # Also while something is held back: a slow endpoint may keep it so for hours.
+            # Also while deliveries are held back: a slow endpoint can hold them back for hours.
             await self._prune_and_count()
             if not is_held_back:
                 break
@@ -98,12 +98,12 @@ class Dispatcher:
                 )
 
     async def finish(self) -> None:
-        """Wait for everything under way."""
+        """Wait for all sends in flight."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        """Give what is under way a moment; another worker tries again what does not use it."""
+        """Let sends in flight finish briefly; another worker retries the rest."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         tasks = list(self._tasks)
@@ -118,7 +118,7 @@ class Dispatcher:
 
     @property
     def _busy(self) -> list[UUID]:
-        """Endpoints to which as much is under way as may be."""
+        """List the endpoints at their limit of concurrent sends."""
         most = self._limits.max_parallel_per_endpoint
         return [one for one, count in Counter(self._tasks.values()).items() if count >= most]
 
@@ -141,13 +141,13 @@ class Dispatcher:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
-        # The lease ends by itself, and somebody tries again.
+        # The lease ends by itself, and some worker retries.
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("webhook_attempt_broke", exc_info=error)
 
     async def _deliver(self, claimed: Claim) -> None:
         if claimed.attempt > deliveries.TRIES:
-            # Whoever began the last one never said what came of it: it may be what ended them.
+            # The last attempt has no result: it may have crashed its worker.
             attempt = Attempt(None, Failure.ABANDONED)
         else:
             attempt = await self._attempt(claimed)

@@ -1,4 +1,4 @@
-"""Endpoints: where a tenant's events are sent, or, of the operator's own, those of all tenants."""
+"""Endpoints: the receivers of one tenant's events or, for the operator's own, of all tenants'."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ MAX_DESCRIPTION_CHARACTERS = 200
 MAX_VALID_SECRETS = 5
 MAX_GRACE = timedelta(days=30)
 THE_HOUSE = UUID(int=0)
-"""Stands for the house where changes follow one another."""
+"""The id that stands for the operator in the lock that serialises changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretInfo:
-    """A secret that signs, until when: None means until it is rolled."""
+    """A signing secret, valid until it is rolled if its expiry is None."""
 
     created_at: datetime
     valid_until: datetime | None
@@ -38,7 +38,7 @@ class SecretInfo:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where events are sent. None in `event_types` and `livemode`: all of them, both modes."""
+    """A receiver of events. None in `event_types`: all types; None in `livemode`: both modes."""
 
     id: UUID
     tenant_id: UUID | None
@@ -55,7 +55,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class NewSecret:
-    """An endpoint with the secret that was made for it just now, which is shown this once."""
+    """An endpoint with its new secret, which is shown only once."""
 
     endpoint: Endpoint
     secret: SecretText
@@ -73,11 +73,11 @@ async def create(
     allow_private: bool,
     max_endpoints: int,
 ) -> NewSecret:
-    """Make an endpoint of this tenant, or of the house.
+    """Create an endpoint of this tenant, or of the operator.
 
     Raises:
-        InvalidRequest: the URL, an event or the description cannot be one.
-        Conflict: there are as many as there may be.
+        InvalidRequest: an invalid URL, event type or description.
+        Conflict: the number of endpoints is at its limit.
     """
     checked_url = _check_url(url, allow_private=allow_private)
     await one_at_a_time(TenantSession(session), tenant_id or THE_HOUSE)
@@ -88,8 +88,8 @@ async def create(
     )
     if (count or 0) >= max_endpoints:
         raise Conflict(
-            f"There are {count} webhooks already, as many as there may be. Delete one first, or "
-            "let the operator raise GATEWAY_MAX_WEBHOOKS.",
+            f"The limit of webhooks is reached ({count}). Delete one first, or ask the operator "
+            "to raise GATEWAY_MAX_WEBHOOKS.",
             code="too_many_webhooks",
         )
     row = WebhookEndpointRow(
@@ -118,10 +118,10 @@ async def create(
 async def get(
     session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, kept: bool = False
 ) -> Endpoint:
-    """The endpoint with this id; `kept`: nobody deletes it before the transaction ends.
+    """Return the endpoint with this id; `kept` locks it against deletion in this transaction.
 
     Raises:
-        NotFound: it is not this tenant's, or not the house's.
+        NotFound: it does not belong to this tenant, or to the operator.
     """
     row = await _find(session, tenant_id, endpoint_id, kept=kept)
     return await _flushed(session, tenant_id, row)
@@ -135,9 +135,9 @@ async def list_page(
     after: UUID | None = None,
     test_only: bool = False,
 ) -> Page[Endpoint]:
-    """The tenant's or the house's endpoints, newest first, from the one behind `after` on.
+    """List one page of the tenant's or the operator's endpoints, newest first, after `after`.
 
-    `test_only`: those that hear of test calls alone.
+    `test_only`: only those that receive events of test calls alone.
     """
     query = (
         select(WebhookEndpointRow)
@@ -165,11 +165,11 @@ async def change(
     disabled: bool | None = None,
     allow_private: bool,
 ) -> Endpoint:
-    """Change what is given. A disabled endpoint gets nothing, and what waited for it is dead.
+    """Change an endpoint. Disabling it marks its pending deliveries dead.
 
     Raises:
         InvalidRequest: as for `create`.
-        NotFound: it is not this tenant's, or not the house's.
+        NotFound: it does not belong to this tenant, or to the operator.
     """
     row = await _find(session, tenant_id, endpoint_id, for_change=True)
     before = await _flushed(session, tenant_id, row)
@@ -204,10 +204,9 @@ async def change(
 async def disable_gone(
     session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, told_by: UUID
 ) -> int | None:
-    """Disable an endpoint whose receiver says that it is gone for good: `told_by` a delivery, which
-    is left alone.
+    """Disable an endpoint whose receiver answered 410 Gone to the delivery `told_by`.
 
-    Returns how many others that waited are dead with it; None if it was disabled before.
+    Returns how many other pending deliveries were marked dead; None if it was disabled before.
     """
     row = await session.scalar(
         select(WebhookEndpointRow)
@@ -240,16 +239,17 @@ async def roll(
     sealing: Sealing,
     grace: timedelta,
 ) -> NewSecret:
-    """Add a secret; those before it sign along for `grace`, and no longer than they would have.
+    """Add a secret; older ones keep signing for `grace`, but not beyond their own expiry.
 
     Raises:
         InvalidRequest: a grace of more than 30 days.
-        NotFound: it is not this tenant's, or not the house's.
+        NotFound: it does not belong to this tenant, or to the operator.
         Conflict: too many secrets would sign at once.
     """
     if not timedelta(0) <= grace <= MAX_GRACE:
         raise InvalidRequest(
-            f"The grace lies between 0 and {int(MAX_GRACE.total_seconds())} seconds, 30 days.",
+            f"The grace must be from 0 to {int(MAX_GRACE.total_seconds())} seconds (30 days; got "
+            f"{int(grace.total_seconds())}).",
             param="grace_seconds",
         )
     row = await _find(session, tenant_id, endpoint_id, for_change=True)
@@ -274,8 +274,8 @@ async def roll(
     after = await _flushed(session, tenant_id, row)
     if len(after.secrets) > MAX_VALID_SECRETS:
         raise Conflict(
-            f"{MAX_VALID_SECRETS} secrets of this webhook are valid. Wait until one ends, or roll "
-            "with a grace of 0, which ends all of them now.",
+            f"{MAX_VALID_SECRETS} secrets of this webhook are valid, the most allowed. Wait until "
+            "one expires, or roll with a grace of 0, which ends all of them now.",
             code="too_many_secrets",
         )
     await record(
@@ -290,10 +290,10 @@ async def roll(
 
 
 async def remove(session: Session, tenant_id: UUID | None, endpoint_id: UUID) -> None:
-    """Delete an endpoint, with its secrets and all that is known of its deliveries.
+    """Delete an endpoint with its secrets and deliveries.
 
     Raises:
-        NotFound: it is not this tenant's, or not the house's.
+        NotFound: it does not belong to this tenant, or to the operator.
     """
     row = await _find(session, tenant_id, endpoint_id, for_change=True)
     before = await _flushed(session, tenant_id, row)
@@ -325,11 +325,11 @@ async def _find(
     )
     if for_change:
         query = query.with_for_update()
-    elif kept:  # the weakest lock that does: workers that note how a try ended need not wait
+    elif kept:  # the weakest sufficient lock, which does not block workers' results
         query = query.with_for_update(read=True, key_share=True)
     row = await session.scalar(query)
     if row is None:
-        raise NotFound(f"There is no webhook {endpoint_id} here.", param="webhook_id")
+        raise NotFound(f"There is no webhook {endpoint_id}.", param="webhook_id")
     return row
 
 
@@ -341,7 +341,7 @@ async def _bury(
     *,
     but: UUID | None = None,
 ) -> int:
-    """Let what waits for this endpoint be dead, `but` one; returns how many deliveries."""
+    """Mark the endpoint's pending deliveries dead, except `but`; return their number."""
     buried = await session.scalars(
         update(WebhookDeliveryRow)
         .where(
@@ -358,7 +358,7 @@ async def _bury(
 
 
 async def _flushed(session: Session, tenant_id: UUID | None, row: WebhookEndpointRow) -> Endpoint:
-    """The endpoint as the database has it now, with the secrets that are valid."""
+    """Flush changes, and return the endpoint as stored with its valid secrets."""
     await session.flush()
     await session.refresh(row)
     secrets = await session.scalars(
@@ -401,11 +401,11 @@ def _check_types(event_types: Sequence[str] | None) -> list[str] | None:
         return None
     if unknown := sorted(set(event_types) - set(EventType)):
         raise InvalidRequest(
-            f"There is no event {unknown[0]!r}. There are: {', '.join(EventType)}.", param="events"
+            f"Unknown event {unknown[0]!r}. Choose from: {', '.join(EventType)}.", param="events"
         )
     if not event_types:
         raise InvalidRequest(
-            "Name at least one event, or none at all for every one.", param="events"
+            "events must not be empty. Leave it out to receive every event.", param="events"
         )
     return sorted(set(event_types))
 
@@ -413,15 +413,16 @@ def _check_types(event_types: Sequence[str] | None) -> list[str] | None:
 def _check_description(text: str) -> str:
     if len(text) > MAX_DESCRIPTION_CHARACTERS or not text.isprintable():
         raise InvalidRequest(
-            f"A description has at most {MAX_DESCRIPTION_CHARACTERS} characters, in one line.",
+            f"description must have at most {MAX_DESCRIPTION_CHARACTERS} characters in one line.",
             param="description",
         )
     return text
 
 
 def _shown(endpoint: Endpoint) -> dict[str, object]:
-    """What the audit trail says: of the URL scheme, host and port alone. `updated_at` tells that
-    something changed even so.
+    """Render an endpoint for the audit trail; of its URL only scheme, host and port.
+
+    `updated_at` shows a change of the rest of the URL.
     """
     return {
         "url": shown(endpoint.url),

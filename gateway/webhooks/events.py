@@ -1,4 +1,4 @@
-"""Events: what they say, and handing those that wait to the log and to whoever listens."""
+"""Events: their bodies, and their announcement to the log and to endpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class EventType(StrEnum):
-    """Every event there is; docs/webhooks.md describes them."""
+    """The types of events, described in docs/webhooks.md."""
 
     BUDGET_THRESHOLD_REACHED = "budget.threshold_reached"
     BUDGET_EXCEEDED = "budget.exceeded"
@@ -28,7 +28,7 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that somebody is to be told of; of the house where `tenant_id` is None."""
+    """One event; it concerns only the operator if `tenant_id` is None."""
 
     id: UUID
     tenant_id: UUID | None
@@ -39,12 +39,12 @@ class Event:
 
 
 def event_of(row: EventRow) -> Event:
-    """The event in a row."""
+    """Build the event of a row."""
     return Event(row.id, row.tenant_id, row.livemode, row.type, row.created_at, row.data)
 
 
 def body_of(event: Event) -> bytes:
-    """What is sent: the same bytes each time."""
+    """Render the body of a delivery, identical for every attempt."""
     return orjson.dumps(
         {
             "id": str(event.id),
@@ -59,10 +59,10 @@ def body_of(event: Event) -> bytes:
 
 
 async def announce(session: OperatorSession, *, limit: int) -> int:
-    """Log the oldest events that wait, and make a delivery for each endpoint that hears them.
+    """Log the oldest pending events, and create a delivery for each subscribed endpoint.
 
-    Returns how many. Other workers take others meanwhile. A line is logged before the commit: one
-    that fails brings it twice, where the other order could lose it.
+    Returns the number of events. Other workers skip them. A line is logged before the commit: a
+    failed commit duplicates it, whereas the other order could lose it.
     """
     rows = (
         await session.scalars(
@@ -100,7 +100,7 @@ async def announce(session: OperatorSession, *, limit: int) -> int:
 async def _deliveries_of(
     session: OperatorSession, events: Sequence[EventRow]
 ) -> list[dict[str, object]]:
-    # Nobody deletes or disables them until the commit; other workers do not wait.
+    # A shared lock: they cannot be deleted or disabled until the commit; other workers do not wait.
     endpoints = (
         await session.scalars(
             select(WebhookEndpointRow)

@@ -1,6 +1,6 @@
-"""Webhook secrets at rest: a tenant's under its own data key, the house's under a key of its own.
+"""Webhook secrets at rest: under the tenant's data key, or under a key for the operator's.
 
-Both keys are wrapped by the master key, so its rotation takes these secrets along.
+Both keys are wrapped by the master key, so its rotation covers these secrets.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, seal, unsea
 
 KIND = "webhook_secret"
 SEALING = UUID(int=1)
-"""Under this name those that seal the house's secrets wait for one another."""
+"""The name of the lock that serialises sealing of the operator's secrets."""
 
 
 @dataclass(frozen=True, slots=True)
 class SealedSecret:
-    """A secret as the database keeps it. Its place: its own id and that of its endpoint."""
+    """A secret in its stored form. Its place: its own id and that of its endpoint."""
 
     id: UUID
     tenant_id: UUID | None
@@ -40,7 +40,7 @@ class SealedSecret:
 
 
 class Sealing:
-    """Seals and opens the secrets of webhooks."""
+    """The sealing and opening of webhook secrets."""
 
     def __init__(self, vault: Vault, secrets: GatewaySecrets) -> None:
         self._vault = vault
@@ -53,7 +53,7 @@ class Sealing:
         endpoint_id: UUID,
         secret: SecretText,
     ) -> WebhookSecretRow:
-        """A new row, valid until it is rolled.
+        """Seal a secret into a new row, valid until it is rolled.
 
         Raises:
             NotFound: the tenant was deleted.
@@ -61,8 +61,8 @@ class Sealing:
         row = WebhookSecretRow(id=new_id(), tenant_id=tenant_id, endpoint_id=endpoint_id)
         place = (KIND, endpoint_id, row.id)
         if tenant_id is None:
-            # Asked for each time, and one at a time: under a key that is being replaced meanwhile
-            # the secret would be lost with that key.
+            # Read each time, and serialised: a secret sealed under a key that is being replaced
+            # would be lost with that key.
             await one_at_a_time(session, SEALING)
             await self._secrets.refresh_in(OperatorSession(session))
             row.sealed = seal(self._secrets.webhook_keys[0], secret.reveal().encode(), *place)
@@ -74,10 +74,10 @@ class Sealing:
         return row
 
     async def open(self, database: Database, found: SealedSecret) -> SecretText:
-        """The secret itself, for the one signature that is about to be made.
+        """Decrypt the secret for the signature that is about to be made.
 
         Raises:
-            SealBroken: it was changed, or stands in another place than it was sealed for.
+            SealBroken: it was changed, or moved from the place that it was sealed for.
             ConfigurationError: the master key behind it is not configured.
         """
         try:
@@ -90,7 +90,7 @@ class Sealing:
             try:
                 plain = _open_with(self._secrets.webhook_keys, found)
             except SealBroken:
-                # Sealed under a key of which this worker has not heard yet.
+                # Sealed under a key that this worker does not know yet.
                 await self._secrets.refresh(database, max_age_seconds=1.0)
                 plain = _open_with(self._secrets.webhook_keys, found)
             return SecretText(plain.decode())
@@ -100,7 +100,7 @@ class Sealing:
 
 
 async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, limit: int) -> Sealed:
-    """Seal tenants' secrets behind the id `after` anew, under their tenants' newest data keys."""
+    """Reseal tenants' secrets after the id `after` under their tenants' newest data keys."""
     newest = (
         select(func.max(DataKeyRow.version))
         .where(DataKeyRow.tenant_id == WebhookSecretRow.tenant_id)
@@ -138,12 +138,12 @@ async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, lim
 async def reseal_house(
     session: OperatorSession, vault: Vault, after: UUID | None, limit: int
 ) -> Sealed:
-    """Seal the house's own secrets under a new key, all in one transaction: they are few.
+    """Reseal the operator's own secrets under a new key, in one transaction: they are few.
 
-    `after` and `limit` are those of every resealer, and not needed here.
+    `after` and `limit` belong to the common signature and are not used.
     """
     del after, limit
-    # In the order in which a secret that is rolled takes its locks.
+    # In the lock order of a roll, to avoid deadlocks.
     await session.execute(
         select(WebhookEndpointRow.id)
         .where(WebhookEndpointRow.tenant_id.is_(None))

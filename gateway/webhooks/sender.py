@@ -1,4 +1,4 @@
-"""Sends one delivery, once: guarded against where it leads, bounded in time, its answer unread."""
+"""One send of a delivery: guarded target, bounded time, response body unread."""
 
 import asyncio
 import ssl
@@ -23,17 +23,17 @@ REDIRECTS = range(300, 400)
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of one try. Without `failure` it arrived."""
+    """The result of one attempt; `failure` is None if it was delivered."""
 
     status: int | None
     failure: Failure | None
 
 
 class Sender:
-    """Posts to endpoints; made in a running event loop.
+    """The HTTP client for endpoints. Must be created in a running event loop.
 
-    `resolver`, `ssl_context` and `open_socket` default to the system's own. None of them decides
-    what is let through: each address is checked after the resolver and before the socket.
+    `resolver`, `ssl_context` and `open_socket` default to the system's own. None of them can bypass
+    the guard: each address is checked after the resolver and before the socket.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Sender:
         )
 
     async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Attempt:
-        """Post `body`. Redirects are not followed; of the answer only the status is looked at."""
+        """Post `body`. Redirects are not followed; only the status of the answer is read."""
         try:
             address = read_target(url, allow_private=self._allow_private)
             async with (
@@ -72,7 +72,7 @@ class Sender:
         except TimeoutError:
             return Attempt(None, Failure.TIMEOUT)
         except aiohttp.ClientError as error:
-            # Nothing else of it is kept: it quotes the whole address.
+            # Only the type is kept: the error's text quotes the whole address.
             return Attempt(None, _classify(error))
 
     async def close(self) -> None:

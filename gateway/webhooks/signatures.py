@@ -1,4 +1,4 @@
-"""Signatures as Standard Webhooks has them (github.com/standard-webhooks/standard-webhooks)."""
+"""Signatures of Standard Webhooks (github.com/standard-webhooks/standard-webhooks)."""
 
 import base64
 import hashlib
@@ -13,14 +13,14 @@ SECRET_BYTES = 32
 
 
 def new_secret() -> SecretText:
-    """A secret as its receiver keeps it: `whsec_` and the key in base64."""
+    """Generate a secret in the receiver's form: `whsec_` and the key in base64."""
     return SecretText(PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode())
 
 
 def sign(signing: Sequence[SecretText], *, message_id: str, timestamp: int, body: bytes) -> str:
-    """The header `webhook-signature`: one signature for each secret that is valid now.
+    """Build the header `webhook-signature`, with one signature per valid secret.
 
-    `timestamp`: of this attempt, in seconds since 1970.
+    `timestamp`: the time of this attempt, in seconds since 1970.
     """
     content = f"{message_id}.{timestamp}.".encode() + body
     digests = (hmac.digest(_key(secret), content, hashlib.sha256) for secret in signing)

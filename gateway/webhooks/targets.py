@@ -1,7 +1,7 @@
-"""Where events may be sent: https to the public internet, checked like any stranger's address.
+"""Allowed targets of webhooks: https on the public internet, checked against SSRF.
 
-The operator may allow private networks and plain http for receivers of his own; a cloud's
-metadata service is out of reach even then.
+The operator can allow private networks and plain http for internal receivers; a cloud's
+metadata service is refused even then.
 """
 
 import re
@@ -25,7 +25,7 @@ MAX_PORT = 65_535
 
 
 class Failure(StrEnum):
-    """Why a delivery did not arrive."""
+    """The reasons of failed attempts."""
 
     BAD_URL = "bad_url"
     NOT_HTTPS = "not_https"
@@ -43,7 +43,7 @@ class Failure(StrEnum):
 
 
 class TargetRefused(Exception):
-    """An address to which nothing is sent. `message` never quotes it: it may hold a secret."""
+    """A refused target. `message` never quotes the URL: it may hold a secret."""
 
     def __init__(self, reason: Failure, message: str) -> None:
         super().__init__(message)
@@ -52,15 +52,15 @@ class TargetRefused(Exception):
 
 
 def guard(*, allow_private: bool) -> Guard:
-    """Which network addresses may be connected to."""
+    """Build the guard of network addresses."""
     return is_public_or_private if allow_private else is_public
 
 
 def read_target(url: str, *, allow_private: bool) -> URL:
-    """The address to send to.
+    """Parse and check a target URL.
 
     Raises:
-        TargetRefused: it is not one that events may be sent to.
+        TargetRefused: it is not an allowed target.
     """
     try:
         address = read_url(url)
@@ -69,11 +69,11 @@ def read_target(url: str, *, allow_private: bool) -> URL:
     if has_user(address) or address.raw_fragment:
         raise TargetRefused(
             Failure.BAD_URL,
-            "The URL holds a user name, a password or a #fragment. Give one without: "
-            "the signature says who sends.",
+            "The URL must not contain a user name, a password or a #fragment. Receivers "
+            "authenticate events by their signature.",
         )
     if address.scheme != "https" and not (allow_private and address.scheme == "http"):
-        raise TargetRefused(Failure.NOT_HTTPS, "Give a URL that begins with https://.")
+        raise TargetRefused(Failure.NOT_HTTPS, "The URL must begin with https://.")
     host = address.raw_host
     if not host or not 0 < (address.port or 0) <= MAX_PORT:
         raise _bad_url()
@@ -82,7 +82,7 @@ def read_target(url: str, *, allow_private: bool) -> URL:
             raise TargetRefused(
                 Failure.PRIVATE_ADDRESS,
                 "The URL leads to an address that is not on the public internet. Give a public "
-                "one, or let the operator set GATEWAY_WEBHOOK_ALLOW_PRIVATE.",
+                "one, or ask the operator to set GATEWAY_WEBHOOK_ALLOW_PRIVATE.",
             )
     elif not is_host_name(host) and not (allow_private and _SHORT_NAME.fullmatch(host)):
         raise _bad_url()
@@ -90,7 +90,7 @@ def read_target(url: str, *, allow_private: bool) -> URL:
 
 
 def shown(url: str) -> str:
-    """What logs and the audit trail may say of a URL: paths and queries are often secrets."""
+    """Shorten a URL for logs and the audit trail: paths and queries are often secrets."""
     try:
         return origin(read_url(url))
     except UnreadableUrl:
@@ -99,5 +99,5 @@ def shown(url: str) -> str:
 
 def _bad_url() -> TargetRefused:
     return TargetRefused(
-        Failure.BAD_URL, "The URL cannot be read. Give one such as https://example.com/hooks"
+        Failure.BAD_URL, "The URL is invalid. Give one such as https://example.com/hooks"
     )
