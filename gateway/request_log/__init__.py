@@ -1,1 +1,4 @@
-"""The request log: a line and a row for each request, how they are written, kept and read."""
+"""The request log: writing, retention, queries and rendering of one record per request.
+
+Fronts, the sweeper and the command line may import it.
+"""

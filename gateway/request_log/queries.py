@@ -1,7 +1,7 @@
-"""Queries on the request log: by a caller, within the scope of usage reports, and by operators.
+"""Queries on the request log, by callers (within the scope of usage reports) and by operators.
 
-One request is found by its own id, by the client's, or by the id of its generation; with it come
-the reservation and the ledger lines of that generation.
+A request is found by its own id, the client's id or its generation id, and is returned with the
+reservation and ledger entries of that generation.
 """
 
 from contextlib import suppress
@@ -26,7 +26,7 @@ MOST_OTHERS = 100
 
 @dataclass(frozen=True, slots=True)
 class RequestFilter:
-    """Which requests are meant; None chooses nothing. `model`: as requested or as served."""
+    """A filter of requests; None: no filter. `model`: as requested or as served."""
 
     status: int | None = None
     error_code: str | None = None
@@ -40,7 +40,7 @@ class RequestFilter:
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
-    """One request of the log, with the names of what its row names by id."""
+    """One request of the log, with the names of the tenant, user and key of its row."""
 
     row: RequestRow
     tenant: str | None
@@ -51,7 +51,7 @@ class LoggedRequest:
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """One immutable posting of a generation."""
+    """One ledger entry of a generation."""
 
     at: datetime
     kind: str
@@ -63,7 +63,7 @@ class LedgerLine:
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """A generation in the ledger. `final_nano` is None while its outcome is open."""
+    """The reservation and ledger of a generation. `final_nano` is None while it is open."""
 
     id: UUID
     state: str
@@ -78,7 +78,7 @@ class Purchase:
 
 @dataclass(frozen=True, slots=True)
 class RequestDetail:
-    """One request, what it bought, and how many others have the id that was asked for."""
+    """One request with its generation, and the number of other requests with the same id."""
 
     request: LoggedRequest
     purchase: Purchase | None
@@ -93,10 +93,10 @@ async def list_own(
     limit: int,
     after: str | None = None,
 ) -> Page[LoggedRequest]:
-    """The caller's requests, newest first, from the one behind `after` on.
+    """List one page of the caller's requests, newest first, after `after`.
 
     Raises:
-        InvalidRequest: `after` is no request's id.
+        InvalidRequest: `after` is not a request id.
     """
     query = _query(caller.tenant_id).where(*_own(caller), *_chosen(chosen))
     return await _page(session, query, limit, after)
@@ -111,10 +111,10 @@ async def list_all(
     limit: int,
     after: str | None = None,
 ) -> Page[LoggedRequest]:
-    """Requests of all tenants, and those of none, newest first, from the one behind `after` on.
+    """List one page of all requests, with or without a tenant, newest first, after `after`.
 
     Raises:
-        InvalidRequest: `after` is no request's id.
+        InvalidRequest: `after` is not a request id.
     """
     query = _query(tenant_id).where(*_chosen(chosen))
     if livemode is not None:
@@ -123,7 +123,7 @@ async def list_all(
 
 
 async def find_own(session: TenantSession, caller: Caller, request_id: str) -> RequestDetail:
-    """One of the caller's requests, by any of its ids.
+    """Find one of the caller's requests by any of its ids.
 
     Raises:
         NotFound: there is none in the log, or it is not the caller's.
@@ -132,7 +132,7 @@ async def find_own(session: TenantSession, caller: Caller, request_id: str) -> R
 
 
 async def find_any(session: OperatorSession, request_id: str) -> RequestDetail:
-    """One request, by any of its ids.
+    """Find a request by any of its ids.
 
     Raises:
         NotFound: there is none in the log.
@@ -141,7 +141,7 @@ async def find_any(session: OperatorSession, request_id: str) -> RequestDetail:
 
 
 def _own(caller: Caller) -> list[ColumnElement[bool]]:
-    """As for usage: of a user's key that user's, of any other the whole tenant's; of its mode."""
+    """Build the conditions of usage reports: the user's or the whole tenant's, of one mode."""
     own: list[ColumnElement[bool]] = [RequestRow.livemode.is_(caller.livemode)]
     if caller.user_id is not None:
         own.append(RequestRow.user_id == caller.user_id)
@@ -168,7 +168,7 @@ def _chosen(chosen: RequestFilter) -> list[ColumnElement[bool]]:
 
 
 def _query(tenant_id: UUID | None) -> Select[*tuple[Any, ...]]:
-    """Rows with their names, of one tenant or (None) of all that the session sees."""
+    """Select rows with their names, of one tenant or (None) of all that the session sees."""
     key = and_(ApiKeyRow.tenant_id == RequestRow.tenant_id, ApiKeyRow.id == RequestRow.api_key_id)
     user = and_(
         TenantUserRow.tenant_id == RequestRow.tenant_id, TenantUserRow.id == RequestRow.user_id
@@ -204,16 +204,16 @@ async def _find(
     for condition in _meanings(request_id):
         rows = (await session.execute(query.where(condition).limit(MOST_OTHERS))).all()
         if rows:
-            # Of several with one generation the first bought it; others were answered with it.
+            # Of several requests with one generation, the first made it; the others were repeats.
             bought = [row for row in rows if not row[0].replayed]
             request = LoggedRequest(*(bought or rows)[0])
             return RequestDetail(request, await _purchase(session, request.row), len(rows) - 1)
-    # Its id is not repeated: it may be a secret in the wrong place.
+    # The id is not quoted: it may be a secret pasted by mistake.
     raise NotFound("There is no request with this id in the log.", param="request_id")
 
 
 def _meanings(request_id: str) -> list[ColumnElement[bool]]:
-    """The conditions that an id may stand for, each with an index of its own."""
+    """Build the conditions for each kind of id, each with its own index."""
     meanings = []
     at = began_at(request_id)
     if at is not None:
@@ -236,7 +236,7 @@ async def _purchase(
 async def _booked(
     session: TenantSession | OperatorSession, tenant_id: UUID, generation_id: UUID
 ) -> Purchase | None:
-    """Find a generation in the ledger; None where its hold never came about."""
+    """Find a generation in the ledger; None if it was never reserved."""
     row = await session.scalar(
         select(ReservationRow).where(
             ReservationRow.tenant_id == tenant_id, ReservationRow.id == generation_id

@@ -1,4 +1,4 @@
-"""Rendering of requests for programs, by REST and commands alike; money as decimal strings."""
+"""Rendering of requests for REST and the command line; money as decimal strings."""
 
 from gateway.money import NanoUsd, format_usd
 from gateway.request_log.queries import LoggedRequest, Purchase, RequestDetail
@@ -13,7 +13,7 @@ COPIED = (
 
 
 def render_request(logged: LoggedRequest) -> dict[str, object]:
-    """One request as its tenant sees it."""
+    """Render a request for its tenant."""
     row = logged.row
     return {name: getattr(row, name) for name in COPIED} | {
         "object": "request",
@@ -26,7 +26,7 @@ def render_request(logged: LoggedRequest) -> dict[str, object]:
 
 
 def render_for_operators(logged: LoggedRequest) -> dict[str, object]:
-    """The same with whose it is."""
+    """Render a request for operators, with its tenant."""
     row = logged.row
     return render_request(logged) | {
         "tenant_id": row.tenant_id,
@@ -36,7 +36,7 @@ def render_for_operators(logged: LoggedRequest) -> dict[str, object]:
 
 
 def render_outcome(detail: RequestDetail) -> dict[str, object]:
-    """The fields that one request alone has: its generation in the ledger, as it is now."""
+    """Render the fields of a single request: its generation's current state in the ledger."""
     purchase = detail.purchase
     return {
         "generation": None if purchase is None else _render_purchase(purchase),

@@ -1,4 +1,4 @@
-"""Retention of the request log, in days: each is a partition that is dropped whole."""
+"""Retention of the request log, in days; each day is a partition that is dropped whole."""
 
 from datetime import timedelta
 
@@ -8,10 +8,10 @@ from gateway.db.engine import Database, OperatorSession
 
 
 async def keep(database: Database, *, days: int) -> int:
-    """Make the partitions of the next days, and drop those older than `days`. Returns how many.
+    """Create the partitions of the next days, and drop those older than `days`; count them.
 
     Raises:
-        DatabaseUnavailable: Postgres is away, or a long reader is in the way.
+        DatabaseUnavailable: Postgres is away, or a long query holds a lock.
     """
     rows = await database.call("SELECT keep_request_log(:days)", {"days": days})
     return int(rows[0][0])

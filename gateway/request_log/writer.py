@@ -1,7 +1,7 @@
-"""Writes each request's record twice, off its path: as a line of the log and as a row of a table.
+"""The writer of request records, in the background: a log line and a table row per request.
 
-Both are made of the same JSON, in batches (docs/decisions/0022-request-log.md). Queues are bounded:
-what finds no room is dropped and counted, and the request never waits.
+Both are made of the same JSON, in batches (docs/decisions/0022-request-log-in-batches.md). Queues
+are bounded: records beyond the bound are dropped and counted, and the request never waits.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ log = structlog.get_logger(__name__)
 
 
 class RequestLog:
-    """The log's queues and the tasks that empty them; made in a running event loop.
+    """The log's queues and the tasks that drain them. Must be created in a running event loop.
 
-    `database` is None where no rows are wanted. `unauthenticated_per_minute` bounds the rows of
-    requests that no known key came with: a flood of them must not fill the table.
+    `database` is None if no rows are wanted. `unauthenticated_per_minute` bounds the rows of
+    requests without a known key: a flood of them must not fill the table.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RequestLog:
         self._unauthenticated = _PerMinute(unauthenticated_per_minute)
 
     def put(self, record: RequestRecord) -> None:
-        """Take a complete record. Nothing is awaited, and nothing raised."""
+        """Enqueue a complete record. Never waits and never raises."""
         values = zip(SHOWN, _shown(record), strict=True)
         shown = {name: value for name, value in values if value is not None}
         logger = logging.getLogger(telemetry.REQUEST_LOGGER)
@@ -67,7 +67,7 @@ class RequestLog:
             is_logged = False
         if not is_logged and self._rows is None:
             return
-        # The driver's own UUIDs are not known to orjson.
+        # orjson does not know the driver's own UUID class.
         line = orjson.dumps({"event": EVENT, "level": "info", **shown}, default=str)
         if is_logged:
             self._lines.put(line)
@@ -75,17 +75,17 @@ class RequestLog:
             self._rows.put(line)
 
     async def flush(self) -> None:
-        """Write what waits.
+        """Write the queued records.
 
         Raises:
-            DatabaseUnavailable: Postgres is away; the rows wait on.
+            DatabaseUnavailable: Postgres is away; the rows stay queued.
         """
         await self._lines.flush()
         if self._rows is not None:
             await self._rows.flush()
 
     async def close(self) -> None:
-        """Write what waits, as far as that is possible soon; drop and count the rest."""
+        """Write the queued records within a short time; drop and count the rest."""
         await self._lines.close()
         if self._rows is not None:
             await self._rows.close()
@@ -100,12 +100,12 @@ class RequestLog:
 
 
 def _for_people(shown: Mapping[str, object]) -> dict[str, str]:
-    """The fields as text; the line of a console has a time of its own."""
+    """Render the fields as text for a console, whose lines have their own time."""
     return {name: str(value) for name, value in shown.items() if name != "at"}
 
 
 async def _write_lines(lines: Sequence[bytes]) -> None:
-    # In a thread: whatever reads standard error may be slow.
+    # In a thread: the reader of standard error may be slow.
     text = b"\n".join(lines).decode()
     await asyncio.to_thread(logging.getLogger(telemetry.REQUEST_LOGGER).info, text)
 
@@ -117,7 +117,7 @@ async def _write_rows(database: Database, rows: Sequence[bytes]) -> None:
             answer = await database.call(
                 "SELECT record_requests(CAST(:batch AS jsonb))", {"batch": batch}
             )
-    except DBAPIError as error:  # a defect, which the next attempt would meet again
+    except DBAPIError as error:  # a defect, which would recur at the next attempt
         telemetry.request_log_dropped_total.labels("refused").inc(len(rows))
         log.exception("request_log_refused", rows=len(rows), error=type(error.orig).__name__)
         return
@@ -126,7 +126,7 @@ async def _write_rows(database: Database, rows: Sequence[bytes]) -> None:
 
 
 def open_request_log(settings: Settings, database: Database) -> RequestLog:
-    """The log as the settings want it."""
+    """Create the log from the settings."""
     return RequestLog(
         database if settings.request_log else None,
         log_format=settings.resolved_log_format,
@@ -136,7 +136,7 @@ def open_request_log(settings: Settings, database: Database) -> RequestLog:
 
 
 class _Batches:
-    """A bounded queue that is emptied at intervals, in batches and in order."""
+    """A bounded queue that is drained at intervals, in batches and in order."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class _Batches:
         self._task = asyncio.create_task(self._repeat(), name=f"request_log_{kind}")
 
     def put(self, item: bytes) -> None:
-        """Add an item where there is room."""
+        """Add an item, or drop and count it if the queue is full."""
         if len(self._waiting) >= self._max_waiting:
             telemetry.request_log_dropped_total.labels(f"{self._kind}_full").inc()
             return
@@ -163,7 +163,7 @@ class _Batches:
         self._filled.set()
 
     async def flush(self) -> None:
-        """Write what waits; what cannot be written waits on, and the error is raised."""
+        """Write the queued items; on an error they stay queued, and the error is raised."""
         async with self._writing:
             while self._waiting:
                 count = min(len(self._waiting), MOST_AT_ONCE)
@@ -172,7 +172,7 @@ class _Batches:
                     self._waiting.popleft()
 
     async def close(self) -> None:
-        """Stop; write what waits, or drop and count it where that takes too long."""
+        """Stop; write the queued items, or drop and count them if that takes too long."""
         self._task.cancel()
         await asyncio.wait([self._task])
         try:
@@ -199,7 +199,7 @@ class _Batches:
 
 
 class _PerMinute:
-    """A token bucket, full at first."""
+    """A token bucket, initially full."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -207,7 +207,7 @@ class _PerMinute:
         self._at = time.monotonic()
 
     def take(self) -> bool:
-        """Take one; false where none is left."""
+        """Take one token; return False if none is left."""
         now = time.monotonic()
         refilled = (now - self._at) / MINUTE_SECONDS * self._most
         self._left, self._at = min(self._most, self._left + refilled), now
