@@ -1,1 +1,4 @@
-"""Postgres: connections, tables, migrations, and the server that comes with the gateway."""
+"""Postgres: connections, tables, migrations, the audit trail, and the embedded server.
+
+Every layer above may import it; fronts and providers write no SQL.
+"""

@@ -1,4 +1,4 @@
-"""Who makes changes, as every row of the audit trail says it."""
+"""Actors: the authors of changes in the audit trail."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,11 +6,11 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who makes a change, as the audit trail names him.
+    """The author of a change.
 
-    `id`: of an operator key or of an API key (the first of a line of rolled ones); of the user who
-    came with a token; the login of who runs a command; "gateway" for what that does by itself.
-    `name`: the name of that key at the time, where it has one.
+    `id`: that of an admin key, of an API key (the first of a line of rolled keys) or of a token's
+    user; the login of a command's user; "gateway" for the gateway's own changes. `name`: the name
+    of that key at the time, if any.
     """
 
     type: Literal["operator_key", "api_key", "user", "cli", "gateway"]

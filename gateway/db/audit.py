@@ -1,6 +1,6 @@
-"""The audit trail: who changed what, when, from what to what; written with the change itself.
+"""The audit trail: author, time and both states of every change.
 
-A row joins the transaction of its change: both are committed, or neither is.
+A row is written in the transaction of its change: both are committed, or neither is.
 """
 
 import re
@@ -23,7 +23,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Action(StrEnum):
-    """What was done."""
+    """The kinds of changes."""
 
     TENANT_CREATED = "tenant.created"
     TENANT_UPDATED = "tenant.updated"
@@ -69,7 +69,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One change. `before` is None where something came into being, `after` where it went."""
+    """One change. `before` is None for a creation, `after` is None for a removal."""
 
     id: UUID
     at: datetime
@@ -95,10 +95,10 @@ async def record(
     before: Mapping[str, object] | None = None,
     after: Mapping[str, object] | None = None,
 ) -> None:
-    """Write down a change that this transaction makes; one that changes nothing is none.
+    """Record a change made by this transaction, unless both states are equal.
 
-    `before` and `after` are what may be shown of the object. Bytes and `SecretText` are refused by
-    the serializer, so that neither a digest nor a secret can come in by mistake.
+    `before` and `after` are the public fields of the object. The serializer refuses bytes and
+    `SecretText`, so that neither a digest nor a secret can be recorded by mistake.
     """
     if before == after:
         return
@@ -129,10 +129,10 @@ async def list_entries(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Page[AuditEntry]:
-    """Changes from `start` up to `end`, newest first, from the one behind `after` on.
+    """List one page of changes from `start` until `end`, newest first, after `after`.
 
     Raises:
-        InvalidRequest: `after` is the id of no entry.
+        InvalidRequest: `after` is not the id of an entry.
     """
     query = select(AuditRow)
     if tenant_id is not None:
@@ -162,7 +162,7 @@ async def list_entries_of(
     *,
     since: datetime,
 ) -> list[AuditEntry]:
-    """Changes of one kind that one object of a tenant has seen, oldest first."""
+    """List the changes of one kind to one object of a tenant, oldest first."""
     query = (
         select(AuditRow)
         .where(
@@ -179,7 +179,7 @@ async def list_entries_of(
 
 
 async def _names(session: OperatorSession, rows: Sequence[AuditRow]) -> Mapping[str, str | None]:
-    """What tenants, users and keys of these changes are called today, by their ids."""
+    """Look up the current names of the tenants, users and keys of these changes by id."""
     texts = {row.object_id for row in rows} | {str(row.tenant_id) for row in rows}
     ids = [UUID(one) for one in texts if _UUID.fullmatch(one)]
     names: dict[str, str | None] = {}
@@ -208,7 +208,7 @@ def _entry(row: AuditRow, names: Mapping[str, str | None]) -> AuditEntry:
 
 
 def _plain(value: object) -> object:
-    """The value in JSON's own types; the database driver's UUIDs are not known to every encoder."""
+    """Convert to JSON's own types: not every encoder knows the driver's UUID class."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

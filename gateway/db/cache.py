@@ -1,7 +1,7 @@
-"""Lookups kept in this process until the row behind them changes.
+"""Caches of look-ups in this process, invalidated when the row behind them changes.
 
-Postgres announces changes (NOTIFY, from triggers); the time to live is the backstop for an
-announcement that got lost.
+Postgres announces changes (NOTIFY, from triggers); the time to live is the backstop for a lost
+notification.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 class Cache(Generic[K, V]):
-    """Values by key, each under a tag (a tenant's id, or a table's name) that clears it."""
+    """A cache of values by key, each with a tag (tenant id or table name) that invalidates it."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class Cache(Generic[K, V]):
         self._loading: dict[K, tuple[int, asyncio.Task[V | None]]] = {}
 
     async def get(self, key: K, load: Callable[[], Awaitable[tuple[V, str] | None]]) -> V | None:
-        """The cached value, or what `load` finds (value and tag); None is not kept.
+        """Return the cached value, or the result of `load` (value and tag); None is not cached.
 
-        Who comes while it is being loaded waits for the same load: a value that many ask for, and
-        that has just changed, must not cost a connection for each of them.
+        Concurrent callers share one load: a popular value that has just changed must not cost a
+        connection for each of them.
 
         Raises:
-            DatabaseUnavailable: loading took longer than it may.
+            DatabaseUnavailable: loading timed out.
         """
         entry = self._entries.get(key)
         if entry is not None and self._clock() - entry[2] < self._ttl_seconds:
@@ -80,7 +80,7 @@ class Cache(Generic[K, V]):
         if found is None:
             self._forget(key)
             return None
-        # A change announced while the row was being read may not be in what was read.
+        # The row that was read may lack a change announced during the read.
         if epoch == self._epoch:
             self._keep(key, *found)
         return found[0]
@@ -88,16 +88,16 @@ class Cache(Generic[K, V]):
     def _loaded(self, key: K, task: "asyncio.Task[V | None]") -> None:
         if self._loading.get(key, (0, None))[1] is task:
             del self._loading[key]
-        # Whoever waited has it too; this keeps an error nobody waited for from being "lost".
+        # Retrieve the exception, or asyncio reports it as lost when no caller waited for it.
         if not task.cancelled():
             task.exception()
 
     def __len__(self) -> int:
-        """How many values are kept."""
+        """Count the cached values."""
         return len(self._entries)
 
     def clear(self, tag: str | None = None) -> None:
-        """Drop what stands under `tag`, or everything."""
+        """Drop the values with this tag, or all values."""
         self._epoch += 1
         if tag is None:
             self._entries.clear()
@@ -125,7 +125,7 @@ class Cache(Generic[K, V]):
 
 
 class ChangeListener:
-    """Hears Postgres announce changed rows and clears them from the caches."""
+    """A listener to Postgres' change notifications, which invalidates the caches."""
 
     def __init__(self, database: Database, clear: Callable[[str | None], None]) -> None:
         self._database = database
@@ -134,9 +134,9 @@ class ChangeListener:
         self._attempted = asyncio.Event()
 
     async def start(self) -> None:
-        """Begin to listen, and again after each lost connection; return after the first attempt.
+        """Start listening, with reconnection; return after the first attempt to connect.
 
-        Caches are empty again at that moment: what is loaded before would be lost.
+        Caches are cleared at each connection, so load into them only afterwards.
         """
         self._task = asyncio.create_task(self._listen_for_ever(), name="change-listener")
         self._task.add_done_callback(lambda _task: self._attempted.set())
@@ -163,7 +163,7 @@ class ChangeListener:
         connection.add_termination_listener(lambda _connection: lost.set())
         try:
             await connection.add_listener(CHANNEL, self._heard)
-            # What changed while nobody listened was not heard.
+            # Changes before this connection were not received.
             self._clear(None)
             self._attempted.set()
             while not lost.is_set():

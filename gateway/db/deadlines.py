@@ -1,22 +1,22 @@
-"""Deadlines that measure the one who is waited for, not the process that waits."""
+"""Deadlines that do not count delays of the waiting process itself."""
 
 import asyncio
 from types import TracebackType
 
 TICK_SECONDS = 0.05
 MOST_LATE_TICKS = 20
-"""A loop that never catches up must give up too."""
+"""The upper bound for an event loop that never catches up."""
 
 
 class Deadline:
-    """`asyncio.timeout` that does not count the time in which the event loop was held up.
+    """An `asyncio.timeout` that does not count time in which the event loop was blocked.
 
-    A loop that was blocked for a second finds its timers due before it reads the answer that has
-    lain in a socket for as long. So time is counted in ticks: one that comes late counts as one,
-    and if the last one was late another is waited for, so that the loop reads in between.
+    A loop that was blocked for a second finds its timers due before it reads an answer that arrived
+    meanwhile. Time is therefore counted in ticks: a late tick counts once, and a late last tick
+    is followed by another, so that the loop reads its sockets in between.
 
     Raises:
-        TimeoutError: at the end of the block, when `seconds` of the loop's own time are over.
+        TimeoutError: at the end of the block, if `seconds` of the loop's own time have passed.
     """
 
     __slots__ = ("_due", "_late_ticks", "_left_seconds", "_loop", "_timeout", "_timer")

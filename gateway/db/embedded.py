@@ -1,7 +1,7 @@
-"""The Postgres that comes with the gateway: a real server in the data directory, on a socket.
+"""The embedded Postgres: a server in the data directory, on a Unix socket.
 
-The socket lies in the cluster's own directory (mode 0700) and has mode 0700 itself; the server asks
-the kernel for the user at its other end (`peer`) and lets in the gateway's own user and root.
+The socket is in the cluster's directory; both have mode 0700. The server authenticates by the
+kernel's peer credentials (`peer`), and admits the gateway's own user and root.
 """
 
 import asyncio
@@ -34,18 +34,18 @@ from gateway.errors import ConfigurationError
 
 DATABASE_NAME = "image_gateway"
 SOCKET_DIR = "."
-"""Relative to the cluster, as the server sees it: so its path cannot be too long. It also tells a
-server that was started with these rules from one of an earlier version."""
+"""Relative to the cluster, so that the path is never too long. It also distinguishes a server
+with these access rules from one of an earlier version."""
 SOCKET = ".s.PGSQL.5432"
 MAX_SOCKET_PATH_BYTES = 103
-"""Of `sun_path` (`unix(7)`): 104 with a closing NUL on macOS, 108 on Linux."""
+"""Size of `sun_path` (`unix(7)`): 104 with a closing NUL on macOS, 108 on Linux."""
 START_SECONDS = 120
 POLL_SECONDS = 0.01
 log = structlog.get_logger(__name__)
 
 
 class EmbeddedPostgres:
-    """A handle on the server; the last process that closes its handle stops it."""
+    """A shared handle on the server; the last process to close its handle stops the server."""
 
     def __init__(self, data_dir: Path) -> None:
         prepare_data_dir(data_dir)
@@ -57,7 +57,7 @@ class EmbeddedPostgres:
             users = data_dir.absolute() / ".postgres.users"
             self._use = os.open(users, os.O_RDWR | os.O_CREAT, 0o600)
             opened.callback(os.close, self._use)
-            # Held until this process closes it or ends, however it ends.
+            # Held until this process closes the file or ends, even by a kill.
             fcntl.flock(self._use, fcntl.LOCK_SH)
             self._postmaster = self._find() or self._start()
             self._folder = os.open(self._pgdata, os.O_RDONLY | os.O_DIRECTORY)
@@ -65,11 +65,11 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """The server's process id."""
         return int(self._postmaster.process.pid)
 
     def owner_url(self, database: str = DATABASE_NAME) -> URL:
-        """The address of `database` for the role that owns everything (migrations)."""
+        """Build the URL of `database` for the owner role (migrations)."""
         return URL.create(
             "postgresql+asyncpg",
             username="postgres",
@@ -78,11 +78,11 @@ class EmbeddedPostgres:
         )
 
     def serving_url(self, role: str) -> URL:
-        """The address of the gateway's database for the role that serves."""
+        """Build the URL of the gateway's database for the serving role."""
         return self.owner_url().set(username=role)
 
     def ensure_running(self) -> None:
-        """Start the server again where it has ended.
+        """Restart the server if it has ended.
 
         Raises:
             ConfigurationError: it does not start.
@@ -91,7 +91,7 @@ class EmbeddedPostgres:
             self._postmaster = self._find() or self._start()
 
     def supervise(self) -> None:
-        """Start the server again whenever it ends while the gateway runs."""
+        """Restart the server whenever it ends while the gateway runs."""
         self._supervisor = asyncio.create_task(self._keep_running(), name="embedded-postgres")
 
     async def _keep_running(self) -> None:
@@ -106,13 +106,13 @@ class EmbeddedPostgres:
                 log.exception("embedded_postgres_did_not_start")
 
     async def close(self) -> None:
-        """Give up this process' handle."""
+        """Close this process' handle."""
         if self._supervisor is not None:
             self._supervisor.cancel()
         await asyncio.to_thread(self.close_now)
 
     def close_now(self) -> None:
-        """The same for what runs in no event loop."""
+        """Close the handle without an event loop."""
         with _locked(self._lock_file):
             if self._is_only_user():
                 stop(self._postmaster)
@@ -122,7 +122,7 @@ class EmbeddedPostgres:
             os.close(self._folder)
 
     def _is_only_user(self) -> bool:
-        """Whether no other handle is open. They come and go under the lock that is held here."""
+        """Tell if no other handle is open; the caller holds the lock for opening and closing."""
         try:
             fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -138,12 +138,12 @@ class EmbeddedPostgres:
         except (OSError, subprocess.SubprocessError, psutil.Error) as error:
             raise ConfigurationError(
                 f"The embedded Postgres in {self._pgdata} does not start "
-                f"({type(error).__name__}: {error}). Its log is {self._pgdata / 'log'}. Another "
-                "server can be used by setting GATEWAY_DATABASE_URL."
+                f"({type(error).__name__}: {error}). See its log, {self._pgdata / 'log'}, or set "
+                "GATEWAY_DATABASE_URL to use another server."
             ) from error
 
     def _reachable_folder(self) -> str:
-        """The socket's directory, by a path that is short enough to connect to."""
+        """Return a path of the socket's directory that is short enough to connect to."""
         if len(os.fsencode(self._pgdata / SOCKET)) <= MAX_SOCKET_PATH_BYTES:
             return str(self._pgdata)
         through = programs.passed_path(self._pgdata, self._folder)
@@ -156,7 +156,7 @@ class EmbeddedPostgres:
         return through
 
     def _find(self) -> Postmaster | None:
-        """The server that already runs; one of an earlier version is stopped first.
+        """Find the running server; one of an earlier version is stopped first.
 
         Raises:
             ConfigurationError: a gateway of an earlier version still uses it.
@@ -183,7 +183,7 @@ class EmbeddedPostgres:
         version = (self._pgdata / "PG_VERSION").read_text().strip()
         if version != str(programs.VERSION):
             raise ConfigurationError(
-                f"{self._pgdata} was made by Postgres {version}; this gateway brings "
+                f"{self._pgdata} was created by Postgres {version}; this gateway includes "
                 f"{programs.VERSION}. Move the data with pg_dump and GATEWAY_DATABASE_URL."
             )
         account = serving_account(self._pgdata)
@@ -208,7 +208,7 @@ class EmbeddedPostgres:
                 os.close(output)
         finally:
             os.close(folder)
-        # Kept, so that its end is noticed and leaves no zombie.
+        # Kept, so that the exit is noticed and reaped.
         self._children = [one for one in self._children if one.poll() is None] + [child]
         return self._until_ready(Postmaster(psutil.Process(child.pid), SOCKET_DIR, is_ready=False))
 
@@ -221,23 +221,23 @@ class EmbeddedPostgres:
             if not starting.is_running():
                 raise ConfigurationError(
                     f"The embedded Postgres in {self._pgdata} does not start: "
-                    f"{last_complaint(self._pgdata)} Its log is {self._pgdata / 'log'}. Another "
-                    "server can be used by setting GATEWAY_DATABASE_URL."
+                    f"{last_complaint(self._pgdata)} See its log, {self._pgdata / 'log'}, or set "
+                    "GATEWAY_DATABASE_URL to use another server."
                 )
             time.sleep(POLL_SECONDS)
         raise ConfigurationError(
             f"The embedded Postgres in {self._pgdata} is not ready after {START_SECONDS} seconds. "
-            f"Its log is {self._pgdata / 'log'}."
+            f"See its log, {self._pgdata / 'log'}."
         )
 
 
 def has_cluster(data_dir: Path) -> bool:
-    """Whether a gateway has been started on this data directory."""
+    """Tell if a gateway has been started on this data directory."""
     return (data_dir / "postgres/PG_VERSION").exists()
 
 
 def prepare_data_dir(data_dir: Path) -> None:
-    """Create the data directory, for its owner alone; the mode of an existing one stays.
+    """Create the data directory with mode 0700; the mode of an existing one is kept.
 
     Raises:
         ConfigurationError: it cannot be created.
@@ -247,13 +247,13 @@ def prepare_data_dir(data_dir: Path) -> None:
     except OSError as error:
         raise ConfigurationError(
             f"The data directory {data_dir} cannot be created: {error.strerror}. "
-            "Set GATEWAY_DATA_DIR to one that can."
+            "Set GATEWAY_DATA_DIR to a writable place."
         ) from error
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock under which servers are found, started and stopped."""
+    """Hold the lock for finding, starting and stopping servers."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
 """Connections to Postgres: transactions bound to one tenant, and single-statement calls.
 
-Every connection serves as `image_gateway_app`, a role that owns nothing. Row-level security shows
-it the rows of the tenant set for the transaction, and nothing where none is set.
+Every connection uses the role `image_gateway_app`, which owns nothing. Row-level security shows
+it the rows of the tenant set for the transaction, and no rows if none is set.
 """
 
 import asyncio
@@ -30,27 +30,26 @@ UNDERSTOOD_PARAMETERS = frozenset({"sslmode", "host"})
 IGNORED_PARAMETERS = frozenset(
     {"channel_binding", "connect_timeout", "application_name", "options"}
 )
-"""What hosted databases print into their addresses, and the driver has no use for."""
+"""Parameters in the URLs of hosted databases that the driver does not need."""
 CONFLICT_ATTEMPTS = 5
 
 ACTOR = "actor"
-"""Under this name a session carries who makes the changes of its transaction."""
+"""The session's key for the author of its transaction's changes."""
 
 TenantSession = NewType("TenantSession", AsyncSession)
 """A transaction that sees one tenant's rows."""
 OperatorSession = NewType("OperatorSession", AsyncSession)
-"""A transaction that sees every tenant's rows: operators' commands and the sweeper."""
+"""A transaction that sees every tenant's rows, for operators' commands and the sweeper."""
 
 LOST_CLASSES = frozenset({"08", "40", "53", "55", "57"})
-"""Postgres' own classes of errors: connection, a transaction rolled back (a deadlock), resources,
-a lock that was not to be had, intervention (shutdown, cancel). Nothing of them was committed, or
-nobody knows."""
+"""SQLSTATE classes of connection loss, rollback (deadlock), lack of resources, unavailable lock,
+and operator intervention (shutdown, cancel): nothing was committed, or the outcome is unknown."""
 READ_ONLY = "25006"
-"""What a primary answers that has become a standby: nothing was committed."""
+"""The SQLSTATE of a primary that has become a standby: nothing was committed."""
 SPARED = 2
-"""Connections that tenants' own transactions never take."""
+"""Connections reserved for transactions other than tenants' own."""
 DEFECT_CLASSES = frozenset({"22", "23", "42", "P0"})
-"""What no second attempt mends: data, constraint, syntax or rights, an assertion of ours."""
+"""SQLSTATE classes that a retry cannot fix: data, constraint, syntax or privilege, assertion."""
 LANE_ERRORS = (
     *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
     *(OSError, TimeoutError),
@@ -59,7 +58,7 @@ LOST_CONNECTION = (InterfaceError, OperationalError, PoolTimeoutError, OSError, 
 
 
 class DatabaseUnavailable(Unavailable):
-    """Postgres did not answer in time. Whether a sent commit took effect is not known."""
+    """A missing answer of Postgres; the outcome of a commit that was sent is unknown."""
 
     code = "database_unavailable"
 
@@ -72,10 +71,10 @@ class DatabaseUnavailable(Unavailable):
 
 @asynccontextmanager
 async def answered_within(seconds: float) -> AsyncIterator[None]:
-    """Give up what Postgres does not answer in time: somebody waits who has bought nothing yet.
+    """Limit the wait for Postgres before a call: a client waits, and nothing is bought yet.
 
     Raises:
-        DatabaseUnavailable: the time is over.
+        DatabaseUnavailable: the limit has passed.
     """
     try:
         async with Deadline(seconds):
@@ -85,10 +84,10 @@ async def answered_within(seconds: float) -> AsyncIterator[None]:
 
 
 class _Shares:
-    """What tenants may have of the pool: one of them half, all of them together not the last ones.
+    """A bulkhead for the pool: at most half for one tenant, and not the last ones for all tenants.
 
-    A tenant whose slow reports take all there is for him leaves the others theirs, and keys, prices
-    and whatever else is looked up before a call find a connection even while many tenants read.
+    A tenant with slow reports leaves connections to the others, and look-ups before a call (keys,
+    prices) find a connection even while many tenants read.
     """
 
     def __init__(self, pool_size: int, *, wait_seconds: float) -> None:
@@ -99,7 +98,7 @@ class _Shares:
 
     @asynccontextmanager
     async def taken(self, tenant_id: UUID) -> AsyncIterator[None]:
-        """Have one of the connections for the length of the block.
+        """Take one connection of the tenant's share for the block.
 
         Raises:
             DatabaseUnavailable: none was free in time.
@@ -135,7 +134,7 @@ class Database:
         self._calls = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     async def warm(self) -> None:
-        """Open every connection of the pool: a burst of first requests would wait for each.
+        """Open every connection of the pool, so that a burst of first requests does not wait.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
@@ -157,12 +156,12 @@ class Database:
     async def tenant(
         self, tenant_id: UUID, *, by: Actor = THE_GATEWAY
     ) -> AsyncIterator[TenantSession]:
-        """One transaction that sees the rows of `tenant_id` only; commits at the end.
+        """Open a transaction that sees the rows of `tenant_id` only; commit at the end.
 
-        The audit trail says of what it changes that it was changed `by` that actor.
+        The audit trail names the actor `by` as the author of its changes.
 
         Raises:
-            DatabaseUnavailable: Postgres is away, or this tenant has its share of the pool.
+            DatabaseUnavailable: Postgres is away, or this tenant's share of the pool is in use.
         """
         async with (
             self._shares.taken(tenant_id),
@@ -172,9 +171,9 @@ class Database:
 
     @asynccontextmanager
     async def operator(self, *, by: Actor = THE_GATEWAY) -> AsyncIterator[OperatorSession]:
-        """One transaction that sees every tenant's rows; commits at the end.
+        """Open a transaction that sees every tenant's rows; commit at the end.
 
-        The audit trail says of what it changes that it was changed `by` that actor.
+        The audit trail names the actor `by` as the author of its changes.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
@@ -218,7 +217,7 @@ class Database:
 
     @asynccontextmanager
     async def exclusive(self, lock: int) -> AsyncIterator[None]:
-        """Hold an advisory lock, on a connection of its own, against every other process."""
+        """Hold an advisory lock against all other processes, on a separate connection."""
         connection = await self.connect()
         try:
             await connection.execute("SELECT pg_advisory_lock($1)", lock)
@@ -227,11 +226,11 @@ class Database:
             await connection.close()
 
     def lane(self, *, timeout_seconds: float) -> "Lane":
-        """A connection of its own for statements that follow one another."""
+        """Create a lane: a separate connection for consecutive statements."""
         return Lane(self.connect, timeout_seconds)
 
     async def connect(self) -> asyncpg.Connection:
-        """A connection of its own, outside the pool.
+        """Open a connection outside the pool.
 
         Raises:
             DatabaseUnavailable: Postgres is away.
@@ -245,11 +244,9 @@ class Database:
 
 
 async def one_at_a_time(session: TenantSession | OperatorSession, tenant_id: UUID | None) -> None:
-    """Wait for other changes of this tenant that must not meet: two first ones would both insert.
+    """Serialise changes of this tenant until the end of the transaction; readers do not wait.
 
-    None: other changes of what is the house's.
-
-    Until the end of the transaction; readers do not wait.
+    Otherwise two concurrent first changes would both insert. None: changes of the operator's own.
     """
     await session.execute(
         select(func.pg_advisory_xact_lock(func.hashtextextended(str(tenant_id), 0)))
@@ -257,10 +254,10 @@ async def one_at_a_time(session: TenantSession | OperatorSession, tenant_id: UUI
 
 
 class Lane:
-    """One connection on which single-statement commits follow one another.
+    """One connection for consecutive single-statement commits.
 
-    The money path's batches come strictly one after the other, so they need neither a pool nor a
-    transaction of several round trips; a driver's bare connection costs a third of both.
+    The money path's batches are strictly sequential, so they need neither a pool nor a
+    transaction of several round trips; a bare driver connection costs a third of both.
     """
 
     def __init__(
@@ -274,13 +271,13 @@ class Lane:
         """Run one statement in its own commit.
 
         Raises:
-            DatabaseUnavailable: no acknowledgement. What was sent may have been committed.
+            DatabaseUnavailable: no acknowledgement. The statement may have been committed.
         """
         for attempt in range(CONFLICT_ATTEMPTS):
             try:
                 return await self._fetch(statement, *arguments)
             except asyncpg.TransactionRollbackError:
-                # Rolled back whole (a deadlock, say), so trying again cannot do anything twice.
+                # Rolled back whole (for example by a deadlock), so a retry cannot repeat anything.
                 if attempt == CONFLICT_ATTEMPTS - 1:
                     raise DatabaseUnavailable from None
         raise AssertionError
@@ -302,14 +299,14 @@ class Lane:
         return rows
 
     def close(self) -> None:
-        """Drop the connection at once; the next statement opens a new one."""
+        """Close the connection at once; the next statement opens a new one."""
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
 
 
 def raise_if_lost(error: BaseException) -> None:
-    """Turn a lost connection into `DatabaseUnavailable`; other errors are defects, left alone."""
+    """Convert a lost connection to `DatabaseUnavailable`; other errors are defects and stay."""
     lost = isinstance(error, LOST_CONNECTION)
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None) or ""
@@ -320,23 +317,23 @@ def raise_if_lost(error: BaseException) -> None:
 
 
 def database_url(url: str) -> URL:
-    """Read any usual form of a Postgres address as one for asyncpg.
+    """Convert any usual form of a Postgres URL to one for asyncpg.
 
     Raises:
-        ConfigurationError: not a Postgres address. Its text is left out: it holds a password.
+        ConfigurationError: not a Postgres URL. The message omits it: it holds a password.
     """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # Their messages repeat the address, and with it the password.
-        raise ConfigurationError("GATEWAY_DATABASE_URL is not a database address") from None
+        # Their messages quote the URL with its password.
+        raise ConfigurationError("GATEWAY_DATABASE_URL is not a database URL") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise ConfigurationError("GATEWAY_DATABASE_URL must start with postgresql://")
     unknown = sorted(set(parsed.query) - UNDERSTOOD_PARAMETERS - IGNORED_PARAMETERS)
     if unknown:
         raise ConfigurationError(
-            f"GATEWAY_DATABASE_URL has a parameter that is not understood: {unknown[0]}. "
-            f"Understood: {', '.join(sorted(UNDERSTOOD_PARAMETERS))}."
+            f"GATEWAY_DATABASE_URL has an unsupported parameter: {unknown[0]}. "
+            f"Supported: {', '.join(sorted(UNDERSTOOD_PARAMETERS))}."
         )
     kept = parsed.difference_update_query(IGNORED_PARAMETERS)
     return kept.set(drivername="postgresql+asyncpg")
@@ -350,7 +347,7 @@ def _connect_arguments(
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
     read_only: bool = False,
 ) -> dict[str, Any]:
-    """What asyncpg needs beside user, password, host and database."""
+    """Build the arguments of asyncpg beside user, password, host and database."""
     settings = {
         "application_name": "image-gateway",
         "statement_timeout": str(statement_timeout_ms),
@@ -361,7 +358,7 @@ def _connect_arguments(
     if role is not None and url.username != role:
         settings["role"] = role
     arguments: dict[str, Any] = {"server_settings": settings, "timeout": connect_timeout_seconds}
-    # libpq's name for it, which is what people paste; asyncpg calls the same thing `ssl`.
+    # Users paste libpq's name; asyncpg calls the same parameter `ssl`.
     if sslmode := url.query.get("sslmode"):
         arguments["ssl"] = sslmode
     if host := url.query.get("host"):
@@ -379,7 +376,7 @@ def create_engine(
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
     read_only: bool = False,
 ) -> AsyncEngine:
-    """An engine whose connections serve as `role`, or as the address' own user."""
+    """Create an engine whose connections use `role`, or the user of the URL."""
     return create_async_engine(
         url.difference_update_query(["sslmode", "host"]),
         connect_args=_connect_arguments(
@@ -393,7 +390,7 @@ def create_engine(
         max_overflow=0,
         pool_timeout=pool_timeout,
         pool_use_lifo=True,
-        # Parameters are digests and ciphertexts; an error must not carry them into a log.
+        # Parameters can be digests or ciphertexts, which an error must not carry into a log.
         hide_parameters=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
     )

@@ -1,4 +1,4 @@
-"""The identity of a database and of its history: a failover or a restore changes it."""
+"""The identity of a database's history, which a failover or a restore changes."""
 
 import struct
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from sqlalchemy.exc import DBAPIError
 from gateway.db.engine import OperatorSession, raise_if_lost
 
 _FIELDS = struct.Struct("<qIII")
-# The timeline of a WAL file's name is the one that is written now; that of the control file is the
-# last checkpoint's, which a promotion changes only later. A dump that is restored makes its tables
-# anew, so that they get other ids.
+# The timeline in the WAL file's name is the current one; that of the control file is the last
+# checkpoint's, which a promotion updates later. A restored dump creates its tables again, with new
+# ids.
 _IDENTITY = text("""
     SELECT s.system_identifier AS system,
         ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint AS timeline,
@@ -25,8 +25,8 @@ IDENTITY_BYTES = _FIELDS.size
 class DatabaseIdentity:
     """The server's identifier, its timeline, and the ids of the database and its reservations.
 
-    Equal at two moments: what was committed at the first one was not taken back by a failover to a
-    standby that lagged behind, a recovery to a point in time, or a restored dump.
+    If it is equal at two moments, no commit of the first was undone by a failover to a lagging
+    standby, a point-in-time recovery, or a restored dump.
     """
 
     system: int
@@ -35,17 +35,17 @@ class DatabaseIdentity:
     reservations: int
 
     def to_bytes(self) -> bytes:
-        """`IDENTITY_BYTES` bytes."""
+        """Encode as `IDENTITY_BYTES` bytes."""
         return _FIELDS.pack(self.system, self.timeline, self.database, self.reservations)
 
 
 def identity_of(content: bytes) -> DatabaseIdentity | None:
-    """The identity that `to_bytes` wrote; None for zeros, which stand for an unknown one."""
+    """Decode the bytes of `to_bytes`; None for zeros, which mean an unknown identity."""
     return DatabaseIdentity(*_FIELDS.unpack(content)) if any(content) else None
 
 
 async def read_identity(session: OperatorSession) -> DatabaseIdentity | None:
-    """The database behind this session; None where its server does not tell.
+    """Read the identity of the session's database; None if the server does not disclose it.
 
     Raises:
         DatabaseUnavailable: Postgres is away, or a standby.

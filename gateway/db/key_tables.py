@@ -11,7 +11,7 @@ from gateway.db.tables import Table, Timestamp
 
 
 class OperatorKeyRow(Table):
-    """An admin key; only its HMAC is kept.
+    """An admin key; only its HMAC is stored.
 
     `origin` is null for keys older than that column.
     """
@@ -45,8 +45,8 @@ class OperatorKeyRow(Table):
 class SealedSecretRow(Table):
     """A secret of the gateway itself (pepper, link key), sealed by the master key.
 
-    A name is `pepper` for the first version and `pepper.2` for the second. A version makes from
-    `used_from` on, and opens until `accepted_until` (null: until it is removed).
+    The name is `pepper` for the first version and `pepper.2` for the second. A version is used for
+    new things from `used_from`, and accepted until `accepted_until` (null: until it is removed).
     """
 
     __tablename__ = "sealed_secret"
@@ -60,7 +60,7 @@ class SealedSecretRow(Table):
 
 
 class KeyRotationRow(Table):
-    """A replacement of every data key. One that did not finish is resumed by the next command."""
+    """A rotation of all data keys. An unfinished one is resumed by the next command."""
 
     __tablename__ = "key_rotation"
 

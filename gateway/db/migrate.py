@@ -1,4 +1,4 @@
-"""Applying the migrations: one process at a time, as the owner of the database."""
+"""Migrations, applied by one process at a time as the owner of the database."""
 
 from alembic import command
 from alembic.config import Config
@@ -12,20 +12,20 @@ from gateway.errors import ConfigurationError
 
 MIGRATION_TIMEOUT_MS = 600_000
 ADVISORY_LOCK = 4_702_111_234_567
-"""Any number, as long as every release uses the same."""
+"""An arbitrary number, the same in every release."""
 PREDECESSOR = "2026_11_28_09_request_log_cost"
 """The last revision before the baseline; its schema is the baseline's."""
 
 
 def alembic_config() -> Config:
-    """Alembic's configuration, without a file."""
+    """Build Alembic's configuration without a file."""
     config = Config()
     config.set_main_option("script_location", str(migrations_dir()))
     return config
 
 
 async def ensure_database(maintenance_url: URL, name: str) -> None:
-    """Create the database `name` where it does not exist yet."""
+    """Create the database `name` if it does not exist."""
     engine = create_engine(maintenance_url, role=None)
     try:
         async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -38,10 +38,10 @@ async def ensure_database(maintenance_url: URL, name: str) -> None:
 
 
 async def migrate(owner_url: URL, *, login_role: bool = False) -> str:
-    """Bring the schema up to date and return its revision; other processes wait meanwhile.
+    """Migrate the schema to the newest revision and return it; other processes wait meanwhile.
 
-    `login_role` lets the serving role log in by itself: right for the embedded server, which
-    lets in the gateway's own user alone.
+    `login_role` grants LOGIN to the serving role, which is safe on the embedded server: it admits
+    only the gateway's own user and root.
     """
     engine = create_engine(owner_url, role=None, statement_timeout_ms=MIGRATION_TIMEOUT_MS)
     try:
@@ -59,7 +59,7 @@ async def migrate(owner_url: URL, *, login_role: bool = False) -> str:
 
 
 def forget_predecessor(connection: Connection) -> None:
-    """Let the baseline adopt a database of the last revision before it."""
+    """Remove the last revision before the baseline, so that the baseline adopts its database."""
     if inspect(connection).has_table("alembic_version"):
         connection.execute(
             text("DELETE FROM alembic_version WHERE version_num = :predecessor"),
@@ -76,7 +76,7 @@ def _upgrade(connection: Connection) -> None:
     except CommandError as error:
         raise ConfigurationError(
             "The database is at a revision that this release does not know; the newest that it "
-            f"knows is {newest_revision()}. Start the release that made the database, or a newer "
-            "one."
+            f"knows is {newest_revision()}. Start the release that migrated the database, or a "
+            "newer one."
         ) from error
     apply_sql_files(connection)

@@ -26,7 +26,7 @@ from gateway.db.tables import Table, Timestamp, own_user
 
 
 class PriceRow(Table):
-    """One version of a price: nano-USD per million tokens, and per image. Never edited."""
+    """One version of a price: nano-USD per million tokens, and per image. Immutable."""
 
     __tablename__ = "price"
     __table_args__ = (
@@ -56,13 +56,13 @@ class PriceRow(Table):
 
 
 class BudgetRow(Table):
-    """A money limit for a tenant, one of its users or one of its keys, per window.
+    """A money limit of a tenant, one of its users or one of its keys, per window.
 
-    Without a tenant it is the house's: it binds all calls with the house's own credentials, and has
-    a time zone of its own.
+    Without a tenant it is the operator's: it applies to all calls with a house credential, and has
+    its own time zone.
 
-    A removed budget stays for its periods, in which calls may yet be settled; its limit is then the
-    highest there is, so that it binds nobody.
+    A removed budget stays for its periods, in which calls may still be settled; its limit is then
+    the highest possible, so that it limits nothing.
     """
 
     __tablename__ = "budget"
@@ -128,13 +128,13 @@ class BudgetRow(Table):
 
 
 class BudgetPeriodRow(Table):
-    """What one budget has spent and holds in one period.
+    """The spent and held amounts of one budget in one period.
 
-    `ceiling_nano` is the highest limit in force during the period, `breach_nano` what real costs
-    took beyond their holds, `soft_nano` what was held while the budget was soft: spent + held never
-    exceeds their sum. Budgets of the house have several shards a period: each has a part
-    (`allotted_nano`) of the limit that was in force when it was divided (`allotted_of_nano`), valid
-    while the budget's `division` is the one of then (`allotted_division`).
+    `ceiling_nano` is the highest limit in force during the period, `breach_nano` the excess of
+    actual costs over their reservations, `soft_nano` the amount reserved while the budget was soft:
+    spent + held never exceeds their sum. Budgets of the operator have several shards per period.
+    Each has a part (`allotted_nano`) of the limit that was in force at the division
+    (`allotted_of_nano`), valid while the budget's `division` equals `allotted_division`.
     """
 
     __tablename__ = "budget_period"
@@ -173,10 +173,10 @@ class BudgetPeriodRow(Table):
 
 
 class ReservationRow(Table):
-    """The held part of budgets for one paid provider call, and how that call ended.
+    """The reserved part of budgets for one paid provider call, and the call's outcome.
 
-    `terms`: what its cost depends on, to estimate it by (`gateway.billing.estimates.Terms`).
-    `served_quality` and `served_size`: what the provider made.
+    `terms`: the terms of its cost, for the estimate (`gateway.billing.estimates.Terms`).
+    `served_quality` and `served_size`: those of the images that the provider made.
     """
 
     __tablename__ = "reservation"
@@ -257,10 +257,10 @@ class ReservationRow(Table):
 
 
 class LedgerRow(Table):
-    """One immutable posting. Every line but `hold` adds to what was spent.
+    """One immutable ledger entry. Every kind except `hold` adds to the spent amount.
 
-    `admitted_at`: when its call was admitted, the moment that reports and budgets go by; None in
-    lines of releases that did not write it, which count at their own moment `at`.
+    `admitted_at`: the time of the call's admission, by which reports and budgets count it; None in
+    entries of releases that did not record it, which count at their own time `at`.
     """
 
     __tablename__ = "ledger"

@@ -1,4 +1,4 @@
-"""Whose a budget or a limit is: that of a line of keys, of a user, or of the whole tenant."""
+"""Owners of budgets and limits: a line of keys, a user, or the whole tenant."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -12,7 +12,7 @@ from gateway.errors import InvalidRequest, NotFound
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A key, a user, or neither: the tenant. And the mode of the calls that are meant."""
+    """An owner (a key, a user, or if neither the tenant) and the mode of its calls."""
 
     api_key_id: UUID | None
     user_id: UUID | None
@@ -27,31 +27,31 @@ async def find_owner(
     api_key_id: UUID | None,
     user_id: UUID | None,
 ) -> Owner:
-    """The owner that is meant, for a key the first one of its line.
+    """Find the requested owner; a key stands for its line, by the first key.
 
     Raises:
         InvalidRequest: a key and a user at once.
-        NotFound: the key or the user is not this tenant's.
+        NotFound: the key or the user does not belong to this tenant.
     """
     if api_key_id is None:
         if user_id is not None:
             await check_user(session, tenant_id, user_id)
         return Owner(None, user_id, livemode)
     if user_id is not None:
-        raise InvalidRequest("Name a key or a user, not both.", param="user_id")
+        raise InvalidRequest("Give api_key_id or user_id, not both.", param="user_id")
     key = await session.scalar(
         select(ApiKeyRow).where(ApiKeyRow.tenant_id == tenant_id, ApiKeyRow.id == api_key_id)
     )
     if key is None:
         raise NotFound(f"This tenant has no API key {api_key_id}.", param="api_key_id")
-    # Of a rolled key the whole line is meant, and only calls of the key's own mode exist.
+    # A key stands for its whole line, and its calls have only the key's own mode.
     return Owner(key.root_id, None, key.livemode)
 
 
 async def check_user(
     session: TenantSession | OperatorSession, tenant_id: UUID, user_id: UUID
 ) -> None:
-    """Raise `NotFound` where this is the id of none of the tenant's users."""
+    """Raise `NotFound` if this is not the id of a user of the tenant."""
     known = await session.scalar(
         select(TenantUserRow.id).where(
             TenantUserRow.tenant_id == tenant_id,

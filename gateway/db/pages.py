@@ -1,4 +1,4 @@
-"""Pages of a list: as many as were asked for, and whether there are more behind them."""
+"""Pages of a list, for cursor pagination."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some items in their order, and whether more follow."""
+    """One page of items in order; `has_more`: further items follow."""
 
     items: tuple[T, ...]
     has_more: bool
 
 
 def page_of(found: Sequence[T], limit: int) -> Page[T]:
-    """The page of a query that looked for one more than `limit`."""
+    """Build the page from the rows of a query for one more than `limit`."""
     return Page(tuple(found[:limit]), len(found) > limit)

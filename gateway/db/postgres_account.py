@@ -1,7 +1,7 @@
-"""The operating system's user that the embedded Postgres runs as.
+"""The operating system user of the embedded Postgres.
 
-Postgres refuses to run as root. Started by root, each data directory therefore has a user number
-of its own, so that the servers of two gateways on one machine cannot read each other's data.
+Postgres refuses to run as root. Started by root, each data directory therefore gets its own user
+number, so that the servers of two gateways on one machine cannot read each other's data.
 """
 
 import os
@@ -17,18 +17,17 @@ from gateway.errors import ConfigurationError
 
 ROOT = 0
 FORMER_SHARED_ACCOUNT = "pgserver"
-"""Under this account, all gateways of a machine that root started once shared what they could
-read."""
+"""The account that earlier versions shared among all gateways started by root."""
 INITDB_ACCOUNT = "igw-initdb"
-"""`initdb` alone insists on a name for its user; it runs for a second, once per data directory."""
+"""A named account, which only `initdb` needs; it runs for a second, once per data directory."""
 PRIVATE_IDS = ((0x7000_0000, 0x7FFF_FFFD), (30_000, 59_999))
-"""Where user numbers are chosen: a range that systemd's UIDS-GIDS lists as unused, else, in a
-container that maps only some, one in which its own accounts are sparse."""
+"""Ranges of user numbers: one listed as unused in systemd's UIDS-GIDS, else, in a container that
+maps only some, one in which its own accounts are sparse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user and a group by number; `is_other`: not the user of this process."""
+    """A user and a group by number; `is_other`: it is not the user of this process."""
 
     uid: int
     gid: int
@@ -36,24 +35,24 @@ class Account:
 
     @property
     def popen_options(self) -> dict[str, object]:
-        """The options of `subprocess.Popen` that start a process as this user."""
+        """Build the options of `subprocess.Popen` to start a process as this user."""
         if not self.is_other:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
 def own_account() -> Account:
-    """The user of this process."""
+    """Return the account of this process."""
     return Account(os.geteuid(), os.getegid(), is_other=False)
 
 
 def login_of_this_process() -> str:
-    """The name of this process' user, else its number."""
+    """Return the name of this process' user, else its number."""
     return _name_of(os.getuid())
 
 
 def own_login() -> str:
-    """The name of this process' user.
+    """Return the name of this process' user.
 
     Raises:
         ConfigurationError: its number has no name, as in some containers.
@@ -69,10 +68,10 @@ def own_login() -> str:
 
 
 def serving_account(pgdata: Path) -> Account:
-    """The user to serve an existing cluster as; one of root's or of the shared account is moved.
+    """Return the account of an existing cluster; one of root or the shared account is moved.
 
     Raises:
-        ConfigurationError: the directory belongs to somebody else.
+        ConfigurationError: the directory belongs to another user.
     """
     status = pgdata.lstat()
     if not stat.S_ISDIR(status.st_mode):
@@ -92,7 +91,7 @@ def serving_account(pgdata: Path) -> Account:
 
 
 def private_account() -> Account:
-    """A user that nothing else on this machine has: the process' own unless that is root."""
+    """Choose an account: the process' own, or for root one that nothing else uses."""
     if os.geteuid() != ROOT:
         return own_account()
     for first, last in PRIVATE_IDS:
@@ -108,10 +107,10 @@ def private_account() -> Account:
 
 
 def initdb_account() -> Account:
-    """A user with a name, for `initdb`; as root an account that is made where it is missing.
+    """Return a named account for `initdb`; as root, create it if it is missing.
 
     Raises:
-        ConfigurationError: it cannot be made.
+        ConfigurationError: it cannot be created.
     """
     if os.geteuid() != ROOT:
         own_login()
@@ -123,7 +122,7 @@ def initdb_account() -> Account:
 
 
 def give(folder: Path, account: Account) -> None:
-    """Give a directory and everything in it to a user; links are not followed."""
+    """Change the owner of a directory and everything in it; links are not followed."""
     for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
         for name in (*folders, *files):
             os.chown(name, account.uid, account.gid, dir_fd=descriptor, follow_symlinks=False)
@@ -149,7 +148,7 @@ def _make_account(name: str) -> None:
                 stdin=subprocess.DEVNULL,
             )
     except OSError:
-        pass  # the next line says it
+        pass  # reported below
     if _uid_of(name) is None:
         raise ConfigurationError(
             "Postgres does not run as root, and the account that makes its data directory cannot "
@@ -178,7 +177,7 @@ def _has_name(uid: int) -> bool:
 
 
 def _is_mapped(first: int, last: int) -> bool:
-    """Whether this user namespace (`user_namespaces(7)`) knows these users and groups."""
+    """Tell if this user namespace (`user_namespaces(7)`) maps these users and groups."""
     for kind in ("uid", "gid"):
         path = Path(f"/proc/self/{kind}_map")
         if path.exists() and not any(

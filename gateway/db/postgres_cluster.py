@@ -1,4 +1,4 @@
-"""One cluster of the embedded Postgres: made, given its access rules, found running, stopped."""
+"""One cluster of the embedded Postgres: initialisation, access rules, start and stop."""
 
 import os
 import pwd
@@ -31,14 +31,14 @@ COMPLAINTS = ("FATAL:", "PANIC:", "postgres: ", "initdb: error:")
 
 @dataclass(frozen=True, slots=True)
 class Postmaster:
-    """A running server, as its pid file describes it."""
+    """A running server as described in its pid file."""
 
     process: psutil.Process
     socket_dir: str
     is_ready: bool
 
     def is_running(self) -> bool:
-        """Whether the process lives; one that has ended and waits for its parent does not."""
+        """Tell if the process is alive; a zombie is not."""
         try:
             return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
@@ -46,7 +46,7 @@ class Postmaster:
 
 
 def read_postmaster(pgdata: Path) -> Postmaster | None:
-    """The server that runs on this cluster; None where there is none."""
+    """Find the server of this cluster; None if none is running."""
     try:
         text = (pgdata / "postmaster.pid").read_text()
         lines = [line.strip() for line in text.splitlines()]
@@ -58,10 +58,10 @@ def read_postmaster(pgdata: Path) -> Postmaster | None:
 
 
 def forget_reused_pid(pgdata: Path) -> None:
-    """Remove the pid file of a server that is gone if its number is another process' by now.
+    """Remove the pid file of a dead server if another process has its number now.
 
-    Postgres would take that process for a running server and refuse to start. Any other pid file is
-    left to Postgres, which finds by it what else a killed server has left behind.
+    Postgres would take that process for a running server and refuse to start. Other pid files
+    stay: Postgres needs them to find the remains of a killed server.
     """
     path = pgdata / "postmaster.pid"
     with suppress(FileNotFoundError, LookupError, ValueError):
@@ -70,13 +70,13 @@ def forget_reused_pid(pgdata: Path) -> None:
 
 
 def _state(lines: list[str]) -> tuple[str, bool]:
-    """Of a pid file: the socket's directory, and whether the server takes connections."""
+    """Parse a pid file: the socket's directory, and True if the server accepts connections."""
     known = lines + [""] * (PID_FILE_LINES - len(lines))
     return known[4], known[7] == "ready"
 
 
 def initialise(pgdata: Path) -> None:
-    """Make a cluster; complete or not at all, even where the process is killed meanwhile."""
+    """Create a cluster atomically, even if the process is killed meanwhile."""
     unfinished = pgdata.with_name("postgres.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
@@ -103,7 +103,7 @@ def initialise(pgdata: Path) -> None:
 def spawn(
     command: list[str], account: Account, folder: int, output: int
 ) -> "subprocess.Popen[bytes]":
-    """Start a program of Postgres in a session of its own, which a terminal's Ctrl-C spares."""
+    """Start a program of Postgres in a new session, so that Ctrl-C does not reach it."""
     return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # noqa: S603 - our own
         command,
         cwd="/",
@@ -119,9 +119,9 @@ def spawn(
 
 
 def write_access_rules(folder: int, account: Account) -> None:
-    """Let in the user of this process, and root, by what the kernel says of them.
+    """Admit the user of this process and root, by the kernel's peer credentials.
 
-    Written at every start: clusters of earlier versions let in every local user.
+    Written at every start: clusters of earlier versions admitted every local user.
     """
     allowed = {own_login(), pwd.getpwuid(0).pw_name}
     rules = {
@@ -129,7 +129,7 @@ def write_access_rules(folder: int, account: Account) -> None:
         "pg_ident.conf": "".join(f'gateway "{login}" all\n' for login in sorted(allowed)),
     }
     for name, content in rules.items():
-        # A new file in place of the old one, in a directory that a less trusted user may own.
+        # A new file, not an overwritten one: a less trusted user may own the directory.
         with suppress(FileNotFoundError):
             os.unlink(f"{name}.new", dir_fd=folder)
         new = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
@@ -141,10 +141,7 @@ def write_access_rules(folder: int, account: Account) -> None:
 
 
 def stop(postmaster: Postmaster) -> None:
-    """End a server: connections are cut and everything is written; killed if that takes too long.
-
-    The signals are those of Postgres' fast and immediate shutdown.
-    """
+    """Stop a server by a fast shutdown, then an immediate one, then a kill, with timeouts."""
     for number, seconds in (
         (signal.SIGINT, STOP_SECONDS),
         (signal.SIGQUIT, STOP_SECONDS),
@@ -160,7 +157,7 @@ def stop(postmaster: Postmaster) -> None:
 
 
 def last_complaint(pgdata: Path) -> str:
-    """The line of a cluster's log that says why it does not start."""
+    """Return the line of a cluster's log with the reason of a failed start."""
     with (pgdata / "log").open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
@@ -168,7 +165,7 @@ def last_complaint(pgdata: Path) -> str:
 
 
 def _last_line(text: str) -> str:
-    """The line that says why: Postgres' last complaint, else the last line."""
+    """Return Postgres' last error line, else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     complaints = [line for line in lines if any(mark in line for mark in COMPLAINTS)]
-    return (complaints or lines or ["it ended without a word."])[-1]
+    return (complaints or lines or ["It ended without a message."])[-1]

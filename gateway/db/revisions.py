@@ -1,6 +1,6 @@
 """The newest revision among the migrations, read from their files.
 
-Alembic takes longer to import than a command that only reads takes altogether.
+Importing Alembic would take longer than a whole read-only command.
 """
 
 import re
@@ -13,14 +13,14 @@ DOWN_REVISION = re.compile(r'^down_revision\b[^=\n]*= *"([^"]+)"', re.MULTILINE)
 
 
 def migrations_dir() -> Path:
-    """Where the migrations are: in the wheel beside this package, in a checkout at its root."""
+    """Return the migrations' directory: in a wheel inside the package, else in the checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def newest_revision() -> str:
-    """The revision that no other one builds on.
+    """Return the revision that no other one builds on.
 
     Raises:
         ConfigurationError: the installation has none, or several.

@@ -1,4 +1,4 @@
-"""The table of images that wait for the store."""
+"""The table of spooled images, which the store has not taken yet."""
 
 from datetime import datetime
 from uuid import UUID
@@ -21,8 +21,8 @@ from gateway.db.tables import Table, Timestamp
 class SpooledImageRow(Table):
     """An image that the store has not taken yet, sealed by its tenant's data key.
 
-    A worker that tries to store it moves `next_attempt_at` on: that is its lease. There is no
-    reference to `image`: the row there is written with the settlement, which may come later.
+    A worker that tries to store it postpones `next_attempt_at`, which is its lease. There is no
+    reference to `image`: that row is written with the settlement, which may come later.
     """
 
     __tablename__ = "image_spool"

@@ -1,7 +1,6 @@
-"""The SQL functions, triggers and views: files of the package, applied whenever they change.
+"""The SQL functions, triggers and views: files of the package, applied when they change.
 
-They are not in the migrations: a function would stand there whole in every version that it ever
-had, and none of them could be compared with the one before.
+In migrations, each version of a function would be a full copy, without a diff to the one before.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ FILES = (
     "request_log/sql/request_log.sql",
     "db/sql/changes.sql",
 )
-"""In the order in which they are applied: a function stands before those that call it."""
+"""In the order of application: a function comes before its callers."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NOTE = text(
@@ -32,15 +31,15 @@ _NOTE = text(
 
 
 def read_sql_file(name: str) -> str:
-    """The text of one of `FILES`."""
+    """Read the text of one of `FILES`."""
     return (_PACKAGE / name).read_text(encoding="utf-8")
 
 
 def apply_sql_files(connection: Connection) -> list[str]:
-    """Run the files whose text has changed since they were last run here; return their names.
+    """Run the files that have changed since they were last applied; return their names.
 
-    Each can be run again: it creates or replaces. A changed argument list or result is another
-    function to Postgres, so a migration drops the old one first.
+    Files are idempotent (CREATE OR REPLACE). A changed argument list or result is another
+    function to Postgres, so a migration must drop the old one first.
     """
     rows = connection.execute(text("SELECT file, digest FROM applied_sql"))
     applied = {row.file: row.digest for row in rows}
@@ -59,8 +58,8 @@ def apply_sql_files(connection: Connection) -> list[str]:
 def run_script(connection: Connection, script: str) -> None:
     """Run several statements in the connection's transaction.
 
-    The driver prepares what it is given as parameters or text, and prepares one statement alone.
+    The driver's usual calls prepare a statement, which cannot be more than one.
     """
-    connection.execute(text("SELECT 1"))  # begins the transaction, which the next line would not
+    connection.execute(text("SELECT 1"))  # begins the transaction; the next line does not
     adapted = cast("AdaptedConnection", connection.connection.dbapi_connection)
     adapted.run_async(lambda driver: driver.execute(script))

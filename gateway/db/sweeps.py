@@ -1,4 +1,4 @@
-"""Work that one worker does for all: whoever finds it due does it, and the others do not."""
+"""Periodic work that one worker at a time does for all."""
 
 from sqlalchemy import func, update
 
@@ -7,9 +7,9 @@ from gateway.db.tables import SweepRow
 
 
 async def claim(session: OperatorSession, name: str, *, seconds: float) -> bool:
-    """Whether the work is due and now this worker's; it is due again after `seconds`.
+    """Claim the work if it is due, for `seconds`; return True if this worker has it.
 
-    Nothing is locked meanwhile: a worker that dies at it is followed by another in due time.
+    No lock is held: if the worker dies, another one claims the work after that time.
     """
     taken = await session.scalar(
         update(SweepRow)
@@ -22,7 +22,7 @@ async def claim(session: OperatorSession, name: str, *, seconds: float) -> bool:
 
 
 async def put_off(session: OperatorSession, name: str, *, seconds: float) -> None:
-    """Let the work be due after `seconds`, whatever was said before."""
+    """Postpone the work by `seconds`, regardless of earlier claims."""
     await session.execute(
         update(SweepRow)
         .where(SweepRow.name == name)

@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy sees them. Functions and views are in SQL files."""
+"""SQLAlchemy's tables. Functions and views are in SQL files."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Table(DeclarativeBase):
 
 
 def own_user(table: str) -> ForeignKeyConstraint:
-    """A user of the same tenant: the database refuses a reference across tenants."""
+    """Build a foreign key to a user of the same tenant, which refuses other tenants' users."""
     return ForeignKeyConstraint(
         ["tenant_id", "user_id"],
         ["tenant_user.tenant_id", "tenant_user.id"],
@@ -88,7 +88,7 @@ class TenantUserRow(Table):
 
 
 class ApiKeyRow(Table):
-    """A secret we issued; only its HMAC is kept.
+    """An issued API key; only its HMAC is stored.
 
     `root_id`: the first key of a line of rolled keys; it stands for all in budgets and reports.
     All keys of a line have the same name, if any.
@@ -132,7 +132,7 @@ class DataKeyRow(Table):
 
 
 class CredentialRow(Table):
-    """Somebody's secret for a provider, sealed by the tenant's data key."""
+    """A tenant's or user's secret for a provider, sealed by the tenant's data key."""
 
     __tablename__ = "credential"
     __table_args__ = (
@@ -160,7 +160,7 @@ class CredentialRow(Table):
 
 
 class RateLimitRow(Table):
-    """So many requests or images a minute, or generations at once, for a tenant, user or key."""
+    """A limit of a tenant, user or key: requests or images per minute, or generations at once."""
 
     __tablename__ = "rate_limit"
     __table_args__ = (
@@ -197,7 +197,7 @@ class RateLimitRow(Table):
 
 
 class ImageRow(Table):
-    """One stored result. The row outlives its file; `deleted_at` says that the file is gone."""
+    """One stored result. The row outlives its file; `deleted_at` is set once the file is gone."""
 
     __tablename__ = "image"
     __table_args__ = (
@@ -233,7 +233,7 @@ class ImageRow(Table):
 
 
 class ImageCleanupRow(Table):
-    """The last time that expired images of an owner were deleted, and how many those were."""
+    """The last deletion of expired images of an owner, and their number."""
 
     __tablename__ = "image_cleanup"
     __table_args__ = (
@@ -254,7 +254,7 @@ class ImageCleanupRow(Table):
 
 
 class AppliedSqlRow(Table):
-    """The text of an SQL file, as SHA-256 in hex, when it was last applied."""
+    """The SHA-256 in hex of an SQL file's text when it was last applied."""
 
     __tablename__ = "applied_sql"
 
@@ -264,9 +264,9 @@ class AppliedSqlRow(Table):
 
 
 class SweepRow(Table):
-    """Work that one worker does for all, and when it is next due.
+    """Periodic work and the time at which it is next due.
 
-    `store_mark` and `store_since` belong to the sweep of orphans: which store was seen last, and
+    `store_mark` and `store_since` belong to the sweep of orphans: the store seen last, and
     since when.
     """
 
@@ -279,9 +279,9 @@ class SweepRow(Table):
 
 
 class AuditRow(Table):
-    """One change that somebody made: who, what, from what, to what. Never edited, never deleted.
+    """One change with its author and both states. Append-only.
 
-    `tenant_id` is null for what belongs to no tenant: prices, admin keys, the master key.
+    `tenant_id` is null for objects without a tenant: prices, admin keys, the master key.
     """
 
     __tablename__ = "audit"
@@ -291,7 +291,7 @@ class AuditRow(Table):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    # The moment of the change, not of its transaction: two of one transaction keep their order.
+    # The time of the change, not of its transaction, so that two in one transaction keep order.
     at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
     actor_type: Mapped[str] = mapped_column(Text)
     actor_id: Mapped[str] = mapped_column(Text)
@@ -305,10 +305,10 @@ class AuditRow(Table):
 
 
 class EventRow(Table):
-    """Something that somebody is to be told of, such as a budget that is nearly used up.
+    """An event for webhooks, such as a nearly exhausted budget.
 
-    `tenant_id` is null for what concerns the house alone. `announced_at` is null until it was
-    logged and handed to the webhooks that listen.
+    `tenant_id` is null if it concerns only the operator. `announced_at` is null until the event is
+    logged and has a delivery for each subscribed endpoint.
     """
 
     __tablename__ = "event"
@@ -329,9 +329,9 @@ class EventRow(Table):
 
 
 class WebhookEndpointRow(Table):
-    """Where events are sent: a tenant's own, or those of all where `tenant_id` is null.
+    """A receiver of a tenant's events, or of all tenants' if `tenant_id` is null.
 
-    `event_types` and `livemode` are null where they choose nothing.
+    `event_types` and `livemode` are null if they filter nothing.
     """
 
     __tablename__ = "webhook_endpoint"
@@ -360,7 +360,7 @@ class WebhookEndpointRow(Table):
 
 
 def own_endpoint(table: str) -> ForeignKeyConstraint:
-    """An endpoint of the same tenant; it takes with it what is its own."""
+    """Build a foreign key to an endpoint of the same tenant, with cascading deletion."""
     return ForeignKeyConstraint(
         ["tenant_id", "endpoint_id"],
         ["webhook_endpoint.tenant_id", "webhook_endpoint.id"],
@@ -370,7 +370,7 @@ def own_endpoint(table: str) -> ForeignKeyConstraint:
 
 
 class WebhookSecretRow(Table):
-    """What signs for an endpoint, sealed: by the tenant's data key, or by the house's key."""
+    """A signing secret of an endpoint, sealed by the tenant's data key or by the operator's key."""
 
     __tablename__ = "webhook_secret"
     __table_args__ = (
@@ -391,9 +391,9 @@ class WebhookSecretRow(Table):
 
 
 class WebhookDeliveryRow(Table):
-    """One event for one endpoint. Whoever tries it puts `next_attempt_at` off: that is the lease.
+    """One event for one endpoint. A worker that sends it postpones `next_attempt_at`: its lease.
 
-    `tenant_id` is the endpoint's, so null for an event of a tenant that the operator hears of.
+    `tenant_id` is the endpoint's, so null for a tenant's event at the operator's endpoint.
     """
 
     __tablename__ = "webhook_delivery"

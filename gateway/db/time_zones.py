@@ -1,4 +1,4 @@
-"""Which time zones there are: those that Python and this Postgres both know."""
+"""Known time zones: those that both Python and this Postgres have."""
 
 from functools import cache
 from zoneinfo import available_timezones
@@ -9,13 +9,13 @@ from gateway.db.engine import OperatorSession, TenantSession
 from gateway.errors import InvalidRequest
 
 NO_ZONES = frozenset({"localtime", "Factory"})
-"""The machine's own, and the one of a machine that was given none."""
+"""Names that depend on the machine's own configuration."""
 
 
 async def check_time_zone(session: TenantSession | OperatorSession, name: str) -> None:
     """Raise `InvalidRequest` for a zone that Python or Postgres does not know.
 
-    Python first: Postgres would choke on a text that is none, such as one with a null character.
+    Python first: Postgres would fail on an invalid text, such as one with a null character.
     """
     known = name in _zones() and await session.scalar(
         text("SELECT 1 FROM pg_timezone_names WHERE name = :name"), {"name": name}
@@ -26,6 +26,6 @@ async def check_time_zone(session: TenantSession | OperatorSession, name: str) -
         )
 
 
-@cache  # walking through the machine's folders of them holds up every other request
+@cache  # reading the machine's folders of zones blocks all other requests
 def _zones() -> frozenset[str]:
     return frozenset(available_timezones() - NO_ZONES)
