@@ -1,4 +1,4 @@
-"""The catalogue: which models there are, what they accept, how long they live. Data, not code."""
+"""The catalogue of models, their parameters and lifetimes, loaded from `catalog.toml`."""
 
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,16 +22,16 @@ from gateway.money import parse_usd
 
 DEFAULT_MODEL = "gpt-image-2.5-sunburst"
 LEGACY = "legacy"
-"""The provider of models that live on at an operator's own host."""
+"""The provider of retired models that an operator's own host still serves."""
 
 
 def utc_today() -> date:
-    """Vendors' shutdown dates are days in UTC."""
+    """Return today's date in UTC, as vendors' shutdown dates are."""
     return datetime.now(UTC).date()
 
 
 class Catalog:
-    """Every known model by id; retired ones stay known, with their successor."""
+    """Every known model by id, including retired ones with their successor."""
 
     def __init__(
         self, models: Mapping[str, Model], *, default_model: str, today: Callable[[], date]
@@ -42,15 +42,15 @@ class Catalog:
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """Every model by id, living or not."""
+        """Every model by id, retired ones included."""
         return self._models
 
     def find(self, caller: Caller, name: str) -> Model:
-        """The model of this name, if the caller may use it: living, or served by a successor.
+        """Find a model by name, if it is served to this caller by itself or by a successor.
 
         Raises:
-            NotFound: unknown.
-            ModelRetired: shut down by its vendor, and this tenant wants no successor for it.
+            NotFound: the model is unknown.
+            ModelRetired: its vendor has shut it down, and the tenant's continuity is off.
             Forbidden: the key is limited to other models.
         """
         model = self._models.get(name)
@@ -72,16 +72,16 @@ class Catalog:
         return model
 
     def available(self, caller: Caller) -> Iterator[Model]:
-        """The models that the caller may use, retired ones with a successor among them."""
+        """Yield the models that the caller may use, including retired ones with a successor."""
         for model in self._models.values():
             allowed = caller.models is None or model.id in caller.models
             if allowed and self._is_served(caller, model):
                 yield model
 
     def serving(self, model: Model, *, livemode: bool) -> Model:
-        """The living model that serves requests for `model`: itself, or its successor.
+        """Return the model that serves requests for `model`: itself, or its successor.
 
-        The sandbox draws for a successor even where a host of the operator's has the model.
+        In test mode the sandbox uses the successor even if an operator's own host has the model.
         """
         seen = {model.id}
         while model.is_retired(self._today()) and not (livemode and model.provider == LEGACY):
@@ -93,7 +93,7 @@ class Catalog:
         return model
 
     def learn_shutdown_dates(self, dates: Mapping[str, date]) -> list[str]:
-        """Take over the dates that a vendor announces; returns the models whose date is new."""
+        """Apply the dates that a vendor announces; return the models whose date has changed."""
         changed = [
             name
             for name, shutdown in dates.items()
@@ -117,11 +117,11 @@ def load_catalog(
 ) -> Catalog:
     """Read the catalogue that comes with the package.
 
-    `default_model` also serves for retired models whose vendor named no successor. The models
-    `hosted` live on at the operator's own host, whatever their vendor says.
+    `default_model` also serves for retired models whose vendor named no successor. The operator's
+    own host serves the models `hosted`, even after their vendor's shutdown date.
 
     Raises:
-        ConfigurationError: there is no such model.
+        ConfigurationError: `default_model` or a hosted model is unknown.
     """
     text = resources.files("gateway.catalog").joinpath("catalog.toml").read_text()
     data = tomllib.loads(text)
@@ -136,7 +136,7 @@ def load_catalog(
     ]:
         if name not in models:
             raise ConfigurationError(
-                f"{setting}: there is no model '{name}'. There are: {', '.join(models)}."
+                f"{setting}: there is no model '{name}'. Known models: {', '.join(models)}."
             )
     for name in hosted:
         models[name] = replace(models[name], provider=LEGACY)
@@ -181,7 +181,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
 
 
 def _input_rule(entry: Mapping[str, Any]) -> InputRule:
-    """The family's rule; a model may narrow the fidelities that it knows."""
+    """Return the family's rule for inputs; a model may restrict the fidelities."""
     rule = dict(entry.get("inputs", {}))
     fidelities = entry.get("fidelities", rule.get("fidelities", ()))
     media_types = tuple(rule.get("media_types", ()))
@@ -189,7 +189,7 @@ def _input_rule(entry: Mapping[str, Any]) -> InputRule:
 
 
 def _seed_price(rates: Mapping[str, str]) -> SeedPrice:
-    """Where no rate for text output is published, it counts as image output, the dearest."""
+    """Parse published rates; without one for text output, the higher image output rate applies."""
     return SeedPrice(
         text_input_nano=parse_usd(rates["text_input"]),
         image_input_nano=parse_usd(rates["image_input"]),

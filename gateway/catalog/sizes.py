@@ -1,4 +1,4 @@
-"""From the size somebody wants to the nearest one that a model accepts."""
+"""Search for the size nearest to a requested one that a model accepts."""
 
 from collections.abc import Iterator
 from math import log
@@ -6,19 +6,19 @@ from math import log
 from gateway.image_models import Model, SizeRule, parse_size
 
 EXPERIMENTAL_ABOVE_PIXELS = 2560 * 1440
-"""Larger pictures are accepted, but their quality varies.
+"""Larger images are accepted, but their quality varies.
 https://developers.openai.com/api/docs/guides/image-generation"""
 
 RATIO_WEIGHT = 100.0
-"""One percent off the aspect ratio counts as much as 2.7 times the pixels. Shape comes first, but a
-hair's breadth of it is not worth a picture several times as large and as dear."""
+"""One percent of difference in aspect ratio counts as much as a factor of 2.7 in pixels. The ratio
+comes first, but a tiny gain in it does not justify an image several times as large and costly."""
 
 
 def fitting_size(model: Model, wished: tuple[int, int]) -> str:
-    """The size that `model` accepts nearest to `wished`, first in aspect ratio, then in pixels.
+    """Return the accepted size nearest to `wished`, first in aspect ratio, then in pixels.
 
-    `wished` is width and height in pixels, both positive; the answer is `"WIDTHxHEIGHT"`. A size
-    that the model's vendor calls experimental is never chosen, not even when it is wished for.
+    `wished` is width and height in pixels, both positive; the result is `"WIDTHxHEIGHT"`. A size
+    that the model's vendor calls experimental is never chosen, even if it is the one requested.
     """
     rule = model.sizes
     sizes = [parse_size(size) for size in rule.fixed] or _sizes_in_range(rule, wished)
@@ -34,7 +34,7 @@ def _distance(size: tuple[int, int], wished: tuple[int, int]) -> float:
 
 
 def _sizes_in_range(rule: SizeRule, wished: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """For every width the two heights around the wished ratio, as far as the rule lets them.
+    """Yield for every width the two heights around the wished ratio, clamped to the rule.
 
     No other height of that width can be nearer: the distance grows on both sides of the ratio.
     """

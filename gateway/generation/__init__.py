@@ -1,3 +1,3 @@
-"""The one pipeline that makes or edits images, and its steps. Fronts call it; it calls the
-packages below and no front.
+"""The pipeline that generates and edits images, and its steps. The REST and MCP fronts import it;
+it imports the packages below and no front.
 """

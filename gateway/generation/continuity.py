@@ -1,7 +1,7 @@
-"""Continuity: a retired model's request, said in its successor's words. Pure.
+"""Continuity: map a retired model's request to its successor's parameters. Pure, no I/O.
 
-The client's contract stays the retired model's: its sizes, its exact masks, its answer's shape.
-What the successor cannot do by itself is done to the finished picture (`Finish`).
+The client keeps the retired model's contract: its sizes, exact masks and response shape. Features
+that the successor lacks are applied to the output image afterwards (`Finish`).
 """
 
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ STYLE_SENTENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """What is left to do to each picture: bring it to a size, in pixels, behind an exact mask.
+    """Post-processing of each output image: resize it to a size in pixels, apply an exact mask.
 
-    Where `mask` is not fully transparent, the pixels of `original` come back unchanged.
+    Where `mask` is not fully transparent, the pixels of `original` are restored unchanged.
     """
 
     width: int
@@ -33,7 +33,7 @@ class Finish:
 
 
 def serve(request: ImageRequest, serving: Model) -> ImageRequest:
-    """What is bought from `serving` to answer `request`: the request itself where it lives."""
+    """Return the request to send to `serving`: `request` unchanged if it is the requested model."""
     if serving.id == request.model.id:
         return request
     words = request.model.continuity
@@ -53,7 +53,7 @@ def serve(request: ImageRequest, serving: Model) -> ImageRequest:
 
 
 def finish(request: ImageRequest, served: ImageRequest) -> Finish | None:
-    """What the successor's pictures still lack of the contract; None where they are right."""
+    """Return the post-processing that the contract still requires, or None if there is none."""
     if served.model.id == request.model.id or not request.model.continuity.sizes:
         return None
     wanted = request.size or request.model.continuity.sizes[""]
@@ -71,6 +71,6 @@ def _prompt(request: ImageRequest) -> str:
 
 
 def _mask(request: ImageRequest) -> InputImage | None:
-    """DALL·E 2 took a picture's own transparency for the mask where none was given."""
+    """Return the mask; DALL·E 2 used the input image's own transparency when none was given."""
     own_alpha = request.operation is Operation.EDIT and request.model.inputs.exact_mask
     return request.mask or (request.inputs[0] if own_alpha else None)

@@ -1,4 +1,4 @@
-"""Whether a provider accepts a stored credential: asked for without buying anything."""
+"""Tests of stored credentials against their provider, without a paid call."""
 
 import time
 from collections import OrderedDict, deque
@@ -21,25 +21,26 @@ MAX_TENANTS = 10_000
 
 
 class CredentialTester(Protocol):
-    """A provider that can be asked about a credential."""
+    """A provider that can test a credential."""
 
     async def test_credential(self, credential: SecretText) -> CredentialState:
-        """What the provider says of it."""
+        """Return the state of the credential at the provider."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TestedCredential:
-    """A credential and what its provider says of it now."""
+    """A credential and its current state at the provider."""
 
     info: CredentialInfo
     state: CredentialState
 
 
 class CredentialTests:
-    """Tests credentials: each at most every few seconds, and a tenant's at most ten a minute.
+    """Tests credentials: each at most once every few seconds, ten tests a minute for each tenant.
 
-    The second bound is this process's own: it keeps the gateway from being a tool to try out keys.
+    The limit per tenant is counted in this process. It keeps the gateway from being used to try
+    out stolen keys.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class CredentialTests:
         """Test the credential of the caller's user, or of the tenant for keys without one.
 
         Raises:
-            NotFound: there is none, or the provider takes none.
+            NotFound: no credential is stored, or the provider accepts none.
             RateLimited: too many tests.
-            CredentialUnreadable: it does not open.
+            CredentialUnreadable: the stored credential cannot be decrypted.
         """
         stored.check_provider(provider)
         self._count(caller.tenant_id)
@@ -84,7 +85,7 @@ class CredentialTests:
         self._recent.move_to_end(tenant_id)
         if len(recent) == MAX_TESTS and now - recent[0] < WINDOW_SECONDS:
             raise RateLimited(
-                f"Stored keys can be tested {MAX_TESTS} times a minute.",
+                f"Too many tests of stored keys: at most {MAX_TESTS} per minute are allowed.",
                 retry_after_seconds=max(1, int(recent[0] + WINDOW_SECONDS - now)),
             )
         recent.append(now)

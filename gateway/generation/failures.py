@@ -1,4 +1,4 @@
-"""The errors that a client gets when no image was made, or none can be linked to."""
+"""The errors that a client gets when no image was made, or no link to one can be given."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -26,16 +26,19 @@ MAX_MESSAGE_CHARACTERS = 500
 def client_error(  # noqa: PLR0911 - a table, one line a case
     failure: ProviderFailure, *, house_credential: bool, model: str
 ) -> GatewayError:
-    """Render a failure for the client; the house's own trouble is never presented as his."""
+    """Render a failure for the client.
+
+    A failure of the house credential is never reported as one of the client's own key.
+    """
     if failure.outcome is Outcome.NOT_SENT:
         return ProviderUnreachable("The provider cannot be reached. Nothing was bought; try again.")
     if failure.outcome is Outcome.AMBIGUOUS:
         return OutcomeUnknown(
-            f"{failure.message} Whether the image was made and billed is not known yet, so it is "
-            "not bought again. The cost will stand in the usage report once it is."
+            f"{failure.message} It is not known yet if the image was made and billed, so the "
+            "request is not repeated. The usage report will show the cost once it is known."
         )
     if failure.outcome is Outcome.SUCCESS:
-        return ImageUnfinished(f"{failure.message} It was paid for, and its cost is recorded.")
+        return ImageUnfinished(f"{failure.message} The call was paid for; its cost is recorded.")
     message = telemetry.redact(failure.message)[:MAX_MESSAGE_CHARACTERS]
     match failure.reason:
         case Reason.MODERATION:
@@ -47,7 +50,7 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             )
         case Reason.CREDENTIAL | Reason.QUOTA if not house_credential:
             return CredentialRejected(
-                "The provider refused your own key "
+                "The provider rejected your own key "
                 f"({'its quota is used up' if failure.reason is Reason.QUOTA else 'not valid'}). "
                 "Replace it with PUT /v1/credentials/openai."
             )
@@ -68,21 +71,21 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
 def not_stored(
     generation_id: UUID, request: ImageRequest, images: Sequence[StoredImage], kept: Kept
 ) -> StorageFailed:
-    """Say that there is no link yet, and how to get the image without buying it again."""
+    """Return the error that says how to get the image without buying it again."""
     made = f"The image was made and its cost recorded as generation {generation_id}, but "
     if kept is Kept.LOST:
         return StorageFailed(
             f"{made}it could not be stored, so there is no link to it. Ask for "
             "response_format=b64_json, which needs no storage."
         )
-    made += "the image store does not answer, so no link can be given yet."
+    made += "the image store does not respond, so no link can be given yet."
     ids = ", ".join(image.id for image in images)
-    again = "GET /v1/images/{id} gives it"
+    again = "GET /v1/images/{id} returns it"
     if request.idempotency is not None:
-        again = "The same request with the same idempotency key, or GET /v1/images/{id}, gives it"
+        again = "The same request with the same idempotency key, or GET /v1/images/{id}, returns it"
     return StorageFailed(
-        f"{made} It is kept as {ids} until the store takes it. {again}; do not buy it again."
+        f"{made} It is kept as {ids} until the store accepts it. {again}; do not buy it again."
         if kept is Kept.SPOOLED
-        else f"{made} The gateway tries for a minute more to keep it as {ids}. {again} if that "
+        else f"{made} The gateway tries for another minute to keep it as {ids}. {again} if that "
         "succeeds."
     )

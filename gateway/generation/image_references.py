@@ -1,7 +1,7 @@
-"""Pictures that a request refers to instead of carrying them: data: URLs, links, images kept here.
+"""Input images given by reference: data: URLs, links, and images stored by this gateway.
 
-All three become files like uploads. A link is fetched under the guards of an untrusted address,
-unless it is one of this gateway's own.
+Each becomes a temporary file, as uploads do. Links are fetched with the protections for untrusted
+addresses, except this gateway's own.
 """
 
 import asyncio
@@ -35,20 +35,21 @@ from gateway.net.downloads import DownloadProblem, DownloadRefused, Downloads
 from gateway.net.outbound import MAX_URL_CHARACTERS
 
 HOSTED_SCHEME = "generated-images://"
-"""What an image of the history is called where it is referred to, followed by its id."""
+"""URI scheme of a stored image, followed by the image's id."""
 MAX_DATA_URL_CHARACTERS = 20_971_520
 """https://developers.openai.com/api/reference/resources/images (edits, `image_url`)"""
 LINKS_AT_ONCE = 64
-"""Half of them at most for one tenant: a host that never answers keeps its link to the end."""
+"""At most half of them for one tenant: a host that never responds occupies its slot until the
+timeout."""
 UNREACHABLE = (
     "The link does not lead to a host on the public internet, or that host cannot be reached. "
-    "Send the picture itself."
+    "Send the image itself."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class InputImageReference:
-    """A picture that is still to be had; `where` names the parameter to the client."""
+    """An input image that is not fetched yet; `where` names the parameter in error messages."""
 
     where: str
     field: str
@@ -57,7 +58,7 @@ class InputImageReference:
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """What bounds the pictures of one request; see Settings for the meaning of each."""
+    """Limits on the input images of one request; see Settings for the meaning of each."""
 
     max_bytes: int
     seconds: float
@@ -65,7 +66,7 @@ class FetchLimits:
 
 
 class InputImageFetcher:
-    """Turns references into files, which live until the given stack is closed."""
+    """Fetches referenced images into files, which the given stack closes."""
 
     def __init__(
         self,
@@ -95,44 +96,40 @@ class InputImageFetcher:
         self,
         caller: Caller,
         request: ImageRequest,
-        pictures: Sequence[Upload | InputImageReference],
+        given: Sequence[Upload | InputImageReference],
         files: ExitStack,
     ) -> list[Upload]:
-        """The pictures of a request as files, all of them in the time of one.
+        """Return the input images of a request as files; one timeout covers all of them.
 
-        Nothing is fetched for a request that is wrong in itself.
+        Nothing is fetched for a request that is invalid in itself.
 
         Raises:
-            InvalidRequest: they are not what the model takes, or one of them cannot be had.
-            NotFound, Forbidden: an image kept here is not there, or not for this caller.
-            PayloadTooLarge: together they are larger than a body may be.
-            Unavailable: too many links are being fetched, or too many of this tenant; or the
-                store of the images kept here does not answer.
+            InvalidRequest: the model does not accept these inputs, or one cannot be fetched.
+            NotFound, Forbidden: a stored image does not exist, or the caller may not read it.
+            PayloadTooLarge: together they exceed the limit of a body.
+            Unavailable: too many links are being fetched, overall or by this tenant; or the
+                image store does not respond.
         """
-        check_counts(request, [picture.field for picture in pictures])
+        check_counts(request, [one.field for one in given])
         try:
             async with asyncio.timeout(self._limits.seconds):
-                return await self._fetch_all(caller, pictures, files)
+                return await self._fetch_all(caller, given, files)
         except TimeoutError:
             raise InvalidRequest(
-                f"Fetching the pictures took longer than {self._limits.seconds:g} seconds.",
+                f"Fetching the images took longer than {self._limits.seconds:g} seconds.",
                 code="invalid_image_url",
             ) from None
 
     async def _fetch_all(
-        self, caller: Caller, pictures: Sequence[Upload | InputImageReference], files: ExitStack
+        self, caller: Caller, given: Sequence[Upload | InputImageReference], files: ExitStack
     ) -> list[Upload]:
         uploads, size_bytes = [], 0
-        for picture in pictures:
-            upload = (
-                picture
-                if isinstance(picture, Upload)
-                else await self._fetch(caller, picture, files)
-            )
+        for one in given:
+            upload = one if isinstance(one, Upload) else await self._fetch(caller, one, files)
             size_bytes += upload.size_bytes
             if size_bytes > self._limits.max_bytes:
                 raise PayloadTooLarge(
-                    f"The pictures together are larger than {self._limits.max_bytes} bytes."
+                    f"The images together are larger than {self._limits.max_bytes} bytes."
                 )
             uploads.append(upload)
         return uploads
@@ -140,7 +137,7 @@ class InputImageFetcher:
     async def _fetch(
         self, caller: Caller, reference: InputImageReference, files: ExitStack
     ) -> Upload:
-        # Among the files before any thread has it: whoever stops waiting closes what is there.
+        # Registered before a thread gets it, so that a cancelled request closes the file too.
         file = files.enter_context(new_spool())
         if reference.url.startswith("data:"):
             size_bytes = await asyncio.to_thread(_write_data_url, reference, file)
@@ -162,11 +159,11 @@ class InputImageFetcher:
         return Upload(reference.field, file, size_bytes)
 
     async def _own_path(self, caller: Caller, reference: InputImageReference) -> str | None:
-        """Where this gateway keeps what is referred to; None for what lies elsewhere."""
+        """Return the store path of an image of this gateway, or None for any other address."""
         if reference.url.startswith(HOSTED_SCHEME):
             if Scope.IMAGES_READ not in caller.scopes:
                 raise Forbidden(
-                    f"'{reference.where}' names an image kept here, which takes the scope "
+                    f"'{reference.where}' names a stored image, which requires the scope "
                     f"{Scope.IMAGES_READ}.",
                     param=reference.where,
                 )
@@ -181,7 +178,7 @@ class InputImageFetcher:
     async def _copy(self, path: str, file: BinaryIO) -> int:
         download = await self._store.read(path)
         if download.size_bytes > self._limits.max_bytes:
-            raise PayloadTooLarge(f"The picture is larger than {self._limits.max_bytes} bytes.")
+            raise PayloadTooLarge(f"The image is larger than {self._limits.max_bytes} bytes.")
         async for chunk in download.chunks:
             file.write(chunk)
         return download.size_bytes
@@ -190,7 +187,7 @@ class InputImageFetcher:
         try:
             return await self._downloads.fetch(reference.url, file)
         except DownloadRefused as refused:
-            # Which names exist inside is nobody's business.
+            # One message for both: a client must not learn which names exist on the inside.
             inside = refused.reason in {
                 DownloadProblem.PRIVATE_ADDRESS,
                 DownloadProblem.UNREACHABLE,
@@ -199,10 +196,10 @@ class InputImageFetcher:
 
 
 def check_length(reference: InputImageReference) -> None:
-    """Refuse a data: URL that is longer than OpenAI takes one, or a link longer than any is.
+    """Check the length of a data: URL against OpenAI's limit, of a link against the gateway's.
 
     Raises:
-        InvalidRequest: it is (code `string_above_max_length`).
+        InvalidRequest: it is too long (code `string_above_max_length`).
     """
     is_data = reference.url.startswith("data:")
     most = MAX_DATA_URL_CHARACTERS if is_data else MAX_URL_CHARACTERS
@@ -216,10 +213,10 @@ def check_length(reference: InputImageReference) -> None:
 
 
 def decode_data_url(reference: InputImageReference, files: ExitStack) -> Upload:
-    """The picture that a data: URL holds.
+    """Decode the image in a data: URL into a file.
 
     Raises:
-        InvalidRequest: it is not base64 (code `invalid_base64`).
+        InvalidRequest: the content is not base64 (code `invalid_base64`).
     """
     file = files.enter_context(new_spool())
     return Upload(reference.field, file, _write_data_url(reference, file))

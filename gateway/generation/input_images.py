@@ -1,7 +1,7 @@
-"""Input images: bytes that nobody has vouched for, checked against the model and made clean.
+"""Checks and cleans untrusted input images against the rules of the model.
 
-What leaves here was decoded whole, has the form its model takes, and carries no metadata: where a
-picture was taken is nobody's business but its owner's.
+Every image returned was decoded completely, has a format that the model accepts, and carries no
+metadata, which often holds the place where a photograph was taken.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file as it came: the field it came in (`image`, `mask` or `markup`) and its bytes."""
+    """One uploaded file: its form field (`image`, `mask` or `markup`) and its bytes."""
 
     field: str
     file: BinaryIO
@@ -45,25 +45,25 @@ class Upload:
 async def add_inputs(
     request: ImageRequest, uploads: Sequence[Upload], decoder: Decoder, tenant_id: UUID
 ) -> ImageRequest:
-    """Check the pictures of an edit or a variation; the request that comes back owns the files.
+    """Check the input images of an edit or a variation; the returned request owns the files.
 
     Raises:
-        InvalidRequest, ImageRefused, PayloadTooLarge: a picture is missing or cannot be used.
-        Unavailable: too many pictures are being checked.
+        InvalidRequest, ImageRefused, PayloadTooLarge: an image is missing or cannot be used.
+        Unavailable: too many images are being checked.
     """
     check_counts(request, [upload.field for upload in uploads])
     for upload in uploads:
         _check_size(request, upload)
     with ExitStack() as opened:
-        # One after the other: a request with sixteen pictures must not keep others from their turn.
-        pictures = [
+        # Sequentially, so that a request with sixteen images does not occupy the whole queue.
+        images = [
             await _clean(upload, number, decoder, opened, tenant_id)
             for number, upload in enumerate(uploads, start=1)
         ]
-        named = list(zip((upload.field for upload in uploads), pictures, strict=True))
-        inputs = tuple(picture for field, picture in named if field == "image")
-        overlays = {field: picture for field, picture in named if field != "image"}
-        _check_pictures(request, inputs, overlays)
+        named = list(zip((upload.field for upload in uploads), images, strict=True))
+        inputs = tuple(image for field, image in named if field == "image")
+        overlays = {field: image for field, image in named if field != "image"}
+        _check_images(request, inputs, overlays)
         opened.pop_all()
         return replace(
             request, inputs=inputs, mask=overlays.get("mask"), markup=overlays.get("markup")
@@ -71,10 +71,10 @@ async def add_inputs(
 
 
 def check_counts(request: ImageRequest, fields: Sequence[str]) -> None:
-    """Whether the model takes pictures in these fields, and so many.
+    """Check that the model accepts input images in these fields and in this number.
 
     Raises:
-        InvalidRequest: none, too many, or one that has no place here.
+        InvalidRequest: none, too many, or one in a field that the operation does not have.
     """
     rule = request.model.inputs
     images = fields.count("image")
@@ -113,7 +113,7 @@ def _check_size(request: ImageRequest, upload: Upload) -> None:
             )
     elif upload.size_bytes >= rule.max_bytes:
         if rule.media_types == (PNG,):
-            raise _not_as_dall_e_took_it(rule)
+            raise _not_a_small_png(rule)
         raise PayloadTooLarge(
             f"Invalid file 'image': it must be less than {_megabytes(rule.max_bytes)} MB.",
             param="image",
@@ -125,24 +125,24 @@ async def _clean(
 ) -> InputImage:
     try:
         target = opened.enter_context(new_spool())
-        picture = await decoder.clean(upload.file, target, owner=tenant_id)
+        facts = await decoder.clean(upload.file, target, owner=tenant_id)
     except UnusableImage as refused:
         raise _unusable(upload.field, number, refused.problem) from None
     except (OSError, DecoderBusy, DecoderFailed) as error:
         if not isinstance(error, DecoderBusy):
             telemetry.alarm("decoder_failed", error=str(error))
         raise Unavailable(
-            "Pictures cannot be checked right now. Nothing was bought; try again.",
+            "Images cannot be checked right now. Nothing was bought; try again.",
             retry_after_seconds=1,
         ) from None
     return InputImage(
         file=target,
-        media_type=picture.media_type,
-        width=picture.width,
-        height=picture.height,
-        size_bytes=picture.size_bytes,
-        has_alpha=picture.has_alpha,
-        is_transparent=picture.is_transparent,
+        media_type=facts.media_type,
+        width=facts.width,
+        height=facts.height,
+        size_bytes=facts.size_bytes,
+        has_alpha=facts.has_alpha,
+        is_transparent=facts.is_transparent,
     )
 
 
@@ -161,12 +161,12 @@ def _unusable(field: str, number: int, problem: ImageProblem) -> InvalidRequest:
     )
 
 
-def _check_pictures(
+def _check_images(
     request: ImageRequest, inputs: Sequence[InputImage], overlays: dict[str, InputImage]
 ) -> None:
     rule, first = request.model.inputs, inputs[0]
-    if any(picture.media_type not in rule.media_types for picture in inputs):
-        raise _not_as_dall_e_took_it(rule)
+    if any(image.media_type not in rule.media_types for image in inputs):
+        raise _not_a_small_png(rule)
     if rule.square and first.width != first.height:
         raise ImageRefused(
             f"Invalid image: it must be square, but is {first.width}x{first.height}.",
@@ -193,7 +193,7 @@ def _check_pictures(
         )
 
 
-def _not_as_dall_e_took_it(rule: InputRule) -> ImageRefused:
+def _not_a_small_png(rule: InputRule) -> ImageRefused:
     return ImageRefused(
         f"Uploaded image must be a PNG and less than {_megabytes(rule.max_bytes)} MB.",
         param="image",

@@ -1,4 +1,4 @@
-"""How long models live: the catalogue's dates, kept true by what the vendor announces."""
+"""Shutdown dates of models: the catalogue's, updated from the vendor's announcements."""
 
 from collections.abc import Mapping
 from datetime import date
@@ -14,19 +14,19 @@ log = structlog.get_logger(__name__)
 
 
 class DateSource(Protocol):
-    """A vendor that says when its models end."""
+    """A vendor that announces the shutdown dates of its models."""
 
     async def shutdown_dates(self, credential: SecretText) -> Mapping[str, date]:
-        """Shutdown dates by model.
+        """Return the announced shutdown dates by model.
 
         Raises:
-            ProviderFailure: it does not say.
+            ProviderFailure: no readable answer.
         """
         ...
 
 
 class Lifetimes:
-    """Asks the vendor with the house credential; without one the catalogue's dates stand."""
+    """Asks the vendor with the house credential; without one the catalogue's dates apply."""
 
     def __init__(self, catalog: Catalog, source: DateSource, house: SecretText | None) -> None:
         self._catalog = catalog
@@ -34,9 +34,9 @@ class Lifetimes:
         self._house = house
 
     async def refresh(self) -> bool:
-        """Take over the dates announced today; an answer that does not come changes nothing.
+        """Apply the dates announced today; a failed request changes nothing.
 
-        Returns whether there is nothing more to learn for a day.
+        Returns True if the next refresh is due in a day, False if it should be retried sooner.
         """
         if self._house is None:
             return True

@@ -1,6 +1,6 @@
-"""Which of OpenAI's own SDKs are older than the GPT image models, by their User-Agent.
+"""Detection of OpenAI SDKs older than the GPT image models, by their User-Agent.
 
-Programs of that time name no model, and read `["data"][0]["url"]` of what DALL·E 2 drew.
+Programs of that time name no model and read `["data"][0]["url"]` of DALL·E 2's response.
 """
 
 import re
@@ -15,7 +15,7 @@ _FIRST_FORM = re.compile(r"OpenAI/(?:v1 PythonBindings/0|NodeJS/[1-3])\.")
 
 
 def is_older_than_gpt_images(user_agent: str) -> bool:
-    """Whether a program's SDK knows DALL·E alone."""
+    """Tell whether the SDK supports DALL·E only."""
     found = _CURRENT_FORM.match(user_agent)
     if found is None:
         return _FIRST_FORM.match(user_agent) is not None

@@ -1,4 +1,4 @@
-"""Checking a request against the catalogue: what OpenAI would refuse is refused before any money.
+"""Validation of a request against the catalogue, before any money is reserved.
 
 Messages and codes follow OpenAI's, so that applications written for it understand them.
 """
@@ -16,10 +16,10 @@ MAX_IDENTIFIER_CHARACTERS = 512
 MAX_PARTIAL_IMAGES = 3
 FULL_QUALITY = 100
 OLD_DEFAULT_MODEL = "dall-e-2"
-"""What OpenAI assumed where an application of the time named no model."""
+"""OpenAI's default at the time, for requests that name no model."""
 OLD_DEFAULT_SIZES = frozenset({"256x256", "512x512"})
 OLD_LARGE_SIZE = "1024x1024"
-"""A size of that time, and of today's."""
+"""A size that both the old and the current models accept, so it does not tell them apart."""
 OLD_QUALITIES = (None, "standard", "auto")
 _SIZE_FORM = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
@@ -44,13 +44,13 @@ def parse_image_request(
     default_response_format: str | None = None,
     user_agent: str = "",
 ) -> ImageRequest:
-    """Turn the fields of a request into a checked one; input images are checked apart.
+    """Validate the fields of a request; input images are checked separately.
 
-    `user_agent` tells a program of DALL·E's time, where such programs are to get it.
+    `user_agent` identifies SDKs of DALL·E's time, whose requests default to DALL·E 2.
 
     Raises:
         InvalidRequest: a field is missing, unknown, or has a wrong type or value (`param`).
-        NotFound, ModelRetired, Forbidden: the model.
+        NotFound, ModelRetired, Forbidden: the model does not exist or may not be used.
     """
     given = {name: value for name, value in body.items() if value is not None}
     name = _text(given, "model") or _implied_model(given, operation, default_model, user_agent)
@@ -93,9 +93,9 @@ def parse_image_request(
 def _implied_model(
     given: Mapping[str, object], operation: Operation, default_model: str, user_agent: str
 ) -> str:
-    """The model of a request that names none: today's default, or that of the request's time.
+    """Return the model for a request that names none: the current default or the old one.
 
-    A size or an SDK of that time says so, unless something in the request is of another.
+    The old one applies if the size or the SDK dates from DALL·E's time and no parameter is newer.
     """
     size = _text(given, "size")
     is_old = (
@@ -162,7 +162,8 @@ def _prompt(given: Mapping[str, object], model: Model) -> str:
         prompt.encode()
     except UnicodeEncodeError:
         raise InvalidRequest(
-            "The prompt holds half of a surrogate pair, which is no character.", param="prompt"
+            "The prompt contains a lone surrogate, which UTF-8 cannot encode. Remove it.",
+            param="prompt",
         ) from None
     return prompt
 

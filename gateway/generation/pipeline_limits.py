@@ -1,11 +1,11 @@
-"""What bounds the pipeline."""
+"""The limits of the pipeline."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineLimits:
-    """The bounds of one pipeline; see Settings for the meaning of each."""
+    """The limits of one pipeline; see Settings for the meaning of each."""
 
     max_concurrent_generations: int
     max_concurrent_generations_per_tenant: int

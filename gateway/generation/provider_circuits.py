@@ -1,7 +1,7 @@
-"""Which circuits a provider call goes through, what counts against them, and what is said then.
+"""Circuit breakers of provider calls: their names, the failures they count, and their errors.
 
-A house credential has two for each model: one that its tenants share, which one tenant's failures
-alone never open, and one for each tenant. A replaced credential starts with new ones.
+A house credential has two circuits for each model: one shared by its tenants, which a single
+tenant's failures never open, and one for each tenant. A replaced credential starts with new ones.
 """
 
 import math
@@ -24,10 +24,10 @@ _TROUBLE = {Reason.CREDENTIAL: Trouble.CREDENTIAL, Reason.QUOTA: Trouble.QUOTA}
 def provider_call(
     circuits: Circuits, caller: Caller, provider: str, model: str, credential: CredentialChoice
 ) -> Iterator[ProviderCall]:
-    """Make a call; what comes of it is for `note_failure` and `ProviderCall.succeeded`.
+    """Guard a call by its circuits; report its outcome to `note_failure` or `succeeded`.
 
     Raises:
-        Unavailable, RateLimited, CredentialRejected: it would fail as the last ones did.
+        Unavailable, RateLimited, CredentialRejected: a circuit is open after earlier failures.
     """
     names = _names(caller, provider, model, credential)
     with circuits.call(caller.tenant_id) as call:
@@ -40,9 +40,9 @@ def provider_call(
 
 
 def note_failure(call: ProviderCall, failure: ProviderFailure) -> None:
-    """Count a failure for what it says of the provider; of many it says nothing.
+    """Report a failure to the circuits if it concerns the provider and not only the request.
 
-    A picture or a prompt that was refused tells nothing of the next one.
+    A refused image or prompt does not predict the outcome of the next request.
     """
     if failure.reason is Reason.RATE_LIMITED and failure.retry_after_seconds is not None:
         call.put_off(failure.retry_after_seconds)
@@ -72,7 +72,10 @@ def _names(
 
 
 def _refusal(refusal: CircuitOpen, provider: str, *, is_house: bool) -> GatewayError:
-    """What is true of the calls before it; the house's own trouble is never presented as his."""
+    """Return the client's error for an open circuit.
+
+    A failure of the house credential is never reported as one of the client's own key.
+    """
     seconds = max(1, math.ceil(refusal.seconds))
     if refusal.trouble is Trouble.RATE_LIMITED:
         return RateLimited(
@@ -80,7 +83,7 @@ def _refusal(refusal: CircuitOpen, provider: str, *, is_house: bool) -> GatewayE
         )
     if refusal.trouble in {Trouble.CREDENTIAL, Trouble.QUOTA} and not is_house:
         return CredentialRejected(
-            "The provider has refused your own key several times "
+            "The provider has rejected your own key several times "
             f"({'its quota is used up' if refusal.trouble is Trouble.QUOTA else 'not valid'}). "
             f"Replace it with PUT /v1/credentials/{provider}.",
         )

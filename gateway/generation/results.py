@@ -1,4 +1,4 @@
-"""From a provider's answer to stored images: finished as the contract asks, kept, and linked."""
+"""Turns a provider's answer into stored images: post-process, store, and sign links."""
 
 import asyncio
 import binascii
@@ -29,7 +29,7 @@ _SIZE_FORM = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
 
 
 class Results:
-    """Finishes, stores and links what was bought."""
+    """Post-processes, stores and links paid images."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Results:
         self._image_retention_seconds = image_retention_seconds
 
     async def finish(self, answer: ProviderAnswer, finish: Finish | None) -> ProviderAnswer:
-        """Bring every picture to the size, and behind the mask, that the client was promised.
+        """Apply the promised size and mask to every image.
 
         Raises:
-            ImageUnfinished: one of them cannot be read, or the machine has no room for it.
+            ImageUnfinished: an image cannot be decoded, or disk space or memory is short.
         """
         if finish is None:
             return answer
@@ -60,7 +60,7 @@ class Results:
             images = await asyncio.gather(*(self._finish(image, finish) for image in answer.images))
         except (binascii.Error, OSError, UnusableImage, DecoderBusy, DecoderFailed) as error:
             raise ImageUnfinished(
-                "The image was made and its cost recorded, but it could not be brought to "
+                "The image was made and its cost recorded, but it could not be resized to "
                 f"{finish.width}x{finish.height}: {type(error).__name__}."
             ) from error
         size = f"{finish.width}x{finish.height}"
@@ -73,7 +73,8 @@ class Results:
             try:
                 await self._draw(made, finish, target)
             except (UnusableImage, DecoderFailed):
-                # Its process may have been killed for something else, and the picture is paid for.
+                # Try once more: the process may have been killed by an earlier job, and the image
+                # is paid for.
                 await self._draw(made, finish, target)
             target.seek(0)
             return pybase64.b64encode(target.read()).decode()
@@ -90,7 +91,7 @@ class Results:
     def files(
         self, caller: Caller, request: ImageRequest, answer: ProviderAnswer
     ) -> list[tuple[StoredFile, bytes]]:
-        """The images' bytes and where they will lie; nothing where one of them is no base64."""
+        """Return the images' bytes and store paths; an empty list if one is not base64."""
         try:
             contents = [pybase64.b64decode(image, validate=True) for image in answer.images]
         except binascii.Error:
@@ -101,7 +102,7 @@ class Results:
         self, caller: Caller, request: ImageRequest, answer: ProviderAnswer, content: bytes
     ) -> StoredFile:
         image_id = new_image_id()
-        # Not every OpenAI-compatible host says what it gives, or gives what it says.
+        # OpenAI-compatible hosts may omit or misstate the format, so the bytes decide.
         output_format = sniff_format(content) or answer.output_format
         width, height = dimensions(answer.size)
         settings = caller.tenant_settings
@@ -123,10 +124,10 @@ class Results:
         )
 
     async def check(self, request: ImageRequest) -> None:
-        """Refuse what could be bought and not delivered.
+        """Refuse a request whose images could not be delivered.
 
         Raises:
-            Unavailable: the store is known to be away, and a link is wanted or the spool is full.
+            Unavailable: the store is known to fail, and a link is wanted or the spool is full.
         """
         await self._keeper.health.check(wants_link=request.wants_link)
 
@@ -138,9 +139,9 @@ class Results:
         answer: ProviderAnswer,
         files: list[tuple[StoredFile, bytes]],
     ) -> tuple[tuple[StoredImage, ...], Kept]:
-        """Keep every image; returns them, and where they are now.
+        """Keep every image; return the images and their place (store, spool or pending).
 
-        Links are valid wherever that is; what is no base64 has none.
+        Links are valid in every case; an image that is not base64 has none.
         """
         if not files:
             telemetry.alarm("storage_failed", generation=str(generation_id), error="no base64")
@@ -149,7 +150,7 @@ class Results:
                 StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
             )
             return tuple(unstored), Kept.LOST
-        # By its response format alone: who is shown a preview has it at once.
+        # Only the response format counts: an MCP preview is sent from memory, without the store.
         wants_link = request.response_format == "url"
         kept = await self._keeper.keep(
             generation_id, caller.tenant_id, files, wants_link=wants_link
@@ -165,6 +166,6 @@ class Results:
 
 
 def dimensions(size: str | None) -> tuple[int | None, int | None]:
-    """Width and height in pixels of a size as providers write it; None where it names none."""
+    """Parse a size as providers write it into width and height; None if it is not one."""
     form = _SIZE_FORM.fullmatch(size or "")
     return (None, None) if form is None else (int(form[1]), int(form[2]))

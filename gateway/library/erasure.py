@@ -1,7 +1,7 @@
-"""Images, prompts and requests of deleted tenants and users, which go after their owners.
+"""Erasure of the images, prompts and requests of deleted tenants and users.
 
-A call that was under way when its owner was deleted settles, and may store images after that. So
-each run looks at every owner that was deleted in the last days.
+A call under way when its owner is deleted still settles and may store images afterwards, so each
+run covers every owner deleted in the last days.
 """
 
 from datetime import timedelta
@@ -15,13 +15,13 @@ from gateway.request_log.retention import forget_deleted
 
 BATCH = 2_000
 LOOK_BACK = timedelta(days=7)
-"""Longer than any call, and than an image waits for the store."""
+"""Longer than any call, and than an image stays in the spool."""
 
 
 async def erase(database: Database) -> int:
-    """Let images of deleted tenants and users expire, blank their prompts; returns how many.
+    """Expire the images of deleted tenants and users and blank their prompts; return the number.
 
-    The sweep of expired images then deletes their files.
+    The sweep of expired images then deletes the files.
     """
     total = 0
     while True:
@@ -68,7 +68,7 @@ async def _erase_images(session: OperatorSession) -> int:
 
 
 async def _shred_again(session: OperatorSession) -> None:
-    """Destroy data keys that calls under way made anew for images that the store did not take."""
+    """Destroy data keys again: a call under way may have created one to spool its images."""
     await session.execute(
         delete(DataKeyRow)
         .where(DataKeyRow.tenant_id.in_(_deleted_tenants()))
@@ -81,7 +81,7 @@ def _deleted_tenants() -> Select[UUID]:
 
 
 async def _erase_answers(session: OperatorSession) -> None:
-    """Blank what models made of prompts, which is kept for repeated requests."""
+    """Blank the revised prompts in the answers kept for repeated requests."""
     await session.execute(
         text(
             "SELECT erase_answers(id, NULL) FROM tenant"

@@ -1,7 +1,7 @@
-"""A caller's own images: what was made, what it cost, and that it can be deleted.
+"""A caller's image history: list, find, count and delete images.
 
-A key that belongs to a user sees that user's images, any other key the whole tenant's; test keys
-see test images, live keys live ones. What is expired, deleted or somebody else's is not there.
+A user's key sees that user's images, any other key the whole tenant's; test keys see test images,
+live keys live ones. Expired, deleted and other callers' images are reported as not found.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,10 @@ COST_STATUS = {"posted": CostStatus.ACTUAL, "posted_est": CostStatus.ESTIMATED}
 
 @dataclass(frozen=True, slots=True)
 class HostedImage:
-    """One image of the history. `generation_images` and `cost_nano` are of its whole generation."""
+    """One image of the history.
+
+    `generation_images` and `cost_nano` refer to its whole generation.
+    """
 
     id: str
     path: str
@@ -51,7 +54,7 @@ class HostedImage:
 
 @dataclass(frozen=True, slots=True)
 class ImagePage:
-    """Images, newest first, and whether there are older ones."""
+    """A page of images, newest first; `has_more` if older ones follow."""
 
     images: tuple[HostedImage, ...]
     has_more: bool
@@ -59,9 +62,10 @@ class ImagePage:
 
 @dataclass(frozen=True, slots=True)
 class StorageStats:
-    """What is stored of a caller's images; `max_bytes` is the whole tenant's cap.
+    """Number and size of a caller's stored images; `max_bytes` is the cap of the whole tenant.
 
-    `cleaned_at` and `cleaned_images`: when expired images were deleted last, and how many.
+    `cleaned_at` and `cleaned_images`: time of the last clean-up of expired images, and their
+    number.
     """
 
     images: int
@@ -82,10 +86,10 @@ async def list_images(
     since: datetime | None = None,
     model: str | None = None,
 ) -> ImagePage:
-    """The caller's images, newest first, from the one behind `after` on; `model` as requested.
+    """List the caller's images, newest first, starting behind `after`; `model` as requested.
 
     Raises:
-        InvalidRequest: `after` names no image that the caller has or had.
+        InvalidRequest: `after` is not the id of an image that the caller has or had.
     """
     query = _query(caller).where(*_living())
     if model is not None:
@@ -95,7 +99,7 @@ async def list_images(
     if after is not None:
         if not is_image_id(after):
             raise _bad_cursor()
-        # Also of an image that is gone by now: pages must not break when one expires.
+        # Deleted and expired images count as cursors too: paging must survive an expiry.
         cursor = (
             await session.execute(
                 select(ImageRow.created_at, ImageRow.id).where(ImageRow.id == after, *_own(caller))
@@ -110,10 +114,10 @@ async def list_images(
 
 
 async def find_image(session: TenantSession, caller: Caller, image_id: str) -> HostedImage:
-    """One image of the caller.
+    """Find one image of the caller.
 
     Raises:
-        NotFound: there is none, or no longer, or it is not the caller's.
+        NotFound: the image does not exist, is gone, or belongs to another caller.
     """
     if not is_image_id(image_id):
         raise _not_found(image_id)
@@ -124,7 +128,7 @@ async def find_image(session: TenantSession, caller: Caller, image_id: str) -> H
 
 
 async def storage_stats(session: TenantSession, caller: Caller) -> StorageStats:
-    """How much is stored of the caller's images."""
+    """Return number and size of the caller's stored images."""
     row = (
         await session.execute(
             select(
@@ -151,7 +155,7 @@ async def storage_stats(session: TenantSession, caller: Caller) -> StorageStats:
 
 
 async def count_images(session: TenantSession, caller: Caller, *, since: datetime) -> int:
-    """How many images the caller has that were made since then."""
+    """Count the caller's images made since then."""
     count = select(func.count(ImageRow.id)).where(
         *_own(caller), *_living(), ImageRow.created_at >= since
     )
@@ -159,7 +163,7 @@ async def count_images(session: TenantSession, caller: Caller, *, since: datetim
 
 
 async def _last_cleanup(session: TenantSession, caller: Caller) -> tuple[datetime | None, int]:
-    """A key without a user sees the sum over all users of its tenant."""
+    """Return the last clean-up; for a key without a user, summed over the tenant's users."""
     own = [
         ImageCleanupRow.tenant_id == caller.tenant_id,
         ImageCleanupRow.livemode.is_(caller.livemode),
@@ -181,13 +185,13 @@ async def _last_cleanup(session: TenantSession, caller: Caller) -> tuple[datetim
 async def delete_image(
     database: Database, store: ImageStore, caller: Caller, image_id: str, *, by: Actor
 ) -> None:
-    """Forget an image for good: row, file, thumbnail, prompt, and bytes that wait in the spool.
+    """Delete an image permanently: row, file, thumbnail, prompt, and bytes in the spool.
 
-    From the first commit on it is gone for its owner; should the process or the store fail after
-    it, the sweeper removes the files as soon as it can.
+    The first commit hides it from its owner. If the process or the store fails afterwards, the
+    sweeper removes the files.
 
     Raises:
-        NotFound: there is none, or no longer, or it is not the caller's.
+        NotFound: the image does not exist, is gone, or belongs to another caller.
     """
     async with database.tenant(caller.tenant_id, by=by) as session:
         path = await _expire(session, caller, image_id)

@@ -1,4 +1,4 @@
-"""Files of images, wherever they are: in the store, or in the spool until the store has them."""
+"""Reads image files from the store, or from the spool until the store has them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 class ImageFiles(ImageStore):
-    """An image store that reads from the spool what it does not have, or cannot give.
+    """An image store that falls back to the spool for missing or unreadable files.
 
-    Where the store has no such file and the spool cannot be asked, reading raises
+    If the store does not have the file and the spool cannot be read, methods raise
     `DatabaseUnavailable` too.
     """
 
@@ -38,7 +38,7 @@ class ImageFiles(ImageStore):
         return await self._either(path, lambda: ImageStore.get(self, path), self._spooled)
 
     async def find(self, path: str) -> StoredObject:
-        """What is at `path`, without its bytes."""
+        """Return the metadata of the file at `path`."""
         return await self._either(path, lambda: ImageStore.find(self, path), self._spool.find)
 
     async def read(self, path: str, span: tuple[int, int] | None = None) -> Download:
@@ -66,7 +66,7 @@ class ImageFiles(ImageStore):
         stored: Callable[[], Awaitable[T]],
         spooled: Callable[[str], Awaitable[T]],
     ) -> T:
-        if image_of(path) != path:  # only images are spooled, not what is made of them
+        if image_of(path) != path:  # only images are spooled, never thumbnails
             return await stored()
         if not self._health.is_failing:
             return await _first_of(stored, lambda: spooled(path))
@@ -88,7 +88,7 @@ async def _first_of(stored: Callable[[], Awaitable[T]], spooled: Callable[[], Aw
         try:
             return await spooled()
         except NotFound:
-            # The spool may have been drained between the two looks.
+            # The spool may have been drained into the store between the two reads.
             return await stored()
 
 

@@ -1,4 +1,4 @@
-"""Paid images are kept: in the store, else in the spool until the store takes them."""
+"""Keeps paid images: in the store, or in the spool until the store accepts them."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LINGER_SECONDS = 60.0
 MAX_LINGERING_BYTES = 268_435_456
 CLOSE_SECONDS = 5.0
-"""At a stop, for a last attempt to keep what lingers."""
+"""Time at shutdown for a last attempt to keep pending images."""
 DRAINED_AT_ONCE = 4
 ROOM_AGAIN = 0.9
 """The spool counts as full until less than this share of it is used."""
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class Keeper:
-    """Stores images, spools what the store refuses, and drains the spool."""
+    """Stores images, spools those that the store does not accept, and drains the spool."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Keeper:
         self._closing = asyncio.Event()
 
     async def close(self) -> None:
-        """Try a last time to keep what neither store nor spool took; what is lost is reported."""
+        """Try a last time to keep pending images; lost ones are reported."""
         self._closing.set()
         if not self._lingering:
             return
@@ -72,8 +72,8 @@ class Keeper:
     ) -> Kept:
         """Store the images of one generation, or spool them.
 
-        The store is tried again, with backoff, only where a link is wanted: other answers have the
-        bytes and need not wait. Where a stop cuts this short, it goes on until the keeper closes.
+        The store is retried, with backoff, only if a link is wanted: other answers contain the
+        bytes and need not wait. After a cancellation it continues until the keeper closes.
         """
         try:
             return await self._keep(generation_id, tenant_id, files, wants_link=wants_link)
@@ -118,7 +118,7 @@ class Keeper:
         return True
 
     async def _put_until(self, files: Files, *, seconds: float) -> bool:
-        """Try the store again until it takes the files or the time is over."""
+        """Retry the store until it accepts the files or the time is over."""
         ends_at = time.monotonic() + seconds
         for attempt in range(int(seconds / BACKOFF_SECONDS[0]) + 1):
             delay = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
@@ -140,7 +140,7 @@ class Keeper:
         return True
 
     async def _linger(self, tenant_id: UUID, files: Files) -> None:
-        """Try store and spool for a minute more, then give the images up."""
+        """Retry store and spool for another minute, then give the images up."""
         size_bytes = sum(file.size_bytes for file, _ in files)
         is_kept = False
         try:
@@ -150,7 +150,7 @@ class Keeper:
                     is_kept = await self._store_or_spool(tenant_id, files)
                 finally:
                     self._lingering_bytes -= size_bytes
-        finally:  # also where the last attempt at a stop takes too long
+        finally:  # also if the last attempt at shutdown is cancelled
             if not is_kept:
                 telemetry.image_spool_events_total.labels("lost").inc(len(files))
                 telemetry.alarm("images_lost", tenant=str(tenant_id), images=len(files))
@@ -163,14 +163,14 @@ class Keeper:
             with suppress(TimeoutError):
                 async with asyncio.timeout(BACKOFF_SECONDS[-1]):
                     await self._closing.wait()
-            # The spool first: it answers sooner than a store that may be away.
+            # The spool first: it answers sooner than a failing store.
             if await self._spooled(tenant_id, files) or await self._put_all(files):
                 return True
             if self._closing.is_set() or time.monotonic() > ends_at:
                 return False
 
     async def _forget(self, tenant_id: UUID, files: Files) -> None:
-        """Take lost images out of the history; the sweeper removes what there is of them."""
+        """Remove lost images from the history; the sweeper removes partial files."""
         try:
             async with self._database.tenant(tenant_id) as session:
                 await expire_at_once(session, tenant_id, [file.id for file, _ in files])
@@ -178,7 +178,7 @@ class Keeper:
             log.warning("unstored_images_stay_listed", images=len(files))
 
     async def _finish(self, tenant_id: UUID, files: Files) -> None:
-        """Empty the spool of what is stored; where Postgres is away, the sweeper does it."""
+        """Remove stored images from the spool; the sweeper does it if Postgres is unavailable."""
         try:
             for file, _ in files:
                 await self._take_out(tenant_id, file.id, file.path)
@@ -187,17 +187,17 @@ class Keeper:
 
     async def _take_out(self, tenant_id: UUID, image_id: str, path: str) -> None:
         if await self.spool.finish(tenant_id, [image_id]):
-            # Deleted or expired while it was being stored: nothing of it may stay.
+            # Deleted or expired while it was being stored, so no file may remain.
             await delete_files(self.store, path)
 
     async def drain(self) -> None:
-        """Store what waits in the spool; forget what was deleted, has expired or is too old.
+        """Store spooled images; drop those that were deleted, have expired or are too old.
 
-        What is too old is given up only where the store does not take it either: the gateway may
-        have been stopped for long, or the store have been away until now.
+        An image that is too old is given up only if the store still does not accept it: the
+        gateway may have been stopped for long, or the store have failed until now.
 
         Raises:
-            DatabaseUnavailable: Postgres is away.
+            DatabaseUnavailable: Postgres does not respond.
         """
         await self.spool.forget_dead()
         is_waiting = await self._measure()
@@ -214,7 +214,7 @@ class Keeper:
         await self._measure()
 
     async def _measure(self) -> bool:
-        """Show how full the spool is; returns whether anything waits in it."""
+        """Export the spool's metrics; return True if it contains images."""
         stats = await self.spool.stats()
         telemetry.image_spool_images.set(stats.images)
         telemetry.image_spool_bytes.set(stats.size_bytes)
@@ -224,15 +224,15 @@ class Keeper:
         return stats.images > 0
 
     async def store_spooled(self, spooled: Spooled) -> bool:
-        """Store one image; returns whether the store took it."""
+        """Store one spooled image; return True if it needs no further attempt now."""
         try:
             content = await self.spool.read(spooled.path)
             async with asyncio.timeout(PUT_SECONDS):
                 await self.store.put(spooled.path, content)
-        except NotFound:  # deleted, or stored by the request itself
+        except NotFound:  # deleted, or stored by the request meanwhile
             return True
         except (SealBroken, ConfigurationError) as error:
-            # It stays until it is too old: a master key may be missing by mistake.
+            # Kept until it is too old: a master key may be missing by mistake.
             telemetry.alarm(
                 "spooled_image_unreadable", id=spooled.image_id, error=type(error).__name__
             )

@@ -1,4 +1,4 @@
-"""Signed, expiring links: they carry all that is needed to serve the bytes, so no lookup is."""
+"""Signed, expiring links. They contain the store path, so serving them needs no database query."""
 
 import base64
 import binascii
@@ -22,25 +22,25 @@ _PATH_FORM = re.compile(
 
 
 class LinkKind(StrEnum):
-    """What a link opens: one kind never opens the other."""
+    """Kind of file that a link serves; a link of one kind is not valid for the other."""
 
     IMAGE = ""
     THUMBNAIL = "thumbnail"
 
 
 class LinkKeys(Protocol):
-    """The keys of links; `now` is in Unix seconds."""
+    """The signing keys of links; `now` is in Unix seconds."""
 
     def signing_link_key(self, now: float) -> bytes:
-        """The key that signs new links."""
+        """Return the key that signs new links."""
 
     def link_keys(self, now: float) -> Sequence[bytes]:
-        """The keys whose links are accepted, the newest first."""
+        """Return the keys whose links are accepted, the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSigner:
-    """Makes and checks links under the gateway's public address."""
+    """Signs and verifies links under the gateway's public URL."""
 
     keys: LinkKeys = field(repr=False)
     public_url: str
@@ -48,11 +48,11 @@ class LinkSigner:
     def sign(
         self, image_id: str, path: str, expires_at: int, kind: LinkKind = LinkKind.IMAGE
     ) -> str:
-        """The public link to the image stored at `path`, until `expires_at` (Unix seconds)."""
+        """Return a link to the image stored at `path`, valid until `expires_at` (Unix seconds)."""
         key = self.keys.signing_link_key(time.time())
         signature = _signature(key, image_id, path, expires_at, kind)
         below = f"/{kind}" if kind else ""
-        # A number, and base64 for URLs without its padding: nothing of either needs quoting.
+        # A number and unpadded URL-safe base64: neither needs quoting.
         return f"{self.public_url}/images/{image_id}{below}?exp={expires_at}&sig={signature}"
 
     def verify(
@@ -64,10 +64,10 @@ class LinkSigner:
         now: int,
         kind: LinkKind = LinkKind.IMAGE,
     ) -> str:
-        """The path of the image that a link of this kind leads to.
+        """Verify a link of this kind and return the path of its image.
 
         Raises:
-            Forbidden: the link is not ours, was changed, or has expired.
+            Forbidden: the link was not signed here, was changed, or has expired.
         """
         if not _EXPIRY_FORM.fullmatch(expires_at):
             raise _bad_link()
@@ -78,7 +78,7 @@ class LinkSigner:
         except (ValueError, binascii.Error):
             raise _bad_link() from None
         path = f"{folder}/{image_id}.{extension}"
-        # Compared as text: decoding is lenient, and a link is to be written in one way only.
+        # Compared as text: base64 decoding is lenient, and each link must have one spelling only.
         if not any(
             hmac.compare_digest(
                 signature.encode(), _signature(key, image_id, path, expires, kind).encode()
@@ -98,10 +98,10 @@ class LinkSigner:
         return path
 
     def own_path(self, url: str, *, now: int) -> str | None:
-        """The path of the image that a link of this gateway leads to; None for any other address.
+        """Return the image path of one of this gateway's links, or None for any other address.
 
         Raises:
-            Forbidden: the link is ours, and was changed or has expired.
+            Forbidden: a link of this gateway that was changed or has expired.
         """
         own = f"{self.public_url}/images/"
         if not url.startswith(own):
@@ -112,14 +112,14 @@ class LinkSigner:
 
 
 def _signature(key: bytes, image_id: str, path: str, expires_at: int, kind: LinkKind) -> str:
-    """The MAC over path and expiry, and the folder and format that it speaks of."""
+    """Return the MAC over path and expiry, followed by the folder and format of the path."""
     extension = path.rpartition(".")[2]
     place = f"{path.removesuffix(f'/{image_id}.{extension}')}.{extension}"
-    # A path has no \x1f, so what one kind signs is never what another does.
+    # A path contains no \x1f, so signatures of different kinds never coincide.
     message = f"{kind}\x1f{path}\x1f{expires_at}" if kind else f"{path}\x1f{expires_at}"
     mac = hmac.digest(key, message.encode(), hashlib.sha256)[:MAC_BYTES]
     return base64.urlsafe_b64encode(mac + place.encode()).rstrip(b"=").decode()
 
 
 def _bad_link() -> Forbidden:
-    return Forbidden("This image link is not valid. Copy it whole.", code="link_invalid")
+    return Forbidden("This image link is not valid. Copy the complete link.", code="link_invalid")

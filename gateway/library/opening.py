@@ -1,4 +1,4 @@
-"""Opens what keeps and decodes images, as the settings say."""
+"""Constructs the image keeper and the decoders from the settings."""
 
 from gateway.config import Settings
 from gateway.db.engine import Database
@@ -9,16 +9,16 @@ from gateway.media.decoder import Decoder, DecoderLimits
 from gateway.vault.sealing import Vault
 
 FINISH_QUEUE_SECONDS = 600.0
-"""Longer than any client waits: the picture is paid for."""
+"""Longer than any client waits, because the image is paid for."""
 FINISH_MAX_WAITING = 1_000_000
-"""More than can be bought at once, for the same reason."""
+"""More than can be bought at once, so a paid image is never turned away."""
 FINISH_MEMORY_BYTES = 2**30
 MAX_MADE_PIXELS = 16_777_216
-"""Twice what any model draws."""
+"""Twice the pixels of any model's largest output."""
 
 
 def open_keeper(settings: Settings, database: Database, vault: Vault) -> Keeper:
-    """The image store, with a spool for the time in which it is away.
+    """Open the image store, with a spool for the time in which it fails.
 
     Raises:
         ConfigurationError: the store's address cannot be used.
@@ -33,7 +33,7 @@ def open_keeper(settings: Settings, database: Database, vault: Vault) -> Keeper:
 
 
 def open_decoder(settings: Settings) -> Decoder:
-    """Processes for what clients send."""
+    """Open the decoder for input images."""
     return Decoder(
         DecoderLimits(
             processes=settings.decoder_processes,
@@ -47,7 +47,7 @@ def open_decoder(settings: Settings) -> Decoder:
 
 
 def open_finisher(settings: Settings) -> Decoder:
-    """Processes for what was bought: untrusted images must not keep paid ones waiting."""
+    """Open the decoder for output images: untrusted images must not delay paid ones."""
     return Decoder(
         DecoderLimits(
             processes=settings.decoder_processes,

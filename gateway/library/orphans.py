@@ -1,7 +1,7 @@
-"""Store and rows compared, so that no crash leaves a file without a row or a row without a file.
+"""Reconciliation of store and database after crashes: orphaned files and rows without a file.
 
-A walk over the tenants of this database: their files in the store against their rows, a bounded
-number at once. Nothing is touched that is younger than any call can be, or not of an image's form.
+Walks over the tenants of this database and compares their files with their rows, a bounded number
+at once. Files younger than any call can be, or not named like an image, are left alone.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """How many files without a row and rows without a file were removed."""
+    """Numbers of removed files without a row and rows without a file."""
 
     files: int = 0
     rows: int = 0
@@ -53,12 +53,12 @@ async def reconcile(
     before: datetime,
     progress: Callable[[], Awaitable[None]],
 ) -> Reconciled:
-    """Remove what was stored or written down before `before` and has no counterpart.
+    """Remove files and rows older than `before` that have no counterpart.
 
-    `progress` is awaited now and then. No transaction is open while the store works.
+    `progress` is awaited once per batch of tenants. No transaction is open during store calls.
 
     Raises:
-        StorageFailed: the store does not answer; what is not there then does not count as missing.
+        StorageFailed: the store does not respond; its files then do not count as missing.
     """
     since = await _known_since(database, store)
     done = Reconciled()
@@ -86,10 +86,10 @@ async def _tenant_ids(
 
 
 async def _known_since(database: Database, store: ImageStore) -> datetime:
-    """Since when the store is the one it is now: older rows may speak of another one.
+    """Return the time since which this store is in use; older rows may refer to another store.
 
-    A store is known by a mark in it. An address that was changed, or a disk that was not mounted,
-    would otherwise look like the loss of every file, and its return like files without rows.
+    A mark file identifies the store. Without it, a changed address or an unmounted disk would look
+    like the loss of every file, and its return like files without rows.
     """
     try:
         mark = (await store.get(MARK_PATH))[:MARK_CHARACTERS].decode(errors="replace")
@@ -111,7 +111,7 @@ async def _recognise(session: OperatorSession, mark: str) -> datetime:
 async def _delete_orphans(
     database: Database, store: ImageStore, tenant_id: UUID, *, before: datetime
 ) -> int:
-    """Delete the tenant's files that no row speaks of."""
+    """Delete the tenant's files that have no row."""
     count = await store.delete_unfinished(str(tenant_id), before)
     async for files in store.list(str(tenant_id)):
         old = [file for file in files if file.modified_at < before and image_of(file.path)]
@@ -127,10 +127,10 @@ async def _delete_orphans(
 async def _orphans(
     session: TenantSession, tenant_id: UUID, files: Sequence[StoredObject], *, before: datetime
 ) -> list[StoredObject]:
-    """Those of `files` that have no living row, and that no call can still write one for.
+    """Return the `files` that have no living row and for which no call can still write one.
 
-    Where Postgres was away, calls settle when it is back, be it hours later. So files stay as long
-    as a call from before them is open, or has been estimated only since `before`.
+    After an outage of Postgres calls settle late, even by hours. So files stay as long as an
+    earlier call is open, or was estimated only after `before`.
     """
     rows = await session.scalars(
         select(ImageRow.path).where(
@@ -170,7 +170,7 @@ async def _forget_missing(
     since: datetime,
     before: datetime,
 ) -> int:
-    """Mark the tenant's rows whose file is not there."""
+    """Mark the tenant's rows whose file is missing as deleted."""
     count = 0
     for livemode in (True, False):
         after = (since, "")
@@ -205,9 +205,9 @@ async def _rows(
     after: tuple[datetime, str],
     before: datetime,
 ) -> list[_ImageFile]:
-    """The next living rows, oldest first, without those whose bytes wait in the spool.
+    """Return the next living rows, oldest first, without those whose bytes are in the spool.
 
-    The spool is asked before the store: an image that is stored meanwhile is found there.
+    The spool is read before the store: an image that is drained meanwhile is found in the store.
     """
     is_spooled = exists().where(
         SpooledImageRow.tenant_id == tenant_id, SpooledImageRow.image_id == ImageRow.id
@@ -229,7 +229,7 @@ async def _rows(
 
 
 async def _missing(store: ImageStore, ids_by_path: dict[str, str]) -> list[str]:
-    """Ids of images whose file is not there: not in its folder's list, nor by its name."""
+    """Return the ids of images whose file is neither listed in its folder nor found by name."""
     unseen = dict(ids_by_path)
     for folder in {path.rpartition("/")[0] for path in ids_by_path}:
         async for files in store.list(folder):
@@ -248,11 +248,11 @@ async def _is_gone(store: ImageStore, path: str) -> bool:
 
 
 async def _at_once(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all, a few at the same time."""
-    places = asyncio.Semaphore(PARALLEL_STORE_CALLS)
+    """Await all calls, a bounded number concurrently, and return their results in order."""
+    semaphore = asyncio.Semaphore(PARALLEL_STORE_CALLS)
 
-    async def placed(call: Awaitable[T]) -> T:
-        async with places:
+    async def bounded(call: Awaitable[T]) -> T:
+        async with semaphore:
             return await call
 
-    return await asyncio.gather(*(placed(call) for call in calls))
+    return await asyncio.gather(*(bounded(call) for call in calls))

@@ -1,4 +1,4 @@
-"""What is kept of a prompt where its text is not: a keyed hash, equal for equal prompts."""
+"""Keyed hashes of prompts, stored in place of the text by tenants that do not store prompts."""
 
 import hashlib
 import hmac
@@ -8,10 +8,10 @@ _PURPOSE = b"image-gateway/prompt-hash/v1"
 
 
 def prompt_hash(prompt_key: bytes, tenant_id: UUID, prompt: str) -> bytes:
-    """HMAC-SHA256 of a prompt under a key of its tenant, derived from the gateway's link key.
+    """Return the HMAC-SHA256 of a prompt under a per-tenant key derived from `prompt_key`.
 
-    Equal prompts of one tenant have equal hashes, and can so be found. Without the link key a hash
-    cannot be tried against guesses, nor compared with another tenant's.
+    Equal prompts of one tenant have equal hashes, so they can be searched for. Without the key a
+    hash cannot be tested against guesses or compared with another tenant's.
     """
     key = hmac.digest(prompt_key, _PURPOSE + tenant_id.bytes, hashlib.sha256)
     return hmac.digest(key, prompt.encode(errors="surrogatepass"), hashlib.sha256)

@@ -1,7 +1,7 @@
-"""How long images are kept: those past their time or beyond a tenant's cap, and that they are gone.
+"""Retention of images: expiry, storage caps of tenants, and deletion of files.
 
-`expires_at` in the past hides an image everywhere; its files go soon after, then `deleted_at` is
-set. A crash in between leaves a row that is swept again, never a file that nothing knows of.
+`expires_at` in the past hides an image everywhere; its files are deleted soon after, then
+`deleted_at` is set. A crash in between leaves a row that is swept again, never an orphaned file.
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ class ExpiredImage:
 
 
 def retention_seconds(tenant: TenantSettings, *, default_seconds: int) -> int:
-    """How long an image that is made now is kept."""
+    """Return the retention of an image made now, in seconds."""
     return tenant.image_retention_seconds or default_seconds
 
 
 def link_expiry(now: int, *, link_seconds: int, image_expires_at: int) -> int:
-    """Until when a link made now is valid (Unix seconds): never longer than its image."""
+    """Return the expiry of a link made now (Unix seconds): never later than its image's."""
     return min(now + link_seconds, image_expires_at)
 
 
 async def expired_images(
     session: OperatorSession, *, limit: int, after: ExpiredImage | None = None
 ) -> list[ExpiredImage]:
-    """Images past their expiry whose files may still be there, oldest first, behind `after`."""
+    """Return expired images whose files may still exist, oldest first, starting behind `after`."""
     wanted = select(ImageRow.id, ImageRow.path, ImageRow.expires_at).where(
         ImageRow.deleted_at.is_(None), ImageRow.expires_at <= func.now()
     )
@@ -55,17 +55,17 @@ async def expired_images(
 async def delete_files(store: ImageStore, path: str) -> None:
     """Delete an image and its thumbnail.
 
-    In this order: whoever is making the thumbnail looks for the image once more when it is stored.
+    In this order: a task that stores a thumbnail checks afterwards that its image still exists.
 
     Raises:
-        StorageFailed: the store does not answer.
+        StorageFailed: the store does not respond.
     """
     await store.delete(path)
     await store.delete(thumbnail_path(path))
 
 
 async def mark_deleted(session: OperatorSession | TenantSession, image_ids: Sequence[str]) -> None:
-    """Write down that the files are gone, and forget what they showed."""
+    """Mark images as deleted and blank their prompts."""
     await forget_spooled(session, image_ids)
     await session.execute(
         update(ImageRow)
@@ -82,7 +82,7 @@ async def mark_deleted(session: OperatorSession | TenantSession, image_ids: Sequ
 async def forget_spooled(
     session: OperatorSession | TenantSession, image_ids: Sequence[str]
 ) -> None:
-    """Remove what the spool holds of these images."""
+    """Remove these images from the spool."""
     await session.execute(
         delete(SpooledImageRow)
         .where(SpooledImageRow.image_id.in_(image_ids))
@@ -93,9 +93,9 @@ async def forget_spooled(
 async def mark_cleaned(
     session: OperatorSession, image_ids: Sequence[str], *, cleaned_at: datetime
 ) -> None:
-    """Mark images as deleted, as `mark_deleted` does, and count them as those of a clean-up.
+    """Mark images as deleted, as `mark_deleted` does, and count them for their owners.
 
-    `cleaned_at` names the clean-up: its batches count together.
+    `cleaned_at` identifies the clean-up: the counts of its batches are added.
     """
     owners = await session.execute(
         select(ImageRow.tenant_id, ImageRow.livemode, ImageRow.user_id, func.count())
@@ -110,7 +110,7 @@ async def mark_cleaned(
     await mark_deleted(session, image_ids)
     if not rows:
         return
-    # In one order: two sweepers must not wait for each other.
+    # In a fixed order, so that two sweepers cannot deadlock.
     rows.sort(key=lambda row: (row["tenant_id"], row["livemode"], str(row["user_id"])))
     added = insert(ImageCleanupRow).values(rows)
     before = case(
@@ -128,7 +128,7 @@ async def mark_cleaned(
 
 
 async def expire_at_once(session: TenantSession, tenant_id: UUID, image_ids: Sequence[str]) -> None:
-    """Let images go with the next sweep, whatever of their files is there."""
+    """Expire images now; the next sweep deletes their files, as far as there are any."""
     await session.execute(
         update(ImageRow)
         .where(ImageRow.tenant_id == tenant_id, ImageRow.id.in_(image_ids))
@@ -137,7 +137,7 @@ async def expire_at_once(session: TenantSession, tenant_id: UUID, image_ids: Seq
 
 
 async def expire_beyond_caps(session: OperatorSession) -> int:
-    """Let the oldest images of tenants that store more than they may expire; returns how many.
+    """Expire the oldest images of tenants above their storage cap; return the number.
 
     Live and test images count together, thumbnails not at all.
     """

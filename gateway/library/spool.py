@@ -1,8 +1,8 @@
-"""The spool: bytes of paid images that the store has not taken yet.
+"""The spool: bytes of paid images that the store has not accepted yet.
 
-It is a table, so that every replica can deliver and drain what one of them spooled, a kill loses
-nothing, and deletion is one commit with the image's row. The bytes are sealed by the tenant's data
-key: without that key nothing can be read of them.
+It is a table, so that every replica can deliver and drain the images of the others, a kill loses
+nothing, and deletion is one commit with the image's row. The bytes are encrypted with the tenant's
+data key.
 """
 
 import asyncio
@@ -27,21 +27,21 @@ KIND = "image_spool"
 WRITE_LOCK = 4_702_111_234_571
 PARALLEL_WRITES = 2
 PARALLEL_READS = 2
-"""Few of the connections in the pool: images are large, and the money path needs the others."""
+"""Few of the pool's connections: images are large, and the money path needs the others."""
 LEASE = timedelta(minutes=2)
 MAX_RETRY = timedelta(minutes=1)
 MAX_DOUBLINGS = 6
 GIVE_UP_ATTEMPTS = 5
-"""An old image is tried at least so often: after a long stop it was not tried yet."""
+"""Minimum attempts before an old image is given up: after a long stop it has had none yet."""
 
 
 class SpoolFull(Exception):
-    """The spool has no room for these bytes."""
+    """The spool has no space for these bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolLimits:
-    """The most bytes the spool holds, and for how long it holds an image."""
+    """The spool's capacity in bytes, and the longest time it keeps an image."""
 
     max_bytes: int
     max_age_seconds: int
@@ -49,7 +49,7 @@ class SpoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class SpoolStats:
-    """How much waits in the spool, and for how long the oldest image has."""
+    """Number, size and highest age of the spooled images."""
 
     images: int
     size_bytes: int
@@ -58,7 +58,7 @@ class SpoolStats:
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """One image that a worker has leased to store it."""
+    """One spooled image, leased by a worker that stores it."""
 
     image_id: str
     tenant_id: UUID
@@ -67,7 +67,7 @@ class Spooled:
 
 
 class Spool:
-    """Keeps images in Postgres until the store takes them."""
+    """Keeps images in Postgres until the store accepts them."""
 
     def __init__(self, database: Database, vault: Vault, limits: SpoolLimits) -> None:
         self._database = database
@@ -78,26 +78,26 @@ class Spool:
 
     @property
     def max_bytes(self) -> int:
-        """The most bytes it holds."""
+        """The capacity in bytes."""
         return self._limits.max_bytes
 
     async def add(self, tenant_id: UUID, files: Sequence[tuple[StoredFile, bytes]]) -> None:
-        """Keep the images of one generation, all or none of them, durably.
+        """Keep the images of one generation durably, all or none of them.
 
         Raises:
             SpoolFull: they do not fit.
-            DatabaseUnavailable: no acknowledgement; they may be kept all the same.
-            ConfigurationError, SealBroken: the tenant's data key cannot be opened.
+            DatabaseUnavailable: no acknowledgement; the images may be spooled all the same.
+            ConfigurationError, SealBroken: the tenant's data key cannot be decrypted.
         """
         size_bytes = sum(file.size_bytes for file, _ in files)
-        # The bound counts every tenant's bytes, which only an operator's transaction sees.
+        # The capacity counts every tenant's bytes, which only an operator's transaction sees.
         async with self._writing, self._database.operator() as session:
             rows = [await self._sealed(session, tenant_id, *file) for file in files]
-            # One writer at a time adds up and inserts, or several would overrun the bound.
+            # Writers take turns to sum up and insert, or together they would exceed the capacity.
             await session.execute(select(func.pg_advisory_xact_lock(WRITE_LOCK)))
             if (await _stats(session)).size_bytes + size_bytes > self._limits.max_bytes:
                 raise SpoolFull
-            # What an unheard commit has kept already stays as it is.
+            # A commit whose acknowledgement was lost has inserted the rows already.
             await session.execute(insert(SpooledImageRow).values(rows).on_conflict_do_nothing())
 
     async def _sealed(
@@ -116,12 +116,12 @@ class Spool:
         }
 
     async def read(self, path: str) -> bytes:
-        """The bytes of the image that belongs at `path`.
+        """Return the bytes of the image that belongs at `path`.
 
         Raises:
-            NotFound: the spool does not hold it.
-            SealBroken: the bytes were changed, or stand in another place.
-            DatabaseUnavailable: Postgres is away.
+            NotFound: the image is not in the spool.
+            SealBroken: the bytes were changed, or moved from another row.
+            DatabaseUnavailable: Postgres does not respond.
         """
         tenant_id = tenant_of(path)
         async with self._reading:
@@ -132,25 +132,25 @@ class Spool:
             )
 
     async def find(self, path: str) -> StoredObject:
-        """What the spool holds for `path`, without its bytes.
+        """Return size and time of the spooled image for `path`.
 
         Raises:
-            NotFound: nothing.
-            DatabaseUnavailable: Postgres is away.
+            NotFound: the image is not in the spool.
+            DatabaseUnavailable: Postgres does not respond.
         """
         tenant_id = tenant_of(path)
         async with self._database.tenant(tenant_id) as session:
             return await _described(session, tenant_id, path)
 
     async def lease(self, *, limit: int) -> list[Spooled]:
-        """Images that are due, for this worker alone until the lease ends."""
+        """Lease images that are due, for this worker alone until the lease ends."""
         async with self._database.operator() as session:
             return await _lease(session, limit=limit)
 
     async def put_off(self, spooled: Spooled) -> bool:
-        """Let a failed image be due again, later after each attempt, or give it up.
+        """Reschedule a failed image with backoff, or give it up.
 
-        Returns whether it was given up: it has waited too long, and was tried often enough.
+        Returns True if it was given up: it is too old and was tried often enough.
         """
         async with self._database.operator() as session:
             if spooled.attempts >= GIVE_UP_ATTEMPTS and await _forget_old(
@@ -161,9 +161,9 @@ class Spool:
             return False
 
     async def finish(self, tenant_id: UUID, image_ids: Sequence[str]) -> set[str]:
-        """Forget images that the store has taken; returns those deleted or expired meanwhile.
+        """Remove images that the store has accepted; return those deleted or expired meanwhile.
 
-        Their files are to be removed from the store again.
+        The caller must delete their files from the store again.
         """
         async with self._database.tenant(tenant_id) as session:
             await forget_spooled(session, image_ids)
@@ -175,21 +175,21 @@ class Spool:
             return set(dead)
 
     async def forget_dead(self) -> int:
-        """Forget images that were deleted or have expired; returns how many."""
+        """Remove images that were deleted or have expired; return the number."""
         async with self._database.operator() as session:
             return await _forget_dead(session)
 
     async def forget_old(self) -> int:
-        """Give up images that waited too long: they expire; returns how many.
+        """Give up and expire images that are too old; return the number.
 
-        Those that a worker has leased are left to it.
+        Leased images are left to their worker.
         """
         async with self._database.operator() as session:
             is_due = SpooledImageRow.next_attempt_at <= func.now()
             return await _forget_old(session, self._limits.max_age_seconds, is_due)
 
     async def stats(self) -> SpoolStats:
-        """How much waits."""
+        """Return number, size and highest age of the spooled images."""
         async with self._database.operator() as session:
             return await _stats(session)
 
@@ -256,7 +256,7 @@ async def _put_off(session: OperatorSession, spooled: Spooled) -> None:
 
 
 def _leased(spooled: Spooled) -> Sequence[ColumnElement[bool]]:
-    """Another worker has the lease where there was a further attempt."""
+    """Return the condition that this worker still has the lease: no further attempt was made."""
     return [
         SpooledImageRow.image_id == spooled.image_id,
         SpooledImageRow.attempts == spooled.attempts,
@@ -311,7 +311,7 @@ async def _stats(session: OperatorSession) -> SpoolStats:
 
 
 def _is_dead() -> Sequence[ColumnElement[bool]]:
-    # By the clock: an image may expire while the transaction that asks is open.
+    # clock_timestamp, not now: an image may expire while this transaction is open.
     return [or_(ImageRow.deleted_at.is_not(None), ImageRow.expires_at <= func.clock_timestamp())]
 
 

@@ -1,4 +1,4 @@
-"""Where images are kept: files or S3, by the address alone."""
+"""The image store: local files or S3, selected by the URL."""
 
 import asyncio
 import os
@@ -28,20 +28,20 @@ THUMBNAIL_SUFFIX = ".thumb.webp"
 RANDOM_BYTES = 8
 LISTED_AT_ONCE = 1000
 STREAM_CHUNK_BYTES = 262_144
-UNANSWERED = "The image store does not answer."
+UNANSWERED = "The image store does not respond. Try again later."
 
 READ_SECONDS = 20.0
-"""A store that takes longer to hand out an image does not answer, whatever its client hopes for."""
+"""Timeout of a read as a whole; the store client's own timeouts only bound each part of it."""
 FAILED = (BaseError, OSError)
 MISSING = (NotFoundError, FileNotFoundError)
 _CLIENT: "ClientConfig" = {
     "connect_timeout": timedelta(seconds=3),
-    # Of each read. A bound on the whole would cut off whoever downloads slowly.
+    # For each read. A short total timeout would cut off slow downloads.
     "read_timeout": timedelta(seconds=30),
     "timeout": timedelta(minutes=15),
 }
 _RETRY: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
-# How the local store names what it is still writing.
+# The local store's names for files that it is still writing.
 _UNFINISHED = re.compile(r"img_[0-9a-z_]+(\.[a-z]+){1,3}#[0-9]+", re.ASCII)
 _ID_FORM = re.compile(r"img_[0-9a-z_]{1,100}", re.ASCII)
 _FILE_FORM = re.compile(
@@ -62,17 +62,17 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A file being read: how long it is as a whole, and the bytes that were asked for."""
+    """A file being read: its total size, and the requested bytes."""
 
     size_bytes: int
     chunks: AsyncIterator[bytes] = field(repr=False)
 
 
 class ImageStore:
-    """Puts and gets files by path; a file is either whole or not there.
+    """Puts and gets files by path; a file is either complete or absent.
 
-    `folder` is where they lie, if they are files of this machine. Every method may raise
-    `StorageFailed`: the store does not answer.
+    `folder` is their directory if they are local files. Every method may raise `StorageFailed`:
+    the store does not respond.
     """
 
     def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
@@ -83,21 +83,21 @@ class ImageStore:
         """Store `content`.
 
         Raises:
-            StorageFailed: it is not stored.
+            StorageFailed: the store did not accept it.
         """
         try:
             await self.objects.put_async(path, content, use_multipart=False)
         except FAILED as error:
             raise StorageFailed(
-                f"The image store does not take a file ({type(error).__name__})."
+                f"The image store did not accept a file ({type(error).__name__})."
             ) from error
 
     async def get(self, path: str) -> bytes:
-        """The bytes at `path`.
+        """Return the bytes at `path`.
 
         Raises:
-            NotFound: nothing is there, or no longer.
-            StorageFailed: the store does not answer in time.
+            NotFound: the file does not exist, or no longer.
+            StorageFailed: the store does not respond in time.
         """
         try:
             async with asyncio.timeout(READ_SECONDS):
@@ -107,11 +107,11 @@ class ImageStore:
             raise _refusal(error) from error
 
     async def find(self, path: str) -> StoredObject:
-        """What is at `path`, without its bytes.
+        """Return the metadata of the file at `path`.
 
         Raises:
-            NotFound: nothing is there, or no longer.
-            StorageFailed: the store does not answer in time.
+            NotFound: the file does not exist, or no longer.
+            StorageFailed: the store does not respond in time.
         """
         try:
             async with asyncio.timeout(READ_SECONDS):
@@ -123,7 +123,7 @@ class ImageStore:
         """Open the file at `path`: all of it, or the bytes from `span[0]` up to `span[1]`.
 
         Raises:
-            NotFound: nothing is there, or no longer.
+            NotFound: the file does not exist, or no longer.
         """
         try:
             result = await self.objects.get_async(
@@ -134,7 +134,7 @@ class ImageStore:
         return Download(result.meta["size"], _chunks(result))
 
     async def delete(self, path: str) -> None:
-        """Forget the file at `path`; one that is gone already is fine."""
+        """Delete the file at `path`, if it exists."""
         try:
             await self.objects.delete_async(path)
         except MISSING:
@@ -143,7 +143,7 @@ class ImageStore:
             raise _refusal(error) from error
 
     async def list(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
-        """Every file below `folder`, in no order, a bounded number at once."""
+        """Yield every file below `folder`, unordered, in bounded batches."""
         try:
             async for found in self.objects.list(folder, chunk_size=LISTED_AT_ONCE):
                 yield [_object(meta) for meta in found]
@@ -151,9 +151,9 @@ class ImageStore:
             raise StorageFailed(UNANSWERED) from error
 
     async def delete_unfinished(self, folder: str, before: datetime) -> int:
-        """Remove what a killed process left half-written; returns how many files that were.
+        """Remove partial files of killed processes; return the number.
 
-        S3 has nothing of the kind: an object that was not sent whole is not there.
+        S3 has none: an object that was not sent completely does not exist.
         """
         if self.folder is None:
             return 0
@@ -179,7 +179,7 @@ def open_store(url: str, s3: Mapping[str, str] | None = None) -> ImageStore:
             return ImageStore(LocalStore(folder, automatic_cleanup=True), folder)
         if parts.scheme == "s3" and parts.netloc:
             options = dict(s3 or {})
-            # An endpoint in plain HTTP is somebody's decision already: it needs no second one.
+            # An http:// endpoint in the settings is consent to plain HTTP.
             plain = options.get("endpoint", "").startswith("http://")
             return ImageStore(
                 S3Store(
@@ -199,38 +199,38 @@ def open_store(url: str, s3: Mapping[str, str] | None = None) -> ImageStore:
 
 
 def new_image_id() -> str:
-    """`img_{milliseconds}_{random}`: sorts by time, cannot be guessed."""
+    """Return a new id, `img_{milliseconds}_{random}`: sortable by time, not guessable."""
     return f"img_{time.time_ns() // 1_000_000:x}_{os.urandom(RANDOM_BYTES).hex()}"
 
 
 def is_image_id(text: str) -> bool:
-    """Whether this can be the id of an image."""
+    """Tell whether this has the form of an image id."""
     return _ID_FORM.fullmatch(text) is not None
 
 
 def image_path(tenant_id: UUID, image_id: str, output_format: str) -> str:
-    """Where an image lives: a folder per tenant and day."""
+    """Return the store path of an image: a folder per tenant and day."""
     day = datetime.now(UTC).date().isoformat().replace("-", "/")
     return f"{tenant_id}/{day}/{image_id}.{output_format}"
 
 
 def image_id_of(path: str) -> str:
-    """`…/img_1_a.png.thumb.webp` → `img_1_a`."""
+    """Return the image id of a path: `…/img_1_a.png.thumb.webp` → `img_1_a`."""
     return path.rpartition("/")[2].partition(".")[0]
 
 
 def tenant_of(path: str) -> UUID:
-    """The tenant whose image lives at `path`."""
+    """Return the tenant that owns the image at `path`."""
     return UUID(path.partition("/")[0])
 
 
 def thumbnail_path(path: str) -> str:
-    """Where the thumbnail of the image at `path` lives."""
+    """Return the path of the thumbnail of the image at `path`."""
     return path + THUMBNAIL_SUFFIX
 
 
 def image_of(path: str) -> str | None:
-    """The path of the image that a file is, or is the thumbnail of; None where it is neither."""
+    """Return the image path of an image or thumbnail file, or None for any other file."""
     form = _FILE_FORM.fullmatch(path)
     return None if form is None else form[1]
 
@@ -257,7 +257,7 @@ def _unlink_unfinished(folder: Path, before: datetime) -> int:
     count = 0
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names if _UNFINISHED.fullmatch(name)):
-            with suppress(FileNotFoundError):  # it was finished at last
+            with suppress(FileNotFoundError):  # its writer has finished it meanwhile
                 if path.stat().st_mtime < before.timestamp():
                     path.unlink()
                     count += 1

@@ -1,4 +1,4 @@
-"""The state of the image store, as this process has found it."""
+"""Health of the image store, as observed by this process."""
 
 import asyncio
 import time
@@ -11,9 +11,9 @@ from gateway.errors import StorageFailed, Unavailable
 from gateway.library.storage import ImageStore
 
 FAILURES_IN_ROW = 3
-"""One failure may be one file's; so many without a success between them are the store's."""
+"""A single failure may concern one file; three in a row without a success mean the store fails."""
 PROBE_SECONDS = 5.0
-"""While the store fails it is tried this often, by requests and by the sweeper."""
+"""Interval of the probes of a failing store, by requests and by the sweeper."""
 PROBE_TIMEOUT_SECONDS = 3.0
 PROBE_FOLDER = "image-gateway.probe"
 RETRY_AFTER_SECONDS = 10
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class StoreHealth:
-    """Counts failed and successful writes, and probes a store that fails."""
+    """Counts failed and successful writes, and probes a failing store."""
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
@@ -33,18 +33,18 @@ class StoreHealth:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the store is known to be away."""
+        """True while the store is known to fail."""
         return self._failures >= FAILURES_IN_ROW
 
     def succeeded(self) -> None:
-        """Note that the store took something."""
+        """Record a successful write."""
         if self.is_failing:
             log.warning("image_store_is_back")
         self._failures = 0
         telemetry.image_store_failing.set(0)
 
     def failed(self) -> None:
-        """Note that the store refused something, or did not answer in time."""
+        """Record a write that failed or timed out."""
         self._failures += 1
         self._probed_at = time.monotonic()
         if self._failures == FAILURES_IN_ROW:
@@ -52,7 +52,7 @@ class StoreHealth:
             telemetry.alarm("image_store_away")
 
     async def probe(self) -> bool:
-        """Write a small file and remove it; returns whether the store takes files."""
+        """Write a small file and delete it; return True if the store accepts files."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                 await self._store.put(self._path, b"probe")
@@ -64,28 +64,28 @@ class StoreHealth:
         return True
 
     async def check(self, *, wants_link: bool) -> None:
-        """Refuse what could be bought and not delivered; while the store works, nothing is done.
+        """Refuse a request whose images could not be delivered; does nothing on a healthy store.
 
         Raises:
-            Unavailable: the store is away, and a link was asked for or the spool is full.
+            Unavailable: the store fails, and a link was requested or the spool is full.
         """
         if not self.is_failing or not (wants_link or self.is_spool_full):
             return
         if await self._is_back():
             return
         raise Unavailable(
-            "The image store does not answer, so no link to an image can be given. Nothing was "
-            "bought. Try again later, or ask for the image itself with response_format=b64_json "
+            "The image store does not respond, so no link to an image can be given. Nothing was "
+            "bought. Try again later, or request the image itself with response_format=b64_json "
             "(in MCP: full_image)."
             if not self.is_spool_full
-            else "The image store does not answer, and no more images can be kept until it does. "
+            else "The image store does not respond, and no more images can be kept until it does. "
             "Nothing was bought. Try again later.",
             code="storage_unavailable",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
 
     async def _is_back(self) -> bool:
-        """Probe when it is time to; requests that come meanwhile do not wait for the probe."""
+        """Probe if a probe is due; concurrent requests do not wait for it."""
         is_due = time.monotonic() - self._probed_at >= PROBE_SECONDS
         if is_due and not self._probing.locked():
             async with self._probing:

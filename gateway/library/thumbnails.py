@@ -1,4 +1,4 @@
-"""Thumbnails: made from the stored image when one is first asked for, and stored beside it."""
+"""Thumbnails: made from the stored image on first request, and stored beside it."""
 
 import asyncio
 
@@ -12,21 +12,21 @@ PARALLEL_MAKINGS = 1
 
 
 class Thumbnails:
-    """Makes each thumbnail once, however many ask for it at the same time."""
+    """Makes each thumbnail once, even for concurrent requests."""
 
     def __init__(self, store: ImageStore, decoder: Decoder) -> None:
         self._store = store
         self._decoder = decoder
         self._making: dict[str, asyncio.Task[None]] = {}
-        self._places = asyncio.Semaphore(PARALLEL_MAKINGS)
+        self._slots = asyncio.Semaphore(PARALLEL_MAKINGS)
 
     async def ensure(self, path: str) -> None:
-        """Make the thumbnail of the image at `path` where it is not there yet.
+        """Make the thumbnail of the image at `path` unless it exists.
 
         Raises:
-            NotFound: there is no such image, or none can be made of it.
-            StorageFailed: the store does not answer.
-            Unavailable: too many pictures are being worked on.
+            NotFound: there is no such image, or no thumbnail can be made of it.
+            StorageFailed: the store does not respond.
+            Unavailable: too many images are being decoded.
         """
         try:
             await self._store.find(thumbnail_path(path))
@@ -39,11 +39,11 @@ class Thumbnails:
             making = asyncio.create_task(self._make(path), name="thumbnail")
             self._making[path] = making
             making.add_done_callback(lambda task: self._made(path, task))
-        # Whoever asked first may leave: the others still wait for it.
+        # Shielded: if the first request is cancelled, the others still wait for the result.
         await asyncio.shield(making)
 
     async def close(self) -> None:
-        """Stop making."""
+        """Cancel the thumbnails being made."""
         making = list(self._making.values())
         for task in making:
             task.cancel()
@@ -52,18 +52,18 @@ class Thumbnails:
 
     def _made(self, path: str, task: asyncio.Task[None]) -> None:
         del self._making[path]
-        # Whoever waited has it too; this keeps an error nobody waited for from being "lost".
+        # Retrieve the exception, or asyncio logs it as never retrieved if no request waits.
         if not task.cancelled():
             task.exception()
 
     async def _make(self, path: str) -> None:
-        async with self._places:
+        async with self._slots:
             content = await self._shrink(path)
         await self._store.put(thumbnail_path(path), content)
         try:
             await self._store.find(path)
         except NotFound:
-            # The image was deleted meanwhile, and nothing of it may stay.
+            # The image was deleted meanwhile, so its thumbnail must not remain.
             await self._store.delete(thumbnail_path(path))
             raise
 

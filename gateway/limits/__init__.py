@@ -1,1 +1,3 @@
-"""What may happen at once, and how often."""
+"""Rate limits and concurrency limits, counted in this process or in Redis. The pipeline and the
+fronts import it; it imports neither.
+"""

@@ -1,4 +1,4 @@
-"""Counters in this process: all there is without Redis, and its stand-in while Redis is away."""
+"""Counters of limits in this process: used without Redis, and as a fallback while Redis fails."""
 
 import time
 from collections import defaultdict
@@ -8,9 +8,10 @@ from gateway.limits.windows import LEASE_WAIT_MS, WINDOW_SECONDS, Demand, Found,
 
 
 class LocalCounters:
-    """The last minute of whoever called in it, and the generations that are under way here.
+    """Counters of the last minute, and leases of the generations under way in this process.
 
-    Counters stand in two generations: one that nobody touched for a minute is dropped with its own.
+    Counters are kept in a young and an old set, exchanged every minute, so that an unused counter
+    is dropped with its set.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -21,7 +22,7 @@ class LocalCounters:
         self._leases: defaultdict[str, set[str]] = defaultdict(set)
 
     def take(self, demands: Sequence[Demand], values: Sequence[int], lease: str) -> Taken:
-        """Count a request if all it asks for fits into these values; else count nothing."""
+        """Count a request if it fits into every limit's value; otherwise count nothing."""
         now_ms = self._turn()
         second = now_ms // 1000
         is_admitted = all(
@@ -37,7 +38,7 @@ class LocalCounters:
         return Taken(is_admitted, found, second)
 
     def add(self, demands: Sequence[Demand], lease: str) -> int:
-        """Count a request that was let in; returns the second it is counted in."""
+        """Count an admitted request; return the second it is counted in."""
         second = self._turn() // 1000
         for demand in demands:
             if demand.is_lease:
@@ -47,7 +48,7 @@ class LocalCounters:
         return second
 
     def release(self, demands: Sequence[Demand], lease: str) -> None:
-        """End a generation."""
+        """Release the lease of a generation."""
         for demand in demands:
             if not demand.is_lease:
                 continue
@@ -57,7 +58,7 @@ class LocalCounters:
                 del self._leases[demand.counter]
 
     def give_back(self, demands: Sequence[Demand], second: int) -> None:
-        """Take out what was counted in that second, as if it had not been asked for."""
+        """Undo a request that was counted in that second."""
         now = self._turn() // 1000
         for demand in demands:
             if not demand.is_lease:
@@ -65,12 +66,12 @@ class LocalCounters:
 
     @property
     def leases(self) -> Mapping[str, set[str]]:
-        """The generations under way here, by counter."""
+        """Leases of the generations under way here, by counter."""
         return self._leases
 
     @property
     def size(self) -> int:
-        """How many counters are kept."""
+        """Number of counters kept."""
         return len(self._young) + len(self._old) + len(self._leases)
 
     def _used(self, demand: Demand, second: int) -> int:
@@ -81,8 +82,8 @@ class LocalCounters:
     def _found(self, demand: Demand, value: int, now_ms: int, *, is_admitted: bool) -> Found:
         if demand.is_lease:
             used = len(self._leases.get(demand.counter, ()))
-            is_in_the_way = not is_admitted and used >= value
-            return Found(used, (LEASE_WAIT_MS if value else None) if is_in_the_way else 0, 0)
+            is_exceeded = not is_admitted and used >= value
+            return Found(used, (LEASE_WAIT_MS if value else None) if is_exceeded else 0, 0)
         window = self._young[demand.counter]
         wait_ms = window.wait_ms(value, 1 if is_admitted else demand.cost, now_ms)
         return Found(window.used, wait_ms, window.reset_ms(now_ms))
@@ -96,7 +97,7 @@ class LocalCounters:
         return window
 
     def _turn(self) -> int:
-        """Drop counters where it is time; returns the time in milliseconds."""
+        """Drop outdated counters; return the time in milliseconds."""
         now_ms = int(self._clock() * 1000)
         minute = now_ms // (WINDOW_SECONDS * 1000)
         if minute != self._minute:

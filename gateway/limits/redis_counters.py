@@ -1,7 +1,7 @@
-"""Counters in Redis or Valkey, shared by all processes: one round trip for all that comes at once.
+"""Counters of limits in Redis or Valkey, shared by all processes, with batched round trips.
 
-Redis may vanish at any moment. Nobody waits for it longer than a fixed time, and while it is away
-nobody asks it: a task of its own looks whether it is back.
+Redis may fail at any moment. Requests wait for it no longer than a fixed timeout, and while it
+fails they do not use it: a background task probes until it is back.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from gateway.limits.redis_scripts import EXCHANGE, KEEP
 from gateway.limits.windows import Demand, Found, Taken
 
 PREFIX = "{image-gateway}:limits:"
-"""The braces keep all keys in one slot, where the address is a cluster's proxy."""
+"""The braces keep all keys in one hash slot, in case the address is a cluster's proxy."""
 PROCESSES = PREFIX + "processes"
 MAX_BATCH = 64
 PROBE_SECONDS = 0.25
@@ -32,7 +32,7 @@ CONNECT_SECONDS = 1.0
 BEATS_PER_LEASE = 3
 PASSES = 4
 HEADER = 2
-"""How many numbers of an answer come before those of the requests."""
+"""Numbers in an answer before those of the requests."""
 AWAY = (RedisError, OSError, TimeoutError)
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ Leases = Callable[[], Mapping[str, Collection[str]]]
 
 @dataclass(slots=True)
 class _Message:
-    """Something to be said to Redis with the next exchange, and who waits for an answer."""
+    """One command of the next exchange with Redis, and the future that awaits its answer."""
 
     keys: list[str]
     arguments: list[str | int]
@@ -51,10 +51,10 @@ class _Message:
 
 
 class SharedCounters:
-    """One connection, one exchange at a time; what comes meanwhile goes with the next.
+    """One connection with one exchange at a time; commands that arrive meanwhile form the next.
 
-    `leases` says which generations are under way in this process. `processes` is how many there
-    were when Redis was last heard of. `trouble` says why it cannot be used, while it cannot.
+    `leases` returns the generations under way in this process. `processes` is the number of
+    gateway processes when Redis last answered. `trouble` is the reason while Redis cannot be used.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class SharedCounters:
 
     @property
     def is_away(self) -> bool:
-        """Whether nobody asks Redis now."""
+        """True while Redis is not used."""
         return self._is_away
 
     async def open(self) -> None:
-        """Look whether Redis is there, and keep looking; that it is away is no error."""
+        """Connect, and start the background task; an unreachable Redis is not an error."""
         await self._beat()
         if self._is_away:
             log.warning("limits_not_shared", reason=self.trouble)
@@ -96,7 +96,7 @@ class SharedCounters:
         self._keeping = asyncio.create_task(self._keep(), name="limits-keeper")
 
     async def close(self) -> None:
-        """Say goodbye, as far as somebody listens."""
+        """Deregister this process and close the connection, if Redis responds."""
         if self._sending is not None:
             await asyncio.wait([self._sending], timeout=self._timeout_seconds)
         for task in (self._keeping, self._sending):
@@ -113,7 +113,7 @@ class SharedCounters:
             log.info("limits_closed_without_goodbye", reason=type(error).__name__)
 
     async def take(self, demands: Sequence[Demand], lease: str) -> Taken | None:
-        """Count a request against all its limits, or against none; None: Redis is away."""
+        """Count a request against all its limits or none; return None while Redis fails."""
         if self._is_away:
             return None
         arguments: list[str | int] = ["take", lease, self._lease_ms, len(demands)]
@@ -132,13 +132,13 @@ class SharedCounters:
         return await answer
 
     def release(self, demands: Sequence[Demand], lease: str) -> None:
-        """End a generation; nobody waits for it, and a lease that stays runs out by itself."""
+        """Release a lease without waiting; if the command is lost, the lease expires by itself."""
         keys = [PREFIX + demand.counter for demand in demands if demand.is_lease]
         if keys:
             self._say(_Message(keys, ["release", lease, len(keys)]))
 
     def give_back(self, demands: Sequence[Demand], second: int) -> None:
-        """Take out what was counted in that second of Redis' own clock."""
+        """Undo a request that was counted in that second of Redis' clock."""
         windows = [demand for demand in demands if not demand.is_lease]
         if windows:
             keys = [PREFIX + demand.counter for demand in windows]
@@ -157,13 +157,13 @@ class SharedCounters:
         try:
             while self._waiting and not self.is_away:
                 async with self._turn:
-                    if self._is_away:  # found out by whoever had the turn before
+                    if self._is_away:  # the previous exchange has failed
                         break
                     batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                     try:
                         await self._exchange(batch)
                     finally:
-                        self._answer(batch, [])  # whoever has no answer by now gets none
+                        self._answer(batch, [])  # resolve what is still unanswered with None
         finally:
             self._sending = None
             left, self._waiting = self._waiting, []
@@ -183,7 +183,7 @@ class SharedCounters:
         self._answer(batch, [int(number) for number in said.split()])
 
     def _answer(self, batch: Sequence[_Message], numbers: Sequence[int]) -> None:
-        """Tell everybody who waits what was found; nothing where there is no answer."""
+        """Resolve the waiting futures with the answer, or with None if there are no numbers."""
         at = HEADER
         for message in batch:
             if message.answer is None:
@@ -197,7 +197,7 @@ class SharedCounters:
             self._look.set()  # Redis has forgotten this process, so it has lost its leases too
 
     def _lose(self, error: Exception) -> None:
-        """Ask Redis no more until it is found again."""
+        """Stop using Redis until a probe succeeds."""
         self.trouble = explain(error)
         if self._is_away:
             return
@@ -217,7 +217,7 @@ class SharedCounters:
             await self._beat()
 
     async def _beat(self) -> None:
-        """A sign of life; where Redis was away and answers, it is back."""
+        """Send a heartbeat that renews the leases; use Redis again if it had failed and answers."""
         async with self._turn:
             held = {counter: list(leases) for counter, leases in self._leases().items()}
             arguments: list[str | int] = [self._process, self._lease_ms]
@@ -240,13 +240,13 @@ class SharedCounters:
 
 
 async def _within(seconds: float, work: Awaitable[T]) -> T:
-    """What comes of it within so long.
+    """Await `work` with a timeout.
 
-    When the time is over, what has arrived meanwhile is still read: in a busy process a timer
-    may be late, and that says nothing about Redis.
+    When the timeout fires, an answer that has already arrived is still read: in a busy process the
+    timer may be late, which says nothing about Redis.
 
     Raises:
-        TimeoutError: nothing came.
+        TimeoutError: no answer came in time.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -256,7 +256,7 @@ async def _within(seconds: float, work: Awaitable[T]) -> T:
                 return task.result()
             await asyncio.sleep(0)
     finally:
-        task.cancel()  # it does nothing to what is done
+        task.cancel()  # no effect if it is done
     await asyncio.wait({task})
     raise TimeoutError
 
@@ -279,12 +279,12 @@ def _client(url: SecretText) -> "Redis":
         client = Redis.from_url(
             text,
             protocol=2,
-            # Time limits are set around whole exchanges, and nothing is tried again in between.
+            # Timeouts apply to whole exchanges, so the client itself must neither wait nor retry.
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,
             socket_connect_timeout=None,
         )
-        # What stands behind the question mark is looked at only when a connection is made.
+        # Options in the URL's query are validated only when a connection object is made.
         client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # not annotated
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What an operator should look at when Redis cannot be used, from the error it was noticed by."""
+"""Explanations for operators of why Redis cannot be used, derived from the exception."""
 
 import ssl
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 
 def explain(error: Exception) -> str:
-    """One clause, which tells nothing of the address or the password."""
+    """Return a clause that explains the error without quoting the address or the password."""
     for cause in _causes(error):
         known = _explain_one(cause)
         if known is not None:
@@ -23,19 +23,19 @@ def _explain_one(error: BaseException) -> str | None:
         case ssl.SSLCertVerificationError():
             text = (
                 f"its certificate is not trusted ({error.verify_message}). Name the authority that "
-                "vouches for it: rediss://…?ssl_ca_certs=/path/to/ca.pem"
+                "signed it: rediss://…?ssl_ca_certs=/path/to/ca.pem"
             )
         case ssl.SSLError():
-            text = "TLS with it fails. Without TLS, its address begins with redis://"
+            text = "TLS with it fails. If it uses no TLS, its address must begin with redis://"
         case FileNotFoundError() | PermissionError():
-            text = "a file that its address names is not there, or cannot be read"
+            text = "a file that its address names does not exist or cannot be read"
         case AuthenticationError():
-            text = "it refuses the password"
+            text = "it rejects the password"
         case ResponseError():
-            text = f"it refuses what the gateway asks of it ({str(error).split(' ')[0]})"
+            text = f"it rejects the gateway's commands ({str(error).split(' ')[0]})"
         case TimeoutError():
             text = (
-                "it does not answer in time. Is it overloaded, or does rediss:// meet no TLS there?"
+                "it does not answer in time. Is it overloaded, or does it not use TLS (rediss://)?"
             )
         case _:
             pass
@@ -43,7 +43,7 @@ def _explain_one(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it came of."""
+    """Yield the error and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

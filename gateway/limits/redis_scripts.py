@@ -1,7 +1,7 @@
-"""What Redis does, in Lua: each script is one round trip and happens at once or not at all.
+"""Lua scripts for Redis: each is one round trip and atomic.
 
-A counter is a hash of the last sixty seconds; generations at once are a sorted set of leases by the
-time they run out. The clock is the server's, so that the gateways' own need not agree.
+A rate counter is a hash of the last sixty seconds; a concurrency counter is a sorted set of leases
+by expiry. The clock is the server's, so the gateways' clocks need not agree.
 """
 
 EXCHANGE = """
@@ -117,12 +117,12 @@ while argument < #ARGV do
 end
 return table.concat(out, ' ')
 """
-"""Any number of requests that come and go.
+"""Executes a batch of commands.
 
-KEYS: the processes, then the counters in the order of what follows. ARGV: this process, then
+KEYS: the processes, then the counters in the order of the commands. ARGV: this process, then
 `take` lease ttl_ms n (kind value cost)…, `release` lease n, `give_back` second n (cost)…
-Answer: the second, whether this process is known, and for each `take` 1 or 0, and for each of its
-counters what is used, the wait (-1: for ever) and the time until nothing is used, in ms."""
+Answer: the second, 1 or 0 for a registered process, and for each `take` 1 or 0, and for each of its
+counters the usage, the wait (-1: for ever) and the time until the usage is zero, in ms."""
 
 KEEP = """
 local clock = redis.call('TIME')
@@ -142,6 +142,6 @@ for number = 2, #KEYS do
 end
 return redis.call('ZCARD', KEYS[1])
 """
-"""A sign of life, and the leases that this process still needs: they are there again even if Redis
-had lost them. KEYS: the processes, then counters. ARGV: this process, ttl_ms, then for each counter
-the number of its leases and the leases. Answer: how many processes there are."""
+"""Heartbeat: registers this process and renews its leases, restoring any that Redis has lost.
+KEYS: the processes, then counters. ARGV: this process, ttl_ms, then for each counter the number of
+its leases and the leases. Answer: the number of processes."""

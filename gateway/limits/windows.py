@@ -1,6 +1,6 @@
-"""What limits are counted with: a minute that slides, by the second. No I/O, whole numbers.
+"""Sliding-window counters of one minute, with a resolution of seconds. No I/O, integers only.
 
-`gateway/limits/redis_scripts.py` says the same in Lua.
+`gateway/limits/redis_scripts.py` implements the same in Lua.
 """
 
 from collections import deque
@@ -10,12 +10,12 @@ from gateway.domain import LimitKind, RateLimit
 
 WINDOW_SECONDS = 60
 LEASE_WAIT_MS = 1000
-"""Nobody knows when a generation ends; most take longer, but one of several may end any time."""
+"""Suggested wait for a lease: the end of a generation is unknown, but one of several is near."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One limit that applies to one request: the counter it is kept in, and what is asked for."""
+    """One limit that applies to a request, with its counter and the cost of the request."""
 
     limit: RateLimit
     counter: str
@@ -23,16 +23,16 @@ class Demand:
 
     @property
     def is_lease(self) -> bool:
-        """Whether what is taken comes back when the generation ends."""
+        """True if the cost is returned when the generation ends."""
         return self.limit.kind is LimitKind.CONCURRENT
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How a counter stands once a request was let in or refused.
+    """State of a counter after a request was admitted or refused.
 
-    `wait_ms`: for a request that was refused, until what it asks for fits (None: it never does);
-    for one that was let in, until one more fits. `reset_ms`: until all that is used is free again.
+    `wait_ms`: after a refusal, time until the request fits (None: it never does); after an
+    admission, time until one more fits. `reset_ms`: time until the usage is zero.
     """
 
     used: int
@@ -42,9 +42,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What came of one request, with every counter in the order of its demands.
+    """Outcome of one request, with the state of every counter in the order of its demands.
 
-    `second` is the one that it was counted in, by the clock of whoever counted.
+    `second` is the second it was counted in, by this process's clock or Redis'.
     """
 
     is_admitted: bool
@@ -54,7 +54,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a limit stands for the caller; `next_ms`: until there is one more where there is none."""
+    """State of a limit for the caller; `next_ms`: time until one more fits, if none remains."""
 
     limit: RateLimit
     remaining: int
@@ -63,7 +63,7 @@ class Standing:
 
 
 class Window:
-    """What was counted in the last sixty seconds, second by second; at most sixty numbers."""
+    """A sliding window: the counts of the last sixty seconds, at most sixty numbers."""
 
     __slots__ = ("_counts", "used")
 
@@ -72,12 +72,12 @@ class Window:
         self.used = 0
 
     def turn(self, second: int) -> None:
-        """Let go of what is older than a minute."""
+        """Drop counts older than a minute."""
         while self._counts and self._counts[0][0] <= second - WINDOW_SECONDS:
             self.used -= self._counts.popleft()[1]
 
     def add(self, second: int, cost: int) -> None:
-        """Count so much in this second, which is the last one there is or a later one."""
+        """Add a cost in this second, which must not precede the last one counted."""
         if self._counts and self._counts[-1][0] == second:
             cost_before = self._counts.pop()[1]
             self._counts.append((second, cost_before + cost))
@@ -86,7 +86,7 @@ class Window:
         self.used += cost
 
     def take_out(self, second: int, cost: int) -> None:
-        """Undo what was counted in that second, if it still counts."""
+        """Subtract a cost from that second, if it is still in the window."""
         for at, (counted_in, count) in enumerate(self._counts):
             if counted_in == second:
                 undone = min(cost, count)
@@ -94,7 +94,7 @@ class Window:
                 self.used -= undone
 
     def wait_ms(self, value: int, cost: int, now_ms: int) -> int | None:
-        """How long until so much more fits if nobody takes any; None: it is too much at once."""
+        """Return the time until `cost` fits if nothing else is counted; None if it never does."""
         if cost > value:
             return None
         over = self.used + cost - value
@@ -107,7 +107,7 @@ class Window:
         raise AssertionError
 
     def reset_ms(self, now_ms: int) -> int:
-        """How long until nothing is used any more."""
+        """Return the time until the usage is zero."""
         if not self._counts:
             return 0
         return (self._counts[-1][0] + WINDOW_SECONDS) * 1000 - now_ms

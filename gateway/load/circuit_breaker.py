@@ -1,7 +1,7 @@
-"""A circuit: what keeps failing is not called for a while, then tried with one call at a time.
+"""A circuit breaker: stops calls to a failing target for a while, then probes it one at a time.
 
-Closed → open → half open → closed. No I/O; the time is passed in. What counts as a failure is for
-the caller to say.
+Closed → open → half open → closed. No I/O; the time is passed in. The caller decides which
+outcomes count as failures.
 """
 
 from collections import Counter, OrderedDict
@@ -12,16 +12,16 @@ from uuid import UUID
 BACKOFF = 2
 ENOUGH_TENANTS = 2
 ENOUGH_PUT_OFF = 2
-"""One refusal may have been for what that request alone asked for, ten images at once, say."""
+"""A single 429 may concern that request alone, for example one for ten images."""
 FORGET_SECONDS = 600.0
 HEALTHY_SECONDS = 60.0
-"""How long a tenant's success says that the provider serves."""
+"""Age up to which a tenant's success proves that the provider works."""
 MOST_TENANTS = 1000
-"""The tenants whose latest outcome is remembered, the most recent ones."""
+"""Most tenants whose latest outcome is remembered; the least recent ones are forgotten."""
 
 
 class Trouble(StrEnum):
-    """What a circuit is open for."""
+    """Cause of an open circuit."""
 
     UNREACHABLE = "unreachable"
     FAILING = "failing"
@@ -31,7 +31,7 @@ class Trouble(StrEnum):
 
 
 class State(StrEnum):
-    """How a circuit stands."""
+    """State of a circuit."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -40,7 +40,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CircuitLimits:
-    """When circuits open, for how long, and how many are remembered; see Settings."""
+    """Thresholds, durations and number of circuits; see Settings for the meaning of each."""
 
     failures_in_row: int
     window_calls: int
@@ -50,7 +50,7 @@ class CircuitLimits:
 
 
 class CircuitOpen(Exception):
-    """A call that is not made, and in how many seconds it is worth trying."""
+    """A call that an open circuit refuses; retry it in `seconds`."""
 
     def __init__(self, trouble: Trouble, seconds: float) -> None:
         super().__init__(trouble)
@@ -59,14 +59,14 @@ class CircuitOpen(Exception):
 
 
 class Circuit:
-    """One circuit. It opens after so many failures in a row, or when half of a window's calls fail.
+    """One circuit. It opens after a number of failures in a row, or when half of a window fails.
 
-    A circuit that several tenants share (`is_shared`) opens, and stays open, only where more than
-    one of them sees failures and none has succeeded just now, or where the credential's quota is
-    used up. While it is open, a tenant whose latest call succeeded is let through: in an outage
-    that costs one call for each, and any success closes the circuit. So tenants that fail shut out
-    none that is served. A refused credential (401, 403) may be one request's fault: a blocked end
-    user, what the account may not use.
+    A circuit that tenants share (`is_shared`) opens, and stays open, only if more than one of them
+    sees failures and none has succeeded in the last minute, or if the credential's quota is used
+    up. While it is open, tenants whose latest call succeeded are let through: an outage costs one
+    call for each of them, and any success closes the circuit. So failing tenants never shut out
+    others. A refused credential (401, 403) may be the fault of one request: a blocked end user, or
+    a feature that the account may not use.
     """
 
     def __init__(self, limits: CircuitLimits, *, is_shared: bool) -> None:
@@ -85,10 +85,10 @@ class Circuit:
         self._calls = 0
 
     def ask(self, now: float, tenant_id: UUID) -> None:
-        """Let a call be made; in a half open circuit it is a probe.
+        """Admit a call; in a half-open circuit it is a probe.
 
         Raises:
-            CircuitOpen: it may not.
+            CircuitOpen: the call must not be made now.
         """
         if self.is_put_off(now):
             raise CircuitOpen(Trouble.RATE_LIMITED, self._put_off_until - now)
@@ -97,16 +97,16 @@ class Circuit:
         if now < self._until:
             raise CircuitOpen(self.trouble, self._until - now)
         self.state = State.HALF_OPEN
-        # A slow probe does not keep all others waiting for its answer.
+        # If the probe is slow, another one follows: its answer must not delay recovery.
         self._until = now + self._limits.open_seconds
 
     def give_back(self, now: float) -> None:
-        """A call that was let through told nothing of the provider: the next one may be a probe."""
+        """Return an unused probe: its outcome says nothing, so the next call may be one."""
         if self.state is State.HALF_OPEN:
             self._until = now
 
     def put_off(self, now: float, seconds: float, tenant_id: UUID) -> None:
-        """The provider has said when to come again; it counts once it was said twice in a row."""
+        """Record a Retry-After of the provider; it applies from the second in a row on."""
         self._touched = now
         self._put_off_by[tenant_id] += 1
         is_of_one = self._is_shared and len(self._put_off_by) < ENOUGH_TENANTS
@@ -116,11 +116,11 @@ class Circuit:
         self.give_back(now)
 
     def is_put_off(self, now: float) -> bool:
-        """Whether it is not yet the time that the provider has said."""
+        """Tell whether the provider's Retry-After has not passed yet."""
         return now < self._put_off_until
 
     def succeed(self, now: float, tenant_id: UUID) -> None:
-        """A call was answered."""
+        """Record a successful call."""
         self._remember(now, tenant_id, is_success=True)
         self._put_off_by.clear()
         self._row.clear()
@@ -132,17 +132,17 @@ class Circuit:
         self._start_window()
 
     def fail(self, now: float, trouble: Trouble, tenant_id: UUID) -> None:
-        """A call failed."""
+        """Record a failed call."""
         self._put_off_by.clear()
         self._touched = now
         self._remember(now, tenant_id, is_success=False)
         if self.state is State.OPEN:
-            return  # let through though it is open: the tenant's own last success was out of date
+            return  # admitted despite the open circuit, by the tenant's last success; now outdated
         self.trouble = trouble
         if self.state is State.HALF_OPEN:
             self._row[tenant_id] += 1
             if not self._concerns_all(self._row, now):
-                # The fastest to ask must not keep it open for all: the next one's turn.
+                # One tenant's probes must not keep it open for all: let another tenant probe.
                 self.give_back(now)
                 return
             longer = self._open_seconds * BACKOFF
@@ -157,13 +157,13 @@ class Circuit:
             self._count(now)
 
     def is_over(self, now: float) -> bool:
-        """Whether nothing worth remembering has happened for long."""
+        """Tell whether the circuit is idle for so long that it can be forgotten."""
         return now > max(self._touched, self._until, self._put_off_until) + FORGET_SECONDS
 
     def _add(self, failures: Counter[UUID], tenant_id: UUID) -> bool:
-        """Count a failure; not where it is shared and the tenant has had his part of what opens it.
+        """Count a failure, up to one tenant's share of the threshold in a shared circuit.
 
-        His calls that were under way already may fail by the hundred.
+        Without the cap, one tenant's many concurrent calls could reach the threshold alone.
         """
         enough = self._limits.failures_in_row
         most_of_one = max((enough + 1) // 2, enough - ENOUGH_TENANTS)
@@ -174,7 +174,7 @@ class Circuit:
         return True
 
     def _count(self, now: float) -> None:
-        """One more call of the window; at its end, whether half of them failed."""
+        """Count a call of the window; at its end, open the circuit if half of them failed."""
         self._calls += 1
         if self._calls < self._limits.window_calls:
             return
@@ -199,7 +199,7 @@ class Circuit:
             self._latest.popitem(last=False)
 
     def _serves_some(self, now: float) -> bool:
-        """Whether any tenant's latest call succeeded a short time ago."""
+        """Tell whether any tenant's latest call succeeded recently."""
         for since, is_success in reversed(self._latest.values()):
             if now - since > HEALTHY_SECONDS:
                 return False

@@ -1,4 +1,4 @@
-"""The circuits of this process, by what is called and with which credential."""
+"""The circuit breakers of this process, by provider, model and credential."""
 
 import time
 from collections import OrderedDict
@@ -17,9 +17,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CircuitName:
-    """What is called, with which credential; with a tenant, that tenant's calls alone.
+    """Key of a circuit: provider, model and credential; with a tenant, its calls alone.
 
-    `owner` says in log lines whose credential it is, `credential` tells it from every other one.
+    `owner` is the credential's owner in log lines, `credential` identifies it uniquely.
     """
 
     provider: str
@@ -30,10 +30,10 @@ class CircuitName:
 
 
 class ProviderCall:
-    """A call that was let through. What comes of it is told once; what is not told, tells nothing.
+    """An admitted call. Report its outcome at most once; an unreported call changes no circuit.
 
-    Nothing is said for a call that was let through before its circuit last opened or closed: it
-    speaks of another time.
+    The outcome is ignored by a circuit that opened or closed after the call was admitted: it says
+    nothing about the present.
     """
 
     __slots__ = ("_circuits", "_is_told", "_number", "_passed", "_tenant_id")
@@ -46,19 +46,19 @@ class ProviderCall:
         self._is_told = False
 
     def succeeded(self) -> None:
-        """The provider has answered."""
+        """Report that the provider answered."""
         self._is_told = True
         for name in self._passed:
             self._circuits.tell(
                 name,
                 self._number,
                 lambda circuit, now: circuit.succeed(now, self._tenant_id),
-                # A circuit that tenants share knows whom the provider serves before it fails.
+                # Kept for shared circuits, which must know who is served before failures begin.
                 is_kept=name.tenant_id is None,
             )
 
     def failed(self, trouble: Trouble) -> None:
-        """It has not, and how."""
+        """Report a failure and its cause."""
         self._is_told = True
         for name in self._passed:
             self._circuits.tell(
@@ -69,7 +69,7 @@ class ProviderCall:
             )
 
     def put_off(self, seconds: float) -> None:
-        """It has said in how many seconds to come again."""
+        """Report that the provider asked to retry after `seconds`."""
         self._is_told = True
         for name in self._passed:
             self._circuits.tell(
@@ -80,23 +80,23 @@ class ProviderCall:
             )
 
     def ended(self) -> None:
-        """It is over; where nothing was told of it, another one may be the probe in its place."""
+        """End the call; if its outcome was not reported, another call may be the probe instead."""
         if not self._is_told:
             for name in self._passed:
                 self._circuits.tell(name, self._number, lambda circuit, now: circuit.give_back(now))
 
     def pass_through(self, name: CircuitName) -> None:
-        """Ask one more circuit.
+        """Pass one more circuit.
 
         Raises:
-            CircuitOpen: it is.
+            CircuitOpen: the circuit is open.
         """
         self._circuits.ask(name, self._tenant_id)
         self._passed += (name,)
 
 
 class Circuits:
-    """The circuits of this process: those that have seen a failure, the latest ones of them."""
+    """The circuits of this process; the least recently used ones beyond a limit are forgotten."""
 
     def __init__(
         self, limits: CircuitLimits, *, clock: Callable[[], float] = time.monotonic
@@ -108,12 +108,12 @@ class Circuits:
         self._number = 0
 
     def __len__(self) -> int:
-        """How many are remembered."""
+        """Return the number of circuits."""
         return len(self._circuits)
 
     @contextmanager
     def call(self, tenant_id: UUID) -> Iterator[ProviderCall]:
-        """Make a call of a tenant, which is to `pass_through` its circuits first."""
+        """Guard a call of a tenant, which must `pass_through` its circuits first."""
         call = ProviderCall(self, tenant_id, self._number)
         try:
             yield call
@@ -121,10 +121,10 @@ class Circuits:
             call.ended()
 
     def ask(self, name: CircuitName, tenant_id: UUID) -> None:
-        """Whether a tenant's call may be made.
+        """Admit a tenant's call to one circuit.
 
         Raises:
-            CircuitOpen: it may not.
+            CircuitOpen: the circuit is open.
         """
         now = self._clock()
         self._forget_old(now)
@@ -144,11 +144,11 @@ class Circuits:
         self,
         name: CircuitName,
         number: int,
-        what: Callable[[Circuit, float], None],
+        outcome: Callable[[Circuit, float], None],
         *,
         is_kept: bool = False,
     ) -> None:
-        """Say what came of a call; `is_kept`: a circuit is remembered from then on."""
+        """Apply a call's outcome to a circuit; with `is_kept` the circuit is created if needed."""
         circuit = self._circuits.get(name)
         if circuit is None:
             if not is_kept:
@@ -161,7 +161,7 @@ class Circuits:
             return
         now = self._clock()
         before, was_put_off = circuit.state, circuit.is_put_off(now)
-        what(circuit, now)
+        outcome(circuit, now)
         if circuit.is_put_off(now) and not was_put_off:
             self._report(name, "put_off", Trouble.RATE_LIMITED)
         if is_kept:
@@ -192,7 +192,7 @@ class Circuits:
         self._report(name, circuit.state, circuit.trouble)
 
     def _report(self, name: CircuitName, state: str, trouble: Trouble) -> None:
-        """One line, and one in the metrics, for each change."""
+        """Log and count a change of state."""
         telemetry.circuit_changes_total.labels(name.provider, name.model, state).inc()
         write = log.warning if state == State.OPEN else log.info
         write(

@@ -1,7 +1,7 @@
-"""Untrusted pictures, decoded in limited processes of their own and never in the gateway's.
+"""Decodes untrusted images in sandboxed subprocesses, never in the gateway's own process.
 
-What a picture is, what may be kept of it, and what is made of it comes from `decoder_process`.
-Pixels go both ways in files that the processes share; only jobs and answers cross the socket.
+`decoder_process` contains the code that runs there. Pixels are exchanged in shared files; only
+jobs and answers cross the socket.
 """
 
 import asyncio
@@ -40,48 +40,48 @@ MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", RAW_RGBA})
 
 
 class DecoderBusy(Exception):
-    """No process became free in time, or the decoder is closed."""
+    """No decoder process became free in time, or the decoder is closed."""
 
 
 class DecoderFailed(Exception):
-    """Not the picture's fault: a process does not start, or cannot write what it made."""
+    """A failure that is not the image's fault: a process cannot start or write its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a checked picture is; width and height in pixels, as seen."""
+    """Properties of a written image; width and height in pixels, after EXIF rotation."""
 
     media_type: str
     width: int
     height: int
     size_bytes: int
     has_alpha: bool
-    """It has an alpha channel, or a colour that stands for none."""
+    """True for an alpha channel, or a colour that is declared transparent."""
     is_transparent: bool
-    """Some pixel has alpha 0."""
+    """True if at least one pixel has alpha 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
-    """How much decoding may take."""
+    """Resource limits of decoding."""
 
     processes: int
     job_seconds: float
     queue_seconds: float
     max_pixels: int
-    """Of one picture, read or made."""
+    """Per image, input or output."""
     memory_bytes: int
-    """Of one process, beyond the interpreter's own. As measured, a check takes up to 12 bytes a
-    pixel (of WebP 24), a composite 28; what does not fit is too expensive."""
+    """Per process, beyond the interpreter's own. As measured, a check takes up to 12 bytes per
+    pixel (24 for WebP), a composite 28; images that need more are refused as too expensive."""
     max_waiting: int = 1024
 
 
 class Decoder:
-    """Checks and changes pictures, a few at once; every process is started by its first job.
+    """Checks and transforms images with bounded concurrency; its first job starts each process.
 
-    Its files are real ones, with a descriptor. Sources are read whole, wherever they stand, and
-    targets are left at their start. A file is held open for as long as a job needs it, so that a
-    caller that is cancelled may close its own.
+    Files must have a descriptor. Sources are read from their beginning, at any position;
+    targets are rewound. A job duplicates the descriptors, so a cancelled caller may close its
+    files.
     """
 
     def __init__(self, limits: DecoderLimits) -> None:
@@ -103,15 +103,15 @@ class Decoder:
     async def clean(
         self, source: BinaryIO, target: BinaryIO, *, owner: Hashable = None
     ) -> ImageFacts:
-        """Check every pixel of a picture and write it to `target` without metadata.
+        """Decode an image completely and write it to `target` without metadata.
 
-        The pixels stay as they are, bit for bit, unless they have to be turned (EXIF), or are of a
-        kind that not everyone reads: 16 bits, palettes, black and white, CMYK. Owners take turns.
+        The pixels stay bit-identical unless EXIF requires a rotation or the pixel format is not
+        widely supported: 16 bits, palettes, black and white, CMYK. Owners are served in turn.
 
         Raises:
-            UnusableImage: it is not a picture that the gateway takes.
+            UnusableImage: the gateway does not accept the image.
             DecoderBusy: no process becomes free within `queue_seconds`.
-            DecoderFailed: it could not be tried.
+            DecoderFailed: the image could not be tried.
         """
         return await self._run(["clean"], [source], target, owner)
 
@@ -134,30 +134,30 @@ class Decoder:
     ) -> ImageFacts:
         """Write a PNG of that size: `made` where the mask's alpha is 0, elsewhere `original`.
 
-        Outside the mask every pixel is the original's, bit for bit and with its alpha, if the
-        original has that size, and that of the resampled original if not. `mask` may be the same
-        file as `original`. Raises as `clean`, and ValueError for a bad size.
+        Outside the mask the pixels are the original's, bit-identical including alpha; those of the
+        resampled original if its size differs. `mask` may be the same file as `original`. Raises
+        as `clean`, and ValueError for a bad size.
         """
         self._check_size(width, height)
         return await self._run(["composite", width, height], [original, mask, made], target)
 
     async def thumbnail(self, source: BinaryIO, target: BinaryIO, *, max_edge: int) -> ImageFacts:
-        """Write a WebP no larger than `max_edge` either way. Raises as `resample`."""
+        """Write a WebP of at most `max_edge` pixels on either edge. Raises as `resample`."""
         self._check_size(max_edge, 1)
         return await self._run(["thumbnail", max_edge], [source], target)
 
     async def pixels(
         self, source: BinaryIO, target: BinaryIO, *, width: int, height: int
     ) -> ImageFacts:
-        """Write raw RGBA, `4 * width * height` bytes: the picture's middle, filling that size.
+        """Write raw RGBA, `4 * width * height` bytes: the image's centre, scaled to fill that size.
 
-        What reads them decodes nothing any more. Raises as `resample`.
+        A reader of raw pixels needs no decoder of its own. Raises as `resample`.
         """
         self._check_size(width, height)
         return await self._run(["pixels", width, height], [source], target)
 
     async def close(self) -> None:
-        """End every process, also in the middle of a job, whose caller then gets `DecoderBusy`."""
+        """End every process; the caller of an interrupted job gets `DecoderBusy`."""
         self._gate.close()
         await asyncio.to_thread(self._end_all)
 
@@ -178,16 +178,16 @@ class Decoder:
         except Unavailable:
             raise DecoderBusy("No decoder process becomes free in time.") from None
         future = self._submit(json.dumps(job).encode() + b"\n", sources, target, place)
-        picture = await asyncio.wrap_future(future)
+        facts = await asyncio.wrap_future(future)
         target.seek(0)
-        return picture
+        return facts
 
     def _submit(
         self, job: bytes, sources: Sequence[BinaryIO], target: BinaryIO, place: Place
     ) -> "Future[ImageFacts]":
-        """Hand the job to a thread; process and descriptors come back when that is done with them.
+        """Hand the job to a thread, which returns process and descriptors when it is done.
 
-        That may be later than the caller's interest, which a cancellation ends.
+        A cancelled caller does not wait for that.
         """
         loop = asyncio.get_running_loop()
         process = self._idle.pop()
@@ -197,7 +197,7 @@ class Decoder:
             for descriptor in descriptors:
                 os.close(descriptor)
             self._idle.append(process)
-            with suppress(RuntimeError):  # the loop has ended, and everyone who waited with it
+            with suppress(RuntimeError):  # the event loop has ended
                 loop.call_soon_threadsafe(place.leave)
 
         with ExitStack() as undo:
@@ -223,7 +223,7 @@ class Decoder:
 
 
 class _Process:
-    """One decoder process at a time, and the socket to it; used by one thread at a time."""
+    """A decoder process, restarted when needed, and its socket; used by one thread at a time."""
 
     def __init__(self, limits: DecoderLimits) -> None:
         self._limits = limits
@@ -233,7 +233,7 @@ class _Process:
         self._starting = threading.Lock()
 
     def run(self, job: bytes, descriptors: list[int]) -> ImageFacts:
-        """Do one job; a process that does not answer it does not live on."""
+        """Do one job; a process that does not answer is killed."""
         connection = self._send(job, descriptors)
         try:
             answer = json.loads(_receive_line(connection, self._limits.job_seconds))
@@ -241,16 +241,16 @@ class _Process:
                 raise DecoderFailed(f"The decoder process failed: {os.strerror(answer['errno'])}.")
             if "problem" in answer:
                 raise UnusableImage(ImageProblem(answer["problem"]))
-            return _read_picture(answer["picture"], os.fstat(descriptors[-1]).st_size)
+            return _read_facts(answer["image"], os.fstat(descriptors[-1]).st_size)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            # Too slow, killed by a limit, crashed, or taken over: none of them is to be trusted.
+            # Too slow, killed by a limit, crashed, or compromised: do not reuse the process.
             self.end()
             if self._is_stopped:
                 raise DecoderBusy("The decoder is closed.") from None
             raise UnusableImage(ImageProblem.TOO_EXPENSIVE) from None
 
     def stop(self) -> None:
-        """Kill the process, from any thread, and let no other start."""
+        """Kill the process, from any thread, and prevent another start."""
         with self._starting:
             self._is_stopped = True
             process = self._process
@@ -267,7 +267,7 @@ class _Process:
         self._process = self._connection = None
 
     def _send(self, job: bytes, descriptors: list[int]) -> socket.socket:
-        """The socket, once the job is on it."""
+        """Send the job, starting a process if needed; return its socket."""
         if self._process and self._process.poll() is None and self._connection:
             with suppress(OSError):  # it died while it was idle
                 self._connection.settimeout(self._limits.job_seconds)
@@ -305,10 +305,10 @@ class _Process:
 
 
 def _receive_line(connection: socket.socket, seconds: float) -> bytes:
-    """One line, before the time is over.
+    """Receive one line within the time limit.
 
     Raises:
-        OSError: there is none, or one that no honest process sends.
+        OSError: no line came, or it is longer than any valid answer.
     """
     deadline = time.monotonic() + seconds
     received = b""
@@ -324,11 +324,11 @@ def _receive_line(connection: socket.socket, seconds: float) -> bytes:
     return received
 
 
-def _read_picture(facts: dict[str, object], size_bytes: int) -> ImageFacts:
-    """The picture that a process describes, which may lie but not with other types.
+def _read_facts(facts: dict[str, object], size_bytes: int) -> ImageFacts:
+    """Validate the types of a process's answer; a compromised one may still lie in its values.
 
     Raises:
-        ValueError, LookupError: it is none.
+        ValueError, LookupError: the answer is malformed.
     """
     media_type, width, height = facts["media_type"], facts["width"], facts["height"]
     has_alpha, is_transparent = facts["has_alpha"], facts["is_transparent"]

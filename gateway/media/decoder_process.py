@@ -1,9 +1,9 @@
-"""The process in which pictures are decoded: limited by itself, with no secret in it.
+"""The sandboxed decoder subprocess. It limits its own resources and contains no secrets.
 
 Started by `gateway.media.decoder` as `python -I -m gateway.media.decoder_process FD MAX_PIXELS
-MEMORY_BYTES`. It says that it is ready with an empty line on the socket FD. A job is one line of
-JSON, `["resample", width, height]`, with the descriptors of the files to read and, last, of the
-one to write. The answer is a line of JSON: `{"picture": …}`, `{"problem": …}` or `{"errno": …}`.
+MEMORY_BYTES`. It signals readiness by an empty line on the socket FD. A job is one line of JSON,
+`["resample", width, height]`, with the descriptors of the files to read and, last, of the file to
+write. The answer is one line of JSON: `{"image": …}`, `{"problem": …}` or `{"errno": …}`.
 """
 
 import ctypes
@@ -33,11 +33,11 @@ MAX_JOB_BYTES = 1024
 MAX_JOB_FILES = 4
 MAX_OPEN_FILES = 16
 OUTPUT_MARGIN_BYTES = 64 * 1024 * 1024
-"""What an output may have beyond its pixels: a cleaned file keeps its size, noise grows."""
+"""Allowance beyond the pixels: a cleaned file keeps its size, and noise grows when encoded."""
 OUTPUT_BYTES_PER_PIXEL = 4
 
 UNPRIVILEGED_ID = 65_534
-"""The user and group of that number own nothing, by convention (`user_namespaces(7)`)."""
+"""The overflow user and group, which own nothing by convention (`user_namespaces(7)`)."""
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 """linux/prctl.h"""
@@ -50,7 +50,7 @@ THUMBNAIL_QUALITY = 70
 LOSSLESS_EFFORT = 20
 
 UNREADABLE = (
-    # A damaged picture makes Pillow fail in whatever way the damage falls; these it raises itself.
+    # Pillow raises any of these on damaged images, depending on where the damage is.
     OSError,
     ValueError,
     SyntaxError,
@@ -68,7 +68,7 @@ UNREADABLE = (
 )
 
 OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    # The classes themselves: `Image.open` would make others of some files, such as MPO.
+    # The classes themselves: `Image.open` would select other ones for some files, such as MPO.
     "image/png": PngImagePlugin.PngImageFile,
     "image/jpeg": JpegImagePlugin.JpegImageFile,
     "image/webp": WebPImagePlugin.WebPImageFile,
@@ -82,14 +82,14 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation."""
+"""The transposition that undoes each EXIF orientation."""
 PLAIN_MODES = {"L", "LA", "RGB", "RGBA"}
 PROFILE_SPACES = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB "}
 
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """What every job here must keep to."""
+    """Limits of every job in this process."""
 
     max_pixels: int
     memory_bytes: int
@@ -97,7 +97,7 @@ class JobLimits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture as a viewer shows it, and its file without metadata if that shows the same.
+    """An image as a viewer shows it, and its file without metadata if that shows the same.
 
     `image` is smaller than `size` where the file alone is needed.
     """
@@ -111,7 +111,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class JobOutput:
-    """What a job writes, and the picture that is in it; `size` where `image` is smaller."""
+    """Output file of a job, and its decoded image; `size` is set if `image` is a reduced draft."""
 
     content: bytes
     media_type: str
@@ -122,18 +122,17 @@ class JobOutput:
 def decode(
     data: bytes, limits: JobLimits, *, draft_edge: int | None = None, is_check: bool = False
 ) -> Decoded:
-    """Every pixel of an untrusted picture; of a JPEG with `draft_edge` only as many as that needs.
+    """Decode an untrusted image completely; a JPEG with `draft_edge` at a sufficient scale only.
 
-    `is_check`: the pixels of a file that can stay as it is are not needed. All data of a JPEG is
-    then read, as its decoder does at every scale, and an eighth of each edge drawn: that takes a
-    fifth of the memory.
+    With `is_check`, a JPEG that can be kept unchanged is decoded at an eighth of its size: the
+    decoder reads all data at every scale, and this takes a fifth of the memory.
 
     Raises:
-        UnusableImage: it is not a picture that the gateway takes.
+        UnusableImage: the gateway does not accept the image.
     """
     stripped = strip_metadata(data, max_pixels=limits.max_pixels)
     pixels = stripped.width * stripped.height
-    # Libraries that lack memory say "damaged" as often as anything else, so they shall not lack it.
+    # Checked in advance: out of memory, image libraries often report "damaged" instead.
     if pixels * stripped.decoding_bytes_per_pixel > free_bytes(limits):
         raise UnusableImage(ImageProblem.TOO_EXPENSIVE)
     try:
@@ -167,7 +166,7 @@ def decode(
 def plain(
     image: Image.Image, transparent: tuple[int, ...] | None, *, keeps_grey: bool
 ) -> Image.Image:
-    """The same picture in grey or RGB of 8 bits, with alpha where it has transparency."""
+    """Convert to 8-bit grey or RGB, with alpha if the image has transparency."""
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode == "1":
@@ -178,7 +177,7 @@ def plain(
     if image.mode not in PLAIN_MODES:
         raise UnusableImage(ImageProblem.UNREADABLE)
     if transparent is not None and image.mode in {"L", "RGB"}:
-        # Pillow reads the samples of tRNS as they are stored, whatever their depth.
+        # Pillow reads the samples of tRNS unscaled at every bit depth, so use the scaled ones.
         image.info["transparency"] = transparent if image.mode == "RGB" else transparent[0]
         image = image.convert(image.mode + "A")
     if not keeps_grey and image.mode in {"L", "LA"}:
@@ -187,10 +186,10 @@ def plain(
 
 
 def high_bytes(deep: Image.Image) -> Image.Image:
-    """A picture of 16 bits in grey of 8. Pillow itself would cut off at 255.
+    """Convert 16-bit grey to 8-bit grey. Pillow itself would clip at 255.
 
-    The high bytes of the little-endian samples are the scale. Some rows at a time: as a whole,
-    the copies would take twice the memory of the picture.
+    Takes the high bytes of the little-endian samples, some rows at a time: copies of the whole
+    would take twice the memory of the image.
     """
     width, height = deep.size
     grey = Image.new("L", deep.size)
@@ -203,7 +202,7 @@ def high_bytes(deep: Image.Image) -> Image.Image:
 
 
 def encode(image: Image.Image, media_type: str, profile: bytes | None) -> bytes:
-    """The picture as a file of its own: only pixels and their colour profile."""
+    """Encode the image with its colour profile and no other metadata."""
     image.info = {}
     out = io.BytesIO()
     if media_type == "image/jpeg":
@@ -233,17 +232,17 @@ def clean(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutpu
 
 
 def coloured(image: Image.Image) -> Image.Image:
-    """A plain picture in RGB, or RGBA where it has alpha."""
+    """Convert to RGB, or RGBA if the image has alpha."""
     return in_mode(image, "RGBA" if image.mode in {"LA", "RGBA"} else "RGB")
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in that mode, without the copy that Pillow makes if it is in it already."""
+    """Convert to `mode`, without the copy that Pillow makes if the image has it already."""
     return image if image.mode == mode else image.convert(mode)
 
 
 def scaled(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Exactly that size in RGB or RGBA; the same pixels if it is that size already.
+    """Resize to exactly that size in RGB or RGBA; the pixels are unchanged if the size matches.
 
     Pillow multiplies by alpha before it filters, so that hidden colours do not bleed.
     """
@@ -261,7 +260,7 @@ def resample(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOu
 
 
 def editable(mask: Image.Image, width: int, height: int) -> Image.Image:
-    """255 where the mask is fully transparent, 0 elsewhere; a mask without alpha opens nothing."""
+    """Return 255 where the mask is fully transparent, else 0; without alpha, 0 everywhere."""
     if mask.mode not in {"LA", "RGBA"}:
         return Image.new("L", (width, height), 0)
     opened = mask.getchannel("A").point([255, *[0] * 255])
@@ -276,7 +275,7 @@ def composite(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobO
     inside = scaled(decode(sources[2], limits).image, width, height)
     mode = "RGBA" if "RGBA" in {outside.mode, inside.mode} else "RGB"
     image = Image.composite(in_mode(inside, mode), in_mode(outside, mode), opened)
-    # The model saw the original's numbers, so its own mean the same colours.
+    # The model saw the original's samples without the profile, so the profile applies to its own.
     profile = original.profile if original.image.mode in {"RGB", "RGBA"} else None
     return JobOutput(encode(image, "image/png", profile), "image/png", image)
 
@@ -292,7 +291,7 @@ def thumbnail(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobO
 
 
 def pixels(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
-    """Raw RGBA, four bytes a pixel, of the middle of a picture that fills the size."""
+    """Write the image's centre, scaled to fill the size, as raw RGBA: four bytes per pixel."""
     width, height = sizes
     whole = in_mode(decode(sources[0], limits).image, "RGBA")
     image = ImageOps.fit(whole, (width, height))
@@ -309,7 +308,7 @@ TASKS: dict[str, Callable[[list[bytes], list[int], JobLimits], JobOutput]] = {
 
 
 def described(made: JobOutput) -> dict[str, str | int | bool]:
-    """The facts of `gateway.media.decoder.ImageFacts`, without the size of the file."""
+    """Return the fields of `gateway.media.decoder.ImageFacts`, without the file's size."""
     has_alpha = made.image.mode in {"LA", "RGBA"}
     alpha = made.image.getchannel("A").getextrema() if has_alpha else (255, 255)
     width, height = made.size or made.image.size
@@ -323,7 +322,7 @@ def described(made: JobOutput) -> dict[str, str | int | bool]:
 
 
 def read_whole(descriptor: int) -> bytes:
-    """The whole file; the position, which the gateway shares, does not move."""
+    """Read the whole file without moving the position, which the gateway shares."""
     parts: list[bytes] = []
     size = os.fstat(descriptor).st_size
     while (place := sum(map(len, parts))) < size:
@@ -335,7 +334,7 @@ def read_whole(descriptor: int) -> bytes:
 
 
 def write_whole(descriptor: int, content: bytes) -> None:
-    """Make `content` the whole of the file; the position does not move."""
+    """Replace the file's content without moving the position, which the gateway shares."""
     os.ftruncate(descriptor, 0)
     place = 0
     while place < len(content):
@@ -343,14 +342,14 @@ def write_whole(descriptor: int, content: bytes) -> None:
 
 
 def answer(job: bytes, descriptors: list[int], limits: JobLimits) -> dict[str, object]:
-    """Do one job. A `MemoryError` is for the gateway to see: the process ends by it."""
+    """Do one job. A `MemoryError` ends the process, and so tells the gateway."""
     task, *sizes = json.loads(job)
     *readable, writable = descriptors
     try:
         sources = [read_whole(descriptor) for descriptor in readable]
         made = TASKS[task](sources, sizes, limits)
         write_whole(writable, made.content)
-        return {"picture": described(made)}
+        return {"image": described(made)}
     except UnusableImage as refused:
         return {"problem": refused.problem}
     except OSError as error:
@@ -360,7 +359,7 @@ def answer(job: bytes, descriptors: list[int], limits: JobLimits) -> dict[str, o
 
 
 def receive_job(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """A job's line and its descriptors, or an empty line once the gateway has gone."""
+    """Receive a job's line and descriptors, or an empty line if the gateway closed the socket."""
     job = b""
     descriptors: list[int] = []
     while not job.endswith(b"\n"):
@@ -373,7 +372,7 @@ def receive_job(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def serve(connection: socket.socket, limits: JobLimits) -> None:
-    """Do jobs until the gateway closes its end."""
+    """Do jobs until the gateway closes the socket."""
     connection.sendall(b"\n")
     while True:
         job, descriptors = receive_job(connection)
@@ -388,7 +387,7 @@ def serve(connection: socket.socket, limits: JobLimits) -> None:
 
 
 def address_space_bytes() -> int:
-    """What this process has mapped; 0 where the system does not say."""
+    """Return the mapped memory of this process, or 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
@@ -396,14 +395,14 @@ def address_space_bytes() -> int:
 
 
 def free_bytes(limits: JobLimits) -> int:
-    """What this process may still map; everything, where the system counts nothing."""
+    """Return the memory this process may still map; all of it on systems that do not count."""
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     mapped = address_space_bytes()
     return most - mapped if mapped and most != resource.RLIM_INFINITY else limits.memory_bytes
 
 
 def leave_root() -> None:
-    """As root, become nobody: then no file of the gateway and no process of its can be opened."""
+    """Drop root for the unprivileged user, who can open no file or process of the gateway."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(UNPRIVILEGED_ID)
@@ -411,10 +410,13 @@ def leave_root() -> None:
 
 
 def limit_self(limits: JobLimits) -> None:
-    """Give up, for good, what decoding does not need. What a system does not know is left out."""
+    """Drop, irrevocably, every privilege and resource that decoding does not need.
+
+    Limits that the system does not support are skipped.
+    """
     leave_root()
     forbid_core_dumps()
-    # A terminal or a supervisor signals the whole group; the gateway drains, then ends this.
+    # A terminal or supervisor signals the whole group; the gateway drains first, then ends this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -435,9 +437,9 @@ def limit_self(limits: JobLimits) -> None:
 def main(arguments: list[str]) -> None:
     descriptor, max_pixels, memory_bytes = map(int, arguments)
     limits = JobLimits(max_pixels, memory_bytes)
-    warnings.simplefilter("ignore")  # they speak of the picture
+    warnings.simplefilter("ignore")  # they quote the image's content
     Image.MAX_IMAGE_PIXELS = None  # every header is checked against the gateway's own limit
-    Image.preinit()  # what saving imports is imported while files may be opened
+    Image.preinit()  # import the encoders before the limits forbid opening files
     with socket.socket(fileno=descriptor) as connection:
         limit_self(limits)
         with suppress(ConnectionError, MemoryError):

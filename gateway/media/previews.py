@@ -1,4 +1,4 @@
-"""Small previews: what a model needs to see of an image without filling its context."""
+"""Small previews, so that an MCP client's model can see an image without filling its context."""
 
 import binascii
 
@@ -11,9 +11,9 @@ MAX_EDGE_PIXELS = 256
 
 
 async def make_preview(decoder: Decoder, encoded: str) -> bytes | None:
-    """A WebP of at most 256 pixels an edge (a few kilobytes), or None where it cannot be made.
+    """Make a WebP of at most 256 pixels per edge (a few kilobytes), or return None on failure.
 
-    The picture was paid for and is stored; a preview that fails must not take it away.
+    The image is paid for and stored, so a failed preview must not fail the request.
     """
     try:
         with new_spool() as source, new_spool() as target:

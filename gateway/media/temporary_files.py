@@ -1,13 +1,13 @@
-"""Files without a name: gone when they are closed, and with the process at the latest."""
+"""Unnamed temporary files, which vanish when they are closed or the process ends."""
 
 import tempfile
 from typing import BinaryIO
 
 
 def new_spool() -> BinaryIO:
-    """A new one, in the system's temporary directory (`TMPDIR`); whoever asks closes it.
+    """Open a temporary file in the system's temporary directory; the caller closes it.
 
     Raises:
-        OSError: there is no room, or no such directory.
+        OSError: the disk is full, or the directory (`TMPDIR`) does not exist.
     """
     return tempfile.TemporaryFile()

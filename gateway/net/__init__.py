@@ -1,3 +1,3 @@
-"""Requests to addresses that others choose: which are public, and bounded downloads from them.
-Imported by every package that sends such a request.
+"""Outbound HTTP to untrusted addresses: protection against SSRF, and bounded downloads. Every
+package that sends such a request may import it.
 """

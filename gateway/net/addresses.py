@@ -1,7 +1,7 @@
-"""Which network addresses are on the public internet: all others are somebody's inside.
+"""Classification of network addresses as public or private.
 
-`ipaddress.is_global` alone will not do: Python 3.11 counts 6to4, NAT64 and IPv4-mapped forms of
-private addresses as global, and so a host name could lead to the machine's own services.
+`ipaddress.is_global` alone is not sufficient: Python 3.11 counts 6to4, NAT64 and IPv4-mapped forms
+of private addresses as global, so a host name could lead to the machine's own services.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -26,14 +26,14 @@ _SPECIAL_V4 = tuple(
             "203.0.113.0/24",
             "224.0.0.0/4",
             "240.0.0.0/4",
-            # Azure's own services for the machines on it: a public address that is none.
+            # Azure's platform services for its machines, on an address of a public range.
             # https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
             "168.63.129.16/32",
         ),
     )
 )
 # https://www.iana.org/assignments/iana-ipv6-special-registry; the first holds Teredo, the third is
-# 6to4: both carry an IPv4 address that some router may still unpack.
+# 6to4: both contain an IPv4 address that some router may still unpack.
 _SPECIAL_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 # Private networks and this machine: RFC 1918, 6598, 4193.
 _INSIDE_V4 = tuple(
@@ -43,17 +43,17 @@ _INSIDE_V4 = tuple(
     )
 )
 _INSIDE_V6 = tuple(map(IPv6Network, ("::1/128", "fc00::/7")))
-# Inside these, where clouds tell machines who they are, keys included (Alibaba, AWS, Google). The
-# others' are link-local or special, and so not inside.
+# Metadata services of clouds inside these networks, which give out keys (Alibaba, AWS, Google).
+# Those of other clouds are on link-local or special addresses, which are never allowed.
 _METADATA_V4 = IPv4Network("100.100.100.0/24")
 _METADATA_V6 = tuple(map(IPv6Network, ("fd00:ec2::/32", "fd20:ce::/32")))
 _UNICAST_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
-"""How a machine with IPv6 alone sees hosts with IPv4 alone (RFC 6052)."""
+"""Prefix under which a machine with IPv6 only reaches hosts with IPv4 only (RFC 6052)."""
 
 
 def is_public(address: str) -> bool:
-    """Whether `address`, in its usual spelling, is one host on the public internet."""
+    """Tell whether `address`, in its usual spelling, is one host on the public internet."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -62,9 +62,9 @@ def is_public(address: str) -> bool:
 
 
 def is_public_or_private(address: str) -> bool:
-    """Whether `address` is one host, be it on a private network or this machine.
+    """Tell whether `address` is one host: public, on a private network, or this machine.
 
-    Never a cloud's metadata service, nor an IPv6 form in which an IPv4 address could hide.
+    False for a cloud's metadata service and for IPv6 forms that embed an IPv4 address.
     """
     if is_public(address):
         return True

@@ -1,7 +1,7 @@
-"""Fetches a file from an address that somebody else chose, and from nowhere inside.
+"""Bounded downloads from untrusted addresses, with protection against SSRF.
 
-The address comes from a client or from a provider's answer, so the request must not reach this
-machine, its network or its cloud, carry a secret, or bring more than was bargained for.
+The address comes from a client or a provider's answer, so the request must not reach this machine,
+its network or its cloud, must not carry a secret, and its response is limited in size and time.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ REDIRECTS = range(300, 400)
 
 
 class DownloadProblem(StrEnum):
-    """Why a file was not fetched."""
+    """Reason why a file was not fetched."""
 
     NOT_HTTPS = "not_https"
     BAD_URL = "bad_url"
@@ -48,7 +48,10 @@ class DownloadProblem(StrEnum):
 
 
 class DownloadRefused(Exception):
-    """Nothing was fetched. `message` never quotes the address: its query is often a signature."""
+    """A refused or failed download.
+
+    `message` never quotes the address: its query is often a signature.
+    """
 
     def __init__(self, reason: DownloadProblem, message: str) -> None:
         super().__init__(message)
@@ -57,14 +60,14 @@ class DownloadRefused(Exception):
 
 
 class Downloads:
-    """Fetches files, `max_connections` at once; made in a running event loop.
+    """Fetches files, `max_connections` at once; constructed in a running event loop.
 
-    `trusted_origins` are hosts of the operator's own, each as `origin_of` gives it: they may be
-    private and speak plain HTTP. Whoever chooses the address of a fetch can call any path there,
-    so addresses that clients send belong to an instance without trusted origins.
+    `trusted_origins` are the operator's own hosts, as returned by `origin_of`: they may be private
+    and use plain HTTP. An address can name any path there, so addresses from clients must be
+    fetched by an instance without trusted origins.
 
-    `resolver`, `ssl_context` and `open_socket` default to the system's own. None of them decides
-    what is let through: each address is checked after the resolver and before the socket.
+    `resolver`, `ssl_context` and `open_socket` default to the system's own. None of them can
+    bypass the checks: each address is checked after the resolver and before the socket.
     """
 
     def __init__(
@@ -96,12 +99,12 @@ class Downloads:
         )
 
     async def fetch(self, url: str, target: BinaryIO) -> int:
-        """Write what is at `url` to `target`, an empty file, and rewind it.
+        """Download `url` into `target`, an empty file, and rewind it.
 
         Returns the number of bytes. After any failure the file is empty again.
 
         Raises:
-            DownloadRefused: the address may not be fetched, or brought no file.
+            DownloadRefused: the address may not be fetched, or the download failed.
         """
         address = _parse(url)
         session = self._trusted
@@ -125,7 +128,7 @@ class Downloads:
     async def _fetch_in_time(
         self, session: aiohttp.ClientSession, address: URL, target: BinaryIO
     ) -> int:
-        # Causes are dropped: aiohttp's quote the whole address, and logs would keep it.
+        # `from None`: aiohttp's exceptions quote the whole address, which must not reach the logs.
         try:
             async with asyncio.timeout(self._total_seconds), self._slots:
                 return await self._stream(session, address, target)
@@ -135,7 +138,7 @@ class Downloads:
             raise DownloadRefused(
                 DownloadProblem.TOO_SLOW,
                 f"The file did not arrive within {self._total_seconds:g} seconds. "
-                "Try again, or send the picture itself.",
+                "Try again, or send the image itself.",
             ) from None
 
     async def _stream(self, session: aiohttp.ClientSession, address: URL, target: BinaryIO) -> int:
@@ -146,7 +149,7 @@ class Downloads:
             async for chunk in answer.content.iter_any():
                 size += len(chunk)
                 self._refuse_size(size)
-                target.write(chunk)  # at most a few buffers, into the system's cache
+                target.write(chunk)  # blocks briefly: a few buffers, into the page cache
         if size == 0:
             raise DownloadRefused(
                 DownloadProblem.NOT_AN_IMAGE, "The file behind the link is empty."
@@ -157,15 +160,15 @@ class Downloads:
         if size > self._max_bytes:
             raise DownloadRefused(
                 DownloadProblem.TOO_LARGE,
-                f"The file is larger than {self._max_bytes} bytes. Give a smaller picture.",
+                f"The file is larger than {self._max_bytes} bytes. Use a smaller image.",
             )
 
 
 def origin_of(url: str) -> str:
-    """`scheme://host:port` of the operator's own address, with the port spelled out.
+    """Return `scheme://host:port` of the operator's own address, with an explicit port.
 
     Raises:
-        ValueError: it is no address of a host.
+        ValueError: the address has no host.
     """
     address = URL(url, encoded=url.isascii())
     if not address.raw_host:
@@ -173,32 +176,32 @@ def origin_of(url: str) -> str:
     return origin(address)
 
 
-# What is asked for
+# Requests
 
 
 def _parse(url: str) -> URL:
-    """The one reading of `url` that is both checked and sent."""
+    """Parse `url` once: the result is both checked and sent."""
     try:
         address = read_url(url)
     except UnreadableUrl:
         raise _bad_url() from None
     if has_user(address):
         raise DownloadRefused(
-            DownloadProblem.BAD_URL, "The link holds a user name or password. Give one without."
+            DownloadProblem.BAD_URL, "The link contains a user name or password. Remove it."
         )
     return address
 
 
 def _refuse_inside(address: URL) -> None:
     if address.scheme != "https":
-        raise DownloadRefused(DownloadProblem.NOT_HTTPS, "Give a link that begins with https://.")
+        raise DownloadRefused(DownloadProblem.NOT_HTTPS, "The link must begin with https://.")
     host = address.raw_host
     if not host:
         raise _bad_url()
     if address.port != HTTPS_PORT:
         raise DownloadRefused(
             DownloadProblem.BAD_URL,
-            "The link names a port. Give one without: only 443 is fetched from.",
+            "The link names a port. Remove it: only port 443 is allowed.",
         )
     if is_literal(host):
         if not is_public(host):
@@ -210,7 +213,7 @@ def _refuse_inside(address: URL) -> None:
 def _bad_url() -> DownloadRefused:
     return DownloadRefused(
         DownloadProblem.BAD_URL,
-        "The link cannot be read. Give one such as https://example.com/picture.png",
+        "The link cannot be read. Use one such as https://example.com/image.png",
     )
 
 
@@ -218,44 +221,43 @@ def _private() -> DownloadRefused:
     return DownloadRefused(
         DownloadProblem.PRIVATE_ADDRESS,
         "The link leads to an address that is not on the public internet. "
-        "Send the picture itself, or a link that everybody can open.",
+        "Send the image itself, or a link that is public.",
     )
 
 
-# What comes back
+# Responses
 
 
 def _refuse_answer(answer: aiohttp.ClientResponse) -> None:
     if answer.status in REDIRECTS:
         raise DownloadRefused(
-            DownloadProblem.REDIRECT, "The link leads on to another one. Give the link it ends at."
+            DownloadProblem.REDIRECT, "The link redirects to another one. Use the final link."
         )
     if answer.status != OK:
         raise DownloadRefused(
             DownloadProblem.BAD_STATUS,
-            f"The host answers with status {answer.status}. "
-            "Check that the link opens for everybody.",
+            f"The host answers with status {answer.status}. Check that the link is public.",
         )
     encodings = {text.strip().lower() for text in answer.headers.getall("Content-Encoding", [])}
     if encodings - {"", "identity"}:
         raise DownloadRefused(
             DownloadProblem.NOT_AN_IMAGE,
-            "The host sends the file compressed, which was not asked for. "
-            "Send the picture itself, or a link to another host.",
+            "The host sends the file compressed, which was not requested. "
+            "Send the image itself, or a link to another host.",
         )
 
 
 def _explain(error: aiohttp.ClientError) -> DownloadRefused:
     if isinstance(error, aiohttp.ClientSSLError):
-        what = "The host's certificate cannot be verified. Send the picture itself."
+        message = "The host's certificate cannot be verified. Send the image itself."
     elif isinstance(error, aiohttp.ClientConnectorError) and isinstance(
         error.os_error, AddressRefused
     ):
         return _private()
     elif isinstance(error, aiohttp.ClientConnectorDNSError):
-        what = "The link's host has no address. Check its name."
+        message = "The link's host has no address. Check its name."
     elif isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        what = "The link's host cannot be reached. Try again, or send the picture itself."
+        message = "The link's host cannot be reached. Try again, or send the image itself."
     else:
-        what = "The host broke off before the file was complete. Try again."
-    return DownloadRefused(DownloadProblem.UNREACHABLE, what)
+        message = "The host closed the connection before the file was complete. Try again."
+    return DownloadRefused(DownloadProblem.UNREACHABLE, message)

@@ -1,7 +1,7 @@
-"""HTTP to addresses that somebody else chose: how they are read, and where they may lead.
+"""HTTP sessions for untrusted addresses: parsing of URLs, and checks of the resolved addresses.
 
-An address is checked after each look-up and once more at the socket, so that a name cannot lead
-elsewhere between the two (DNS rebinding). Nothing from the surroundings is sent along.
+An address is checked after each DNS lookup and again at the socket, which prevents DNS rebinding.
+No proxy, cookie or credential of the environment is used.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from yarl import URL
 from gateway import __version__
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
-"""Gives the addresses of a host name; raises OSError where it has none."""
+"""Resolves a host name to its addresses; raises OSError if it has none."""
 SocketFactory = Callable[[aiohttp.AddrInfoType], socket.socket]
-"""Opens a socket, not yet connected, of the family, type and protocol given."""
+"""Opens an unconnected socket of the given family, type and protocol."""
 Guard = Callable[[str], bool]
-"""Whether this address, in its usual spelling, may be connected to."""
+"""Tells whether an address, in its usual spelling, may be connected to."""
 
 MAX_URL_CHARACTERS = 8192
 MAX_AUTHORITY_CHARACTERS = 300
-"""A host name has 253 at most; to spell out a longer one in ASCII takes tens of milliseconds."""
+"""A host name has at most 253; encoding a longer one in ASCII takes tens of milliseconds."""
 MAX_ADDRESSES_TRIED = 8
 RESOLVER_THREADS = 8
 # At least one dot, none at the end, and a last label that begins with a letter: every other
@@ -39,47 +39,47 @@ _HOST_NAME = re.compile(
 
 
 class UnreadableUrl(ValueError):
-    """No address of a host, or one that could be read in two ways."""
+    """A URL that has no host, or an ambiguous one."""
 
 
 class AddressRefused(OSError):
-    """An address that must not be connected to; aiohttp hands on errors of this class alone."""
+    """An address that must not be connected to. An OSError, since aiohttp passes only those on."""
 
 
-# What is asked for
+# Parsing
 
 
 def read_url(url: str) -> URL:
-    """The one reading of `url` that is both checked and sent. It may name a user: see `has_user`.
+    """Parse `url` once, to be both checked and sent. It may name a user: see `has_user`.
 
     Raises:
-        UnreadableUrl: too long, with odd characters, or without a meaning that is certain.
+        UnreadableUrl: it is too long, contains odd characters, or is ambiguous.
     """
     try:
         if len(url) > MAX_URL_CHARACTERS or not url.isprintable() or " " in url or "\\" in url:
             raise UnreadableUrl
         if max(map(len, re.split("[/?#]", url, maxsplit=3)[:3])) > MAX_AUTHORITY_CHARACTERS:
             raise UnreadableUrl
-        # Letter by letter where that is possible: a signature may not survive another spelling.
+        # Kept as spelled where possible: re-encoding may invalidate a signature in the query.
         address = URL(url, encoded=url.isascii())
         _ = address.host_subcomponent, address.port
-    except (ValueError, IndexError):  # the second is yarl's, for some stray brackets
+    except (ValueError, IndexError):  # yarl raises IndexError for some stray brackets
         raise UnreadableUrl from None
     return address
 
 
 def has_user(address: URL) -> bool:
-    """Whether the address names a user, or seems to."""
+    """Tell whether the address names a user, or may be read so."""
     return "@" in address.raw_authority
 
 
 def origin(address: URL) -> str:
-    """`scheme://host:port`, with the port spelled out."""
+    """Return `scheme://host:port`, with an explicit port."""
     return f"{address.scheme}://{address.host_subcomponent}:{address.port}".lower()
 
 
 def is_literal(host: str) -> bool:
-    """Whether the host is an address in its usual spelling, and no name."""
+    """Tell whether the host is an address in its usual spelling, and not a name."""
     try:
         ip_address(host)
     except ValueError:
@@ -88,35 +88,35 @@ def is_literal(host: str) -> bool:
 
 
 def is_host_name(host: str) -> bool:
-    """Whether this is a full host name, and no odd spelling of an address."""
+    """Tell whether this is a full host name, and not an unusual spelling of an address."""
     return _HOST_NAME.fullmatch(host) is not None
 
 
-# Where it goes
+# Connecting
 
 
 class SystemResolver:
-    """Looks names up as the system does, in threads of its own.
+    """Resolves names with the system's resolver, in a thread pool of its own.
 
-    Whoever chooses host names can make look-ups hang. Here they hold up each other, not the
-    provider calls and image work that share the event loop's threads.
+    Untrusted host names can make lookups hang. They delay each other only, not the provider calls
+    and image work in the event loop's default thread pool.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
 
     async def __call__(self, host: str) -> Sequence[str]:
-        """The addresses of `host`."""
+        """Return the addresses of `host`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _addresses, host)
 
     def close(self) -> None:
-        """Forget what still waits."""
+        """Cancel the pending lookups."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def anywhere(_address: str) -> bool:
-    """The guard for hosts that the operator himself has named."""
+    """Allow every address: the guard for hosts that the operator has named."""
     return True
 
 
@@ -128,8 +128,10 @@ def open_session(
     ssl_context: ssl.SSLContext | None,
     timeout: aiohttp.ClientTimeout,
 ) -> aiohttp.ClientSession:
-    """A session that connects where `allows` says, remembers nothing between requests, and adds
-    nothing from its surroundings. Made in a running event loop.
+    """Open a session that connects only to addresses that `allows` accepts.
+
+    It keeps no state between requests and uses nothing of the environment. Call it in a running
+    event loop.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
@@ -138,7 +140,7 @@ def open_session(
             socket_factory=_guarded_socket(allows, open_socket or _socket),
             ssl=ssl_context or True,
             force_close=True,
-            limit=0,  # waiting for a slot is not part of connecting
+            limit=0,  # the connect timeout must not include waiting for a free slot
         ),
         timeout=timeout,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -149,7 +151,7 @@ def open_session(
 
 
 class _GuardedResolver(AbstractResolver):
-    """A `Resolver` as aiohttp expects it, with a look at what it found."""
+    """Adapter of a `Resolver` for aiohttp that checks every address found."""
 
     def __init__(self, allows: Guard, resolver: Resolver) -> None:
         self._allows = allows
@@ -161,9 +163,9 @@ class _GuardedResolver(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - both families, always
     ) -> list[ResolveResult]:
-        """The addresses to connect to: no name is looked up after this."""
+        """Return the checked addresses to connect to; no name is looked up after this."""
         addresses = await self._resolver(host)
-        # One private address among public ones is how a name is made to lead inside.
+        # All of them: an attacker may add one private address to public ones.
         if not all(map(self._allows, addresses)):
             raise AddressRefused
         if not addresses:
@@ -181,11 +183,11 @@ class _GuardedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Whoever gave the resolver closes it."""
+        """Do nothing: the owner of the resolver closes it."""
 
 
 def _guarded_socket(allows: Guard, open_socket: SocketFactory) -> SocketFactory:
-    """The last look at an address: at the very one that is connected to, wherever it came from."""
+    """Check the address that is actually connected to, independent of its source."""
 
     def open_allowed(info: aiohttp.AddrInfoType) -> socket.socket:
         if not allows(str(info[4][0])):

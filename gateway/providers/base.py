@@ -1,4 +1,4 @@
-"""What the pipeline expects of a provider."""
+"""The interface of image providers, and their failures."""
 
 from enum import StrEnum
 from typing import Protocol
@@ -15,7 +15,7 @@ from gateway.domain import (
 
 
 class Reason(StrEnum):
-    """Why a provider did not answer with images."""
+    """Reason why a provider did not return images."""
 
     UNREACHABLE = "unreachable"
     INVALID = "invalid"
@@ -28,7 +28,7 @@ class Reason(StrEnum):
 
 
 class CredentialState(StrEnum):
-    """What a provider says of a credential. `unreachable`: it says nothing of it now."""
+    """State of a credential at its provider. `unreachable`: the provider could not be asked."""
 
     VALID = "valid"
     INVALID = "invalid"
@@ -36,10 +36,10 @@ class CredentialState(StrEnum):
 
 
 class ProviderFailure(Exception):
-    """A call that brought no images; `outcome` says what it may have cost, `usage` what it did.
+    """A call that returned no images; `outcome` says what it may cost, `usage` what it did cost.
 
-    `message`, `code` and `param` are the provider's own and may echo parts of a key: they are
-    redacted before anybody else sees them. `reply` is None where no answer came.
+    `message`, `code` and `param` are the provider's own and may echo parts of a key, so they are
+    redacted before they reach a client or a log. `reply` is None if no answer came.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ProviderFailure(Exception):
 
 
 class ImageProvider(Protocol):
-    """Makes images, one paid call per method call; it never retries by itself."""
+    """A provider of images: one paid call per method call, never a retry of its own."""
 
     async def generate(
         self,
@@ -76,11 +76,11 @@ class ImageProvider(Protocol):
     ) -> ProviderAnswer:
         """Buy the images of `request`: a generation, or an edit of its inputs.
 
-        `partials` takes the images on their way, where `request.stream` asks for them. The input
-        files are read from their beginning, wherever they stand.
+        `partials` receives the partial images that `request.stream` asks for. The input files are
+        read from their beginning, at any position.
 
         Raises:
-            ProviderFailure: anything but images.
+            ProviderFailure: the call returned no images.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""Picture files without their metadata: the same pixels, and nothing else that they carried.
+"""Metadata removal from image files: keep the pixels, drop everything else.
 
-Pure functions over bytes for the decoder's process. Nothing is decoded here: what the containers
-say is checked, the parts that draw the picture are kept as they are, and the rest is left out.
+Pure functions over bytes, imported by the decoder's process. Nothing is decoded here: container
+structure is checked, the parts that affect the pixels are copied, and the rest is dropped.
 """
 
 import struct
@@ -13,10 +13,10 @@ STRIPPERS = {"png": png.strip, "jpeg": jpeg.strip, "webp": webp.strip}
 
 
 def strip_metadata(data: bytes, *, max_pixels: int) -> Stripped:
-    """The same picture without metadata and without what follows its end, its pixels untouched.
+    """Remove metadata and trailing data from an image file; the pixel data stay unchanged.
 
     Raises:
-        UnusableImage: by its structure alone; whether the pixels decode is not known yet.
+        UnusableImage: the structure is not acceptable. The pixels may still fail to decode.
     """
     found = sniff_format(data)
     if found is None:
@@ -28,7 +28,7 @@ def strip_metadata(data: bytes, *, max_pixels: int) -> Stripped:
 
 
 def sniff_format(data: bytes) -> str | None:
-    """The format (`png`, `jpeg`, `webp`) that the first bytes say, whatever anybody declared."""
+    """Detect the format (`png`, `jpeg`, `webp`) from the first bytes; None for any other."""
     if data.startswith(png.SIGNATURE):
         return "png"
     if data.startswith(jpeg.SIGNATURE):

@@ -1,17 +1,17 @@
-"""What the three containers share: why a picture is refused, limits, and the result."""
+"""Shared by the three containers: reasons to refuse an image, limits, and the result."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_EDGE_PIXELS = 16_384
 MAX_PROFILE_BYTES = 1024 * 1024
-"""A larger colour profile is left out; those of displays have a few kilobytes."""
+"""Larger colour profiles are dropped; those of displays have a few kilobytes."""
 MAX_PARTS = 65_536
-"""Chunks or segments of a file."""
+"""Most chunks or segments of a file."""
 
 
 class ImageProblem(StrEnum):
-    """Why a picture is refused."""
+    """Reason to refuse an image."""
 
     UNSUPPORTED = "unsupported"
     UNREADABLE = "unreadable"
@@ -21,16 +21,16 @@ class ImageProblem(StrEnum):
 
 
 _MESSAGES = {
-    ImageProblem.UNSUPPORTED: "The file is not a PNG, JPEG or WebP picture.",
-    ImageProblem.UNREADABLE: "The picture is damaged, cut off, or of a kind that is not read.",
-    ImageProblem.ANIMATED: "The picture has several frames; only still pictures are accepted.",
-    ImageProblem.TOO_MANY_PIXELS: "The picture has too many pixels.",
-    ImageProblem.TOO_EXPENSIVE: "The picture takes too much time or memory to decode.",
+    ImageProblem.UNSUPPORTED: "The file is not a PNG, JPEG or WebP image.",
+    ImageProblem.UNREADABLE: "The image is damaged, truncated, or of an unsupported kind.",
+    ImageProblem.ANIMATED: "The image has several frames; only still images are accepted.",
+    ImageProblem.TOO_MANY_PIXELS: "The image has too many pixels.",
+    ImageProblem.TOO_EXPENSIVE: "The image takes too much time or memory to decode.",
 }
 
 
 class UnusableImage(Exception):
-    """The picture cannot be used; `message` says why and quotes nothing of it."""
+    """An image that cannot be used; `message` gives the reason and quotes none of its content."""
 
     def __init__(self, problem: ImageProblem) -> None:
         self.problem = problem
@@ -40,18 +40,18 @@ class UnusableImage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stripped:
-    """A file without its metadata, and what its headers say; sizes are as stored."""
+    """A file without metadata, and the facts of its headers; sizes are as stored."""
 
     content: bytes
     media_type: str
     width: int
     height: int
     orientation: int
-    """EXIF's, 1 to 8: how a viewer turns the stored pixels."""
+    """EXIF's, 1 to 8: the rotation or reflection that a viewer applies."""
     decoding_bytes_per_pixel: int
-    """What decoding holds at once, at least: enough to refuse before the work, not within it."""
+    """Lower bound of the memory that decoding takes, to refuse large images beforehand."""
     is_plain: bool = True
-    """Eight bits a sample, no palette, and nothing behind the last row."""
+    """True for eight bits per sample, no palette, and no data behind the last row."""
     transparent: tuple[int, ...] | None = None
     """The one colour that PNG's tRNS makes transparent, in 8-bit samples of grey or RGB."""
 
@@ -63,12 +63,12 @@ def check(*, is_sound: bool) -> None:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse a picture by the size that its header claims."""
+    """Refuse an image by the size that its header claims."""
     check(is_sound=width > 0 and height > 0)
     if max(width, height) > MAX_EDGE_PIXELS or width * height > max_pixels:
         raise UnusableImage(ImageProblem.TOO_MANY_PIXELS)
 
 
 def is_profile(profile: bytes) -> bool:
-    """Whether this is a colour profile to keep; its signature is at byte 36 (ICC.1:2022, 7.2)."""
+    """Tell whether this is a colour profile to keep: signature at byte 36 (ICC.1:2022, 7.2)."""
     return len(profile) <= MAX_PROFILE_BYTES and profile[36:40] == b"acsp"

@@ -1,14 +1,14 @@
-"""The two facts that matter in TIFF structures inside pictures: which way is up, and how many."""
+"""The two relevant facts of TIFF structures in images: orientation, and number of views."""
 
 import struct
 from typing import NamedTuple
 
 _TAG_ORIENTATION = 0x0112
-_TAG_PICTURES = 0xB002
+_TAG_MP_ENTRIES = 0xB002
 _FORMS = {3: "H", 4: "I"}
 """SHORT and LONG, by TIFF's numbers."""
 _MAX_ENTRIES = 512
-_PICTURE_BYTES = 16
+_MP_ENTRY_BYTES = 16
 _VIEW_TYPES_MASK, _VIEW_TYPES = 0xFF0000, 0x020000
 
 
@@ -19,7 +19,7 @@ class _Entry(NamedTuple):
 
 
 def _directory(tiff: bytes) -> tuple[str, dict[int, _Entry]]:
-    """The byte order and the first directory of a TIFF structure, as far as it makes sense."""
+    """Return the byte order and the readable part of the first directory of a TIFF structure."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4], "")
     entries: dict[int, _Entry] = {}
     if not order:
@@ -32,12 +32,12 @@ def _directory(tiff: bytes) -> tuple[str, dict[int, _Entry]]:
             tag, kind, amount, value = struct.unpack_from(order + "HHI4s", tiff, place)
             entries.setdefault(tag, _Entry(kind, amount, value))
     except struct.error:
-        pass  # viewers use the entries before the damage, and so does this
+        pass  # keep the entries before the damage, as viewers do
     return order, entries
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation that EXIF data name, 1 to 8; 1 where they name none."""
+    """Return the orientation in EXIF data, 1 to 8; 1 if there is none."""
     order, entries = _directory(exif.removeprefix(b"Exif\0\0"))
     entry = entries.get(_TAG_ORIENTATION)
     if entry is None or entry.kind not in _FORMS:
@@ -47,18 +47,18 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def has_several_views(tiff: bytes) -> bool:
-    """Whether a multi-picture directory lists views of one scene: a panorama, stereo, angles.
+    """Tell whether an MPF directory lists several views of one scene: panorama, stereo, angles.
 
-    Thumbnails and gain maps, which telephones put behind ordinary photographs, are of other types
+    Thumbnails and gain maps, which phones append to ordinary photographs, have other types
     (CIPA DC-007, 5.2.3.3.1).
     """
     order, entries = _directory(tiff)
-    entry = entries.get(_TAG_PICTURES)
+    entry = entries.get(_TAG_MP_ENTRIES)
     if entry is None:
         return False
     (start,) = struct.unpack(order + "I", entry.value)
     listed = tiff[start : start + entry.amount]
-    whole = listed[: len(listed) - len(listed) % _PICTURE_BYTES]
+    whole = listed[: len(listed) - len(listed) % _MP_ENTRY_BYTES]
     return any(
         attribute & _VIEW_TYPES_MASK == _VIEW_TYPES
         for attribute, *_ in struct.iter_unpack(order + "I12x", whole)

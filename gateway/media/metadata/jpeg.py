@@ -1,4 +1,7 @@
-"""JPEG without metadata (ITU-T T.81, https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B)."""
+"""Metadata removal from JPEG.
+
+ITU-T T.81, https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B.
+"""
 
 import re
 import struct
@@ -19,14 +22,14 @@ from gateway.media.metadata.exif import exif_orientation, has_several_views
 
 SIGNATURE = b"\xff\xd8\xff"
 MAX_SCANS = 64
-"""Each scan of a progressive file is a pass over the whole picture. Encoders make about ten."""
+"""Each scan of a progressive file is a pass over the whole image. Encoders write about ten."""
 
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
-"""What ends scan data: not a stuffed zero, a restart, or a fill byte behind 0xFF."""
+"""The end of scan data: not a stuffed zero, a restart, or a fill byte behind 0xFF."""
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SOF_PROGRESSIVE = 0xC2
 _SOF_DECODED = {0xC0, 0xC1, _SOF_PROGRESSIVE}
-"""Baseline, extended and progressive frames with Huffman coding: what every viewer decodes."""
+"""Baseline, extended and progressive frames with Huffman coding, which every viewer decodes."""
 _TABLES = {0xC4, 0xDB, 0xDD}
 _SOF = {*range(0xC0, 0xD0), 0xDE} - _TABLES
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
@@ -60,7 +63,7 @@ class _Frame(NamedTuple):
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
-    """The segments between SOI and the EOI that ends the picture; stray bytes between are lost."""
+    """Yield the segments between SOI and EOI; stray bytes between them are dropped."""
     view = memoryview(data)
     found = _MARKER.search(data, len(SIGNATURE) - 1)
     for _ in range(MAX_PARTS):
@@ -87,11 +90,11 @@ def _checked_frame(segment: _Segment, max_pixels: int) -> _Frame:
 
 
 def _cleaned(segments: list[_Segment]) -> list[_Segment]:
-    """What draws the picture: its header first, its colour profile if it is one, the rest."""
+    """Return the segments that affect the pixels: header, valid colour profile, and the rest."""
     header, profile, body = list[_Segment](), list[_Segment](), list[_Segment]()
     for segment in segments:
         if segment.is_app(_APP0, b"JFIF\0") and not header:
-            # The two bytes behind it are the size of a thumbnail, which is none from now on.
+            # The two bytes behind it are the size of a thumbnail, which is dropped.
             head = segment.payload[:_JFIF_BYTES_BEFORE_THUMBNAIL]
             header.append(segment._replace(payload=head + b"\0\0"))
         elif segment.is_app(_APP2, _PROFILE_HEAD):
@@ -105,7 +108,7 @@ def _cleaned(segments: list[_Segment]) -> list[_Segment]:
 
 
 def strip(data: bytes, max_pixels: int) -> Stripped:
-    """The picture without metadata; see `strip_metadata`."""
+    """Remove the metadata; see `strip_metadata`."""
     segments: list[_Segment] = []
     frames: list[_Frame] = []
     scans = 0
@@ -131,7 +134,7 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
         width=frame.width,
         height=frame.height,
         orientation=exif_orientation(exif),
-        # Where there are several scans, all coefficients, two bytes each, are held until the last.
+        # With several scans the decoder keeps all coefficients, two bytes each, until the last.
         decoding_bytes_per_pixel=(1 if frame.components == 1 else 4)
         + (2 * frame.components if is_buffered else 0),
     )

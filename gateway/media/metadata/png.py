@@ -1,4 +1,4 @@
-"""PNG without metadata (https://www.w3.org/TR/png-3/)."""
+"""Metadata removal from PNG (https://www.w3.org/TR/png-3/)."""
 
 import struct
 import zlib
@@ -41,7 +41,7 @@ _KEPT_MAX_BYTES = {
     b"pHYs": 9,
     b"iCCP": MAX_PROFILE_BYTES,
 }
-"""What may stand between IHDR and IDAT. A longer one would be a place to hide something."""
+"""Chunks that may precede IDAT, with their sizes. Longer ones could hide data."""
 _SAMPLES = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGB_ALPHA: 4}
 _ADAM7 = (
     (0, 8, 0, 8),
@@ -53,7 +53,7 @@ _ADAM7 = (
     (0, 1, 1, 2),
 )
 _PASSES = (((0, 1, 0, 1),), _ADAM7)
-"""By interlacing, the first column, its step, the first row and its step of each pass (8.1)."""
+"""By interlacing method: first column, column step, first row, row step of each pass (8.1)."""
 _INPUT_BYTES = 64 * 1024
 _OUTPUT_BYTES = 1024 * 1024
 _IHDR_BYTES = 13
@@ -81,7 +81,7 @@ class _Header(NamedTuple):
     interlacing: int
 
     def unpacked_bytes(self) -> int:
-        """What the pixel data must unpack to: in each pass, rows with a byte for their filter."""
+        """Return the size of the unpacked pixel data: each pass has rows with a filter byte."""
         bits = self.depth_bits * _SAMPLES[self.colour]
         total = 0
         for left, step_x, top, step_y in _PASSES[self.interlacing]:
@@ -93,7 +93,7 @@ class _Header(NamedTuple):
 
 
 def _chunks(data: bytes) -> Iterator[_Chunk]:
-    """The chunks up to IEND, each whole."""
+    """Yield the complete chunks up to IEND."""
     view = memoryview(data)
     place = len(SIGNATURE)
     for _ in range(MAX_PARTS):
@@ -117,7 +117,7 @@ def _checked_header(chunk: _Chunk, max_pixels: int) -> _Header:
 
 
 def _is_packed_profile(payload: bytes) -> bool:
-    """Whether an iCCP chunk unpacks, within the limit, to a colour profile."""
+    """Tell whether an iCCP chunk unpacks, within the size limit, to a colour profile."""
     _, _, packed = payload.partition(b"\0")
     unpacking = zlib.decompressobj()
     try:
@@ -128,7 +128,7 @@ def _is_packed_profile(payload: bytes) -> bool:
 
 
 def _is_kept(chunk: _Chunk, seen: set[bytes], header: _Header) -> bool:
-    """Whether this chunk between IHDR and IDAT says how to draw the picture."""
+    """Tell whether this chunk between IHDR and IDAT affects how the image is drawn."""
     payload = chunk.payload()
     is_misplaced = chunk.kind in seen or b"IDAT" in seen
     if is_misplaced or len(payload) > _KEPT_MAX_BYTES.get(chunk.kind, -1):
@@ -139,7 +139,7 @@ def _is_kept(chunk: _Chunk, seen: set[bytes], header: _Header) -> bool:
 
 
 def _transparent_colour(payload: bytes, header: _Header) -> tuple[int, ...] | None:
-    """The colour of a tRNS chunk in 8-bit samples; a palette's transparency is not one colour."""
+    """Return the colour of a tRNS chunk in 8-bit samples; None for a palette, which has many."""
     samples = {_GREY: 1, _RGB: 3}.get(header.colour)
     if samples is None:
         return None
@@ -151,9 +151,9 @@ def _transparent_colour(payload: bytes, header: _Header) -> tuple[int, ...] | No
 
 
 def _are_rows_exact(chunks: list[_Chunk], expected_bytes: int) -> bool:
-    """Whether the data hold the rows of the picture and nothing more.
+    """Tell whether the data contain exactly the rows of the image; raise if rows are missing.
 
-    Pillow does not notice where they hold less, and shows black for the rest: that is refused here.
+    Pillow does not notice missing rows and shows them black.
     """
     unpacking = zlib.decompressobj()
     unpacked_bytes = 0
@@ -181,7 +181,7 @@ def _are_rows_exact(chunks: list[_Chunk], expected_bytes: int) -> bool:
 
 
 def strip(data: bytes, max_pixels: int) -> Stripped:
-    """The picture without metadata; see `strip_metadata`."""
+    """Remove the metadata; see `strip_metadata`."""
     chunks = _chunks(data)
     first = next(chunks)
     header = _checked_header(first, max_pixels)
@@ -200,7 +200,7 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
             raise UnusableImage(ImageProblem.ANIMATED)
         elif kind == b"eXIf" and kind not in seen:
             orientation = exif_orientation(chunk.payload())
-        else:  # leaving out a critical chunk, which starts in upper case, would change the picture
+        else:  # dropping a critical chunk, which starts in upper case, would change the image
             check(is_sound=kind[:1].islower() or kind == b"PLTE")
         seen.add(kind)
     check(is_sound=b"IDAT" in seen and (header.colour != _PALETTE or b"PLTE" in seen))

@@ -1,4 +1,4 @@
-"""WebP without metadata (RFC 9649)."""
+"""Metadata removal from WebP (RFC 9649)."""
 
 import struct
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _LOSSY_SIGNATURE = b"\x9d\x01\x2a"
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kinds and payloads, as far as the RIFF header says that the file goes."""
+    """Yield kinds and payloads up to the end that the RIFF header gives."""
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     check(is_sound=_HEAD_BYTES < end <= len(data))
     place = _HEAD_BYTES
@@ -39,7 +39,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _checked_canvas(payload: bytes, max_pixels: int) -> tuple[int, int]:
-    """Width and height by the header of an extended file, which must be a still picture."""
+    """Return width and height from the header of an extended file; refuse animations."""
     check(is_sound=len(payload) == _VP8X_BYTES)
     if payload[0] & _ANIMATED:
         raise UnusableImage(ImageProblem.ANIMATED)
@@ -50,7 +50,7 @@ def _checked_canvas(payload: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def _bitstream_size(kind: bytes, payload: bytes) -> tuple[int, int]:
-    """Width and height by a bitstream's own header (RFC 6386, 9.1 and RFC 9649, 3.4)."""
+    """Return width and height from the bitstream's header (RFC 6386, 9.1 and RFC 9649, 3.4)."""
     if kind == b"VP8L":
         signature, bits = struct.unpack_from("<BI", payload)
         check(is_sound=signature == _LOSSLESS_SIGNATURE)
@@ -69,7 +69,7 @@ def _riff(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def _cleaned(found: dict[bytes, bytes], bitstream: bytes) -> list[tuple[bytes, bytes]]:
-    """What draws the picture, in the order that the format wants."""
+    """Return the chunks that affect the pixels, in the order that the format requires."""
     kept = []
     if b"VP8X" in found:
         has_profile = is_profile(found.get(b"ICCP", b""))
@@ -83,7 +83,7 @@ def _cleaned(found: dict[bytes, bytes], bitstream: bytes) -> list[tuple[bytes, b
 
 
 def strip(data: bytes, max_pixels: int) -> Stripped:
-    """The picture without metadata; see `strip_metadata`."""
+    """Remove the metadata; see `strip_metadata`."""
     found: dict[bytes, bytes] = {}
     canvas = None
     for kind, payload in _chunks(data):
@@ -106,6 +106,6 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
         width=size[0],
         height=size[1],
         orientation=exif_orientation(found.get(b"EXIF", b"")),
-        # Two canvases of libwebp's, a copy, and the picture; and what it decodes with.
+        # Two canvases of libwebp, a copy and the image, four bytes each, and its working memory.
         decoding_bytes_per_pixel=22 if bitstream == b"VP8L" else 18,
     )

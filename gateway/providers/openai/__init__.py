@@ -1,1 +1,3 @@
-"""OpenAI's Images API as a provider."""
+"""The provider `openai`: OpenAI's Images API and compatible hosts. Only the composition root
+imports it.
+"""

@@ -1,4 +1,4 @@
-"""What OpenAI's Images API answers, and what each answer may have cost."""
+"""Parsing of the OpenAI Images API's answers, and what each failure may have cost."""
 
 import json
 import re
@@ -21,28 +21,28 @@ from gateway.providers.base import ProviderFailure, Reason
 
 MODERATION_CODES = frozenset({"moderation_blocked", "content_policy_violation"})
 QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-# Refusals that OpenAI does not charge for, as long as they come from OpenAI: with its error body.
-# Every other status may have been charged.
+# Refusals that OpenAI does not charge for. They must have OpenAI's error body: a proxy may answer
+# with the same status. Any other status may have been charged.
 UNCHARGED_STATUSES = frozenset({400, 401, 403, 404, 413, 429})
 FORMATS = frozenset({"png", "jpeg", "webp"})
 MAX_TOKENS = 1_000_000_000
-"""Usage beyond it is no usage: no answer takes a billion tokens."""
+"""Larger usage is invalid: no call takes a billion tokens."""
 MAX_RETRY_AFTER_SECONDS = 3600
 MAX_CREATED = 253_402_300_799
 """The end of the year 9999, as Unix seconds."""
 MAX_PARTIAL_INDEX = 1000
 MAX_INTEGER_DIGITS = 18
-"""Longer ones do not fit 64 bits. Python itself refuses to read one of thousands of digits."""
+"""Longer ones do not fit 64 bits, and Python refuses to parse integers of thousands of digits."""
 MAX_WORD_CHARACTERS = 200
 MAX_REVISED_CHARACTERS = 100_000
 _IMAGE_OPENING = re.compile(rb'"b64_json"\s*:\s*"')
 
 
 def read_body(content: bytes) -> Mapping[str, object]:
-    """Read the body of a 200, whose `data` is a list of objects.
+    """Parse the body of a 200, whose `data` must be a list of objects.
 
     Raises:
-        ProviderFailure: it is not; it may have been charged all the same.
+        ProviderFailure: it is not; the call may have been charged all the same.
     """
     try:
         body = _parse(content)
@@ -55,7 +55,7 @@ def read_body(content: bytes) -> Mapping[str, object]:
 
 
 def _parse(content: bytes) -> object:
-    """What the JSON says. Megabytes of base64 are cut out before it is parsed, which is cheaper."""
+    """Parse JSON. Megabytes of base64 are cut out beforehand, which is faster."""
     short, images = _cut_images(content)
     if images:
         body = _parse_loosely(short)
@@ -65,12 +65,13 @@ def _parse(content: bytes) -> object:
 
 
 def _parse_loosely(content: bytes, errors: str = "strict") -> object:
-    """What the JSON says, also where a text in it ends amid a character, or a number is none.
+    """Parse JSON, tolerating lone surrogates and numbers such as NaN or very long integers.
 
-    Such an answer may have been paid for. `errors`: what to do with bytes that are not UTF-8.
+    A strict parser would discard an answer that may be paid for. `errors` is the error handler for
+    bytes that are not UTF-8.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return orjson.loads(content)
@@ -86,7 +87,7 @@ def _integer(digits: str) -> int | None:
 
 
 def _whole(value: object) -> object:
-    """The same without lone surrogates, which UTF-8 cannot encode."""
+    """Replace lone surrogates, which UTF-8 cannot encode."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -97,16 +98,16 @@ def _whole(value: object) -> object:
 
 
 def _clean(text: str) -> str:
-    """The same without NULs, which Postgres cannot hold.
+    """Remove NULs, which Postgres cannot store.
 
-    Every text that leaves this module passes here: it may be written down with the call's cost, and
-    must not keep that from being written.
+    Every text that leaves this module passes here: it may be stored with the call's cost, and must
+    not prevent that.
     """
     return text.replace("\x00", "")
 
 
 def _cut_images(content: bytes) -> tuple[bytes, list[str]]:
-    """The JSON with a number for each image, and the images; none where one is not plain base64."""
+    """Replace each image in the JSON by its number; return no images if one is not plain base64."""
     parts: list[bytes] = []
     images: list[str] = []
     view, at = memoryview(content), 0
@@ -125,7 +126,7 @@ def _cut_images(content: bytes) -> tuple[bytes, list[str]]:
 
 
 def _put_back(body: object, images: Sequence[str]) -> int:
-    """Give every item of `data` its image again; how many got one."""
+    """Restore the image of every item of `data`; return the number of images restored."""
     data = body.get("data") if isinstance(body, dict) else None
     count = 0
     for item in data if isinstance(data, list) else ():
@@ -142,10 +143,10 @@ def read_answer(
     request: ImageRequest,
     reply: ProviderReply | None = None,
 ) -> ProviderAnswer:
-    """Read what a body says of its `images`, which are base64, and which came with `reply`.
+    """Build the answer from a body and its base64 `images`.
 
     Raises:
-        ProviderFailure: one of them is not; it may have been charged all the same.
+        ProviderFailure: an image is missing; the call may have been charged all the same.
     """
     answer = _answer(body, tuple(images), body.get("created"), request, reply)
     items = cast("list[dict[str, object]]", body["data"])
@@ -162,16 +163,16 @@ def read_answer(
 def read_completed(
     event: Mapping[str, object], request: ImageRequest, reply: ProviderReply | None = None
 ) -> ProviderAnswer:
-    """Read the last event of a stream, which holds the image and what it took.
+    """Build the answer from the last event of a stream, which contains the image and its usage.
 
     Raises:
-        ProviderFailure: it holds no image; it may have been charged all the same.
+        ProviderFailure: it contains no image; the call may have been charged all the same.
     """
     return _answer(event, (event.get("b64_json"),), event.get("created_at"), request, reply)
 
 
 def read_partial(event: Mapping[str, object], request: ImageRequest) -> PartialImage | None:
-    """Read an image on its way; None where it cannot be read: the final one still comes."""
+    """Parse a partial image; None if it is malformed, because the final image still follows."""
     index = _whole_number(event.get("partial_image_index"), most=MAX_PARTIAL_INDEX)
     encoded = event.get("b64_json")
     if index is None or not isinstance(encoded, str):
@@ -216,10 +217,10 @@ def _format(body: Mapping[str, object], request: ImageRequest) -> str:
 
 
 def read_shutdown_dates(content: bytes) -> dict[str, date]:
-    """Shutdown dates by model; entries without one, or with an unreadable one, are left out.
+    """Parse shutdown dates by model; entries with a missing or malformed date are left out.
 
     Raises:
-        ProviderFailure: this is no list of models.
+        ProviderFailure: this is not a list of models.
     """
     try:
         entries = orjson.loads(content)["data"]
@@ -233,7 +234,7 @@ def read_shutdown_dates(content: bytes) -> dict[str, date]:
 
 
 def _date(value: object) -> date | None:
-    """A day as text (`2026-12-01`), or a time as Unix seconds."""
+    """Parse a date given as text (`2026-12-01`) or Unix seconds; None for anything else."""
     try:
         if isinstance(value, str):
             return datetime.fromisoformat(value).date()
@@ -245,11 +246,11 @@ def _date(value: object) -> date | None:
 
 
 def read_usage(usage: object, *, has_inputs: bool = False) -> Usage | None:
-    """Read `usage`; tokens that no detail explains count as the dearer kind.
+    """Parse `usage`; tokens without details count as image tokens, the more expensive kind.
 
-    Without input images, what goes in is text.
+    Without input images, input tokens without details are text.
 
-    Returns None where it is missing or makes no sense.
+    Returns None if it is missing or invalid.
     """
     if not isinstance(usage, Mapping):
         return None
@@ -288,29 +289,29 @@ def _whole_number(value: object, *, most: int) -> int | None:
 
 
 def _created(value: object) -> int:
-    """A moment as Unix seconds; 0 where there is none."""
+    """Parse Unix seconds; 0 if missing or invalid."""
     return _whole_number(value, most=MAX_CREATED) or 0
 
 
 def _optional_text(body: Mapping[str, object], name: str) -> str | None:
-    """A word such as a size; a text that is longer than any such word says nothing."""
+    """Return a short text such as a size; None for anything else, texts that are too long too."""
     value = body.get(name)
     is_word = isinstance(value, str) and len(value) <= MAX_WORD_CHARACTERS
     return _clean(cast("str", value)) if is_word else None
 
 
 def unreadable(usage: Usage | None = None) -> ProviderFailure:
-    """A 200 without images: paid for where it says what it took, else perhaps."""
+    """Return the failure of a 200 without images: paid for if it reports usage, else ambiguous."""
     return ProviderFailure(
         Outcome.AMBIGUOUS if usage is None else Outcome.SUCCESS,
         Reason.UNKNOWN,
-        "The provider's answer holds no readable image.",
+        "The provider's answer contains no readable image.",
         usage=usage,
     )
 
 
 def refused(status: int, headers: Mapping[str, str], content: bytes) -> ProviderFailure:
-    """What an error status means; only a refusal in OpenAI's own words costs nothing."""
+    """Return the failure of an error status; only one with OpenAI's error body costs nothing."""
     error = _error(content)
     message = error.get("message")
     if status not in UNCHARGED_STATUSES or not isinstance(message, str):
@@ -329,7 +330,7 @@ def refused(status: int, headers: Mapping[str, str], content: bytes) -> Provider
 
 
 def _error(content: bytes) -> Mapping[str, object]:
-    """The error of OpenAI's envelope, or what stands in its place; empty where nothing does."""
+    """Return the error object of OpenAI's envelope, or of a host without one; else an empty one."""
     try:
         body = _parse_loosely(content, errors="replace")
     except ValueError:
@@ -362,11 +363,11 @@ def _retry_after(headers: Mapping[str, str]) -> int | None:
 
 
 def read_event(data: bytes) -> Mapping[str, object]:
-    """Read one event of a stream; what is no object says nothing.
+    """Parse one event of a stream; anything but an object counts as an empty event.
 
     Raises:
-        ProviderFailure: it cannot be read, or says that the stream ends with an error. What it
-            took is not said.
+        ProviderFailure: the event is malformed, or reports an error, which does not include the
+            usage.
     """
     try:
         event = _parse_loosely(data)
@@ -378,13 +379,13 @@ def read_event(data: bytes) -> Mapping[str, object]:
         code = _optional_text(failure, "code") if isinstance(failure, dict) else None
         reason = Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN
         raise ProviderFailure(
-            Outcome.AMBIGUOUS, reason, "The provider broke off while the image was being made."
+            Outcome.AMBIGUOUS, reason, "The provider failed while the image was being made."
         )
     return event
 
 
 def interrupted(*, sent: bool) -> ProviderFailure:
-    """A connection that broke, or that never came about: then nothing was sent."""
+    """Return the failure of a broken connection, or of one never established (`sent` false)."""
     if not sent:
         return ProviderFailure(
             Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
@@ -395,7 +396,7 @@ def interrupted(*, sent: bool) -> ProviderFailure:
 
 
 def too_large(max_bytes: int) -> ProviderFailure:
-    """An answer that is not read to its end, and may have been paid for."""
+    """Return the failure of an answer over the size limit, which may have been paid for."""
     return ProviderFailure(
         Outcome.AMBIGUOUS,
         Reason.UNKNOWN,

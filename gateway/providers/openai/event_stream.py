@@ -9,10 +9,10 @@ _LAST = b"[DONE]"
 
 
 async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The data of each event, until the one that OpenAI ends its streams with.
+    """Yield the data of each event, up to OpenAI's final `[DONE]`.
 
-    An event that the stream breaks off in is none. Names, ids and comments are left out: OpenAI's
-    data says by itself what it is.
+    An incomplete last event is dropped. Names, ids and comments are ignored: OpenAI's data
+    contains its own type.
     """
     data: list[bytes] = []
     async for line in _lines(chunks):
@@ -27,11 +27,11 @@ async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """Complete lines, without their ends; each byte is looked at once, however long a line is."""
+    """Yield complete lines without their ends; each byte is scanned once, even in long lines."""
     parts: list[bytes] = []
     ends_with_return = False
     async for chunk in chunks:
-        # One end of a line may come in two chunks.
+        # A CRLF may be split between two chunks.
         start = 1 if ends_with_return and chunk.startswith(b"\n") else 0
         for end in _LINE_END.finditer(chunk, start):
             yield b"".join((*parts, chunk[start : end.start()]))

@@ -1,7 +1,7 @@
-"""OpenAI's Images API over plain HTTP: one shared session, one key per call, no retries.
+"""Client of OpenAI's Images API over plain HTTP: one shared session, one key per call, no retries.
 
-The vendor's SDK is left out (docs/decisions/0018): a call is one POST, and whether its request was
-sent, which decides about money, only the HTTP client itself can tell.
+It does not use the vendor's SDK (docs/decisions/0018): a call is one POST, and only the HTTP client
+itself knows if the request was sent, which decides whether it may have been charged.
 """
 
 import asyncio
@@ -61,12 +61,12 @@ MODELS_PATH = "/models"
 MODELS_TIMEOUT_SECONDS = 30.0
 TEST_TIMEOUT_SECONDS = 10.0
 KNOWN_KEY_STATUSES = frozenset({403, 429})
-"""A key restricted to other routes, or that has used up its pace: the key itself is a known one."""
+"""A key restricted to other routes, or rate limited: the key itself is valid."""
 REFUSED_KEY_STATUSES = frozenset({401})
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
 READ_BUFFER_BYTES = 262_144
-"""Answers are megabytes: a larger buffer than the usual one saves a wake-up for every 64 KB."""
+"""Answers are megabytes: a larger buffer than the default avoids a wake-up for every 64 KB."""
 MAX_ERROR_BYTES = 1_048_576
 SUCCESS = range(200, 300)
 REQUEST_ID_HEADER = "x-request-id"
@@ -76,7 +76,7 @@ REPLY_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 @dataclass(slots=True)
 class _Sending:
-    """One call: whether it had a connection to be written to, and the reply that came."""
+    """State of one call: true once it had a connection to write to, and the reply received."""
 
     had_connection: bool = False
     reply: ProviderReply | None = None
@@ -86,9 +86,9 @@ _current: ContextVar[_Sending] = ContextVar("sending")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Notes which calls have got a connection: from then on they may have been sent.
+    """Records the calls that obtained a connection: from then on they may have been sent.
 
-    Traces tell it too, but make every call dearer by a sixth.
+    aiohttp's tracing reports it too, but makes every call slower by a sixth.
     """
 
     async def connect(
@@ -103,7 +103,10 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class OpenAIImages:
-    """The provider `openai`; made in a running event loop. `proxy` may hold a user and password."""
+    """The provider `openai`, constructed in a running event loop.
+
+    `proxy` may contain a user and password.
+    """
 
     def __init__(
         self,
@@ -124,18 +127,17 @@ class OpenAIImages:
         self._urls = {operation: URL(address + path) for operation, path in PATHS.items()}
         self._models_url = URL(address + MODELS_PATH)
         self._proxy, known = _read_proxy(proxy)
-        # Where there is TLS, the proxy hears it as the tunnel is made, and nobody afterwards.
+        # With TLS, only the proxy's CONNECT carries the credentials, not the tunnelled requests.
         has_tunnel = self._models_url.scheme == "https"
         self._proxy_headers = known if has_tunnel else None
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 limit=max_connections,
                 keepalive_timeout=KEEPALIVE_SECONDS,
-                # With certificates of its own, for machines that have none, and heeding
-                # SSL_CERT_FILE.
+                # Uses bundled certificates on machines without any, and honours SSL_CERT_FILE.
                 ssl=httpx2.create_ssl_context(),
             ),
-            # One tenant's cookies must not go out with another's key.
+            # One tenant's cookies must not be sent with another's key.
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={
                 "User-Agent": f"image-gateway/{__version__}",
@@ -159,7 +161,7 @@ class OpenAIImages:
         """Buy the images of `request`.
 
         Raises:
-            ProviderFailure: anything but images.
+            ProviderFailure: the call returned no images.
         """
         sending = _Sending()
         try:
@@ -188,9 +190,9 @@ class OpenAIImages:
         return read_answer(body, images, request, sending.reply)
 
     async def _image(self, item: Mapping[str, object]) -> object:
-        """Return the image as base64; some OpenAI-compatible hosts answer with links alone.
+        """Return the image as base64; some OpenAI-compatible hosts answer with links only.
 
-        None where its link cannot be used: the answer as a whole then holds no readable image.
+        None if the link cannot be fetched: the answer as a whole then counts as unreadable.
         """
         url = item.get("url")
         if item.get("b64_json") is not None or not isinstance(url, str):
@@ -204,10 +206,10 @@ class OpenAIImages:
             return pybase64.b64encode(file.read()).decode()
 
     async def shutdown_dates(self, credential: SecretText) -> Mapping[str, date]:
-        """When models end, as `GET /v1/models` announces it.
+        """Fetch the models' shutdown dates from `GET /v1/models`.
 
         Raises:
-            ProviderFailure: no answer, or none that can be read.
+            ProviderFailure: no answer, or a malformed one.
         """
         sending = _Sending()
         _current.set(sending)
@@ -229,7 +231,7 @@ class OpenAIImages:
             raise _interrupted(error, sending) from None
 
     async def test_credential(self, credential: SecretText) -> CredentialState:
-        """Ask for the list of models, which costs nothing; its content does not matter."""
+        """Test a credential with the list of models, which is free; its content is ignored."""
         _current.set(_Sending())
         try:
             async with (
@@ -255,11 +257,11 @@ class OpenAIImages:
     async def _post(
         self, request: ImageRequest, credential: SecretText, sending: _Sending
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to the paid call, whose body is read in the block.
+        """Make the paid call; its body is read inside the `with` block.
 
         Raises:
-            ProviderFailure: its status is not of success, or the connection failed, in the block
-                as well.
+            ProviderFailure: the status is not a success, or the connection failed, also inside
+                the block.
         """
         url = self._urls[request.operation]
         read_seconds = self._read_timeout_seconds or request.model.read_timeout_seconds
@@ -273,7 +275,7 @@ class OpenAIImages:
                 data=content,
                 headers=_authorization(credential) | headers,
                 timeout=self._timeout(read_seconds),
-                # A redirect would carry the prompt, and could buy twice.
+                # A redirect would send the prompt elsewhere, and could buy twice.
                 allow_redirects=False,
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers,
@@ -294,7 +296,7 @@ class OpenAIImages:
 
 
 def _interrupted(error: Exception, sending: _Sending) -> ProviderFailure:
-    """What a failed connection means. Its cause is dropped: aiohttp's may quote the key."""
+    """Return the failure of a connection, without aiohttp's exception, which may quote the key."""
     log.warning(
         "provider_connection_failed",
         error=type(error).__name__,
@@ -310,7 +312,7 @@ async def _refuse_failed(response: aiohttp.ClientResponse) -> None:
 
 
 def _reply(response: aiohttp.ClientResponse) -> ProviderReply:
-    """The status, and OpenAI's id of the call. It is another's text: only of a usual form."""
+    """Return the status and OpenAI's id of the call, dropping a malformed id (untrusted text)."""
     given = response.headers.get(REQUEST_ID_HEADER, "")
     is_usual = REPLY_ID.fullmatch(given) is not None
     return ProviderReply(response.status, redact(given) if is_usual else None)
@@ -321,10 +323,10 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 
 async def _limited(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
-    """The answer's body as it comes.
+    """Yield the chunks of the answer's body.
 
     Raises:
-        ProviderFailure: it is longer than that.
+        ProviderFailure: the body is longer than `max_bytes`.
     """
     size = 0
     async for chunk in response.content.iter_any():
@@ -340,7 +342,7 @@ async def _read_stream(
     partials: PartialSink | None,
     sending: _Sending,
 ) -> ProviderAnswer:
-    """Read events until the last one. A stream that ends without it may have been paid."""
+    """Read events until the last one. A stream that ends without it may have been charged."""
     async for data in read_events(chunks):
         event = read_event(data)
         if str(event.get("type")).endswith(".completed"):
@@ -352,7 +354,7 @@ async def _read_stream(
 
 
 def _read_proxy(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
-    """The proxy's address, and the header that tells it who calls, where it wants to know."""
+    """Split a proxy's URL into its address and the header that authenticates to it, if any."""
     if proxy is None:
         return None, {}
     url = URL(proxy)
@@ -369,13 +371,13 @@ def _authorization(credential: SecretText) -> dict[str, str]:
 def _content(
     request: ImageRequest, url: URL
 ) -> tuple[bytes | AsyncIterator[bytes], dict[str, str]]:
-    """The body of the call, and the headers that say what it is."""
+    """Return the body of the call and its content headers."""
     fields = _parameters(request)
     if request.stream:
         fields |= {"stream": True, "partial_images": request.partial_images}
     if request.operation is Operation.GENERATION:
         return orjson.dumps(fields), {"Content-Type": "application/json"}
-    # Field for field as the vendor's own SDK sends it, whose forms are this library's.
+    # The vendor's SDK encodes forms with this library, so the fields are identical.
     form = httpx2.Request("POST", str(url), data=fields, files=_files(request))
     return _chunks(form), {name: form.headers[name] for name in ("Content-Type", "Content-Length")}
 
@@ -386,9 +388,9 @@ async def _chunks(form: httpx2.Request) -> AsyncIterator[bytes]:
 
 
 def _parameters(request: ImageRequest) -> dict[str, str | int | bool]:
-    """The fields that the client gave, and no others: the vendor's defaults stay the vendor's.
+    """Return only the fields that the client gave, so that the vendor's defaults apply.
 
-    Models of DALL·E's time, which only an operator's own host still has, are asked for bytes.
+    Models of DALL·E's time, which only an operator's own host serves, are asked for base64.
     """
     given: dict[str, str | int | bool | None] = {
         "model": request.model.id,
@@ -411,9 +413,9 @@ def _parameters(request: ImageRequest) -> dict[str, str | int | bool]:
 
 
 def _files(request: ImageRequest) -> Sequence[tuple[str, tuple[str, BinaryIO, str]]]:
-    """The pictures of an edit as multipart files, each with its true content type.
+    """Return the input images of an edit as multipart files, each with its real content type.
 
-    OpenAI refuses what is declared as `application/octet-stream`; files are read as they are sent.
+    OpenAI refuses `application/octet-stream`. Files are read while they are sent.
     """
     name = "image" if len(request.inputs) == 1 else "image[]"
     named = [(name, image) for image in request.inputs]

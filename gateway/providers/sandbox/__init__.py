@@ -1,1 +1,3 @@
-"""The provider of test keys: synthetic images, realistic usage, failures on demand, no cost."""
+"""The provider of test keys: synthetic images, realistic usage, failures on demand, no cost. Only
+the composition root imports it.
+"""

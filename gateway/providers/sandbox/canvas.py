@@ -1,4 +1,4 @@
-"""The brush strokes that the sandbox's pictures are made of: shapes with smooth edges."""
+"""Drawing primitives of the sandbox's images: shapes with smooth edges."""
 
 import math
 from collections.abc import Callable
@@ -14,20 +14,20 @@ WHITE: Colour = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture being painted, and what of it is visible (None: everything)."""
+    """An image being painted, and its visible area as a mask (None: everything)."""
 
-    picture: Image.Image
+    image: Image.Image
     coverage: Image.Image | None
 
     @property
     def unit(self) -> int:
-        """The short side in pixels: shapes are sized by it, so every aspect ratio looks alike."""
-        return min(self.picture.size)
+        """The short side in pixels; shapes scale with it, so all aspect ratios look alike."""
+        return min(self.image.size)
 
     def stamp(self, fill: Colour | Image.Image, mask: Image.Image, at: tuple[int, int]) -> None:
-        """Paints `fill` (a colour, or a picture of the mask's size) through `mask` at `at`."""
+        """Paint `fill` (a colour, or an image of the mask's size) through `mask` at `at`."""
         box = (*at, at[0] + mask.width, at[1] + mask.height)
-        self.picture.paste(fill, box, mask)
+        self.image.paste(fill, box, mask)
         if self.coverage is not None:
             self.coverage.paste(255, box, mask)
 
@@ -35,7 +35,7 @@ class Canvas:
 def paint_ellipse(
     canvas: Canvas, fill: Colour, centre: tuple[float, float], radius: float, shade: int
 ) -> None:
-    """Paints a circle with smooth edges; `shade` is its opacity, 0 to 255."""
+    """Paint a circle with smooth edges; `shade` is its opacity, 0 to 255."""
     side = math.ceil(radius * 2) + 2
     left, top = math.floor(centre[0] - side / 2), math.floor(centre[1] - side / 2)
     x, y = (centre[0] - left) * 2, (centre[1] - top) * 2
@@ -49,7 +49,7 @@ def paint_ellipse(
 def paint_bars(
     canvas: Canvas, fill: Colour, bars: list[Box], shade: int, at: tuple[int, int]
 ) -> None:
-    """Paints bars with round ends; each is left, top, right and bottom in pixels from `at`."""
+    """Paint bars with round ends; each is left, top, right and bottom in pixels from `at`."""
 
     def paint(pen: ImageDraw.ImageDraw) -> None:
         for left, top, right, bottom in bars:
@@ -63,19 +63,19 @@ def paint_bars(
 
 
 def smooth_mask(size: tuple[int, int], paint: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
-    """Returns an L mask; `paint` gets a pen on twice the size, because pens leave jagged edges."""
+    """Return an L mask; `paint` draws at twice the size, because pens leave jagged edges."""
     mask = Image.new("L", (size[0] * 2, size[1] * 2))
     paint(ImageDraw.Draw(mask))
     return mask.reduce(2)
 
 
 def parse_colour(code: str) -> Colour:
-    """Returns the colour of six hex digits."""
+    """Parse a colour of six hex digits."""
     red, green, blue = bytes.fromhex(code)
     return red, green, blue
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """Returns the colour that is `share` (0 to 1) of the way from `one` to `other`."""
+    """Return the colour that is `share` (0 to 1) of the way from `one` to `other`."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return red, green, blue

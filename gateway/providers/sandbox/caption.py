@@ -1,4 +1,4 @@
-"""The caption on the sandbox's pictures: the prompt, as far as the font can write it."""
+"""The caption on the sandbox's images: the prompt, as far as the font can print it."""
 
 import unicodedata
 from bisect import bisect_right
@@ -15,9 +15,9 @@ PROMPT_CHARS_READ = 2_000
 CAPTION_CHARS_MAX = 300
 CAPTION_LINES_MAX = 3
 CAPTION_SIDE_MIN = 160
-"""Shortest side, in pixels, on which text can still be read."""
+"""Shortest side, in pixels, on which text is legible."""
 CAPTION_GLYPHS = frozenset(map(chr, range(33, 127))) | frozenset("©«°±·»‘’“”…‹›™")
-"""What Pillow's bundled font (part of Aileron) can draw; anything else would be an empty box."""
+"""Glyphs of Pillow's bundled font (part of Aileron); any other would be an empty box."""
 CAPTION_SPELLINGS = str.maketrans(
     {"–": "-", "—": "-", "−": "-", "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "Ø": "O", "ł": "l"}
 )
@@ -25,7 +25,7 @@ CAPTION_SPELLINGS = str.maketrans(
 
 @dataclass(frozen=True)
 class Caption:
-    """The prompt as it will be printed. `top` is the y of its first line, in image pixels."""
+    """The prompt's printable lines. `top` is the y of the first line, in image pixels."""
 
     lines: tuple[str, ...]
     size: float
@@ -35,9 +35,9 @@ class Caption:
 
 
 def printable_text(prompt: str) -> str:
-    """Returns the prompt's opening in glyphs the font has, on one line; "" if little is left.
+    """Return the prompt's beginning in glyphs of the font, on one line; "" if little is left.
 
-    Accents are folded away. Other scripts and emoji are left out: boxes would tell nobody more.
+    Accents are removed. Other scripts and emoji are left out instead of printed as boxes.
     """
     opening = unicodedata.normalize("NFKD", prompt[:PROMPT_CHARS_READ].translate(CAPTION_SPELLINGS))
     letters = sum(unicodedata.category(char)[0] == "L" for char in opening)
@@ -51,7 +51,7 @@ def printable_text(prompt: str) -> str:
 
 
 def wrap_text(text: str, font: Font, width: float) -> tuple[str, ...]:
-    """Returns the lines, at most CAPTION_LINES_MAX, that fit `width` pixels; a cut ends in "…"."""
+    """Return at most CAPTION_LINES_MAX lines that fit `width` pixels; a cut text ends in "…"."""
     lines: list[str] = []
     rest = text[:CAPTION_CHARS_MAX]
     while rest and len(lines) < CAPTION_LINES_MAX:
@@ -72,7 +72,7 @@ def wrap_text(text: str, font: Font, width: float) -> tuple[str, ...]:
 
 
 def lay_out_caption(prompt: str, width: int, height: int) -> Caption:
-    """Returns the caption for the lower left corner, the mark below it."""
+    """Return the caption for the lower left corner, with the mark below it."""
     unit = min(width, height)
     margin = round(unit * 0.06)
     text = printable_text(prompt)
@@ -87,17 +87,17 @@ def lay_out_caption(prompt: str, width: int, height: int) -> Caption:
     return Caption(lines, size, mark_size, margin, round(max(top, height * 0.5)))
 
 
-def write_caption(picture: Image.Image, caption: Caption) -> None:
-    """Writes the prompt and the mark onto the nearest land."""
-    if min(picture.size) < CAPTION_SIDE_MIN:
+def write_caption(image: Image.Image, caption: Caption) -> None:
+    """Print the prompt and the mark onto the nearest land."""
+    if min(image.size) < CAPTION_SIDE_MIN:
         return
-    left, bottom = caption.margin, picture.height - caption.margin
-    pen = ImageDraw.Draw(picture)
+    left, bottom = caption.margin, image.height - caption.margin
+    pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(caption.size)
     for row, line in enumerate(caption.lines):
         y = caption.top + row * caption.size * 1.3
         pen.text((left, y), line, font=font, fill=WHITE)
-    spot = picture.crop((left, bottom, left + 1, bottom + 1)).convert("RGB")
+    spot = image.crop((left, bottom, left + 1, bottom + 1)).convert("RGB")
     red, green, blue = spot.tobytes()
     quiet = mix((red, green, blue), WHITE, 0.66)
     mark_font = ImageFont.load_default(caption.mark_size)

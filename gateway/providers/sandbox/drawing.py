@@ -1,6 +1,6 @@
-"""Draws the sandbox provider's images: calm layered landscapes that cost nothing to make.
+"""Drawing of the sandbox's images: layered landscapes with a caption.
 
-The same arguments give the same bytes in every process, so tests and retries can compare them.
+Equal arguments give equal bytes in every process, so tests and retries can compare them.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from gateway.providers.sandbox.scenery import PALETTES, RIDGES, Palette, choose,
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SCENE_PIXELS_MAX = 2_100_000
-"""Larger images are painted at a fraction of their size and enlarged: it bounds time and memory."""
+"""Larger images are painted at a fraction of their size and enlarged, to bound time and memory."""
 COARSEST_SIDE = 12
-"""Pixels along the short side of a first partial image; each further one has twice as many."""
+"""Pixels on the short side of the first partial image; each further one has twice as many."""
 
 
 def paint(
@@ -33,9 +33,9 @@ def paint(
     transparent: bool,
     inputs: Inputs | None = None,
 ) -> Image.Image:
-    """Returns a picture of exactly `size`, RGB, or RGBA if `transparent`.
+    """Return an image of exactly `size`, RGB, or RGBA if `transparent`.
 
-    `index` tells the images of one request apart. With `inputs`, of the same size, it shows them.
+    `index` makes the images of one request different. `inputs`, of the same size, are composed in.
     """
     width, height = size
     seed = hashlib.sha256(f"{index}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
@@ -45,7 +45,7 @@ def paint(
     caption = lay_out_caption(prompt, width, height)
 
     shrink = max(1, math.ceil(math.sqrt(width * height / SCENE_PIXELS_MAX)))
-    picture = paint_scene(
+    image = paint_scene(
         (math.ceil(width / shrink), math.ceil(height / shrink)),
         palette=palette,
         ridge_kind=choose(RIDGES, words, dice),
@@ -53,38 +53,38 @@ def paint(
         transparent=transparent,
         dice=dice,
     )
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
     if inputs is not None:
         plate = round(caption.top - caption.margin * 0.6)
-        picture = work_in(picture, inputs, index=index, plate_top=plate, plate_colour=palette.near)
-    write_caption(picture, caption)
-    return picture
+        image = work_in(image, inputs, index=index, plate_top=plate, plate_colour=palette.near)
+    write_caption(image, caption)
+    return image
 
 
-def coarsen(picture: Image.Image, stage: int) -> Image.Image:
-    """Returns what a stream shows on the way to `picture`; `stage` counts from 0, the coarsest."""
-    width, height = picture.size
+def coarsen(image: Image.Image, stage: int) -> Image.Image:
+    """Return a partial image on the way to `image`; `stage` counts from 0, the coarsest."""
+    width, height = image.size
     scale = min(1.0, COARSEST_SIDE * 2**stage / min(width, height))
-    few = picture.resize(
+    few = image.resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
     )
-    return few.resize(picture.size, Image.Resampling.BICUBIC)
+    return few.resize(image.size, Image.Resampling.BICUBIC)
 
 
-def encode(picture: Image.Image, output_format: OutputFormat, compression: int | None) -> bytes:
-    """Returns the file; the fastest settings, because nobody keeps a sandbox image.
+def encode(image: Image.Image, output_format: OutputFormat, compression: int | None) -> bytes:
+    """Encode the image with the fastest settings, because sandbox images need no small files.
 
-    `compression` is the quality, 0 to 100, of a jpeg or webp (None: 100); a png is lossless and
+    `compression` is the quality, 0 to 100, of a JPEG or WebP (None: 100); PNG is lossless and
     ignores it.
     """
     quality = 100 if compression is None else compression
     file = io.BytesIO()
     if output_format == "png":
-        picture.save(file, "PNG", compress_level=1)
+        image.save(file, "PNG", compress_level=1)
     elif output_format == "jpeg":
         # Above 95 libjpeg grows the file without a visible gain (Pillow handbook, "JPEG saving").
-        picture.save(file, "JPEG", quality=min(max(quality, 1), 95))
+        image.save(file, "JPEG", quality=min(max(quality, 1), 95))
     else:
-        picture.save(file, "WEBP", quality=min(max(quality, 1), 100), method=0)
+        image.save(file, "WEBP", quality=min(max(quality, 1), 100), method=0)
     return file.getvalue()

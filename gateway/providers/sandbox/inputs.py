@@ -1,4 +1,4 @@
-"""What an edit brings along, and how the sandbox works it into a picture."""
+"""Input images of an edit, and their composition with the sandbox's drawing."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from PIL import Image, ImageOps
 from gateway.providers.sandbox.canvas import WHITE, Colour
 
 PixelReader = Callable[[BinaryIO, int, int], Awaitable[bytes]]
-"""Raw RGBA of a picture that fills the width and height given: strangers' files are decoded where
-they can do no harm, and not here."""
+"""Returns raw RGBA of an image that fills the given width and height. Untrusted files are decoded
+in the sandboxed subprocess, never here."""
 
 PHOTO_SHARE = 0.6
-"""Without a mask: how much of the first input shows through the drawing, 0 to 1."""
+"""Without a mask: opacity of the first input over the drawing, 0 to 1."""
 NUDGE = 4
-"""By how much, of 255, every colour value outside a mask is moved."""
+"""Change, of 255, applied to every colour value outside a mask."""
 PLATE_SHADE = 170
 STRIP_SHARE = 0.16
-"""The side of a small picture, and of the margin around them, in short sides of the image."""
+"""The side of a further input's thumbnail, in short sides of the image."""
 MARGIN_SHARE = 0.03
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An edit's pictures, all RGBA, the first of them at the size of the image to be made.
+    """The input images of an edit, all RGBA; `first` has the size of the output image.
 
-    `area`, of mode L, is 255 where the first input is to change (None: nowhere in particular).
-    `others` are the further inputs, square and small.
+    `area`, of mode L, is 255 where the first input is to change (None: there is no mask). `others`
+    are the further inputs, as small squares.
     """
 
     first: Image.Image
@@ -44,7 +44,7 @@ async def open_inputs(
     markup: BinaryIO | None,
     size: tuple[int, int],
 ) -> Inputs:
-    """Reads the files of an edit; one at least."""
+    """Read the files of an edit, at least one."""
 
     async def read(file: BinaryIO, width: int, height: int) -> Image.Image:
         return Image.frombytes("RGBA", (width, height), await read_pixels(file, width, height))
@@ -66,9 +66,9 @@ async def open_inputs(
 def work_in(
     scene: Image.Image, inputs: Inputs, *, index: int, plate_top: int, plate_colour: Colour
 ) -> Image.Image:
-    """Returns the first input with the scene in the masked area, or blended over all of it.
+    """Return the first input with the scene in the masked area, or blended over all of it.
 
-    A transparent scene cuts the picture out. The caption will stand below `plate_top`.
+    A transparent scene cuts the image out. The caption is printed below `plate_top`.
     """
     coverage = scene.getchannel("A") if scene.mode == "RGBA" else None
     drawn = scene.convert("RGB")
@@ -77,53 +77,53 @@ def work_in(
     if inputs.markup is not None:
         photo.paste(inputs.markup, mask=inputs.markup)
     if inputs.area is None:
-        picture = Image.blend(drawn, photo, PHOTO_SHARE)
+        image = Image.blend(drawn, photo, PHOTO_SHARE)
     else:
-        # To the GPT models a mask is a hint: they paint the whole picture anew. So not one pixel
-        # outside it stays as it was, and where a client was promised that it would, the gateway
-        # has to see to it itself. By the index, because the area may be empty.
-        picture = Image.composite(drawn, _nudged(photo, NUDGE + index), inputs.area)
-    _darken(picture, plate_top, plate_colour)
-    _paste_strip(picture, coverage, inputs.others)
+        # To the GPT models a mask is a hint: they redraw the whole image. So every pixel outside it
+        # changes here too, which tests that the gateway itself keeps its promise of an exact mask.
+        # It depends on the index so that images differ even if the area is empty.
+        image = Image.composite(drawn, _nudged(photo, NUDGE + index), inputs.area)
+    _darken(image, plate_top, plate_colour)
+    _paste_strip(image, coverage, inputs.others)
     if coverage is not None:
-        picture.putalpha(coverage)
-    return picture
+        image.putalpha(coverage)
+    return image
 
 
-def _nudged(picture: Image.Image, by: int) -> Image.Image:
+def _nudged(image: Image.Image, by: int) -> Image.Image:
     table = [value + by if value < 128 else value - by for value in range(256)]
-    return picture.point(table * 3)
+    return image.point(table * 3)
 
 
-def _darken(picture: Image.Image, top: int, colour: Colour) -> None:
-    """Lays a translucent plate under the caption, which is white whatever the input's colours."""
-    height = picture.height - top
+def _darken(image: Image.Image, top: int, colour: Colour) -> None:
+    """Draw a translucent plate under the white caption, so that it is legible on any input."""
+    height = image.height - top
     fade = max(1, height // 4)
     ramp = Image.new("L", (1, height), PLATE_SHADE)
     for y in range(fade):
         ramp.putpixel((0, y), PLATE_SHADE * y // fade)
-    picture.paste(colour, (0, top, *picture.size), ramp.resize((picture.width, height)))
+    image.paste(colour, (0, top, *image.size), ramp.resize((image.width, height)))
 
 
 def _strip_side(size: tuple[int, int], count: int) -> int:
-    """The side of each of `count` small pictures, so that all of them fit into one row."""
+    """Return the side of each of `count` small images, so that all of them fit into one row."""
     unit = min(size)
     room = (size[0] - unit * MARGIN_SHARE) / max(1, count) - unit * MARGIN_SHARE
     return max(1, round(min(unit * STRIP_SHARE, room)))
 
 
 def _paste_strip(
-    picture: Image.Image, coverage: Image.Image | None, others: Sequence[Image.Image]
+    image: Image.Image, coverage: Image.Image | None, others: Sequence[Image.Image]
 ) -> None:
-    """Shows the further inputs in the upper left corner, in their order, each on a white card."""
-    margin = round(min(picture.size) * MARGIN_SHARE)
+    """Draw the further inputs in the upper left corner, in their order, each on a white card."""
+    margin = round(min(image.size) * MARGIN_SHARE)
     left = margin
     for other in others:
         card = Image.new("RGB", other.size, WHITE)
         card.paste(other, mask=other)
         card = ImageOps.expand(card, margin // 8, WHITE)
         box = (left, margin, left + card.width, margin + card.height)
-        picture.paste(card, box)
+        image.paste(card, box)
         if coverage is not None:
             coverage.paste(255, box)
         left += other.width + margin

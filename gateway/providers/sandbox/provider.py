@@ -1,6 +1,6 @@
-"""The provider of test keys: real pictures, realistic usage, failures on demand, no money.
+"""The provider of test keys: synthetic images, realistic usage, failures on demand, no cost.
 
-A prompt that holds one of the magic words fails in that way (docs/sandbox.md).
+A prompt that contains one of the magic words triggers that failure (docs/sandbox.md).
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _STATUSES = {
     Reason.CREDENTIAL: 401,
     Reason.RATE_LIMITED: 429,
 }
-"""As OpenAI answers with; a failure that is not among them came without an answer."""
+"""OpenAI's status for each reason; failures with any other reason have no HTTP answer."""
 _FAILURES: Mapping[str, tuple[Outcome, Reason, str, str | None]] = {
     "[sandbox:moderation]": (
         Outcome.MODERATION,
@@ -58,7 +58,7 @@ _FAILURES: Mapping[str, tuple[Outcome, Reason, str, str | None]] = {
     "[sandbox:rejected]": (
         Outcome.REJECTED,
         Reason.INVALID,
-        "The sandbox refuses this prompt, as asked.",
+        "The sandbox refuses this prompt, as its magic word requests.",
         "invalid_value",
     ),
     "[sandbox:rate_limited]": (
@@ -90,7 +90,7 @@ _FAILURES: Mapping[str, tuple[Outcome, Reason, str, str | None]] = {
 
 @dataclass(frozen=True)
 class _Job:
-    """One request as the sandbox reads it, with everything decided that was left open."""
+    """One request with the sandbox's defaults filled in."""
 
     request: ImageRequest
     size: str
@@ -112,7 +112,7 @@ class _Job:
         )
 
     def paint(self, index: int, inputs: Inputs | None) -> Image.Image:
-        # Jpeg has no alpha channel.
+        # JPEG has no alpha channel.
         transparent = self.background == "transparent" and self.output_format != "jpeg"
         return paint(
             self.request.prompt,
@@ -122,14 +122,14 @@ class _Job:
             inputs=inputs,
         )
 
-    def encode(self, picture: Image.Image) -> str:
-        content = encode(picture, self.output_format, self.request.output_compression)
+    def encode(self, image: Image.Image) -> str:
+        content = encode(image, self.output_format, self.request.output_compression)
         return base64.b64encode(content).decode()
 
-    def partial_image(self, picture: Image.Image, index: int) -> PartialImage:
+    def partial_image(self, image: Image.Image, index: int) -> PartialImage:
         return PartialImage(
             index=index,
-            base64=self.encode(coarsen(picture, index)),
+            base64=self.encode(coarsen(image, index)),
             created=self.created,
             size=self.size,
             quality=self.quality,
@@ -150,7 +150,7 @@ class Sandbox:
         """Draw the images of `request`; the credential is not used.
 
         Raises:
-            ProviderFailure: the prompt asks for it.
+            ProviderFailure: the prompt contains a magic word.
         """
         del credential
         if MAGIC_SLOW in request.prompt:
@@ -169,23 +169,23 @@ class Sandbox:
         return await self._draw_all(_read(request), partials)
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: the sandbox has no connections."""
 
     async def _draw_all(self, job: _Job, partials: PartialSink | None) -> ProviderAnswer:
         request = job.request
         inputs = await job.open_inputs(self._read_pixels)
         images, sent = [], 0
         for index in range(request.n):
-            picture = await asyncio.to_thread(job.paint, index, inputs)
+            image = await asyncio.to_thread(job.paint, index, inputs)
             if request.stream and partials is not None:
                 for stage in range(request.partial_images):
-                    partials(await asyncio.to_thread(job.partial_image, picture, stage))
+                    partials(await asyncio.to_thread(job.partial_image, image, stage))
                     sent += 1
             if MAGIC_STREAM_ERROR in request.prompt:
                 raise ProviderFailure(
                     Outcome.AMBIGUOUS, Reason.UNKNOWN, "The stream broke off.", reply=_reply(OK)
                 )
-            images.append(await asyncio.to_thread(job.encode, picture))
+            images.append(await asyncio.to_thread(job.encode, image))
         return ProviderAnswer(
             images=tuple(images),
             created=job.created,
@@ -199,7 +199,7 @@ class Sandbox:
 
 
 def _reply(status: int) -> ProviderReply:
-    """The made-up answer behind the call, with an id of the form of OpenAI's."""
+    """Return a synthetic reply, with an id in the form of OpenAI's."""
     return ProviderReply(status, f"req_sandbox_{random.getrandbits(64):016x}")
 
 
@@ -217,16 +217,16 @@ def _read(request: ImageRequest) -> _Job:
 def _usage(job: _Job, partial_images: int) -> Usage:
     request = job.request
     each = request.model.tokens.output_tokens(job.quality, *parse_size(job.size))
-    pictures = [*request.inputs, request.mask, request.markup]
+    images = [*request.inputs, request.mask, request.markup]
     return Usage(
         text_input_tokens=-(-len(request.prompt.encode()) // BYTES_PER_TOKEN),
-        image_input_tokens=sum(_input_tokens(picture) for picture in pictures if picture),
+        image_input_tokens=sum(_input_tokens(image) for image in images if image),
         text_output_tokens=0,
         image_output_tokens=request.n * each + partial_images * PARTIAL_IMAGE_TOKENS,
     )
 
 
 def _input_tokens(image: InputImage) -> int:
-    """What an input was seen to cost: 1033 tokens for 1024x1024, one for each patch and 9 more."""
+    """Return the observed cost of an input: one token per patch and 9 more (1033 for 1024x1024)."""
     across, down = (-(-edge // INPUT_PATCH) for edge in (image.width, image.height))
     return min(across * down, INPUT_PATCHES_MAX) + INPUT_FRAME_TOKENS

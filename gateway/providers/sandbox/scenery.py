@@ -1,4 +1,4 @@
-"""The scenery of the sandbox's pictures: calm layered landscapes, chosen by a prompt's words."""
+"""Scenery of the sandbox's images: layered landscapes, chosen by the prompt's words."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -62,12 +62,12 @@ class Palette:
 
     @property
     def is_night(self) -> bool:
-        """Whether the sky is dark enough for stars."""
+        """True if the sky is dark enough for stars."""
         return sum(self.sky_top) < NIGHT_SUM_MAX
 
 
 def choose(table: Mapping[str, str], words: Iterable[str], dice: Random) -> str:
-    """Returns the entry of the first word that the table's keys name, otherwise any entry."""
+    """Return the entry of the first word that the table's keys name, otherwise a random entry."""
     anything = dice.choice(tuple(table.values()))
     named = {word: entry for key, entry in table.items() for word in key.split()}
     return next((named[word] for word in words if word in named), anything)
@@ -82,7 +82,7 @@ def paint_scene(
     transparent: bool,
     dice: Random,
 ) -> Image.Image:
-    """Returns an RGB picture, RGBA if `transparent`: a sky, a disc and layers of land.
+    """Return an RGB image, RGBA if `transparent`: a sky, a disc and layers of land.
 
     The nearest land reaches from the bottom at least up to `floor`, a fraction of the height.
     """
@@ -100,18 +100,18 @@ def paint_scene(
     shine_x = disc_x if water else None
     paint_land(canvas, palette, ridge_kind, (horizon, floor), shine_x, dice)
     if canvas.coverage is not None:
-        canvas.picture.putalpha(canvas.coverage)
-    return canvas.picture
+        canvas.image.putalpha(canvas.coverage)
+    return canvas.image
 
 
 def paint_sky(size: tuple[int, int], palette: Palette, dice: Random) -> Image.Image:
-    """Returns a soft gradient: a few pixels, slightly uneven from side to side, enlarged."""
+    """Return a soft gradient: a few pixels, slightly uneven from side to side, enlarged."""
     sky = palette.sky_top, palette.sky_middle, palette.sky_low
     lean = dice.uniform(-0.16, 0.16)
     seedling = Image.new("RGB", (3, 7))
     for x in range(3):
         for y in range(7):
-            # The horizon's colour is reached at two thirds, since land hides what is below.
+            # The horizon's colour is reached at two thirds, since land hides the part below.
             depth = min(max((y / 6) * 1.4 + lean * (x - 1), 0.0), 1.0) * 2
             upper = min(int(depth), 1)
             seedling.putpixel((x, y), mix(sky[upper], sky[upper + 1], depth - upper))
@@ -119,8 +119,8 @@ def paint_sky(size: tuple[int, int], palette: Palette, dice: Random) -> Image.Im
 
 
 def paint_stars(canvas: Canvas, horizon: float, dice: Random) -> None:
-    """Scatters small stars over the sky, fewer and fainter towards the horizon."""
-    width, height = canvas.picture.size
+    """Scatter small stars over the sky, fewer and fainter towards the horizon."""
+    width, height = canvas.image.size
     for _ in range(round(70 * max(width, height) / canvas.unit)):
         depth = dice.random() ** 1.5
         radius = canvas.unit * dice.choice((0.0012, 0.0016, 0.0022, 0.0034))
@@ -131,8 +131,8 @@ def paint_stars(canvas: Canvas, horizon: float, dice: Random) -> None:
 
 
 def paint_disc(canvas: Canvas, palette: Palette, horizon: float, dice: Random) -> float:
-    """Paints a sun or moon, with its glow, inside translucent rings; returns its middle's x."""
-    width, height = canvas.picture.size
+    """Paint a sun or moon, with its glow, inside translucent rings; return its centre's x."""
+    width, height = canvas.image.size
     colour = palette.disc
     radius = canvas.unit * dice.uniform(0.1, 0.15)
     centre = (
@@ -154,8 +154,8 @@ def paint_disc(canvas: Canvas, palette: Palette, horizon: float, dice: Random) -
 
 
 def paint_clouds(canvas: Canvas, horizon: float, dice: Random) -> None:
-    """Paints a few translucent clouds: three rounded bars each, the middle one the longest."""
-    width, height = canvas.picture.size
+    """Paint a few translucent clouds: three rounded bars each, the middle one the longest."""
+    width, height = canvas.image.size
     for _ in range(dice.randint(2, 4)):
         bar = canvas.unit * dice.uniform(0.014, 0.02)
         span = bar * dice.uniform(10, 16)
@@ -167,7 +167,7 @@ def paint_clouds(canvas: Canvas, horizon: float, dice: Random) -> None:
 
 
 def paint_shine(canvas: Canvas, colour: Colour, at: tuple[float, float], dice: Random) -> None:
-    """Paints the disc's reflection on water: bars that spread out from the horizon at `at`."""
+    """Paint the disc's reflection on water: bars that spread out from the horizon at `at`."""
     bar = canvas.unit * 0.0055
     reach = canvas.unit * 0.17
     bars = []
@@ -187,11 +187,11 @@ def paint_land(
     shine_x: float | None,
     dice: Random,
 ) -> None:
-    """Paints layers of land from the horizon (`span[0]`) to the nearest (`span[1]`).
+    """Paint layers of land from the horizon (`span[0]`) to the nearest (`span[1]`).
 
     With `shine_x`, the farthest is flat water that reflects the disc above that x.
     """
-    width, height = canvas.picture.size
+    width, height = canvas.image.size
     layers = 5
     for layer in range(layers):
         depth = layer / (layers - 1)
@@ -216,8 +216,8 @@ def paint_land(
 
 
 def paint_layer(canvas: Canvas, outline: Points, colour: Colour, foot: Colour) -> None:
-    """Fills everything below `outline`, from `colour` at the crest to `foot` further down."""
-    width, height = canvas.picture.size
+    """Fill everything below `outline`, from `colour` at the crest to `foot` further down."""
+    width, height = canvas.image.size
     top = min(max(math.floor(min(y for _, y in outline)), 0), height - 1)
     solid = min(max(math.ceil(max(y for _, y in outline)), top + 1), height)
     shape = [(x * 2, (y - top) * 2) for x, y in outline]
@@ -230,13 +230,13 @@ def paint_layer(canvas: Canvas, outline: Points, colour: Colour, foot: Colour) -
     fill = ramp.resize((width, height - top), Image.Resampling.NEAREST)
     canvas.stamp(fill.crop((0, 0, *mask.size)), mask, (0, top))
     # Below the lowest point of the crest nothing shows through, which saves most of the mask.
-    canvas.picture.paste(fill.crop((0, solid - top, *fill.size)), (0, solid))
+    canvas.image.paste(fill.crop((0, solid - top, *fill.size)), (0, solid))
     if canvas.coverage is not None:
         canvas.coverage.paste(255, (0, solid, width, height))
 
 
 def make_ridge(kind: str, depth: float, dice: Random) -> Ridge:
-    """Returns a crest; nearer land (`depth` towards 1) is broader than what is far away."""
+    """Return a crest; nearer land (`depth` towards 1) is broader than distant land."""
     phases = [dice.uniform(0, math.tau) for _ in range(3)]
     stretch = dice.uniform(0.85, 1.15) * (1.35 - 0.5 * depth)
 
@@ -262,7 +262,7 @@ def make_ridge(kind: str, depth: float, dice: Random) -> Ridge:
 
 
 def plant_trees(outline: Points, tall: float, dice: Random) -> Points:
-    """Returns the outline with firs of about `tall` pixels standing on it."""
+    """Return the outline with firs of about `tall` pixels standing on it."""
     left = [(-1.0, 0.1), (-0.45, -0.38), (-0.7, -0.38), (-0.3, -0.7), (-0.42, -0.7)]
     fir = [*left, (0.0, -1.1), *((-dx, dy) for dx, dy in reversed(left))]
     planted: Points = []
