@@ -101,7 +101,7 @@ async def test_a_colour_profile_stays_and_a_place_in_exif_goes(decoder: Decoder)
 async def test_a_refusal_quotes_nothing_of_the_picture(decoder: Decoder) -> None:
     with pytest.raises(UnusableImage) as refused:
         await clean(decoder, b"<script>secret</script>")
-    assert refused.value.message == "The file is not a PNG, JPEG or WebP picture."
+    assert refused.value.message == "The file is not a PNG, JPEG or WebP image."
 
 
 # Files
