@@ -125,7 +125,7 @@ def test_the_example_of_the_documentation_works(tmp_path: Path) -> None:
     assert rendered(folder, template.name, title="Jazz") == (
         "Design a poster for an event. Its title reads exactly, letter for letter: “Jazz”. There "
         "is no other lettering.\n\nStyle: a screen print with few flat inks, slightly off "
-        "register. Colors: deep green and cream.\n\nOne strong picture, plenty of space around "
+        "register. Colors: deep green and cream.\n\nOne strong image, plenty of space around "
         "the title, no logos and no watermark."
     )
     meta = prompt_result(
