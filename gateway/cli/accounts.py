@@ -31,13 +31,14 @@ credentials = typer.Typer(help="Provider keys of tenants and users.", no_args_is
 
 TenantOption = Annotated[str, typer.Option("--tenant", help="Name or id of the tenant.")]
 UserOption = Annotated[
-    str | None, typer.Option("--user", help="A user of the tenant: name, id or its last four.")
+    str | None,
+    typer.Option("--user", help="A user of the tenant: name, id or its last four characters."),
 ]
 KeyArgument = Annotated[
     str, typer.Argument(metavar="KEY", help="Id, name or last four characters of the key.")
 ]
 OfTenantOption = Annotated[
-    str | None, typer.Option("--tenant", help="Look only among the keys of this tenant.")
+    str | None, typer.Option("--tenant", help="Search only the keys of this tenant.")
 ]
 
 
@@ -45,21 +46,24 @@ OfTenantOption = Annotated[
 def create_key(
     tenant: TenantOption,
     name: Annotated[
-        str | None, typer.Option(help="What lists and reports call it, e.g. website.")
+        str | None, typer.Option(help="Name in lists and reports, e.g. website.")
     ] = None,
     user: UserOption = None,
-    test: Annotated[bool, typer.Option("--test", help="A sandbox key: costs nothing.")] = False,
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Create a test key, which uses the sandbox and costs nothing."),
+    ] = False,
     scopes: Annotated[
         str | None,
         typer.Option(help=f"Comma-separated: {', '.join(Scope)}. Default: all but the last."),
     ] = None,
     models: Annotated[
-        str | None, typer.Option(help="Comma-separated models it may use. Default: all.")
+        str | None, typer.Option(help="Comma-separated models that the key may use. Default: all.")
     ] = None,
     expires: Annotated[str | None, typer.Option(help="E.g. 90d. Default: never.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an API key. Its secret is shown this once."""
+    """Create an API key. Its secret is shown only once."""
     wanted = _names(scopes)
     unknown = sorted(set(wanted or ()) - set(Scope))
     if unknown:
@@ -96,7 +100,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(tenant: TenantOption, as_json: JsonOption = False) -> None:
-    """Show the keys of a tenant, without secrets."""
+    """List the keys of a tenant, without secrets."""
 
     async def work(core: Reader) -> list[dict[str, Any]]:
         async with core.database.operator() as session:
@@ -147,11 +151,11 @@ def _key_state(expires_at: datetime | None, revoked_at: datetime | None) -> str:
 @keys.command("rename")
 def rename_key(
     key: KeyArgument,
-    name: Annotated[str, typer.Argument(help="The new name; '' takes the old one away.")],
+    name: Annotated[str, typer.Argument(help="The new name; '' removes the name.")],
     tenant: OfTenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Name a key, and all that it was rolled from or into."""
+    """Rename a key and all keys of its line."""
 
     async def work(core: Core) -> KeyInfo:
         async with core.database.operator(by=invoker()) as session:
@@ -162,17 +166,18 @@ def rename_key(
     if as_json:
         print_json(fields(renamed, "id", "name"))
     else:
-        console.print(f"Key {renamed.id} is called {renamed.name or 'nothing now'}.")
+        state = f"is named {renamed.name}" if renamed.name else "has no name now"
+        console.print(f"Key {renamed.id} {state}.")
 
 
 @keys.command("roll")
 def roll_key(
     key: KeyArgument,
-    grace: Annotated[str, typer.Option(help="How long the old key stays valid.")] = "24h",
+    grace: Annotated[str, typer.Option(help="Validity of the old key.")] = "24h",
     tenant: OfTenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a twin of a key; the old one ends after the grace time."""
+    """Create a successor of a key; the old one ends after the grace period."""
     grace_time = parse_duration(grace)
 
     async def work(core: Core) -> IssuedKey:
@@ -187,7 +192,7 @@ def roll_key(
 def revoke_key(
     key: KeyArgument, tenant: OfTenantOption = None, as_json: JsonOption = False
 ) -> None:
-    """End a key now, on every worker within a second."""
+    """Revoke a key now, on every worker within a second."""
 
     async def work(core: Core) -> KeyInfo:
         async with core.database.operator(by=invoker()) as session:
@@ -224,7 +229,7 @@ def _show_issued(issued: IssuedKey, *, as_json: bool) -> None:
         return
     console.print(f"Key {issued.id}{_called(issued)}:")
     console.print(f"\n    {issued.secret.reveal()}\n")
-    console.print("Keep it now; it is not shown again.")
+    console.print("Store it now; it is not shown again.")
 
 
 @credentials.command("set")
@@ -234,7 +239,7 @@ def set_credential(
     user: UserOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store a provider key, read from standard input or asked for; never from the command line."""
+    """Store a provider key, read from standard input or a prompt; never from the command line."""
     text = (
         typer.prompt(f"{provider} key", hide_input=True)
         if sys.stdin.isatty()
@@ -267,7 +272,7 @@ def set_credential(
 
 @credentials.command("list")
 def list_credentials(tenant: TenantOption, as_json: JsonOption = False) -> None:
-    """Show what is stored, without secrets."""
+    """List the stored provider keys, without secrets."""
 
     async def work(core: Reader) -> list[dict[str, object]]:
         async with core.database.operator() as session:
@@ -285,7 +290,11 @@ def list_credentials(tenant: TenantOption, as_json: JsonOption = False) -> None:
             for info in found
         ]
 
-    show(read(work), as_json=as_json, empty="No provider keys stored: calls use the house key.")
+    show(
+        read(work),
+        as_json=as_json,
+        empty="No provider keys stored: calls use the house credential.",
+    )
 
 
 @credentials.command("delete")
@@ -295,7 +304,7 @@ def delete_credential(
     user: UserOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget a stored provider key."""
+    """Delete a stored provider key."""
 
     async def work(core: Core) -> None:
         async with core.database.operator() as session:
@@ -316,7 +325,7 @@ def delete_credential(
 async def find_owner(
     session: TenantSession, tenant_id: UUID, key: str | None, user: str | None
 ) -> tuple[UUID | None, UUID | None]:
-    """Whose a budget or a limit is: the first of a line of keys, or a user."""
+    """Find the owner of a budget or a limit: the first key of a line, or a user."""
     key_id = None if key is None else await lookups.find_line(session, tenant_id, key)
     user_id = None if user is None else (await lookups.find_user(session, tenant_id, user)).id
     return key_id, user_id

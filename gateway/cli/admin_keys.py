@@ -1,4 +1,4 @@
-"""Commands for admin keys. They need the database and the master key, and no admin key."""
+"""Commands for admin keys. They require the database and the master key, but no admin key."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -18,14 +18,14 @@ KeyArgument = Annotated[str, typer.Argument(help="Id, name or last four characte
 
 @admin_keys.command("create")
 def create_admin_key(
-    name: Annotated[str, typer.Option(help="What the audit trail calls it.")],
+    name: Annotated[str, typer.Option(help="Name in the audit trail.")],
     scopes: Annotated[
         str, typer.Option(help=f"Comma-separated: {', '.join(AdminScope)}.")
     ] = AdminScope.ADMIN.value,
     expires: Annotated[str | None, typer.Option(help="E.g. 90d. Default: never.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create an admin key, also where every other is lost. Its secret is shown this once."""
+    """Create an admin key, even if all others are lost. Its secret is shown only once."""
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     expires_at = None if expires is None else _moment_in(expires)
 
@@ -45,7 +45,7 @@ def create_admin_key(
 
 @admin_keys.command("list")
 def list_admin_keys(as_json: JsonOption = False) -> None:
-    """Show admin keys, without secrets: usable, expired and revoked ones."""
+    """List admin keys, without secrets: usable, expired and revoked ones."""
 
     async def work(core: Reader) -> list[AdminKeyInfo]:
         async with core.database.operator() as session:
@@ -69,17 +69,17 @@ def list_admin_keys(as_json: JsonOption = False) -> None:
             for key in found
         ],
         as_json=False,
-        empty="No admin keys. Make one: gateway admin-keys create --name NAME",
+        empty="No admin keys. Create one: gateway admin-keys create --name NAME",
     )
 
 
 @admin_keys.command("roll")
 def roll_admin_key(
     key: KeyArgument,
-    grace: Annotated[str, typer.Option(help="How long the old key stays valid.")] = "24h",
+    grace: Annotated[str, typer.Option(help="Validity of the old key.")] = "24h",
     as_json: JsonOption = False,
 ) -> None:
-    """Make a twin of an admin key; the old one ends after the grace time."""
+    """Create a successor of an admin key; the old one ends after the grace period."""
     grace_time = parse_duration(grace)
 
     async def work(core: Core) -> IssuedAdminKey:
@@ -94,7 +94,7 @@ def roll_admin_key(
 
 @admin_keys.command("revoke")
 def revoke_admin_key(key: KeyArgument, as_json: JsonOption = False) -> None:
-    """End an admin key now, the last one too: `create` makes another."""
+    """Revoke an admin key now, even the last one: `create` makes another."""
 
     async def work(core: Core) -> AdminKeyInfo:
         async with core.database.operator(by=invoker()) as session:
@@ -114,7 +114,7 @@ def _show_issued(issued: IssuedAdminKey, *, as_json: bool) -> None:
         return
     console.print(f"Admin key {issued.name!r}, {issued.id}: {', '.join(issued.scopes)}")
     console.print(f"  {issued.secret.reveal()}")
-    console.print("Keep it now: it is shown this once.")
+    console.print("Store it now: it is not shown again.")
 
 
 def _plain(key: AdminKeyInfo) -> dict[str, object]:

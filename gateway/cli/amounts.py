@@ -1,4 +1,4 @@
-"""How people write durations and sizes on the command line."""
+"""Durations and sizes as users write them on the command line."""
 
 import re
 from datetime import timedelta
@@ -32,7 +32,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(count: int) -> str:
-    """`10 GB`: in the largest unit that needs no fraction."""
+    """Format as `10 GB`: in the largest unit that needs no fraction."""
     for unit in ("TB", "TiB", "GB", "GiB", "MB", "MiB", "kB", "KiB"):
         size = _BYTES[unit.lower()]
         if count and count % size == 0:
@@ -41,7 +41,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_seconds(seconds: int) -> str:
-    """`30d`: in the largest unit that needs no fraction."""
+    """Format as `30d`: in the largest unit that needs no fraction."""
     for unit in ("w", "d", "h", "m"):
         size = int(timedelta(**{_UNITS[unit]: 1}).total_seconds())
         if seconds % size == 0:

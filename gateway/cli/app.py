@@ -1,4 +1,4 @@
-"""The command tree. The module of a command is imported when the command runs, no sooner."""
+"""The command tree. A command's module is imported only when the command runs."""
 
 import gc
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ from gateway import __version__
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a command or a group of commands is, and its line in the help."""
+    """The location of a command or command group, and its line in the help."""
 
     place: str
-    """Module in this package and name in it, with a colon between."""
+    """The module in this package and the name in it, separated by a colon."""
     help: str
 
 
 COMMANDS = {
     "serve": Entry(
         "serving:serve",
-        "Run the server. Migrates first; on a terminal, prints keys and an example to begin with.",
+        "Run the server. Migrates first; on a terminal, prints keys and an example.",
     ),
     "migrate": Entry(
         "operations:migrate",
-        "Bring the database to the newest schema; several at once wait for each other.",
+        "Migrate the database to the newest schema; concurrent runs wait for each other.",
     ),
     "doctor": Entry(
-        "operations:doctor", "Check configuration, database, storage and keys; say what to mend."
+        "operations:doctor", "Check configuration, database, storage and keys; report what to fix."
     ),
     "demo": Entry(
         "demo:demo",
-        "Make an image through the OpenAI client and one through an MCP client; show the usage.",
+        "Make an image with the OpenAI client and one with an MCP client; show the usage.",
     ),
     "mcp-stdio": Entry(
         "mcp:mcp_stdio",
@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "usage": Entry(
         "billing:usage",
-        "Show what was used and what it cost. Default: this month, live and test apart.",
+        "Report usage and cost. Default: this month, live and test separately.",
     ),
     "requests": Entry("requests:requests", "Outcome, cost and provider id of each request."),
     "tenants": Entry("tenants:tenants", "Tenants: the customers that own everything."),
@@ -51,22 +51,22 @@ COMMANDS = {
     "keys": Entry("accounts:keys", "API keys of tenants and users."),
     "admin-keys": Entry("admin_keys:admin_keys", "Keys of operators and of monitoring."),
     "credentials": Entry("accounts:credentials", "Provider keys of tenants and users."),
-    "budgets": Entry("budgets:budgets", "Money limits, held before each call."),
-    "limits": Entry("limits:limits", "How much a minute, and how much at once."),
-    "webhooks": Entry("webhooks:webhooks", "Where events are sent, and what arrived."),
-    "prices": Entry("billing:prices", "Price versions; never edited, only added."),
+    "budgets": Entry("budgets:budgets", "Spending limits; each call reserves its worst-case cost."),
+    "limits": Entry("limits:limits", "Rate limits and concurrency limits."),
+    "webhooks": Entry("webhooks:webhooks", "Webhooks and their deliveries."),
+    "prices": Entry("billing:prices", "Price versions; immutable, new ones are added."),
     "reconcile": Entry(
-        "reconcile:reconcile", "Calls whose real cost is not known: look at them, resolve them."
+        "reconcile:reconcile", "Calls of unknown cost: list, show and resolve them."
     ),
     "master-key": Entry(
-        "master_key:master_key", "Keys at rest: the master key and those that it wraps."
+        "master_key:master_key", "Keys at rest: the master key and the keys that it wraps."
     ),
 }
 """Every command, in the order of the help."""
 
 
 class CommandTree(TyperGroup):
-    """A group that lists its commands from `COMMANDS` and imports the one that is called."""
+    """A group that lists its commands from `COMMANDS` and imports the called one."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the options of typer
         super().__init__(**options)
@@ -74,15 +74,15 @@ class CommandTree(TyperGroup):
             self.add_command(TyperCommand(name=name, help=entry.help))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - typer hides its types
-        """Find the command that is called, for running it or completing its words."""
+        """Find the called command, to run it or to complete its arguments."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and load(str(name)), rest
 
 
 def load(name: str) -> Any:  # noqa: ANN401 - as above
-    """Import a command's module; the command as it runs."""
+    """Import a command's module; return the command as it runs."""
     module, _, attribute = COMMANDS[name].place.partition(":")
-    # What is imported stays: looking for garbage in it meanwhile took a third of the time.
+    # Imported objects stay alive: collecting garbage during imports took a third of the time.
     gc.disable()
     found = getattr(import_module(f"gateway.cli.{module}"), attribute)
     gc.freeze()
@@ -100,7 +100,7 @@ def load(name: str) -> Any:  # noqa: ANN401 - as above
 app = typer.Typer(
     name="gateway",
     cls=CommandTree,
-    help="One place to make images with AI, and to know who spent what.",
+    help="A gateway for image generation, with budgets and cost accounting.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -121,7 +121,7 @@ def _gateway(
         ),
     ] = False,
 ) -> None:
-    """One place to make images with AI, and to know who spent what."""
+    """A gateway for image generation, with budgets and cost accounting."""
 
 
 def main() -> None:

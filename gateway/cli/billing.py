@@ -20,14 +20,14 @@ from gateway.image_models import SeedPrice
 from gateway.money import format_usd, format_usd_short, parse_usd
 from gateway.tenancy import lookups
 
-prices = typer.Typer(help="Price versions; never edited, only added.", no_args_is_help=True)
+prices = typer.Typer(help="Price versions; immutable, new ones are added.", no_args_is_help=True)
 
 
 MONEY = ("cost_usd", "estimated_usd", "open_usd")
 
 
 class ReportFormat(StrEnum):
-    """How a report is printed."""
+    """The output format of a report."""
 
     TABLE = "table"
     JSON = "json"
@@ -39,7 +39,7 @@ def list_prices(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every price version, in US dollars per million tokens or per image."""
+    """List all price versions, in US dollars per million tokens or per image."""
 
     async def work(core: Reader) -> list[Price]:
         async with core.database.operator() as session:
@@ -47,13 +47,13 @@ def list_prices(
 
     found = [price for price in read(work) if model in {None, price.model}]
     if model is not None and not found:
-        refuse(f"There is no price for {model}. `gateway prices list` shows every model.")
+        refuse(f"There is no price for {model}. `gateway prices list` shows all models.")
     _show_prices(found, as_json=as_json)
 
 
 @prices.command("add")
 def add_price(
-    model: Annotated[str, typer.Option(help="Model the price is for.")],
+    model: Annotated[str, typer.Option(help="Model of the price.")],
     text_input: Annotated[
         str | None, typer.Option(help="USD per million text input tokens.")
     ] = None,
@@ -64,18 +64,20 @@ def add_price(
         str | None, typer.Option(help="USD per million image output tokens.")
     ] = None,
     text_output: Annotated[
-        str | None, typer.Option(help="USD per million text output tokens. Default: as image.")
+        str | None, typer.Option(help="USD per million text output tokens. Default: same as image.")
     ] = None,
     per_image: Annotated[
         str | None,
-        typer.Option(help="USD per image instead, e.g. for --model dall-e-2/512x512."),
+        typer.Option(
+            help="USD per image, instead of token rates; e.g. for --model dall-e-2/512x512."
+        ),
     ] = None,
     effective_from: Annotated[
         datetime | None, typer.Option(help="Start of the version (UTC). Default: now.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a price version. Calls held before its start are settled with the old one."""
+    """Add a price version. Calls reserved before its start are settled with the old one."""
     entry = {
         "model": model,
         "text_input": text_input,
@@ -102,9 +104,9 @@ def import_prices(
     try:
         entries = tomllib.loads(file.read_text())["prices"]
     except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError, OSError) as error:
-        refuse(f"{file} is not a price file ({type(error).__name__}: {error}).")
+        refuse(f"{file} is not a valid price file ({type(error).__name__}: {error}).")
     if not isinstance(entries, list):
-        refuse(f"{file} holds no [[prices]] tables.")
+        refuse(f"{file} contains no [[prices]] tables.")
     _add(entries, as_json=as_json)
 
 
@@ -129,7 +131,7 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
 def _version(number: int, entry: object) -> tuple[str, SeedPrice, datetime]:
     where = f"Price {number}"
     if not isinstance(entry, dict):
-        refuse(f"{where} is no [[prices]] table.")
+        refuse(f"{where} is not a [[prices]] table.")
     try:
         return str(entry["model"]), _rates(entry), _start(entry)
     except KeyError as error:
@@ -192,8 +194,8 @@ def _rates_of(price: Price) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A report as it was asked for, in words."""
+class _ReportRequest:
+    """The options of a report as given on the command line."""
 
     tenant: str | None
     start: str | None
@@ -222,25 +224,25 @@ def usage(
         str | None, typer.Option("--key", help="Only this key: id, name or last four characters.")
     ] = None,
     user: Annotated[str | None, typer.Option("--user", help="Only this user: name or id.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only what this model served.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only calls served by this model.")] = None,
     mode: Annotated[str, typer.Option(help="live, test or all.")] = "all",
-    output: Annotated[ReportFormat, typer.Option("--format", help="How to print it.")] = (
+    output: Annotated[ReportFormat, typer.Option("--format", help="Output format.")] = (
         ReportFormat.TABLE
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """Show what was used and what it cost. Default: this month, live and test apart."""
+    """Report usage and cost. Default: this month, live and test separately."""
     modes = {"live": (True,), "test": (False,), "all": (True, False)}.get(mode)
     if modes is None:
-        raise typer.BadParameter("--mode is live, test or all")
+        raise typer.BadParameter("--mode must be live, test or all")
     if last_month and (start or end):
         raise typer.BadParameter("give either --last-month or --from and --to")
-    asked = _Asked(tenant, start, end, last_month, group_by, key, user, model, modes)
+    asked = _ReportRequest(tenant, start, end, last_month, group_by, key, user, model, modes)
     reports = read(lambda core: _reports(core, asked))
     _print_reports(reports, ReportFormat.JSON if as_json else output)
 
 
-async def _reports(core: Reader, asked: _Asked) -> list[tuple[bool, reporting.UsageReport]]:
+async def _reports(core: Reader, asked: _ReportRequest) -> list[tuple[bool, reporting.UsageReport]]:
     grouping = reporting.parse_group_by(asked.group_by, allowed=reporting.GROUP_FIELDS)
     async with core.database.operator() as session:
         owner = None if asked.tenant is None else await lookups.find_tenant(session, asked.tenant)
@@ -303,11 +305,11 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
         )
         console.print()
     if not any(report.total.requests for _, report in reports):
-        console.print("Nothing was used in this period.")
+        console.print("No usage in this period.")
 
 
 def _csv(reports: list[tuple[bool, reporting.UsageReport]]) -> str:
-    """One table; a column tells live from test where both are in it."""
+    """Render one table; a column tells live from test if both are present."""
     if len(reports) == 1:
         return report_csv(reports[0][1])
     lines: list[str] = []

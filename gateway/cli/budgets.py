@@ -1,4 +1,4 @@
-"""Commands for budgets: of tenants, their users and keys, and of the house."""
+"""Commands for budgets: of tenants, their users and keys, and of the house credentials."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,13 +20,13 @@ from gateway.errors import NotFound
 from gateway.money import NanoUsd, format_usd_short, parse_usd
 from gateway.tenancy import lookups
 
-budgets = typer.Typer(help="Money limits, held before each call.", no_args_is_help=True)
+budgets = typer.Typer(
+    help="Spending limits; each call reserves its worst-case cost.", no_args_is_help=True
+)
 
-OfTenantOption = Annotated[
-    str | None, typer.Option("--tenant", help="Name or id of the tenant it is for.")
-]
+OfTenantOption = Annotated[str | None, typer.Option("--tenant", help="Name or id of the tenant.")]
 HouseOption = Annotated[
-    bool, typer.Option("--house", help="For all calls with the gateway's own provider keys.")
+    bool, typer.Option("--house", help="For all calls with the house credentials.")
 ]
 KeyOption = Annotated[
     str | None,
@@ -38,7 +38,7 @@ WindowOption = Annotated[str, typer.Option(help="day, week, month or total.")]
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A session to change budgets in, and whose are meant."""
+    """A session to change budgets in, and their owner."""
 
     session: budgeting.Session
     tenant_id: UUID | None
@@ -57,23 +57,26 @@ def set_budget(
     test: TestOption = False,
     soft: Annotated[
         bool | None,
-        typer.Option("--soft/--hard", help="Soft: it warns, and refuses nothing. New: hard."),
+        typer.Option(
+            "--soft/--hard", help="soft: warn, but refuse no calls. Default for a new budget: hard."
+        ),
     ] = None,
     alert_at: Annotated[
-        str | None, typer.Option(help="Percents at which to warn: 50,80,100; '' for never.")
+        str | None, typer.Option(help="Percentages that trigger a warning: 50,80,100; '' for none.")
     ] = None,
     time_zone: Annotated[
-        str | None, typer.Option(help="With --house: where its days begin. New: UTC.")
+        str | None,
+        typer.Option(help="With --house: time zone of its days. Default for a new budget: UTC."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Limit what a tenant, one of its users or keys, or the house may spend.
+    """Limit the spending of a tenant, one of its users or keys, or the house credentials.
 
-    What is not given stays as it is.
+    Omitted options keep their value.
     """
     _check_owner(tenant, key, user, house=house, test=test)
     if time_zone is not None and not house:
-        raise typer.BadParameter("--time-zone goes with --house; a tenant has its own")
+        raise typer.BadParameter("--time-zone requires --house; a tenant has its own time zone")
     limit, percents = _amount(limit_usd), None if alert_at is None else _percents(alert_at)
 
     async def work(core: Core) -> Budget:
@@ -100,7 +103,7 @@ def set_budget(
         f"The {budget.owner} may spend {_per_window(budget, budget.limit_nano)}"
         + (f" (until {budget.resets_at:%Y-%m-%d %H:%M %Z})." if budget.resets_at else ".")
         + (" It is soft: calls beyond it are not refused." if budget.enforcement == "soft" else "")
-        + (f" It warns at {alerts}." if alerts else " It never warns.")
+        + (f" It warns at {alerts}." if alerts else " It gives no warnings.")
     )
 
 
@@ -108,7 +111,7 @@ def set_budget(
 def list_budgets(
     tenant: OfTenantOption = None, house: HouseOption = False, as_json: JsonOption = False
 ) -> None:
-    """Show the budgets of a tenant, or of the house, and what they have left."""
+    """List the budgets of a tenant, or of the house credentials, and their remainders."""
     _check_owner(tenant, house=house)
 
     async def work(core: Reader) -> list[Budget]:
@@ -138,7 +141,7 @@ def list_budgets(
         ],
         as_json=False,
         title="Budgets, in US dollars",
-        empty=f"No budgets: {spender} may spend without limit.",
+        empty=f"No budgets: the spending of {spender} is not limited.",
         right=("limit", "spent", "held", "left"),
     )
 
@@ -146,8 +149,10 @@ def list_budgets(
 @budgets.command("raise")
 def raise_budget(
     to_usd: Annotated[str, typer.Option(help="The higher limit, e.g. 80.")],
-    until: Annotated[str | None, typer.Option(help="When it ends: 2026-12-01T09:00+01:00.")] = None,
-    lasting: Annotated[str | None, typer.Option("--for", help="Or how long: 24h, 7d.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="End of the raise: 2026-12-01T09:00+01:00.")
+    ] = None,
+    lasting: Annotated[str | None, typer.Option("--for", help="Or its duration: 24h, 7d.")] = None,
     tenant: OfTenantOption = None,
     house: HouseOption = False,
     window: WindowOption = "month",
@@ -156,7 +161,7 @@ def raise_budget(
     test: TestOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a higher limit in force for a time; then the usual one is in force again by itself."""
+    """Raise a limit for a time; afterwards the usual limit applies again."""
     _check_owner(tenant, key, user, house=house, test=test)
     to_nano, end = _amount(to_usd), _end(until, lasting)
 
@@ -186,11 +191,11 @@ def remove_budget(
     user: UserOption = None,
     test: TestOption = False,
     only_raise: Annotated[
-        bool, typer.Option("--raise", help="Only its raise: the usual limit is in force again.")
+        bool, typer.Option("--raise", help="End only the raise: the usual limit applies again.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Lift a limit, or only end its raise."""
+    """Remove a budget, or only end its raise."""
     _check_owner(tenant, key, user, house=house, test=test)
 
     async def work(core: Core) -> Budget:
@@ -208,14 +213,14 @@ def remove_budget(
     elif only_raise:
         console.print(f"The {budget.owner} may spend {limit} again.")
     else:
-        console.print(f"Removed: the {budget.owner} may spend more than {limit} now.")
+        console.print(f"Removed: the limit of {limit} for the {budget.owner}.")
 
 
 @asynccontextmanager
 async def _choose(
     core: Reader, tenant: str | None, key: str | None = None, user: str | None = None
 ) -> AsyncIterator[_Chosen]:
-    """The tenant's budgets, or the house's where none is named."""
+    """Open the tenant's budgets, or the house credentials' if no tenant is named."""
     if tenant is None:
         async with core.database.operator(by=invoker()) as everything:
             yield _Chosen(everything, None)
@@ -234,7 +239,7 @@ async def _find(chosen: _Chosen, window: str, *, test: bool) -> Budget:
             and (budget.livemode is not test or chosen.key_id is not None)  # a key has one mode
         ):
             return budget
-    raise NotFound("There is no such budget. `gateway budgets list` shows those that were set.")
+    raise NotFound("There is no such budget. `gateway budgets list` shows the existing ones.")
 
 
 def _check_owner(
@@ -248,7 +253,7 @@ def _check_owner(
     if house is (tenant is not None):
         raise typer.BadParameter("give either --tenant NAME or --house")
     if house and (key is not None or user is not None or test):
-        raise typer.BadParameter("--key, --user and --test go with --tenant, not with --house")
+        raise typer.BadParameter("--key, --user and --test require --tenant")
 
 
 def _amount(text: str) -> NanoUsd:
@@ -262,7 +267,9 @@ def _percents(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of percents such as 50,80,100") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a list of percentages such as 50,80,100"
+        ) from None
 
 
 def _end(until: str | None, lasting: str | None) -> datetime:
@@ -275,9 +282,9 @@ def _end(until: str | None, lasting: str | None) -> datetime:
         if end.tzinfo is not None:
             return end.astimezone(UTC)
     except (ValueError, OverflowError):
-        pass  # Refused below, as a moment without its offset is.
+        pass  # Refused below, like a time without an offset.
     raise typer.BadParameter(
-        f"{until or lasting!r} is not a moment with its offset, such as 2026-12-01T09:00+01:00"
+        f"{until or lasting!r} is not a time with an offset, such as 2026-12-01T09:00+01:00"
     )
 
 

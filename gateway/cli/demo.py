@@ -1,4 +1,4 @@
-"""`gateway demo`: a running gateway seen through the clients that applications use."""
+"""`gateway demo`: try a running gateway with the clients that applications use."""
 
 import asyncio
 import json
@@ -12,13 +12,13 @@ from gateway.config import load_settings
 
 
 def demo(
-    output_dir: Annotated[Path, typer.Option(help="Where to save the images.")] = Path(),
+    output_dir: Annotated[Path, typer.Option(help="Folder for the images.")] = Path(),
     base_url: Annotated[str | None, typer.Option(help="Address of the gateway.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an image through the OpenAI client and one through an MCP client; show the usage.
+    """Make an image with the OpenAI client and one with an MCP client; show the usage.
 
-    The API key is read from GATEWAY_API_KEY; without it the quick start's test key is used.
+    The API key is read from GATEWAY_API_KEY. Default: the quick start's test key.
     """
     settings = guarded(load_settings)
     path = settings.quickstart_file
@@ -27,12 +27,12 @@ def demo(
     given = settings.api_key.get_secret_value() if settings.api_key else None
     secret = str(given or quickstart.get("test_key", ""))
     if not secret:
-        refuse("No API key: give one with GATEWAY_API_KEY (there is no quick start file here).")
+        refuse("No API key: set GATEWAY_API_KEY (there is no quick start file here).")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        refuse(f"{output_dir} cannot be made: {error.strerror}.")
-    # A third of a second and 13 MB of a client that no other command has a use for.
+        refuse(f"{output_dir} cannot be created: {error.strerror}.")
+    # These clients take a third of a second and 13 MB, and no other command needs them.
     from gateway.cli.demo_clients import DemoFailed, demonstrate  # noqa: PLC0415
 
     say = (lambda _line: None) if as_json else console.print

@@ -1,4 +1,4 @@
-"""The clients of `gateway demo`: OpenAI's own, and one of MCP."""
+"""The clients of `gateway demo`: OpenAI's own, and an MCP client."""
 
 import asyncio
 import base64
@@ -19,16 +19,16 @@ TIMEOUT_SECONDS = 120
 
 
 class DemoFailed(Exception):
-    """No gateway, or one that refuses; the message says which."""
+    """The gateway does not answer, or refuses; the message says which."""
 
 
 async def demonstrate(
     address: str, key: str, output_dir: Path, say: Callable[[str], None]
 ) -> dict[str, list[dict[str, object]]]:
-    """Make an image through either client, saved in `output_dir`; they and the usage of today.
+    """Make an image with each client, save both in `output_dir`; return them and today's usage.
 
     Raises:
-        DemoFailed: the gateway is not there, or refuses.
+        DemoFailed: the gateway does not answer, or refuses.
     """
     try:
         return await _demonstrate(address, key, output_dir, say)

@@ -1,4 +1,4 @@
-"""Commands for limits: requests and images a minute, and generations at once."""
+"""Commands for limits: requests and images per minute, and concurrent generations."""
 
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from gateway.domain import LimitKind
 from gateway.tenancy import limit_rows, lookups
 from gateway.tenancy.limit_rows import StoredLimit
 
-limits = typer.Typer(help="How much a minute, and how much at once.", no_args_is_help=True)
+limits = typer.Typer(help="Rate limits and concurrency limits.", no_args_is_help=True)
 
 KeyOption = Annotated[
     str | None,
@@ -30,24 +30,26 @@ KeyOption = Annotated[
 ]
 TestOption = Annotated[bool, typer.Option("--test", help="For test keys instead of live.")]
 WORDS = {
-    LimitKind.REQUESTS: "requests a minute",
-    LimitKind.IMAGES: "images a minute",
-    LimitKind.CONCURRENT: "generations at once",
+    LimitKind.REQUESTS: "requests per minute",
+    LimitKind.IMAGES: "images per minute",
+    LimitKind.CONCURRENT: "concurrent generations",
 }
 
 
 @limits.command("set")
 def set_limits(
     tenant: TenantOption,
-    requests: Annotated[int | None, typer.Option(help="Requests a minute.", min=0)] = None,
-    images: Annotated[int | None, typer.Option(help="Images a minute; n counts.", min=0)] = None,
-    concurrent: Annotated[int | None, typer.Option(help="Generations at once.", min=0)] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests per minute.", min=0)] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images per minute; each image of n counts.", min=0)
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option(help="Concurrent generations.", min=0)] = None,
     key: KeyOption = None,
     user: UserOption = None,
     test: TestOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Limit a tenant, one of its users or one of its keys. 0 allows nothing."""
+    """Limit a tenant, one of its users or one of its keys. 0 refuses every request."""
     given = {"requests": requests, "images": images, "concurrent": concurrent}
     values = {kind: value for kind, value in given.items() if value is not None}
     if not values:
@@ -78,13 +80,13 @@ def set_limits(
     for limit in made:
         console.print(
             f"The {limit.owner} may make {limit.value} {WORDS[limit.kind]} "
-            f"({'live' if limit.livemode else 'test'}). It is in force now."
+            f"({'live' if limit.livemode else 'test'}). It applies now."
         )
 
 
 @limits.command("list")
 def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
-    """Show the limits of a tenant, its users and its keys, and which defaults are in force."""
+    """List the limits of a tenant, its users and its keys, and the defaults that apply."""
 
     async def work(core: Reader) -> tuple[list[StoredLimit], list[dict[str, object]]]:
         async with core.database.operator() as session:
@@ -111,8 +113,8 @@ def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
 
     found, defaults = read(work)
     rows = [{**_row(limit), "default": False} for limit in found]
-    nobody = dict.fromkeys(("key", "key_name", "user", "user_name"))
-    rows += [{"id": None, **row, **nobody, "default": True} for row in defaults]
+    no_owner = dict.fromkeys(("key", "key_name", "user", "user_name"))
+    rows += [{"id": None, **row, **no_owner, "default": True} for row in defaults]
     if as_json:
         print_json(rows)
         return
@@ -123,14 +125,14 @@ def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
                 "id": row["key"] or row["user"],
                 "mode": "live" if row["livemode"] else "test",
                 "limit": row["value"],
-                "of what": WORDS[LimitKind(str(row["kind"]))],
+                "kind": WORDS[LimitKind(str(row["kind"]))],
                 "set": "default" if row["default"] else "for this owner",
             }
             for row in rows
         ],
         as_json=False,
         title="Limits",
-        empty="No limits: this tenant may make as many as it can pay for.",
+        empty="No limits: only budgets limit this tenant.",
         right=("limit",),
     )
 
@@ -139,14 +141,14 @@ def list_limits(tenant: TenantOption, as_json: JsonOption = False) -> None:
 def remove_limits(
     tenant: TenantOption,
     kind: Annotated[
-        LimitKind | None, typer.Option(help="Only this one. Default: all of the owner.")
+        LimitKind | None, typer.Option(help="Only this kind. Default: all of the owner.")
     ] = None,
     key: KeyOption = None,
     user: UserOption = None,
     test: TestOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take limits of a tenant, or of one of its users or keys, away."""
+    """Remove limits of a tenant, or of one of its users or keys."""
 
     async def work(core: Core) -> list[StoredLimit]:
         async with core.database.operator() as session:
@@ -166,7 +168,7 @@ def remove_limits(
 
     removed = run(work)
     if not removed:
-        refuse("There is no such limit. `gateway limits list` shows those that were set.")
+        refuse("There is no such limit. `gateway limits list` shows the existing ones.")
     if as_json:
         print_json([_row(limit) for limit in removed])
         return

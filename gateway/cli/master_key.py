@@ -29,12 +29,12 @@ from gateway.webhooks import sealing
 ROTATION_LOCK = 4_702_111_234_569
 RESEALERS = (credentials.reseal, sealing.reseal, sealing.reseal_house)
 master_key = typer.Typer(
-    help="Keys at rest: the master key and those that it wraps.", no_args_is_help=True
+    help="Keys at rest: the master key and the keys that it wraps.", no_args_is_help=True
 )
 
 
 class Rolled(StrEnum):
-    """What `roll` makes another version of."""
+    """A secret that `roll` creates a new version of."""
 
     PEPPER = "pepper"
     LINK_KEY = "link-key"
@@ -43,25 +43,27 @@ class Rolled(StrEnum):
 @master_key.command("rotate")
 def rotate_master_key(
     prune: Annotated[
-        bool, typer.Option("--prune", help="Afterwards remove keys that nothing uses any more.")
+        bool, typer.Option("--prune", help="Afterwards remove keys that are no longer used.")
     ] = False,
     data_keys: Annotated[
         bool,
-        typer.Option("--data-keys", help="Replace the data keys instead of wrapping them anew."),
+        typer.Option("--data-keys", help="Replace the data keys instead of re-wrapping them."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Wrap every data key under a new master key while the gateway serves.
+    """Wrap every data key with a new master key while the gateway serves.
 
     With a key file: adds a new key to it and re-wraps; run again with --prune after every server
-    has picked it up (a minute) to remove old keys. With GATEWAY_MASTER_KEY: set it to
-    `new,old` on every server first, then run this, then remove the old one.
+    has loaded it (a minute) to remove old keys. With GATEWAY_MASTER_KEY: set it to `new,old` on
+    every server first, then run this, then remove the old one.
 
-    With --data-keys: gives every tenant a new data key and seals its provider keys and webhook
-    secrets anew. Stopped midway, it goes on where it was when it is run again.
+    With --data-keys: gives every tenant a new data key and re-encrypts its provider keys and
+    webhook secrets. If interrupted, the next run resumes it.
     """
     if data_keys and prune:
-        raise typer.BadParameter("--data-keys and --prune are separate steps")
+        raise typer.BadParameter(
+            "--data-keys and --prune cannot be combined; run them one after the other"
+        )
     if data_keys:
         _rotate_data_keys(as_json=as_json)
         return
@@ -87,22 +89,22 @@ def rotate_master_key(
 def roll_secret(
     what: Annotated[Rolled, typer.Argument(help="pepper (of API keys) or link-key (of images).")],
     links_end_now: Annotated[
-        bool, typer.Option("--links-end-now", help="After a leak: old links open nothing more.")
+        bool, typer.Option("--links-end-now", help="After a leak: invalidate old links now.")
     ] = False,
     links_valid_for: Annotated[
         str | None,
-        typer.Option(help="How long old links stay valid. Default: GATEWAY_IMAGE_TTL_SECONDS."),
+        typer.Option(help="Validity of old links. Default: GATEWAY_IMAGE_TTL_SECONDS."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make another pepper or link key while the gateway serves.
+    """Create a new pepper or link key while the gateway serves.
 
-    Each API key takes the new pepper at its next use; `status` counts those still on the old one,
-    and `retire-pepper` ends it. New links are signed with the new key from a minute and a half
-    later; the old one is accepted until the longest link has ended.
+    Each API key moves to the new pepper at its next use; `status` counts those still on the old
+    one, and `retire-pepper` ends it. New links are signed with the new key from a minute and a half
+    later; the old one is accepted until the longest link has expired.
     """
     if what is Rolled.PEPPER and (links_end_now or links_valid_for):
-        raise typer.BadParameter("--links-… go with link-key")
+        raise typer.BadParameter("the --links-… options require link-key")
     lifetime = None if links_valid_for is None else parse_duration(links_valid_for)
 
     async def work(core: Core) -> dict[str, object]:
@@ -123,7 +125,7 @@ def roll_secret(
     if as_json:
         print_json(result)
     else:
-        console.print(f"{what.value} version {result['version']} is made.")
+        console.print(f"{what.value} version {result['version']} is created.")
 
 
 @master_key.command("retire-pepper")
@@ -133,9 +135,9 @@ def retire_pepper(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove every pepper but the newest. Keys that have not been used since the roll must end.
+    """Remove every pepper but the newest. Keys not used since the roll must be revoked.
 
-    A day after the roll the gateway does this by itself, once no usable key needs an old pepper.
+    A day after the roll the gateway does this itself, once no usable key needs an old pepper.
     """
 
     async def work(core: Core) -> dict[str, object]:
@@ -146,8 +148,8 @@ def retire_pepper(
             left = await key_status.count_on_old_peppers(session, core.pepper.version)
             if left and not end_keys:
                 raise InvalidRequest(
-                    f"{left} usable keys have not been used since the pepper was rolled. Wait for "
-                    "them, or revoke them with --end-keys."
+                    f"{left} usable keys have not been used since the pepper was rolled. Wait "
+                    "until they are used, or revoke them with --end-keys."
                 )
             ended = await key_status.end_keys_on_old_peppers(session, core.pepper.version)
             retired = await gateway_secrets.retire_peppers(session, core.vault, ended_keys=ended)
@@ -157,12 +159,12 @@ def retire_pepper(
     if as_json:
         print_json(result)
     else:
-        console.print(f"Retired: pepper {result['retired']}. Keys ended: {result['ended_keys']}.")
+        console.print(f"Retired: pepper {result['retired']}. Keys revoked: {result['ended_keys']}.")
 
 
 @master_key.command("status")
 def show_status(as_json: JsonOption = False) -> None:
-    """Show the versions of every key, their ages, and what still needs an old one."""
+    """Show the versions of all keys, their ages, and the objects that still need an old one."""
 
     async def work(reader: Reader) -> list[KeyStatus]:
         configured = _configured(reader.settings).ids
@@ -219,19 +221,19 @@ def _rotate_data_keys(*, as_json: bool) -> None:
     else:
         console.print(
             f"{'Resumed. ' if done.resumed else ''}{done.tenants} tenants have a new data key; "
-            f"{done.secrets} secrets are sealed anew. Old data keys go in five minutes."
+            f"{done.secrets} secrets are re-encrypted. Old data keys are deleted in five minutes."
         )
     if done.unreadable:
         errors.print(
-            f"{len(done.unreadable)} secrets do not open and stay as they are; store them again: "
-            f"{', '.join(str(one) for one in done.unreadable[:10])}"
+            f"{len(done.unreadable)} secrets cannot be decrypted and are unchanged; store them "
+            f"again: {', '.join(str(one) for one in done.unreadable[:10])}"
         )
         raise typer.Exit(1)
 
 
 async def _rotate(core: Core, *, prune: bool) -> dict[str, object]:
     keys = core.vault.master_keys
-    keys.wrapping()  # reads the file again, should another rotation have changed it
+    keys.wrapping()  # read the file again, in case another rotation has changed it
     removed: list[str] = []
     if prune:
         removed = await _prune(core, keys)
@@ -255,7 +257,9 @@ def _add_key(keys: MasterKeys, path: Path) -> None:
 
 async def _prune(core: Core, keys: MasterKeys) -> list[str]:
     if keys.path is None:
-        raise ConfigurationError("GATEWAY_MASTER_KEY is yours to edit; --prune edits a key file.")
+        raise ConfigurationError(
+            "--prune edits a key file; with GATEWAY_MASTER_KEY, remove the old key yourself."
+        )
     used = await used_master_key_ids(core.database) | {keys.wrapping()[0]}
     removed = [key_id for key_id in keys.ids if key_id not in used]
     write_key_file(keys.path, [keys.opening(key_id) for key_id in keys.ids if key_id in used])

@@ -1,4 +1,4 @@
-"""`gateway mcp-stdio`: what desktop MCP clients start. Imports no database, so that it is quick."""
+"""`gateway mcp-stdio`, started by desktop MCP clients. Imports no database, to start quickly."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ def mcp_stdio(
 ) -> None:
     """Connect an MCP client that starts local programs to a gateway: MCP on stdin and stdout.
 
-    The API key is read from GATEWAY_API_KEY; without it, and on the machine of a quick start, its
-    test key is used. No .env file is read: clients start this in folders of all kinds.
+    The API key is read from GATEWAY_API_KEY. Default, on the machine of a quick start: its
+    test key. No .env file is read: clients start this command in arbitrary folders.
     """
     try:
         settings = load_settings(read_env_file=False)
@@ -45,12 +45,12 @@ def mcp_stdio(
 
 
 def find_gateway(settings: Settings, url: str | None) -> tuple[str, SecretStr]:
-    """The endpoint and the key for it.
+    """Find the endpoint and its key.
 
-    The quick start's key goes to the quick start's own gateway and to no other.
+    The quick start's key is sent to the quick start's own gateway only.
 
     Raises:
-        ConfigurationError: there is no key, or no address that a key may be sent to.
+        ConfigurationError: no key is set, or a key may not be sent to the address.
     """
     quickstart = _read_quickstart(settings)
     named = settings.public_url if "public_url" in settings.model_fields_set else None
@@ -63,18 +63,18 @@ def find_gateway(settings: Settings, url: str | None) -> tuple[str, SecretStr]:
     if not secret:
         raise ConfigurationError(
             f"There is no API key for {endpoint}. Set GATEWAY_API_KEY in the environment that the "
-            "client gives this command."
+            "client passes to this command."
         )
     if not SECRET_FORM.fullmatch(secret) or secret.startswith("${"):
         raise ConfigurationError(
-            "GATEWAY_API_KEY does not hold a key but something with spaces, or a ${variable} that "
-            "the client did not fill in."
+            "GATEWAY_API_KEY is not a valid key: it contains spaces, or a ${variable} that "
+            "the client did not replace."
         )
     return endpoint, SecretStr(secret)
 
 
 def _read_quickstart(settings: Settings) -> dict[str, str]:
-    """Address and test key of the quick start, or nothing."""
+    """Address and test key of the quick start; empty without one."""
     if not settings.uses_embedded_postgres:
         return {}
     try:
@@ -98,6 +98,6 @@ async def _refuse(message: str) -> None:
 
 
 def say(message: str) -> None:
-    """One line on stderr, whoever worded it: stdout belongs to the protocol."""
+    """Print one line on stderr, on behalf of any module: stdout belongs to the protocol."""
     shown = (sign if sign.isprintable() else " " for sign in message[:MAX_LINE_CHARACTERS])
     typer.echo("".join(shown), err=True)

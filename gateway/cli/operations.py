@@ -1,4 +1,4 @@
-"""Commands that keep the gateway: migrate, doctor, master-key."""
+"""Operational commands: migrate, doctor."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Note = Callable[[str, str, str], None]
 
 
 def migrate(as_json: JsonOption = False) -> None:
-    """Bring the database to the newest schema; several at once wait for each other."""
+    """Migrate the database to the newest schema; concurrent runs wait for each other."""
 
     async def work(core: Core) -> str:
         return core.revision
@@ -43,7 +43,7 @@ def migrate(as_json: JsonOption = False) -> None:
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check configuration, database, storage and keys; say what to mend."""
+    """Check configuration, database, storage and keys; report what to fix."""
     checks: list[dict[str, object]] = []
 
     def note(what: str, state: str, detail: str) -> None:
@@ -52,10 +52,10 @@ def doctor(as_json: JsonOption = False) -> None:
     try:
         settings = load_settings()
         configure_logging("WARNING", "console")
-        note("configuration", "ok", "the environment can be used")
+        note("configuration", "ok", "the environment is valid")
         asyncio.run(_examine(settings, note))
     except (ConfigurationError, GatewayError) as error:
-        # The first thing that cannot work ends the examination: what follows builds on it.
+        # The first failure ends the checks: later ones depend on it.
         note("configuration" if not checks else "start", "wrong", str(error))
     show(checks, as_json=as_json)
     if any(check["state"] == "wrong" for check in checks):
@@ -64,7 +64,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 async def _examine(settings: Settings, note: Note) -> None:
     async with open_reader(settings):
-        pass  # refuses where there is nothing to examine; opening a gateway would create it
+        pass  # refuses if there is no data to examine; opening a gateway would create it
     async with open_gateway(settings) as gateway:
         kind = "external"
         if settings.uses_embedded_postgres:
@@ -76,9 +76,15 @@ async def _examine(settings: Settings, note: Note) -> None:
         await _examine_secrets(gateway, note)
         await _examine_store(gateway, note)
         if settings.openai_api_key is None:
-            note("house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own")
+            note(
+                "house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own key"
+            )
         else:
-            note("house key", "ok", f"set, for {settings.openai_base_url} (not tried: calls cost)")
+            note(
+                "house key",
+                "ok",
+                f"set, for {settings.openai_base_url} (not tested: calls cost money)",
+            )
         _examine_limits(gateway, note)
         templates = load_templates(settings.prompts_dir)
         note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
@@ -87,7 +93,7 @@ async def _examine(settings: Settings, note: Note) -> None:
 
 
 async def _examine_store(gateway: Gateway, note: Note) -> None:
-    """Try the image store, and say how many paid images wait for it."""
+    """Test the image store, and report the paid images that wait for it."""
     settings = gateway.settings
     name = f"doctor/{new_image_id()}"
     store = open_store(settings.image_storage_url, settings.s3_options)
@@ -107,11 +113,11 @@ async def _examine_store(gateway: Gateway, note: Note) -> None:
     except (StorageFailed, NotFound) as error:
         note("storage", "wrong", f"{settings.image_storage_url}: {error}")
         return
-    note("storage", "ok", f"{settings.image_storage_url} takes, gives and deletes")
+    note("storage", "ok", f"{settings.image_storage_url} accepts, returns and deletes files")
 
 
 async def _examine_secrets(gateway: Gateway, note: Note) -> None:
-    """Say how many versions are valid; `gateway master-key status` shows each."""
+    """Report the number of valid versions; `gateway master-key status` shows each."""
     async with gateway.database.operator() as session:
         found = await key_status.read_status(session, gateway.core.vault.master_keys.ids)
     missing = [one.version for one in found if one.state == "missing"]
@@ -123,13 +129,13 @@ async def _examine_secrets(gateway: Gateway, note: Note) -> None:
     if missing:
         note("keys at rest", "wrong", f"sealed with master keys not configured: {missing}")
     else:
-        note("keys at rest", "ok", "; ".join(beside) or "the newest versions alone")
+        note("keys at rest", "ok", "; ".join(beside) or "only the newest versions are in use")
 
 
 def _examine_limits(gateway: Gateway, note: Note) -> None:
     processes = gateway.limiter.processes
     if gateway.settings.redis_url is None:
-        note("limits", "none", "GATEWAY_REDIS_URL is not set: each process counts for itself")
+        note("limits", "none", "GATEWAY_REDIS_URL is not set: each process counts separately")
     elif processes is None:
         note("limits", "wrong", f"Redis of GATEWAY_REDIS_URL: {gateway.limiter.trouble}")
     else:

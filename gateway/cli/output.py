@@ -1,4 +1,4 @@
-"""How commands speak: tables for people, JSON for programs, one sentence for a refusal."""
+"""Output of commands: tables for people, JSON for programs, one sentence for a refusal."""
 
 import asyncio
 import dataclasses
@@ -27,18 +27,18 @@ from gateway.telemetry import configure_logging
 
 T = TypeVar("T")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-|\bimg_|\bigw_")
-"""What must be read as a whole: ids of rows and images, and keys."""
+"""Columns that must not be folded or cut: ids of rows and images, and keys."""
 REFUSED = 1
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-# Where nobody looks (a pipe, a file) a table is as wide as it needs to be.
+# If the output is not a terminal (a pipe, a file), a table is as wide as it needs to be.
 WIDTH = None if sys.stdout.isatty() else 200
-# Names come from users, so nothing printed is read as markup.
+# Names come from users, so markup in the output is never interpreted.
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=WIDTH)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def read(work: Callable[[Reader], Coroutine[Any, Any, T]]) -> T:
-    """Do work that only reads, on the data of a gateway that is there; refusals as `run`."""
+    """Run read-only work on the data of an existing gateway; refusals as in `run`."""
 
     async def opened() -> T:
         settings = load_settings()
@@ -50,7 +50,7 @@ def read(work: Callable[[Reader], Coroutine[Any, Any, T]]) -> T:
 
 
 def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
-    """Open the core, do the work, close; a refusal is one sentence and exit status 1."""
+    """Open the core, run the work, close; a refusal is one sentence and exit status 1."""
 
     async def opened() -> T:
         async with core() as opened_core:
@@ -60,25 +60,25 @@ def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
 
 
 def invoker() -> Actor:
-    """Whoever runs this command, as the audit trail names him: by his login on this machine."""
+    """The operator who runs this command, by login on this machine, for the audit trail."""
     return Actor("cli", login_of_this_process())
 
 
 @asynccontextmanager
 async def core() -> AsyncIterator[Core]:
-    """The core, opened with the environment's settings."""
+    """Open the core with the environment's settings."""
     settings = load_settings()
     configure_logging("WARNING", "console")
-    # Imported by the commands that change something, not by those that only read.
+    # Imported here, so that read-only commands start faster.
     open_core = import_module("gateway.opening").open_core
     async with open_core(settings) as opened:
         if opened.new_admin_key is not None and not settings.uses_embedded_postgres:
-            errors.print(f"The first admin key stands in {settings.quickstart_file}")
+            errors.print(f"The first admin key is in {settings.quickstart_file}")
         yield opened
 
 
 def guarded(work: Callable[[], T]) -> T:
-    """Run `work`; what it refuses is said in one sentence."""
+    """Run `work`; print its refusal as one sentence."""
     try:
         return work()
     except (ConfigurationError, GatewayError) as error:
@@ -88,19 +88,19 @@ def guarded(work: Callable[[], T]) -> T:
 
 
 def refuse(message: str) -> NoReturn:
-    """Say why and end with status 1."""
+    """Print the reason and end with status 1."""
     errors.print("Refused: ", style="bold red", end="")
     errors.print(message)
     raise typer.Exit(REFUSED)
 
 
 def confirm(consequence: str, name: str) -> None:
-    """Let the user type the name of what is to be deleted; anything else ends the command."""
+    """Let the user type the name of the object to delete; any other input ends the command."""
     errors.print(consequence)
-    errors.print("Type its name to go on:", end=" ")
-    # Not typer's prompt, which writes to standard output too, where programs read.
+    errors.print("Type its name to continue:", end=" ")
+    # Not typer's prompt, which also writes to standard output, where programs read.
     if sys.stdin.readline().rstrip("\r\n") != name:
-        refuse(f"This was not the name {name!r}, so nothing was deleted.")
+        refuse(f"The input does not match the name {name!r}; nothing was deleted.")
 
 
 def show(
@@ -108,7 +108,7 @@ def show(
     *,
     as_json: bool,
     title: str | None = None,
-    empty: str = "Nothing here yet.",
+    empty: str = "No entries yet.",
     right: Sequence[str] = (),
 ) -> None:
     """Print rows as a table, or as a JSON array."""
@@ -132,7 +132,7 @@ def show(
         )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    # An id that is folded or cut cannot be copied: a table too wide for the terminal stays so.
+    # A folded or cut id cannot be copied, so a table may be wider than the terminal.
     console.print(table, soft_wrap=False, crop=False)
 
 
@@ -143,7 +143,7 @@ def print_json(value: object) -> None:
 
 
 def fields(value: object, *names: str) -> dict[str, object]:
-    """Some attributes of a value, by name."""
+    """Collect some attributes of a value, by name."""
     return {name: getattr(value, name) for name in names}
 
 

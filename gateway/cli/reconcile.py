@@ -1,4 +1,4 @@
-"""Commands for calls whose cost is not known: listed, shown, swept, and resolved."""
+"""Commands for calls of unknown cost: list, show, sweep, and resolve."""
 
 import dataclasses
 from enum import StrEnum
@@ -17,19 +17,19 @@ from gateway.core import Core, Reader
 from gateway.money import NanoUsd, format_usd, parse_usd
 
 reconcile = typer.Typer(
-    help="Calls whose real cost is not known: look at them, resolve them.", no_args_is_help=True
+    help="Calls of unknown cost: list, show and resolve them.", no_args_is_help=True
 )
 SHOWN_AT_MOST = 1000
 IdArgument = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="Of the call's generation; its first or last four characters do."
+        metavar="ID", help="Id of the call's generation, or its first or last four characters."
     ),
 ]
 
 
 class Which(StrEnum):
-    """Which open calls to list."""
+    """A filter on the state of calls."""
 
     OPEN = "open"
     HELD = "held"
@@ -48,14 +48,17 @@ _STATES: dict[Which, tuple[OpenState, ...]] = {
 @reconcile.command("list")
 def list_calls(
     state: Annotated[
-        Which, typer.Option(help="open: unknown and estimated. held: under way.")
+        Which, typer.Option(help="open: unknown and estimated. held: in progress.")
     ] = Which.OPEN,
     limit: Annotated[
-        int, typer.Option(min=1, max=SHOWN_AT_MOST, help="Of each state, newest first.")
+        int,
+        typer.Option(
+            min=1, max=SHOWN_AT_MOST, help="At most this many of each state, newest first."
+        ),
     ] = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """List the calls whose cost is not known."""
+    """List the calls of unknown cost."""
 
     async def work(core: Reader) -> list[OpenCall]:
         async with core.database.operator() as session:
@@ -80,14 +83,14 @@ def list_calls(
             for call in read(work)
         ],
         as_json=as_json,
-        empty="No call's cost is open.",
+        empty="There are no calls of unknown cost.",
         right=("amount_usd",),
     )
 
 
 @reconcile.command("show")
 def show_call(call_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Show one call: its money, its ledger lines, and how it was resolved."""
+    """Show one call: its amounts, its ledger entries, and how it was resolved."""
 
     async def work(core: Reader) -> CallRecord:
         async with core.database.operator() as session:
@@ -100,17 +103,17 @@ def show_call(call_id: IdArgument, as_json: JsonOption = False) -> None:
 @reconcile.command("resolve")
 def resolve_call(
     call_id: IdArgument,
-    reason: Annotated[str, typer.Option(help="Goes into the audit trail.")],
+    reason: Annotated[str, typer.Option(help="Recorded in the audit trail.")],
     cost_usd: Annotated[
-        str | None, typer.Option(help="It did cost this much, e.g. 0.0059. Final.")
+        str | None, typer.Option(help="Post this cost, e.g. 0.0059. Final.")
     ] = None,
     void: Annotated[
-        bool, typer.Option("--void", help="It cost nothing: the money is given back.")
+        bool, typer.Option("--void", help="The call cost nothing: release the reservation.")
     ] = False,
-    accept: Annotated[bool, typer.Option("--accept", help="Its estimate stands. Final.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Accept the estimate. Final.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write down what a call did cost: one of --cost-usd, --void, --accept, and a reason."""
+    """Resolve a call of unknown cost: one of --cost-usd, --void, --accept, and a reason."""
     chosen: list[Verdict] = []
     chosen += ["post"] if cost_usd is not None else []
     chosen += ["void"] if void else []
@@ -129,7 +132,9 @@ def resolve_call(
 
 @reconcile.command("run")
 def run_sweep(as_json: JsonOption = False) -> None:
-    """Sweep once, now: settle what killed workers left, mark late calls, estimate unknown ones."""
+    """Sweep now, once: settle the calls of killed workers, expire late calls, estimate unknown
+    ones.
+    """
 
     async def work(core: Core) -> tuple[Recovered, Swept]:
         journals = DeadJournals(core.database, core.settings.resolved_journal_dir)
@@ -145,9 +150,9 @@ def run_sweep(as_json: JsonOption = False) -> None:
         print_json({**dataclasses.asdict(recovered), **dataclasses.asdict(swept)})
     else:
         console.print(
-            f"Of killed workers: {recovered.settled} settled by their journal, "
+            f"Calls of killed workers: {recovered.settled} settled by their journal, "
             f"{recovered.voided} void, {recovered.unknown} unknown. "
-            f"Past their deadline and unknown now: {swept.expired}. Estimated: {swept.estimated}."
+            f"Expired and now unknown: {swept.expired}. Estimated: {swept.estimated}."
         )
 
 

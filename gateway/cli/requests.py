@@ -24,11 +24,11 @@ requests = typer.Typer(help="Outcome, cost and provider id of each request.", no
 def list_requests(
     tenant: Annotated[
         str | None,
-        typer.Option(help="Name, id or last four characters of it. Default: every tenant."),
+        typer.Option(help="Name, id or last four characters of the tenant. Default: all."),
     ] = None,
-    status: Annotated[int | None, typer.Option(help="Of the HTTP answer, e.g. 402.")] = None,
+    status: Annotated[int | None, typer.Option(help="HTTP status, e.g. 402.")] = None,
     error_code: Annotated[str | None, typer.Option(help="E.g. budget_exceeded.")] = None,
-    model: Annotated[str | None, typer.Option(help="As requested or as served.")] = None,
+    model: Annotated[str | None, typer.Option(help="Requested or served model.")] = None,
     key: Annotated[
         str | None, typer.Option(help="Only this API key: id, name or last four characters.")
     ] = None,
@@ -39,16 +39,18 @@ def list_requests(
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="Last day, or a date-time.")] = None,
     livemode: Annotated[bool | None, typer.Option("--live/--test", help="Default: both.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
-    after: Annotated[str | None, typer.Option(help="Older ones than this request of ours.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number.")] = 20,
+    after: Annotated[
+        str | None, typer.Option(help="Only requests older than the one with this X-Request-Id.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show requests, newest first."""
+    """List requests, newest first."""
 
     async def work(core: Reader) -> Page[LoggedRequest]:
         async with core.database.operator() as session:
             owner = None if tenant is None else (await find_tenant(session, tenant)).id
-            # Requests name the first of a line of rolled keys, as reports do.
+            # Requests, like reports, refer to the first key of a rolled line.
             line = None if key is None else await find_line(session, owner, key, param="--key")
             chosen = RequestFilter(
                 status=status,
@@ -68,16 +70,16 @@ def list_requests(
     if as_json:
         print_json([render_for_operators(one) for one in page.items])
         return
-    show([_row(one) for one in page.items], as_json=False, empty="No such requests.")
+    show([_row(one) for one in page.items], as_json=False, empty="No matching requests.")
     if page.has_more:
-        console.print(f"Older ones: --after {page.items[-1].row.id}")
+        console.print(f"For older requests: --after {page.items[-1].row.id}")
 
 
 @requests.command("show")
 def show_request(
     request_id: Annotated[
         str,
-        typer.Argument(help="X-Request-Id (ours or the client's own) or a generation's id."),
+        typer.Argument(help="X-Request-Id (the gateway's or the client's) or a generation's id."),
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -116,7 +118,7 @@ def _row(logged: LoggedRequest) -> dict[str, object]:
 
 
 def _facts(detail: RequestDetail) -> Iterator[tuple[str, str]]:
-    """The known facts, in the order in which an operator asks for them."""
+    """List the known facts, in the order in which an operator needs them."""
     logged, row = detail.request, detail.request.row
     yield "request", row.id
     if row.client_request_id is not None:
@@ -128,7 +130,7 @@ def _facts(detail: RequestDetail) -> Iterator[tuple[str, str]]:
     yield "answer", str(row.status) + (f" {row.error_code}" if row.error_code else "")
     if row.reason is not None or row.error_param is not None:
         param = f"parameter {row.error_param}" if row.error_param else None
-        yield "because of", ", ".join(part for part in (row.reason, param) if part)
+        yield "cause", ", ".join(part for part in (row.reason, param) if part)
     yield from _caller(logged)
     if row.requested_model is not None:
         served = row.served_model
@@ -163,7 +165,7 @@ def _caller(logged: LoggedRequest) -> Iterator[tuple[str, str]]:
 def _money(logged: LoggedRequest, purchase: Purchase | None) -> Iterator[tuple[str, str]]:
     row = logged.row
     if purchase is None:
-        yield "cost", "nothing was held or bought"
+        yield "cost", "nothing was reserved or bought"
         return
     replayed = ", bought by an earlier request" if row.replayed else ""
     yield "generation", f"{purchase.id}{replayed}"

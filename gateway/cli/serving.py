@@ -1,4 +1,4 @@
-"""`gateway serve`: one process, or several workers behind one port, and what they say at start."""
+"""`gateway serve`: one process, or several workers on one port, and the start-up message."""
 
 import asyncio
 import errno
@@ -38,10 +38,10 @@ from gateway.web.connections.protocol import BoundedConfig
 
 ACCEPTED_PER_TURN = 16
 SIGNALLED = 128
-"""Plus the signal's number, what shells say of a process that a signal has ended."""
+"""Exit status of a process ended by a signal, as shells report it, minus the signal's number."""
 WORKER_SILENCE_SECONDS = 60
-"""A worker that answers its supervisor no sooner is killed and replaced. Python takes seconds to
-start, on a busy machine many: a shorter time kills each replacement in turn."""
+"""A worker that does not answer its supervisor within this time is replaced. Python takes seconds
+to start, on a busy machine many: a shorter time would kill each replacement in turn."""
 
 
 def serve(
@@ -59,7 +59,7 @@ def serve(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the server. Migrates first; on a terminal, prints keys and an example to begin with."""
+    """Run the server. Migrates first; on a terminal, prints keys and an example."""
     settings = guarded(load_settings)
     host, port = host or settings.host, port or settings.port
     workers = workers or settings.workers
@@ -69,8 +69,8 @@ def serve(
         settings = settings.model_copy(update={"public_url": f"http://{shown}:{port}"})
     if workers > 1 and settings.mcp_sse:
         refuse(
-            f"GATEWAY_MCP_SSE needs one process, and {workers} workers were asked for: a session "
-            "lives in the process that holds its stream. Use --workers 1, or switch it off."
+            f"GATEWAY_MCP_SSE needs one process, and {workers} workers were requested: a session "
+            "lives in the process that holds its stream. Use --workers 1, or disable it."
         )
     _refuse_unusable(host, port)
     raise_descriptor_limit()
@@ -81,7 +81,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Greets once it listens; drains as soon as it is told to stop, while clients still wait."""
+    """A server that prints the greeting once it listens, and drains while clients still wait."""
 
     def __init__(
         self, config: uvicorn.Config, gateway: Gateway, greet: Callable[[], None], start: "_Start"
@@ -97,7 +97,7 @@ class _Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(leave, self._gateway, sig, stop)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._start.over()  # by now signals are this server's
+        await self._start.over()  # from here on this server handles signals
         await super().startup(sockets)
         if self.started:
             spare_garbage_collector()
@@ -111,7 +111,7 @@ class _Server(uvicorn.Server):
 
 
 class _Start:
-    """Until it is over, SIGINT and SIGTERM cancel its task, which closes what it has opened."""
+    """The start-up phase: SIGINT and SIGTERM cancel its task, which closes its resources."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -121,10 +121,12 @@ class _Start:
             signal.signal(number, self._stop)
 
     async def over(self) -> None:
-        """Leave the signals to the server. It raises the one that stopped it once more, when the
-        drain must still follow: that one is not heeded.
+        """Leave signals to the server.
+
+        The server raises the signal that stopped it again, while the drain must still follow; that
+        repetition is ignored.
         """
-        await asyncio.sleep(0)  # one that came a moment ago ends the start here, not later
+        await asyncio.sleep(0)  # a signal just received ends the start-up here, not later
         self._is_over = True
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
@@ -134,7 +136,7 @@ class _Start:
 
 
 def _run(serving: Coroutine[object, object, None]) -> None:
-    """Run the server to its end; a start that a signal has ended is no mistake of anybody's."""
+    """Run the server to its end; a start-up ended by a signal is not an error."""
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         try:
             guarded(lambda: runner.run(serving))
@@ -155,7 +157,7 @@ def _serve_one(settings: Settings, host: str, port: int, *, as_json: bool) -> No
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """The faster loop where there is one for this system."""
+    """Create the fastest event loop available on this system."""
     try:
         uvloop = importlib.import_module("uvloop")
     except ImportError:
@@ -165,12 +167,12 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_json: bool) -> None:
-    """The parent migrates, greets, and keeps the embedded Postgres while the workers serve."""
+    """Migrate, greet, and keep the embedded Postgres in the parent while the workers serve."""
     export_to_workers(GATEWAY_PUBLIC_URL=settings.public_url)
 
     async def serve_until_stopped() -> None:
         start = _Start()
-        load_templates(settings.prompts_dir)  # a mistake is said here, not by each worker
+        load_templates(settings.prompts_dir)  # an error is reported once here, not by each worker
         async with open_core(settings) as core:
             _greet(core, as_json=as_json, workers=workers)
             with _shared_metrics():
@@ -179,7 +181,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
                 )
                 supervisor = _Supervisor(config, sockets=_listeners(config))
                 await start.over()
-                # It blocks this thread, which alone may handle signals; nothing else needs it.
+                # It blocks the main thread, the only one that may handle signals.
                 supervisor.run()
                 if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
                     raise ConfigurationError("A worker could not start. The log above says why.")
@@ -188,9 +190,9 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
 
 
 class _Supervisor(Multiprocess):
-    """Stops listening before its workers do.
+    """A supervisor that stops listening before its workers do.
 
-    What comes later is refused at once: no worker would ever take it.
+    Later connections are refused at once, since no worker would accept them.
     """
 
     def terminate_all(self) -> None:
@@ -199,9 +201,10 @@ class _Supervisor(Multiprocess):
         super().terminate_all()
 
     def keep_subprocess_alive(self) -> None:
-        """Hear at once of a worker that ends while it is asked whether it lives.
+        """Detect at once that a worker ends while its health check is pending.
 
-        Its end of the pipe must be its own alone, else the silence is waited for to its end.
+        The parent must close its copy of the worker's end of the pipe, or the check waits for its
+        timeout.
         """
         for process in self.processes:
             process.child_conn.close()
@@ -210,7 +213,7 @@ class _Supervisor(Multiprocess):
 
 @contextmanager
 def _shared_metrics() -> Iterator[None]:
-    """Let the workers' metrics be read as one."""
+    """Combine the metrics of all workers."""
     folder = tempfile.mkdtemp(prefix="image-gateway-metrics-")
     export_to_workers(PROMETHEUS_MULTIPROC_DIR=folder)
     try:
@@ -233,23 +236,24 @@ def _uvicorn_config(
         server_header=False,
         timeout_keep_alive=settings.keepalive_seconds,
         timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
-        # Longer than the drain, so that every client hears how its call ended.
+        # Longer than the drain, so that every client gets the result of its call.
         timeout_graceful_shutdown=int(settings.drain_seconds + settings.settle_wait_seconds) + 2,
     )
 
 
 def _listeners(config: uvicorn.Config) -> list[socket.socket]:
-    """One socket under several descriptors, from each of which the loop accepts at its every turn.
+    """Duplicate one socket, so that the loop accepts several connections per iteration.
 
-    The event loop accepts one connection a turn. Turns of a busy process are long, and new clients
-    would wait for seconds outside, where nobody refuses them.
+    The event loop accepts one connection per iteration and socket. Iterations of a busy process are
+    long, and new clients would wait for seconds in the kernel's queue, where they cannot be
+    refused.
     """
     listener = config.bind_socket()
     return [listener, *(listener.dup() for _ in range(ACCEPTED_PER_TURN - 1))]
 
 
 def _refuse_unusable(host: str, port: int) -> None:
-    """Say what is wrong with an address before anything is started."""
+    """Refuse an address that cannot be used, before anything is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -265,19 +269,19 @@ def _refuse_unusable(host: str, port: int) -> None:
 
 
 def _holder_of(port: int) -> str:
-    """The program that listens on a port, for a message; nothing where the system does not say."""
+    """The program that listens on a port, for a message; empty if the system does not tell."""
     try:
         for connection in psutil.net_connections("tcp"):
             is_it = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
             if is_it and connection.pid is not None:
                 return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     except psutil.Error:
-        pass  # macOS shows other users' sockets to root alone
+        pass  # macOS shows other users' sockets only to root
     return ""
 
 
 def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
-    """Say where the gateway is, and on a terminal how to use it; keys are printed there alone."""
+    """Print the gateway's address and, on a terminal, how to use it and the keys."""
     settings = core.settings
     base_url = settings.public_url.rstrip("/")
     keys = read_quickstart(settings)
@@ -290,11 +294,11 @@ def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
     console.print(f"\nImage Gateway {state} at {base_url}\n", style="bold")
     if not sys.stdout.isatty():
         if path is not None:
-            console.print(f"  Its first keys stand in {path}\n")
+            console.print(f"  Its first keys are in {path}\n")
         return
     _show_keys(core, keys, path)
     if keys:
-        console.print("Make an image with the test key; it costs nothing:\n")
+        console.print("Make an image with the test key, free of charge:\n")
         console.print(_curl_example(base_url, keys["test_key"]))
         usage = _command(settings, "usage")
         console.print(f"\nThen see what it would have cost:   {usage}\n")
@@ -314,11 +318,11 @@ def _show_keys(core: Core, keys: Mapping[str, str], path: Path | None) -> None:
     if core.new_admin_key is not None:
         console.print(f"  admin key  {core.new_admin_key.reveal()}")
     if path is not None:
-        console.print(f"  They stand in {path}\n")
+        console.print(f"  They are in {path}\n")
 
 
 def _command(settings: Settings, words: str) -> str:
-    """A command that works on the same data when it is pasted into another shell."""
+    """A command that works on the same data when pasted into another shell."""
     is_named = "data_dir" in settings.model_fields_set and settings.uses_embedded_postgres
     place = (
         f"GATEWAY_DATA_DIR={shlex.quote(str(settings.data_dir.absolute()))} " if is_named else ""
@@ -327,7 +331,7 @@ def _command(settings: Settings, words: str) -> str:
 
 
 def _program() -> str:
-    """How this command can be called from here."""
+    """The shortest way to call this command from here."""
     path = Path(sys.argv[0])
     if path.name == "__main__.py":
         return f"{_short(Path(sys.executable))} -m gateway"
@@ -338,7 +342,7 @@ def _program() -> str:
 
 
 def _short(path: Path) -> str:
-    """A path from the current folder where it lies in it."""
+    """A path relative to the current folder, if it is inside it."""
     is_here = path.is_absolute() and path.is_relative_to(Path.cwd())
     return shlex.quote(str(path.relative_to(Path.cwd()) if is_here else path))
 

@@ -1,4 +1,4 @@
-"""Commands for tenants and what they have chosen."""
+"""Commands for tenants and their options."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -31,7 +31,7 @@ TenantArgument = Annotated[
 
 
 class Prompts(StrEnum):
-    """What is kept of a prompt."""
+    """The form in which prompts are kept."""
 
     STORED = "stored"
     HASHED = "hashed"
@@ -39,13 +39,13 @@ class Prompts(StrEnum):
 
 @tenants.command("create")
 def create_tenant(
-    name: Annotated[str, typer.Argument(help="A name, unique here.")],
+    name: Annotated[str, typer.Argument(help="A unique name.")],
     time_zone: Annotated[
-        str, typer.Option(help="Where the tenant's days and months begin, e.g. Europe/Madrid.")
+        str, typer.Option(help="Time zone of the tenant's days and months, e.g. Europe/Madrid.")
     ] = "UTC",
     as_json: JsonOption = False,
 ) -> None:
-    """Make a tenant."""
+    """Create a tenant."""
 
     async def work(core: Core) -> Tenant:
         async with core.database.operator(by=invoker()) as session:
@@ -55,13 +55,13 @@ def create_tenant(
     if as_json:
         print_json(tenant)
     else:
-        console.print(f"Tenant {tenant.name} is made: {tenant.id}")
+        console.print(f"Tenant {tenant.name} is created: {tenant.id}")
         console.print(f"Next: gateway keys create --tenant {tenant.name}")
 
 
 @tenants.command("list")
 def list_tenants(as_json: JsonOption = False) -> None:
-    """Show every tenant."""
+    """List all tenants."""
 
     async def work(core: Reader) -> list[Tenant]:
         async with core.database.operator() as session:
@@ -94,14 +94,14 @@ def show_tenant(tenant: TenantArgument, as_json: JsonOption = False) -> None:
 @tenants.command("delete")
 def delete_tenant(
     tenant: TenantArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a tenant for good: keys, secrets, images, prompts and names; costs are kept."""
+    """Delete a tenant permanently: keys, secrets, images, prompts and names; costs are kept."""
     found = _find(tenant)
     if not yes:
         confirm(
-            f"Tenant {found.name}, its users, keys, secrets and images are deleted for good.",
+            f"Tenant {found.name}, its users, keys, secrets and images are deleted permanently.",
             found.name,
         )
 
@@ -113,7 +113,9 @@ def delete_tenant(
     if as_json:
         print_json(deleted)
     else:
-        console.print(f"Tenant {found.name} is deleted; images go within minutes. Costs are kept.")
+        console.print(
+            f"Tenant {found.name} is deleted; its images follow within minutes. Costs are kept."
+        )
 
 
 def _find(tenant: str) -> Tenant:
@@ -139,19 +141,20 @@ def set_tenant(
         typer.Option("--continuity/--no-continuity", help="Serve retired models by a successor."),
     ] = None,
     prompts: Annotated[
-        Prompts | None, typer.Option(help="Whether prompts stay readable beside their images.")
+        Prompts | None, typer.Option(help="Store prompts in readable form, or only hashed.")
     ] = None,
     image_retention: Annotated[
-        str | None, typer.Option(help="How long new images are kept: 30d, 12h, or `default`.")
+        str | None, typer.Option(help="Retention of new images: 30d, 12h, or `default`.")
     ] = None,
     max_image_bytes: Annotated[
-        str | None, typer.Option(help="The oldest images beyond it go: 10GB, 512MiB, or `none`.")
+        str | None,
+        typer.Option(help="Delete the oldest images beyond this size: 10GB, 512MiB, or `none`."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change what a tenant has chosen; what is not named stays as it is."""
+    """Change a tenant's options; omitted ones keep their value."""
     if all(one is None for one in (continuity, prompts, image_retention, max_image_bytes)):
-        raise typer.BadParameter("say what to change; --help lists it")
+        raise typer.BadParameter("give at least one option to change; --help lists them")
     kept = UNCHANGED if image_retention is None else _retention_seconds(image_retention)
     cap = UNCHANGED if max_image_bytes is None else _cap_bytes(max_image_bytes)
 
@@ -180,13 +183,13 @@ def _cap_bytes(text: str) -> int | None:
 
 @tenants.command("suspend")
 def suspend_tenant(tenant: TenantArgument, as_json: JsonOption = False) -> None:
-    """Refuse every key of a tenant from now on."""
+    """Suspend a tenant: all its keys are refused from now on."""
     _set_status(tenant, "suspended", as_json=as_json)
 
 
 @tenants.command("resume")
 def resume_tenant(tenant: TenantArgument, as_json: JsonOption = False) -> None:
-    """Let a suspended tenant's keys work again."""
+    """Resume a suspended tenant: its keys work again."""
     _set_status(tenant, "active", as_json=as_json)
 
 

@@ -25,7 +25,7 @@ UserArgument = Annotated[
 
 @users.command("list")
 def list_users(tenant: TenantOption, as_json: JsonOption = False) -> None:
-    """Show the users of a tenant, newest first."""
+    """List the users of a tenant, newest first."""
 
     async def work(reader: Reader) -> list[User]:
         async with reader.database.operator() as session:
@@ -40,7 +40,7 @@ def list_users(tenant: TenantOption, as_json: JsonOption = False) -> None:
         show(
             [_row(user) for user in found],
             as_json=False,
-            empty="No users yet: `gateway keys create --user NAME` makes one.",
+            empty="No users yet: `gateway keys create --user NAME` creates one.",
         )
 
 
@@ -52,13 +52,13 @@ def show_user(user: UserArgument, tenant: TenantOption, as_json: JsonOption = Fa
 
 @users.command("disable")
 def disable_user(user: UserArgument, tenant: TenantOption, as_json: JsonOption = False) -> None:
-    """Refuse every key and token of a user from now on."""
+    """Disable a user: all keys and tokens of the user are refused from now on."""
     _set_status(user, tenant, "disabled", as_json=as_json)
 
 
 @users.command("enable")
 def enable_user(user: UserArgument, tenant: TenantOption, as_json: JsonOption = False) -> None:
-    """Let a disabled user's keys and tokens work again."""
+    """Enable a disabled user: keys and tokens work again."""
     _set_status(user, tenant, "active", as_json=as_json)
 
 
@@ -66,13 +66,15 @@ def enable_user(user: UserArgument, tenant: TenantOption, as_json: JsonOption = 
 def delete_user(
     user: UserArgument,
     tenant: TenantOption,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a user for good: keys, provider keys, images, prompts and name; costs are kept."""
+    """Delete a user permanently: keys, provider keys, images, prompts and name; costs are kept."""
     if not yes:
         found = _find(user, tenant)
-        confirm(f"User {found.name} and all images of this user are deleted for good.", found.name)
+        confirm(
+            f"User {found.name} and all images of this user are deleted permanently.", found.name
+        )
     _show(_change(user, tenant, erasure.delete_user), as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""Commands for webhooks: a tenant's with --tenant, the operator's own without."""
+"""Commands for webhooks: a tenant's with --tenant, otherwise the operator's own."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
 from gateway.webhooks.events import EventType
 
 T = TypeVar("T")
-webhooks = typer.Typer(help="Where events are sent, and what arrived.", no_args_is_help=True)
+webhooks = typer.Typer(help="Webhooks and their deliveries.", no_args_is_help=True)
 SHOWN_AT_MOST = 1000
 
 OwnerOption = Annotated[
@@ -41,7 +41,7 @@ IdArgument = Annotated[
 
 
 class Mode(StrEnum):
-    """Calls of which keys the events are of."""
+    """The mode of the calls that the events are about."""
 
     LIVE = "live"
     TEST = "test"
@@ -49,7 +49,7 @@ class Mode(StrEnum):
 
 
 class Status(StrEnum):
-    """How far a delivery came."""
+    """The state of a delivery."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -64,10 +64,10 @@ def create_webhook(
         str | None, typer.Option(help=f"Comma-separated: {', '.join(EventType)}. Default: all.")
     ] = None,
     mode: Annotated[Mode, typer.Option(help="Events of live or test calls.")] = Mode.BOTH,
-    description: Annotated[str, typer.Option(help="For your own list.")] = "",
+    description: Annotated[str, typer.Option(help="Shown in lists.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Send events to an address. Its secret is shown this once."""
+    """Create a webhook for an address. Its secret is shown only once."""
 
     async def work(core: Core, session: Session, tenant_id: UUID | None) -> NewSecret:
         return await endpoints.create(
@@ -87,7 +87,7 @@ def create_webhook(
 
 @webhooks.command("list")
 def list_webhooks(tenant: OwnerOption = None, as_json: JsonOption = False) -> None:
-    """Show the webhooks of a tenant, or the operator's own, without secrets."""
+    """List the webhooks of a tenant, or the operator's own, without secrets."""
 
     async def work(session: Session, tenant_id: UUID | None) -> list[Endpoint]:
         page = await endpoints.list_page(session, tenant_id, limit=SHOWN_AT_MOST)
@@ -113,7 +113,7 @@ def list_webhooks(tenant: OwnerOption = None, as_json: JsonOption = False) -> No
             for endpoint in found
         ],
         as_json=False,
-        empty="No webhooks yet: events are in the log alone.",
+        empty="No webhooks yet: events are only logged.",
     )
 
 
@@ -121,10 +121,12 @@ def list_webhooks(tenant: OwnerOption = None, as_json: JsonOption = False) -> No
 def roll_secret(
     webhook_id: IdArgument,
     tenant: OwnerOption = None,
-    grace: Annotated[str, typer.Option(help="How long the secrets before it sign along.")] = "24h",
+    grace: Annotated[
+        str, typer.Option(help="Time for which earlier secrets keep signing too.")
+    ] = "24h",
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new secret for a webhook. It is shown this once."""
+    """Create a new secret for a webhook. It is shown only once."""
     grace_time = parse_duration(grace)
 
     async def work(core: Core, session: Session, tenant_id: UUID | None) -> NewSecret:
@@ -143,7 +145,7 @@ def roll_secret(
 def disable_webhook(
     webhook_id: IdArgument, tenant: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
-    """Send nothing more there; what waits for it is dead."""
+    """Disable a webhook. Pending deliveries are marked dead."""
     _switch(webhook_id, tenant, disabled=True, as_json=as_json)
 
 
@@ -151,7 +153,7 @@ def disable_webhook(
 def enable_webhook(
     webhook_id: IdArgument, tenant: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
-    """Send events there again, from now on."""
+    """Enable a webhook, for events from now on."""
     _switch(webhook_id, tenant, disabled=False, as_json=as_json)
 
 
@@ -159,7 +161,7 @@ def enable_webhook(
 def delete_webhook(
     webhook_id: IdArgument, tenant: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
-    """Forget a webhook, its secrets and its deliveries."""
+    """Delete a webhook, its secrets and its deliveries."""
 
     async def work(_core: Core, session: Session, tenant_id: UUID | None) -> UUID:
         found = await _find(session, tenant_id, webhook_id)
@@ -177,7 +179,7 @@ def delete_webhook(
 def send_test(
     webhook_id: IdArgument, tenant: OwnerOption = None, as_json: JsonOption = False
 ) -> None:
-    """Send a `webhook.test` event there; the running gateway delivers it within seconds."""
+    """Send a `webhook.test` event to a webhook; the running gateway delivers it within seconds."""
 
     async def work(_core: Core, session: Session, tenant_id: UUID | None) -> Delivery:
         found = await _find(session, tenant_id, webhook_id)
@@ -194,11 +196,11 @@ def send_test(
 def list_deliveries(
     webhook_id: IdArgument,
     tenant: OwnerOption = None,
-    status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
-    limit: Annotated[int, typer.Option(help="How many.", min=1, max=SHOWN_AT_MOST)] = 50,
+    status: Annotated[Status | None, typer.Option(help="Only deliveries in this state.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number.", min=1, max=SHOWN_AT_MOST)] = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what was sent to a webhook, newest first, and what was given up."""
+    """List the deliveries of a webhook, newest first, including dead ones."""
 
     async def work(session: Session, tenant_id: UUID | None) -> list[Delivery]:
         found = await _find(session, tenant_id, webhook_id)
@@ -219,7 +221,7 @@ def list_deliveries(
             for delivery in found
         ],
         as_json=False,
-        empty="Nothing was sent there.",
+        empty="No deliveries to this webhook.",
     )
 
 
@@ -233,7 +235,7 @@ def redeliver(
     tenant: OwnerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a delivery again that was given up, or that arrived and was lost."""
+    """Send a delivery again that is dead, or that was delivered and lost."""
 
     async def work(_core: Core, session: Session, tenant_id: UUID | None) -> Delivery:
         found = await _find(session, tenant_id, webhook_id)
@@ -246,7 +248,7 @@ def redeliver(
     if as_json:
         print_json(sent)
     else:
-        console.print(f"Delivery {sent.id} is tried again within seconds.")
+        console.print(f"Delivery {sent.id} will be attempted again within seconds.")
 
 
 async def _find(session: Session, tenant_id: UUID | None, text: str) -> UUID:
@@ -273,7 +275,7 @@ def _switch(webhook_id: str, tenant: str | None, *, disabled: bool, as_json: boo
 
 
 def _run(tenant: str | None, work: Callable[[Core, Session, UUID | None], Awaitable[T]]) -> T:
-    """Do `work` in one transaction that sees the tenant, or as the operator where none is named."""
+    """Run `work` in one transaction for the tenant, or for the operator if none is named."""
 
     async def opened(core: Core) -> T:
         async with _session(core, tenant) as (session, tenant_id):
@@ -283,7 +285,7 @@ def _run(tenant: str | None, work: Callable[[Core, Session, UUID | None], Awaita
 
 
 def _read(tenant: str | None, work: Callable[[Session, UUID | None], Awaitable[T]]) -> T:
-    """The same for work that only reads."""
+    """Run read-only work in the same way."""
 
     async def opened(core: Reader) -> T:
         async with _session(core, tenant) as (session, tenant_id):
@@ -308,7 +310,7 @@ def _show_secret(made: NewSecret, *, as_json: bool) -> None:
         print_json({**_row(made.endpoint), "secret": made.secret.reveal()})
         return
     console.print(f"Webhook {made.endpoint.id}")
-    console.print(f"Secret, shown this once: {made.secret.reveal()}")
+    console.print(f"Secret, shown only once: {made.secret.reveal()}")
 
 
 def _mode(livemode: bool | None) -> str:

@@ -60,7 +60,7 @@ def test_several_limits_are_set_at_once_and_listed_with_their_owners(
         ("user", "images", 5, True),
         ("key", "concurrent", 2, False),  # a test key has test calls only
     }
-    assert "generations at once" in command("limits", "list", *tenant).out
+    assert "concurrent generations" in command("limits", "list", *tenant).out
     command("limits", "remove", *tenant, "--kind", "images")
     command("limits", "remove", *tenant, "--key", key["id"])
     left = command("limits", "list", *tenant, "--json").json()

@@ -126,7 +126,7 @@ def test_the_commands_list_and_show_for_programs(running: RunningGateway) -> Non
         made.headers["x-gateway-cost-usd"],
     )
     assert made.headers["x-request-id"] in table.out
-    assert "No such requests" in none.out
+    assert "No matching requests" in none.out
     detail = shown.json()
     assert {name: detail[name] for name in one} == one
     assert [line["kind"] for line in detail["generation"]["ledger"]] == ["hold", "post"]
