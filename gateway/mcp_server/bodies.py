@@ -1,7 +1,7 @@
-"""A request's body as JSON-RPC: ids that are none are refused, large arguments kept apart.
+"""A request's body as JSON-RPC: invalid ids are refused, large arguments are kept apart.
 
 The protocol's library copies a body four times and parses and validates it on the event loop. It
-gets a large call without its arguments, which wait in the request's state for the tool.
+gets a large call without its arguments, which stay in the request's state for the tool.
 """
 
 import asyncio
@@ -17,28 +17,28 @@ from gateway.mcp_server.long_texts import Cut, cut_long_texts
 
 LARGE_BODY_BYTES = 262_144
 MAX_PARTS = 100_000
-"""Commas and brackets, those within texts counted too: each may become an object of a hundred
+"""Limit on commas and brackets, also within strings: each may become an object of a hundred
 bytes."""
 UNREADABLE = b"{"
-"""For the library to refuse in place of a large body that is no JSON."""
+"""Passed to the library in place of a large body that is not JSON, for it to refuse."""
 Arguments = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """The message for the protocol's library, and the arguments that it lacks, if it lacks them."""
+class MessageBody:
+    """The message for the protocol's library, and the arguments removed from it, if any."""
 
     content: bytes = field(repr=False)
     method: str | None = None
     arguments: Arguments | None = field(default=None, repr=False)
 
 
-async def read_body(content: bytearray) -> Body:
-    """Read a body, which is cleared; a large one is parsed off the event loop.
+async def read_body(content: bytearray) -> MessageBody:
+    """Read a body, and clear it; a large one is parsed off the event loop.
 
     Raises:
-        InvalidRequest: it has too many parts, or an id that no request may have.
-        PayloadTooLarge: something else is large in it than the arguments of a tool.
+        InvalidRequest: it has too many elements, or an id of an invalid type.
+        PayloadTooLarge: a part other than a tool's arguments is large.
     """
     if len(content) > LARGE_BODY_BYTES:
         return await asyncio.to_thread(_read_large, content)
@@ -46,11 +46,11 @@ async def read_body(content: bytearray) -> Body:
     try:
         message = pydantic_core.from_json(content)
     except ValueError:
-        return Body(bytes(content))  # the library says what is wrong
-    return Body(bytes(content), _method(message))
+        return MessageBody(bytes(content))  # the library reports the error
+    return MessageBody(bytes(content), _method(message))
 
 
-def _read_large(content: bytearray) -> Body:
+def _read_large(content: bytearray) -> MessageBody:
     try:
         cut = cut_long_texts(content)
         _check_parts(cut.rest)
@@ -58,10 +58,10 @@ def _read_large(content: bytearray) -> Body:
         method = _method(message)
         arguments = _detach_arguments(message, cut) if method == "tools/call" else None
     except (ValueError, RecursionError):
-        return Body(UNREADABLE)
+        return MessageBody(UNREADABLE)
     if cut.texts:
         raise _too_large()
-    return Body(_serialized(message), method, arguments)
+    return MessageBody(_serialized(message), method, arguments)
 
 
 def _detach_arguments(message: object, cut: Cut) -> Arguments | None:
@@ -77,21 +77,22 @@ def _parse(content: bytearray) -> object:
     try:
         return pydantic_core.from_json(content)
     except ValueError:
-        # The standard library is slower, and takes lone surrogates, as clients cut emoji in half.
+        # The standard library is slower, but accepts lone surrogates, from emoji cut in half.
         return json.loads(content)
 
 
 def _serialized(message: object) -> bytes:
-    """The message without what is large in it.
+    """Serialize the message without its large part.
 
     Raises:
-        PayloadTooLarge: it is large all the same.
+        PayloadTooLarge: the rest is still large.
     """
     try:
         content = orjson.dumps(message)
     except orjson.JSONEncodeError:  # a lone surrogate, or an integer beyond 64 bits
         raise InvalidRequest(
-            "Only the arguments of a large request may hold what is no valid text or number.",
+            "A large request may contain lone surrogates or integers beyond 64 bits only in a "
+            "tool's arguments. Remove them from the rest.",
             code="invalid_json",
         ) from None
     if len(content) > LARGE_BODY_BYTES:
@@ -101,25 +102,25 @@ def _serialized(message: object) -> bytes:
 
 def _too_large() -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"The request is larger than {LARGE_BODY_BYTES} bytes without the arguments of a tool. "
-        "Only those may be large."
+        f"The request is larger than {LARGE_BODY_BYTES} bytes without the tool's arguments. "
+        "Only the arguments may be large."
     )
 
 
 def _check_parts(content: bytearray) -> None:
     if len(content) > MAX_PARTS and sum(map(content.count, (b",", b"[", b"{"))) > MAX_PARTS:
-        raise InvalidRequest("The JSON body has too many parts.", code="invalid_json")
+        raise InvalidRequest("The JSON body has too many elements.", code="invalid_json")
 
 
 def _method(message: object) -> str | None:
     """The method of a request or notification.
 
-    The library takes a request whose id it cannot read for a notification, to which nobody gets an
-    answer. MCP allows texts and integers (2026-07-28, basic, requests); JSON-RPC 2.0 null and
-    fractions too, but discourages them (section 4).
+    The library treats a request whose id it cannot read as a notification, so its client would get
+    no answer. MCP allows strings and integers (2026-07-28, basic, requests); JSON-RPC 2.0 also null
+    and fractions, but discourages them (section 4).
 
     Raises:
-        InvalidRequest: it has an id of another type.
+        InvalidRequest: its id has another type.
     """
     if not isinstance(message, dict) or not isinstance(message.get("method"), str):
         return None
@@ -127,7 +128,7 @@ def _method(message: object) -> str | None:
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise InvalidRequest(
             "The id of a request must be a string or an integer "
-            f"(got {json.dumps(given)[:40]}). A notification has none.",
+            f"(got {json.dumps(given)[:40]}). A notification has no id.",
             code="invalid_request_id",
             param="id",
         )

@@ -1,4 +1,4 @@
-"""What a handler knows of a request: gateway and caller, and how errors are said in MCP."""
+"""The context of a call: gateway, caller and arguments; and errors in MCP's terms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,37 +17,37 @@ from gateway.request_record import current, note_error
 
 Context = ServerRequestContext[Any, Request]
 ARGUMENTS_STATE = "mcp_arguments"
-"""Where a request's state holds the arguments of a large call, which its message lacks."""
+"""The key in a request's state for the arguments of a large call, removed from its message."""
 ERROR_META = "error"
-"""Where a tool error carries REST's envelope, in `_meta`."""
+"""The key in a tool error's `_meta` for REST's error envelope."""
 
 ADVICE = {
-    "model_not_found": "Call list_available_models for those that can be used.",
-    "model_not_allowed": "Call list_available_models for those that can be used.",
-    "budget_exceeded": "Call get_usage to see every budget, or estimate_cost for what a smaller "
-    "size, a lower quality or fewer images would cost.",
-    "moderation_blocked": "Change the prompt or the picture; the same ones will be refused again.",
+    "model_not_found": "Call list_available_models for the available models.",
+    "model_not_allowed": "Call list_available_models for the available models.",
+    "budget_exceeded": "Call get_usage to see every budget, or estimate_cost for the cost of a "
+    "smaller size, a lower quality or fewer images.",
+    "moderation_blocked": "Change the prompt or the input image; both will be refused again.",
     "content_policy_violation": "Change the prompt; the same one will be refused again.",
-    "image_not_found": "Read image-history://recent for the images there are.",
+    "image_not_found": "Read image-history://recent for the existing images.",
     "outcome_unknown": "Do not call again before reading image-history://recent: the image may "
     "have been made and paid for.",
     "idempotency_in_flight": "Wait, then call again with the same arguments and the same key.",
-    "storage_failed": "Do not call again: it would be paid twice. Tell the person.",
-    "storage_unavailable": "With full_image the image itself is answered, which needs no store.",
+    "storage_failed": "Do not call again: it would be paid twice. Tell the user.",
+    "storage_unavailable": "With full_image the result contains the image, which needs no store.",
     "image_unfinished": "Do not call again: it would be paid twice. Read image-history://recent.",
-    "credential_rejected": "Tell the person that their provider key does not work.",
-    "no_credential": "Tell the person: a provider key must be stored first.",
+    "credential_rejected": "Tell the user that their provider key does not work.",
+    "no_credential": "Tell the user: a provider key must be stored first.",
     "overloaded": "Nothing was bought.",
-    "provider_unavailable": "Nothing was bought. Another model may be served: see "
+    "provider_unavailable": "Nothing was bought. Another model may be available: see "
     "list_available_models.",
     "rate_limit_exceeded": "Do not call again at once.",
-    "insufficient_scope": "Tell the person: another key, or more consent, is needed.",
+    "insufficient_scope": "Tell the user: another key, or consent to more scopes, is needed.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a tool: by whom, and with which arguments, none of them unknown."""
+    """One call of a tool: its caller, and its arguments, all of known names."""
 
     context: Context
     gateway: Gateway
@@ -57,7 +57,7 @@ class ToolCall:
 
 
 def opened_gateway(context: Context) -> tuple[Gateway, Caller]:
-    """What authentication has put into the request's state."""
+    """Return the gateway and the caller from the request's state."""
     request = request_of(context)
     gateway: Gateway = request.state.gateway
     caller: Caller = request.state.caller
@@ -65,21 +65,21 @@ def opened_gateway(context: Context) -> tuple[Gateway, Caller]:
 
 
 def place_of(context: Context) -> Place | None:
-    """The request's place among those that are worked on."""
+    """Return the request's admission slot, if it has one."""
     place: Place | None = request_of(context).state.place
     return place
 
 
 def arguments_of(context: Context, announced: Mapping[str, object] | None) -> Mapping[str, object]:
-    """The arguments of a call: those of its message, or those kept beside it."""
+    """Return the arguments of a call, from its message or from the request's state."""
     kept: Mapping[str, object] | None = getattr(request_of(context).state, ARGUMENTS_STATE)
     return (announced or {}) if kept is None else kept
 
 
 def request_of(context: Context) -> Request:
-    """The HTTP request that carried the message."""
+    """Return the HTTP request that carried the message."""
     if context.request is None:
-        raise MCPError(INTERNAL_ERROR, "This server is reached over HTTP.")
+        raise MCPError(INTERNAL_ERROR, "This server is reached over HTTP only.")
     return context.request
 
 
@@ -89,14 +89,14 @@ def error_data(error: GatewayError) -> dict[str, str | None]:
 
 
 def tool_error(error: GatewayError) -> CallToolResult:
-    """A tool error with the code that REST gives, and for a model what to do next.
+    """Build a tool error with REST's error code, and advice to the model on what to do next.
 
-    The envelope stands in `_meta`: several clients check the structured content of errors too
+    The envelope is in `_meta`: several clients validate the structured content of errors too
     against the tool's output schema, and would report a schema error in place of this one.
     """
     note_error(error)
     said = [f"{error.code}: {error.message}", ADVICE.get(error.code, "")]
-    # When a budget begins anew stands in the message, as a date.
+    # The message of a budget error contains the reset time already.
     if error.retry_after_seconds is not None and not isinstance(error, BudgetExceeded):
         said.append(f"Try again in {error.retry_after_seconds} s.")
     meta: dict[str, object] = {ERROR_META: error_data(error)}
@@ -111,7 +111,7 @@ def tool_error(error: GatewayError) -> CallToolResult:
 
 
 def protocol_error(error: GatewayError, **data: object) -> MCPError:
-    """The error of a resource, a prompt or a completion, with REST's code among its data."""
+    """Build the error of a resource, a prompt or a completion, with REST's code in its data."""
     note_error(error)
     is_theirs = error.status < GatewayError.status
     return MCPError(
@@ -122,10 +122,10 @@ def protocol_error(error: GatewayError, **data: object) -> MCPError:
 
 
 def flag(arguments: Mapping[str, object], name: str) -> bool:
-    """A boolean among the arguments; false where it is left out.
+    """Read a boolean argument; false if omitted.
 
     Raises:
-        InvalidRequest: something else.
+        InvalidRequest: the value is not a boolean.
     """
     value = arguments.get(name)
     if value is None or isinstance(value, bool):

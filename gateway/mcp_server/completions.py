@@ -1,4 +1,4 @@
-"""What a person may mean to type: image ids, models, and values of the arguments of prompts."""
+"""Completions: image ids, models, and values of prompt arguments."""
 
 from collections.abc import Iterable, Mapping
 
@@ -25,7 +25,7 @@ MAX_VALUES = 100
 async def complete(
     templates: Mapping[str, PromptTemplate], context: Context, params: CompleteRequestParams
 ) -> CompleteResult:
-    """Likely values of one argument; nothing where there is nothing to say."""
+    """Complete one argument; an empty list if there are no suggestions."""
     gateway, caller = opened_gateway(context)
     name, typed = params.argument.name, params.argument.value
     if isinstance(params.ref, ResourceTemplateReference):

@@ -1,7 +1,8 @@
-"""The place /mcp in front of the protocol: POST alone, bodies bounded, and a share for each tenant.
+"""The ASGI application at /mcp, in front of the protocol: POST only, bounded bodies, per-tenant
+shares.
 
-The protocol's library keeps a body in memory for as long as its call runs, and an answer until the
-client has taken it, so few large ones are let in at a time, and nobody waits for a client for ever.
+The protocol's library keeps a body in memory while its call runs, and an answer until the client
+has read it. So few large ones are admitted at a time, and slow clients are timed out.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from anyio.lowlevel import checkpoint
 from gateway.domain import Caller
 from gateway.errors import BodyTooSlow, GatewayError, PayloadTooLarge
 from gateway.load.concurrency import Places
-from gateway.mcp_server.bodies import LARGE_BODY_BYTES, Body, read_body
+from gateway.mcp_server.bodies import LARGE_BODY_BYTES, MessageBody, read_body
 from gateway.mcp_server.calls import ARGUMENTS_STATE
 from gateway.web.admission import as_json_rpc
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send, send_error
@@ -25,12 +26,12 @@ from gateway.web.instrumentation import App, Message, Receive, RequestScope, Sen
 log = structlog.get_logger(__name__)
 
 READ_RESOURCE = "resources/read"
-"""The method whose answer may be a whole image."""
+"""The method whose answer may contain a whole image."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointLimits:
-    """What bounds the endpoint; see Settings for the meaning of each."""
+    """The endpoint's bounds; see Settings for the meaning of each."""
 
     max_body_bytes: int
     body_seconds: float
@@ -40,7 +41,7 @@ class EndpointLimits:
 
 
 class McpEndpoint:
-    """Reads and bounds a request's body, then hands the request to the protocol's library."""
+    """Reads and bounds a request's body, then passes the request to the protocol's library."""
 
     def __init__(self, app: App, limits: EndpointLimits) -> None:
         self._app = app
@@ -49,7 +50,7 @@ class McpEndpoint:
         self._large_places = Places(limits.max_concurrent_large, "large MCP requests")
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
-        """Serve one request. Without sessions there is nothing to GET or to DELETE."""
+        """Serve one request. GET and DELETE are refused: the server has no sessions."""
         if scope["method"] != "POST":
             await refuse_method(send, allowed="POST")
             return
@@ -67,8 +68,12 @@ class McpEndpoint:
         with CancelScope() as serving:
             await self._app(scope, receive, in_time(send, self._limits.send_seconds, serving))
 
-    async def _read(self, scope: RequestScope, receive: Receive, places: ExitStack) -> Body | None:
-        """The body, or None where the client left before it had come; the places are kept."""
+    async def _read(
+        self, scope: RequestScope, receive: Receive, places: ExitStack
+    ) -> MessageBody | None:
+        """Read the body; None if the client disconnected. The slots stay taken until `places`
+        closes.
+        """
         caller: Caller = scope["state"]["caller"]
         places.enter_context(self._places.taken(caller.tenant_id))
         content = bytearray()
@@ -87,7 +92,7 @@ class McpEndpoint:
     async def _receive(
         self, content: bytearray, tenant_id: UUID, receive: Receive, places: ExitStack
     ) -> bool | None:
-        """Whether the body that was added to `content` is large; None where the client left."""
+        """Append the body to `content` and tell if it is large; None if the client disconnected."""
         is_large = False
         while True:
             message = await receive()
@@ -97,7 +102,7 @@ class McpEndpoint:
             if len(content) > self._limits.max_body_bytes:
                 raise PayloadTooLarge(
                     f"The request body is larger than {self._limits.max_body_bytes} bytes. Refer "
-                    "to large pictures by an https link or generated-images://…."
+                    "to large images by an https link or generated-images://…."
                 )
             if not is_large and len(content) > LARGE_BODY_BYTES:
                 places.enter_context(self._large_places.taken(tenant_id))
@@ -107,9 +112,10 @@ class McpEndpoint:
 
 
 def in_time(send: Send, seconds: float, serving: CancelScope) -> Send:
-    """A `send` that gives up a client which takes nothing for so long.
+    """Wrap `send` to give up on a client that reads nothing for this many seconds.
 
-    The work is ended from outside: the library would log an error with its traceback.
+    The work is cancelled from outside: an exception would be logged by the library with a
+    traceback.
     """
 
     async def send_in_time(message: Message) -> None:
@@ -125,7 +131,7 @@ def in_time(send: Send, seconds: float, serving: CancelScope) -> Send:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body in one piece, then whatever comes after it."""
+    """Build a `receive` that returns the body in one piece, then the messages after it."""
     kept = [body]
 
     async def replayed() -> Message:
@@ -137,7 +143,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def refuse_method(send: Send, *, allowed: str) -> None:
-    """Answer that the route takes another method."""
+    """Answer 405, with the allowed method."""
     await send(
         {
             "type": "http.response.start",

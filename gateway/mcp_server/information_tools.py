@@ -1,4 +1,4 @@
-"""The tools that buy nothing: which models there are, what an image would cost, what was used."""
+"""The tools that buy nothing: models, cost estimates, and usage."""
 
 from datetime import datetime
 from itertools import groupby
@@ -24,16 +24,16 @@ class ProviderModels(BaseModel):
 
 
 class AvailableModels(BaseModel):
-    """Every model that this key may use. Prices are US dollars as decimal strings."""
+    """The models that this key may use. Prices are US dollars as decimal strings."""
 
     default_model: str
     providers: list[ProviderModels]
 
 
 class CostEstimate(BaseModel):
-    """What a call can cost at most; a decimal string in US dollars. Nothing was bought."""
+    """The worst-case cost of a call, a decimal string in US dollars. Nothing was bought."""
 
-    model: str = Field(description="The model that would be charged for.")
+    model: str = Field(description="The model that would be charged.")
     requested_model: str
     n: int
     size: str | None
@@ -41,8 +41,8 @@ class CostEstimate(BaseModel):
     max_cost_usd: str
 
 
-class UsageSums(BaseModel):
-    """Requests, images, tokens and cost of a period of the tenant's time zone."""
+class PeriodUsage(BaseModel):
+    """Requests, images, tokens and cost of a period in the tenant's time zone."""
 
     start: str
     requests: int
@@ -50,14 +50,14 @@ class UsageSums(BaseModel):
     input_tokens: int
     output_tokens: int
     cost_usd: str
-    estimated_usd: str = Field(description="The part of `cost_usd` that is estimated.")
-    open_usd: str = Field(description="Held for calls whose cost is not known; not in `cost_usd`.")
+    estimated_usd: str = Field(description="The estimated part of `cost_usd`.")
+    open_usd: str = Field(description="Reserved for calls of unknown cost; not in `cost_usd`.")
 
 
 class BudgetLeft(BaseModel):
     """One budget that calls with this key count against."""
 
-    owner: str = Field(description="Whose budget it is: the key's, the user's or the tenant's.")
+    owner: str = Field(description="Owner of the budget: key, user or tenant.")
     window: str
     limit_usd: str
     spent_usd: str
@@ -67,19 +67,19 @@ class BudgetLeft(BaseModel):
 
 
 class UsageSoFar(BaseModel):
-    """What was used today and this month, and what every budget has left."""
+    """Usage of today and this month, and the remainder of every budget."""
 
     livemode: bool
     time_zone: str
-    today: UsageSums
-    month: UsageSums
+    today: PeriodUsage
+    month: PeriodUsage
     budgets: list[BudgetLeft]
 
 
 async def list_available_models(call: ToolCall) -> CallToolResult:
-    """The models that can be used, by provider.
+    """List the models that can be used, by provider.
 
-    What each can do, what it costs, and when its vendor shuts it down. Free.
+    Shows each model's capabilities, its cost, and its shutdown date. Free.
     """
     catalog = call.gateway.core.catalog
     models = sorted(catalog.available(call.caller), key=lambda model: model.provider)
@@ -96,9 +96,9 @@ async def list_available_models(call: ToolCall) -> CallToolResult:
 
 
 async def estimate_cost(call: ToolCall) -> CallToolResult:
-    """What generate_image with the same arguments would cost at most.
+    """Estimate the maximum cost of generate_image with the same arguments.
 
-    Free; nothing is made.
+    Free; no image is made.
     """
     request = parse_image_request(
         call.arguments,
@@ -126,13 +126,13 @@ async def estimate_cost(call: ToolCall) -> CallToolResult:
     ]
     if left_open:
         said.append(
-            f"Naming {' and '.join(left_open)} lowers this: what is open counts as dearest."
+            f"Naming {' and '.join(left_open)} lowers this: open values count as the dearest."
         )
     return _result(estimate, " ".join(said))
 
 
 async def get_usage(call: ToolCall) -> CallToolResult:
-    """What was used and spent today and this month, and what every budget has left.
+    """Report usage and spending of today and this month, and the remainder of every budget.
 
     Free.
     """
@@ -186,9 +186,9 @@ def _line(card: ModelCard) -> str:
     return f"{card.id}{served}{ends}{price}"
 
 
-def _sums(report: usage.UsageReport) -> UsageSums:
+def _sums(report: usage.UsageReport) -> PeriodUsage:
     row: UsageRow = report.total
-    return UsageSums(
+    return PeriodUsage(
         start=report.start.isoformat(),
         requests=row.requests,
         images=row.images,

@@ -1,4 +1,4 @@
-"""What a client is told of a model: what it can do, until when, and what it costs."""
+"""Model cards: a model's capabilities, lifetime and cost."""
 
 from pydantic import BaseModel, Field
 
@@ -26,7 +26,7 @@ class ModelCard(BaseModel):
 
     id: str
     is_default: bool
-    served_by: str = Field(description="The model that really draws; another one if retired.")
+    served_by: str = Field(description="The model that makes the images; a successor if retired.")
     operations: list[str]
     sizes: str
     qualities: list[str]
@@ -35,18 +35,18 @@ class ModelCard(BaseModel):
     max_images: int
     max_input_images: int
     max_prompt_characters: int
-    streams: bool = Field(description="Whether partial_images can be asked for.")
+    streams: bool = Field(description="True if partial_images can be requested.")
     shutdown_date: str | None
     successor: str | None
     price: ModelPrice | None
     sample_size: str
     max_cost_usd: dict[str, str] = Field(
-        description="What one image of sample_size costs at most, by quality."
+        description="Maximum cost of one image of sample_size, by quality."
     )
 
 
 async def model_card(gateway: Gateway, caller: Caller, model: Model) -> ModelCard:
-    """The card of a model that the caller may use."""
+    """Build the card of a model that the caller may use."""
     serving = gateway.core.catalog.serving(model, livemode=caller.livemode)
     fixed = model.sizes.fixed
     size = SAMPLE_SIZE if not fixed or SAMPLE_SIZE in fixed else fixed[-1]
@@ -83,7 +83,7 @@ async def model_card(gateway: Gateway, caller: Caller, model: Model) -> ModelCar
 async def _sample(
     gateway: Gateway, caller: Caller, model: Model, size: str, quality: str
 ) -> Quote | None:
-    """The bound of one image; None where the model makes none from text, or has no price."""
+    """Quote one image; None if the model makes none from text, or has no price."""
     try:
         request = parse_image_request(
             {"model": model.id, "prompt": "-", "size": size, "quality": quality},

@@ -1,4 +1,4 @@
-"""Signs of life while a model works, and images on their way, so that nobody gives up too early."""
+"""Progress notifications and partial images, which keep clients from timing out."""
 
 import asyncio
 import base64
@@ -15,11 +15,11 @@ from gateway.media.previews import make_preview
 
 INTERVAL_SECONDS = 2.0
 PREVIEW_KEY = "image-gateway/preview"
-"""Where a progress notification carries a partial image: a data: URL of a small WebP in `_meta`."""
+"""The key in a notification's `_meta` for a partial image: a data: URL of a small WebP."""
 
 
 class Progress:
-    """Reports of one call to the client that asked for them."""
+    """Progress of one call, reported to the client that asked for it."""
 
     def __init__(self, context: Context, decoder: Decoder) -> None:
         self._context = context
@@ -29,11 +29,11 @@ class Progress:
         self._partials: asyncio.Queue[PartialImage] = asyncio.Queue()
 
     def show(self, image: PartialImage) -> None:
-        """Take an image on its way; it is reported with the next sign of life."""
+        """Keep a partial image; it is reported with the next notification."""
         self._partials.put_nowait(image)
 
     async def during(self, work: Awaitable[Generation]) -> Generation:
-        """Wait for the images and report meanwhile; whoever stops waiting stops no paid call."""
+        """Wait for the images and report progress; cancelling the wait cancels no paid call."""
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
@@ -50,7 +50,7 @@ class Progress:
                 waiting, timeout=INTERVAL_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            arriving.cancel()  # it does nothing to what is done
+            arriving.cancel()  # no effect on a finished task
         if arriving.done() and not arriving.cancelled():
             await self._report_partial(arriving.result())
         elif not task.done():
@@ -77,5 +77,5 @@ class Progress:
         )
 
     def _elapsed(self) -> float:
-        """Seconds so far: they grow with each report, as the protocol wants."""
+        """Seconds so far: the protocol requires the progress value to grow with each report."""
         return round(time.monotonic() - self._started, 3)

@@ -1,4 +1,4 @@
-"""One prompt template file: its keys, its checks, and its mistakes with file and line."""
+"""One prompt template file: its keys, its checks, and its errors with file and line."""
 
 import re
 import tomllib
@@ -32,7 +32,7 @@ _ADVICE = {
     "dict_type": "write a table",
     "model_type": "write it as a table",
 }
-"""Where pydantic's own words are those of a programmer."""
+"""Messages for users, in place of pydantic's technical ones."""
 _NOTATION = ("{", "}", "[[", "]]")
 
 
@@ -68,14 +68,14 @@ def _size(text: object) -> tuple[int, int]:
 
 
 def _choice_table(choices: object) -> object:
-    """A list of choices stands for a table in which each choice is its own wording."""
+    """Convert a list of choices to a table in which each choice is its own wording."""
     if isinstance(choices, list):
         words = [choice for choice in choices if isinstance(choice, str)]
         if len(words) < len(choices) or len(set(words)) < len(words):
             raise ValueError("list each choice once, as a string")
         return {word: word for word in words}
     if not isinstance(choices, dict):
-        raise ValueError('write a list of choices, or a table of choice = "wording"')  # noqa: TRY004 - pydantic's way
+        raise ValueError('write a list of choices, or a table of choice = "wording"')  # noqa: TRY004 - pydantic expects a ValueError
     return choices
 
 
@@ -102,12 +102,12 @@ class ArgumentContent(BaseModel):
 
     @property
     def is_always_there(self) -> bool:
-        """Whether it has a value in every prompt."""
+        """Return True if the argument has a value in every prompt."""
         return self.required or self.default is not None
 
 
 class TemplateContent(BaseModel):
-    """A template file."""
+    """The content of a template file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
 
@@ -123,7 +123,7 @@ class TemplateContent(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TemplateFile:
-    """A checked file: what it holds, and its text taken apart."""
+    """A checked file: its content, and its parsed text."""
 
     content: TemplateContent
     parts: tuple[Part, ...]
@@ -131,13 +131,13 @@ class TemplateFile:
 
     @property
     def name_line(self) -> int:
-        """Where its name stands; sought for a complaint only, since that reads all of it again."""
+        """The line of its name; computed only for an error, since it parses the file again."""
         return _statement(locate(self.source), ("name",)).line
 
 
 @dataclass(frozen=True, slots=True)
 class _Complaint:
-    """A mistake at a path; within the text, at the `mark` that stands at `offset`."""
+    """An error at a path; within the text, at the `mark` found at `offset`."""
 
     path: KeyPath
     message: str
@@ -146,17 +146,17 @@ class _Complaint:
 
 
 def parse_file(data: bytes, path: str) -> TemplateFile:
-    """Read and check a template file; `path` is what its mistakes call it.
+    """Read and check a template file; error messages call it `path`.
 
     Raises:
-        ConfigurationError: one line for each mistake, as `path:line: what is wrong and what to do`.
+        ConfigurationError: one line for each error, as `path:line: what is wrong and what to do`.
     """
     source = _decode(data, path)
     try:
         values = tomllib.loads(source)
     except tomllib.TOMLDecodeError as error:
         line, complaint = explain_syntax(error, source)
-        raise ConfigurationError(f"{path}:{line}: no valid TOML: {complaint}.") from None
+        raise ConfigurationError(f"{path}:{line}: invalid TOML: {complaint}.") from None
     try:
         content = TemplateContent.model_validate(values)
     except ValidationError as error:
@@ -177,13 +177,15 @@ def _decode(data: bytes, path: str) -> str:
     if len(data) > MAX_FILE_BYTES:
         line = data.count(b"\n", 0, MAX_FILE_BYTES) + 1
         raise ConfigurationError(
-            f"{path}:{line}: the file goes on after {MAX_FILE_BYTES} bytes; shorten it."
+            f"{path}:{line}: the file is larger than {MAX_FILE_BYTES} bytes; shorten it."
         )
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"{path}:{line}: not UTF-8; save the file as UTF-8.") from None
+        raise ConfigurationError(
+            f"{path}:{line}: the file is not UTF-8; save it as UTF-8."
+        ) from None
 
 
 def _refusal(
@@ -205,7 +207,7 @@ def _refusal(
 
 
 def _statement(places: Mapping[KeyPath, Statement], path: KeyPath) -> Statement:
-    """The statement of this path, or of the nearest table around it."""
+    """Find the statement of this path, or of the nearest table around it."""
     while path and path not in places:
         path = path[:-1]
     return places.get(path, Statement(1, ""))
@@ -219,12 +221,12 @@ def _schema_complaint(problem: ErrorDetails) -> _Complaint:
     if problem["type"] == "extra_forbidden":
         model = ArgumentContent if path[0] == "arguments" else TemplateContent
         known = ", ".join(model.model_fields)
-        return _Complaint(path, f"there is no key '{name}'; there are: {known}")
+        return _Complaint(path, f"unknown key '{name}'; the keys are: {known}")
     advice = _ADVICE.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
     return _Complaint(path, f"'{name}': {advice}")
 
 
-# What the keys say together
+# Rules that involve several keys
 
 
 def _argument_complaints(content: TemplateContent) -> Iterator[_Complaint]:
@@ -235,17 +237,17 @@ def _argument_complaints(content: TemplateContent) -> Iterator[_Complaint]:
         names[argument.name] += 1
         if names[argument.name] == 2:  # noqa: PLR2004 - the second one
             yield _Complaint(
-                (*path, "name"), f"there are two arguments '{argument.name}'; rename or remove one"
+                (*path, "name"), f"two arguments are named '{argument.name}'; rename or remove one"
             )
         yield from _choice_complaints(argument, path)
         if argument.sizes and sized:
             yield _Complaint(
-                (*path, "sizes"), f"'{sized}' chooses the size already; remove these sizes"
+                (*path, "sizes"), f"'{sized}' determines the size already; remove these sizes"
             )
         sized = sized or (argument.name if argument.sizes else "")
     if content.background == "transparent" and content.output_format == "jpeg":
         yield _Complaint(
-            ("output_format",), "jpeg has no transparent background; write png or webp"
+            ("output_format",), "jpeg cannot have a transparent background; write png or webp"
         )
 
 
@@ -254,7 +256,8 @@ def _choice_complaints(argument: ArgumentContent, path: KeyPath) -> Iterator[_Co
     known = ", ".join(choices) or "none"
     if argument.required and argument.default is not None:
         yield _Complaint(
-            (*path, "default"), f"'{name}' is required and needs no default; remove one of the two"
+            (*path, "default"),
+            f"'{name}' is required, so its default is never used; remove one of the two",
         )
     if choices and argument.suggestions:
         yield _Complaint(
@@ -263,19 +266,20 @@ def _choice_complaints(argument: ArgumentContent, path: KeyPath) -> Iterator[_Co
     if choices and argument.default is not None and argument.default not in choices:
         yield _Complaint(
             (*path, "default"),
-            f"the default '{argument.default}' is none of the choices; take one of: {known}",
+            f"the default '{argument.default}' is not one of the choices; use one of: {known}",
         )
     for choice, wording in choices.items():
         if any(mark in wording for mark in _NOTATION):
             yield _Complaint(
                 (*path, "choices", choice),
-                f"the wording of '{choice}' holds notation, which is read in the text only; "
+                f"the wording of '{choice}' contains notation, which works in the text only; "
                 f"write [[{name}={choice}: …]] there",
             )
     for choice in argument.sizes:
         if choice not in choices:
             yield _Complaint(
-                (*path, "sizes", choice), f"'{choice}' is none of the choices of '{name}': {known}"
+                (*path, "sizes", choice),
+                f"'{choice}' is not one of the choices of '{name}': {known}",
             )
 
 
@@ -295,7 +299,7 @@ def _text_complaints(content: TemplateContent, parts: tuple[Part, ...]) -> Itera
     yield from _lost_arguments(parts, declared)
     if not any(part.says_something for part in parts if not part.is_optional):
         yield _Complaint(
-            ("text",), "everything in the text may vanish; take something out of [[ ]]"
+            ("text",), "every part of the text is optional; move something out of [[ ]]"
         )
 
 
@@ -307,38 +311,38 @@ def _part_complaints(part: Part, declared: Mapping[str, ArgumentContent]) -> Ite
             yield _Complaint(("text",), message, part.offset, "[[")
     for place in part.placeholders:
         if place.name not in declared:
-            message = f"there is no argument '{place.name}'; declare it in [[arguments]]"
+            message = f"unknown argument '{place.name}'; declare it in [[arguments]]"
             yield _Complaint(("text",), message, place.offset, place.mark)
     can_vanish = condition is not None or not all(
         place.name in declared and declared[place.name].is_always_there
         for place in part.placeholders
     )
     if part.is_optional and not can_vanish:
-        message = "this optional part is always there; remove its brackets, or name an argument"
+        message = "this optional part always appears; remove its brackets, or name an argument"
         yield _Complaint(("text",), message, part.offset, "[[")
 
 
 def _wrong_condition(condition: Condition, declared: Mapping[str, ArgumentContent]) -> str:
     argument = declared.get(condition.name)
     if argument is None:
-        return f"there is no argument '{condition.name}'; declare it in [[arguments]]"
+        return f"unknown argument '{condition.name}'; declare it in [[arguments]]"
     if condition.choice is None:
         is_possible = not argument.is_always_there
-        return "" if is_possible else f"'{argument.name}' is always there; remove this part"
+        return "" if is_possible else f"'{argument.name}' always has a value; remove this part"
     if not argument.choices:
         return (
             f"'{argument.name}' has no choices; give it some, or write [[… {{{argument.name}}} …]]"
         )
     if condition.choice not in argument.choices:
         known = ", ".join(argument.choices)
-        return f"'{condition.choice}' is none of the choices of '{argument.name}': {known}"
+        return f"'{condition.choice}' is not one of the choices of '{argument.name}': {known}"
     return ""
 
 
 def _lost_arguments(
     parts: tuple[Part, ...], declared: Mapping[str, ArgumentContent]
 ) -> Iterator[_Complaint]:
-    """Arguments that are sure to be said and may be lost, and the reverse."""
+    """Find arguments that always have a value but may not appear in the text, and the reverse."""
     always: set[str] = set()
     maybe: dict[str, Placeholder] = {}
     for part in parts:
@@ -353,7 +357,7 @@ def _lost_arguments(
                 if not argument.is_always_there:
                     yield _Complaint(
                         ("text",),
-                        f"{place.mark} may be missing; put what needs it in [[ ]], "
+                        f"{place.mark} may have no value; put the part that needs it in [[ ]], "
                         f"or give the argument a default",
                         place.offset,
                         place.mark,
@@ -362,7 +366,7 @@ def _lost_arguments(
         if declared[name].required and name not in always:
             yield _Complaint(
                 ("text",),
-                f"the required {place.mark} stands in optional parts only and may be lost; "
+                f"the required {place.mark} appears in optional parts only and may be dropped; "
                 f"use it outside of them too, or make it optional",
                 place.offset,
                 place.mark,

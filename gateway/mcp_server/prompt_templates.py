@@ -1,4 +1,4 @@
-"""Prompt templates: the package's own and those of the operator's folder, and their rendering.
+"""Prompt templates: the built-in ones and those of the operator's folder, and their rendering.
 
 docs/prompts.md describes the files.
 """
@@ -18,11 +18,10 @@ MAX_FILES = 200
 
 @dataclass(frozen=True, slots=True)
 class PromptArgument:
-    """One argument of a template. `required` ones have no `default`, others need not have one.
+    """One argument of a template. `required` ones have no `default`; others may have one.
 
-    `choices` maps what may be said to the words it stands for in the text; where it is empty,
-    anything may be said, and `suggestions` are examples. `sizes` has the wished width and height
-    for choices that ask for their own.
+    `choices` maps accepted values to their wording in the text; if it is empty, any value is
+    accepted, and `suggestions` are examples. `sizes` maps choices to a preferred width and height.
     """
 
     name: str
@@ -37,7 +36,7 @@ class PromptArgument:
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """One template; `size` is the width and height that suit its use, whatever a model accepts."""
+    """One template; `size` is the width and height that suit its use, for any model."""
 
     name: str
     title: str
@@ -50,25 +49,26 @@ class PromptTemplate:
 
 
 def load_templates(folder: Path | None) -> Mapping[str, PromptTemplate]:
-    """The templates by name: the package's own, then those of the operator's folder.
+    """Load the templates by name: the built-in ones, then those of the operator's folder.
 
-    A template of the operator's replaces the package's of the same name.
+    An operator's template replaces a built-in one of the same name.
 
     Raises:
-        ConfigurationError: a file cannot be used; it names file and line and says what to do.
+        ConfigurationError: a file is invalid; the message has file, line and advice.
     """
     own = _load_folder(resources.files("gateway.mcp_server").joinpath("prompts"), "prompts")
     if folder is None:
         return own
     if not folder.is_dir():
         raise ConfigurationError(
-            f"GATEWAY_PROMPTS_DIR: there is no folder {folder}. Make it, or remove the setting."
+            f"GATEWAY_PROMPTS_DIR: the folder {folder} does not exist. Create it, or remove the "
+            "setting."
         )
     return {**own, **_load_folder(folder, str(folder))}
 
 
 def render_template(template: PromptTemplate, chosen: Mapping[str, str]) -> str:
-    """The finished prompt; `chosen` has a checked value for each argument that has one at all."""
+    """Render the prompt; `chosen` has a checked value for each argument that has one at all."""
     words = {argument.name: argument.choices for argument in template.arguments}
     return render_text(
         template.text,
@@ -87,7 +87,7 @@ def wished_size(template: PromptTemplate, chosen: Mapping[str, str]) -> tuple[in
 
 
 def _load_folder(folder: Traversable, label: str) -> dict[str, PromptTemplate]:
-    """Every template of a folder; the mistakes of all its files are told at once."""
+    """Load every template of a folder; the errors of all its files are reported together."""
     templates: dict[str, PromptTemplate] = {}
     places: dict[str, str] = {}
     mistakes: list[str] = []
@@ -112,30 +112,31 @@ def _load_folder(folder: Traversable, label: str) -> dict[str, PromptTemplate]:
 
 
 def _file_names(folder: Traversable, label: str) -> list[str]:
-    """The `*.toml` of a folder, sorted; hidden files are what editors leave behind."""
+    """The `*.toml` of a folder, sorted; hidden files, which editors leave behind, are skipped."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise ConfigurationError(
             f"GATEWAY_PROMPTS_DIR: {label} cannot be read: {error.strerror}. "
-            f"Let the gateway's user read it."
+            f"Grant the gateway's user read access."
         ) from None
     found = [name for name in names if name.endswith(".toml") and not name.startswith(".")]
     if len(found) > MAX_FILES:
         raise ConfigurationError(
-            f"GATEWAY_PROMPTS_DIR: {label} has {len(found)} templates. Keep at most {MAX_FILES}."
+            f"GATEWAY_PROMPTS_DIR: {label} has {len(found)} templates; at most {MAX_FILES} are "
+            "allowed."
         )
     return found
 
 
 def _read(file: Traversable, path: str) -> bytes:
-    """The file, or as much as shows that it is too large."""
+    """Read the file, or enough of it to tell that it is too large."""
     try:
         with file.open("rb") as opened:
             return opened.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(
-            f"{path}:1: cannot be read: {error.strerror}. Let the gateway's user read it, "
+            f"{path}:1: cannot be read: {error.strerror}. Grant the gateway's user read access, "
             f"or move it out of the folder."
         ) from None
 

@@ -1,7 +1,7 @@
 """The notation of prompt texts: `{name}`, `[[part]]`, `[[name=choice: part]]`, `[[no name: part]]`.
 
-Values are put in once, as they are: nothing in them is read as notation, and nothing is looked up
-or run.
+Values are inserted once, verbatim: notation in them has no effect, and nothing is looked up or
+executed.
 """
 
 import re
@@ -22,7 +22,7 @@ _ENDS = (".", "!", "?", "…")
 
 
 class TextMistake(Exception):
-    """A prompt text that cannot be read; `mark` is what stands at `offset`."""
+    """An error in a prompt text; `mark` is the text at `offset`."""
 
     def __init__(self, message: str, *, offset: int, mark: str) -> None:
         super().__init__(message)
@@ -33,20 +33,22 @@ class TextMistake(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """Where the value of an argument goes."""
+    """The position of an argument's value."""
 
     name: str
     offset: int
 
     @property
     def mark(self) -> str:
-        """As it stands in the text."""
+        """The placeholder as written in the text."""
         return f"{{{self.name}}}"
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """An optional part is there only for this choice of this argument; None means without it."""
+    """The choice of an argument for which an optional part appears; None: the argument has no
+    value.
+    """
 
     name: str
     choice: str | None
@@ -54,9 +56,9 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of text that is there as a whole or not at all.
+    """A section of the text that appears as a whole or not at all.
 
-    An optional part needs a value for each of its placeholders, and its condition to hold.
+    An optional part requires a value for each of its placeholders, and its condition to hold.
     """
 
     pieces: tuple[str | Placeholder, ...]
@@ -66,17 +68,17 @@ class Part:
 
     @property
     def placeholders(self) -> Iterator[Placeholder]:
-        """The placeholders in it, in their order."""
+        """Iterate over its placeholders, in order."""
         return (piece for piece in self.pieces if isinstance(piece, Placeholder))
 
     @property
     def says_something(self) -> bool:
-        """Whether there is more in it than space."""
+        """Return True if it contains more than whitespace."""
         return any(isinstance(piece, Placeholder) or piece.strip() for piece in self.pieces)
 
 
 def parse_text(text: str) -> tuple[Part, ...]:
-    """Take a prompt text apart.
+    """Parse a prompt text.
 
     Raises:
         TextMistake: a mark is unknown, unpaired or nested, or there are too many.
@@ -113,11 +115,11 @@ def parse_text(text: str) -> tuple[Part, ...]:
 def render_text(
     parts: tuple[Part, ...], *, values: Mapping[str, str], choices: Mapping[str, str]
 ) -> str:
-    """Put the values in.
+    """Insert the values.
 
-    Line breaks of the text are spaces, an empty line starts a paragraph, and what vanished leaves
-    neither spaces nor empty paragraphs. `values` has the words for each argument that is there,
-    `choices` what was chosen.
+    Line breaks of the text become spaces, an empty line starts a paragraph, and omitted parts leave
+    neither spaces nor empty paragraphs. `values` has the wording of each argument that has a value,
+    `choices` the chosen values.
     """
     prose = _Prose()
     for part in parts:
@@ -131,7 +133,7 @@ def render_text(
 
 
 class _Prose:
-    """Text as it grows. The space between two pieces is written when the second one comes."""
+    """The text as it grows. The space between two pieces is written with the second one."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -139,23 +141,23 @@ class _Prose:
         self._ends_with_value = False
 
     def add_value(self, value: str) -> None:
-        """Put in what somebody said, as it is."""
+        """Append an argument's value, verbatim."""
         self._write(value)
         self._ends_with_value = True
 
     def add_text(self, text: str) -> None:
-        """Put in what the template says, with its spaces in order."""
+        """Append template text, with normalized spaces."""
         for spaces, words in _WORDS.findall(text):
             if spaces:
                 self._leave(spaces)
             elif self._space == " " and _CLINGING.match(words):
-                self._space = ""  # what stood between the space and the comma has vanished
+                self._space = ""  # the part between the space and the comma was omitted
             if words:
                 self._add_words(words)
 
     def _add_words(self, words: str) -> None:
         if self._ends_with_value and not self._space and self.text.endswith(_ENDS):
-            # "Subject: {subject}." reads well with a whole sentence for a subject too.
+            # "Subject: {subject}." then reads well even if the subject is a whole sentence.
             words = _FULL_STOP.sub("", words)
         if words:
             self._write(words)
@@ -180,7 +182,7 @@ def _optional_part(pieces: list[str | Placeholder], opened: re.Match[str]) -> Pa
 
 
 def _condition(text: str, opened: re.Match[str]) -> tuple[Condition | None, int]:
-    """The condition that an optional part begins with, and where it ends."""
+    """Parse the condition at the start of an optional part; returns it and its end."""
     choice = _CHOICE.match(text)
     if choice is not None and choice[2] is None:
         raise _mistake(
@@ -199,8 +201,8 @@ def _placeholder(mark: re.Match[str]) -> Placeholder:
     if placeholder is None:
         raise _mistake(
             mark,
-            f"'{mark[0][:40]}' is no placeholder; write {{name}} with the name of an argument, "
-            f"or double the brace where it belongs to the text",
+            f"'{mark[0][:40]}' is not a placeholder; write {{name}} with the name of an argument, "
+            f"or double the brace if it belongs to the text",
         )
     return Placeholder(placeholder[1], mark.start())
 

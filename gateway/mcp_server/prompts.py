@@ -1,4 +1,4 @@
-"""Prompt templates as MCP shows them: the list, one finished prompt, and what may be typed."""
+"""Prompt templates in MCP: the list, a rendered prompt, and argument completion."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from gateway.mcp_server.prompt_templates import (
 
 MAX_ARGUMENT_CHARACTERS = 2000
 RECOMMENDED_KEY = "image-gateway/recommended"
-"""In the `_meta` of a finished prompt: `{"wished_size", "size", "model", "arguments"}`, where
+"""The key in a rendered prompt's `_meta` for `{"wished_size", "size", "model", "arguments"}`;
 `arguments` are those of `generate_image`, ready to be sent."""
 
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
@@ -41,7 +41,7 @@ _YES_AND_NO = {
     "0": "no",
     "n": "no",
 }
-"""How programs say it, where the choices are yes and no."""
+"""Accepted booleans for arguments whose choices are yes and no."""
 
 
 async def list_prompts(
@@ -49,23 +49,23 @@ async def list_prompts(
     _context: Context,
     _params: PaginatedRequestParams | None,
 ) -> ListPromptsResult:
-    """Every prompt."""
+    """List all prompts."""
     return ListPromptsResult(prompts=prompt_list(templates))
 
 
 async def get_prompt(
     templates: Mapping[str, PromptTemplate], context: Context, params: GetPromptRequestParams
 ) -> GetPromptResult:
-    """One finished prompt, sized for the model that a call without one goes to.
+    """Render one prompt, sized for the default model.
 
     Raises:
-        NotFound: there is no such prompt (code `prompt_not_found`).
-        InvalidRequest: an argument is not as it should be.
+        NotFound: the prompt does not exist (code `prompt_not_found`).
+        InvalidRequest: an argument is invalid.
     """
     template = templates.get(params.name)
     if template is None:
         raise NotFound(
-            f"There is no prompt {params.name[:80]!r}. There are: {', '.join(templates)}.",
+            f"There is no prompt {params.name[:80]!r}. The prompts are: {', '.join(templates)}.",
             code="prompt_not_found",
             param="name",
         )
@@ -77,7 +77,7 @@ async def get_prompt(
 
 
 def prompt_list(templates: Mapping[str, PromptTemplate]) -> list[Prompt]:
-    """Every template, for a person to pick from."""
+    """Describe every template, for a user to choose from."""
     return [
         Prompt(
             name=template.name,
@@ -100,12 +100,12 @@ def prompt_list(templates: Mapping[str, PromptTemplate]) -> list[Prompt]:
 def prompt_result(
     template: PromptTemplate, arguments: Mapping[str, str] | None, model: Model
 ) -> GetPromptResult:
-    """The finished prompt as one message of the user, with the parameters it is best made with.
+    """Build the rendered prompt as one user message, with recommended parameters.
 
-    `model` is the one that will make the image. Blank arguments count as not given.
+    `model` is the one that will make the image. Blank arguments count as omitted.
 
     Raises:
-        InvalidRequest: an argument is missing, unknown, too long or none of its choices (`param`).
+        InvalidRequest: an argument is missing, unknown, too long or not a valid choice.
     """
     chosen = _checked_arguments(template, arguments or {})
     prompt = render_template(template, chosen)
@@ -136,7 +136,8 @@ def prompt_result(
 
 
 def complete_argument(template: PromptTemplate, argument_name: str, typed: str) -> list[str]:
-    """Choices or suggestions for what was typed: those that begin with it, then those that hold it.
+    """Complete a value: choices or suggestions that begin with the typed text, then those that
+    contain it.
 
     Raises:
         InvalidRequest: the template has no such argument.
@@ -151,7 +152,7 @@ def complete_argument(template: PromptTemplate, argument_name: str, typed: str) 
 
 
 def _full_description(argument: PromptArgument) -> str:
-    """MCP has no place of its own for choices and defaults."""
+    """The description with choices and default: MCP has no separate fields for them."""
     sentences = [argument.description]
     if argument.choices:
         sentences.append(f"One of: {', '.join(argument.choices)}.")
@@ -177,7 +178,7 @@ def _recommendation(prompt: str, model: Model, wished: str, parameters: Mapping[
 
 
 def _format_parameters(template: PromptTemplate, model: Model) -> dict[str, str]:
-    """What the template wishes beside the size, as far as the model knows it."""
+    """The template's preferred parameters besides the size, as far as the model supports them."""
     wishes = [
         ("output_format", template.output_format, model.output_formats),
         ("background", template.background, model.backgrounds),
@@ -186,7 +187,7 @@ def _format_parameters(template: PromptTemplate, model: Model) -> dict[str, str]
 
 
 def _checked_arguments(template: PromptTemplate, given: Mapping[str, str]) -> dict[str, str]:
-    """A value for each argument that has one: what was said, or its default."""
+    """A value for each argument that has one: the given value, or its default."""
     known = {argument.name for argument in template.arguments}
     for name in given:
         if name not in known:
@@ -215,7 +216,7 @@ def _checked_value(argument: PromptArgument, said: str) -> str | None:
         )
     if any("\ud800" <= character <= "\udfff" for character in said):
         raise InvalidRequest(
-            f"'{argument.name}' holds half of a surrogate pair, which is no character.",
+            f"'{argument.name}' contains a lone surrogate, which is not a valid character.",
             param=argument.name,
         )
     value = _BLANK.sub(" ", said).strip()
@@ -225,7 +226,7 @@ def _checked_value(argument: PromptArgument, said: str) -> str | None:
 
 
 def _chosen(argument: PromptArgument, value: str) -> str:
-    """The choice that is meant: people write "Left Aligned", programs write "true"."""
+    """Match a value to a choice: people write "Left Aligned", programs write "true"."""
     spelled = value.lower().replace(" ", "-").replace("_", "-")
     for choice in (spelled, _YES_AND_NO.get(spelled, "")):
         if choice in argument.choices:

@@ -1,6 +1,6 @@
-"""Resources: the caller's own images and their history, what is stored, and what models can do.
+"""Resources: the caller's own images and their history, storage totals, and model cards.
 
-Addresses are read here by hand: they are four, and what is wrong in one is to be said by name.
+The four addresses are parsed by hand, so that an error can name the invalid part.
 """
 
 import base64
@@ -45,7 +45,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 10, 100
 DEFAULT_DAYS, MAX_DAYS = 7, 3650
 MAX_URI_CHARACTERS = 500
 MAX_BLOB_BYTES = 16_777_216
-"""A message holds it several times over on its way; beyond it there is the link."""
+"""A message is copied several times in memory; larger images are available by link."""
 MAX_SHOWN_PROMPT = 200
 
 FIXED = [
@@ -61,8 +61,8 @@ FIXED = [
         uri=STORAGE,
         name="storage-stats",
         title="Stored images",
-        description="How many images are stored, how large they are, and how long they are kept, "
-        "and when expired ones were deleted last.",
+        description="Number and size of the stored images, their retention, and when expired "
+        "images were last deleted.",
         mime_type=JSON,
     ),
 ]
@@ -71,7 +71,7 @@ TEMPLATES = [
         uri_template=HOSTED_SCHEME + "{image_id}",
         name="generated-image",
         title="An image",
-        description="The bytes of an image made here, in its own format.",
+        description="The bytes of an image made here, in its original format.",
         annotations=Annotations(audience=["user"]),
     ),
     ResourceTemplate(
@@ -85,14 +85,14 @@ TEMPLATES = [
         uri_template=MODEL_SCHEME + "{model}",
         name="model-info",
         title="A model",
-        description="What a model can do, what it costs, and when its vendor shuts it down.",
+        description="A model's capabilities, its cost, and its shutdown date.",
         mime_type=JSON,
     ),
 ]
 
 
 class RecentImage(BaseModel):
-    """One image of the history. The cost is of its whole generation."""
+    """One image of the history. The cost is that of its whole generation."""
 
     id: str
     uri: str
@@ -106,40 +106,40 @@ class RecentImage(BaseModel):
     height: int | None
     media_type: str
     size_bytes: int
-    prompt: str | None = Field(
-        description="Its beginning, where the tenant has chosen to store prompts."
-    )
+    prompt: str | None = Field(description="Beginning of the prompt, if the tenant stores prompts.")
     cost_usd: str | None
     cost_status: str
     images_of_generation: int
 
 
 class RecentImages(BaseModel):
-    """The newest images, newest first; `has_more` says that there are older ones in these days."""
+    """The newest images, newest first; `has_more`: the period contains older ones."""
 
     days: int
-    total: int = Field(description="All images of these days, shown here or not.")
+    total: int = Field(description="Total images of these days, listed here or not.")
     images: list[RecentImage]
     has_more: bool
 
 
 class StoredImages(BaseModel):
-    """What is stored of the caller's images."""
+    """Totals of the caller's stored images."""
 
     images: int
     bytes: int
     oldest: str | None
     newest: str | None
-    max_bytes: int | None = Field(description="The tenant's cap; the oldest go beyond it.")
-    kept_seconds: int = Field(description="How long an image made now is kept.")
-    last_cleanup_at: str | None = Field(description="When expired images were deleted last.")
-    last_cleanup_images: int = Field(description="How many of the caller's images those were.")
+    max_bytes: int | None = Field(
+        description="The tenant's cap; the oldest images beyond it are deleted."
+    )
+    kept_seconds: int = Field(description="Retention of an image made now.")
+    last_cleanup_at: str | None = Field(description="Time when expired images were last deleted.")
+    last_cleanup_images: int = Field(description="Number of the caller's images among them.")
 
 
 async def list_resources(
     context: Context, params: PaginatedRequestParams | None
 ) -> ListResourcesResult:
-    """The two overviews, then the caller's images, newest first."""
+    """List the two overviews, then the caller's images, newest first."""
     gateway, caller = _reader(context)
     after = None if params is None else params.cursor
     try:
@@ -147,7 +147,7 @@ async def list_resources(
             page = await history.list_images(session, caller, limit=LISTED_AT_ONCE, after=after)
     except InvalidRequest:
         raise InvalidRequest(
-            "The cursor is not one that a list of yours ended with. Begin without one.",
+            "The cursor is not valid for this key. Begin without a cursor.",
             param="cursor",
         ) from None
     images = [
@@ -170,7 +170,7 @@ async def list_resources(
 async def list_resource_templates(
     _context: Context, _params: PaginatedRequestParams | None
 ) -> ListResourceTemplatesResult:
-    """The three that take something."""
+    """List the three templates with parameters."""
     return ListResourceTemplatesResult(resource_templates=TEMPLATES)
 
 
@@ -178,7 +178,7 @@ async def read_resource(context: Context, params: ReadResourceRequestParams) -> 
     """Read the resource at an address; an error names the address in `data.uri`.
 
     Raises:
-        MCPError: there is nothing, the address is wrong, or the key may not read.
+        MCPError: there is no such resource, the address is invalid, or the key lacks permission.
     """
     uri = str(params.uri)
     try:
@@ -191,7 +191,8 @@ async def _read(context: Context, uri: str) -> ReadResourceResult:
     gateway, caller = _reader(context)
     if len(uri) > MAX_URI_CHARACTERS:
         raise InvalidRequest(
-            f"The address is too long: at most {MAX_URI_CHARACTERS} characters.", param="uri"
+            f"The address has {len(uri)} characters; at most {MAX_URI_CHARACTERS} are allowed.",
+            param="uri",
         )
     if uri.startswith(HOSTED_SCHEME):
         contents = await _image(gateway, caller, uri)
@@ -204,8 +205,8 @@ async def _read(context: Context, uri: str) -> ReadResourceResult:
         found = await _recent(gateway, caller, _query(uri))
     else:
         raise NotFound(
-            f"There is no resource {uri[:80]!r}. There are {HOSTED_SCHEME}{{image_id}}, {HISTORY}, "
-            f"{STORAGE} and {MODEL_SCHEME}{{model}}.",
+            f"There is no resource {uri[:80]!r}. Resources: {HOSTED_SCHEME}{{image_id}}, "
+            f"{HISTORY}, {STORAGE} and {MODEL_SCHEME}{{model}}.",
             param="uri",
         )
     return ReadResourceResult(
@@ -224,7 +225,7 @@ async def _image(gateway: Gateway, caller: Caller, uri: str) -> BlobResourceCont
         image = await history.find_image(session, caller, uri.removeprefix(HOSTED_SCHEME))
     if image.size_bytes > MAX_BLOB_BYTES:
         raise PayloadTooLarge(
-            f"The image has {image.size_bytes} bytes, more than fits a message; use its link."
+            f"The image has {image.size_bytes} bytes, too many for a message. Use its link."
         )
     content = await gateway.store.get(image.path)
     return BlobResourceContents(
@@ -274,7 +275,7 @@ def _recent_image(gateway: Gateway, image: HostedImage) -> RecentImage:
 
 
 def _shortened(prompt: str | None) -> str | None:
-    """Fifty prompts of thirty thousand characters fit no context window."""
+    """Shorten a prompt: fifty prompts of thirty thousand characters exceed any context window."""
     if prompt is None or len(prompt) <= MAX_SHOWN_PROMPT:
         return prompt
     return f"{prompt[:MAX_SHOWN_PROMPT]}…"
@@ -325,6 +326,6 @@ async def _model(gateway: Gateway, caller: Caller, name: str) -> BaseModel:
 
 
 def complete_query(name: str) -> list[str]:
-    """Likely values of a parameter of the history."""
+    """Suggest values for a parameter of the history."""
     likely: Mapping[str, Any] = {"limit": (10, 25, 50, 100), "days": (1, 7, 30, 90)}
     return [str(value) for value in likely.get(name, ())]

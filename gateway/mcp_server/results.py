@@ -1,7 +1,7 @@
-"""How a generation is shown to a model: a small preview, a link, a sentence and data.
+"""A generation as a tool result: a small preview, a link, a sentence and data.
 
-Base64 stands in image blocks alone, never in text or structured content, so that a result of any
-size fits a context window.
+Base64 appears in image blocks only, never in text or structured content, so that every result fits
+a context window.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from gateway.media.previews import make_preview
 from gateway.money import format_usd
 
 COST_META = "cost"
-"""Where a result carries its cost, in `_meta`."""
+"""The key in a result's `_meta` for its cost."""
 MAX_UNIX_SECONDS = 253_402_300_800
-"""The year 10000, which a date cannot name."""
+"""The year 10000, which `datetime` cannot represent."""
 MAX_FULL_IMAGE_BASE64 = 1_000_000
-"""Clients refuse results of more than a megabyte or so, and cut off the conversation."""
+"""Clients refuse results of more than about a megabyte, and end the conversation."""
 
 
 class MadeImage(BaseModel):
     """One stored image."""
 
     id: str
-    uri: str = Field(description="Read it as a resource, or give it to edit_image.")
-    url: str = Field(description="Link for the person; it expires.")
+    uri: str = Field(description="Address of the resource; edit_image accepts it as input.")
+    url: str = Field(description="Link for the user; it expires.")
     media_type: str
     size_bytes: int
     width: int | None
@@ -42,7 +42,7 @@ class MadeImage(BaseModel):
 
 
 class ImagesMade(BaseModel):
-    """What was made. Links expire; `cost_usd` is a decimal string, of all images together."""
+    """The images made. Links expire; `cost_usd` is a decimal string, for all images together."""
 
     id: str = Field(description="Id of the first image.")
     generation_id: str
@@ -56,32 +56,32 @@ class ImagesMade(BaseModel):
     cost_usd: str
     cost_status: Literal["actual", "estimated", "pending"]
     replayed: bool = Field(
-        description="An earlier call with the same idempotency_key has made and paid for them."
+        description="True if an earlier call with the same idempotency_key made and paid for them."
     )
 
 
 async def show_generation(
     generation: Generation, finisher: Decoder, *, provider: str, full_image: bool
 ) -> CallToolResult:
-    """The result of a tool that made images, bought of `provider`.
+    """Build the result of a tool that made images, bought from `provider`.
 
     Raises:
-        StorageFailed: what the provider made is no image.
+        StorageFailed: the provider's data is not a valid image.
     """
     result = images_made(generation)
     made = result.images
-    # An image that is kept nowhere yet is shown whole where it fits: this may be its only copy.
+    # An image that is not stored yet is shown whole if it fits: this may be its only copy.
     is_whole = (full_image or generation.kept is Kept.PENDING) and _fits(generation)
-    pictures = await asyncio.gather(
-        *(_picture(image, finisher, is_whole=is_whole) for image in generation.images)
+    image_blocks = await asyncio.gather(
+        *(_image_block(image, finisher, is_whole=is_whole) for image in generation.images)
     )
     blocks: list[ContentBlock] = []
-    for picture, image in zip(pictures, made, strict=True):
-        blocks += [] if picture is None else [picture]
+    for shown, image in zip(image_blocks, made, strict=True):
+        blocks += [] if shown is None else [shown]
         blocks.append(
             ResourceLink(
                 type="resource_link",
-                # Several clients hand this to a model as the address of an image to load.
+                # Several clients pass this to a model as the address of an image to load.
                 uri=image.url,
                 name=image.id,
                 title="Full image",
@@ -110,15 +110,15 @@ async def show_generation(
 
 
 def images_made(generation: Generation) -> ImagesMade:
-    """What a tool says of a generation as data.
+    """Build a tool's structured content for a generation.
 
     Raises:
-        StorageFailed: what the provider made is no image.
+        StorageFailed: the provider's data is not a valid image.
     """
     if generation.kept is Kept.LOST:
         raise StorageFailed(
-            f"Something was made and its cost recorded as generation {generation.id}, but it is no "
-            "image that can be stored or shown."
+            f"The provider's answer was paid for as generation {generation.id}, but it is not a "
+            "valid image and cannot be stored or shown."
         )
     made = _made(generation)
     return ImagesMade(
@@ -160,7 +160,7 @@ def _decoded_bytes(encoded: str) -> int:
 
 def _created_at(generation: Generation) -> str:
     seconds = generation.answer.created
-    is_known = 0 < seconds < MAX_UNIX_SECONDS  # as the provider says it
+    is_known = 0 < seconds < MAX_UNIX_SECONDS  # the format as reported by the provider
     return datetime.fromtimestamp(seconds if is_known else time.time(), UTC).isoformat()
 
 
@@ -168,7 +168,9 @@ def _fits(generation: Generation) -> bool:
     return sum(len(image.base64) for image in generation.images) <= MAX_FULL_IMAGE_BASE64
 
 
-async def _picture(image: StoredImage, finisher: Decoder, *, is_whole: bool) -> ImageContent | None:
+async def _image_block(
+    image: StoredImage, finisher: Decoder, *, is_whole: bool
+) -> ImageContent | None:
     if is_whole:
         return ImageContent(type="image", data=image.base64, mime_type=image.media_type)
     preview = await make_preview(finisher, image.base64)
@@ -188,6 +190,6 @@ def _sentence(result: ImagesMade, *, is_too_large: bool, is_pending: bool) -> Te
     if is_too_large:
         lines.append("Too large to show whole: this is a preview. Read the resource or the link.")
     if is_pending:
-        lines.append("The image store does not answer: the link may stay dead.")
+        lines.append("The image store does not answer: the link may not work.")
     lines += [f"{image.uri} {image.url}" for image in result.images]
     return TextContent(type="text", text="\n".join(lines))

@@ -1,4 +1,4 @@
-"""The MCP server and its place in the application: streamable HTTP at /mcp, stateless."""
+"""The MCP server and its routes in the application: stateless streamable HTTP at /mcp."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -28,28 +28,28 @@ from gateway.web.routes import MCP_PATH
 
 INSTRUCTIONS = (
     "Makes and edits images. generate_image and edit_image answer with a small preview and a link "
-    "to the full image: show the link to the person. Each image costs money, and the answer says "
-    "how much; estimate_cost says it beforehand, get_usage what is left of the budgets. To change "
+    "to the full image: show the link to the user. Each image costs money; the answer states "
+    "how much. estimate_cost gives the cost beforehand, get_usage the remaining budgets. To change "
     "an image made here, give its generated-images:// URI to edit_image. A call may take two "
     "minutes: wait for it, and never repeat a call whose outcome is unknown without reading "
     "image-history://recent first."
 )
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-# What does not depend on who asks may be kept by a client, and by a cache between.
+# Answers that do not depend on the caller may be cached by clients and by proxies.
 SAME_FOR_ALL = CacheHint(ttl_ms=300_000, scope="public")
 PROTOCOL_ERROR = "mcp_protocol_error"
-"""Recorded for requests that the protocol itself refuses: an unknown method, tool or parameter."""
+"""Error code recorded if the protocol itself refuses: unknown method, tool or parameter."""
 log = structlog.get_logger(__name__)
 
 
 class McpFront:
-    """The server behind its routes; `manager.run()` must be entered while it serves."""
+    """The server and its routes; `manager.run()` must be entered while it serves."""
 
     def __init__(self, settings: Settings) -> None:
         templates = load_templates(settings.prompts_dir)
         self.manager = StreamableHTTPSessionManager(
             build_server(templates),
-            # Any worker can answer any request, in both protocol eras.
+            # Stateless: any worker can answer any request, in both protocol eras.
             stateless=True,
             security_settings=_transport_security(settings),
             max_request_body_size=settings.max_mcp_body_bytes,
@@ -67,7 +67,7 @@ class McpFront:
 
 
 def build_server(templates: Mapping[str, PromptTemplate]) -> Server:
-    """The server with its tools, resources and prompts."""
+    """Build the server with its tools, resources and prompts."""
     server = Server(
         "image-gateway",
         title="Image Gateway",
@@ -93,7 +93,7 @@ def build_server(templates: Mapping[str, PromptTemplate]) -> Server:
 
 
 async def _say_errors(ctx: Context, call_next: CallNext) -> HandlerResult:
-    """Errors as the protocol says them; the text of a defect is for the log alone."""
+    """Convert errors to the protocol's; the text of a defect is only logged."""
     try:
         return await call_next(ctx)
     except GatewayError as error:
@@ -106,8 +106,8 @@ async def _say_errors(ctx: Context, call_next: CallNext) -> HandlerResult:
         log.exception("mcp_defect", method=ctx.method)
         raise MCPError(
             INTERNAL_ERROR,
-            "internal_error: The gateway made a mistake, which has been logged. Do not repeat a "
-            "call that makes images before reading image-history://recent.",
+            "internal_error: The gateway failed unexpectedly; the error has been logged. Do not "
+            "repeat a call that makes images before reading image-history://recent.",
         ) from None
 
 
@@ -131,7 +131,7 @@ def _transport_security(settings: Settings) -> TransportSecuritySettings:
 
 
 def _allowed_hosts(settings: Settings) -> list[str]:
-    """The public address, loopback, and what the operator adds (GATEWAY_ALLOWED_HOSTS)."""
+    """The public address, loopback, and the operator's additions (GATEWAY_ALLOWED_HOSTS)."""
     public = urlsplit(settings.public_url).hostname or "127.0.0.1"
     names = dict.fromkeys((public, *LOOPBACK, *settings.extra_hosts))
     return [pattern for name in names for pattern in (name, f"{name}:*")]

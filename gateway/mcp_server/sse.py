@@ -1,8 +1,8 @@
-"""The HTTP+SSE transport of protocol version 2024-11-05, for clients that know nothing newer.
+"""The HTTP+SSE transport of protocol version 2024-11-05, for clients without a newer one.
 
-A client opens the stream, learns from its first event where to post messages, and reads every
-answer from the stream. A session lives in the process that holds its stream, and belongs to the
-key that opened it; each message is authenticated and admitted as a request of its own.
+A client opens the stream, reads from its first event the address for messages, and receives every
+answer on the stream. A session belongs to the process that holds its stream and to the key that
+opened it; each message is authenticated and admitted as a separate request.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ from gateway.web.routes import SSE_MESSAGES_PATH, SSE_PATH
 
 GOODBYE_SECONDS = 1.0
 RECORD_STATE = "mcp_record"
-"""Where a message's state holds the record of its request."""
+"""The key in a message's state for the record of its request."""
 
 
 class SseFront:
-    """Streams and messages of the old transport; `server` is for it alone."""
+    """Streams and messages of the HTTP+SSE transport; `server` must not serve another."""
 
     def __init__(
         self,
@@ -65,15 +65,15 @@ class SseFront:
         self._transport = SseServerTransport(
             SSE_MESSAGES_PATH, security_settings=security, max_request_body_size=LARGE_BODY_BYTES
         )
-        # Answered before its call runs, a message must not keep more than this in memory.
+        # A message is answered before its call runs, so it may not keep more than this in memory.
         small = replace(limits, max_body_bytes=min(limits.max_body_bytes, LARGE_BODY_BYTES))
         self.routes = [
-            Route(SSE_PATH, endpoint=_Stream(self)),
+            Route(SSE_PATH, endpoint=_StreamRoute(self)),
             Route(SSE_MESSAGES_PATH, endpoint=McpEndpoint(self._post, small)),
         ]
 
     async def stream(self, scope: RequestScope, receive: Receive, send: Send) -> None:
-        """Serve one client for as long as it listens, or until the gateway is told to stop."""
+        """Serve one client until it disconnects or the gateway shuts down."""
         caller: Caller = scope["state"]["caller"]
         refusal = await self._security.validate_request(Request(scope, receive), is_post=False)
         if refusal is not None:
@@ -110,8 +110,8 @@ class SseFront:
         try:
             message = jsonrpc_message_adapter.validate_json(content, by_name=False)
         except ValidationError:
-            # The library would log it with its traceback, and the prompt in it.
-            error = InvalidRequest("The body is no JSON-RPC message.", code="invalid_json")
+            # The library would log it with its traceback, which contains the prompt.
+            error = InvalidRequest("The body is not a JSON-RPC message.", code="invalid_json")
             await send_error(error, send, content=as_json_rpc(error))
             return
         _leave_place(scope)
@@ -121,7 +121,7 @@ class SseFront:
         if not isinstance(message, JSONRPCRequest):
             await self._transport.handle_post_message(scope, replay(content, receive), send)
             return
-        # The record waits for the call, which outlives the answer to its message.
+        # The record stays open for the call, which outlives the answer to its message.
         record.hold()
         is_accepted = False
 
@@ -139,7 +139,7 @@ class SseFront:
                 record.release()
 
     async def _run_in_turn(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        """Bound the calls that run: their messages have been answered already."""
+        """Bound the concurrent calls, whose messages have been answered already."""
         _, caller = opened_gateway(ctx)
         record: RequestRecord | None = getattr(request_of(ctx).state, RECORD_STATE)
         if record is None:
@@ -152,8 +152,8 @@ class SseFront:
             record.release()
 
 
-class _Stream:
-    """The stream's route; a class, so that the framework passes everything on."""
+class _StreamRoute:
+    """The stream's route; a class, because the framework treats it as a plain ASGI application."""
 
     def __init__(self, front: SseFront) -> None:
         self._front = front
@@ -171,14 +171,16 @@ async def _cancel_when_leaving(gateway: Gateway, serving: CancelScope) -> None:
 
 
 def _leave_place(scope: RequestScope) -> None:
-    """Let the next request in: this one waits for its client, its calls for places of their own."""
+    """Release the request's admission slot: a stream is idle, and its calls take slots of their
+    own.
+    """
     place, scope["state"]["place"] = scope["state"]["place"], None
     if place is not None:
         place.leave()
 
 
 def _owner(scope: RequestScope) -> AuthenticatedUser:
-    """The caller as the library compares the one of a session with the one of a message."""
+    """The caller in the form that the library compares between session and message."""
     caller: Caller = scope["state"]["caller"]
     subject = f"{caller.api_key_id}/{caller.user_id}/{caller.livemode}"
     return AuthenticatedUser(

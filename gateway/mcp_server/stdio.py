@@ -1,7 +1,8 @@
-"""The bridge of `gateway mcp-stdio`: a client's MCP messages, on stdin and stdout, to a gateway.
+"""The bridge of `gateway mcp-stdio`: a client's MCP messages on stdin and stdout, over HTTP to a
+gateway.
 
-Messages pass as they are, in both protocol eras. Made here is HTTP's part only: headers by the
-SDK's own table, cancelling by closing the stream, an error for a request that gets no answer.
+Messages pass unchanged, in both protocol eras. The bridge adds only the HTTP part: headers from the
+SDK's own table, cancellation by closing the stream, an error for a request without an answer.
 """
 
 import asyncio
@@ -39,18 +40,19 @@ from gateway.mcp_server.stdio_pipes import OverlongLine, Pipes
 
 REFUSAL_SECONDS = 10.0
 BRIDGE_ERROR = -32000
-"""The first of the codes that JSON-RPC leaves to implementations; `data.code` says more."""
-NO_MESSAGE = Problem("invalid_message", "A line on stdin is not one JSON-RPC message.")
+"""The first code that JSON-RPC reserves for implementations; `data.code` is more specific."""
+NO_MESSAGE = Problem("invalid_message", "A line on stdin is not a single JSON-RPC message.")
 TOO_MANY = Problem(
-    "too_many_requests", f"More than {MAX_IN_FLIGHT} messages at once. Wait for some answers."
+    "too_many_requests",
+    f"More than {MAX_IN_FLIGHT} messages are in progress. Wait for some answers.",
 )
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """A request on its way; `is_modern` where each request says its own protocol version."""
+class _PendingRequest:
+    """A request in progress; `is_modern` if each request names its own protocol version."""
 
     task: asyncio.Task[None]
     is_modern: bool
@@ -61,7 +63,7 @@ class _ClientGoneError(Exception):
 
 
 class Bridge:
-    """One client on this machine, and the gateway that answers it."""
+    """The connection of one local client to the gateway."""
 
     def __init__(
         self, pipes: Pipes, http: httpx2.AsyncClient, url: str, *, max_bytes: int, say: Say
@@ -73,7 +75,7 @@ class Bridge:
         self._say = say
         self._said = ""
         self._tasks = asyncio.TaskGroup()
-        self._calls: dict[RequestId, _Call] = {}
+        self._calls: dict[RequestId, _PendingRequest] = {}
         self._notices: set[asyncio.Task[None]] = set()
         self._answers: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
         self._negotiated: str | None = None
@@ -81,7 +83,7 @@ class Bridge:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until the client closes a pipe or `stop` is set.
 
-        What is under way then is the gateway's to settle.
+        The gateway settles the calls that are then in progress.
         """
         try:
             async with self._tasks:
@@ -131,27 +133,29 @@ class Bridge:
             self._notices.add(notice)
             notice.add_done_callback(self._notices.discard)
             return
-        # As the SDK has it: who uses an id again waits for the later request only.
+        # As in the SDK: if a client reuses an id, it waits for the later request only.
         if earlier := self._calls.get(message.id):
             earlier.task.cancel()
         task = self._tasks.create_task(self._call(message.id, message.method, line, headers))
-        self._calls[message.id] = call = _Call(task, is_modern=MCP_METHOD_HEADER in headers)
+        self._calls[message.id] = call = _PendingRequest(
+            task, is_modern=MCP_METHOD_HEADER in headers
+        )
         task.add_done_callback(lambda _: self._forget(message.id, call))
 
-    def _forget(self, request_id: RequestId, call: _Call) -> None:
+    def _forget(self, request_id: RequestId, call: _PendingRequest) -> None:
         if self._calls.get(request_id) is call:
             del self._calls[request_id]
 
     def _cancel(self, message: JSONRPCNotification, line: bytes) -> None:
-        """Close the stream of the request that the client gave up.
+        """Close the stream of the request that the client cancelled.
 
-        In the modern era that is the cancellation. Earlier ones send a message, which a stateless
-        gateway cannot relate to anything; there too it is the closed stream that ends the waiting.
+        In the modern era closing is the cancellation. Earlier eras send a message, which a
+        stateless gateway cannot relate to a request, so closing the stream ends the wait there too.
         """
         request_id = cancelled_request_id_from_params(message.params)
         call = None if request_id is None else self._calls.pop(request_id, None)
         if call is None:
-            return  # its answer crossed the cancellation
+            return  # its answer and the cancellation crossed
         if not call.is_modern:
             self._start(message, line)
         call.task.cancel()
@@ -183,7 +187,7 @@ class Bridge:
     async def _relay(
         self, response: httpx2.Response, request_id: RequestId, method: str
     ) -> Problem | None:
-        """Pass on what the gateway answers, as JSON or as a stream of events."""
+        """Pass on the gateway's answer, as JSON or as a stream of events."""
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if response.is_success and media_type == "text/event-stream":
             async for event in httpx2.EventSource(response, max_event_size=self._max_bytes):
@@ -200,12 +204,12 @@ class Bridge:
         return explain(response, body, self._url)
 
     async def _deliver(self, content: bytes, request_id: RequestId, method: str) -> bool:
-        """Hand one message to the client; whether it answers the request."""
+        """Pass one message to the client; return True if it answers the request."""
         message = parse_message(content)
         if message is None:
             return False
         if isinstance(message, JSONRPCError) and message.id is None:
-            # Refused before the gateway had read whose it was.
+            # Refused before the gateway had read the request's id.
             message.id = request_id
             content = _encode(message)
         if isinstance(message, JSONRPCResponse | JSONRPCError):
@@ -217,7 +221,7 @@ class Bridge:
         if method == "initialize" and isinstance(message, JSONRPCResponse):
             self._negotiated = str(message.result.get("protocolVersion", "")) or None
         self._said = ""
-        # Line ends can only stand between JSON's tokens.
+        # Line breaks can only occur between JSON's tokens.
         await self._answers.put(content.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n")
         return is_answer
 
@@ -231,14 +235,14 @@ class Bridge:
         return failure(error, method, self._url, self._max_bytes)
 
     def _report(self, problem: Problem) -> None:
-        """Say it once, not with every request of a client that goes on asking."""
+        """Log a problem once, not again for every request of a client that keeps trying."""
         if problem.message != self._said:
             self._said = problem.message
             self._say(problem.message)
 
 
 def parse_message(content: bytes) -> JSONRPCMessage | None:
-    """The message, or None where it is none."""
+    """Parse a message; None if it is invalid."""
     try:
         return jsonrpc_message_adapter.validate_json(content, by_name=False)
     except ValidationError:
@@ -250,7 +254,7 @@ def _is_cancellation(message: JSONRPCNotification) -> bool:
 
 
 def error_line(request_id: RequestId | None, problem: Problem, code: int = BRIDGE_ERROR) -> bytes:
-    """The JSON-RPC error that tells a client of a problem."""
+    """Serialize the JSON-RPC error that tells a client of a problem."""
     data = {"code": problem.code}
     error = ErrorData(code=code, message=problem.message, data=data)
     return _encode(JSONRPCError(jsonrpc="2.0", id=request_id, error=error)) + b"\n"
@@ -261,9 +265,9 @@ def _encode(message: JSONRPCError) -> bytes:
 
 
 async def refuse_client(pipes: Pipes, message: str, stop: asyncio.Event) -> None:
-    """Answer a waiting client's requests with why nothing works; it may show nothing else.
+    """Answer a client's requests with the problem, since it may not show stderr.
 
-    Ends with the client, or when it has asked nothing for a while.
+    Ends with the client, or when it has sent nothing for a while.
     """
     problem = Problem("not_configured", message)
     stopped = asyncio.ensure_future(stop.wait())
@@ -276,6 +280,6 @@ async def refuse_client(pipes: Pipes, message: str, stop: asyncio.Event) -> None
             break
         request = None if isinstance(line, OverlongLine) else parse_message(line)
         if isinstance(request, JSONRPCRequest):
-            with suppress(OSError):  # a client that is gone shows nothing
+            with suppress(OSError):  # a client that has gone needs no answer
                 await pipes.write(error_line(request.id, problem))
     stopped.cancel()

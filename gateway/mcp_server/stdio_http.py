@@ -1,4 +1,4 @@
-"""HTTP's part of `gateway mcp-stdio`: a gateway's address, headers, and what its failures mean."""
+"""The HTTP part of `gateway mcp-stdio`: address, headers, and explanations of failures."""
 
 import json
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from gateway.errors import ConfigurationError
 
 CONNECT_SECONDS = 10.0
 SEND_SECONDS = 60.0
-SILENCE_SECONDS = 300.0  # a gateway at work sends something every 15 s; a proxy may hold it back
-KEEPALIVE_SECONDS = 3.0  # less than the five after which the gateway hangs up
+SILENCE_SECONDS = 300.0  # the gateway sends progress every 15 s; a proxy may buffer it
+KEEPALIVE_SECONDS = 3.0  # below the gateway's own five seconds
 MAX_IN_FLIGHT = 64
 NOT_SENT = (
     httpx2.ConnectError,
@@ -39,17 +39,17 @@ NOT_SENT = (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a request gets no answer from the gateway: a code for programs, words for people."""
+    """The reason why a request gets no answer: a code for programs, a message for people."""
 
     code: str
     message: str
 
 
 def endpoint_url(address: str) -> str:
-    """The MCP endpoint of a gateway; `https://host` and `https://host/mcp` mean the same.
+    """The MCP endpoint of a gateway; `https://host` and `https://host/mcp` are equivalent.
 
     Raises:
-        ConfigurationError: no such address can be used with a key.
+        ConfigurationError: the address is invalid, or a key may not be sent to it.
     """
     try:
         url = httpx2.URL(address.strip())
@@ -59,20 +59,20 @@ def endpoint_url(address: str) -> str:
         raise ConfigurationError("The gateway's address must look like https://images.example.com.")
     if url.userinfo or url.query or url.fragment:
         raise ConfigurationError(
-            "The gateway's address may hold a host, a port and a path, nothing else. "
+            "The gateway's address may contain a host, a port and a path, nothing else. "
             "The API key belongs in GATEWAY_API_KEY."
         )
     if not is_https_or_loopback(str(url)):
         raise ConfigurationError(
-            f"http://{url.host} is not encrypted: the API key would travel in clear. "
-            "Use https://; http:// is for a gateway on this machine."
+            f"http://{url.host} is not encrypted: the API key would be sent in clear text. "
+            "Use https://; http:// is allowed for a gateway on this machine only."
         )
     path = url.path.rstrip("/")
     return str(url.copy_with(path=path if path.endswith("/mcp") else f"{path}/mcp"))
 
 
 def open_http(url: str, key: SecretStr) -> httpx2.AsyncClient:
-    """The client for one endpoint; redirects are not followed, so the key goes nowhere else.
+    """Open the client for one endpoint; redirects are not followed, so the key stays there.
 
     Raises:
         ConfigurationError: the environment's proxy or certificates cannot be used.
@@ -89,7 +89,7 @@ def open_http(url: str, key: SecretStr) -> httpx2.AsyncClient:
                 connect=CONNECT_SECONDS, write=SEND_SECONDS, read=SILENCE_SECONDS, pool=None
             ),
             limits=httpx2.Limits(max_connections=MAX_IN_FLIGHT, keepalive_expiry=KEEPALIVE_SECONDS),
-            # Through HTTPS_PROXY goes an encrypted tunnel. Plain http is for this machine, where
+            # HTTPS_PROXY carries an encrypted tunnel. Plain http is for this machine only, where
             # a proxy would read the key.
             trust_env=url.startswith("https:"),
         )
@@ -101,10 +101,11 @@ def open_http(url: str, key: SecretStr) -> httpx2.AsyncClient:
 
 
 def http_headers(message: JSONRPCMessage, negotiated: str | None) -> dict[str, str]:
-    """What streamable HTTP repeats of a message in headers.
+    """The headers in which streamable HTTP repeats parts of a message.
 
-    A modern request names its protocol version in `_meta`; `negotiated` is what an earlier
-    handshake agreed on. Arguments are not repeated (`x-mcp-header`): no tool here asks for it.
+    A modern request names its protocol version in `_meta`; `negotiated` is the result of an earlier
+    handshake. Arguments are not repeated (`x-mcp-header`): no tool here asks for it.
+
     https://modelcontextprotocol.io/specification/2026-07-28/basic/transports
     """
     if not isinstance(message, JSONRPCRequest | JSONRPCNotification):
@@ -125,7 +126,7 @@ def http_headers(message: JSONRPCMessage, negotiated: str | None) -> dict[str, s
 
 
 async def read_body(response: httpx2.Response, limit: int) -> bytes | None:
-    """The body, or None where it is larger."""
+    """Read the body; None if it is larger than `limit`."""
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
@@ -135,7 +136,7 @@ async def read_body(response: httpx2.Response, limit: int) -> bytes | None:
 
 
 def explain(response: httpx2.Response, body: bytes, url: str) -> Problem:
-    """What an answer means that is no MCP message; the gateway's own errors say it themselves."""
+    """Explain an answer that is not an MCP message; the gateway's own errors have a message."""
     status = response.status_code
     code, message = _envelope(body)
     if status == httpx2.codes.UNAUTHORIZED:
@@ -144,19 +145,19 @@ def explain(response: httpx2.Response, body: bytes, url: str) -> Problem:
     if response.next_request is not None:
         target = response.next_request.url.copy_with(userinfo=b"", query=None, fragment=None)
         return Problem(
-            "redirected", f"{url} redirects to {target}. If that is the gateway, name it in --url."
+            "redirected", f"{url} redirects to {target}. If that is the gateway, set it with --url."
         )
     if status == httpx2.codes.NOT_FOUND or response.is_success:
         return Problem("no_mcp_endpoint", f"There is no MCP endpoint at {url}. Check the address.")
     if status == httpx2.codes.REQUEST_ENTITY_TOO_LARGE:
-        return Problem("message_too_large", "The message is larger than the gateway takes.")
+        return Problem("message_too_large", "The message is larger than the gateway accepts.")
     if message:
         return Problem(code or "refused", message)
     return Problem("refused", f"{url} answered {status} {response.reason_phrase}.")
 
 
 def _envelope(body: bytes) -> tuple[str | None, str | None]:
-    """Code and message of the gateway's error envelope, where it is one."""
+    """Code and message of the gateway's error envelope, if the body is one."""
     try:
         error = json.loads(body)["error"]
         code, message = error["code"], error["message"]
@@ -166,7 +167,7 @@ def _envelope(body: bytes) -> tuple[str | None, str | None]:
 
 
 def failure(error: httpx2.HTTPError, method: str, url: str, max_bytes: int) -> Problem:
-    """What a connection that could not be made, or broke, means for the request."""
+    """Explain a connection that could not be made, or broke."""
     reason = str(error) or type(error).__name__
     if isinstance(error, NOT_SENT):
         return Problem("gateway_unreachable", f"No gateway answers at {url}: {reason}.")
@@ -176,13 +177,13 @@ def failure(error: httpx2.HTTPError, method: str, url: str, max_bytes: int) -> P
         return Problem(
             "outcome_unknown",
             f"The connection to the gateway broke before its answer ({reason}). The call may "
-            "have been carried out and paid for: look before you repeat it.",
+            "have been carried out and paid for: check the history before repeating it.",
         )
     return Problem("connection_broken", f"The connection to {url} broke: {reason}.")
 
 
 def too_large(what: str, max_bytes: int) -> Problem:
-    """A message or an answer that is not passed on."""
+    """Explain that a message or an answer exceeds the limit."""
     return Problem(
         f"{what}_too_large",
         f"The {what} is larger than {max_bytes:,} bytes (GATEWAY_MAX_JSON_UPLOAD_BYTES), the most "

@@ -1,4 +1,4 @@
-"""Lines in and out of this process, one at a time and never longer than was agreed."""
+"""Bounded lines on stdin and stdout of this process."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from mcp.types import RequestId
 T = TypeVar("T")
 CHUNK_BYTES = 65_536
 MARGIN_BYTES = 512
-# An id right at the front or the end of an object is a member of that object and of no other in it.
+# An id at the very start or end of an object is a member of that object, not of a nested one.
 ID_IN_FRONT = re.compile(
     rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*|"method"\s*:\s*"[^"\\]*"\s*,\s*)*'
     rb'"id"\s*:\s*(?:(\d{1,18})|"([^"\\]*)")\s*[,}]'
@@ -27,7 +27,7 @@ ID_AT_END = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class OverlongLine:
-    """A line that was thrown away; `request_id` where it could be told."""
+    """A line that was discarded; `request_id` if it could be found."""
 
     request_id: RequestId | None
 
@@ -35,8 +35,8 @@ class OverlongLine:
 class Pipes:
     """stdin and stdout, used from threads that a process may leave behind when it ends.
 
-    Their own layers, since those of `sys` are shared: the interpreter stops for good at its end
-    where a thread is still inside one.
+    They have their own buffers: with those of `sys`, the interpreter hangs at exit if a thread is
+    still inside one.
     """
 
     def __init__(self, *, max_line_bytes: int) -> None:
@@ -45,17 +45,17 @@ class Pipes:
         self._max_line_bytes = max_line_bytes
 
     async def read(self) -> bytes | OverlongLine:
-        """The next line; empty at the end, however that came."""
+        """Read the next line; empty at the end of input, for any reason."""
         try:
             return await _in_thread(lambda: read_line(self._source, self._max_line_bytes))
         except OSError:
             return b""
 
     async def write(self, line: bytes) -> None:
-        """Write a line to the last byte.
+        """Write a line completely.
 
         Raises:
-            OSError: nobody reads any more.
+            OSError: the reader has closed the pipe.
         """
         await _in_thread(lambda: self._write(line))
 
@@ -65,7 +65,7 @@ class Pipes:
 
 
 def read_line(source: BinaryIO, max_bytes: int) -> bytes | OverlongLine:
-    """The next line, or what is left of one that is too long."""
+    """Read the next line, or discard one that is too long."""
     line = source.readline(max_bytes + 1)
     if len(line) <= max_bytes:
         return line
@@ -81,7 +81,7 @@ def read_line(source: BinaryIO, max_bytes: int) -> bytes | OverlongLine:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Wait for what blocks; a read or write that is given up goes on in its thread."""
+    """Await blocking work; an abandoned read or write continues in its thread."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
 
@@ -96,12 +96,12 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGINT and SIGTERM set; sent once more, they end the process at once."""
+    """Build an event that SIGINT and SIGTERM set; a second signal ends the process at once."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def end(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        with suppress(RuntimeError):  # the loop has ended by itself
+        with suppress(RuntimeError):  # the loop has already ended
             loop.call_soon_threadsafe(stop.set)
 
     for number in (signal.SIGINT, signal.SIGTERM):

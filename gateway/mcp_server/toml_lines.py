@@ -1,4 +1,4 @@
-"""Where in a TOML file a value stands: tomllib reads the values but does not say."""
+"""Line numbers of values in a TOML file, which tomllib does not report."""
 
 import re
 import tomllib
@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 KeyPath = tuple[str | int, ...]
-"""Keys and indexes from the top of the file: `("arguments", 0, "name")`."""
+"""Keys and indexes from the root of the file: `("arguments", 0, "name")`."""
 
 _LINE_IN_MESSAGE = re.compile(r" \(at line (\d+), column \d+\)$")
 _LAST_LINE_IN_MESSAGE = " (at end of document)"
@@ -24,10 +24,10 @@ class Statement:
     text: str
 
     def line_of(self, value: str, offset: int, mark: str) -> int:
-        """The line of the `mark` at `offset` in the string `value` that this statement gives.
+        """The line of the `mark` at `offset` in the string `value` that this statement sets.
 
-        The marks are counted, since a string is not always as long as the text that spells it. One
-        that is spelled with escapes is not found; then it is the statement's first line.
+        The marks are counted, since a string and its source can differ in length. A mark spelled
+        with escapes is not found; then the result is the statement's first line.
         """
         occurrence = sum(position < offset for position in _positions(value, mark))
         position = next(islice(_positions(self.text, mark), occurrence, None), 0)
@@ -35,7 +35,7 @@ class Statement:
 
 
 def locate(source: str) -> Mapping[KeyPath, Statement]:
-    """Which statement gives the value at each path; `source` is valid TOML.
+    """Map each path to the statement that sets its value; `source` is valid TOML.
 
     The path of a table or of an element leads to its header.
     """
@@ -55,7 +55,7 @@ def locate(source: str) -> Mapping[KeyPath, Statement]:
 
 
 def explain_syntax(error: tomllib.TOMLDecodeError, source: str) -> tuple[int, str]:
-    """The line that tomllib complains of, and its complaint."""
+    """The line and message of an error of tomllib."""
     message = str(error)
     at = _LINE_IN_MESSAGE.search(message)
     if at is None:
@@ -71,7 +71,7 @@ def _positions(text: str, mark: str) -> Iterator[int]:
 
 
 def _statements(source: str) -> Iterator[Statement]:
-    """A statement ends with the first line up to which it can be read by itself."""
+    """Iterate over the statements; each ends with the first line up to which it can be parsed."""
     lines = source.split("\n")
     start = 0
     ends: tuple[str, ...] = _ENDS_OF_LONG_VALUES

@@ -1,7 +1,7 @@
-"""What each tool takes, as JSON Schema for a model to read.
+"""The tools' input schemas, as JSON Schema for a model to read.
 
-The values are checked by `parse_image_request`, as REST's are: models differ in what they take,
-and a refusal is to say which values the model in question knows.
+The values are checked by `parse_image_request`, as REST's are: models accept different values, and
+a refusal should list those of the model in question.
 """
 
 from collections.abc import Mapping
@@ -12,26 +12,26 @@ Schema = Mapping[str, Any]
 PROMPT: Schema = {
     "type": "string",
     "minLength": 1,
-    "description": "What the image shows, in any language. Be concrete: subject, setting, style, "
-    "light, composition. Text to appear in the image goes in quotation marks.",
+    "description": "Description of the image, in any language. Be concrete: subject, setting, "
+    "style, light, composition. Text to appear in the image goes in quotation marks.",
     "examples": ["A lighthouse at dawn, calm sea, watercolour, wide view"],
 }
 MODEL: Schema = {
     "type": "string",
-    "description": "Leave out for the default. list_available_models names them all; "
+    "description": "Omit for the default. list_available_models lists all; "
     "gpt-image-2.5-flare is fast and cheap. Retired ones such as dall-e-3 still work.",
     "examples": ["gpt-image-2.5-flare"],
 }
 SIZE: Schema = {
     "type": "string",
-    "description": "WIDTHxHEIGHT in pixels, or auto. Current models take any size whose edges are "
-    "divisible by 16, up to 3:1, from 655360 pixels on.",
+    "description": "WIDTHxHEIGHT in pixels, or auto. Current models accept any size whose edges "
+    "are divisible by 16, up to 3:1, of at least 655360 pixels.",
     "examples": ["1024x1024", "1536x1024", "1024x1536"],
 }
 QUALITY: Schema = {
     "type": "string",
     "description": "low, medium, high or auto (some models also xhigh, max). low is cheapest and "
-    "fastest; auto may be dear.",
+    "fastest; auto may be expensive.",
     "examples": ["low"],
 }
 COUNT: Schema = {
@@ -39,12 +39,12 @@ COUNT: Schema = {
     "minimum": 1,
     "maximum": 10,
     "default": 1,
-    "description": "How many images; each one is paid for.",
+    "description": "Number of images; each one is charged.",
 }
 BACKGROUND: Schema = {
     "type": "string",
     "enum": ["transparent", "opaque", "auto"],
-    "description": "transparent needs output_format png or webp.",
+    "description": "transparent requires output_format png or webp.",
 }
 OUTPUT_FORMAT: Schema = {
     "type": "string",
@@ -55,50 +55,50 @@ OUTPUT_FORMAT: Schema = {
 FULL_IMAGE: Schema = {
     "type": "boolean",
     "default": False,
-    "description": "Return the whole image instead of a preview, where it has less than 750 kB. "
-    "Fills the context; the link is enough for a person.",
+    "description": "Return the whole image instead of a preview, if it is smaller than 750 kB. "
+    "Uses much context; the link is enough for a person.",
 }
 IDEMPOTENCY_KEY: Schema = {
     "type": "string",
     "minLength": 1,
     "maxLength": 255,
-    "description": "A text of your choice that is new for each purchase, such as a UUID. Calling "
-    "again with the same key and arguments within a day gives the same images and buys nothing: "
-    "use it wherever a call may be repeated.",
+    "description": "A string of your choice, unique for each purchase, such as a UUID. Calling "
+    "again with the same key and arguments within a day returns the same images and buys nothing: "
+    "use it whenever a call may be repeated.",
 }
 PARTIAL_IMAGES: Schema = {
     "type": "integer",
     "minimum": 0,
     "maximum": 3,
     "default": 0,
-    "description": "Report so many unfinished images as progress; each costs 100 more tokens. For "
-    "n=1 and models that stream.",
+    "description": "Number of partial images to report as progress; each costs 100 more tokens. "
+    "For n=1 and models that stream.",
 }
 REFERENCE = (
     "a generated-images:// URI of an image made here, an https link to a public host, or a data: "
     "URL with base64"
 )
-PICTURES: Schema = {
+INPUT_IMAGES: Schema = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 16},
     ],
-    "description": f"The picture to change: {REFERENCE}. Or a list of up to 16, to combine them.",
+    "description": f"The image to change: {REFERENCE}. Or a list of up to 16, to combine them.",
     "examples": ["generated-images://img_19aa8c1e5d0_0123456789abcdef0123456789abcdef"],
 }
-PICTURE: Schema = {
+INPUT_IMAGE: Schema = {
     "type": "string",
     "description": f"A square PNG of less than 4 MB: {REFERENCE}.",
     "examples": ["generated-images://img_19aa8c1e5d0_0123456789abcdef0123456789abcdef"],
 }
 MASK: Schema = {
     "type": "string",
-    "description": "A PNG of the first picture's size; where it is transparent, the picture is to "
-    "change. Given in the same ways as image.",
+    "description": "A PNG of the first image's size; its transparent area marks the part to "
+    "change. Accepts the same references as image.",
 }
 VARIATION_MODEL: Schema = {
     "type": "string",
-    "description": "Leave out: dall-e-2 is the one that makes variations, served by its successor.",
+    "description": "Omit: only dall-e-2 makes variations, served by its successor.",
     "examples": ["dall-e-2"],
 }
 VARIATION_SIZE: Schema = {
@@ -110,8 +110,7 @@ VARIATION_SIZE: Schema = {
 FIDELITY: Schema = {
     "type": "string",
     "enum": ["high", "low"],
-    "description": "How closely the input is kept, for gpt-image-1.5 and older; leave out for "
-    "others.",
+    "description": "Fidelity to the input, for gpt-image-1.5 and older; omit for others.",
 }
 
 
@@ -141,7 +140,7 @@ GENERATE_IMAGE = _object(
 EDIT_IMAGE = _object(
     ("prompt", "image"),
     prompt=PROMPT,
-    image=PICTURES,
+    image=INPUT_IMAGES,
     mask=MASK,
     **DRAWING,
     input_fidelity=FIDELITY,
@@ -149,6 +148,6 @@ EDIT_IMAGE = _object(
     **BUYING,
 )
 CREATE_VARIATION = _object(
-    ("image",), image=PICTURE, model=VARIATION_MODEL, n=COUNT, size=VARIATION_SIZE, **BUYING
+    ("image",), image=INPUT_IMAGE, model=VARIATION_MODEL, n=COUNT, size=VARIATION_SIZE, **BUYING
 )
 ESTIMATE_COST = _object(("prompt",), prompt=PROMPT, **DRAWING)

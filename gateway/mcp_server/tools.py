@@ -1,6 +1,6 @@
-"""The tools: what a model reads of each, which scope it needs, and what runs when it is called.
+"""The tools: their descriptions, scopes, schemas and handlers.
 
-A tool's description is the docstring of what runs.
+A tool's description is the docstring of its handler.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -43,7 +43,7 @@ from gateway.mcp_server.results import ImagesMade
 from gateway.request_record import current
 from gateway.web.authentication import require_scope
 
-# Each call makes something new and is paid for, at a vendor out there; nothing is overwritten.
+# Each call makes and pays for a new image at an external vendor; nothing is overwritten.
 BUYS = ToolAnnotations(
     read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True
 )
@@ -54,7 +54,7 @@ READS = ToolAnnotations(
 
 @dataclass(frozen=True, slots=True)
 class GatewayTool:
-    """A tool as it is announced, and what stands behind it."""
+    """A tool as announced to clients, and its handler."""
 
     announced: Tool
     scope: Scope
@@ -132,22 +132,23 @@ TOOL_SCOPES: Mapping[str, Scope] = {name: tool.scope for name, tool in TOOLS.ite
 
 
 async def list_tools(_context: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
-    """Every tool; whether a key may use it is said when it is called."""
+    """List all tools; a missing scope is reported when a tool is called."""
     return ListToolsResult(tools=[tool.announced for tool in TOOLS.values()])
 
 
 def input_schema(name: str) -> Mapping[str, Any] | None:
-    """The schema that a call's headers are checked against, where it names such."""
+    """The schema that the headers of a call are checked against, if the tool exists."""
     tool = TOOLS.get(name)
     return None if tool is None else tool.announced.input_schema
 
 
 async def call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
-    """Run a tool; what goes wrong becomes a tool error that a model can act upon."""
+    """Run a tool; errors become tool errors that a model can act upon."""
     tool = TOOLS.get(params.name)
     if tool is None:
         raise MCPError(
-            INVALID_PARAMS, f"There is no tool {params.name[:80]!r}. There are: {', '.join(TOOLS)}."
+            INVALID_PARAMS,
+            f"There is no tool {params.name[:80]!r}. The tools are: {', '.join(TOOLS)}.",
         )
     current().tool = params.name
     try:
@@ -160,8 +161,9 @@ async def call_tool(context: Context, params: CallToolRequestParams) -> CallTool
 
 
 def _known_arguments(tool: Tool, arguments: Mapping[str, object]) -> Mapping[str, object]:
-    """A misspelt argument must not buy something else than was meant; values are checked later,
-    by the code that checks REST's, with the same errors.
+    """Refuse unknown arguments, so that a misspelt one cannot buy something unintended.
+
+    Values are checked later, by the code that checks REST's, with the same errors.
     """
     known = tool.input_schema["properties"]
     for name in arguments:

@@ -170,8 +170,8 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "unclosed part": (WIDE, "[[layout=wide: It is wide.", WIDE, "']]'"),
     "unopened part": (WIDE, "layout wide]]", WIDE, "'[['"),
     "nested part": (WIDE, "[[layout=wide: It [[is {style}]] wide.]]", WIDE, "nested"),
-    "part that is always there": (WIDE, "[[{layout} is wide.]]", WIDE, "always there"),
-    "part without an argument": (WIDE, "[[Wide.]] {layout}", WIDE, "always there"),
+    "part that is always there": (WIDE, "[[{layout} is wide.]]", WIDE, "always appears"),
+    "part without an argument": (WIDE, "[[Wide.]] {layout}", WIDE, "always appears"),
     "required only in parts": (TEXT, "A poster.[[ {style} {subject}]]", TEXT, "{subject}"),
     "optional outside of parts": (STYLE, "Style: {style}.", STYLE, "{style}"),
     "everything may vanish": (TEXT, "[[layout=tall: {subject}]]", TEXT, "{subject}"),
@@ -281,7 +281,7 @@ def test_a_folder_that_is_not_there_is_told_with_its_setting(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing", tmp_path / "file"):
         (told,) = mistakes(path)
-        assert told.startswith(f"GATEWAY_PROMPTS_DIR: there is no folder {path}.")
+        assert told.startswith(f"GATEWAY_PROMPTS_DIR: the folder {path} does not exist.")
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -177,4 +177,4 @@ async def test_several_workers_are_refused_with_it(settings: Settings, tmp_path:
     log = tmp_path / "log"
     with gateway_process(environment, log, "--workers", "2") as running:
         assert await asyncio.to_thread(running.process.wait, 30) == 1
-    assert "GATEWAY_MCP_SSE needs one process, and 2 workers were asked for" in log.read_text()
+    assert "GATEWAY_MCP_SSE needs one process, and 2 workers were requested" in log.read_text()
