@@ -1,4 +1,4 @@
-"""What leaves for a finished generation: OpenAI's images response, and headers about it."""
+"""The response of a finished generation: OpenAI's images object, and headers about it."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ REPLAYED = {"Idempotent-Replayed": "true"}
 
 
 def render_generation(generation: Generation) -> dict[str, object]:
-    """OpenAI's images response; for a retired model, what that model's answers looked like."""
+    """Render OpenAI's images response, in a retired model's own format for such a model."""
     answer, words = generation.answer, generation.request.model.continuity
     by_url = generation.request.response_format == "url"
     data: list[dict[str, str | None]] = [
@@ -44,7 +44,7 @@ def render_generation(generation: Generation) -> dict[str, object]:
 
 
 def render_usage(usage: Usage) -> dict[str, object]:
-    """OpenAI's usage object."""
+    """Render OpenAI's usage object."""
     return {
         "input_tokens": usage.input_tokens,
         "input_tokens_details": {
@@ -63,7 +63,7 @@ def render_usage(usage: Usage) -> dict[str, object]:
 def generation_headers(
     generation: Generation, standings: Sequence[Standing] = ()
 ) -> dict[str, str]:
-    """What the answer cost, which model served it, how long the requested one lives, and limits."""
+    """Build the headers for cost, serving model, the requested model's lifetime, and limits."""
     return {
         "X-Gateway-Generation-Id": str(generation.id),
         "X-Gateway-Cost-Usd": format_usd(generation.cost_nano),
@@ -75,7 +75,7 @@ def generation_headers(
 
 
 def limit_headers(standings: Sequence[Standing]) -> dict[str, str]:
-    """How the caller's limits stand: the tightest in OpenAI's words, all of them in the draft's.
+    """Build the rate limit headers: the tightest limit in OpenAI's format, all in the draft's.
 
     https://developers.openai.com/api/docs/guides/rate-limits and
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/
@@ -102,19 +102,19 @@ def _policy(limit: RateLimit) -> str:
 
 
 def _remaining(one: Standing) -> str:
-    """`t` says when there is more, where there is none, and else when all of it is there."""
+    """Render one limit's remainder; `t`: seconds to the next unit if none is left, else to all."""
     seconds = -(-(one.reset_ms if one.remaining else one.next_ms) // 1000)
     return f'"{one.limit.name}";r={one.remaining}' + (f";t={seconds}" if seconds else "")
 
 
 def _duration(milliseconds: int) -> str:
-    """`1m58s`: whole seconds, as Go writes them."""
+    """Format as `1m58s`: whole seconds, as Go writes them."""
     minutes, seconds = divmod(-(-milliseconds // 1000), 60)
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
 
 
 def model_headers(request: ImageRequest, served: Model) -> dict[str, str]:
-    """Which model was asked for and which serves, with the dates of the first."""
+    """Name the requested and the serving model, with the dates of the first."""
     return {
         "X-Gateway-Requested-Model": request.requested_model,
         "X-Gateway-Served-Model": served.id,
@@ -123,9 +123,10 @@ def model_headers(request: ImageRequest, served: Model) -> dict[str, str]:
 
 
 def lifetime_headers(model: Model) -> dict[str, str]:
-    """`Deprecation` (RFC 9745), `Sunset` (RFC 8594), successor: where a vendor gave dates.
+    """Build `Deprecation` (RFC 9745), `Sunset` (RFC 8594) and the successor link from vendor dates.
 
-    A model whose end alone is known is deprecated from that day on, which may lie ahead.
+    If only a model's end is known, it counts as deprecated from that day on, which may be in the
+    future.
     """
     headers = {}
     deprecated = model.deprecation_date or model.shutdown_date

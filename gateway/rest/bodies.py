@@ -1,6 +1,6 @@
-"""What requests for images look like, for the API's description.
+"""The request bodies for images, for the API's description only.
 
-Nothing here checks a request: `images/parameters.py` does, with the catalogue's rules.
+Requests are checked by `generation/parameters.py`, with the catalog's rules.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ FILES: JsonDict = {
 
 
 def _as_form(schema: dict[str, Any]) -> None:
-    """For a form: it carries no null, so that a field is there or is not."""
+    """Adapt a schema to forms, which carry no null: a field is present or absent."""
     for field in schema["properties"].values():
         if "anyOf" in field:
             [given] = [choice for choice in field.pop("anyOf") if choice != {"type": "null"}]
@@ -30,7 +30,7 @@ def _as_form(schema: dict[str, Any]) -> None:
 
 
 def _as_edit_form(schema: dict[str, Any]) -> None:
-    """For a form with one picture or several."""
+    """Adapt a schema to a form with one input image or several."""
     _as_form(schema)
     schema["anyOf"] = [{"required": ["image"]}, {"required": ["image[]"]}]
 
@@ -51,52 +51,56 @@ ResponseFormat = Literal["url", "b64_json"]
 
 
 class _Fields(BaseModel):
-    """What every way of asking for images shares. It documents: the catalogue checks."""
+    """The fields of every image request, for documentation: the catalog's rules check them."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(
         None,
-        description="`GET /v1/models` lists them, with what each accepts: not every value below "
-        "goes with every model. The gateway's default where left out.",
+        description="`GET /v1/models` lists the models and the values that each accepts: not "
+        "every value below works with every model. Default: the gateway's default.",
         examples=[MODEL],
     )
-    n: int | None = Field(None, ge=1, le=10, description="How many images. Default 1.")
+    n: int | None = Field(None, ge=1, le=10, description="Number of images. Default: 1.")
     size: Size | None = Field(None, description="`WIDTHxHEIGHT` or `auto`.", examples=["1024x1024"])
     quality: Quality | None = Field(
         None,
-        description="`xhigh` and `max` from gpt-image-2.5 on; `standard` and `hd` with DALL·E.",
+        description="`xhigh` and `max` from gpt-image-2.5 on; `standard` and `hd` for DALL·E.",
     )
     background: Literal["transparent", "opaque", "auto"] | None = Field(
-        None, description="`transparent` needs png or webp."
+        None, description="`transparent` requires png or webp."
     )
     output_format: Literal["png", "jpeg", "webp"] | None = None
-    output_compression: int | None = Field(None, ge=0, le=100, description="jpeg and webp only.")
-    complexity: Literal["low", "medium", "high"] | None = Field(None, description="2.6 only.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="For jpeg and webp only."
+    )
+    complexity: Literal["low", "medium", "high"] | None = Field(
+        None, description="For gpt-image-2.6 only."
+    )
     safety_identifier: Identifier | None = None
     user: Identifier | None = None
 
 
 class GenerationParams(_Fields):
-    """What says how an image is to be made."""
+    """The parameters of how an image is made."""
 
     moderation: Literal["auto", "low"] | None = None
-    style: Literal["vivid", "natural"] | None = Field(None, description="dall-e-3 only.")
+    style: Literal["vivid", "natural"] | None = Field(None, description="For dall-e-3 only.")
 
 
 class _Answered(BaseModel):
-    """How the answer is to come."""
+    """The parameters of how the answer is sent."""
 
     response_format: ResponseFormat | None = Field(
         None,
-        description="For every model; `b64_json` where left out, with DALL·E `url`. Links expire.",
+        description="For every model. Default: `b64_json`; for DALL·E `url`. Links expire.",
     )
-    stream: bool | None = Field(None, description="Server-sent events; n=1 only.")
-    partial_images: int | None = Field(None, ge=0, le=3, description="With `stream` only.")
+    stream: bool | None = Field(None, description="Send server-sent events; for n=1 only.")
+    partial_images: int | None = Field(None, ge=0, le=3, description="Only with `stream`.")
 
 
 class ImageBody(_Answered, GenerationParams):
-    """Images to make."""
+    """A request to generate images."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -112,18 +116,24 @@ class ImageBody(_Answered, GenerationParams):
         }
     )
 
-    prompt: Prompt = Field(description="What to show. Older models take 1000 or 4000 characters.")
+    prompt: Prompt = Field(
+        description="Description of the image. Older models accept 1000 or 4000 characters."
+    )
 
 
 class _EditFields(_Answered, _Fields):
-    """What both forms of an edit share."""
+    """The fields common to both forms of an edit."""
 
-    prompt: Prompt = Field(description="What to change.", examples=["Add a red kite in the sky"])
-    input_fidelity: Literal["low", "high"] | None = Field(None, description="gpt-image-1.x only.")
+    prompt: Prompt = Field(
+        description="Description of the change.", examples=["Add a red kite in the sky"]
+    )
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="For gpt-image-1.x only."
+    )
 
 
 class EditForm(_EditFields):
-    """Pictures to edit, as a form: `image`, or `image[]` once for each of up to 16."""
+    """Images to edit, as a form: `image`, or `image[]` once for each of up to 16."""
 
     model_config = ConfigDict(json_schema_extra=_as_edit_form)
 
@@ -131,23 +141,23 @@ class EditForm(_EditFields):
     images: list[bytes] | None = Field(
         None,
         alias="image[]",
-        description="The same, several times.",
+        description="One of several images; repeat the field for each.",
         json_schema_extra=FILES,
     )
     mask: bytes | None = Field(
         None,
-        description="PNG of the first image's size; transparent where to change.",
+        description="PNG of the first image's size; transparent in the area to change.",
         json_schema_extra=FILE,
     )
     markup: bytes | None = Field(
         None,
-        description="From gpt-image-2.5 on, in place of a mask: a transparent PNG drawn over it.",
+        description="Instead of a mask, from gpt-image-2.5 on: a transparent PNG drawn over it.",
         json_schema_extra=FILE,
     )
 
 
 class ImageReference(BaseModel):
-    """A picture by link: a data: URL, or an https address."""
+    """An input image by link: a data: URL, or an https address."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,7 +167,7 @@ class ImageReference(BaseModel):
 
 
 class EditBody(_EditFields):
-    """Pictures to edit, as JSON with links to them."""
+    """Images to edit, as JSON with links to them."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -177,7 +187,7 @@ class EditBody(_EditFields):
 
 
 class VariationForm(BaseModel):
-    """A picture to vary, as a form."""
+    """An image to vary, as a form."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_as_form)
 
@@ -190,7 +200,7 @@ class VariationForm(BaseModel):
 
 
 class SimpleBody(BaseModel):
-    """Images to make, with few words."""
+    """A request to generate images, with few parameters."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -199,28 +209,32 @@ class SimpleBody(BaseModel):
         },
     )
 
-    prompt: Prompt = Field(description="What to show.")
-    params: GenerationParams | None = Field(None, description="Anything else.")
+    prompt: Prompt = Field(description="Description of the image.")
+    params: GenerationParams | None = Field(
+        None, description="Any other parameter of the full route."
+    )
 
 
 class SimpleForm(BaseModel):
-    """A picture to edit, with few words."""
+    """An image to edit, with few parameters."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_as_form)
 
-    prompt: Prompt = Field(description="What to change.", examples=["Add a red kite in the sky"])
+    prompt: Prompt = Field(
+        description="Description of the change.", examples=["Add a red kite in the sky"]
+    )
     image_file: bytes = Field(json_schema_extra=BINARY)
     mask_file: bytes | None = Field(None, json_schema_extra=FILE)
     params: str | None = Field(
         None,
-        description="Anything else, as a JSON object.",
+        description="Any other parameter of the full route, as a JSON object.",
         examples=['{"size": "1024x1024"}'],
         json_schema_extra={"contentMediaType": "application/json"},
     )
 
 
 class ToolBody(BaseModel):
-    """The arguments of the MCP tool `generate_image`, without those that shape a conversation."""
+    """The arguments of the MCP tool `generate_image`, except those for conversations."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -229,13 +243,13 @@ class ToolBody(BaseModel):
         },
     )
 
-    prompt: Prompt = Field(description="What to show.")
-    model: str | None = Field(None, description="The gateway's default where left out.")
+    prompt: Prompt = Field(description="Description of the image.")
+    model: str | None = Field(None, description="Default: the gateway's default model.")
     size: Size | None = Field(None, description="`WIDTHxHEIGHT` or `auto`.")
     quality: Quality | None = None
-    n: int | None = Field(None, ge=1, le=10, description="How many images. Default 1.")
+    n: int | None = Field(None, ge=1, le=10, description="Number of images. Default: 1.")
     background: Literal["transparent", "opaque", "auto"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
-        None, description="As the header `Idempotency-Key`, which counts where this is left out."
+        None, description="Same as the header `Idempotency-Key`, and takes precedence over it."
     )

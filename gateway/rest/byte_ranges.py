@@ -1,4 +1,4 @@
-"""Conditional and partial requests (RFC 9110, sections 13 and 14): pure, of headers alone."""
+"""Conditional and range requests (RFC 9110, sections 13 and 14): pure functions of headers."""
 
 import re
 
@@ -8,7 +8,7 @@ _ONE_RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,1
 
 
 def is_fresh(if_none_match: str | None, etag: str) -> bool:
-    """Whether the client has this representation already (weak comparison, as for any GET)."""
+    """Return True if the client has this representation already (weak comparison, as for GET)."""
     if if_none_match is None:
         return False
     known = [tag.strip() for tag in if_none_match.split(",")]
@@ -18,13 +18,13 @@ def is_fresh(if_none_match: str | None, etag: str) -> bool:
 def parse_range(
     wanted: str | None, if_range: str | None, *, etag: str, size_bytes: int
 ) -> tuple[int, int] | None:
-    """Which bytes to send, from the first up to the second; None for all of them.
+    """Compute the bytes to send, as first and end offset; None for the whole file.
 
-    Several ranges at once, units that are not bytes and ranges that are none are ignored, as the
-    RFC allows; so is a range of a representation that has changed (`If-Range`, strong comparison).
+    Several ranges, units other than bytes and invalid ranges are ignored, as the RFC allows; so is
+    a range of a representation that has changed (`If-Range`, strong comparison).
 
     Raises:
-        RangeNotSatisfiable: the range begins behind the end.
+        RangeNotSatisfiable: the range begins after the end.
     """
     if wanted is None or (if_range is not None and if_range.strip() != etag):
         return None

@@ -1,4 +1,4 @@
-"""A tenant's (or user's) own provider key: written, replaced and deleted, never read."""
+"""A tenant's (or user's) own provider key: stored, replaced and deleted, never returned."""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -34,7 +34,7 @@ BODY = {
 }
 
 
-@router.put(PATH, summary="Store or replace the own provider key", openapi_extra=BODY)
+@router.put(PATH, summary="Store or replace your provider key", openapi_extra=BODY)
 async def put_credential(
     provider: Provider,
     request: Request,
@@ -42,14 +42,16 @@ async def put_credential(
     caller: CredentialWriter,
     actor: ActorDep,
 ) -> CredentialAnswer:
-    """A key bound to a user stores that user's credential, any other key the tenant's."""
+    """Store a provider key. A gateway key bound to a user stores it for that user, any other key
+    for the tenant.
+    """
     _require_live(caller)
     credentials.check_provider(provider)
     raw = await read_json_object(request, gateway.settings, refuses_repeated=True)
     try:
         body = CredentialBody.model_validate(raw)
     except ValidationError as error:
-        # Inputs are left out: one of them may be the secret under a mistyped name.
+        # Error messages omit the input: it may contain the secret under a mistyped name.
         raise RequestValidationError(error.errors(include_input=False)) from None
     async with gateway.database.tenant(caller.tenant_id, by=actor) as session:
         stored = await credentials.store(
@@ -64,11 +66,11 @@ async def put_credential(
     return _render(stored)
 
 
-@router.get(PATH, summary="What is stored, without the secret")
+@router.get(PATH, summary="Show your provider key, without the secret")
 async def get_credential(
     provider: Provider, gateway: GatewayDep, caller: CredentialWriter
 ) -> CredentialAnswer:
-    """The last four characters and when they were stored."""
+    """Return the last four characters and the times of storing."""
     _require_live(caller)
     credentials.check_provider(provider)
     async with gateway.database.tenant(caller.tenant_id) as session:
@@ -78,11 +80,11 @@ async def get_credential(
     return _render(stored)
 
 
-@router.delete(PATH, summary="Forget the own provider key", status_code=204)
+@router.delete(PATH, summary="Delete your provider key", status_code=204)
 async def delete_credential(
     provider: Provider, gateway: GatewayDep, caller: CredentialWriter, actor: ActorDep
 ) -> Response:
-    """Calls use the tenant's or the house's key from then on."""
+    """Delete a provider key. Later calls use the tenant's or the operator's key."""
     _require_live(caller)
     credentials.check_provider(provider)
     async with gateway.database.tenant(caller.tenant_id, by=actor) as session:
@@ -95,15 +97,15 @@ async def delete_credential(
 
 @router.post(
     PATH + "/test",
-    summary="Ask the provider whether it accepts the own key",
+    summary="Test your provider key",
     dependencies=[NoQuery],
     responses=refused_with(429),
 )
 async def test_credential(
     provider: Provider, gateway: GatewayDep, caller: CredentialWriter
 ) -> CredentialTestAnswer:
-    """It costs nothing: the provider is asked for its list of models. `unreachable` says nothing of
-    the key.
+    """Test a provider key by requesting the provider's list of models, which is free of charge.
+    `unreachable` does not mean that the key is invalid.
     """
     _require_live(caller)
     tested = await gateway.credential_tests.run(caller, provider)
@@ -117,7 +119,7 @@ async def test_credential(
 
 def _require_live(caller: Caller) -> None:
     if not caller.livemode:
-        raise Forbidden("Provider keys serve live calls only: use a live key (igw_live_…).")
+        raise Forbidden("Provider keys are used by live calls only. Use a live key (igw_live_…).")
 
 
 def _render(info: CredentialInfo) -> CredentialAnswer:

@@ -1,4 +1,4 @@
-"""What routes ask for: the opened gateway, the caller with a scope, a bounded JSON body."""
+"""Dependencies of the routes: the opened gateway, the caller with a scope, a bounded JSON body."""
 
 import asyncio
 import json
@@ -19,39 +19,39 @@ from gateway.rest.uploads import UploadReader
 from gateway.tenancy.credentials import PROVIDERS
 from gateway.web.authentication import check_operator, require_scope
 
-# Dependencies are coroutines even where they await nothing: the framework would run a plain
+# Dependencies are coroutines even if they await nothing: the framework would run a plain
 # function in a worker thread, at twenty times the cost.
 
 
 async def get_gateway(request: Request) -> Gateway:
-    """The opened gateway."""
+    """Return the opened gateway."""
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
 async def get_uploads(request: Request) -> UploadReader:
-    """What reads bodies with pictures."""
+    """Return the reader of bodies with input images."""
     uploads: UploadReader = request.app.state.uploads
     return uploads
 
 
 async def get_caller(request: Request) -> Caller:
-    """The authenticated caller."""
+    """Return the authenticated caller."""
     caller: Caller = request.state.caller
     return caller
 
 
 def idempotency_key_of(request: Request) -> str | None:
-    """The request's idempotency key.
+    """Return the request's idempotency key.
 
     Raises:
-        InvalidRequest: there are several. Two equal ones are refused too: what stands between
-            client and gateway may join them to one that neither has sent.
+        InvalidRequest: there are several. Two equal ones are refused too: a proxy between client
+            and gateway may join them to a key that neither has sent.
     """
     keys = request.headers.getlist("idempotency-key")
     if len(keys) > 1:
         raise InvalidRequest(
-            f"There are {len(keys)} Idempotency-Key headers. Send one.",
+            f"The request has {len(keys)} Idempotency-Key headers. Send one.",
             code="invalid_idempotency_key",
             param="idempotency_key",
         )
@@ -59,18 +59,18 @@ def idempotency_key_of(request: Request) -> str | None:
 
 
 def old_sdk_of(request: Request, settings: Settings) -> str:
-    """The User-Agent, where SDKs of DALL·E's time are to get DALL·E; else nothing."""
+    """The User-Agent, if SDKs of DALL·E's time are to be served DALL·E; else an empty string."""
     return request.headers.get("user-agent", "") if settings.dall_e_2_for_old_sdks else ""
 
 
 def place_of(request: Request) -> Place | None:
-    """The request's place among those that are worked on."""
+    """Return the request's admission slot, if it has one."""
     place: Place | None = request.state.place
     return place
 
 
 async def get_operator(request: Request) -> Operator:
-    """The operator behind the request's admin key.
+    """Return the operator behind the request's admin key.
 
     Raises:
         Forbidden: the key is a tenant's, or its scopes do not cover the request.
@@ -83,7 +83,7 @@ async def get_operator(request: Request) -> Operator:
 
 
 async def get_actor(request: Request) -> Actor:
-    """Whom the audit trail names for what this request changes."""
+    """Return the actor that the audit trail names for the changes of this request."""
     caller: Caller | Operator = request.state.caller
     request_id = current().request_id
     if isinstance(caller, Operator):
@@ -94,7 +94,7 @@ async def get_actor(request: Request) -> Actor:
 
 
 class _Scoped:
-    """A dependency that gives the caller if his key has the scope."""
+    """A dependency that returns the caller if the key has the scope."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -114,7 +114,7 @@ ImageWriter = Annotated[Caller, Depends(image_writer)]
 ImageFiles = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
 Provider = Annotated[
-    str, Path(description="Whose key it is.", json_schema_extra={"enum": [*PROVIDERS]})
+    str, Path(description="The provider of the key.", json_schema_extra={"enum": [*PROVIDERS]})
 ]
 TenantAdmin = Annotated[Caller, Depends(_Scoped(Scope.TENANT_ADMIN))]
 CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
@@ -123,18 +123,18 @@ CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]
 async def read_json_object(
     request: Request, settings: Settings, *, refuses_repeated: bool = False
 ) -> dict[str, object]:
-    """The body as a JSON object, never more of it in memory than `settings.max_body_bytes`.
+    """Read the body as a JSON object, with at most `settings.max_body_bytes` in memory.
 
-    Of a name that stands there twice the last value counts, as at OpenAI, or with
-    `refuses_repeated` none.
+    If a name occurs twice, the last value counts, as at OpenAI; with `refuses_repeated` the body is
+    refused.
 
     Raises:
-        InvalidRequest: not JSON, not an object, compressed, or too long under way.
-        PayloadTooLarge: larger than that.
+        InvalidRequest: not JSON, not an object, compressed, or received too slowly.
+        PayloadTooLarge: the body is larger than that.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidRequest(
-            "Compressed request bodies are not read; send it without Content-Encoding.",
+            "Compressed request bodies are not supported. Send the body without Content-Encoding.",
             code="unsupported_content_encoding",
         )
     content = await _read_body(request, settings)
@@ -152,7 +152,9 @@ async def read_json_object(
         try:
             json.loads(content, object_pairs_hook=_refuse_repeated)
         except RecursionError:
-            raise InvalidRequest("The JSON body is too deep.", code="invalid_json") from None
+            raise InvalidRequest(
+                "The JSON body is nested too deeply.", code="invalid_json"
+            ) from None
     return body
 
 
@@ -178,6 +180,8 @@ def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
     for name, _ in pairs:
         if name in seen:
             raise InvalidRequest(
-                f"{name}: The body names it twice. Send it once.", code="invalid_json", param=name
+                f"{name}: This name occurs twice in the body. Send it once.",
+                code="invalid_json",
+                param=name,
             )
         seen.add(name)

@@ -1,4 +1,4 @@
-"""Every error of a REST route leaves as OpenAI's envelope."""
+"""Error handlers: every error of a REST route is rendered in OpenAI's envelope."""
 
 from http import HTTPStatus
 
@@ -21,14 +21,14 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Render our errors and the framework's; a defect is answered by the outermost layer."""
+    """Render the gateway's and the framework's errors; instrumentation answers defects."""
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
 
 
 def error_response(error: GatewayError) -> Response:
-    """The answer for one error."""
+    """Render the response for one error."""
     note_error(error)
     return Response(
         orjson.dumps(envelope(error)),
@@ -81,22 +81,24 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _no_route(request: Request, elsewhere: str | None = None) -> NotFound:
-    """Say that nothing is here, and where it is: a base URL has one /v1 too few or too many."""
+    """Build the error for an unknown route, with a hint if the base URL has one /v1 too few or too
+    many.
+    """
     here, elsewhere = request.url.path, elsewhere or _meant(request)
     if elsewhere is None:
         return NotFound(f"There is no route {request.method} {here}.")
     settings: Settings = request.app.state.gateway.settings
     return NotFound(
-        f"There is no route {request.method} {here}. {elsewhere} is meant: set your client's base "
-        f"URL to {settings.public_url.rstrip('/')}{PREFIX}."
+        f"There is no route {request.method} {here}. Did you mean {elsewhere}? Set your client's "
+        f"base URL to {settings.public_url.rstrip('/')}{PREFIX}."
     )
 
 
 def _meant(request: Request, *, literally: bool = False) -> str | None:
-    """The path with one /v1 more or less, where there is a route.
+    """The path with one /v1 more or less, if a route exists there.
 
-    A path with a route of its own is another's only if that one has no parameter in it: the method
-    is wrong in DELETE /images/{image_id}, the base URL in POST /images/generations.
+    A path with a route of its own matches another only if that one has no parameter in it: the
+    method is wrong in DELETE /images/{image_id}, the base URL in POST /images/generations.
     """
     here = request.url.path
     path = here.removeprefix(PREFIX) if here.startswith(PREFIX * 2) else PREFIX + here
@@ -113,7 +115,7 @@ def _meant(request: Request, *, literally: bool = False) -> str | None:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """What the resource knows; the router names the methods of one of its routes alone."""
+    """All methods of the resource; the router names those of a single route only."""
     app: FastAPI = request.app
     return [
         method

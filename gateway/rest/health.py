@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it can serve, and its metrics."""
+"""Liveness, readiness and metrics."""
 
 from http import HTTPStatus
 
@@ -19,33 +19,33 @@ READY_TIMEOUT_SECONDS = 1.0
 
 @router.get("/", include_in_schema=False)
 async def root() -> RedirectResponse:
-    """People who open the address in a browser want the documentation."""
+    """Redirect browsers to the documentation."""
     return RedirectResponse("/docs")
 
 
-@router.get("/health", summary="The process lives", response_model=Health)
+@router.get("/health", summary="Liveness", response_model=Health)
 async def health() -> dict[str, str]:
-    """Says nothing about the database: a restart would not mend that."""
+    """Return 200 while the process runs. The database is not checked: a restart cannot fix it."""
     return {"status": "ok"}
 
 
 @router.get(
     "/ready",
-    summary="Requests can be served",
+    summary="Readiness",
     responses={
         200: {"model": Readiness},
         503: {
             "model": Readiness,
-            "description": "Postgres does not answer, or the gateway shuts down.",
+            "description": "Postgres does not answer, or the gateway is shutting down.",
             "headers": shared_headers("X-Request-Id", "Retry-After"),
         },
     },
 )
 async def ready(gateway: GatewayDep) -> JSONResponse:
-    """503 while Postgres does not answer, and once the gateway shuts down.
+    """Return 503 while Postgres does not answer, and during shutdown.
 
-    200 with the status `degraded` while the image store is away: every replica shares the store,
-    and a balancer that took them all out would stop the requests that need no link too.
+    200 with the status `degraded` while the image store is unavailable: all replicas share the
+    store, and a load balancer that removed them all would also stop the requests that need no link.
     """
     storage = _storage(gateway.keeper.health)
     if gateway.leaving.is_set() or gateway.pipeline.draining:
@@ -79,7 +79,7 @@ def _storage(health: StoreHealth) -> str:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(gateway: GatewayDep) -> Response:
-    """Of every worker where there are several, else of this process."""
+    """Return the metrics of all workers, or of this process if there is only one."""
     if gateway.settings.prometheus_multiproc_dir is None:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
     registry = CollectorRegistry()

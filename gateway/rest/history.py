@@ -22,23 +22,23 @@ from gateway.rest.schemas import (
 )
 
 router = APIRouter(tags=["history"])
-# Spelled with its beginning, so that it never stands for `generations` and its siblings.
+# The prefix keeps this route from matching `generations` and its siblings.
 ONE_IMAGE = "/v1/images/img_{rest}"
 Rest = Annotated[
     str,
     Path(
-        description="What follows `img_` in the image's id.",
+        description="The part of the image's id after `img_`.",
         examples=["19aa5f27c00_9f86d081884c7d65"],
         json_schema_extra={"pattern": "^[0-9a-z_]{1,100}$"},
     ),
 ]
 
 
-@router.get("/v1/images", summary="Images made so far")
+@router.get("/v1/images", summary="List your images")
 async def list_images(
     gateway: GatewayDep, caller: ImageFiles, query: Annotated[ImageListQuery, Query()]
 ) -> ImageList:
-    """Newest first; the next page begins `after` the `last_id` of this one.
+    """List images, newest first; the next page begins `after` the `last_id` of this one.
 
     A key of one user sees that user's images, any other key the whole tenant's; test and live
     images never mix.
@@ -56,9 +56,9 @@ async def list_images(
     )
 
 
-@router.get(ONE_IMAGE, summary="One image")
+@router.get(ONE_IMAGE, summary="Show an image")
 async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageFiles) -> ImageObject:
-    """What is known of an image, with fresh links."""
+    """Return an image's metadata, with fresh links."""
     async with gateway.database.tenant(caller.tenant_id) as session:
         image = await history.find_image(session, caller, f"img_{rest}")
     return render_image(gateway, image)
@@ -68,14 +68,14 @@ async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageFiles) -> Imag
 async def delete_image(
     rest: Rest, gateway: GatewayDep, caller: ImageWriter, actor: ActorDep
 ) -> ImageDeleted:
-    """Forget image, thumbnail and prompt for good; what it cost stays in the ledger."""
+    """Delete image, thumbnail and prompt permanently; the cost stays in the ledger."""
     image_id = f"img_{rest}"
     await history.delete_image(gateway.database, gateway.store, caller, image_id, by=actor)
     return ImageDeleted(id=image_id)
 
 
 def render_image(gateway: Gateway, image: HostedImage) -> ImageObject:
-    """The public object, with links that are valid from now on."""
+    """Render the public object, with links that are valid from now on."""
     expires_at = int(image.expires_at.timestamp())
     until = link_expiry(
         int(time.time()),

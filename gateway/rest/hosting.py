@@ -1,4 +1,4 @@
-"""Serving stored images and their thumbnails by signed link; no key, and no query, is needed."""
+"""Stored images and their thumbnails, served by signed link, without a key or a query."""
 
 import time
 from collections.abc import Mapping
@@ -19,34 +19,34 @@ from gateway.rest.refusals import refused_with
 
 router = APIRouter(tags=["images"])
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-# Pictures come from strangers: a browser must neither guess at them nor run what is inside. Other
-# sites may show them: whoever has the link may see the image.
+# Stored images are untrusted: a browser must neither sniff their type nor run their content. Other
+# sites may embed them: the signed link alone grants access.
 PROTECTION = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
-Expiry = Annotated[str, Query(description="Until when the link is valid, Unix seconds.")]
-Signature = Annotated[str, Query(description="What makes the link ours.")]
-Saved = Annotated[bool, Query(alias="download", description="Save it rather than show it.")]
-PICTURES = {
+Expiry = Annotated[str, Query(description="Expiry of the link, in Unix seconds.")]
+Signature = Annotated[str, Query(description="Signature of the link.")]
+Saved = Annotated[bool, Query(alias="download", description="Send the image as an attachment.")]
+IMAGE_CONTENT = {
     media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in EXTENSIONS
 }
 ANSWERS: dict[int | str, dict[str, object]] = {
-    200: {"content": PICTURES},
+    200: {"content": IMAGE_CONTENT},
     206: {
-        "description": "The bytes of a `Range`.",
+        "description": "The requested byte range.",
         "headers": shared_headers("Content-Range"),
-        "content": PICTURES,
+        "content": IMAGE_CONTENT,
     },
-    304: {"description": "The client has it already (`If-None-Match`)."},
+    304: {"description": "The client's copy is current (`If-None-Match`)."},
     **refused_with(403, 416, 500, 503),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What is to be served: a file that never changes under its name."""
+    """A file to serve, which never changes under its name."""
 
     path: str
     media_type: str
@@ -54,7 +54,7 @@ class _File:
     etag: str
 
     def headers(self, *, seconds: int, is_download: bool) -> dict[str, str]:
-        """All but those that depend on the bytes asked for."""
+        """The headers that do not depend on the requested bytes."""
         disposition = "attachment" if is_download else "inline"
         return PROTECTION | {
             "ETag": self.etag,
@@ -67,7 +67,7 @@ class _File:
 @router.head("/images/{image_id}", include_in_schema=False)
 @router.get(
     "/images/{image_id}",
-    summary="The bytes of an image",
+    summary="Download an image",
     response_class=Response,
     responses=ANSWERS,
 )
@@ -80,7 +80,9 @@ async def get_image(
     sig: Signature = "",
     is_download: Saved = False,
 ) -> Response:
-    """Served by signed, expiring link; no key is needed. Knows `If-None-Match`, and `Range`."""
+    """Return an image by signed, expiring link; no key is needed. Supports `If-None-Match` and
+    `Range`.
+    """
     now = int(time.time())
     path = gateway.links.verify(image_id, exp, sig, now=now)
     media_type = MEDIA_TYPES[path.rpartition(".")[2]]
@@ -92,7 +94,7 @@ async def get_image(
 @router.head("/images/{image_id}/thumbnail", include_in_schema=False)
 @router.get(
     "/images/{image_id}/thumbnail",
-    summary="A small WebP of an image",
+    summary="Download a thumbnail (WebP)",
     response_class=Response,
     responses=ANSWERS,
 )
@@ -105,7 +107,9 @@ async def get_thumbnail(
     sig: Signature = "",
     is_download: Saved = False,
 ) -> Response:
-    """At most 512 pixels an edge, by a signed link of its own; made when first asked for."""
+    """Return a thumbnail of at most 512 pixels per edge, by its own signed link; made on first
+    request.
+    """
     now = int(time.time())
     path = gateway.links.verify(image_id, exp, sig, now=now, kind=LinkKind.THUMBNAIL)
     await gateway.thumbnails.ensure(path)
@@ -118,12 +122,12 @@ async def get_thumbnail(
 async def _serve(
     request: Request, store: ImageStore, file: _File, headers: Mapping[str, str]
 ) -> Response:
-    """The file, the part of it that was asked for, or that the client has it already."""
+    """Answer with the file, the requested part of it, or 304 Not Modified."""
     wanted = request.headers.get("range") if request.method == "GET" else None
     if_none_match = request.headers.get("if-none-match")
     if request.method == "GET" and wanted is None and if_none_match is None:
         return await _stream(store, file, headers)
-    # Asked before anything else: what is deleted is not found, whatever the client has.
+    # The store is asked first: a deleted file is answered with 404, never with 304.
     found = await store.find(file.path)
     if is_fresh(if_none_match, file.etag):
         kept = ("ETag", "Cache-Control", *PROTECTION)

@@ -208,6 +208,6 @@ async def read_inputs(
             user_agent=old_sdk_of(request, gateway.settings),
         )
         key = idempotency_key_of(request)
-        claim = await claim_for(key, request.url.path, form.fields, form.pictures)
+        claim = await claim_for(key, request.url.path, form.fields, form.inputs)
         image_request = replace(image_request, idempotency=claim)
-        return await gateway.intake.with_images(caller, image_request, form.pictures, files)
+        return await gateway.intake.with_images(caller, image_request, form.inputs, files)

@@ -15,12 +15,14 @@ router = APIRouter(tags=["models"])
 
 @router.get(
     "/v1/models",
-    summary="The models that this key may use",
+    summary="List the models that this key may use",
     response_model=None,
     responses={200: {"model": ModelList}},
 )
 async def list_models(gateway: GatewayDep, caller: ImageFiles) -> dict[str, object]:
-    """As OpenAI lists them, with dates and capabilities; also those a successor serves."""
+    """List models as OpenAI does, with dates and capabilities; includes retired ones that a
+    successor serves.
+    """
     catalog = gateway.core.catalog
     models = [
         render_model(model, catalog.serving(model, livemode=caller.livemode))
@@ -31,22 +33,22 @@ async def list_models(gateway: GatewayDep, caller: ImageFiles) -> dict[str, obje
 
 @router.get(
     "/v1/models/{model_id}",
-    summary="One model",
+    summary="Show a model",
     response_model=None,
     responses={200: {"model": ModelObject}},
 )
 async def get_model(model_id: str, gateway: GatewayDep, caller: ImageFiles) -> dict[str, object]:
-    """A model that this key may use."""
+    """Return a model that this key may use."""
     try:
         model = gateway.core.catalog.find(caller, model_id)
     except ModelRetired as error:
-        # As OpenAI answers here, other than where images are made.
+        # OpenAI answers 404 here, but 400 where images are made.
         raise NotFound(error.message, code="model_not_found", param="model") from None
     return render_model(model, gateway.core.catalog.serving(model, livemode=caller.livemode))
 
 
 def render_model(model: Model, serving: Model) -> dict[str, object]:
-    """OpenAI's model object, extended; `served_model` says who really draws."""
+    """Render OpenAI's model object, extended; `served_model` is the model that makes the images."""
     released = datetime.combine(model.released or datetime.now(UTC).date(), day_time(), UTC)
     rule = model.sizes
     sizes: dict[str, object] = (

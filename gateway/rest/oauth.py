@@ -1,4 +1,4 @@
-"""Which identity provider's tokens are accepted here: RFC 9728's metadata, open to everybody."""
+"""OAuth 2.0 protected resource metadata (RFC 9728), readable without a key."""
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -9,7 +9,7 @@ from gateway.web.authentication import USUAL_SCOPES, scope_names
 from gateway.web.routes import MCP_PATH, METADATA_PATH
 
 router = APIRouter(tags=["oauth"], include_in_schema=False)
-# Clients in browsers read it too. Nothing here is anybody's secret.
+# Clients in browsers read it too. It contains no secrets.
 OPEN_TO_BROWSERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, OPTIONS",
@@ -22,10 +22,10 @@ CACHING = {"Cache-Control": "public, max-age=3600"}
 @router.get(METADATA_PATH)
 @router.get(METADATA_PATH + MCP_PATH)
 async def protected_resource(request: Request, gateway: GatewayDep) -> Response:
-    """Of the whole gateway, or of its MCP endpoint; 404 where only API keys are accepted."""
+    """Return the metadata of the gateway or its MCP endpoint; 404 if only API keys are accepted."""
     settings = gateway.settings
     if settings.oidc_issuer is None:
-        raise NotFound("This gateway has no identity provider: it accepts API keys only.")
+        raise NotFound("This gateway has no identity provider; it accepts API keys only.")
     base = settings.public_url.rstrip("/")
     metadata = {
         "resource": base + request.url.path.removeprefix(METADATA_PATH),
@@ -43,5 +43,5 @@ async def protected_resource(request: Request, gateway: GatewayDep) -> Response:
 @router.options(METADATA_PATH)
 @router.options(METADATA_PATH + MCP_PATH)
 async def preflight() -> Response:
-    """A browser asks before it sends a header of its own, such as MCP-Protocol-Version."""
+    """Answer a browser's CORS preflight, sent for headers such as MCP-Protocol-Version."""
     return Response(status_code=204, headers=OPEN_TO_BROWSERS)

@@ -1,6 +1,6 @@
-"""The API's description as it is served: FastAPI's own, and what all routes share, said once.
+"""The OpenAPI description as served: FastAPI's own, with the parts that all routes share.
 
-Keys, refusals, headers and bodies are components; a route names only what is its own.
+Keys, refusals, headers and bodies are components; a route names only its own.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from gateway.rest.schemas import ErrorAnswer
 from gateway.web.routes import Access, find_route
 
 Description = dict[str, Any]
-"""A JSON object of OpenAPI 3.1: whatever is in it is written out and read by programs."""
+"""A JSON object of OpenAPI 3.1. Its values have any type: programs read them."""
 SCHEMAS = "#/components/schemas/"
 GUARDED = frozenset({400, 401, 403, 503})
-"""What the way to any route that needs a key can end with."""
+"""The statuses of refusals that any route with a key can answer with."""
 FIRST_REFUSAL = 400
 KEYS = {
     "key": {
@@ -30,30 +30,30 @@ KEYS = {
     "admin_key": {"type": "http", "scheme": "bearer", "description": "igw_admin_…"},
 }
 TAGS = {
-    "images": "Made, edited, quoted and served.",
-    "simple": "The same with fewer words: a prompt goes in, links come out.",
+    "images": "Generate, edit, quote and download images.",
+    "simple": "The same with fewer parameters: a prompt in, links out.",
     "history": "The images made so far.",
-    "models": "What may be asked for, and until when.",
-    "usage": "What was spent, and what may be spent.",
+    "models": "Models, their capabilities and their shutdown dates.",
+    "usage": "Usage, cost and budgets.",
     "requests": "Outcome, cost and provider id of each request, by any of its ids.",
-    "credentials": "The own provider key: written, never read.",
-    "keys": "The tenant's own API keys, with the scope `tenant:admin`.",
-    "users": "The tenant's own users, with the scope `tenant:admin`.",
-    "limits": "The limits of the tenant, its users and keys, with the scope `tenant:admin`.",
-    "webhooks": "Where the tenant's events are sent, with the scope `tenant:admin`.",
+    "credentials": "Your provider keys: stored, never returned.",
+    "keys": "The tenant's API keys; needs the scope `tenant:admin`.",
+    "users": "The tenant's users; needs the scope `tenant:admin`.",
+    "limits": "Limits of the tenant, its users and keys; needs the scope `tenant:admin`.",
+    "webhooks": "The tenant's webhooks; needs the scope `tenant:admin`.",
     "health": "For load balancers and Prometheus.",
-    "admin: tenants": "The operators' routes, with an admin key: customers.",
+    "admin: tenants": "Tenants. All admin routes need an admin key.",
     "admin: users": "The persons and applications of a tenant.",
-    "admin: keys": "API keys: issued, rolled, revoked.",
+    "admin: keys": "API keys: issue, roll, revoke.",
     "admin: credentials": "Provider keys of tenants and their users.",
-    "admin: budgets": "Limits of money, held against before each call.",
-    "admin: limits": "Limits of pace.",
-    "admin: webhooks": "Where events are sent, and what came of it.",
-    "admin: usage": "Reports over one tenant or all.",
-    "admin: requests": "The same, of any tenant or none.",
-    "admin: prices": "Versions of prices; none is ever edited.",
-    "admin: reconciliation": "What is open, and whether the books agree.",
-    "admin: audit": "Who changed what.",
+    "admin: budgets": "Spending limits; each call reserves its worst-case cost.",
+    "admin: limits": "Rate limits and concurrency limits.",
+    "admin: webhooks": "Webhooks and their deliveries.",
+    "admin: usage": "Usage reports over one tenant or all.",
+    "admin: requests": "The request log of all tenants, and of requests without a valid key.",
+    "admin: prices": "Price versions; immutable.",
+    "admin: reconciliation": "Calls of unknown cost, and consistency checks of the ledger.",
+    "admin: audit": "The audit trail of changes.",
 }
 
 
@@ -62,27 +62,31 @@ def _header(description: str, **schema: object) -> dict[str, object]:
 
 
 HEADERS = {
-    "X-Request-Id": _header("This request, as the gateway's log names it."),
-    "X-Client-Request-Id": _header("The client's own `X-Request-Id`, where it sent one."),
-    "Retry-After": _header("Seconds until it is worth trying again.", pattern="^[0-9]+$"),
+    "X-Request-Id": _header("Id of this request in the gateway's log."),
+    "X-Client-Request-Id": _header("The client's own `X-Request-Id`, if it sent one."),
+    "Retry-After": _header("Seconds to wait before a retry.", pattern="^[0-9]+$"),
     "X-Should-Retry": _header(
-        "`false`: a retry could pay twice, or cannot help. OpenAI's SDKs obey it.",
+        "`false`: a retry could pay twice, or cannot succeed. OpenAI's SDKs obey it.",
         enum=["true", "false"],
     ),
-    "WWW-Authenticate": _header("How to send a key; RFC 6750 and, for tokens, RFC 9728."),
-    "Content-Range": _header("Where in the file these bytes stand."),
-    "Idempotent-Replayed": _header("Bought before, answered again.", const="true"),
-    "X-Gateway-Generation-Id": _header("Names the purchase in the ledger.", format="uuid"),
-    "X-Gateway-Cost-Usd": _header("What it cost.", pattern=r"^[0-9]+\.[0-9]{9}$"),
-    "X-Gateway-Cost-Status": _header(
-        "Whether that is final.", enum=["actual", "estimated", "pending"]
+    "WWW-Authenticate": _header("The authentication scheme; RFC 6750 and, for tokens, RFC 9728."),
+    "Content-Range": _header("Position of these bytes in the file."),
+    "Idempotent-Replayed": _header(
+        "The answer repeats an earlier purchase with the same key.", const="true"
     ),
-    "X-Gateway-Requested-Model": _header("The model that was asked for."),
-    "X-Gateway-Served-Model": _header("The model that drew."),
-    "RateLimit": _header("How the caller's limits stand."),
+    "X-Gateway-Generation-Id": _header("Id of the purchase in the ledger.", format="uuid"),
+    "X-Gateway-Cost-Usd": _header(
+        "Cost of the request in US dollars.", pattern=r"^[0-9]+\.[0-9]{9}$"
+    ),
+    "X-Gateway-Cost-Status": _header(
+        "Certainty of the cost.", enum=["actual", "estimated", "pending"]
+    ),
+    "X-Gateway-Requested-Model": _header("The requested model."),
+    "X-Gateway-Served-Model": _header("The model that made the images."),
+    "RateLimit": _header("Remaining units of the caller's limits."),
     "RateLimit-Policy": _header("The caller's limits."),
-    "Deprecation": _header("Since when the model is deprecated; RFC 9745."),
-    "Sunset": _header("When the model ends; RFC 8594."),
+    "Deprecation": _header("Start of the model's deprecation; RFC 9745."),
+    "Sunset": _header("Shutdown date of the model; RFC 8594."),
     "Link": _header("The model's successor."),
 }
 
@@ -91,15 +95,15 @@ ON_EVERY_ANSWER = ("X-Request-Id", "X-Client-Request-Id")
 
 
 def shared_headers(*names: str) -> dict[str, object]:
-    """A response's documentation of its headers."""
+    """Reference the documentation of these headers of a response."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def describe(app: FastAPI) -> None:
     """Serve the complete description in place of FastAPI's own.
 
-    It is made when it is first asked for, since most processes never are, and beside the loop:
-    it takes half a second. Then it is kept as it is sent.
+    It is built on the first request, since most processes never need it, and in a thread: it takes
+    half a second. The serialized result is kept.
     """
     make_schema = app.openapi
     # https://fastapi.tiangolo.com/how-to/extending-openapi/
@@ -117,7 +121,7 @@ def describe(app: FastAPI) -> None:
 
 
 def complete(schema: Description) -> Description:
-    """Add to FastAPI's schema, in its place, what it cannot know; returns it."""
+    """Add to FastAPI's schema, in place, the parts that it cannot know; return it."""
     components = schema.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     error = ErrorAnswer.model_json_schema(ref_template=SCHEMAS + "{model}")
@@ -158,7 +162,7 @@ def _complete_operation(path: str, operation: Description) -> None:
         if int(status) < FIRST_REFUSAL:
             response.setdefault("headers", {}).update(shared_headers(*ON_EVERY_ANSWER))
         elif "HTTPValidationError" in str(response):
-            del told[status]  # never sent: what FastAPI finds wrong is answered with 400
+            del told[status]  # never sent: FastAPI's validation errors are answered with 400
         elif "$ref" in response or "ErrorAnswer" in str(response):
             told[status] = {"$ref": reference(int(status))}
     for status in sorted(_implied(path, operation)):
@@ -167,7 +171,7 @@ def _complete_operation(path: str, operation: Description) -> None:
 
 
 def _implied(path: str, operation: Description) -> set[int]:
-    """The refusals that follow from where a route is and what it takes."""
+    """The refusals implied by a route's path and parameters."""
     implied = set() if find_route(path).access is Access.OPEN else set(GUARDED)
     if "{" in path:
         implied.add(404)
@@ -179,7 +183,7 @@ def _implied(path: str, operation: Description) -> set[int]:
 
 
 def _shared_body(body: Description, schemas: Description) -> Description:
-    """Move a body's schema, and what it refers to, among the components."""
+    """Move a body's schema, and the schemas it references, to the components."""
     schemas |= body.pop("$defs", {})
     if "title" not in body:
         return body

@@ -1,4 +1,4 @@
-"""How refusals are documented: for each status one shared response, with examples of its codes."""
+"""The documentation of refusals: one shared response per status, with examples of its codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ from gateway.errors import (
 
 JsonSchema = dict[str, object]
 ON_EVERY_REFUSAL = ("X-Request-Id", "X-Client-Request-Id", "X-Gateway-Generation-Id")
-"""The third where money was held for the request before it was refused."""
+"""The third is sent if money was reserved for the request before it was refused."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """The refusals of one status: the name of their component, what they say, and how."""
+class DocumentedRefusal:
+    """The refusals of one status: component name, description, examples and headers."""
 
     name: str
     description: str
@@ -43,11 +43,10 @@ class Refusal:
     headers: Sequence[str] = ()
 
 
-REFUSALS: Mapping[int, Refusal] = {
-    400: Refusal(
+REFUSALS: Mapping[int, DocumentedRefusal] = {
+    400: DocumentedRefusal(
         "BadRequest",
-        "The request itself is wrong; `param` names the field. Sent again as it is, it is refused "
-        "again.",
+        "The request itself is invalid; `param` names the field. Change it before a retry.",
         (
             InvalidRequest("Unknown parameter: 'sise'.", code="unknown_parameter", param="sise"),
             InvalidRequest(
@@ -60,16 +59,16 @@ REFUSALS: Mapping[int, Refusal] = {
             ContentRefused("Your request was rejected by the safety system."),
         ),
     ),
-    401: Refusal(
+    401: DocumentedRefusal(
         "Unauthenticated",
-        "No key, or none that opens anything: missing, malformed, unknown, revoked or expired.",
+        "The key is missing, malformed, unknown, revoked or expired.",
         (Unauthenticated("This API key is not known here, or it was revoked."),),
         ("WWW-Authenticate",),
     ),
-    402: Refusal(
+    402: DocumentedRefusal(
         "BudgetExceeded",
-        "The worst case of this call does not fit into what a budget has left; the message says "
-        "which, and when it begins anew. Nothing was bought.",
+        "The worst-case cost of this call exceeds the rest of a budget; the message names the "
+        "budget and when it resets. Nothing was bought.",
         (
             BudgetExceeded(
                 "The tenant's budget per month of 50.00 USD has 0.002 USD left, less than this "
@@ -78,9 +77,9 @@ REFUSALS: Mapping[int, Refusal] = {
         ),
         ("X-Should-Retry",),
     ),
-    403: Refusal(
+    403: DocumentedRefusal(
         "Forbidden",
-        "The key is valid and may not do this; or a link that is not ours, or has expired.",
+        "The key is valid but lacks permission; or an image link is invalid or has expired.",
         (
             InsufficientScope(
                 "This API key lacks the scope images:write; it has: images:read.",
@@ -91,36 +90,36 @@ REFUSALS: Mapping[int, Refusal] = {
             Forbidden("This image link has expired.", code="link_expired"),
         ),
     ),
-    404: Refusal(
+    404: DocumentedRefusal(
         "NotFound",
-        "No such thing, or none that this key may see.",
+        "The object does not exist, or this key may not see it.",
         (
             NotFound("The model 'dall-e-4' does not exist.", code="model_not_found", param="model"),
             NotFound("There is no tenant 019aa5f2-7c00-7000-8000-000000000000.", param="tenant_id"),
         ),
     ),
-    409: Refusal(
+    409: DocumentedRefusal(
         "Conflict",
-        "The first request with this idempotency key has not been answered yet; or what is to be "
-        "made is there already.",
+        "The first request with this idempotency key is still being processed; or the object to "
+        "create exists already.",
         (
             IdempotencyInFlight("A request with this idempotency key is still being answered."),
             Conflict("There is a tenant 'acme' already.", param="name"),
         ),
         ("Retry-After", "X-Should-Retry"),
     ),
-    413: Refusal(
+    413: DocumentedRefusal(
         "PayloadTooLarge",
         "The body is larger than the gateway reads.",
         (PayloadTooLarge("The request body is larger than 1048576 bytes."),),
     ),
-    416: Refusal(
+    416: DocumentedRefusal(
         "RangeNotSatisfiable",
-        "The file ends before the range begins; `Content-Range` says where.",
+        "The file ends before the range begins; `Content-Range` has its size.",
         (RangeNotSatisfiable("The file has 1024 bytes."),),
         ("Content-Range",),
     ),
-    422: Refusal(
+    422: DocumentedRefusal(
         "IdempotencyConflict",
         "The idempotency key was used for another request. Nothing was bought.",
         (
@@ -130,34 +129,34 @@ REFUSALS: Mapping[int, Refusal] = {
         ),
         ("X-Should-Retry",),
     ),
-    424: Refusal(
+    424: DocumentedRefusal(
         "CredentialRejected",
-        "The provider refused the tenant's own key. The house's never silently takes its place.",
+        "The provider refused the tenant's own key. The house credential is not used instead.",
         (CredentialRejected("The provider refused your own openai key."),),
         ("X-Should-Retry",),
     ),
-    429: Refusal(
+    429: DocumentedRefusal(
         "RateLimited",
-        "A limit of the gateway's, which the message names, or the provider's. Nothing was bought.",
+        "A limit of the gateway, named in the message, or of the provider. Nothing was bought.",
         (RateLimited("The key's limit of 60 requests a minute is reached."),),
         ("Retry-After", "X-Should-Retry", "RateLimit", "RateLimit-Policy"),
     ),
-    500: Refusal(
+    500: DocumentedRefusal(
         "InternalError",
-        "Made and paid for, but not to be had as asked; or a defect, which `X-Request-Id` names "
-        "in the gateway's log. Do not send it again.",
+        "The image was made and paid for but cannot be delivered as requested; or the gateway has "
+        "a defect, logged under `X-Request-Id`. Do not retry.",
         (
             StorageFailed("The image was made and could not be stored."),
             ImageUnfinished("The image was made and could not be brought to the asked size."),
         ),
         ("X-Should-Retry",),
     ),
-    502: Refusal(
+    502: DocumentedRefusal(
         "ProviderUnreachable",
-        "No connection to the provider came about. Nothing was bought.",
+        "The connection to the provider failed. Nothing was bought.",
         (ProviderUnreachable("The provider cannot be reached."),),
     ),
-    503: Refusal(
+    503: DocumentedRefusal(
         "Unavailable",
         "The gateway cannot serve this now, or lacks a setting. Nothing was bought.",
         (
@@ -174,10 +173,10 @@ REFUSALS: Mapping[int, Refusal] = {
         ),
         ("Retry-After", "X-Should-Retry"),
     ),
-    504: Refusal(
+    504: DocumentedRefusal(
         "OutcomeUnknown",
-        "The provider may have made and billed the image; the ledger will say. Do not send it "
-        "again without its idempotency key.",
+        "The provider may have made and billed the image; the ledger will show it. Do not retry "
+        "without the same idempotency key.",
         (OutcomeUnknown("The outcome of this call is not known."),),
         ("X-Should-Retry",),
     ),
@@ -185,22 +184,22 @@ REFUSALS: Mapping[int, Refusal] = {
 
 
 def refused_with(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """A route's documentation of its refusals, beside those that every route has."""
+    """Document the refusals of a route, beside those that every route has."""
     return {status: {"$ref": reference(status)} for status in statuses}
 
 
 def reference(status: int) -> str:
-    """Where the shared response of a status stands."""
+    """The reference to the shared response of a status."""
     return f"#/components/responses/{REFUSALS[status].name}"
 
 
 def shared_responses() -> dict[str, JsonSchema]:
-    """The components, by their names."""
+    """The components by name."""
     return {refusal.name: _response(refusal) for refusal in REFUSALS.values()}
 
 
-def _response(refusal: Refusal) -> JsonSchema:
-    # Two examples may have one code: the later one stands for both.
+def _response(refusal: DocumentedRefusal) -> JsonSchema:
+    # Two examples may share a code: the later one is shown.
     examples = {error.code: {"value": envelope(error)} for error in refusal.examples}
     return {
         "description": refusal.description,

@@ -1,4 +1,4 @@
-"""The request log of a tenant: lists of requests, and one by any of its ids."""
+"""The request log of a tenant: lists of requests, and single requests by any of their ids."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -81,33 +81,33 @@ OUTCOME_EXAMPLE: dict[str, JsonValue] = {
     },
     "others": 0,
 }
-"""For the documentation."""
+"""Examples for the documentation."""
 
 
 class RequestObject(BaseModel):
-    """One request. What it did not reach, or what is not known, is null."""
+    """One request. Fields that were not reached, or are not known, are null."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     id: str
     object: Literal["request"] = "request"
-    at: datetime = Field(description="When it came.")
+    at: datetime = Field(description="Time of arrival.")
     livemode: bool | None
     client_request_id: str | None = Field(description="The client's `X-Request-Id`.")
-    trace_id: str | None = Field(description="Of its `traceparent`.")
+    trace_id: str | None = Field(description="Trace id of its `traceparent`.")
     method: str
     route: str
     tool: str | None = Field(description="The MCP tool that was called.")
-    status: int = Field(description="Of the HTTP answer; a tool's error is answered with 200.")
+    status: int = Field(description="HTTP status; tool errors have 200.")
     error_code: str | None = Field(
-        description="As answered; `client_disconnected` where the client left before the answer."
+        description="The error code sent; `client_disconnected` if the client left early."
     )
     error_param: str | None
     reason: str | None = Field(
-        description="What was in the way: `budget tenant/month`, `limit key-images`, or what the "
-        "provider complained of: `credential`, `quota`, `moderation`, `rate_limited`, …"
+        description="Cause of the error: `budget tenant/month`, `limit key-images`, or the "
+        "provider's complaint: `credential`, `quota`, `moderation`, `rate_limited`, …"
     )
-    api_key_id: UUID | None = Field(description="The first of a line of rolled keys.")
+    api_key_id: UUID | None = Field(description="Id of the first key of a rolled line.")
     key_name: str | None
     key_last4: str | None
     user_id: UUID | None
@@ -115,19 +115,23 @@ class RequestObject(BaseModel):
     requested_model: str | None
     served_model: str | None
     generation_id: UUID | None
-    replayed: bool = Field(description="Answered with what an earlier request bought.")
+    replayed: bool = Field(description="True if an earlier purchase was returned.")
     provider: str | None
-    credential: str | None = Field(description="Whose provider key: `house`, `tenant`, `user`.")
+    credential: str | None = Field(
+        description="Owner of the provider key: `house`, `tenant`, `user`."
+    )
     provider_status: int | None
-    provider_request_id: str | None = Field(description="By which its support finds the call.")
+    provider_request_id: str | None = Field(
+        description="The provider's id of the call, for its support."
+    )
     provider_milliseconds: int | None
-    cost_usd: str | None = Field(description="As known when the request ended.")
+    cost_usd: str | None = Field(description="Cost as known when the request ended.")
     cost_status: Literal["actual", "estimated", "pending"] | None
     milliseconds: int
 
 
 class LedgerLineObject(BaseModel):
-    """One posting."""
+    """One ledger entry."""
 
     at: datetime
     kind: Literal["hold", "post", "post_est", "void", "adjust"]
@@ -138,7 +142,7 @@ class LedgerLineObject(BaseModel):
 
 
 class PurchaseObject(BaseModel):
-    """The generation in the ledger, as it is now."""
+    """The generation in the ledger, in its current state."""
 
     id: UUID
     state: Literal["held", "unknown", "posted", "posted_est", "void"]
@@ -153,12 +157,12 @@ class PurchaseObject(BaseModel):
 
 
 class RequestDetailObject(RequestObject):
-    """One request with what it bought."""
+    """One request with its purchase."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE | OUTCOME_EXAMPLE]})
 
     generation: PurchaseObject | None
-    others: int = Field(description="How many more requests have the id that was asked for.")
+    others: int = Field(description="Number of other requests with this id.")
 
 
 class RequestList(BaseModel):
@@ -172,20 +176,22 @@ class RequestList(BaseModel):
 
 
 class RequestQuery(BaseModel):
-    """Which requests to show."""
+    """Filters of the request list."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: PageLimit = 20
     after: str | None = Field(
-        None, pattern=f"^{REQUEST_ID.pattern}$", description="Before the page: `last_id`."
+        None, pattern=f"^{REQUEST_ID.pattern}$", description="The previous page's `last_id`."
     )
     status: Annotated[int, Field(ge=100, le=599), IN_DIGITS] | None = None
     error_code: str | None = Field(None, pattern="^[a-z_]{1,64}$")
     model: str | None = Field(
-        None, pattern=r"^[!-~]{1,100}$", description="As requested or as served."
+        None, pattern=r"^[!-~]{1,100}$", description="Requested or served model."
     )
-    key: UUID | None = Field(None, description="Only those of this key and its rolled ones.")
+    key: UUID | None = Field(
+        None, description="Only requests of this key and its rolled successors."
+    )
     client_request_id: str | None = Field(None, pattern=SAFE_ID)
     generation_id: UUID | None = None
     start: str | None = Field(
@@ -194,7 +200,7 @@ class RequestQuery(BaseModel):
     end: str | None = Field(None, description="ISO date (included) or date-time.")
 
     def chosen(self, zone: str) -> RequestFilter:
-        """The filter, with days of this time zone.
+        """Build the filter, with days in this time zone.
 
         Raises:
             InvalidRequest: `start` or `end` is not ISO 8601.
@@ -216,8 +222,9 @@ class RequestQuery(BaseModel):
 async def list_requests(
     gateway: GatewayDep, caller: UsageReader, query: Annotated[RequestQuery, Query()]
 ) -> RequestList:
-    """Newest first; the next page begins `after` the `last_id` of this one. A request is there a
-    second or two after its answer, and for as long as the operator keeps the log.
+    """List requests, newest first; the next page begins `after` the `last_id` of this one. A
+    request appears a second or two after its answer, and is kept as long as the operator keeps the
+    log.
 
     A key of one user sees that user's requests, any other key the whole tenant's; test and live
     requests never mix.
@@ -240,8 +247,8 @@ async def list_requests(
 async def get_request(
     request_id: RequestId, gateway: GatewayDep, caller: UsageReader
 ) -> RequestDetailObject:
-    """By the gateway's id, by the client's own (the newest of several), or by the generation's;
-    with what the ledger says of the generation now.
+    """Find a request by the gateway's id, the client's own (the newest of several), or the
+    generation's id; includes the generation's current state in the ledger.
     """
     async with gateway.database.tenant(caller.tenant_id) as session:
         detail = await queries.find_own(session, caller, request_id)

@@ -1,4 +1,4 @@
-"""The shapes that the API documentation shows, and that small bodies are checked with."""
+"""The schemas that the API documentation shows, and that check small bodies."""
 
 from datetime import date, datetime
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ from pydantic import (
 
 
 def _in_digits(value: object) -> object:
-    """Of a parameter's text; the framework would also read `1_0`, ` 10` and `10.0`."""
+    """Check a parameter's text; the framework would also accept `1_0`, ` 10` and `10.0`."""
     if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
         raise ValueError("it must be a whole number in digits, such as 20")
     return value
@@ -23,12 +23,12 @@ def _in_digits(value: object) -> object:
 
 IN_DIGITS = BeforeValidator(_in_digits)
 PageLimit = Annotated[int, Field(ge=1, le=100), IN_DIGITS]
-"""How many objects a page of a list has."""
+"""Number of objects per page of a list."""
 IMAGE_ID = r"^img_[0-9a-z_]{1,100}$"
 
 
 class ImageItem(BaseModel):
-    """One image: `b64_json` or `url`, as asked."""
+    """One image: `b64_json` or `url`, as requested."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -55,7 +55,7 @@ class SimpleAnswer(BaseModel):
 
 
 class QuoteAnswer(BaseModel):
-    """What a request can cost at most."""
+    """The worst-case cost of a request."""
 
     object: Literal["quote"] = "quote"
     model: str
@@ -64,21 +64,19 @@ class QuoteAnswer(BaseModel):
 
 
 class ImageListQuery(BaseModel):
-    """Which images of the history to show."""
+    """Filters of the image history."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: PageLimit = 20
-    after: str | None = Field(
-        None, pattern=IMAGE_ID, description="Id of the image before the page: `last_id`."
-    )
+    after: str | None = Field(None, pattern=IMAGE_ID, description="The previous page's `last_id`.")
     model: str | None = Field(
-        None, pattern=r"^[!-~]{1,100}$", description="Only those asked of this model."
+        None, pattern=r"^[!-~]{1,100}$", description="Only images requested from this model."
     )
 
 
 class GenerationOfImage(BaseModel):
-    """The request that an image came from, with what all of its images cost together."""
+    """The request that made an image; the cost is that of all its images."""
 
     id: str
     cost_usd: str | None = Field(examples=["0.005920000"])
@@ -100,8 +98,10 @@ class ImageObject(BaseModel):
     height: int | None
     media_type: str
     size_bytes: int
-    prompt: str | None = Field(description="Only where the tenant has chosen to store prompts.")
-    prompt_hash: str | None = Field(description="Equal for equal prompts of one tenant.")
+    prompt: str | None = Field(description="Only if the tenant stores prompts.")
+    prompt_hash: str | None = Field(
+        description="Keyed hash: equal for equal prompts of one tenant."
+    )
     url: str
     thumbnail_url: str
     generation: GenerationOfImage
@@ -118,7 +118,7 @@ class ImageList(BaseModel):
 
 
 class ImageDeleted(BaseModel):
-    """An image that is no more."""
+    """The confirmation of an image's deletion."""
 
     id: str
     object: Literal["image"] = "image"
@@ -126,7 +126,7 @@ class ImageDeleted(BaseModel):
 
 
 class ModelSizes(BaseModel):
-    """The sizes of a model: a list of them, or the rule that they follow."""
+    """The sizes of a model: a list, or a rule."""
 
     fixed: list[str] | None = None
     multiple_of: int | None = None
@@ -137,7 +137,7 @@ class ModelSizes(BaseModel):
 
 
 class ModelCapabilities(BaseModel):
-    """What a model accepts."""
+    """The capabilities of a model."""
 
     endpoints: list[Literal["generations", "edits", "variations"]]
     sizes: ModelSizes
@@ -150,7 +150,7 @@ class ModelCapabilities(BaseModel):
 
 
 class ModelObject(BaseModel):
-    """OpenAI's model object, extended; `served_model` says who really draws."""
+    """OpenAI's model object, extended; `served_model` is the model that makes the images."""
 
     id: str
     object: Literal["model"] = "model"
@@ -170,7 +170,7 @@ class ModelList(BaseModel):
 
 
 class TenantBudget(BaseModel):
-    """A budget and what it has left; US dollars as decimal strings."""
+    """A budget and its remainder; US dollars as decimal strings."""
 
     object: Literal["budget"] = "budget"
     id: str
@@ -186,7 +186,7 @@ class TenantBudget(BaseModel):
 
 
 class BudgetList(BaseModel):
-    """The budgets that a call is held against."""
+    """The budgets that a call counts against."""
 
     object: Literal["list"] = "list"
     data: list[TenantBudget]
@@ -200,8 +200,8 @@ class UsageSums(BaseModel):
     input_tokens: int
     output_tokens: int
     cost_usd: str
-    estimated_usd: str = Field(description="The part of `cost_usd` that is estimated.")
-    open_usd: str = Field(description="Held for calls whose cost is not known; not in `cost_usd`.")
+    estimated_usd: str = Field(description="The estimated part of `cost_usd`.")
+    open_usd: str = Field(description="Reserved for calls of unknown cost; not in `cost_usd`.")
 
 
 class UsageRowObject(UsageSums):
@@ -210,11 +210,11 @@ class UsageRowObject(UsageSums):
     day: str | None = None
     model: str | None = None
     requested_model: str | None = None
-    key: str | None = Field(None, description="A key's id (the first of its line).")
+    key: str | None = Field(None, description="Id of the key (the first of its line).")
     key_name: str | None = None
-    user: str | None = Field(None, description="A user's name.")
+    user: str | None = Field(None, description="Name of the user.")
     user_id: str | None = None
-    tenant: str | None = Field(None, description="A tenant's name.")
+    tenant: str | None = Field(None, description="Name of the tenant.")
     tenant_id: str | None = None
 
 
@@ -258,18 +258,18 @@ class UsageReportObject(BaseModel):
 
 
 class Health(BaseModel):
-    """The process lives."""
+    """The liveness answer."""
 
     status: Literal["ok"] = "ok"
 
 
 class Readiness(BaseModel):
-    """Whether requests can be served, and why not."""
+    """The readiness answer, with the state of each dependency."""
 
     status: Literal["ready", "degraded", "draining", "unavailable"]
     database: Literal["ok", "unavailable"]
     storage: Literal["ok", "failing", "failing, spool full"] = Field(
-        description="Whether the image store takes images, as this process has found it."
+        description="State of the image store as observed by this process."
     )
 
 
@@ -287,7 +287,7 @@ class CredentialBody(BaseModel):
 
 
 class CredentialAnswer(BaseModel):
-    """What may be shown of a stored key."""
+    """A stored provider key, without the secret."""
 
     object: Literal["credential"] = "credential"
     provider: str
@@ -297,14 +297,14 @@ class CredentialAnswer(BaseModel):
 
 
 class CredentialTestAnswer(BaseModel):
-    """What the provider says of a stored key now."""
+    """The provider's verdict on a stored key."""
 
     object: Literal["credential_test"] = "credential_test"
     provider: str
     owner: Literal["user", "tenant"]
     last4: str
     status: Literal["valid", "invalid", "unreachable"] = Field(
-        description="`unreachable`: no answer in time, or none that tells."
+        description="`unreachable`: no answer in time, or no conclusive one."
     )
 
 

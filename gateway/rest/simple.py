@@ -66,11 +66,9 @@ async def edit_image(
             fields["params"] = _json_object(text)
         image_request = _parse(fields, gateway, caller, Operation.EDIT)
         key = idempotency_key_of(request)
-        claim = await claim_for(key, request.url.path, fields, form.pictures)
+        claim = await claim_for(key, request.url.path, fields, form.inputs)
         image_request = replace(image_request, idempotency=claim)
-        image_request = await gateway.intake.with_images(
-            caller, image_request, form.pictures, files
-        )
+        image_request = await gateway.intake.with_images(caller, image_request, form.inputs, files)
     return await _answer(gateway, caller, image_request)
 
 

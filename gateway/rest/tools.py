@@ -1,4 +1,4 @@
-"""A tool of the MCP server as a plain JSON call, for programs that do not speak the protocol."""
+"""An MCP tool as a plain JSON call, for programs that do not speak the protocol."""
 
 from dataclasses import replace
 
@@ -32,10 +32,9 @@ KNOWN = frozenset(ToolBody.model_fields)
     openapi_extra=documented_purchase(json=ToolBody),
 )
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
-    """The arguments of the MCP tool, answered with the data of its result.
+    """Call the MCP tool with its arguments; the answer is the structured content of its result.
 
-    A call with the same `idempotency_key` is the same purchase, through whichever of the two it
-    comes.
+    The same `idempotency_key` is the same purchase over either interface.
     """
     arguments = await read_json_object(request, gateway.settings)
     for name in arguments:

@@ -1,7 +1,7 @@
-"""Bodies that carry pictures: multipart forms, and JSON with links to them.
+"""Bodies with input images: multipart forms, and JSON with links to them.
 
-Both go to files without a name as they come, never into memory whole; such a file is gone when it
-is closed, whatever becomes of the process.
+Both are spooled to unnamed files, never held in memory whole; such a file is deleted when it is
+closed, even if the process is killed.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ MAX_FIELDS = 40
 MAX_FIELD_BYTES = 262_144
 PARALLEL_JSON_BODIES = 2
 MAX_JSON_PARTS = 100_000
-"""Commas and brackets, those within texts counted too. Each may become an object of a hundred
-bytes: a body of the allowed length, of empty lists alone, would fill the machine's memory."""
+"""Limit on commas and brackets, also within strings. Each may become an object of a hundred
+bytes, so a body of the allowed length, full of empty lists, would exhaust the memory."""
 CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
 INTEGER_FIELDS = frozenset({"n", "partial_images", "output_compression"})
 BOOLEANS = {"true": True, "false": False}
@@ -42,18 +42,18 @@ OPENAI_FILES = {"image": "image", "image[]": "image", "mask": "mask", "markup": 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A body taken apart into plain fields and pictures, images before masks."""
+    """A parsed body: plain fields and input images, images before masks."""
 
     fields: Mapping[str, object]
-    pictures: Sequence[Upload | InputImageReference]
+    inputs: Sequence[Upload | InputImageReference]
 
 
 class _SpoolingParser(MultiPartParser):
-    """The framework's parser; what is larger than this goes to disk."""
+    """The framework's parser, with a lower threshold for spooling to disk."""
 
     spool_max_size = 65_536
     has_ended = False
-    """The last boundary has come: what was cut off before it would be missing unnoticed."""
+    """True after the last boundary. Without this check, a truncated form would pass as complete."""
 
     def on_end(self) -> None:
         self.has_ended = True
@@ -61,7 +61,7 @@ class _SpoolingParser(MultiPartParser):
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """What bounds uploads; see Settings for the meaning of each."""
+    """The bounds on uploads; see Settings for the meaning of each."""
 
     max_bytes: int
     max_json_bytes: int
@@ -71,7 +71,7 @@ class UploadLimits:
 
 
 class UploadReader:
-    """Reads bodies with pictures; the files live until the given stack is closed."""
+    """Reads bodies with input images; the files live until the given stack is closed."""
 
     def __init__(self, limits: UploadLimits) -> None:
         self._limits = limits
@@ -94,21 +94,22 @@ class UploadReader:
         *,
         names: Mapping[str, str] = OPENAI_FILES,
     ) -> Form:
-        """Read a multipart form, or JSON with `images`; `names` says which fields are pictures.
+        """Read a multipart form, or JSON with `images`; `names` lists the file fields.
 
-        The request's place among the uploads is kept until the stack is closed.
+        The request's upload slot is held until the stack is closed.
 
         Raises:
-            InvalidRequest: it cannot be read, takes too long, or names pictures in a wrong way.
-            PayloadTooLarge: longer than the gateway reads.
-            Unavailable: too many are being read, or too many of this tenant.
+            InvalidRequest: the body is malformed or too slow, or its images are named wrongly.
+            PayloadTooLarge: the body is longer than the gateway reads.
+            Unavailable: too many uploads are in progress, in all or for this tenant.
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise InvalidRequest(
-                "Compressed request bodies are not read; send it without Content-Encoding.",
+                "Compressed request bodies are not supported. Send the body without "
+                "Content-Encoding.",
                 code="unsupported_content_encoding",
             )
-        # Until its pictures have been fetched and checked: each request may keep large files.
+        # Held until the images have been fetched and checked: each request may keep large files.
         files.enter_context(self._places.taken(caller.tenant_id))
         try:
             async with asyncio.timeout(self._limits.seconds):
@@ -122,7 +123,7 @@ class UploadReader:
         except OSError as error:
             telemetry.alarm("upload_not_written", error=type(error).__name__)
             raise Unavailable(
-                "Pictures cannot be taken right now. Nothing was bought; try again.",
+                "Uploads cannot be stored right now. Nothing was bought; try again.",
                 retry_after_seconds=1,
             ) from error
 
@@ -135,7 +136,7 @@ class UploadReader:
         if content_type == "application/json":
             return await self._read_json(request, tenant_id, files)
         raise InvalidRequest(
-            "Send a multipart/form-data body with the picture in the field 'image', or JSON with "
+            "Send a multipart/form-data body with the image in the field 'image', or JSON with "
             "images: [{image_url: …}].",
             code="unsupported_content_type",
         )
@@ -180,17 +181,17 @@ class UploadReader:
                 async for chunk in chunks:
                     spooled.write(chunk)
             spooled.seek(0)
-            # A body may be a hundred megabytes of base64: few are taken apart at the same time.
+            # A body may be a hundred megabytes of base64, so few are parsed concurrently.
             async with self._parsing_json.place(tenant_id):
-                fields, pictures = await asyncio.to_thread(_take_apart, spooled, files)
-        return Form(fields, _images_first(pictures))
+                fields, inputs = await asyncio.to_thread(_take_apart, spooled, files)
+        return Form(fields, _images_first(inputs))
 
 
 def _refuse_charset(content_type: str) -> None:
-    """Forms are UTF-8: of Python's codecs some take minutes, others fail in ways of their own."""
+    """Refuse charsets other than UTF-8: some of Python's codecs take minutes, others fail."""
     _, options = parse_options_header(content_type)
     if options.get(b"charset", b"utf-8").lower() not in CHARSETS:
-        raise InvalidRequest("Send the form in UTF-8.", code="invalid_form")
+        raise InvalidRequest("The form's charset must be UTF-8.", code="invalid_form")
 
 
 async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -211,9 +212,9 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 
 def _images_first(
-    pictures: Sequence[Upload | InputImageReference],
+    inputs: Sequence[Upload | InputImageReference],
 ) -> Sequence[Upload | InputImageReference]:
-    return sorted(pictures, key=lambda picture: picture.field != "image")
+    return sorted(inputs, key=lambda one: one.field != "image")
 
 
 def _upload(name: str, value: UploadFile, names: Mapping[str, str]) -> Upload:
@@ -224,7 +225,7 @@ def _upload(name: str, value: UploadFile, names: Mapping[str, str]) -> Upload:
 
 
 def _field(name: str, text: str, names: Mapping[str, str]) -> object:
-    """Forms carry text only; what does not look like its type is refused later, by name."""
+    """Keep a form's text as it is; a text that does not fit its type is refused later, by name."""
     if name in names:
         raise InvalidRequest(
             f"Invalid type for '{name}': expected a file, but got a string instead.",
@@ -241,10 +242,10 @@ def _field(name: str, text: str, names: Mapping[str, str]) -> object:
 def _take_apart(
     spooled: BinaryIO, files: ExitStack
 ) -> tuple[dict[str, object], list[Upload | InputImageReference]]:
-    """The plain fields, and the pictures in their order."""
+    """Split a JSON body into the plain fields and the input images, in order."""
     content = spooled.read()
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_PARTS:
-        raise InvalidRequest("The JSON body has too many parts.", code="invalid_json")
+        raise InvalidRequest("The JSON body has too many elements.", code="invalid_json")
     try:
         body = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -269,26 +270,28 @@ def _take_apart(
     ]
     if len(named) > MAX_FILES:
         raise InvalidRequest(
-            f"More than {MAX_FILES} pictures.", code="array_above_max_length", param="images"
+            f"The request has {len(named)} images; at most {MAX_FILES} are accepted.",
+            code="array_above_max_length",
+            param="images",
         )
-    pictures: list[Upload | InputImageReference] = []
+    inputs: list[Upload | InputImageReference] = []
     for where, field, reference in named:
-        picture = InputImageReference(f"{where}.image_url", field, _url(where, reference))
-        check_length(picture)
-        # Here and now: what is taken apart must not be kept until all links have been fetched.
-        is_data = picture.url.startswith("data:")
-        pictures.append(decode_data_url(picture, files) if is_data else picture)
-    return fields, pictures
+        linked = InputImageReference(f"{where}.image_url", field, _url(where, reference))
+        check_length(linked)
+        # Decoded at once, so that the base64 text need not be kept until all links are fetched.
+        is_data = linked.url.startswith("data:")
+        inputs.append(decode_data_url(linked, files) if is_data else linked)
+    return fields, inputs
 
 
 def _url(where: str, reference: object) -> str:
     if not isinstance(reference, dict) or len(reference) != 1:
         raise InvalidRequest(
-            f"'{where}' must be an object with 'image_url' alone.", code="invalid_type", param=where
+            f"'{where}' must be an object with 'image_url' only.", code="invalid_type", param=where
         )
     if "file_id" in reference:
         raise InvalidRequest(
-            f"'{where}': files are not offered here; send the picture as 'image_url', a data: URL.",
+            f"'{where}': file_id is not supported. Send the image as 'image_url', a data: URL.",
             code="unsupported_parameter",
             param=where,
         )

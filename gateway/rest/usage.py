@@ -39,11 +39,11 @@ REPORT: dict[int | str, dict[str, object]] = {
 
 
 def grouped(fields: Sequence[GroupField]) -> str:
-    """The parameter `group_by`, which takes any of these."""
+    """Build the parameter `group_by`, which accepts any of these fields."""
     name = f"({'|'.join(fields)})"
     field: str = Field(
         "",
-        description=f"Any of {', '.join(fields)}; each once.",
+        description=f"Any of {', '.join(fields)}; each at most once.",
         examples=["day,model"],
         json_schema_extra={"pattern": f"^({name}(,{name})*)?$"},
     )
@@ -51,7 +51,7 @@ def grouped(fields: Sequence[GroupField]) -> str:
 
 
 class UsageQuery(BaseModel):
-    """What to report."""
+    """Period, grouping and filters of a usage report."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,36 +68,34 @@ class UsageQuery(BaseModel):
         None,
         min_length=1,
         max_length=100,
-        description="Only of this key and those of its line: an id, a name, or the last four "
-        "characters.",
+        description="Only this key and its rolled line: id, name, or last four characters.",
         examples=["website"],
     )
     user: str | None = Field(
         None,
         min_length=1,
         max_length=255,
-        description="Only of this user: an id, a name, or the id's last four characters.",
+        description="Only this user: id, name, or the id's last four characters.",
         examples=["alice"],
     )
     model: str | None = Field(
-        None, min_length=1, max_length=255, description="Only what this model served."
+        None, min_length=1, max_length=255, description="Only calls served by this model."
     )
     format: Literal["json", "csv"] = "json"
 
 
 @router.get(
     "/v1/usage",
-    summary="What was used and what it cost",
+    summary="Report usage and cost",
     response_class=Response,
     responses=REPORT | refused_with(404),
 )
 async def get_usage(
     gateway: GatewayDep, caller: UsageReader, query: Annotated[UsageQuery, Query()]
 ) -> Response:
-    """Sums over the ledger, of calls admitted from `start` to `end`: ISO dates (whole days of the
-    tenant's time zone, `end` included) or date-times. Without them: the current month. A
-    key of one user sees that user's usage, any other key the whole tenant's; test and live usage
-    never mix.
+    """Sum the ledger over calls admitted from `start` to `end`: ISO dates (whole days of the
+    tenant's time zone, `end` included) or date-times. Default: the current month. A key of one user
+    sees that user's usage, any other key the whole tenant's; test and live usage never mix.
     """
     fields = usage.parse_group_by(query.group_by, allowed=TENANT_FIELDS)
     async with gateway.database.tenant(caller.tenant_id) as session:
@@ -115,12 +113,12 @@ async def get_usage(
 
 @router.get(
     "/v1/budgets",
-    summary="Budgets and what they have left",
+    summary="List budgets and their remainders",
     response_model=None,
     responses={200: {"model": BudgetList}},
 )
 async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, object]:
-    """The budgets that a call with this key is held against."""
+    """List the budgets that a call with this key counts against."""
     async with gateway.database.tenant(caller.tenant_id) as session:
         applying = await budgets.for_caller(session, caller)
     return {"object": "list", "data": [render_budget(budget) for budget in applying]}
@@ -129,7 +127,7 @@ async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, obj
 async def _filters_of(
     session: TenantSession, caller: Caller, query: UsageQuery
 ) -> usage.UsageFilters:
-    """The filters, looked for only among what the caller may see."""
+    """Resolve the filters, among the keys and users that the caller may see."""
     among = KeyScope(user_id=caller.user_id, livemode=caller.livemode)
     filters = await find_filters(
         session, caller.tenant_id, query.key, query.user, query.model, among=among
@@ -146,18 +144,18 @@ async def find_filters(
     *,
     among: KeyScope = ALL_KEYS,
 ) -> usage.UsageFilters:
-    """What a report is of; key and user by id, name or last four characters.
+    """Resolve a report's filters; key and user by id, name or last four characters.
 
     Raises:
-        NotFound: there is no such key or user.
-        InvalidRequest: several are meant (code `ambiguous`).
+        NotFound: no key or user matches.
+        InvalidRequest: several match (code `ambiguous`).
     """
     ids = await find_key_and_user(session, tenant_id, key, user, among=among)
     return usage.UsageFilters(*ids, model)
 
 
 def report_answer(report: UsageReport, as_format: Literal["json", "csv"]) -> Response:
-    """The report as it leaves."""
+    """Render the report as JSON or CSV."""
     if as_format == "csv":
         return Response(
             report_csv(report),

@@ -1,6 +1,7 @@
-"""The operators' REST under /admin/v1: thin routes over the core, for admin keys alone.
+"""The operators' REST routes under /admin/v1, for admin keys only: thin translations to the core.
 
-Every change leaves a row in the audit trail, in its own transaction.
+Every change writes a row to the audit trail, in its own transaction. Only `gateway.main` imports
+the router; `rest.tenant` shares the schemas.
 """
 
 from fastapi import APIRouter, Depends
@@ -24,7 +25,7 @@ from gateway.rest.dependencies import get_operator
 
 router = APIRouter(
     prefix="/admin/v1",
-    # The middleware lets no other key come here; the routes do not rely on its list of paths.
+    # The middleware refuses other keys already; the routes do not rely on its list of paths.
     dependencies=[Depends(get_operator)],
 )
 for noun in (

@@ -1,4 +1,4 @@
-"""Admin keys: created, rolled and revoked; a secret is in one answer and never again."""
+"""Admin keys: create, roll and revoke. A secret is in one answer and never shown again."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue
 
 from gateway.domain import AdminScope
 from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
-from gateway.rest.admin.keys import RollBody
+from gateway.rest.admin.keys import RollKeyBody
 from gateway.rest.admin.schemas import (
     Body,
     Identified,
@@ -41,7 +41,7 @@ EXAMPLE: dict[str, JsonValue] = {
 
 
 class AdminKeyObject(Identified):
-    """What may be shown of an admin key."""
+    """An admin key, without its secret."""
 
     model_config = with_example(**EXAMPLE)
 
@@ -50,23 +50,21 @@ class AdminKeyObject(Identified):
     name: str
     scopes: list[str]
     origin: Literal["first_start", "setting", "command", "rest"] | None = Field(
-        description="How it came into being; null for keys of releases that did not say."
+        description="Origin of the key; null for keys of releases that did not record it."
     )
     last4: str
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
-    last_used_at: datetime | None = Field(description="To about half a minute.")
+    last_used_at: datetime | None = Field(description="Accurate to about half a minute.")
 
 
 class IssuedAdminKeyObject(AdminKeyObject):
-    """A new admin key."""
+    """A new admin key, with its secret."""
 
-    model_config = with_example(**EXAMPLE, secret="igw_admin_…")  # noqa: S106 - the form of one
+    model_config = with_example(**EXAMPLE, secret="igw_admin_…")  # noqa: S106 - an example
 
-    secret: str = Field(
-        repr=False, description="Keep it now: it is in this answer and nowhere else."
-    )
+    secret: str = Field(repr=False, description="Store it now: it is not shown again.")
 
 
 class AdminKeyBody(Body):
@@ -77,7 +75,7 @@ class AdminKeyBody(Body):
     name: str = Field(
         min_length=1,
         max_length=MAX_NAME_CHARACTERS,
-        description="What the audit trail calls it; unique among usable admin keys.",
+        description="Its name in the audit trail; unique among usable admin keys.",
     )
     scopes: list[str] = Field(
         min_length=1,
@@ -86,7 +84,7 @@ class AdminKeyBody(Body):
         "`admin` does everything.",
         json_schema_extra={"items": {"type": "string", "enum": [*AdminScope]}},
     )
-    expires_at: Instant | None = Field(None, description="Within ten years. null: never.")
+    expires_at: Instant | None = Field(None, description="At most ten years ahead. null: never.")
 
 
 @router.post(
@@ -102,7 +100,7 @@ async def create_admin_key(
     actor: ActorDep,
     body: Annotated[AdminKeyBody, Depends(JsonBody(AdminKeyBody))],
 ) -> IssuedAdminKeyObject:
-    """The answer holds the secret, this once."""
+    """Create an admin key. The answer contains its secret, which is not shown again."""
     async with gateway.database.operator(by=actor) as session:
         issued = await admin_keys.create(
             session,
@@ -116,20 +114,22 @@ async def create_admin_key(
     return _render(issued)
 
 
-@router.get("", summary="Admin keys, without secrets")
+@router.get("", summary="List admin keys, without secrets")
 async def list_admin_keys(
     gateway: GatewayDep, query: Annotated[PageQuery, InQuery()]
 ) -> Listed[AdminKeyObject]:
-    """Newest first, revoked and expired ones among them."""
+    """List admin keys, newest first, including revoked and expired ones."""
     async with gateway.database.operator() as session:
         page = await admin_keys.list_page(session, limit=query.limit, after=query.after)
     data = [AdminKeyObject.model_validate(key) for key in page.items]
     return Listed[AdminKeyObject].of(data, has_more=page.has_more)
 
 
-@router.get("/{admin_key_id}", summary="An admin key, without its secret", dependencies=[NoQuery])
+@router.get(
+    "/{admin_key_id}", summary="Show an admin key, without its secret", dependencies=[NoQuery]
+)
 async def get_admin_key(admin_key_id: UUID, gateway: GatewayDep) -> AdminKeyObject:
-    """Its name, scopes, times and last four characters."""
+    """Return its name, scopes, times and last four characters."""
     async with gateway.database.operator() as session:
         return AdminKeyObject.model_validate(await admin_keys.get(session, admin_key_id))
 
@@ -139,16 +139,16 @@ async def get_admin_key(admin_key_id: UUID, gateway: GatewayDep) -> AdminKeyObje
     summary="Roll an admin key",
     status_code=201,
     dependencies=[NoQuery],
-    openapi_extra=body_of(RollBody),
+    openapi_extra=body_of(RollKeyBody),
 )
 async def roll_admin_key(
     admin_key_id: UUID,
     gateway: GatewayDep,
     actor: ActorDep,
-    body: Annotated[RollBody, Depends(JsonBody(RollBody))],
+    body: Annotated[RollKeyBody, Depends(JsonBody(RollKeyBody))],
 ) -> IssuedAdminKeyObject:
-    """A twin with the same name, scopes and expiry and a secret of its own; the old key ends after
-    the grace. The answer holds the twin's secret, this once.
+    """Create a successor with the same name, scopes and expiry and a new secret; the old key ends
+    after the grace period. The answer contains the new secret, which is not shown again.
     """
     async with gateway.database.operator(by=actor) as session:
         twin = await admin_keys.roll(
@@ -171,9 +171,9 @@ async def roll_admin_key(
 async def revoke_admin_key(
     admin_key_id: UUID, gateway: GatewayDep, actor: ActorDep
 ) -> AdminKeyObject:
-    """It is refused from the next request on, by other gateways within a second. It stays in the
-    list. The last usable key with the scope `admin` is not revoked (`409 last_admin_key`): create
-    another first, or revoke it by command on the server.
+    """Revoke an admin key, from the next request on; at other gateways within a second. It stays in
+    the list. The last usable key with the scope `admin` cannot be revoked here (`409
+    last_admin_key`): create another first, or revoke it by command on the server.
     """
     async with gateway.database.operator(by=actor) as session:
         revoked = await admin_keys.revoke(session, admin_key_id, keeps_one=True)

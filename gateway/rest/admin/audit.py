@@ -1,4 +1,4 @@
-"""The audit trail, read: who changed what, when, from what to what."""
+"""The audit trail, read-only: who changed what, when, with old and new values."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -25,18 +25,18 @@ Snapshot = dict[str, JsonValue]
 
 
 class ActorObject(BaseModel):
-    """Who made a change."""
+    """The author of a change."""
 
     type: Literal["operator_key", "api_key", "user", "cli", "gateway"]
     id: str = Field(
-        description="An admin key's id; an API key's (the first of its line); that of the user who "
-        "came with a token; the login of who ran a command; `gateway` for its own first start."
+        description="An admin key's id; an API key's (the first of its line); the id of a user "
+        "with a token; the login of an operator's command; `gateway` for its own first start."
     )
-    name: str | None = Field(description="The key's name at the time; null where it has none.")
+    name: str | None = Field(description="The key's name at the time; null if it had none.")
 
 
 class AuditObject(Identified):
-    """One change. Secrets are in none."""
+    """One change. It never contains secrets."""
 
     model_config = with_example(
         id="019aa5f7-5e00-7000-8000-000000000000",
@@ -61,30 +61,32 @@ class AuditObject(Identified):
     object: Literal["audit_entry"] = "audit_entry"
     at: datetime
     actor: ActorObject
-    request_id: str | None = Field(description="As in `X-Request-Id`; null for commands.")
+    request_id: str | None = Field(description="The request's `X-Request-Id`; null for commands.")
     action: str
-    tenant_id: UUID | None = Field(description="null for what belongs to no tenant.")
-    tenant_name: str | None = Field(description="As it is called today.")
+    tenant_id: UUID | None = Field(description="null if the object belongs to no tenant.")
+    tenant_name: str | None = Field(description="Its current name.")
     object_id: str
-    object_name: str | None = Field(description="That of a tenant, user or key, as of today.")
-    before: Snapshot | None = Field(description="null: it came into being.")
-    after: Snapshot | None = Field(description="null: it is no more.")
+    object_name: str | None = Field(description="Current name of a tenant, user or key.")
+    before: Snapshot | None = Field(description="null: the object was created.")
+    after: Snapshot | None = Field(description="null: the object was deleted.")
 
 
 class AuditQuery(PageQuery):
-    """Which changes to show."""
+    """Filters of the audit trail."""
 
-    tenant: UUID | None = Field(None, description="Only of this tenant.")
-    action: Action | None = Field(None, description="Only of this kind.")
+    tenant: UUID | None = Field(None, description="Only changes of this tenant.")
+    action: Action | None = Field(None, description="Only changes of this kind.")
     start: str | None = Field(None, description="ISO date (of UTC) or date-time.")
     end: str | None = Field(None, description="ISO date (included) or date-time.")
 
 
-@router.get("", summary="Who changed what")
+@router.get("", summary="List changes")
 async def list_audit(
     gateway: GatewayDep, query: Annotated[AuditQuery, InQuery()]
 ) -> Listed[AuditObject]:
-    """Newest first: every change through REST and the command line, by operators and tenants."""
+    """List changes, newest first: all changes through REST and the command line, by operators and
+    tenants.
+    """
     start = parse_moment(query.start, "start", "UTC", is_end=False) if query.start else None
     end = parse_moment(query.end, "end", "UTC", is_end=True) if query.end else None
     async with gateway.database.operator() as session:
@@ -102,7 +104,7 @@ async def list_audit(
 
 
 def actor_of(entry: AuditEntry) -> ActorObject:
-    """Who made the change of this entry."""
+    """Build the author of an audit entry."""
     return ActorObject.model_validate(
         {"type": entry.actor_type, "id": entry.actor_id, "name": entry.actor_name}
     )

@@ -1,4 +1,4 @@
-"""Budgets of tenants and of the house: set, shown, raised for a time, and removed."""
+"""Budgets of tenants and of the house credentials: set, list, raise for a time, and remove."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -44,23 +44,25 @@ RAISED: JsonDict = {"raise": {"limit_usd": "6000.00", "until": "2026-11-24T08:00
 
 
 class RaiseObject(BaseModel):
-    """The limit that is in force instead of the usual one, and until when."""
+    """The temporary limit that replaces the usual one, and its end."""
 
     limit_usd: str
     until: datetime
 
 
 class BudgetFields(Identified):
-    """What budgets of tenants and of the house have in common."""
+    """The fields common to budgets of tenants and of the house credentials."""
 
     id: str
     object: Literal["budget"] = "budget"
     livemode: bool
     window: Window
     limit_usd: str = Field(description="The usual limit.")
-    raised: RaiseObject | None = Field(alias="raise", description="null: it is not raised.")
-    enforcement: Enforcement = Field(description="soft: it warns, and refuses nothing.")
-    alert_percents: list[int] = Field(description="At which parts of the limit it warns.")
+    raised: RaiseObject | None = Field(alias="raise", description="null: the limit is not raised.")
+    enforcement: Enforcement = Field(description="soft: the budget warns, but refuses no calls.")
+    alert_percents: list[int] = Field(
+        description="Percentages of the limit that trigger a warning."
+    )
     spent_usd: str
     held_usd: str
     remaining_usd: str
@@ -69,7 +71,7 @@ class BudgetFields(Identified):
 
 
 class BudgetObject(BudgetFields):
-    """A budget and how far it is used in its current period; US dollars as decimal strings."""
+    """A budget and its use in the current period; US dollars as decimal strings."""
 
     model_config = with_example(
         id="17",
@@ -93,14 +95,16 @@ class BudgetObject(BudgetFields):
     )
 
     owner: Literal["tenant", "user", "key"]
-    api_key_id: UUID | None = Field(description="The first of the key's line, if it was rolled.")
+    api_key_id: UUID | None = Field(
+        description="Id of the first key of the line, if it was rolled."
+    )
     api_key_name: str | None
     user_id: UUID | None
     user_name: str | None
 
 
 class HouseBudgetObject(BudgetFields):
-    """A budget for all calls with the house's own provider credentials."""
+    """A budget for all calls with a house credential."""
 
     model_config = with_example(
         id="3",
@@ -121,29 +125,30 @@ class HouseBudgetObject(BudgetFields):
     )
 
     owner: Literal["house"]
-    time_zone: str = Field(description="Where its days and months begin.")
+    time_zone: str = Field(description="Time zone of its days and months.")
 
 
-class Terms(Body):
-    """What is to hold for a budget. What is not sent stays as it is."""
+class BudgetTerms(Body):
+    """The terms of a budget. Omitted fields keep their value."""
 
     window: Window
-    limit_usd: Usd = Field(description="From 0 to 1000000000 US dollars.")
+    limit_usd: Usd = Field(description="US dollars, from 0 to 1000000000.")
     enforcement: Enforcement | None = Field(
         None,
-        description="soft: it warns, and refuses nothing. A new budget is hard.",
+        description="soft: the budget warns, but refuses no calls. Default for a new budget: hard.",
         json_schema_extra=left_as_it_is,
     )
     alert_percents: list[Percent] | None = Field(
         None,
         max_length=MAX_ALERTS,
-        description="When to warn, once a period each; [] never. A new budget: 50, 80 and 100.",
+        description="Percentages of the limit that trigger a warning, once per period each; [] for "
+        "none. Default for a new budget: 50, 80 and 100.",
         json_schema_extra=left_as_it_is,
     )
 
 
-class BudgetBody(Terms):
-    """A budget to set: of a key, of a user, or of the tenant where neither is named."""
+class BudgetBody(BudgetTerms):
+    """A budget to set: of a key, of a user, or of the tenant if neither is named."""
 
     model_config = with_example(
         window="month", limit_usd="50", user_id=USER_ID, alert_percents=[80, 100]
@@ -156,15 +161,15 @@ class BudgetBody(Terms):
     user_id: UUID | None = None
 
 
-class HouseBudgetBody(Terms):
-    """A budget to set for all calls with the house's own provider credentials."""
+class HouseBudgetBody(BudgetTerms):
+    """A budget to set for all calls with a house credential."""
 
     model_config = with_example(window="month", limit_usd="5000", time_zone="Europe/Madrid")
 
     time_zone: str | None = Field(
         None,
         max_length=100,
-        description="An IANA name. A new budget: UTC. A period that has begun ends as it would.",
+        description="An IANA name. Default: UTC. The current period keeps its end.",
         json_schema_extra=left_as_it_is,
     )
 
@@ -174,8 +179,8 @@ class RaiseBody(Body):
 
     model_config = with_example(limit_usd="80", until="2026-12-01T00:00:00Z")
 
-    limit_usd: Usd = Field(description="Above the usual limit.")
-    until: Instant = Field(description="At most a year away; then the usual limit is in force.")
+    limit_usd: Usd = Field(description="Must be above the usual limit.")
+    until: Instant = Field(description="At most a year ahead; afterwards the usual limit applies.")
 
 
 @router.put(
@@ -183,7 +188,7 @@ class RaiseBody(Body):
     summary="Set a budget",
     dependencies=[NoQuery],
     openapi_extra=body_of(BudgetBody),
-    responses={201: {"model": BudgetObject, "description": "It was made."}},
+    responses={201: {"model": BudgetObject, "description": "Created."}},
 )
 async def put_budget(
     tenant_id: UUID,
@@ -192,8 +197,8 @@ async def put_budget(
     response: Response,
     body: Annotated[BudgetBody, Depends(JsonBody(BudgetBody))],
 ) -> BudgetObject:
-    """One for each owner, mode and window: a second one changes the limit of the first. The next
-    call is held against it.
+    """Set a budget. There is one for each owner, mode and window: setting it again changes its
+    limit. It applies from the next call on.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         budget = await budgets.set_limit(
@@ -211,11 +216,11 @@ async def put_budget(
     return _render(budget)
 
 
-@router.get("", summary="Budgets of a tenant")
+@router.get("", summary="List the budgets of a tenant")
 async def list_budgets(
     tenant_id: UUID, gateway: GatewayDep, query: Annotated[NumberedPageQuery, InQuery()]
 ) -> Listed[BudgetObject]:
-    """Newest first, each with what its current period has spent and holds."""
+    """List budgets, newest first, with the amounts spent and reserved in the current period."""
     async with reading_tenant(gateway, tenant_id) as session:
         page = await budgets.list_page(session, tenant_id, limit=query.limit, after=query.after)
     data = [_render(budget) for budget in page.items]
@@ -235,16 +240,18 @@ async def raise_budget(
     actor: ActorDep,
     body: Annotated[RaiseBody, Depends(JsonBody(RaiseBody))],
 ) -> BudgetObject:
-    """Until then the higher limit is in force, from the next call on; after it, the usual one."""
+    """Apply a higher limit until the given time, from the next call on; afterwards the usual limit
+    applies.
+    """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         return _render(await _raise(session, tenant_id, budget_id, body))
 
 
-@router.delete("/{budget_id}/raise", summary="End a raise now", dependencies=[NoQuery])
+@router.delete("/{budget_id}/raise", summary="End a raise", dependencies=[NoQuery])
 async def end_raise(
     tenant_id: UUID, budget_id: RowId, gateway: GatewayDep, actor: ActorDep
 ) -> BudgetObject:
-    """The usual limit is in force again."""
+    """End a raise now; the usual limit applies again."""
     async with changing_tenant(gateway, tenant_id, actor) as session:
         return _render(await budgets.end_raise(session, tenant_id, budget_id))
 
@@ -253,8 +260,8 @@ async def end_raise(
 async def remove_budget(
     tenant_id: UUID, budget_id: RowId, gateway: GatewayDep, actor: ActorDep
 ) -> Response:
-    """It binds nobody from the next call on. Set again within its period, it counts on from what
-    was spent.
+    """Remove a budget, from the next call on. If it is set again within its period, earlier
+    spending still counts.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         await budgets.remove(session, tenant_id, budget_id)
@@ -263,10 +270,10 @@ async def remove_budget(
 
 @house_router.put(
     "",
-    summary="Set a budget of the house",
+    summary="Set a budget for the house credentials",
     dependencies=[NoQuery],
     openapi_extra=body_of(HouseBudgetBody),
-    responses={201: {"model": HouseBudgetObject, "description": "It was made."}},
+    responses={201: {"model": HouseBudgetObject, "description": "Created."}},
 )
 async def put_house_budget(
     gateway: GatewayDep,
@@ -274,8 +281,8 @@ async def put_house_budget(
     response: Response,
     body: Annotated[HouseBudgetBody, Depends(JsonBody(HouseBudgetBody))],
 ) -> HouseBudgetObject:
-    """It binds all live calls, of every tenant, that are made with the house's own credentials. One
-    for each window: a second one changes the limit of the first.
+    """Set a budget for all live calls of all tenants that use a house credential. There is one for
+    each window: setting it again changes its limit.
     """
     async with gateway.database.operator(by=actor) as session:
         budget = await budgets.set_limit(
@@ -291,11 +298,11 @@ async def put_house_budget(
     return _render_house(budget)
 
 
-@house_router.get("", summary="Budgets of the house")
+@house_router.get("", summary="List the budgets of the house credentials")
 async def list_house_budgets(
     gateway: GatewayDep, query: Annotated[NumberedPageQuery, InQuery()]
 ) -> Listed[HouseBudgetObject]:
-    """Newest first, each with what its current period has spent and holds."""
+    """List budgets, newest first, with the amounts spent and reserved in the current period."""
     async with gateway.database.operator() as session:
         page = await budgets.list_page(session, None, limit=query.limit, after=query.after)
     data = [_render_house(budget) for budget in page.items]
@@ -304,7 +311,7 @@ async def list_house_budgets(
 
 @house_router.put(
     "/{budget_id}/raise",
-    summary="Raise a budget of the house for a time",
+    summary="Raise a budget of the house credentials for a time",
     dependencies=[NoQuery],
     openapi_extra=body_of(RaiseBody),
 )
@@ -314,30 +321,32 @@ async def raise_house_budget(
     actor: ActorDep,
     body: Annotated[RaiseBody, Depends(JsonBody(RaiseBody))],
 ) -> HouseBudgetObject:
-    """Until then the higher limit is in force, from the next call on; after it, the usual one."""
+    """Apply a higher limit until the given time, from the next call on; afterwards the usual limit
+    applies.
+    """
     async with gateway.database.operator(by=actor) as session:
         return _render_house(await _raise(session, None, budget_id, body))
 
 
 @house_router.delete(
-    "/{budget_id}/raise", summary="End a raise of the house's now", dependencies=[NoQuery]
+    "/{budget_id}/raise", summary="End a raise of a house budget", dependencies=[NoQuery]
 )
 async def end_house_raise(
     budget_id: RowId, gateway: GatewayDep, actor: ActorDep
 ) -> HouseBudgetObject:
-    """The usual limit is in force again."""
+    """End a raise now; the usual limit applies again."""
     async with gateway.database.operator(by=actor) as session:
         return _render_house(await budgets.end_raise(session, None, budget_id))
 
 
 @house_router.delete(
     "/{budget_id}",
-    summary="Remove a budget of the house",
+    summary="Remove a budget of the house credentials",
     status_code=204,
     dependencies=[NoQuery],
 )
 async def remove_house_budget(budget_id: RowId, gateway: GatewayDep, actor: ActorDep) -> Response:
-    """It binds nobody from the next call on."""
+    """Remove a budget, from the next call on."""
     async with gateway.database.operator(by=actor) as session:
         await budgets.remove(session, None, budget_id)
     return Response(status_code=204)

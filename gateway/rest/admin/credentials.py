@@ -1,4 +1,4 @@
-"""Provider keys of a tenant or of one of its users: written, replaced and deleted, never read."""
+"""Provider keys of a tenant or its users: stored, replaced and deleted, never returned."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ router = APIRouter(prefix="/tenants/{tenant_id}/credentials", tags=["admin: cred
 
 
 class CredentialObject(Identified):
-    """What may be shown of a provider key."""
+    """A stored provider key, without the secret."""
 
     model_config = with_example(
         id="019aa5f5-3c00-7000-8000-000000000000",
@@ -45,21 +45,25 @@ class CredentialObject(Identified):
     owner: Literal["tenant", "user"]
     user_id: UUID | None
     last4: str
-    version: int = Field(description="How often it was replaced, counted from 1.")
+    version: int = Field(
+        description="Version number: 1 for the first key, plus 1 for each replacement."
+    )
     updated_at: datetime
 
 
 class OwnerQuery(Query):
-    """Whose key."""
+    """The owner of the provider key."""
 
-    user_id: UUID | None = Field(None, description="A user of the tenant; none: the tenant's own.")
+    user_id: UUID | None = Field(
+        None, description="A user of the tenant; omitted: the tenant itself."
+    )
 
 
-@router.get("", summary="Provider keys of a tenant and its users, without secrets")
+@router.get("", summary="List the provider keys of a tenant and its users, without secrets")
 async def list_credentials(
     tenant_id: UUID, gateway: GatewayDep, query: Annotated[PageQuery, InQuery()]
 ) -> Listed[CredentialObject]:
-    """Newest first. Calls without one use the house key."""
+    """List provider keys, newest first. Calls without one use the house credential."""
     async with reading_tenant(gateway, tenant_id) as session:
         page = await credentials.list_page(session, tenant_id, limit=query.limit, after=query.after)
     data = [CredentialObject.model_validate(info) for info in page.items]
@@ -70,7 +74,7 @@ async def list_credentials(
     "/{provider}",
     summary="Store or replace a provider key",
     openapi_extra=body_of(CredentialBody),
-    responses={201: {"model": CredentialObject, "description": "It is the first one."}},
+    responses={201: {"model": CredentialObject, "description": "Stored as the first key."}},
 )
 async def put_credential(  # noqa: PLR0917 - FastAPI passes them by name
     tenant_id: UUID,
@@ -81,7 +85,7 @@ async def put_credential(  # noqa: PLR0917 - FastAPI passes them by name
     query: Annotated[OwnerQuery, InQuery()],
     body: Annotated[CredentialBody, Depends(JsonBody(CredentialBody))],
 ) -> CredentialObject:
-    """It is sealed at once and shown to nobody; the next call uses it."""
+    """Store a provider key. It is encrypted at once and never returned; the next call uses it."""
     async with changing_tenant(gateway, tenant_id, actor) as session:
         stored = await credentials.store(
             session,
@@ -95,7 +99,7 @@ async def put_credential(  # noqa: PLR0917 - FastAPI passes them by name
     return CredentialObject.model_validate(stored)
 
 
-@router.delete("/{provider}", summary="Forget a provider key", status_code=204)
+@router.delete("/{provider}", summary="Delete a provider key", status_code=204)
 async def delete_credential(
     tenant_id: UUID,
     provider: Provider,
@@ -103,7 +107,7 @@ async def delete_credential(
     actor: ActorDep,
     query: Annotated[OwnerQuery, InQuery()],
 ) -> Response:
-    """Calls use the tenant's or the house's key from then on."""
+    """Delete a provider key. Later calls use the tenant's or the operator's key."""
     credentials.check_provider(provider)
     async with changing_tenant(gateway, tenant_id, actor) as session:
         await credentials.delete(session, tenant_id, user_id=query.user_id, provider=provider)

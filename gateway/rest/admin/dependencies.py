@@ -1,4 +1,4 @@
-"""What the operators' routes share: audited sessions, checked bodies, and their documentation."""
+"""Shared parts of the operators' routes: audited sessions, bodies and their documentation."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class JsonBody(Generic[M]):
-    """A dependency that gives the body, checked by a model; unknown fields are refused."""
+    """A dependency that returns the body, checked by a model; unknown fields are refused."""
 
     def __init__(self, model: type[M]) -> None:
         self._model = model
@@ -31,7 +31,7 @@ class JsonBody(Generic[M]):
         try:
             return self._model.model_validate(raw)
         except ValidationError as error:
-            # Inputs are left out: one of them may be a secret under a mistyped name.
+            # Error messages omit the input: it may contain a secret under a mistyped name.
             raise RequestValidationError(error.errors(include_input=False)) from None
 
 
@@ -50,10 +50,12 @@ def body_of(model: type[BaseModel]) -> dict[str, object]:
 
 
 async def no_query(request: Request) -> None:
-    """Refuse query parameters where none is known: a mistyped one must not seem to work."""
+    """Refuse query parameters on routes without any: a mistyped one must not seem to work."""
     for name in request.query_params:
         raise InvalidRequest(
-            f"{name}: There is no such parameter here.", code="unknown_parameter", param=name
+            f"{name}: This route takes no such query parameter.",
+            code="unknown_parameter",
+            param=name,
         )
 
 
@@ -64,7 +66,7 @@ NoQuery = Depends(no_query)
 async def reading_tenant(
     gateway: Gateway, tenant_id: UUID, *, param: str = "tenant_id"
 ) -> AsyncIterator[TenantSession]:
-    """A transaction that sees one tenant, which the request had in `param`.
+    """Open a transaction that sees one tenant, named in the request's `param`.
 
     Raises:
         NotFound: there is no such tenant.
@@ -78,7 +80,7 @@ async def reading_tenant(
 async def changing_tenant(
     gateway: Gateway, tenant_id: UUID, actor: Actor
 ) -> AsyncIterator[TenantSession]:
-    """A transaction that changes what one tenant has; the very next request is served by it.
+    """Open a transaction that changes one tenant; the very next request sees the change.
 
     Raises:
         NotFound: there is no such tenant, or it was deleted.

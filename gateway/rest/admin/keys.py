@@ -1,4 +1,4 @@
-"""API keys of a tenant: issued, rolled and revoked; a secret is in one answer and never again."""
+"""API keys of a tenant: issue, roll and revoke. A secret is in one answer and never shown again."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
@@ -51,16 +51,16 @@ EXAMPLE: dict[str, JsonValue] = {
 
 
 class KeyObject(Identified):
-    """What may be shown of a key."""
+    """An API key, without its secret."""
 
     model_config = with_example(**EXAMPLE)
 
     id: UUID
     object: Literal["api_key"] = "api_key"
     root_id: UUID = Field(
-        description="The first of a line of rolled keys: budgets and reports name it for all."
+        description="Id of the first key of a rolled line; budgets and reports use it for all."
     )
-    name: str | None = Field(description="One for all keys of the line.")
+    name: str | None = Field(description="Shared by all keys of the line.")
     user_id: UUID | None
     livemode: bool
     last4: str
@@ -72,13 +72,11 @@ class KeyObject(Identified):
 
 
 class IssuedKeyObject(KeyObject):
-    """A new key."""
+    """A new key, with its secret."""
 
-    model_config = with_example(**EXAMPLE, secret="igw_live_…")  # noqa: S106 - the form of one
+    model_config = with_example(**EXAMPLE, secret="igw_live_…")  # noqa: S106 - an example
 
-    secret: str = Field(
-        repr=False, description="Keep it now: it is in this answer and nowhere else."
-    )
+    secret: str = Field(repr=False, description="Store it now: it is not shown again.")
 
 
 class KeyBody(Body):
@@ -93,32 +91,34 @@ class KeyBody(Body):
         expires_at="2027-11-21T00:00:00Z",
     )
 
-    name: Name | None = Field(None, description="Shown beside the id; need not be unique.")
-    user_id: UUID | None = Field(None, description="A user of the tenant; none: the tenant's own.")
+    name: Name | None = Field(None, description="Shown with the id; need not be unique.")
+    user_id: UUID | None = Field(
+        None, description="A user of the tenant; omitted: the tenant itself."
+    )
     livemode: StrictBool = Field(default=True, description="false: a test key, for the sandbox.")
     scopes: list[str] | None = Field(
         None,
         min_length=1,
         max_length=20,
-        description="All but `tenant:admin`, where none are named.",
+        description="Default: all but `tenant:admin`.",
         json_schema_extra={"items": {"type": "string", "enum": [*Scope]}},
     )
     models: list[str] | None = Field(
-        None, min_length=1, max_length=100, description="Every model, where none are named."
+        None, min_length=1, max_length=100, description="Default: every model."
     )
-    expires_at: Instant | None = Field(None, description="Within ten years. null: never.")
+    expires_at: Instant | None = Field(None, description="At most ten years ahead. null: never.")
 
 
 class KeyChange(Body):
-    """What to change of a key."""
+    """Changes to a key."""
 
     model_config = with_example(name="website")
 
-    name: Name | None = Field(description="null: it has no name.")
+    name: Name | None = Field(description="null: remove the name.")
 
 
-class RollBody(Body):
-    """How to roll a key."""
+class RollKeyBody(Body):
+    """Options for rolling a key."""
 
     model_config = with_example(grace_seconds=86_400)
 
@@ -126,7 +126,7 @@ class RollBody(Body):
         86_400,
         ge=0,
         le=int(MAX_GRACE.total_seconds()),
-        description="How long the old key stays valid; never longer than it would have been.",
+        description="Remaining validity of the old key; its own expiry still applies.",
     )
 
 
@@ -143,7 +143,7 @@ async def issue_key(
     actor: ActorDep,
     body: Annotated[KeyBody, Depends(JsonBody(KeyBody))],
 ) -> IssuedKeyObject:
-    """The answer holds the secret, this once."""
+    """Issue a key. The answer contains its secret, which is not shown again."""
     check_key(gateway, body)
     async with changing_tenant(gateway, tenant_id, actor) as session:
         issued = await api_keys.issue(
@@ -160,11 +160,11 @@ async def issue_key(
     return render_issued(issued)
 
 
-@router.get("", summary="Keys of a tenant, without secrets")
+@router.get("", summary="List the keys of a tenant, without secrets")
 async def list_keys(
     tenant_id: UUID, gateway: GatewayDep, query: Annotated[PageQuery, InQuery()]
 ) -> Listed[KeyObject]:
-    """Newest first, revoked and expired ones among them."""
+    """List keys, newest first, including revoked and expired ones."""
     async with reading_tenant(gateway, tenant_id) as session:
         page = await api_keys.list_page(session, tenant_id, limit=query.limit, after=query.after)
     data = [KeyObject.model_validate(key) for key in page.items]
@@ -184,7 +184,7 @@ async def rename_key(
     actor: ActorDep,
     body: Annotated[KeyChange, Depends(JsonBody(KeyChange))],
 ) -> KeyObject:
-    """Every key of its line has the name from then on, in reports of the past too."""
+    """Rename a key and all keys of its line; reports about the past show the new name too."""
     async with changing_tenant(gateway, tenant_id, actor) as session:
         return KeyObject.model_validate(await api_keys.rename(session, key_id, body.name))
 
@@ -194,17 +194,17 @@ async def rename_key(
     summary="Roll a key",
     status_code=201,
     dependencies=[NoQuery],
-    openapi_extra=body_of(RollBody),
+    openapi_extra=body_of(RollKeyBody),
 )
 async def roll_key(
     tenant_id: UUID,
     key_id: UUID,
     gateway: GatewayDep,
     actor: ActorDep,
-    body: Annotated[RollBody, Depends(JsonBody(RollBody))],
+    body: Annotated[RollKeyBody, Depends(JsonBody(RollKeyBody))],
 ) -> IssuedKeyObject:
-    """A twin of the key, with its budgets and a secret of its own; the old one ends after the
-    grace. The answer holds the twin's secret, this once.
+    """Create a successor with the same budgets and a new secret; the old key ends after the grace
+    period. The answer contains the new secret, which is not shown again.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         twin = await api_keys.roll(
@@ -220,15 +220,15 @@ async def roll_key(
 async def revoke_key(
     tenant_id: UUID, key_id: UUID, gateway: GatewayDep, actor: ActorDep
 ) -> KeyObject:
-    """It is refused from the next request on, by other gateways within a second. It stays in the
-    list, and what it was used for in the reports.
+    """Revoke a key, from the next request on; at other gateways within a second. It stays in the
+    list, and its usage stays in the reports.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         return KeyObject.model_validate(await api_keys.revoke(session, key_id))
 
 
 def check_key(gateway: Gateway, body: KeyBody) -> None:
-    """Refuse models that are none, and an end in the past."""
+    """Refuse unknown models, and an expiry in the past."""
     strange = sorted(set(body.models or ()) - set(gateway.core.catalog.models))
     if strange:
         raise NotFound(
@@ -244,6 +244,6 @@ def check_key(gateway: Gateway, body: KeyBody) -> None:
 
 
 def render_issued(issued: IssuedKey) -> IssuedKeyObject:
-    """The key with its secret."""
+    """Render the key with its secret."""
     shown = KeyObject.model_validate(issued)
     return IssuedKeyObject(**shown.model_dump(), secret=issued.secret.reveal())

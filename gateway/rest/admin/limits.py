@@ -1,4 +1,4 @@
-"""Limits of a tenant: requests and images a minute, generations at once."""
+"""Limits of a tenant: requests and images per minute, concurrent generations."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ Kind = Literal["requests", "images", "concurrent"]
 
 
 class LimitObject(Identified):
-    """A limit: of requests or images a minute, or of generations at once."""
+    """A limit: requests or images per minute, or concurrent generations."""
 
     model_config = with_example(
         id="9",
@@ -53,7 +53,9 @@ class LimitObject(Identified):
     id: str
     object: Literal["limit"] = "limit"
     owner: Literal["tenant", "user", "key"]
-    api_key_id: UUID | None = Field(description="The first of the key's line, if it was rolled.")
+    api_key_id: UUID | None = Field(
+        description="Id of the first key of the line, if it was rolled."
+    )
     api_key_name: str | None
     user_id: UUID | None
     user_name: str | None
@@ -65,12 +67,12 @@ class LimitObject(Identified):
 
 
 class LimitBody(Body):
-    """A limit to set: of a key, of a user, or of the tenant where neither is named."""
+    """A limit to set: of a key, of a user, or of the tenant if neither is named."""
 
     model_config = with_example(kind="images", value=20, user_id=USER_ID)
 
     kind: Kind
-    value: StrictInt = Field(ge=0, le=MAX_VALUE, description="0 allows nothing.")
+    value: StrictInt = Field(ge=0, le=MAX_VALUE, description="0 refuses every request.")
     livemode: StrictBool = Field(
         default=True, description="false: for test keys. A key's own limit has the key's mode."
     )
@@ -83,7 +85,7 @@ class LimitBody(Body):
     summary="Set a limit",
     dependencies=[NoQuery],
     openapi_extra=body_of(LimitBody),
-    responses={201: {"model": LimitObject, "description": "It was made."}},
+    responses={201: {"model": LimitObject, "description": "Created."}},
 )
 async def put_limit(
     tenant_id: UUID,
@@ -92,8 +94,8 @@ async def put_limit(
     response: Response,
     body: Annotated[LimitBody, Depends(JsonBody(LimitBody))],
 ) -> LimitObject:
-    """One for each owner, mode and kind: a second one changes the value of the first. It counts
-    from the next request on.
+    """Set a limit. There is one for each owner, mode and kind: setting it again changes its value.
+    It applies from the next request on.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         stored = await limit_rows.set_limit(
@@ -109,11 +111,11 @@ async def put_limit(
     return render_limit(stored)
 
 
-@router.get("", summary="Limits of a tenant")
+@router.get("", summary="List the limits of a tenant")
 async def list_limits(
     tenant_id: UUID, gateway: GatewayDep, query: Annotated[NumberedPageQuery, InQuery()]
 ) -> Listed[LimitObject]:
-    """Newest first, those of its users and keys among them."""
+    """List limits, newest first, including those of the tenant's users and keys."""
     async with reading_tenant(gateway, tenant_id) as session:
         page = await limit_rows.list_page(session, tenant_id, limit=query.limit, after=query.after)
     data = [render_limit(stored) for stored in page.items]
@@ -124,14 +126,14 @@ async def list_limits(
 async def remove_limit(
     tenant_id: UUID, limit_id: RowId, gateway: GatewayDep, actor: ActorDep
 ) -> Response:
-    """For a tenant, the gateway's default is in force again."""
+    """Remove a limit. For a tenant, the gateway's default applies again."""
     async with changing_tenant(gateway, tenant_id, actor) as session:
         await limit_rows.remove_limit(session, tenant_id, limit_id)
     return Response(status_code=204)
 
 
 def render_limit(stored: StoredLimit) -> LimitObject:
-    """The limit as it is shown."""
+    """Render the public object."""
     return LimitObject(
         id=str(stored.id),
         owner=stored.owner,

@@ -1,4 +1,4 @@
-"""Price versions: shown, and added. None is ever edited."""
+"""Price versions: list and add. They are immutable."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
@@ -65,28 +65,28 @@ class PriceBody(Body):
         image_output="28",
     )
 
-    model: str = Field(pattern=MODEL, description="As in the list, e.g. `dall-e-2/512x512`.")
+    model: str = Field(pattern=MODEL, description="Name as in the list, e.g. `dall-e-2/512x512`.")
     effective_from: Instant | None = Field(None, description="Default: now.")
-    text_input: Usd | None = Field(None, description="Per million text tokens that go in.")
-    image_input: Usd | None = Field(None, description="Per million image tokens that go in.")
-    image_output: Usd | None = Field(None, description="Per million image tokens that come out.")
+    text_input: Usd | None = Field(None, description="Per million text input tokens.")
+    image_input: Usd | None = Field(None, description="Per million image input tokens.")
+    image_output: Usd | None = Field(None, description="Per million image output tokens.")
     text_output: Usd | None = Field(
-        None, description="Per million text tokens that come out. Default: as `image_output`."
+        None, description="Per million text output tokens. Default: same as `image_output`."
     )
-    per_image: Usd | None = Field(None, description="Per image, instead of all the others.")
+    per_image: Usd | None = Field(None, description="Per image, instead of token rates.")
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Self:
         needed = (self.text_input, self.image_input, self.image_output)
         if self.per_image is not None:
             if any(rate is not None for rate in (*needed, self.text_output)):
-                raise ValueError("per_image stands alone: such a model has no rates of tokens")
+                raise ValueError("per_image excludes token rates; remove one of them")
         elif any(rate is None for rate in needed):
-            raise ValueError("text_input, image_input and image_output are needed, or per_image")
+            raise ValueError("text_input, image_input and image_output are required, or per_image")
         return self
 
     def rates(self) -> SeedPrice:
-        """In nano-USD."""
+        """The rates in nano-USD."""
         text_output = self.image_output if self.text_output is None else self.text_output
         return SeedPrice(
             text_input_nano=parse_usd(self.text_input or "0"),
@@ -98,17 +98,17 @@ class PriceBody(Body):
 
 
 class PricesQuery(NumberedPageQuery):
-    """Which versions to show."""
+    """Filters of the price list."""
 
-    model: str | None = Field(None, pattern=MODEL, description="Only of this model.")
+    model: str | None = Field(None, pattern=MODEL, description="Only prices of this model.")
 
 
-@router.get("", summary="Price versions")
+@router.get("", summary="List price versions")
 async def list_prices(
     gateway: GatewayDep, query: Annotated[PricesQuery, InQuery()]
 ) -> Listed[PriceObject]:
-    """The last one added first. Of each model the one with the latest start that has passed is in
-    force; calls are settled with the version that they were held with.
+    """List price versions, latest addition first. For each model, the version with the latest start
+    in the past applies; calls are settled with the version that they were reserved with.
     """
     async with gateway.database.operator() as session:
         page = await prices.list_page(
@@ -131,8 +131,8 @@ async def add_price(
     actor: ActorDep,
     body: Annotated[PriceBody, Depends(JsonBody(PriceBody))],
 ) -> PriceObject:
-    """The next call after its start is quoted with it. It cannot be edited or taken back; a
-    further version with a later start replaces it.
+    """Add a price version. Calls after its start are quoted with it. It cannot be edited or
+    removed; a further version with a later start replaces it.
     """
     prices.check_name(body.model, gateway.core.catalog.models)
     async with gateway.database.operator(by=actor) as session:

@@ -1,4 +1,4 @@
-"""Reconciliation: calls whose real cost is not known, resolved; and whether the books agree."""
+"""Reconciliation: calls of unknown cost and their resolution; consistency checks of the ledger."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -36,11 +36,11 @@ CHECK_SECONDS = 20
 
 
 class OpenSumObject(BaseModel):
-    """How many calls are in one state, and for how much money."""
+    """The number and total amount of calls in one state."""
 
     state: OpenState = Field(
-        description="`held`: under way. `unknown`: they ended in doubt, and their money stays "
-        "held. `estimated`: the doubt outlasted its time, and an estimate was charged."
+        description="`held`: in progress. `unknown`: the outcome is not known; the reservation "
+        "stays. `estimated`: the outcome stayed unknown, and an estimate was charged."
     )
     livemode: bool
     count: int
@@ -49,24 +49,26 @@ class OpenSumObject(BaseModel):
 
 
 class BreakObject(BaseModel):
-    """Something that does not agree."""
+    """A violated invariant."""
 
     what: str
     id: str
 
 
 class InvariantsObject(BaseModel):
-    """Whether budgets, reservations and ledger agree."""
+    """The result of the check that budgets, reservations and ledger agree."""
 
     checked: bool = Field(
-        description=f"false: it took longer than {CHECK_SECONDS} seconds; `gateway doctor` has "
-        "the time."
+        description=f"false: the check exceeded {CHECK_SECONDS} seconds; `gateway doctor` has "
+        "no time limit."
     )
-    breaks: list[BreakObject] = Field(description=f"The first {MAX_BREAKS}. None, ever.")
+    breaks: list[BreakObject] = Field(
+        description=f"The first {MAX_BREAKS} violations; normally empty."
+    )
 
 
 class ReconciliationObject(BaseModel):
-    """What is open."""
+    """The calls of unknown cost, and the state of the invariants."""
 
     model_config = with_example(
         object="reconciliation",
@@ -88,7 +90,7 @@ class ReconciliationObject(BaseModel):
 
 
 class OpenCallObject(Identified):
-    """One call whose real cost is not known, by the id of its generation."""
+    """One call of unknown cost, by the id of its generation."""
 
     model_config = with_example(
         id="019aa5f6-4d00-7000-8000-000000000000",
@@ -120,11 +122,11 @@ class OpenCallObject(Identified):
 
 
 CALL_ID = "019aa5f6-4d00-7000-8000-000000000000"
-CallId = Annotated[UUID, Path(description="Of its generation.", examples=[CALL_ID])]
+CallId = Annotated[UUID, Path(description="Id of its generation.", examples=[CALL_ID])]
 
 
 class LineObject(BaseModel):
-    """One ledger line. All of them but the `hold` add up to the cost."""
+    """One ledger entry. All entries except the `hold` add up to the cost."""
 
     at: datetime
     kind: Literal["hold", "post", "post_est", "void", "adjust"]
@@ -132,7 +134,7 @@ class LineObject(BaseModel):
 
 
 class ResolutionObject(BaseModel):
-    """One resolution of an operator, as the audit trail has it."""
+    """One resolution by an operator, as recorded in the audit trail."""
 
     at: datetime
     actor: ActorObject
@@ -141,7 +143,7 @@ class ResolutionObject(BaseModel):
 
 
 class CallObject(Identified):
-    """One paid call with all that is known of its cost, by the id of its generation."""
+    """One paid call with all facts about its cost, by the id of its generation."""
 
     model_config = with_example(
         id=CALL_ID,
@@ -186,18 +188,18 @@ class CallObject(Identified):
     api_key_id: UUID | None
     user_id: UUID | None
     state: CallState = Field(
-        description="As in the list, or `posted`: for good; or `void`: it cost nothing."
+        description="As in the list; or `posted`: final; or `void`: it cost nothing."
     )
     outcome: str | None
     operation: Literal["generation", "edit", "variation"]
     requested_model: str
     served_model: str
     provider: str
-    credential: str = Field(description="Whose provider key paid: `house`, `tenant`, `user`.")
+    credential: str = Field(description="Owner of the provider key: `house`, `tenant`, `user`.")
     held_usd: str
-    cost_usd: str | None = Field(description="null while it is open.")
+    cost_usd: str | None = Field(description="null while the cost is unknown.")
     estimate_usd: str | None = Field(
-        description="The amount it would be estimated at now; null once it has a cost."
+        description="The current estimate; null once the cost is known."
     )
     admitted_at: datetime
     deadline_at: datetime
@@ -207,36 +209,40 @@ class CallObject(Identified):
 
 
 class ResolutionBody(Body):
-    """What the call did cost: `post` with `cost_usd`, `accept` its estimate, or `void` it."""
+    """The resolution: `post` with `cost_usd`, `accept` the estimate, or `void` the call."""
 
     model_config = with_example(
         verdict="post", cost_usd="0.00592", reason="on the provider's invoice of November"
     )
 
     verdict: Verdict
-    cost_usd: Usd | None = Field(None, description="With `post` alone: US dollars.")
+    cost_usd: Usd | None = Field(None, description="Only with `post`: US dollars.")
     reason: str = Field(
         min_length=1,
         max_length=reconciliation.MAX_REASON_CHARACTERS,
-        description="Goes into the audit trail.",
+        description="Recorded in the audit trail.",
     )
 
     @model_validator(mode="after")
     def _has_the_cost_that_it_posts(self) -> Self:
         if (self.verdict == "post") != (self.cost_usd is not None):
-            raise ValueError("cost_usd is needed with the verdict post, and with no other")
+            raise ValueError(
+                "cost_usd is required with the verdict post, and not allowed with any other"
+            )
         return self
 
 
 class OpenCallsQuery(PageQuery):
-    """Which calls to show."""
+    """Filters of the list of calls."""
 
     state: OpenState
 
 
-@router.get("", summary="What is open, and whether the books agree", dependencies=[NoQuery])
+@router.get("", summary="Show calls of unknown cost and check the ledger", dependencies=[NoQuery])
 async def get_reconciliation(gateway: GatewayDep) -> ReconciliationObject:
-    """Counts and sums by state and mode, over all tenants. The check reads the whole ledger."""
+    """Count and sum open calls by state and mode, over all tenants. The check reads the whole
+    ledger.
+    """
     invariants = await _check(gateway)
     async with gateway.database.operator() as session:
         sums = await ledger.sum_open(session)
@@ -255,11 +261,11 @@ async def get_reconciliation(gateway: GatewayDep) -> ReconciliationObject:
     )
 
 
-@router.get("/calls", summary="The calls that are open, one by one")
+@router.get("/calls", summary="List calls of unknown cost")
 async def list_open_calls(
     gateway: GatewayDep, query: Annotated[OpenCallsQuery, InQuery()]
 ) -> Listed[OpenCallObject]:
-    """Of one state, newest first: what to ask the provider about."""
+    """List calls of one state, newest first."""
     async with gateway.database.operator() as session:
         page = await ledger.list_open(
             session, state=query.state, limit=query.limit, after=query.after
@@ -270,12 +276,12 @@ async def list_open_calls(
 
 @router.get(
     "/{call_id}",
-    summary="One call and its ledger lines",
+    summary="Show a call and its ledger entries",
     responses=refused_with(404),
     dependencies=[NoQuery],
 )
 async def get_call(gateway: GatewayDep, call_id: CallId) -> CallObject:
-    """Of any state, open or not."""
+    """Return a call of any state, open or not."""
     async with gateway.database.operator() as session:
         found = await reconciliation.show(session, gateway.core.catalog.models, call_id)
     return _render_record(found)
@@ -283,7 +289,7 @@ async def get_call(gateway: GatewayDep, call_id: CallId) -> CallObject:
 
 @router.post(
     "/{call_id}/resolve",
-    summary="Resolve a call whose cost is open",
+    summary="Resolve a call of unknown cost",
     responses=refused_with(404, 409),
     dependencies=[NoQuery],
     openapi_extra=body_of(ResolutionBody),
@@ -294,8 +300,9 @@ async def resolve_call(
     call_id: CallId,
     body: Annotated[ResolutionBody, Depends(JsonBody(ResolutionBody))],
 ) -> CallObject:
-    """`post` and `accept` are final. A `void` gives the money back and frees the idempotency key;
-    should the call turn out to be billed, its cost can still be posted. Budgets follow at once.
+    """Resolve a call. `post` and `accept` are final. A `void` releases the reservation and frees
+    the idempotency key; if the provider bills the call later, its cost can still be posted. Budgets
+    change at once.
     """
     cost_nano = None if body.cost_usd is None else parse_usd(body.cost_usd)
     async with gateway.database.operator(by=actor) as session:
@@ -314,7 +321,7 @@ async def _check(gateway: Gateway) -> InvariantsObject:
             gateway.database, limit=MAX_BREAKS, timeout_seconds=CHECK_SECONDS
         )
     except DatabaseUnavailable:
-        # Too slow, or away: in the second case what comes after this says so.
+        # Too slow, or unavailable: the following query reports the second case.
         return InvariantsObject(checked=False, breaks=[])
     return InvariantsObject(
         checked=True, breaks=[BreakObject(what=one.what, id=one.id) for one in found]

@@ -1,4 +1,4 @@
-"""The request log of every tenant, and of requests without a valid key."""
+"""The request log of all tenants, and of requests without a valid key."""
 
 from typing import Annotated
 from uuid import UUID
@@ -26,7 +26,7 @@ OPERATORS_EXAMPLE = EXAMPLE | {"tenant_id": TENANT_ID, "tenant": "acme", "operat
 
 
 class OperatorsRequestObject(RequestObject, Identified):
-    """One request. Without a tenant: an operator's, or one that came without a valid key."""
+    """One request. Without a tenant: an operator's, or one without a valid key."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [OPERATORS_EXAMPLE]})
 
@@ -37,19 +37,19 @@ class OperatorsRequestObject(RequestObject, Identified):
 
 
 class OperatorsRequestDetail(OperatorsRequestObject):
-    """One request with what it bought."""
+    """One request with its purchase."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [OPERATORS_EXAMPLE | OUTCOME_EXAMPLE]})
 
-    generation: PurchaseObject | None = Field(description="In the ledger, as it is now.")
-    others: int = Field(description="How many more requests have the id that was asked for.")
+    generation: PurchaseObject | None = Field(description="Current state in the ledger.")
+    others: int = Field(description="Number of other requests with this id.")
 
 
 class OperatorsRequestQuery(RequestQuery):
-    """Which requests to show, of which tenant."""
+    """Filters of the request list."""
 
-    tenant: UUID | None = Field(None, description="Only of this tenant.")
-    livemode: bool | None = Field(None, description="Only live ones, or only test ones.")
+    tenant: UUID | None = Field(None, description="Only requests of this tenant.")
+    livemode: bool | None = Field(None, description="Only live requests, or only test requests.")
     start: str | None = Field(None, description="ISO date (of UTC) or date-time.")
 
 
@@ -57,7 +57,7 @@ class OperatorsRequestQuery(RequestQuery):
 async def list_requests(
     gateway: GatewayDep, query: Annotated[OperatorsRequestQuery, InQuery()]
 ) -> Listed[OperatorsRequestObject]:
-    """Newest first, over all tenants."""
+    """List requests, newest first, over all tenants."""
     async with gateway.database.operator() as session:
         page = await queries.list_all(
             session,
@@ -73,7 +73,9 @@ async def list_requests(
 
 @router.get("/{request_id}", summary="Show one request", dependencies=[NoQuery])
 async def get_request(request_id: RequestId, gateway: GatewayDep) -> OperatorsRequestDetail:
-    """By the gateway's id, by the client's own (the newest of several), or by the generation's."""
+    """Find a request by the gateway's id, the client's own (the newest of several), or the
+    generation's id.
+    """
     async with gateway.database.operator() as session:
         detail = await queries.find_any(session, request_id)
     return OperatorsRequestDetail.model_validate(

@@ -1,4 +1,4 @@
-"""What the operators' bodies, queries and answers have in common."""
+"""The common parts of the operators' bodies, queries and answers."""
 
 import re
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ _DIGITS = re.compile(r"[0-9]{1,10}(\.[0-9]+)?")
 TENANT_ID = "019aa5f2-7c00-7000-8000-000000000000"
 USER_ID = "019aa5f3-1a00-7000-8000-000000000000"
 KEY_ID = "019aa5f4-2b00-7000-8000-000000000000"
-"""Ids for examples."""
+"""Ids used in the examples."""
 
 
 def _amount(text: str) -> str:
@@ -64,41 +64,41 @@ Instant = Annotated[
     BeforeValidator(_instant),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-"""A moment: ISO 8601 with its offset."""
+"""A point in time: ISO 8601 with an offset."""
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
-"""What tenants, users and keys are called."""
+"""The name of a tenant, user or key."""
 RowId = Annotated[int, Field(ge=1, le=MAX_ROW_ID), IN_DIGITS]
-"""Budgets, limits and price versions are numbered; their ids are numbers as strings."""
+"""The id of a budget, limit or price version: a number as a string."""
 
 
 class Body(BaseModel):
-    """A request's body; fields that are not known are refused."""
+    """A request body; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Query(BaseModel):
-    """A request's query; parameters that are not known are refused."""
+    """The query of a request; unknown parameters are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class PageQuery(Query):
-    """Which part of a list to show."""
+    """The page of a list to show."""
 
     limit: PageLimit = 20
-    after: UUID | None = Field(None, description="The id before the page: `last_id` of the last.")
+    after: UUID | None = Field(None, description="The previous page's `last_id`.")
 
 
 class NumberedPageQuery(Query):
-    """Which part of a list of numbered objects to show."""
+    """The page of a list of numbered objects to show."""
 
     limit: PageLimit = 20
-    after: RowId | None = Field(None, description="The id before the page: `last_id` of the last.")
+    after: RowId | None = Field(None, description="The previous page's `last_id`.")
 
 
 class Identified(BaseModel):
-    """An object with an id, by which lists are read on."""
+    """An object with an id, by which lists are paginated."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -109,7 +109,7 @@ T = TypeVar("T", bound=Identified)
 
 
 def _with_example(schema: dict[str, Any], model: type["Listed[Any]"]) -> None:
-    """The example of a list: its object's own."""
+    """Build a list's example from its object's own."""
     item = model.model_fields["data"].annotation.__args__[0]  # type: ignore[union-attr]
     if isinstance(item, type) and issubclass(item, BaseModel):
         example = example_of(item)
@@ -137,7 +137,7 @@ class Listed(BaseModel, Generic[T]):
 
     @classmethod
     def of(cls, data: list[T], *, has_more: bool) -> Self:
-        """The page with these objects."""
+        """Build the page of these objects."""
         return cls(
             data=data,
             has_more=has_more,
@@ -147,7 +147,7 @@ class Listed(BaseModel, Generic[T]):
 
 
 def left_as_it_is(schema: JsonDict) -> None:
-    """For fields of a change: one that is not sent has no value, whatever its default here."""
+    """Drop the default from a change's field in the schema: an omitted field keeps its value."""
     schema.pop("default", None)
 
 

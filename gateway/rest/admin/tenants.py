@@ -1,4 +1,4 @@
-"""Tenants: made, shown, changed, suspended, resumed and deleted."""
+"""Tenants: create, show, change, suspend, resume and delete."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -32,7 +32,7 @@ router = APIRouter(prefix="/tenants", tags=["admin: tenants"])
 
 
 class TenantObject(Identified):
-    """A tenant and what it has chosen."""
+    """A tenant and its options."""
 
     model_config = with_example(
         id=TENANT_ID,
@@ -52,17 +52,21 @@ class TenantObject(Identified):
     object: Literal["tenant"] = "tenant"
     name: str
     status: Literal["active", "suspended", "deleted"]
-    time_zone: str = Field(description="Where the days and months of its budgets begin.")
+    time_zone: str = Field(description="Time zone of its budgets' days and months.")
     continuity: bool = Field(description="Retired models are served by a successor.")
-    stores_prompts: bool = Field(description="Prompts stay readable beside their images.")
-    image_retention_seconds: int | None = Field(description="null: as long as the gateway says.")
-    max_image_bytes: int | None = Field(description="Beyond it the oldest go; null: no cap.")
+    stores_prompts: bool = Field(
+        description="Prompts are stored in readable form with their images."
+    )
+    image_retention_seconds: int | None = Field(description="null: the gateway's default.")
+    max_image_bytes: int | None = Field(
+        description="The oldest images beyond it are deleted; null: no cap."
+    )
     created_at: datetime
     deleted_at: datetime | None
 
 
 class TenantBody(Body):
-    """A tenant to make."""
+    """A tenant to create."""
 
     model_config = with_example(name="acme", time_zone="Europe/Madrid")
 
@@ -73,7 +77,7 @@ class TenantBody(Body):
 
 
 class TenantChange(Body):
-    """What to change of a tenant; what is not named stays as it is."""
+    """Changes to a tenant; omitted fields keep their value."""
 
     model_config = with_example(
         status="suspended", image_retention_seconds=2_592_000, max_image_bytes=None
@@ -100,32 +104,32 @@ class TenantChange(Body):
         None,
         ge=MIN_RETENTION_SECONDS,
         le=MAX_RETENTION_SECONDS,
-        description="For images made from now on; null: as long as the gateway says.",
+        description="For images made from now on; null: the gateway's default.",
         json_schema_extra=left_as_it_is,
     )
     max_image_bytes: StrictInt | None = Field(
         None,
         ge=0,
         le=MAX_IMAGE_BYTES,
-        description="For the images that are there too; null: no cap.",
+        description="Applies to existing images too; null: no cap.",
         json_schema_extra=left_as_it_is,
     )
 
 
 class TenantsQuery(PageQuery):
-    """Which tenants to show."""
+    """Filters of the tenant list."""
 
     name: str | None = Field(
         None,
         min_length=1,
         max_length=MAX_NAME_CHARACTERS,
-        description="Only the one of this name.",
+        description="Only the tenant with this name.",
     )
 
 
 @router.post(
     "",
-    summary="Make a tenant",
+    summary="Create a tenant",
     status_code=201,
     responses=refused_with(409),
     dependencies=[NoQuery],
@@ -136,7 +140,9 @@ async def create_tenant(
     actor: ActorDep,
     body: Annotated[TenantBody, Depends(JsonBody(TenantBody))],
 ) -> TenantObject:
-    """It has no users, keys or budgets yet; without a budget it may spend without limit."""
+    """Create a tenant, without users, keys or budgets; without a budget its spending is not
+    limited.
+    """
     async with gateway.database.operator(by=actor) as session:
         made = await tenants.create(session, body.name, time_zone=body.time_zone)
     return TenantObject.model_validate(made)
@@ -146,7 +152,7 @@ async def create_tenant(
 async def list_tenants(
     gateway: GatewayDep, query: Annotated[TenantsQuery, InQuery()]
 ) -> Listed[TenantObject]:
-    """Newest first."""
+    """List tenants, newest first."""
     async with gateway.database.operator() as session:
         page = await tenants.list_page(
             session, limit=query.limit, after=query.after, name=query.name
@@ -155,9 +161,9 @@ async def list_tenants(
     return Listed[TenantObject].of(data, has_more=page.has_more)
 
 
-@router.get("/{tenant_id}", summary="One tenant", dependencies=[NoQuery])
+@router.get("/{tenant_id}", summary="Show a tenant", dependencies=[NoQuery])
 async def get_tenant(tenant_id: UUID, gateway: GatewayDep) -> TenantObject:
-    """The tenant with this id."""
+    """Return the tenant with this id."""
     async with gateway.database.tenant(tenant_id) as session:
         return TenantObject.model_validate(await tenants.get(session, tenant_id))
 
@@ -175,7 +181,9 @@ async def change_tenant(
     actor: ActorDep,
     body: Annotated[TenantChange, Depends(JsonBody(TenantChange))],
 ) -> TenantObject:
-    """Counts from the next request on; a new time zone from the end of each budget's period."""
+    """Change a tenant, from the next request on; a new time zone from the end of each budget's
+    period.
+    """
     async with gateway.database.operator(by=actor) as session:
         changed = await tenants.set_settings(
             session, str(tenant_id), **body.model_dump(exclude_unset=True)
@@ -184,11 +192,11 @@ async def change_tenant(
     return TenantObject.model_validate(changed)
 
 
-@router.delete("/{tenant_id}", summary="Delete a tenant for good", dependencies=[NoQuery])
+@router.delete("/{tenant_id}", summary="Delete a tenant permanently", dependencies=[NoQuery])
 async def delete_tenant(tenant_id: UUID, gateway: GatewayDep, actor: ActorDep) -> TenantObject:
-    """Its keys are revoked and its data key is destroyed; provider keys, webhooks, images, prompts
-    and the names of tenant, users and keys are erased. Ledger and audit trail are kept. A second
-    time changes nothing.
+    """Delete a tenant. Its keys are revoked and its data key is destroyed; provider keys, webhooks,
+    images, prompts and the names of tenant, users and keys are erased. Ledger and audit trail are
+    kept. Repeating it changes nothing.
     """
     async with gateway.database.operator(by=actor) as session:
         deleted = await erasure.delete_tenant(session, tenant_id)

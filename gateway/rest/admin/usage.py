@@ -19,24 +19,24 @@ router = APIRouter(tags=["admin: usage"])
 
 
 class OperatorsUsageQuery(UsageQuery):
-    """What to report, of which tenant."""
+    """Tenant, period, grouping and filters of a usage report."""
 
     group_by: str = grouped(usage.GROUP_FIELDS)
     tenant: UUID | None = Field(None, description="Only this tenant, in days of its time zone.")
-    livemode: bool = Field(default=True, description="false: what test keys used.")
+    livemode: bool = Field(default=True, description="false: usage of test keys.")
 
 
 @router.get(
     "/usage",
-    summary="What was used and what it cost",
+    summary="Report usage and cost",
     response_class=Response,
     responses=REPORT | refused_with(404),
 )
 async def get_usage(
     gateway: GatewayDep, query: Annotated[OperatorsUsageQuery, InQuery()]
 ) -> Response:
-    """Sums over the ledger of one tenant, or of all: days are then those of each tenant's own time
-    zone, and the bounds those of UTC. At most 10,000 rows.
+    """Sum the ledger of one tenant, or of all: days are then those of each tenant's time zone, and
+    the bounds those of UTC. At most 10,000 rows.
     """
     group_by = usage.parse_group_by(query.group_by, allowed=usage.GROUP_FIELDS)
     report = await _report(gateway, query, group_by)

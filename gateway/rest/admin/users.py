@@ -1,4 +1,4 @@
-"""Users of a tenant: the persons and applications that keys, credentials and budgets can be for."""
+"""Users of a tenant: the persons and applications that own keys, credentials and budgets."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -54,7 +54,7 @@ class UserObject(Identified):
 
 
 class UserBody(Body):
-    """A user to make."""
+    """A user to create."""
 
     model_config = with_example(name="alice")
 
@@ -62,13 +62,13 @@ class UserBody(Body):
 
 
 class UserChange(Body):
-    """What to change of a user; what is not named stays as it is."""
+    """Changes to a user; omitted fields keep their value."""
 
     model_config = with_example(status="disabled")
 
     name: Name = Field(
         "",
-        description="Where tokens name users, they must say the new name.",
+        description="Tokens that name users must use the new name.",
         json_schema_extra=left_as_it_is,
     )
     status: Literal["active", "disabled"] = Field(
@@ -79,19 +79,19 @@ class UserChange(Body):
 
 
 class UsersQuery(PageQuery):
-    """Which users to show."""
+    """Filters of the user list."""
 
     name: str | None = Field(
         None,
         min_length=1,
         max_length=MAX_NAME_CHARACTERS,
-        description="Only the one of this name.",
+        description="Only the user with this name.",
     )
 
 
 @router.post(
     "",
-    summary="Make a user",
+    summary="Create a user",
     status_code=201,
     responses=refused_with(409),
     dependencies=[NoQuery],
@@ -103,16 +103,18 @@ async def create_user(
     actor: ActorDep,
     body: Annotated[UserBody, Depends(JsonBody(UserBody))],
 ) -> UserObject:
-    """Users also come into being with their first token of the operator's identity provider."""
+    """Create a user. The first token of the operator's identity provider for a new user also
+    creates it.
+    """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         return UserObject.model_validate(await users.create_user(session, tenant_id, body.name))
 
 
-@router.get("", summary="Users of a tenant")
+@router.get("", summary="List the users of a tenant")
 async def list_users(
     tenant_id: UUID, gateway: GatewayDep, query: Annotated[UsersQuery, InQuery()]
 ) -> Listed[UserObject]:
-    """Newest first."""
+    """List users, newest first."""
     async with reading_tenant(gateway, tenant_id) as session:
         page = await users.list_users(
             session, tenant_id, limit=query.limit, after=query.after, name=query.name
@@ -121,9 +123,9 @@ async def list_users(
     return Listed[UserObject].of(data, has_more=page.has_more)
 
 
-@router.get("/{user_id}", summary="One user", dependencies=[NoQuery])
+@router.get("/{user_id}", summary="Show a user", dependencies=[NoQuery])
 async def get_user(tenant_id: UUID, user_id: UUID, gateway: GatewayDep) -> UserObject:
-    """The user with this id, also where it was deleted."""
+    """Return the user with this id, even if deleted."""
     async with reading_tenant(gateway, tenant_id) as session:
         return UserObject.model_validate(await users.get(session, tenant_id, user_id))
 
@@ -142,8 +144,8 @@ async def change_user(
     actor: ActorDep,
     body: Annotated[UserChange, Depends(JsonBody(UserChange))],
 ) -> UserObject:
-    """Keys and tokens of a disabled user are refused with 403 `user_disabled`, at other gateways
-    within a second.
+    """Change a user. Keys and tokens of a disabled user are refused with 403 `user_disabled`, at
+    other gateways within a second.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         changed = await users.change(
@@ -152,12 +154,12 @@ async def change_user(
     return UserObject.model_validate(changed)
 
 
-@router.delete("/{user_id}", summary="Delete a user for good", dependencies=[NoQuery])
+@router.delete("/{user_id}", summary="Delete a user permanently", dependencies=[NoQuery])
 async def delete_user(
     tenant_id: UUID, user_id: UUID, gateway: GatewayDep, actor: ActorDep
 ) -> UserObject:
-    """The user's keys are revoked, and name, provider keys, images and prompts erased. Ledger and
-    audit trail are kept. A second time changes nothing.
+    """Delete a user. The user's keys are revoked, and name, provider keys, images and prompts
+    erased. Ledger and audit trail are kept. Repeating it changes nothing.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
         deleted = await erasure.delete_user(session, tenant_id, user_id)

@@ -1,4 +1,4 @@
-"""What the routes of webhooks take and answer."""
+"""The bodies and answers of the webhook routes."""
 
 from datetime import datetime
 from typing import Literal
@@ -44,7 +44,7 @@ def _left_events(schema: JsonDict) -> None:
 
 
 class SecretObject(BaseModel):
-    """A secret that signs: since when, and until when."""
+    """A signing secret and its validity."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -53,7 +53,7 @@ class SecretObject(BaseModel):
 
 
 class WebhookObject(Identified):
-    """Where events are sent."""
+    """A webhook, without its secrets."""
 
     model_config = with_example(**_EXAMPLE)
 
@@ -66,7 +66,7 @@ class WebhookObject(Identified):
     description: str
     disabled_at: datetime | None
     disabled_reason: Literal["operator", "gone"] | None = Field(
-        description="`gone`: the receiver answered 410."
+        description="`gone`: the receiver answered 410 Gone."
     )
     secrets: list[SecretObject]
     created_at: datetime
@@ -74,17 +74,15 @@ class WebhookObject(Identified):
 
 
 class SignedWebhookObject(WebhookObject):
-    """A webhook with the secret that was made for it just now."""
+    """A webhook with its new signing secret."""
 
-    model_config = with_example(**_EXAMPLE, secret="whsec_…")  # noqa: S106 - the form of one
+    model_config = with_example(**_EXAMPLE, secret="whsec_…")  # noqa: S106 - an example
 
-    secret: str = Field(
-        repr=False, description="Keep it now: it is in this answer and nowhere else."
-    )
+    secret: str = Field(repr=False, description="Store it now: it is not shown again.")
 
 
 class WebhookBody(Body):
-    """A webhook to make."""
+    """A webhook to create."""
 
     model_config = with_example(
         url="https://example.com/hooks/images",
@@ -105,7 +103,7 @@ class WebhookBody(Body):
 
 
 class WebhookChange(Body):
-    """What to change of a webhook; what is not sent stays as it is."""
+    """Changes to a webhook; omitted fields keep their value."""
 
     model_config = with_example(disabled=True)
 
@@ -125,13 +123,13 @@ class WebhookChange(Body):
     )
     disabled: StrictBool = Field(
         default=False,
-        description="true: it gets nothing, and what waited for it is dead.",
+        description="true: deliveries stop, and pending ones are marked dead.",
         json_schema_extra=left_as_it_is,
     )
 
 
-class RollBody(Body):
-    """How to roll a webhook's secret."""
+class RollSecretBody(Body):
+    """Options for rolling a webhook's secret."""
 
     model_config = with_example(grace_seconds=86_400)
 
@@ -139,12 +137,12 @@ class RollBody(Body):
         86_400,
         ge=0,
         le=int(MAX_GRACE.total_seconds()),
-        description="How long the secrets before it sign along.",
+        description="Time for which earlier secrets keep signing too.",
     )
 
 
 class DeliveryObject(Identified):
-    """One event for one webhook, and what came of it."""
+    """The delivery of one event to one webhook, and its result."""
 
     model_config = with_example(
         id="019aa5f6-4d00-7000-8000-000000000000",
@@ -162,18 +160,18 @@ class DeliveryObject(Identified):
 
     id: UUID
     object: Literal["webhook_delivery"] = "webhook_delivery"
-    event_id: UUID = Field(description="The header `webhook-id`, the same in each try.")
+    event_id: UUID = Field(description="The header `webhook-id`, the same in each attempt.")
     event_type: str
     status: Status
     attempts: int
     next_attempt_at: datetime | None
-    last_status: int | None = Field(description="What the receiver answered last, if it did.")
+    last_status: int | None = Field(description="The receiver's last HTTP status, if it answered.")
     last_error: str | None
     created_at: datetime
     finished_at: datetime | None
 
 
 class DeliveriesQuery(PageQuery):
-    """Which deliveries to show."""
+    """Filters of the delivery list."""
 
     status: Status | None = None

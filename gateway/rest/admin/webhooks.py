@@ -1,7 +1,8 @@
 """Webhooks of a tenant, and the operator's own; the same routes under three paths.
 
-The operator's are at /admin/v1/webhooks and hear the events of every tenant and of the house. A
-tenant's are at /admin/v1/tenants/{id}/webhooks for the operator, at /v1/webhooks for itself.
+The operator's are at /admin/v1/webhooks and receive the events of all tenants and of the house
+credentials. A tenant's are at /admin/v1/tenants/{id}/webhooks for the operator, and at /v1/webhooks
+for the tenant.
 """
 
 from collections.abc import AsyncIterator
@@ -29,7 +30,7 @@ from gateway.rest.admin.schemas import Listed, PageQuery
 from gateway.rest.admin.webhook_schemas import (
     DeliveriesQuery,
     DeliveryObject,
-    RollBody,
+    RollSecretBody,
     SecretObject,
     SignedWebhookObject,
     WebhookBody,
@@ -48,17 +49,18 @@ NO_TENANT = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose webhooks are meant: a tenant's, or the operator's own where it is None.
+class WebhookOwner:
+    """The owner of the webhooks of a request: a tenant, or the operator (None).
 
-    `test_only`: a test key asks, which sees and makes webhooks for events of test calls alone.
+    `test_only`: the caller's key is a test key, which sees and creates webhooks for test calls
+    only.
     """
 
     tenant_id: UUID | None
     test_only: bool = False
 
 
-async def whose(request: Request) -> Owner:
+async def whose(request: Request) -> WebhookOwner:
     """The caller's tenant; for operators the tenant in the path, if there is one.
 
     Raises:
@@ -67,22 +69,22 @@ async def whose(request: Request) -> Owner:
     caller: Caller | Operator = request.state.caller
     if isinstance(caller, Caller):
         require_scope(caller, Scope.TENANT_ADMIN)
-        return Owner(caller.tenant_id, test_only=not caller.livemode)
+        return WebhookOwner(caller.tenant_id, test_only=not caller.livemode)
     tenant: str | None = request.path_params.get("tenant_id")
-    # What is no UUID is refused by `known_tenant`, whichever of the two runs first.
-    return Owner(None if tenant is None else as_uuid(tenant) or NO_TENANT)
+    # `known_tenant` refuses an invalid UUID, regardless of which of the two runs first.
+    return WebhookOwner(None if tenant is None else as_uuid(tenant) or NO_TENANT)
 
 
 async def known_tenant(tenant_id: UUID) -> None:
-    """Checks and documents the path of a tenant's webhooks."""
+    """Check and document the path of a tenant's webhooks."""
 
 
-OwnerDep = Annotated[Owner, Depends(whose)]
+OwnerDep = Annotated[WebhookOwner, Depends(whose)]
 
 
 @routes.post(
     "",
-    summary="Make a webhook",
+    summary="Create a webhook",
     status_code=201,
     dependencies=[NoQuery],
     openapi_extra=body_of(WebhookBody),
@@ -94,7 +96,7 @@ async def create_webhook(
     actor: ActorDep,
     body: Annotated[WebhookBody, Depends(JsonBody(WebhookBody))],
 ) -> SignedWebhookObject:
-    """The answer holds the secret that signs, this once."""
+    """Create a webhook. The answer contains the signing secret, which is not shown again."""
     async with _changing(gateway, owner, actor) as (session, tenant_id):
         made = await endpoints.create(
             session,
@@ -110,11 +112,13 @@ async def create_webhook(
     return _render_signed(made)
 
 
-@routes.get("", summary="Webhooks, without secrets")
+@routes.get("", summary="List webhooks, without secrets")
 async def list_webhooks(
     owner: OwnerDep, gateway: GatewayDep, query: Annotated[PageQuery, InQuery()]
 ) -> Listed[WebhookObject]:
-    """Newest first, disabled ones among them. Those of tenants and the operator's own apart."""
+    """List webhooks, newest first, including disabled ones. Those of tenants and the operator are
+    listed separately.
+    """
     async with _reading(gateway, owner) as (session, tenant_id):
         page = await endpoints.list_page(
             session,
@@ -127,9 +131,9 @@ async def list_webhooks(
     return Listed[WebhookObject].of(data, has_more=page.has_more)
 
 
-@routes.get("/{webhook_id}", summary="One webhook", dependencies=[NoQuery])
+@routes.get("/{webhook_id}", summary="Show a webhook", dependencies=[NoQuery])
 async def get_webhook(webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep) -> WebhookObject:
-    """`secrets` says how many sign, and until when."""
+    """Return a webhook; `secrets` lists the secrets that currently sign, with their validity."""
     async with _reading(gateway, owner, webhook_id) as (session, tenant_id):
         return _render(await endpoints.get(session, tenant_id, webhook_id))
 
@@ -147,8 +151,8 @@ async def change_webhook(
     actor: ActorDep,
     body: Annotated[WebhookChange, Depends(JsonBody(WebhookChange))],
 ) -> WebhookObject:
-    """Counts from the next try on, of events that wait already too. What happens while a webhook
-    is disabled is not kept for it.
+    """Change a webhook. Takes effect from the next delivery attempt, including for pending events.
+    Events that occur while a webhook is disabled are not delivered later.
     """
     given = body.model_dump(exclude_unset=True)
     if "livemode" in given:
@@ -170,7 +174,7 @@ async def change_webhook(
 async def delete_webhook(
     webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
 ) -> Response:
-    """With its secrets and its deliveries; what waits for it is not sent."""
+    """Delete a webhook with its secrets and deliveries; pending deliveries are not sent."""
     async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         await endpoints.remove(session, tenant_id, webhook_id)
     return Response(status_code=204)
@@ -181,7 +185,7 @@ async def delete_webhook(
     summary="Roll a webhook's secret",
     status_code=201,
     dependencies=[NoQuery],
-    openapi_extra=body_of(RollBody),
+    openapi_extra=body_of(RollSecretBody),
     responses=refused_with(409),
 )
 async def roll_secret(
@@ -189,10 +193,10 @@ async def roll_secret(
     owner: OwnerDep,
     gateway: GatewayDep,
     actor: ActorDep,
-    body: Annotated[RollBody, Depends(JsonBody(RollBody))],
+    body: Annotated[RollSecretBody, Depends(JsonBody(RollSecretBody))],
 ) -> SignedWebhookObject:
-    """The answer holds the new secret, this once. Until the grace is over, every delivery is signed
-    with the new secret and with those before it.
+    """Replace the signing secret. The answer contains the new secret, which is not shown again.
+    During the grace period every delivery is signed with the new secret and the earlier ones.
     """
     async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         rolled = await endpoints.roll(
@@ -215,20 +219,20 @@ async def roll_secret(
 async def send_test(
     webhook_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
 ) -> DeliveryObject:
-    """A `webhook.test` event takes the ordinary way to this webhook alone, within seconds."""
+    """Send a `webhook.test` event to this webhook only, through normal delivery, within seconds."""
     async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         delivery = await deliveries.send_test(session, tenant_id, webhook_id)
     return DeliveryObject.model_validate(delivery)
 
 
-@routes.get("/{webhook_id}/deliveries", summary="Deliveries of a webhook")
+@routes.get("/{webhook_id}/deliveries", summary="List the deliveries of a webhook")
 async def list_deliveries(
     webhook_id: UUID,
     owner: OwnerDep,
     gateway: GatewayDep,
     query: Annotated[DeliveriesQuery, InQuery()],
 ) -> Listed[DeliveryObject]:
-    """Newest first; `?status=dead`: those that were given up."""
+    """List deliveries, newest first; `?status=dead`: those that failed finally."""
     async with _reading(gateway, owner, webhook_id) as (session, tenant_id):
         page = await deliveries.list_page(
             session,
@@ -251,7 +255,9 @@ async def list_deliveries(
 async def redeliver(
     webhook_id: UUID, delivery_id: UUID, owner: OwnerDep, gateway: GatewayDep, actor: ActorDep
 ) -> DeliveryObject:
-    """A dead one, or one that arrived: under the same `webhook-id`, with all its tries."""
+    """Send a dead or delivered event again, under the same `webhook-id`, with a fresh set of
+    attempts.
+    """
     async with _changing(gateway, owner, actor, webhook_id) as (session, tenant_id):
         delivery = await deliveries.redeliver(session, tenant_id, webhook_id, delivery_id)
     return DeliveryObject.model_validate(delivery)
@@ -259,7 +265,7 @@ async def redeliver(
 
 @asynccontextmanager
 async def _reading(
-    gateway: Gateway, owner: Owner, webhook_id: UUID | None = None
+    gateway: Gateway, owner: WebhookOwner, webhook_id: UUID | None = None
 ) -> AsyncIterator[tuple[Session, UUID | None]]:
     if owner.tenant_id is None:
         async with gateway.database.operator() as session:
@@ -272,7 +278,7 @@ async def _reading(
 
 @asynccontextmanager
 async def _changing(
-    gateway: Gateway, owner: Owner, actor: Actor, webhook_id: UUID | None = None
+    gateway: Gateway, owner: WebhookOwner, actor: Actor, webhook_id: UUID | None = None
 ) -> AsyncIterator[tuple[Session, UUID | None]]:
     if owner.tenant_id is None:
         async with gateway.database.operator(by=actor) as session:
@@ -283,8 +289,8 @@ async def _changing(
             yield tenant_session, owner.tenant_id
 
 
-async def _check_mode(session: Session, owner: Owner, webhook_id: UUID | None) -> None:
-    """Raise `NotFound` for a webhook that hears of more than the caller may."""
+async def _check_mode(session: Session, owner: WebhookOwner, webhook_id: UUID | None) -> None:
+    """Raise `NotFound` for a webhook that covers more modes than the caller may see."""
     if webhook_id is None or not owner.test_only:
         return
     found = await endpoints.get(session, owner.tenant_id, webhook_id)
@@ -292,12 +298,16 @@ async def _check_mode(session: Session, owner: Owner, webhook_id: UUID | None) -
         raise NotFound(f"There is no webhook {webhook_id} here.", param="webhook_id")
 
 
-def _mode(owner: Owner, body: WebhookBody | WebhookChange, livemode: bool | None) -> bool | None:  # noqa: FBT001 - as the body says it
-    """Of which calls the webhook hears: for a test key those of test calls alone."""
+def _mode(
+    owner: WebhookOwner,
+    body: WebhookBody | WebhookChange,
+    livemode: bool | None,  # noqa: FBT001 - as in the body
+) -> bool | None:
+    """The mode of the webhook's events: always test if the caller has a test key."""
     if not owner.test_only:
         return livemode
     if "livemode" in body.model_fields_set and livemode is not False:
-        raise Forbidden("livemode: A test key makes webhooks for events of test calls alone.")
+        raise Forbidden("livemode: A test key can only create webhooks for events of test calls.")
     return False
 
 

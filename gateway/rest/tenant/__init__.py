@@ -1,6 +1,7 @@
-"""What tenants do for themselves with the scope `tenant:admin`: keys, users, limits, webhooks.
+"""A tenant's own administration, with the scope `tenant:admin`: keys, users, limits, webhooks.
 
-Thin routes over the same core as the operators' routes, with the same schemas.
+Thin routes over the same core and schemas as the operators' routes; only `gateway.main` imports
+them.
 """
 
 from fastapi import APIRouter

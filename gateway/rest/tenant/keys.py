@@ -1,4 +1,4 @@
-"""The tenant's own API keys. No key makes or shows one that may do more than itself."""
+"""The tenant's own API keys. A key cannot create or show one with more permissions than its own."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -21,7 +21,7 @@ from gateway.rest.admin.keys import (
     KeyBody,
     KeyChange,
     KeyObject,
-    RollBody,
+    RollKeyBody,
     check_key,
     render_issued,
 )
@@ -38,37 +38,36 @@ class OwnKeyBody(KeyBody):
 
     livemode: StrictBool = Field(
         default=True,
-        description="false: a test key. Not sent: the mode of the key in use.",
+        description="false: a test key. Default: the mode of the key in use.",
         json_schema_extra=left_as_it_is,
     )
     scopes: list[str] | None = Field(
         None,
         min_length=1,
         max_length=20,
-        description="None named: those of the key in use, but not `tenant:admin`.",
+        description="Default: those of the key in use, except `tenant:admin`.",
         json_schema_extra={"items": {"type": "string", "enum": [*Scope]}},
     )
     models: list[str] | None = Field(
         None,
         min_length=1,
         max_length=100,
-        description="None named: those that the key in use may use.",
+        description="Default: the models of the key in use.",
     )
     user_id: UUID | None = Field(
-        None, description="A user of the tenant; none: the user of the key in use, if it has one."
+        None,
+        description="A user of the tenant. Default: the user of the key in use, if it has one.",
     )
     expires_at: Instant | None = Field(
         None,
-        description="Within ten years, and no later than the key in use. null: with that key.",
+        description="At most ten years ahead, and no later than the key in use (the default).",
     )
 
 
 class KeysQuery(PageQuery):
-    """Which keys to show."""
+    """Filters of the key list."""
 
-    livemode: bool | None = Field(
-        None, description="Not sent: those of the mode of the key in use."
-    )
+    livemode: bool | None = Field(None, description="Default: the mode of the key in use.")
 
 
 @router.post(
@@ -85,9 +84,9 @@ async def issue_key(
     actor: ActorDep,
     body: Annotated[OwnKeyBody, Depends(JsonBody(OwnKeyBody))],
 ) -> IssuedKeyObject:
-    """The answer holds the secret, this once. Scopes, models and expiry are at most those of the
-    key in use; a test key makes test keys, a user's key makes keys of that user, and a key with
-    budgets or limits of its own makes none.
+    """Issue a key. The answer contains its secret, which is not shown again. Scopes, models and
+    expiry are at most those of the key in use; a test key creates test keys only, a user's key
+    creates keys of that user, and a key with budgets or limits of its own cannot create keys.
     """
     check_key(gateway, body)
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
@@ -105,11 +104,11 @@ async def issue_key(
     return render_issued(issued)
 
 
-@router.get("", summary="Keys, without secrets")
+@router.get("", summary="List keys, without secrets")
 async def list_keys(
     gateway: GatewayDep, caller: TenantAdmin, query: Annotated[KeysQuery, InQuery()]
 ) -> Listed[KeyObject]:
-    """Newest first, revoked and expired ones among them."""
+    """List keys, newest first, including revoked and expired ones."""
     livemode = self_service.mode_of(caller, livemode=query.livemode)
     async with reading_tenant(gateway, caller.tenant_id) as session:
         page = await api_keys.list_page(
@@ -119,9 +118,9 @@ async def list_keys(
     return Listed[KeyObject].of(data, has_more=page.has_more)
 
 
-@router.get("/{key_id}", summary="One key, without its secret", dependencies=[NoQuery])
+@router.get("/{key_id}", summary="Show a key, without its secret", dependencies=[NoQuery])
 async def get_key(key_id: UUID, gateway: GatewayDep, caller: TenantAdmin) -> KeyObject:
-    """The key with this id."""
+    """Return the key with this id."""
     async with reading_tenant(gateway, caller.tenant_id) as session:
         return KeyObject.model_validate(await self_service.get_key(session, caller, key_id))
 
@@ -139,7 +138,7 @@ async def rename_key(
     actor: ActorDep,
     body: Annotated[KeyChange, Depends(JsonBody(KeyChange))],
 ) -> KeyObject:
-    """Every key of its line has the name from then on, in reports of the past too."""
+    """Rename a key and all keys of its line; reports about the past show the new name too."""
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         renamed = await self_service.rename_key(session, caller, key_id, body.name)
     return KeyObject.model_validate(renamed)
@@ -150,17 +149,17 @@ async def rename_key(
     summary="Roll a key",
     status_code=201,
     dependencies=[NoQuery],
-    openapi_extra=body_of(RollBody),
+    openapi_extra=body_of(RollKeyBody),
 )
 async def roll_key(
     key_id: UUID,
     gateway: GatewayDep,
     caller: TenantAdmin,
     actor: ActorDep,
-    body: Annotated[RollBody, Depends(JsonBody(RollBody))],
+    body: Annotated[RollKeyBody, Depends(JsonBody(RollKeyBody))],
 ) -> IssuedKeyObject:
-    """A twin of the key, with its budgets and a secret of its own; the old one ends after the
-    grace. The answer holds the twin's secret, this once.
+    """Create a successor with the same budgets and a new secret; the old key ends after the grace
+    period. The answer contains the new secret, which is not shown again.
     """
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         twin = await self_service.roll_key(
@@ -179,7 +178,9 @@ async def roll_key(
 async def revoke_key(
     key_id: UUID, gateway: GatewayDep, caller: TenantAdmin, actor: ActorDep
 ) -> KeyObject:
-    """It is refused from the next request on. The last key with `tenant:admin` is not revoked."""
+    """Revoke a key, from the next request on. The last key with `tenant:admin` cannot be revoked.
+    It stays in the list.
+    """
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         revoked = await self_service.revoke_key(session, caller, key_id)
     return KeyObject.model_validate(revoked)

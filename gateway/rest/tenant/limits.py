@@ -1,4 +1,4 @@
-"""The tenant's limits: read, and set for its users and keys up to what the tenant may have."""
+"""The tenant's limits: read them, and set those of users and keys up to the tenant's own."""
 
 from typing import Annotated
 
@@ -29,18 +29,16 @@ class OwnLimitBody(LimitBody):
 
     livemode: StrictBool = Field(
         default=True,
-        description="false: for test keys. Not sent: the mode of the key in use. A key's own limit "
+        description="false: for test keys. Default: the mode of the key in use. A key's own limit "
         "has the key's mode.",
         json_schema_extra=left_as_it_is,
     )
 
 
 class LimitsQuery(NumberedPageQuery):
-    """Which limits to show."""
+    """Filters of the limit list."""
 
-    livemode: bool | None = Field(
-        None, description="Not sent: those of the mode of the key in use."
-    )
+    livemode: bool | None = Field(None, description="Default: the mode of the key in use.")
 
 
 @router.put(
@@ -48,7 +46,7 @@ class LimitsQuery(NumberedPageQuery):
     summary="Set a limit of a user or a key",
     dependencies=[NoQuery],
     openapi_extra=body_of(OwnLimitBody),
-    responses=refused_with(404) | {201: {"model": LimitObject, "description": "It was made."}},
+    responses=refused_with(404) | {201: {"model": LimitObject, "description": "Created."}},
 )
 async def put_limit(
     gateway: GatewayDep,
@@ -57,8 +55,8 @@ async def put_limit(
     response: Response,
     body: Annotated[OwnLimitBody, Depends(JsonBody(OwnLimitBody))],
 ) -> LimitObject:
-    """At most the tenant's own, which the operator sets. One for each owner, mode and kind: a
-    second one changes the value of the first. It counts from the next request on.
+    """Set a limit, at most the tenant's own, which the operator sets. There is one for each owner,
+    mode and kind: setting it again changes its value. It applies from the next request on.
     """
     kind = LimitKind(body.kind)
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
@@ -76,11 +74,11 @@ async def put_limit(
     return render_limit(stored)
 
 
-@router.get("", summary="Limits of the tenant, its users and keys")
+@router.get("", summary="List the limits of the tenant, its users and keys")
 async def list_limits(
     gateway: GatewayDep, caller: TenantAdmin, query: Annotated[LimitsQuery, InQuery()]
 ) -> Listed[LimitObject]:
-    """Newest first. Where none was set for the tenant, the gateway's defaults are in force."""
+    """List limits, newest first. If none is set for the tenant, the gateway's defaults apply."""
     async with reading_tenant(gateway, caller.tenant_id) as session:
         page = await self_service.list_limits(
             session, caller, livemode=query.livemode, limit=query.limit, after=query.after
@@ -98,7 +96,7 @@ async def list_limits(
 async def remove_limit(
     limit_id: RowId, gateway: GatewayDep, caller: TenantAdmin, actor: ActorDep
 ) -> Response:
-    """The tenant's own limits stay in force."""
+    """Remove a limit. The tenant's own limits still apply."""
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         await self_service.remove_limit(session, caller, limit_id)
     return Response(status_code=204)

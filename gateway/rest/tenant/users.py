@@ -1,4 +1,4 @@
-"""The tenant's own users: the persons and applications that keys and budgets can be for."""
+"""The tenant's own users: the persons and applications that own keys and budgets."""
 
 from typing import Annotated
 from uuid import UUID
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/users", tags=["users"])
 
 @router.post(
     "",
-    summary="Make a user",
+    summary="Create a user",
     status_code=201,
     responses=refused_with(409),
     dependencies=[NoQuery],
@@ -36,7 +36,9 @@ async def create_user(
     actor: ActorDep,
     body: Annotated[UserBody, Depends(JsonBody(UserBody))],
 ) -> UserObject:
-    """Users also come into being with their first token of the operator's identity provider."""
+    """Create a user. The first token of the operator's identity provider for a new user also
+    creates it.
+    """
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         made = await users.create_user(session, caller.tenant_id, body.name)
     return UserObject.model_validate(made)
@@ -46,7 +48,7 @@ async def create_user(
 async def list_users(
     gateway: GatewayDep, caller: TenantAdmin, query: Annotated[UsersQuery, InQuery()]
 ) -> Listed[UserObject]:
-    """Newest first."""
+    """List users, newest first."""
     async with reading_tenant(gateway, caller.tenant_id) as session:
         page = await users.list_users(
             session, caller.tenant_id, limit=query.limit, after=query.after, name=query.name
@@ -55,9 +57,9 @@ async def list_users(
     return Listed[UserObject].of(data, has_more=page.has_more)
 
 
-@router.get("/{user_id}", summary="One user", dependencies=[NoQuery])
+@router.get("/{user_id}", summary="Show a user", dependencies=[NoQuery])
 async def get_user(user_id: UUID, gateway: GatewayDep, caller: TenantAdmin) -> UserObject:
-    """The user with this id, also where it was deleted."""
+    """Return the user with this id, even if deleted."""
     async with reading_tenant(gateway, caller.tenant_id) as session:
         return UserObject.model_validate(await users.get(session, caller.tenant_id, user_id))
 
@@ -76,19 +78,21 @@ async def change_user(
     actor: ActorDep,
     body: Annotated[UserChange, Depends(JsonBody(UserChange))],
 ) -> UserObject:
-    """Keys and tokens of a disabled user are refused with 403 `user_disabled`. With a live key."""
+    """Change a user. Keys and tokens of a disabled user are refused with 403 `user_disabled`. Needs
+    a live key.
+    """
     changes = users.Changes(**body.model_dump(exclude_unset=True))
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         changed = await self_service.change_user(session, caller, user_id, changes)
     return UserObject.model_validate(changed)
 
 
-@router.delete("/{user_id}", summary="Delete a user for good", dependencies=[NoQuery])
+@router.delete("/{user_id}", summary="Delete a user permanently", dependencies=[NoQuery])
 async def delete_user(
     user_id: UUID, gateway: GatewayDep, caller: TenantAdmin, actor: ActorDep
 ) -> UserObject:
-    """The user's keys are revoked, and name, provider keys, images and prompts erased. Ledger and
-    audit trail are kept. A second time changes nothing. With a live key.
+    """Delete a user. The user's keys are revoked, and name, provider keys, images and prompts
+    erased. Ledger and audit trail are kept. Repeating it changes nothing. Needs a live key.
     """
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         deleted = await self_service.delete_user(session, caller, user_id)

@@ -1,4 +1,4 @@
-"""The tenant's own webhooks: the routes of the operators, with the caller's tenant as owner."""
+"""The tenant's own webhooks: the operators' routes, with the caller's tenant as owner."""
 
 from fastapi import APIRouter
 
