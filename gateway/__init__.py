@@ -1,3 +1,7 @@
-"""Image Gateway: one place through which a company's applications make images with AI."""
+"""Image Gateway, a multi-tenant gateway for image generation.
+
+The top modules hold the values and errors that every package may import, and the start-up code
+(`main`, `bootstrap`, `opening`, `reading`), which only the command line and the fronts import.
+"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Opens and closes everything that the gateway holds, in one place and in order."""
+"""Open and close the gateway's resources, in one place and in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -60,12 +60,12 @@ from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
 
 MAX_DOWNLOAD_BYTES = 52_428_800
-"""The largest picture that any model takes."""
+"""The largest input image that any model accepts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything that serves requests."""
+    """The opened resources that serve requests."""
 
     core: Core
     api_keys: KeyLookup
@@ -85,14 +85,14 @@ class Gateway:
     webhooks: Dispatcher
     request_log: RequestLog
     clear_caches: Callable[[str | None], None]
-    """Forget what is cached of a tenant (its id as text). Postgres announces a change to every
-    gateway, but the one that made it must not serve the old state until it has heard that."""
+    """Drop the cache entries of a tenant (its id as text). Postgres announces a change to every
+    gateway; the one that made it must not serve the old state until that announcement arrives."""
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the process was told to stop: /ready then sends balancers elsewhere."""
+    """Set when shutdown begins: /ready then answers 503, so that load balancers move on."""
 
     @property
     def settings(self) -> Settings:
-        """The settings it was opened with."""
+        """The settings that the gateway was opened with."""
         return self.core.settings
 
     @property
@@ -105,10 +105,10 @@ class Gateway:
 async def open_gateway(
     settings: Settings, *, today: Callable[[], date] = utc_today
 ) -> AsyncIterator[Gateway]:
-    """Open everything that serves requests; close it in reverse order.
+    """Open the resources that serve requests; close them in reverse order.
 
     Raises:
-        ConfigurationError: something cannot work; the message says what to mend.
+        ConfigurationError: a part cannot start; the message names the setting to change.
     """
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings, today=today))
@@ -195,7 +195,10 @@ def _key_lookup(
 def _clearer(
     core: Core, key_lookup: KeyLookup, *caches: Cache[Any, Any]
 ) -> Callable[[str | None], None]:
-    """What forgets all that is cached of a tenant: its change may be its deletion."""
+    """Build the function that drops every cache entry of a tenant.
+
+    Changing a tenant may mean deleting it, so its keys and secrets are dropped too.
+    """
 
     def clear(tag: str | None) -> None:
         for cache in caches:
@@ -341,7 +344,7 @@ def _house_credentials(settings: Settings) -> dict[str, SecretText]:
         house["openai"] = SecretText(settings.openai_api_key.get_secret_value().strip())
     if settings.legacy_base_url is not None:
         key = settings.legacy_api_key
-        # A host of one's own often wants no key; it then ignores this one.
+        # A self-hosted endpoint often needs no key; it then ignores this one.
         house[LEGACY] = SecretText("none" if key is None else key.get_secret_value().strip())
     return house
 

@@ -14,7 +14,7 @@ from gateway.webhooks.sealing import Sealing
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The part that commands need which only read."""
+    """The resources that read-only commands need."""
 
     settings: Settings
     database: Database
@@ -23,7 +23,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Core(Reader):
-    """The part that every command needs which changes something."""
+    """The resources that every changing command needs."""
 
     vault: Vault
     secrets: GatewaySecrets
@@ -33,5 +33,5 @@ class Core(Reader):
 
     @property
     def pepper(self) -> Pepper:
-        """The pepper of new keys."""
+        """The pepper for new keys."""
         return self.secrets.pepper

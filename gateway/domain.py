@@ -1,4 +1,4 @@
-"""The frozen values that cross the gateway's layers."""
+"""Frozen values that cross the gateway's layers."""
 
 import random
 import time
@@ -14,7 +14,7 @@ from gateway.money import NanoUsd
 
 
 class Scope(StrEnum):
-    """What an API key or a token may do."""
+    """A permission of an API key or a token."""
 
     IMAGES_WRITE = "images:write"
     IMAGES_READ = "images:read"
@@ -24,11 +24,11 @@ class Scope(StrEnum):
 
 
 USUAL_KEY_SCOPES = tuple(scope for scope in Scope if scope is not Scope.TENANT_ADMIN)
-"""Those of a key for which none are named: to administer the tenant is asked for by name."""
+"""Scopes of a key created without a list. `tenant:admin` must be requested explicitly."""
 
 
 class LimitKind(StrEnum):
-    """What a limit counts: in a minute the first two, at once the third."""
+    """The unit of a limit: requests or images per minute, or concurrent generations."""
 
     REQUESTS = "requests"
     IMAGES = "images"
@@ -36,12 +36,12 @@ class LimitKind(StrEnum):
 
 
 LimitOwner = Literal["key", "user", "tenant", "house"]
-"""Whose calls a limit counts; the house's are all that are made with its own provider key."""
+"""The owner whose calls a limit counts; `house`: all calls made with a house credential."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """How much of a kind one owner may have."""
+    """The limit of one kind for one owner."""
 
     owner: LimitOwner
     kind: LimitKind
@@ -49,17 +49,17 @@ class RateLimit:
 
     @property
     def name(self) -> str:
-        """What answers call it: `tenant-requests`."""
+        """The limit's public name, such as `tenant-requests`."""
         return f"{self.owner}-{self.kind}"
 
 
 @dataclass(frozen=True, slots=True)
 class TenantSettings:
-    """What a tenant has chosen for itself.
+    """The options that a tenant has chosen.
 
-    `continuity`: retired models are served by a living successor. `stores_prompts`: prompts stay
-    readable beside their images; otherwise only a keyed hash of them is kept.
-    `image_retention_seconds`: how long images are kept; None means as long as the gateway says.
+    `continuity`: retired models are served by a current successor. `stores_prompts`: prompts are
+    stored in readable form beside their images; otherwise only a keyed hash of them is kept.
+    `image_retention_seconds`: how long images are kept; None means the gateway's default.
     """
 
     continuity: bool = True
@@ -69,10 +69,10 @@ class TenantSettings:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who one request is. `models` of None means every model of the catalogue.
+    """The authenticated identity of one request. `models` of None allows every model.
 
-    Without `api_key_id`: somebody who came with a token of the operator's identity provider.
-    `limits` are those that were set for the caller; the gateway's own defaults come on top.
+    `api_key_id` is None for a user who authenticated with a token of the operator's identity
+    provider. `limits` are those set for the caller; the gateway's defaults apply in addition.
     """
 
     tenant_id: UUID
@@ -88,7 +88,7 @@ class Caller:
 
 
 class AdminScope(StrEnum):
-    """What an admin key may do; `admin` includes the others."""
+    """A permission of an admin key; `admin` includes the others."""
 
     ADMIN = "admin"
     ADMIN_READ = "admin:read"
@@ -97,7 +97,7 @@ class AdminScope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A request that carries an admin key."""
+    """The identity of a request that carries an admin key."""
 
     operator_key_id: UUID
     name: str
@@ -106,7 +106,7 @@ class Operator:
 
 
 class SecretText:
-    """A secret that cannot print itself; `reveal()` is the only way to its text."""
+    """A secret that cannot print itself; only `reveal()` returns its text."""
 
     __slots__ = ("_text",)
 
@@ -124,7 +124,7 @@ class SecretText:
 
 
 class Operation(StrEnum):
-    """What a request does: images from text, from images and text, or from one image alone."""
+    """The kind of request: images from text, from images and text, or from one image alone."""
 
     GENERATION = "generation"
     EDIT = "edit"
@@ -133,9 +133,9 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
-    """One checked input: a file without a name, which is gone when it is closed.
+    """One checked input image, in an unnamed file that is deleted when it is closed.
 
-    `width` and `height` are pixels; `is_transparent` says that some pixel is fully so.
+    `width` and `height` are in pixels; `is_transparent`: at least one pixel is fully transparent.
     """
 
     file: BinaryIO = field(repr=False)
@@ -149,7 +149,7 @@ class InputImage:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyClaim:
-    """The key of a request that is to be bought once, and the SHA-256 of that request."""
+    """An idempotency key and the SHA-256 of the request it was sent with."""
 
     key: str
     request_hash: bytes = field(repr=False)
@@ -170,9 +170,9 @@ class RepeatedClaim(IdempotencyClaim):
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One validated request for images; None means that the client left the choice open.
+    """One validated image request; None marks an option that the client left open.
 
-    `link_only`: the front shows a preview at most, so that the image itself needs its link.
+    `link_only`: the front shows at most a preview, so the answer needs a link to the image.
     """
 
     model: Model
@@ -202,14 +202,14 @@ class ImageRequest:
 
     @property
     def wants_link(self) -> bool:
-        """Whether the answer is worth nothing without a link to the stored image."""
+        """Return True if the answer is useless without a link to the stored image."""
         return self.link_only or self.response_format == "url"
 
     @property
     def priced_as(self) -> str:
-        """The name of the price that counts: the model's, or that of its size and quality.
+        """The name of the price to use: the model's, or the one for its size and quality.
 
-        What was left open counts as dearest, as for every hold.
+        An open option counts as its most expensive value, as for every reservation.
         """
         if not self.model.per_image:
             return self.model.priced_as
@@ -223,7 +223,7 @@ class ImageRequest:
         return f"{self.model.priced_as}/{max(suiting, key=suiting.__getitem__)}"
 
     def close(self) -> None:
-        """Let go of the input files."""
+        """Close the input files."""
         for image in (*self.inputs, self.mask, self.markup):
             if image is not None:
                 image.file.close()
@@ -231,7 +231,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the provider reports them; text and image apart, since their prices differ."""
+    """Tokens as the provider reports them; text and image tokens are priced separately."""
 
     text_input_tokens: int
     image_input_tokens: int
@@ -240,18 +240,18 @@ class Usage:
 
     @property
     def input_tokens(self) -> int:
-        """All that went in."""
+        """The sum of all input tokens."""
         return self.text_input_tokens + self.image_input_tokens
 
     @property
     def output_tokens(self) -> int:
-        """All that came out."""
+        """The sum of all output tokens."""
         return self.text_output_tokens + self.image_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One version of a price: nano-USD per million tokens, and per image made. Never edited."""
+    """One version of a price: nano-USD per million tokens, and per image made. Immutable."""
 
     id: int
     model: str
@@ -265,9 +265,9 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the cost of one request depends on; `quality` and `size` are None where they are open.
+    """The inputs of a cost calculation; `quality` and `size` are None where they are open.
 
-    The tokens are bounds, over all images of the request.
+    The tokens are upper bounds, over all images of the request.
     """
 
     n: int
@@ -281,7 +281,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """The worst case of one call, before it is made, and the terms that it follows from."""
+    """The worst-case cost of one call, computed before it is made, and the terms used."""
 
     price: Price
     amount_nano: NanoUsd
@@ -289,7 +289,7 @@ class Quote:
 
 
 class Outcome(StrEnum):
-    """How a paid call ended, as far as money is concerned (docs/money.md)."""
+    """The financial outcome of a paid call (docs/money.md)."""
 
     NOT_SENT = "not_sent"
     REJECTED = "rejected"
@@ -301,7 +301,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProviderReply:
-    """The HTTP answer of a provider: its status, and the id by which its support finds the call."""
+    """A provider's HTTP response: its status, and the id by which its support finds the call."""
 
     status: int
     request_id: str | None
@@ -309,10 +309,10 @@ class ProviderReply:
 
 @dataclass(frozen=True, slots=True)
 class ProviderAnswer:
-    """What a provider made: images as base64 text, and what it says of them.
+    """The images that a provider made, as base64 text, and the provider's metadata.
 
-    `usage` is None where the provider did not report it, or not readably. `revised_prompts` has one
-    for each image, or none at all.
+    `usage` is None where the provider reported none, or none that can be read. `revised_prompts`
+    has one entry for each image, or is empty.
     """
 
     images: tuple[str, ...]
@@ -328,7 +328,7 @@ class ProviderAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """An image on its way, of a request with `stream`; `index` counts from 0."""
+    """An unfinished image of a request with `stream`; `index` counts from 0."""
 
     index: int
     base64: str = field(repr=False)
@@ -340,11 +340,11 @@ class PartialImage:
 
 
 PartialSink = Callable[[PartialImage], None]
-"""Takes each partial image as it comes; it must not block."""
+"""Callback for each partial image on arrival; it must not block."""
 
 
 class CostStatus(StrEnum):
-    """How sure a cost is when the answer leaves."""
+    """The certainty of a cost at the time of the answer."""
 
     ACTUAL = "actual"
     ESTIMATED = "estimated"
@@ -352,10 +352,10 @@ class CostStatus(StrEnum):
 
 
 class Kept(StrEnum):
-    """Where the images of a generation are when it is answered.
+    """The storage state of a generation's images at the time of the answer.
 
-    `pending`: neither store nor spool has taken them yet; both are tried for a minute more.
-    `lost`: the provider's answer was no image that could be kept.
+    `pending`: neither the store nor the spool has accepted them yet; both are retried for another
+    minute. `lost`: the provider's answer contained no image that could be stored.
     """
 
     STORED = "stored"
@@ -366,9 +366,9 @@ class Kept(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """One image of an answer: its bytes as base64 text, and the signed link to them.
+    """One image of an answer: its bytes as base64 text, and its signed link.
 
-    `url` is None where there is no image that could be stored: its text is then all there is.
+    `url` is None where the data is not a storable image: the text is then the only copy.
     """
 
     id: str
@@ -379,10 +379,10 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The outcome of one request: images, what they cost, and which model served them.
+    """The outcome of one request: images, their cost, and the model that served it.
 
-    `request` is what the client asked for, `served` what was bought to answer it. `replayed`: it
-    was bought by an earlier request with the same idempotency key.
+    `request` is the client's request, `served` the one that was bought to answer it. `replayed`: an
+    earlier request with the same idempotency key bought it.
     """
 
     id: UUID
@@ -397,9 +397,9 @@ class Generation:
 
 
 def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): ordered by time, so that indexes grow at one end."""
+    """Make a UUID of version 7 (RFC 9562): ordered by time, so that indexes grow at one end."""
     milliseconds = time.time_ns() // 1_000_000
-    # Ids are no secrets, and asking the kernel for each one shows in a profile.
+    # Ids are not secret, and a system call for each one is visible in a profile.
     random_bits = random.getrandbits(80)
     value = (milliseconds & ((1 << 48) - 1)) << 80 | random_bits
     value = value & ~(0xF << 76) | 7 << 76

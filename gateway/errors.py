@@ -1,4 +1,4 @@
-"""Everything that the gateway refuses or reports, as nouns with a stable code and a status.
+"""The gateway's errors, each a noun with a stable code and a status.
 
     GatewayError
     ├── InternalError             500 internal_error
@@ -34,21 +34,21 @@
     │                                 storage_unavailable, identity_provider_unreachable
     └── OutcomeUnknown            504 outcome_unknown
 
-Configuration that cannot work raises `ConfigurationError`, which names the setting to mend.
+An invalid configuration raises `ConfigurationError`, which names the setting to change.
 """
 
 from collections.abc import Sequence
 
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_PARAM_CHARACTERS = 100
-"""A refusal quotes what it refuses, but does not grow with it."""
+"""A refusal quotes at most this many characters of the value that it refuses."""
 
 
 class GatewayError(Exception):
-    """A refusal with OpenAI's envelope fields; `retry` is None where the client may decide.
+    """An error with OpenAI's envelope fields; `retry` is None where the client may decide.
 
-    `reason` is for the request record alone: what was in the way, in the gateway's own words, such
-    as the name of a limit. It quotes nothing that a client or a provider said.
+    `reason` is for the request record alone: the cause in the gateway's own words, such as the name
+    of a limit. It never quotes a client or a provider.
     """
 
     status = 500
@@ -75,13 +75,13 @@ class GatewayError(Exception):
 
 
 class InternalError(GatewayError):
-    """A defect of ours. It may have come after a call was paid for, so it is not tried again."""
+    """A defect of the gateway. A paid call may precede it, so clients must not retry."""
 
     retry = False
 
 
 class InvalidRequest(GatewayError):
-    """The request itself is wrong; `param` names the field."""
+    """The request itself is invalid; `param` names the field."""
 
     status = 400
     type = "invalid_request_error"
@@ -89,27 +89,27 @@ class InvalidRequest(GatewayError):
 
 
 class ContentRefused(InvalidRequest):
-    """The provider's safety system refused the prompt or the picture."""
+    """The provider's safety system refused the prompt or an input image."""
 
     type = "image_generation_user_error"
     code = "moderation_blocked"
 
 
 class ImageRefused(InvalidRequest):
-    """An input image cannot be used; `param` names the field it came in."""
+    """An input image cannot be used; `param` names its field."""
 
     type = "image_generation_user_error"
     code = "invalid_image_file"
 
 
 class MalformedAuthorization(InvalidRequest):
-    """There is an Authorization header, or more than one, and no key can be read from it."""
+    """The Authorization header is repeated, or no key can be read from it."""
 
     code = "invalid_request"
 
 
 class ModelRetired(InvalidRequest):
-    """OpenAI's own answer for a model it has shut down, word for word."""
+    """OpenAI's own error for a model that it has shut down, word for word."""
 
     type = "image_generation_user_error"
 
@@ -118,7 +118,7 @@ class ModelRetired(InvalidRequest):
 
 
 class BodyTooSlow(InvalidRequest):
-    """The body takes longer than the gateway waits; its connection is closed, or it would go on."""
+    """The body exceeded its time limit. The connection is closed, to stop the upload."""
 
     code = "upload_too_slow"
 
@@ -148,21 +148,21 @@ class UrlTooLong(InvalidRequest):
 
 
 class HeadersTooLarge(InvalidRequest):
-    """There are more headers, or longer ones, than the gateway reads."""
+    """The headers are more numerous, or longer, than the gateway reads."""
 
     status = 431
     code = "headers_too_large"
 
 
 class RangeNotSatisfiable(InvalidRequest):
-    """Bytes were asked for that lie behind the end of the file."""
+    """The requested byte range begins after the end of the file."""
 
     status = 416
     code = "range_not_satisfiable"
 
 
 class Unauthenticated(GatewayError):
-    """No key, or none that opens anything."""
+    """The API key is missing or not valid."""
 
     status = 401
     type = "invalid_request_error"
@@ -170,17 +170,17 @@ class Unauthenticated(GatewayError):
 
 
 class KeyMissing(Unauthenticated):
-    """Nothing was sent that could be a key."""
+    """The request carries no key."""
 
 
 class InvalidToken(Unauthenticated):
-    """A token of the identity provider that is not valid here, or not any more."""
+    """The identity provider's token is not valid here, or has expired."""
 
     code = "invalid_token"
 
 
 class BudgetExceeded(GatewayError):
-    """The worst case of this call does not fit into what a budget has left."""
+    """The worst-case cost of this call exceeds the rest of a budget."""
 
     status = 402
     type = "insufficient_quota"
@@ -189,7 +189,7 @@ class BudgetExceeded(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """The key is valid but may not do this."""
+    """The key is valid but lacks permission."""
 
     status = 403
     type = "invalid_request_error"
@@ -197,7 +197,7 @@ class Forbidden(GatewayError):
 
 
 class InsufficientScope(Forbidden):
-    """The key or token is valid and lacks a scope; any of `scopes` would do."""
+    """The key or token is valid but lacks a scope; any of `scopes` is sufficient."""
 
     def __init__(self, message: str, *, scopes: Sequence[str]) -> None:
         super().__init__(message)
@@ -205,7 +205,7 @@ class InsufficientScope(Forbidden):
 
 
 class NotFound(GatewayError):
-    """No such thing, or none that this caller may see."""
+    """The object does not exist, or this caller may not see it."""
 
     status = 404
     type = "invalid_request_error"
@@ -213,7 +213,7 @@ class NotFound(GatewayError):
 
 
 class IdempotencyInFlight(GatewayError):
-    """The first request with this idempotency key has not been answered yet."""
+    """The first request with this idempotency key is still being processed."""
 
     status = 409
     type = "invalid_request_error"
@@ -230,7 +230,7 @@ class IdempotencyConflict(GatewayError):
 
 
 class Conflict(GatewayError):
-    """What is to be made is there already; a second attempt would find the same."""
+    """The object to create exists already; a retry gets the same answer."""
 
     status = 409
     type = "invalid_request_error"
@@ -248,7 +248,7 @@ class CredentialRejected(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """Too many requests, says the provider, or a limit of the gateway's own (`LimitReached`)."""
+    """The provider's rate limit, or one of the gateway's own (`LimitReached`), is exceeded."""
 
     status = 429
     type = "requests"
@@ -256,35 +256,35 @@ class RateLimited(GatewayError):
 
 
 class StorageFailed(GatewayError):
-    """The store does not answer; where an image was bought, it waits in the spool."""
+    """The image store does not answer; an image that was bought waits in the spool."""
 
     code = "storage_failed"
     retry = False
 
 
 class ImageUnfinished(GatewayError):
-    """The image was made and paid for, and could not be brought to the form that was asked for."""
+    """The image was made and paid for, but could not be converted to the requested form."""
 
     code = "image_unfinished"
     retry = False
 
 
 class ProviderUnreachable(GatewayError):
-    """No connection to the provider came about; nothing was bought."""
+    """The connection to the provider failed; nothing was bought."""
 
     status = 502
     code = "provider_unreachable"
 
 
 class Unavailable(GatewayError):
-    """The gateway cannot serve this now; nothing was bought."""
+    """The gateway cannot serve the request now; nothing was bought."""
 
     status = 503
     code = "overloaded"
 
 
 class NotConfigured(GatewayError):
-    """The operator or the tenant has something to set up first; trying again does not help."""
+    """A setting of the operator or the tenant is missing; a retry does not help."""
 
     status = 503
     code = "not_configured"
@@ -292,7 +292,9 @@ class NotConfigured(GatewayError):
 
 
 class CredentialUnreadable(GatewayError):
-    """A stored credential does not open: it was changed, moved, or its master key is missing."""
+    """A stored credential cannot be decrypted: it was altered or moved, or its master key is
+    missing.
+    """
 
     status = 503
     code = "credential_unreadable"
@@ -300,7 +302,7 @@ class CredentialUnreadable(GatewayError):
 
 
 class OutcomeUnknown(GatewayError):
-    """The provider may have made and billed the image; buying again could pay twice."""
+    """The provider may have made and billed the image; a retry could pay twice."""
 
     status = 504
     code = "outcome_unknown"
@@ -308,11 +310,11 @@ class OutcomeUnknown(GatewayError):
 
 
 class ConfigurationError(Exception):
-    """A setting that cannot work; the message names it and says what to do."""
+    """An invalid setting; the message names it and says what to do."""
 
 
 def envelope(error: GatewayError) -> dict[str, dict[str, str | None]]:
-    """OpenAI's error envelope, which its SDKs turn into the right exceptions."""
+    """Render OpenAI's error envelope, which its SDKs turn into the right exceptions."""
     return {
         "error": {
             "message": error.message,
@@ -324,7 +326,7 @@ def envelope(error: GatewayError) -> dict[str, dict[str, str | None]]:
 
 
 def response_headers(error: GatewayError) -> dict[str, str]:
-    """What tells a client whether, when and with what to try again."""
+    """Build the headers that tell a client if, when and with which key to retry."""
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)

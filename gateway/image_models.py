@@ -1,4 +1,4 @@
-"""What the catalogue says of an image model: sizes, tokens, prices, and who serves it next."""
+"""The catalog's facts about an image model: sizes, tokens, prices, and its successor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from datetime import date
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """Which `WxH` sizes a model accepts: a fixed list, or the rule of the newer families."""
+    """The `WxH` sizes that a model accepts: a fixed list, or the rule of the newer families."""
 
     fixed: tuple[str, ...] = ()
     auto: bool = True
@@ -26,7 +26,7 @@ https://developers.openai.com/api/docs/guides/image-generation"""
 
 @dataclass(frozen=True, slots=True)
 class TokenRule:
-    """How many output tokens one image takes: fixed by size and quality, or by formula.
+    """The output tokens of one image: fixed by size and quality, or by formula.
 
     `fixed` maps quality → size → tokens; `base` maps quality → patches along the longer edge.
     The figures are upper bounds where the vendor publishes none (see catalog.toml).
@@ -36,7 +36,7 @@ class TokenRule:
     base: Mapping[str, int] = field(default_factory=dict)
 
     def output_tokens(self, quality: str, width: int, height: int) -> int:
-        """Output tokens of one image.
+        """Compute the output tokens of one image.
 
         The formula is OpenAI's own calculator for the GPT image family:
         https://community.openai.com/t/gpt-image-2-output-pricing-calculator-online-and-in-your-code/1382699
@@ -55,17 +55,17 @@ INPUT_SHORT_EDGE = 512
 
 
 INPUT_MAX_PATCHES = 6144
-"""Four times the most that OpenAI documents for any model that reads pictures by patches (1536).
+"""Four times the highest count that OpenAI documents for a model that reads patches (1536).
 https://developers.openai.com/api/docs/guides/images-vision"""
 
 
 @dataclass(frozen=True, slots=True)
 class InputRule:
-    """Which input images a model takes for edits and variations.
+    """The input images that a model accepts for edits and variations.
 
-    `exact_mask`: what lies outside the mask comes back unchanged, pixel by pixel.
-    `tokens_percent` bounds what an input costs, in percent of its patches of 32 x 32 pixels;
-    `tokens_each` is added for each input, `high_fidelity_tokens` where that is asked for.
+    `exact_mask`: pixels outside the mask come back unchanged. `tokens_percent` bounds the cost of
+    an input, in percent of its patches of 32 x 32 pixels; `tokens_each` is added for each input,
+    `high_fidelity_tokens` if high fidelity is requested.
     """
 
     max_images: int = 0
@@ -81,9 +81,9 @@ class InputRule:
     high_fidelity_tokens: int = 0
 
     def input_tokens(self, width: int, height: int, *, high_fidelity: bool) -> int:
-        """An upper bound for what one input costs: small ones count as if they were scaled up.
+        """Compute an upper bound for the cost of one input; small ones count as if scaled up.
 
-        Large ones are scaled down by the vendor, to a size it does not publish.
+        The vendor scales large ones down, to a size that it does not publish.
         """
         short = max(1, min(width, height))
         scale = max(INPUT_SHORT_EDGE, short)
@@ -95,11 +95,11 @@ class InputRule:
 
 @dataclass(frozen=True, slots=True)
 class Continuity:
-    """How a retired model's words are said to its successor, and what its answers looked like.
+    """The mapping of a retired model's parameters to its successor's, and its answer format.
 
-    `sizes` and `qualities` map its own to the successor's; "" stands for what was left out.
-    `bare_answer`: its answers had `created` and `data` only. `revised_prompt`: each image came
-    with the prompt it was made from.
+    `sizes` and `qualities` map its own values to the successor's; "" stands for an omitted value.
+    `bare_answer`: its answers had `created` and `data` only. `revised_prompt`: each image came with
+    the prompt it was made from.
     """
 
     sizes: Mapping[str, str] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def _divide_half_even(numerator: int, denominator: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A quality and a size, as a model serves a request that leaves both open."""
+    """The quality and size that a model uses for a request that leaves both open."""
 
     quality: str
     size: str
@@ -125,7 +125,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class SeedPrice:
-    """The list price a model starts with: nano-USD per million tokens, and per image made."""
+    """A model's initial list price: nano-USD per million tokens, and per image made."""
 
     text_input_nano: int
     image_input_nano: int
@@ -136,12 +136,12 @@ class SeedPrice:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of the catalogue, with everything that checks and prices a request for it.
+    """One model of the catalog, with the rules that check and price a request for it.
 
-    `priced_as`: the model whose price counts; a dated snapshot has the price of its model.
+    `priced_as`: the model whose price applies; a dated snapshot has the price of its model.
     `per_image`: prices of a model that bills by the image, by size or by quality and size.
-    `text_output_bound`: text tokens that one image may bring along, for models that bill them.
-    `usual`: what an open quality and size are estimated as until its own calls show it.
+    `text_output_bound`: the most text tokens per image, for models that bill them. `usual`: the
+    estimate for an open quality and size, until the model's own calls provide one.
     """
 
     id: str
@@ -171,11 +171,11 @@ class Model:
     per_image: Mapping[str, SeedPrice] = field(default_factory=dict)
 
     def is_retired(self, today: date) -> bool:
-        """Whether the vendor no longer serves it on this day."""
+        """Return True if the vendor no longer serves the model on this day."""
         return self.shutdown_date is not None and self.shutdown_date <= today
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """`"1536x1024"` → `(1536, 1024)`; the text was validated before."""
+    """Parse `"1536x1024"` to `(1536, 1024)`; the text must have been validated."""
     width, height = size.split("x")
     return int(width), int(height)

@@ -1,7 +1,8 @@
-"""The application: what a request passes through, from the outside in.
+"""The ASGI application and the layers that a request passes through, from the outside in.
 
 Instrumentation (request id, metrics) ─► Authentication (bearer key or token → Caller)
-    ─► Admission (a place, in turn) ─► rest/… routes, or the MCP server at /mcp ─► images/pipeline
+    ─► Admission (concurrency, per-tenant queue) ─► rest/… routes, or the MCP server at /mcp
+    ─► generation/pipeline
 """
 
 import asyncio
@@ -46,14 +47,14 @@ from gateway.web.instrumentation import Instrumentation
 
 GC_NEW_OBJECTS = 20_000
 STOP_SECONDS = 10
-"""What a worker has beyond its drain to close everything."""
+"""Time that a worker has after its drain to close its resources."""
 DESCRIPTION = """
-Make images through one place that knows, to the nano-dollar, who spent what.
+Image generation through one API, with costs accounted to the nano-dollar.
 
 Speaks the OpenAI Images API: point an official SDK's `base_url` at `/v1` and use a key of this
 gateway. MCP clients use the same key at `/mcp`.
 
-Keys that begin with `igw_test_` draw in a sandbox and cost nothing.
+Keys that begin with `igw_test_` use a sandbox and cost nothing.
 """
 
 
@@ -87,9 +88,9 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         static_url="/docs-assets",
-        # A redirect would name whatever host the client made up.
+        # A redirect would repeat the Host header, which the client controls.
         redirect_slashes=False,
-        # The page would else offer the description to a validator elsewhere.
+        # Otherwise the page offers the description to an external validator.
         swagger_ui_parameters={"persistAuthorization": False, "filter": True, "validatorUrl": None},
     )
     for module in (
@@ -101,7 +102,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     install_error_handlers(app)
     # Routes, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.extend(mcp.routes)
-    # The last one added is the outermost.
+    # Starlette makes the last one added the outermost.
     app.add_middleware(Admission)
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(Instrumentation)
@@ -119,12 +120,11 @@ def _upload_limits(settings: Settings) -> UploadLimits:
 
 
 def spare_garbage_collector() -> None:
-    """For a process that serves and does nothing else, once it is ready.
+    """Exclude start-up objects from later collections, and collect less often.
 
-    Leave what was made at start out of every later collection, and collect less often.
-
-    Modules, schemas and routes live as long as the process; walking over them for each few hundred
-    new objects took a fifth of the time of a request (`make bench`).
+    For a process that only serves, once it is ready. Modules, schemas and routes live as long as
+    the process; traversing them for each few hundred new objects took a fifth of a request's time
+    (`make bench`).
     """
     gc.collect()
     gc.freeze()
@@ -132,7 +132,7 @@ def spare_garbage_collector() -> None:
 
 
 def worker_app() -> FastAPI:
-    """The application of one of several workers, which reads its own environment."""
+    """Build the application of one of several workers, from the environment's settings."""
     settings = load_settings()
     configure_logging(settings.log_level, settings.resolved_log_format)
     end_with_parent(seconds=settings.drain_seconds + settings.settle_wait_seconds + STOP_SECONDS)
@@ -140,9 +140,9 @@ def worker_app() -> FastAPI:
 
 
 def leave(gateway: Gateway, signal_number: int, stop: Callable[[], None]) -> None:
-    """Say that the process was told to stop, and stop: after SIGTERM once balancers have heard it.
+    """Begin the shutdown and stop: after SIGTERM, once load balancers have seen /ready fail.
 
-    Who asks for the second time, or at a keyboard, does not wait.
+    A second signal, or one from a keyboard, skips that delay.
     """
     seconds = gateway.settings.shutdown_delay_seconds
     waits = signal_number == signal.SIGTERM and not gateway.leaving.is_set() and seconds > 0
@@ -157,8 +157,8 @@ def leave(gateway: Gateway, signal_number: int, stop: Callable[[], None]) -> Non
 async def _drained_when_told_to_stop(gateway: Gateway) -> AsyncIterator[None]:
     """Drain from the signal on, as `gateway serve` does in one process.
 
-    A worker's server is uvicorn's own: it first waits for its connections, and would end those
-    whose calls take too long before the gateway had heard of it.
+    A worker runs uvicorn's own server, which first waits for its connections and would end slow
+    calls before the gateway learned of the signal.
     """
     loop = asyncio.get_running_loop()
     draining: list[asyncio.Task[None]] = []

@@ -1,7 +1,7 @@
-"""The clock: late reservations become unknown, unknown ones estimates; images and orphans go.
+"""Periodic jobs: expire reservations, estimate unknown costs, delete expired images and orphans.
 
-The image store is probed while it is away, and takes what waited for it when it is back.
-Events that wait are announced and delivered. Once a day it asks how long the vendor's models live.
+They also probe an unavailable image store and drain the spool into it, deliver pending events, and
+refresh the models' shutdown dates once a day.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """Runs in every worker; the reservations each of them takes are skipped by the others."""
+    """The periodic jobs of one worker; workers skip the reservations that another has locked."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -59,9 +59,9 @@ class Sweeper:
         self._lifetimes_due = time.monotonic()
 
     def start(self) -> None:
-        """Begin, at the configured interval. A slow store must not keep the money waiting.
+        """Begin, at the configured interval. Slow storage must not delay the settling of money.
 
-        What a predecessor left is settled at once: its clients may be asking again already.
+        The journals of earlier workers are settled at once: their clients may already be retrying.
         """
         self._tasks.append(asyncio.create_task(self._settle_journals(), name="settle_journals"))
         for work in (
@@ -84,7 +84,7 @@ class Sweeper:
             await asyncio.wait(self._tasks)
 
     async def sweep(self) -> None:
-        """Do once what there is to do."""
+        """Run each due job once."""
         await self._sweep_money()
         await self._send_events()
         await erase(self._gateway.database)
@@ -94,7 +94,7 @@ class Sweeper:
         await self._keep_requests()
 
     async def reconcile(self, now: datetime | None = None) -> Reconciled:
-        """Compare store and rows once; remove what has no counterpart and is old enough by `now`.
+        """Compare store and rows once; remove unmatched objects that are old enough at `now`.
 
         Raises:
             StorageFailed: the store does not answer.
@@ -151,7 +151,7 @@ class Sweeper:
                 await work()
             except DatabaseUnavailable as error:
                 log.warning("sweep_put_off", work=work.__name__, reason=error.code)
-            except Exception:  # top: one failed sweep is reported; the next one must still come
+            except Exception:  # top: a failed sweep is reported, and the next one must still run
                 log.exception("sweep_failed", work=work.__name__)
 
     async def _measure(self) -> None:
@@ -180,7 +180,7 @@ class Sweeper:
             await self._keep_requests()
 
     async def _keep_requests(self) -> None:
-        """Make the request log's next days, and drop those that are past its retention."""
+        """Create the request log's next partitions, and drop those past their retention."""
         days = self._gateway.settings.request_log_retention_days
         dropped = await keep(self._gateway.database, days=days)
         if dropped:
@@ -206,11 +206,10 @@ class Sweeper:
             log.info("images_beyond_cap", count=expired)
 
     async def _delete_expired_images(self) -> None:
-        """Files first: a row whose file is gone is swept again, a file without a row never.
+        """Delete files before rows: a row without its file is swept again.
 
-        What cannot be deleted now does not keep what comes behind it.
-
-        No transaction is open while the store works; two sweepers at one image do no harm.
+        A file without a row would never be found. A failed deletion does not block the next ones.
+        No transaction is open during calls to the store; two sweepers at one image are harmless.
         """
         database = self._gateway.database
         last, began = None, datetime.now(UTC)
@@ -236,7 +235,7 @@ class Sweeper:
         return True
 
     async def _sweep_orphans(self) -> None:
-        """When it is due: compare store and rows. One worker does it, and says so as it goes."""
+        """Compare store and rows when due. One worker does it, and renews its claim meanwhile."""
         interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
         async with self._gateway.database.operator() as session:
             if not await sweeps.claim(session, SWEEP, seconds=interval_seconds):
@@ -249,18 +248,18 @@ class Sweeper:
                 await sweeps.put_off(session, SWEEP, seconds=ORPHAN_RETRY_SECONDS)
 
     async def _refresh_lifetimes(self) -> None:
-        """Once a day, in every worker: each keeps the dates for itself."""
+        """Refresh the models' dates once a day, in every worker: the dates are per process."""
         if time.monotonic() >= self._lifetimes_due:
             is_known = await self._gateway.lifetimes.refresh()
             wait_seconds = LIFETIMES_INTERVAL_SECONDS if is_known else LIFETIMES_RETRY_SECONDS
             self._lifetimes_due = time.monotonic() + wait_seconds
 
     async def _retire_secrets(self) -> None:
-        """Once a minute, in one worker: remove old versions of keys that nothing needs any more."""
+        """Remove key versions that are no longer used, once a minute, in one worker."""
         async with self._gateway.database.operator() as session:
             if not await sweeps.claim(session, "secrets", seconds=SECRETS_INTERVAL_SECONDS):
                 return
-            # Not this worker's newest: it may not have been able to open a later one.
+            # Not this worker's newest: it may have failed to open a later one.
             left = await count_on_old_peppers(session, await newest_pepper_version(session))
             vault = self._gateway.core.vault
             removed = await retire_due(session, vault, is_pepper_unused=left == 0)

@@ -10,12 +10,12 @@ NANO_PER_USD = 1_000_000_000
 TOKENS_PER_RATE = 1_000_000
 MAX_AMOUNT_NANO = 1_000_000_000 * NANO_PER_USD
 """One billion dollars: far above any budget, far below what a BIGINT holds."""
-# More digits than any amount has: what does not fit is refused, never rounded.
+# More digits than any amount has, so that excess digits are refused, never rounded.
 _EXACT = Context(prec=60, traps=[InvalidOperation, Overflow, Inexact])
 
 
 def token_cost(tokens: int, rate_nano_per_million: int) -> NanoUsd:
-    """The cost of `tokens` at a rate in nano-USD per million tokens, rounded up once."""
+    """Compute the cost of `tokens` at a rate in nano-USD per million, rounded up once."""
     return NanoUsd(-(-tokens * rate_nano_per_million // TOKENS_PER_RATE))
 
 
@@ -32,7 +32,7 @@ def parse_usd(text: str) -> NanoUsd:
     if not nano.is_finite() or nano != nano.to_integral_value():
         raise ValueError(f"{text!r} is not a whole number of nano-dollars (9 decimals at most)")
     if not 0 <= nano <= MAX_AMOUNT_NANO:
-        raise ValueError(f"{text!r} must lie between 0 and 1000000000 US dollars")
+        raise ValueError(f"{text!r} must be between 0 and 1000000000 US dollars")
     return NanoUsd(int(nano))
 
 
@@ -44,6 +44,6 @@ def format_usd(amount_nano: int) -> str:
 
 
 def format_usd_short(amount_nano: int) -> str:
-    """Write nano-USD exactly, without the zeros that say nothing: `5_920_000` → `"0.00592"`."""
+    """Write nano-USD exactly, without trailing zeros: `5_920_000` → `"0.00592"`."""
     whole, fraction = format_usd(amount_nano).split(".")
     return f"{whole}.{fraction.rstrip('0').ljust(2, '0')}"

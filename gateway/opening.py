@@ -1,4 +1,4 @@
-"""Opens the core: starts or finds Postgres, brings its schema up to date, opens the vault."""
+"""Open the core: start or find Postgres, migrate its schema, open the vault."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,10 +27,10 @@ from gateway.webhooks.sealing import Sealing
 async def open_core(
     settings: Settings, *, today: Callable[[], date] = utc_today
 ) -> AsyncIterator[Core]:
-    """Start or find Postgres, migrate it, open the vault. `today` decides which models live.
+    """Start or find Postgres, migrate it, open the vault. `today` decides which models are retired.
 
     Raises:
-        ConfigurationError: something cannot work; the message says what to mend.
+        ConfigurationError: a part cannot start; the message names the setting to change.
     """
     async with AsyncExitStack() as stack:
         master_keys = _master_keys(settings)
@@ -74,7 +74,7 @@ def _master_keys(settings: Settings) -> MasterKeys:
 
 
 async def _prepare_database(settings: Settings, stack: AsyncExitStack) -> tuple[str, str]:
-    """Returns the serving address and the schema's revision."""
+    """Return the serving address and the schema's revision."""
     if settings.database_url is not None:
         serving = settings.database_url.get_secret_value()
         owner = settings.migration_database_url or settings.database_url
@@ -83,8 +83,9 @@ async def _prepare_database(settings: Settings, stack: AsyncExitStack) -> tuple[
         except (OSError, SQLAlchemyError, asyncpg.PostgresError) as error:
             raise ConfigurationError(
                 "The database of GATEWAY_DATABASE_URL cannot be used "
-                f"({type(error).__name__}: {_first_line(error)}). Is it running, are address, user "
-                "and password right, and may the user create tables and a role?"
+                f"({type(error).__name__}: {_first_line(error)}). Check that it is "
+                "running, that address, user and password are right, and that the user may create "
+                "tables and a role."
             ) from error
         return serving, revision
     embedded = EmbeddedPostgres(settings.data_dir)
@@ -96,5 +97,5 @@ async def _prepare_database(settings: Settings, stack: AsyncExitStack) -> tuple[
 
 
 def _first_line(error: Exception) -> str:
-    """What Postgres says, without statement and parameters."""
+    """The first line of Postgres's message, without statement and parameters."""
     return redact(str(getattr(error, "orig", None) or error)).splitlines()[0][:200]

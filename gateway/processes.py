@@ -1,4 +1,4 @@
-"""The first act of every process of the gateway: forbid core dumps of itself."""
+"""Process hardening at start: core dumps are forbidden."""
 
 import ctypes
 import resource
@@ -10,11 +10,10 @@ PR_SET_DUMPABLE = 4
 
 
 def forbid_core_dumps() -> None:
-    """Let no crash write this process' memory, which holds keys, to a file.
+    """Prevent a crash from writing this process's memory, which holds keys, to a file.
 
-    The limit passes on to every process started from here. On Linux the process is also not
-    dumpable: handlers that take dumps through a pipe get none, and debuggers of the same user do
-    not attach.
+    Child processes inherit the limit. On Linux the process is also marked non-dumpable: core-dump
+    handlers that read a pipe get nothing, and debuggers of the same user cannot attach.
     """
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,4 +1,4 @@
-"""Opens the database of an existing gateway for commands that only read: creates nothing."""
+"""Open the database of an existing gateway for read-only commands; create nothing."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,7 +27,7 @@ async def open_reader(settings: Settings) -> AsyncIterator[Reader]:
     """Open a gateway's database; every transaction in it is read-only.
 
     Raises:
-        ConfigurationError: there is no gateway's data, or its schema is of another release.
+        ConfigurationError: there is no gateway data, or its schema belongs to another release.
     """
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
@@ -72,14 +72,14 @@ async def _check_revision(settings: Settings, database: Database) -> None:
     if found != newest_revision():
         raise ConfigurationError(
             f"The database {_place(settings)} is at revision {found}; this release of the gateway "
-            f"reads {newest_revision()}. Run `gateway migrate`, or the release that made it."
+            f"reads {newest_revision()}. Run `gateway migrate`, or use the release that created it."
         )
 
 
 def _no_data(settings: Settings) -> ConfigurationError:
     return ConfigurationError(
-        f"No gateway data {_place(settings)}. `gateway serve` creates it; another place is named "
-        "by GATEWAY_DATA_DIR or GATEWAY_DATABASE_URL."
+        f"No gateway data {_place(settings)}. `gateway serve` creates it; set another location "
+        "with GATEWAY_DATA_DIR or GATEWAY_DATABASE_URL."
     )
 
 

@@ -1,7 +1,7 @@
-"""The record of one request: who asked, what it led to, what it cost. Never a prompt or a secret.
+"""The record of one request: caller, outcome and cost. Never a prompt or a secret.
 
-Instrumentation opens it, and each layer fills in what it alone knows. It travels in a context
-variable, as the request id of the log does, so that no layer hands it on for another.
+Instrumentation creates it, and each layer adds the fields that it knows. It travels in a context
+variable, like the log's request id, so that no layer has to pass it on.
 """
 
 import random
@@ -22,14 +22,14 @@ from gateway.telemetry import redact
 
 MAX_ID_CHARACTERS = 128
 CLIENT_ID = re.compile(rf"[\w.~:+=@,-]{{1,{MAX_ID_CHARACTERS}}}", re.ASCII)
-"""The form of a client's own request id that is taken; any other is ignored."""
+"""The accepted form of a client's own request id; any other value is ignored."""
 REQUEST_ID = re.compile(r"req_(0[0-9a-f]{11})[0-9a-f]{12}")
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values; later versions may append.
 _TRACEPARENT = re.compile(
     r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
     r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
 )
-# The name of a field of the contract; what else stands there is the client's own text.
+# The name of an API field; any other value is the client's own text.
 _PARAM = re.compile(r"[a-z][a-z_]{0,40}(?:\[[0-9]{1,3}\])?")
 
 
@@ -41,13 +41,13 @@ class Trace:
     flags: str
 
     def traceparent(self) -> str:
-        """The header of a call made on behalf of the request, as a new span of the trace."""
+        """The `traceparent` header for an outgoing call, as a new span of the trace."""
         return f"00-{self.trace_id}-{random.getrandbits(64) or 1:016x}-{self.flags}"
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request. A field that was not reached, or is not known, is None."""
+    """One request. Fields that were not reached, or are not known, are None."""
 
     request_id: str = ""
     at: datetime | None = None
@@ -79,27 +79,27 @@ class RequestRecord:
     milliseconds: int | None = None
     trace: Trace | None = None
     sink: "Callable[[RequestRecord], None] | None" = None
-    """Takes the complete record; None for requests that are not recorded."""
+    """Receives the complete record; None for requests that are not recorded."""
     holders: int = 1
 
     @classmethod
     def begin(cls) -> Self:
-        """A new record with an id of its own, which says when the request came."""
+        """Create a record with a new id, which contains the request's time of arrival."""
         milliseconds = time.time_ns() // 1_000_000
         return cls(f"req_{milliseconds:012x}{random.getrandbits(48):012x}", _moment(milliseconds))
 
     def hold(self) -> None:
-        """Keep the record open: something that outlives the answer has yet to add to it."""
+        """Keep the record open for a part of the request that outlives the answer."""
         self.holders += 1
 
     def release(self) -> None:
-        """Give the record to its sink once nothing holds it any more."""
+        """Pass the record to its sink when no holder is left."""
         self.holders -= 1
         if self.holders == 0 and self.sink is not None:
             self.sink(self)
 
     def identify(self, caller: Caller | Operator) -> None:
-        """Note who asks."""
+        """Note the caller."""
         if isinstance(caller, Operator):
             self.operator_key_id = caller.operator_key_id
             return
@@ -107,23 +107,23 @@ class RequestRecord:
         self.api_key_id, self.user_id = caller.api_key_id, caller.user_id
 
     def fail(self, error: GatewayError) -> None:
-        """Note the error that the request ends with; not its text, which may quote the client."""
+        """Note the code of the request's error; not its text, which may quote the client."""
         self.error_code, self.reason = error.code, error.reason or self.reason
         if error.param is not None and _PARAM.fullmatch(error.param):
             self.error_param = error.param
 
     def buy(self, model: str, provider: str, credential: str) -> None:
-        """Note what is bought, of whom, and with whose credential."""
+        """Note the purchased model, its provider, and the owner of the credential."""
         self.served_model, self.provider, self.credential = model, provider, credential
 
     def replied(self, reply: ProviderReply | None, seconds: float) -> None:
-        """Note how the provider answered, if it did, and after which time."""
+        """Note the provider's response, if there was one, and its latency."""
         self.provider_milliseconds = round(seconds * 1000)
         if reply is not None:
             self.provider_status, self.provider_request_id = reply.status, reply.request_id
 
     def cost(self, nano: NanoUsd | None, status: CostStatus) -> None:
-        """Note the cost as far as it is known now; None where it is not."""
+        """Note the cost as known at this point; None if unknown."""
         self.cost_nano, self.cost_status = nano, status
 
 
@@ -135,12 +135,12 @@ _current: ContextVar[RequestRecord | None] = ContextVar("request_record", defaul
 
 
 def current() -> RequestRecord:
-    """The record of the request that is being served; one that goes nowhere where there is none."""
+    """The record of the request being served; outside a request, one without a sink."""
     return _current.get() or RequestRecord()
 
 
 def set_current(record: RequestRecord | None) -> None:
-    """Make a record the current one, for this task and those that it starts."""
+    """Set the current record for this task and the tasks that it starts."""
     _current.set(record)
 
 
@@ -151,19 +151,19 @@ def note_error(error: GatewayError) -> None:
 
 
 def began_at(request_id: str) -> datetime | None:
-    """When the request of this id came; None where it is no id of ours."""
+    """The arrival time that a request id contains; None if the id is not the gateway's."""
     found = REQUEST_ID.fullmatch(request_id)
     return None if found is None else _moment(int(found[1], 16))
 
 
 def read_client_id(values: list[bytes]) -> str | None:
-    """The client's own id for its request; None where there is none that is taken."""
+    """The client's own id for its request; None if there is no acceptable one."""
     text = values[0].decode("latin-1") if len(values) == 1 else ""
     return redact(text) if CLIENT_ID.fullmatch(text) else None
 
 
 def read_trace(values: list[bytes]) -> Trace | None:
-    """The trace that a `traceparent` names; None where it is not valid."""
+    """Parse a `traceparent`; None if it is not valid."""
     text = values[0].decode("latin-1") if len(values) == 1 else ""
     found = _TRACEPARENT.fullmatch(text)
     if found is None or (found["version"] == "00" and found["more"] is not None):
@@ -172,6 +172,6 @@ def read_trace(values: list[bytes]) -> Trace | None:
 
 
 def _moment(milliseconds: int) -> datetime:
-    """Exact, so that the moment can be read from the id again."""
+    """Convert exactly, so that the time can be read back from the id."""
     seconds, rest = divmod(milliseconds, 1000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)

@@ -1,4 +1,4 @@
-"""Structured logs with secrets struck out, request ids, and the Prometheus metrics."""
+"""Structured logs with secrets redacted, request ids, and the Prometheus metrics."""
 
 import logging
 import re
@@ -16,11 +16,11 @@ requests_total = Counter(
 )
 errors_total = Counter("gateway_errors_total", "Refusals and failures, by code", ["code"])
 request_seconds = Histogram(
-    "gateway_request_duration_seconds", "Time to answer", ["route"], buckets=REQUEST_SECONDS
+    "gateway_request_duration_seconds", "Request duration", ["route"], buckets=REQUEST_SECONDS
 )
 provider_seconds = Histogram(
     "gateway_provider_duration_seconds",
-    "Time of one provider call",
+    "Duration of one provider call",
     ["provider", "outcome"],
     buckets=REQUEST_SECONDS,
 )
@@ -29,13 +29,13 @@ cost_nano_usd_total = Counter(
 )
 holds_open = Gauge(
     "gateway_reservations_open",
-    "Reservations not settled yet, as the ledger has them",
+    "Open reservations in the ledger",
     ["state"],
     multiprocess_mode="mostrecent",
 )
 open_nano_usd = Gauge(
     "gateway_reservations_open_nano_usd",
-    "Money of live calls whose cost is not known: held, unknown or estimated, in 1e-9 USD",
+    "Amount of live calls whose cost is not known: held, unknown or estimated, in 1e-9 USD",
     ["state"],
     multiprocess_mode="mostrecent",
 )
@@ -46,71 +46,75 @@ open_age_seconds = Gauge(
     multiprocess_mode="mostrecent",
 )
 generations_in_flight = Gauge(
-    "gateway_generations_in_flight", "Paid parts running", multiprocess_mode="livesum"
+    "gateway_generations_in_flight", "Paid calls in progress", multiprocess_mode="livesum"
 )
 invariant_breaks = Gauge(
-    "gateway_invariant_breaks", "Rows of invariant_break", multiprocess_mode="mostrecent"
+    "gateway_invariant_breaks", "Rows of the view invariant_break", multiprocess_mode="mostrecent"
 )
 alarms_total = Counter(
     "gateway_alarms_total",
-    "What an operator must look at: bound_breach, usage_missing, house_credential, …",
+    "Alarms for the operator: bound_breach, usage_missing, house_credential, …",
     ["kind"],
 )
 keys_refused_total = Counter(
     "gateway_keys_refused_total",
-    "API keys that opened nothing, by kind: admin, live, test, malformed",
+    "Rejected API keys, by kind: admin, live, test, malformed",
     ["kind"],
 )
-limited_total = Counter("gateway_limited_total", "Requests refused by a limit", ["owner", "kind"])
+limited_total = Counter(
+    "gateway_limited_total", "Requests refused by a rate or concurrency limit", ["owner", "kind"]
+)
 limits_unshared_total = Counter(
     "gateway_limits_unshared_total",
-    "Requests counted in one process alone because Redis was away or slow",
+    "Requests counted in one process alone because Redis was unavailable or slow",
 )
 limits_shared = Gauge(
-    "gateway_limits_shared", "Whether limits are counted in Redis (1)", multiprocess_mode="livemin"
+    "gateway_limits_shared", "1 if limits are counted in Redis", multiprocess_mode="livemin"
 )
 shed_total = Counter(
-    "gateway_shed_total", "Requests refused because there was too much to do, by where", ["gate"]
+    "gateway_shed_total", "Requests refused by load shedding, by component", ["gate"]
 )
 connections_open = Gauge(
-    "gateway_connections_open", "Connections of clients", multiprocess_mode="livesum"
+    "gateway_connections_open", "Client connections", multiprocess_mode="livesum"
 )
 connections_refused_total = Counter(
     "gateway_connections_refused_total",
-    "Connections ended before or beside their request, by the bound they exceeded",
+    "Connections closed for exceeding a bound, by bound",
     ["reason"],
 )
 circuits_open = Gauge(
     "gateway_circuits_open",
-    "Circuits to providers that are open or half open",
+    "Circuit breakers of providers that are open or half open",
     ["provider"],
     multiprocess_mode="livesum",
 )
 circuit_changes_total = Counter(
-    "gateway_circuit_changes_total", "Changes of circuits' states", ["provider", "model", "state"]
+    "gateway_circuit_changes_total",
+    "State changes of circuit breakers",
+    ["provider", "model", "state"],
 )
 circuit_refused_total = Counter(
     "gateway_circuit_refused_total",
-    "Requests refused because a circuit was open",
+    "Requests refused by an open circuit breaker",
     ["provider", "trouble"],
 )
-events_total = Counter("gateway_events_total", "Events announced, by type", ["type"])
+events_total = Counter("gateway_events_total", "Webhook events created, by type", ["type"])
 webhook_attempts_total = Counter(
     "gateway_webhook_attempts_total",
-    "Tries to deliver an event: delivered, failed (tried again later), dead (the last one)",
+    "Webhook delivery attempts: delivered, failed (retried later), dead (the last attempt)",
     ["outcome"],
 )
 webhook_seconds = Histogram(
-    "gateway_webhook_duration_seconds", "Time of one try to deliver an event"
+    "gateway_webhook_duration_seconds", "Duration of one webhook delivery attempt"
 )
 webhooks_waiting = Gauge(
     "gateway_webhook_deliveries_waiting",
-    "Deliveries not arrived yet",
+    "Pending webhook deliveries",
     multiprocess_mode="mostrecent",
 )
 image_store_failing = Gauge(
     "gateway_image_store_failing",
-    "Whether the image store is known to be away (1), as some worker has found it",
+    "1 if a worker has found the image store unavailable",
     multiprocess_mode="livemax",
 )
 image_spool_images = Gauge(
@@ -119,16 +123,18 @@ image_spool_images = Gauge(
     multiprocess_mode="mostrecent",
 )
 image_spool_bytes = Gauge(
-    "gateway_image_spool_bytes", "Bytes of these images", multiprocess_mode="mostrecent"
+    "gateway_image_spool_bytes",
+    "Bytes of the paid images that wait for the image store",
+    multiprocess_mode="mostrecent",
 )
 image_spool_oldest_seconds = Gauge(
     "gateway_image_spool_oldest_seconds",
-    "For how long the oldest of these images has waited",
+    "Waiting time of the oldest paid image in the spool",
     multiprocess_mode="mostrecent",
 )
 image_spool_events_total = Counter(
     "gateway_image_spool_events_total",
-    "Images spooled, stored from the spool, and lost: given up, or taken by neither",
+    "Images spooled, stored from the spool, and lost: given up, or accepted by neither",
     ["event"],
 )
 batch_size = Histogram(
@@ -145,7 +151,7 @@ request_log_dropped_total = Counter(
     ["reason"],
 )
 REQUEST_LOGGER = "gateway.requests"
-"""Its lines are JSON already, several in one message."""
+"""The logger whose messages are JSON lines already, several in one message."""
 
 _SECRET = re.compile(
     r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,}"
@@ -154,7 +160,7 @@ _SECRET = re.compile(
 
 
 def redact(text: str) -> str:
-    """Strike out everything that looks like an API key or a bearer token."""
+    """Replace every substring that looks like an API key or a bearer token."""
     return _SECRET.sub("[redacted]", text)
 
 
@@ -168,7 +174,7 @@ def _redact_event(
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
-    """Passes on as they are the lines of requests, which are many, and hold no secrets."""
+    """A formatter that passes request lines through: they are many, and hold no secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name == REQUEST_LOGGER:
@@ -177,7 +183,7 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
 
 
 def configure_logging(level: str, log_format: Literal["console", "json"]) -> None:
-    """Send every log line, ours and the libraries', through one redacting chain to stderr."""
+    """Send every log line, also the libraries', through one redacting chain to stderr."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -190,7 +196,7 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
-            # The default shows the values of variables, and some of those are secrets.
+            # The default shows the values of variables, some of which are secrets.
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
@@ -214,7 +220,7 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # Libraries that report each request or statement at INFO: useful to their authors, not here.
+    # These libraries log each request or statement at INFO.
     for noisy in (
         *("httpx2", "openai", "mcp", "sse_starlette", "alembic"),
         *("uvicorn", "uvicorn.access"),
@@ -223,6 +229,8 @@ def configure_logging(level: str, log_format: Literal["console", "json"]) -> Non
 
 
 def alarm(kind: str, **details: str | int | None) -> None:
-    """Report what an operator must look at: a metric to alert on and a log line that says why."""
+    """Report a condition that needs the operator: a metric to alert on and a log line with the
+    cause.
+    """
     alarms_total.labels(kind).inc()
     structlog.get_logger("gateway.alarm").error("alarm", kind=kind, **details)

@@ -1,3 +1,4 @@
-"""Every HTTP request passes here first: request ids and the log, authentication, admission,
-connection bounds. Fronts import from it; it imports nothing of them.
+"""The HTTP layers before the fronts: instrumentation, authentication, admission, connections.
+
+Fronts may import from it; it imports nothing from them.
 """

@@ -1,7 +1,7 @@
-"""Who sends a request: a bearer key or token becomes a Caller (or Operator) in the request's state.
+"""Authentication: a bearer key or token becomes a Caller (or Operator) in the request's state.
 
-Pure ASGI around both fronts, so that no route and no mount can be reached without it; what is
-open is named here. With an identity provider, refusals carry the challenges of RFC 6750 and 9728.
+Pure ASGI around both fronts, so that every route and mount requires it; the open paths are listed
+here. With an identity provider, refusals carry the challenges of RFC 6750 and RFC 9728.
 """
 
 import re
@@ -26,17 +26,17 @@ READING_METHODS = frozenset({"GET", "HEAD"})
 KEY_PREFIX = "igw_"
 API_KEY_HEADER = b"api-key"
 USUAL_SCOPES = (Scope.IMAGES_READ, Scope.IMAGES_WRITE, Scope.USAGE_READ)
-"""What a client asks its user for at first, and any of which serves the MCP endpoint. To store
-provider keys takes a further scope, for which a client asks when it is refused."""
-# RFC 6750, section 2.1, and what may stand between quotes in a challenge, section 3.
+"""The scopes that a client requests at first; any of them opens the MCP endpoint. Storing
+provider keys needs a further scope, which a client requests when it is refused."""
+# RFC 6750, section 2.1; and the characters allowed in quotes in a challenge, section 3.
 _TOKEN = re.compile(r"[\w.~+/-]+=*", re.ASCII)
 _NOT_QUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]+")
 
 
 class Authentication:
-    """The middleware; the opened gateway stands in the application's state.
+    """The authentication middleware; the opened gateway is in the application's state.
 
-    `tool_scopes`: which scope an MCP tool needs, by the tool's name.
+    `tool_scopes`: the scope that each MCP tool needs, by the tool's name.
     """
 
     def __init__(self, app: App, *, tool_scopes: Mapping[str, Scope]) -> None:
@@ -67,16 +67,16 @@ class Authentication:
         except GatewayError as error:
             await send_error(error, send, challenge_headers(error, gateway.settings, scope["path"]))
             return
-        # A mounted application has its own `app`; the request's state goes with it.
+        # A mounted application replaces `app` in the scope; the request's state stays.
         scope.setdefault("state", {}).update(caller=caller, gateway=gateway)
         await self._app(scope, receive, send)
 
     def _check_mcp(self, caller: Caller, scope: RequestScope) -> None:
-        """Refuse who may do nothing here, and tokens that lack the scope of the tool they call.
+        """Refuse callers without any MCP scope, and tokens without the scope of the called tool.
 
-        A client with a token can ask for more and come again, if it hears of it by status and
-        header. It names the tool in a header since protocol version 2026-07-28; before that, and
-        with an API key, the tool's own refusal says it.
+        A client with a token can request more scopes if status and header tell it to. It names the
+        tool in a header since protocol version 2026-07-28; before that, and with an API key, the
+        tool's own refusal says it.
         """
         if caller.scopes.isdisjoint(USUAL_SCOPES):
             raise _insufficient(caller, *USUAL_SCOPES)
@@ -87,9 +87,9 @@ class Authentication:
 
 
 def check_operator(operator: Operator, method: str, path: str) -> None:
-    """Raise `Forbidden` where the scopes of an admin key do not cover this request.
+    """Raise `Forbidden` if the scopes of an admin key do not cover this request.
 
-    Every scope reads the metrics; `admin:read` reads everything; `admin` changes it.
+    Every scope may read the metrics; `admin:read` may read everything; `admin` may also change it.
     """
     if AdminScope.ADMIN in operator.scopes or path == METRICS_PATH:
         return
@@ -102,15 +102,16 @@ def check_operator(operator: Operator, method: str, path: str) -> None:
 
 
 def require_scope(caller: Caller, scope: Scope) -> None:
-    """Raise `InsufficientScope` where the key or token may not do this."""
+    """Raise `InsufficientScope` if the key or token lacks this scope."""
     if scope not in caller.scopes:
         raise _insufficient(caller, scope)
 
 
 def challenge_headers(error: GatewayError, settings: Settings, path: str) -> dict[str, str]:
-    """Where and with which scopes a client gets a token that would do; empty without a provider.
+    """Build the header that tells a client where to get a sufficient token, and with which scopes.
 
-    RFC 6750, section 3; RFC 9728, section 5.1; MCP 2026-07-28, authorization.
+    Empty without an identity provider. RFC 6750, section 3; RFC 9728, section 5.1; MCP 2026-07-28,
+    authorization.
     """
     if settings.oidc_issuer is None:
         return {}
@@ -137,7 +138,7 @@ def challenge_headers(error: GatewayError, settings: Settings, path: str) -> dic
 
 
 def scope_names(settings: Settings, scopes: tuple[str, ...]) -> list[str]:
-    """Our scopes as the identity provider calls them."""
+    """Translate the gateway's scopes to the identity provider's names."""
     return [f"{settings.oidc_scope_prefix}{scope}" for scope in scopes]
 
 
@@ -151,7 +152,7 @@ async def _identify(gateway: Gateway, scope: RequestScope) -> Caller | Operator:
 
 
 def _bearer(scope: RequestScope, *, is_strict: bool) -> str:
-    """The one key or token; `is_strict` tells what is malformed from what is missing."""
+    """Read the one key or token; `is_strict` tells a malformed header from a missing one."""
     values, keys = [], []
     for name, value in scope["headers"]:
         if name == b"authorization":
@@ -159,7 +160,7 @@ def _bearer(scope: RequestScope, *, is_strict: bool) -> str:
         elif name == API_KEY_HEADER:
             keys.append(value)
     if len(values) > 1:
-        raise MalformedAuthorization("There are several Authorization headers. Send one.")
+        raise MalformedAuthorization("The request has several Authorization headers. Send one.")
     scheme, _, token = "".join(v.decode("latin-1") for v in values).strip().partition(" ")
     token = token.strip()
     if keys:
@@ -174,16 +175,16 @@ def _bearer(scope: RequestScope, *, is_strict: bool) -> str:
 
 
 def _api_key(values: Sequence[bytes], bearer: str | None) -> str:
-    """The key of an `api-key` header, as clients of Azure's API send it; never a token."""
+    """Read the key of an `api-key` header, as clients of Azure's API send it; never a token."""
     key = values[0].decode("latin-1").strip()
     if len(values) > 1:
-        raise MalformedAuthorization("There are several api-key headers. Send one.")
+        raise MalformedAuthorization("The request has several api-key headers. Send one.")
     if bearer is not None and bearer != key:
         raise MalformedAuthorization(
             "The api-key and Authorization headers differ. Send the key in one of them."
         )
     if not key.startswith(KEY_PREFIX):
-        raise KeyMissing("The api-key header holds no key of this gateway (igw_…).")
+        raise KeyMissing("The api-key header does not contain a key of this gateway (igw_…).")
     return key
 
 
@@ -202,11 +203,11 @@ def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
 
 
 def _check_side(caller: Caller | Operator, route: WebRoute) -> None:
-    """Admin keys open the operators' routes and nothing else; tenants' keys the rest."""
+    """Raise `Forbidden` for a tenant's key on operators' routes, or an admin key elsewhere."""
     for_operators = route.access is Access.OPERATOR
     if for_operators and not isinstance(caller, Operator):
         raise Forbidden("This route needs an admin key (igw_admin_…).")
     if not for_operators and isinstance(caller, Operator):
         raise Forbidden(
-            "An admin key makes no images. Use a tenant's key (igw_live_…, igw_test_…)."
+            "An admin key cannot make images. Use a tenant's key (igw_live_…, igw_test_…)."
         )

@@ -1,4 +1,4 @@
-"""The outermost layer: every request gets an id, a record and its place in the metrics."""
+"""The outermost layer: request id, request record and metrics for every request."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -20,24 +20,24 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[RequestScope, Receive, Send], Awaitable[None]]
 
 UNEXPECTED = InternalError(
-    "The gateway failed in an unexpected way. X-Request-Id names this request in its log."
+    "The gateway failed unexpectedly. Its log has the details under this X-Request-Id."
 )
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 FIRST_REFUSAL = 400
 GENERATION_ID = b"x-gateway-generation-id"
 CLIENT_LEFT = "client_disconnected"
-"""Recorded in place of an error code where a client left before its answer was complete."""
+"""The error code recorded if a client disconnects before its answer is complete."""
 log = structlog.get_logger(__name__)
 
 
 class Instrumentation:
-    """Pure ASGI: sees every answer, whoever gives it."""
+    """Pure ASGI middleware that observes every answer, including those of other middleware."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
-        """Pass the request on and take note of its answer."""
+        """Pass the request on and observe its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,7 +60,7 @@ class Instrumentation:
         request_record.set_current(record)
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:  # top: a defect is logged once, and answered like every other error
+        except Exception:  # top: a defect is logged once, and answered in the usual envelope
             log.exception("unexpected_error", path=find_route(scope["path"]).label)
             if not answered:
                 await send_error(UNEXPECTED, send_with_id)
@@ -79,7 +79,7 @@ class Instrumentation:
 
 
 def _begin(scope: RequestScope) -> tuple[RequestRecord, list[tuple[bytes, bytes]]]:
-    """The request's record, and the headers that every answer to it has."""
+    """Create the request's record, and the headers that every answer to it has."""
     given: dict[bytes, list[bytes]] = {}
     for name, value in scope["headers"]:
         if name in {b"x-request-id", b"traceparent"}:
@@ -110,9 +110,9 @@ async def send_error(
     *,
     content: object = None,
 ) -> None:
-    """Answer with an error in OpenAI's envelope, or as `content` says it.
+    """Answer with an error in OpenAI's envelope, or with `content` instead.
 
-    `more_headers` replace those of its own.
+    `more_headers` replace the error's own.
     """
     note_error(error)
     body = orjson.dumps(envelope(error) if content is None else content)
@@ -132,7 +132,7 @@ def _take_note(record: RequestRecord, status: int, seconds: float, *, is_quiet: 
     record.status, record.milliseconds = status, round(seconds * 1000)
     telemetry.requests_total.labels(record.route, record.method, str(status)).inc()
     telemetry.request_seconds.labels(record.route).observe(seconds)
-    # What needs no key is not recorded: links of images, pages, probes.
+    # Open paths are not recorded: image links, pages, probes.
     if record.sink is None and not is_quiet:
         log.debug(
             "request",

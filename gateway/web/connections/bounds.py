@@ -1,4 +1,4 @@
-"""Bounds on client connections, and how many descriptors the process may spend on them."""
+"""Bounds on client connections, and the budget of file descriptors of the process."""
 
 import sys
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ if sys.platform != "win32":
     import resource
 
 RESERVED_DESCRIPTORS = 128
-"""For listeners, the database, decoders, logs and stored images."""
+"""Descriptors for listeners, the database, decoders, logs and stored images."""
 DESCRIPTORS_PER_CONNECTION = 2
-"""A client's, and one more for its call to a provider or its spooled upload."""
+"""One for the client, and one for its call to a provider or its spooled upload."""
 FEWEST_CONNECTIONS = 16
 MOST_DESCRIPTORS = 65_536
 IPV6_SITE_BITS = 64
-"""One client has at least so many addresses to choose from (RFC 6177), so they count as one."""
+"""A site gets at least a /64 of addresses (RFC 6177), so each prefix counts as one client."""
 
 
 @dataclass(frozen=True)
 class ConnectionBounds:
-    """What one connection may send before its request is understood, and how many there may be."""
+    """Limits per connection before its request is understood, and the number of connections."""
 
     header_bytes: int
     headers: int
@@ -36,7 +36,7 @@ class ConnectionBounds:
 
     @classmethod
     def of(cls, settings: Settings) -> "ConnectionBounds":
-        """The settings' bounds; connections in all stay below the process's descriptors."""
+        """Build the settings' bounds; all connections together stay below the descriptor limit."""
         connections = min(settings.max_connections, connections_within(descriptor_limit()))
         return cls(
             header_bytes=settings.max_header_bytes,
@@ -52,7 +52,7 @@ class ConnectionBounds:
         )
 
     def counted_address(self, host: str | None) -> str | None:
-        """The address to count a connection under; None for a proxy's, and for a Unix socket."""
+        """The address to count a connection under; None for trusted proxies and Unix sockets."""
         try:
             address = ip_address(host or "")
         except ValueError:
@@ -67,7 +67,7 @@ class ConnectionBounds:
 
 
 def connections_within(descriptors: int | None) -> int:
-    """How many connections that many descriptors allow; None: they are not limited."""
+    """Compute the connections that this many descriptors allow; None: not limited."""
     if descriptors is None:
         return sys.maxsize
     return max(
@@ -76,7 +76,7 @@ def connections_within(descriptors: int | None) -> int:
 
 
 def descriptor_limit() -> int | None:
-    """How many descriptors this process may have open; None: not limited."""
+    """The process's limit on open file descriptors; None: not limited."""
     if sys.platform == "win32":
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -84,7 +84,7 @@ def descriptor_limit() -> int | None:
 
 
 def raise_descriptor_limit() -> None:
-    """Take as many descriptors as the system grants: the usual 1024 serve few connections.
+    """Raise the soft descriptor limit to the hard limit: the usual 1024 serve few connections.
 
     The low default is for programs that call select(2), which the gateway does not.
     """

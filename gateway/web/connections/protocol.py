@@ -1,7 +1,7 @@
-"""HTTP/1.1 with bounds, beneath the application: uvicorn's protocol, which has none of its own.
+"""HTTP/1.1 with bounds, beneath the application, on top of uvicorn's unbounded protocol.
 
-What exceeds a bound is refused in OpenAI's envelope where there is somebody to tell, counted in
-`gateway_connections_refused_total`, and its connection is closed.
+A request that exceeds a bound is refused in OpenAI's envelope if a response can still be sent; it
+is counted in `gateway_connections_refused_total`, and its connection is closed.
 """
 
 import asyncio
@@ -15,33 +15,33 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import telemetry
 from gateway.web.connections.bounds import ConnectionBounds
-from gateway.web.connections.refusals import Refusal, Refusals, rendered
+from gateway.web.connections.refusals import ConnectionRefusal, ConnectionRefusals, rendered
 from gateway.web.connections.registry import Registry
 
 PIECE_BYTES = 16_384
-"""The loop hands over sixteen times as much at once; bounds are checked after each piece."""
+"""The loop delivers up to sixteen times as much at once; bounds are checked after each piece."""
 LINGER_SECONDS = 1.0
-"""To close at once, with bytes unread, would reset the connection and lose the refusal."""
+"""Closing at once, with unread bytes, would reset the connection and lose the refusal."""
 BODY_BYTES_PER_FRAMING_BYTE = 4
-"""Beyond the bound on headers, of a chunked body: chunks of 24 bytes on the average."""
+"""Body bytes per framing byte of a chunked body, after the first `header_bytes` of framing."""
 # RFC 9112, section 3.2, with the names that DNS and containers have; one address, or IPv6 in [].
 _HOST = re.compile(rb"(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _WATCHED = frozenset({b"expect", b"host"})
 
 
 class BoundedConfig(uvicorn.Config):
-    """uvicorn's configuration with this protocol; once loaded it has the process's registry."""
+    """uvicorn's configuration with this protocol; `load` adds the process's registry."""
 
     registry: Registry
 
     def __init__(
         self,
-        app: Any,  # noqa: ANN401 - passed on, as the options are, to uvicorn, which knows the types
+        app: Any,  # noqa: ANN401 - passed on to uvicorn, as the options are
         *,
         bounds: ConnectionBounds,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        # No route is a WebSocket's, and its protocol would know none of the bounds.
+        # No route is a WebSocket's, and uvicorn's WebSocket protocol would enforce no bounds.
         super().__init__(app, http=BoundedProtocol, ws="none", log_config=None, **options)
         self._bounds = bounds
 
@@ -52,14 +52,14 @@ class BoundedConfig(uvicorn.Config):
 
 
 class _Exceeded(Exception):
-    """A parser's callback refuses what it was given."""
+    """Raised in a parser callback to refuse its input."""
 
 
-class _Answer(asyncio.Transport):
-    """The transport as one response has it: the head leaves together with the body's first part.
+class _ResponseTransport(asyncio.Transport):
+    """The transport of one response: the head is sent together with the first part of the body.
 
-    That is one system call and one packet less. A head whose body is not at hand leaves alone, at
-    the loop's next turn.
+    That saves a system call and a packet. A head whose body is not ready is sent alone, at the
+    loop's next iteration.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -81,7 +81,7 @@ class _Answer(asyncio.Transport):
             self._transport.writelines((head, data))
 
     def send_head(self) -> None:
-        """Send the head now, if it still waits."""
+        """Send the head now, if it is still pending."""
         head, self._head = self._head, None
         if head is not None and not self._transport.is_closing():
             self._transport.write(head)
@@ -95,16 +95,16 @@ class _Answer(asyncio.Transport):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One client's connection."""
+    """The connection of one client."""
 
     def __init__(self, config: uvicorn.Config, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(config, **options)
         if not isinstance(config, BoundedConfig):
-            raise TypeError("BoundedProtocol needs a BoundedConfig, which has its bounds.")
+            raise TypeError("BoundedProtocol needs a BoundedConfig, which holds its bounds.")
         self._registry = config.registry
         self._bounds = config.registry.bounds
         self._refusals = config.registry.refusals
-        self._problem: Refusal | None = None
+        self._problem: ConnectionRefusal | None = None
         self._is_refused = False
         self._has_deadline = True
         # The head, from its first byte until its headers are complete.
@@ -116,7 +116,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._framing_bytes = 0
         self._taking: asyncio.TimerHandle | None = None
-        self._answer: _Answer | None = None
+        self._answer: _ResponseTransport | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -142,7 +142,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
             self._feed(view[start : start + PIECE_BYTES])
         if self.cycle is not None and self.cycle.response_complete:
-            # No reader slows the rest of this body down: others take their turns in between.
+            # No reader slows down the rest of this body: yield to other connections.
             self.flow.pause_reading()
             self.loop.call_soon(self._go_on_reading)
 
@@ -158,13 +158,15 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # an offer that a server may ignore (RFC 9110, section 7.8)
         except httptools.HttpParserError:
-            self._refuse(self._problem or Refusals.malformed)
+            self._refuse(self._problem or ConnectionRefusals.malformed)
             return
         if self._has_head_begun:
             if had_head_begun or not (was_in_body or self.cycle is not cycle):
                 self._head_bytes += len(piece)
             else:
-                self._head_bytes = 1  # the piece began with another request: unknown how many
+                self._head_bytes = (
+                    1  # the piece began with another request: the share of each is unknown
+                )
             if self._head_bytes > self._bounds.header_bytes:
                 self._refuse(self._refusals.header_bytes)
             elif len(self.headers) > self._bounds.headers:
@@ -178,11 +180,11 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._framing_bytes > allowed:
                 self._refuse(self._refusals.framing)
 
-    # The parser's callbacks. Each costs every request its time.
+    # The parser's callbacks. They run for every request, so they are kept short.
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= self._bounds.pipelined:
-            raise self._exceeded(Refusals.pipelined)
+            raise self._exceeded(ConnectionRefusals.pipelined)
         self._unset_keepalive_if_required()
         self._registry.becomes_busy(self)
         self._has_head_begun = True
@@ -203,25 +205,25 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _watch(self, name: bytes, value: bytes) -> None:
         if self._is_in_body:
-            return  # a trailer: among the headers it could stand in for one of them
+            return  # a trailer: added to the headers, it could replace one of them
         self.headers.append((name, value))
         if name == b"expect":
             self.expect_100_continue |= value.lower() == b"100-continue"
         elif is_host(value):
             self._hosts += 1
         else:
-            raise self._exceeded(Refusals.host)
+            raise self._exceeded(ConnectionRefusals.host)
 
     def on_headers_complete(self) -> None:
         if len(self.headers) > self._bounds.headers:
             raise self._exceeded(self._refusals.headers)
-        # A head in one piece is no longer than that.
+        # A head that came in one piece is at most PIECE_BYTES long.
         if (self._head_bytes or self._bounds.header_bytes < PIECE_BYTES) and sum(
             len(name) + len(value) for name, value in self.headers
         ) > self._bounds.header_bytes:
             raise self._exceeded(self._refusals.header_bytes)
         if self._hosts != 1 and (self._hosts or self.parser.get_http_version() == "1.1"):
-            raise self._exceeded(Refusals.host)
+            raise self._exceeded(ConnectionRefusals.host)
         self._has_head_begun = False
         self._is_in_body = True
         self._body_bytes = self._framing_bytes = 0
@@ -229,7 +231,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._has_deadline = False
             self._registry.came(self)
         super().on_headers_complete()
-        self._answer = self.cycle.transport = _Answer(self.transport, self.loop)
+        self._answer = self.cycle.transport = _ResponseTransport(self.transport, self.loop)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -255,19 +257,21 @@ class BoundedProtocol(HttpToolsProtocol):
         elif not self._has_head_begun:
             self._registry.becomes_idle(self, self.loop.time())
 
-    # Ends.
+    # Closing.
 
     def overdue(self) -> None:
-        """End a connection whose request or whose body's rest did not come in time."""
+        """Close a connection whose request, or the rest of whose body, missed its deadline."""
         self._has_deadline = False
         if self._has_head_begun:
             self._refuse(self._refusals.too_slow)
         else:
-            self._end(Refusals.body_unread if self._is_in_body else Refusals.silent)
+            self._end(
+                ConnectionRefusals.body_unread if self._is_in_body else ConnectionRefusals.silent
+            )
 
     def give_way(self) -> None:
         """Close an idle connection."""
-        self._end(Refusals.gave_way)
+        self._end(ConnectionRefusals.gave_way)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -279,30 +283,30 @@ class BoundedProtocol(HttpToolsProtocol):
             self._taking.cancel()
 
     def _watch_writing(self) -> None:
-        """Give a client that takes its answer slowly its time for each part of it."""
+        """Limit the time that a client takes to read each part of its answer."""
         untaken_bytes = self.transport.get_write_buffer_size()
 
         def check() -> None:
             if self.transport.get_write_buffer_size() < untaken_bytes:
                 self._watch_writing()
                 return
-            telemetry.connections_refused_total.labels(Refusals.not_taken.counted).inc()
+            telemetry.connections_refused_total.labels(ConnectionRefusals.not_taken.counted).inc()
             self.transport.abort()
 
         self._taking = self.loop.call_later(self._bounds.send_seconds, check)
 
-    def _exceeded(self, refusal: Refusal) -> _Exceeded:
-        """What ends the parser's work; it does not tell its caller which exception it was."""
+    def _exceeded(self, refusal: ConnectionRefusal) -> _Exceeded:
+        """Build the exception that stops the parser; the refusal itself is in `_problem`."""
         self._problem = refusal
         return _Exceeded(refusal.counted)
 
-    def _end(self, refusal: Refusal) -> None:
+    def _end(self, refusal: ConnectionRefusal) -> None:
         telemetry.connections_refused_total.labels(refusal.counted).inc()
         self._is_refused = True
         self.transport.close()
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Say why, and close; behind answers that are under way nothing is said."""
+    def _refuse(self, refusal: ConnectionRefusal) -> None:
+        """Send the refusal and close; if answers are in progress, close without a message."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not self._is_in_body:
@@ -311,7 +315,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if cycle.response_started or len(self.pipeline) > 0:
                 self._end(refusal)
                 return
-            cycle.disconnected = True  # its own body is at fault: nothing else will answer it
+            cycle.disconnected = True  # its own body is at fault, so no other answer will follow
             cycle.message_event.set()
         if refusal.error is None or not self._registry.may_linger():
             self._end(refusal)
@@ -326,14 +330,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write(b"".join([head, *common, b"\r\n", body]))
         self._linger()
 
-    def _finish_answers(self, refusal: Refusal) -> None:
+    def _finish_answers(self, refusal: ConnectionRefusal) -> None:
         telemetry.connections_refused_total.labels(refusal.counted).inc()
         self._is_refused = True
         self.cycle.keep_alive = False
         self.flow.pause_reading()
 
     def _linger(self) -> None:
-        """End our side, and leave the client a moment to end its own."""
+        """Close the sending side, and give the client time to close its own."""
         if not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -349,5 +353,5 @@ class BoundedProtocol(HttpToolsProtocol):
 
 @lru_cache(maxsize=1024)
 def is_host(value: bytes) -> bool:
-    """Whether a Host header is a name or an address, with a port or without."""
+    """Return True if a Host header is a name or an address, with or without a port."""
     return _HOST.fullmatch(value.strip()) is not None

@@ -1,4 +1,4 @@
-"""Refusals that are given before a request is understood, rendered once."""
+"""Refusals sent before a request is parsed, rendered once."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +20,8 @@ from gateway.web.connections.bounds import ConnectionBounds
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why a connection is ended, as its metric calls it; the error is None where nothing is said.
+class ConnectionRefusal:
+    """A reason to close a connection; `error` is None if it is closed without a message.
 
     `counted` is a label of `gateway_connections_refused_total`.
     """
@@ -30,85 +30,85 @@ class Refusal:
     error: GatewayError | None = None
 
 
-class Refusals:
-    """Every reason to end a connection."""
+class ConnectionRefusals:
+    """All reasons to close a connection."""
 
-    silent = Refusal("silent")
-    """No request was begun."""
-    gave_way = Refusal("idle")
-    """It was idle, and others needed its place."""
-    body_unread = Refusal("body")
-    """Its request was answered, and its body still goes on."""
-    not_taken = Refusal("answer")
-    """It takes nothing of its answer."""
-    pipelined = Refusal("pipelined")
-    malformed = Refusal(
+    silent = ConnectionRefusal("silent")
+    """The client began no request in time."""
+    gave_way = ConnectionRefusal("idle")
+    """The connection was idle, and new connections needed its slot."""
+    body_unread = ConnectionRefusal("body")
+    """The request was answered, but its body did not end in time."""
+    not_taken = ConnectionRefusal("answer")
+    """The client does not read its answer."""
+    pipelined = ConnectionRefusal("pipelined")
+    malformed = ConnectionRefusal(
         "malformed",
-        InvalidRequest("This is not an HTTP/1.1 request that can be read.", code="invalid_http"),
+        InvalidRequest("This is not a valid HTTP/1.1 request.", code="invalid_http"),
     )
-    host = Refusal(
+    host = ConnectionRefusal(
         "host",
         InvalidRequest(
-            "The Host header must be given once, as the name or address of the gateway and, where "
+            "The Host header must be sent once, as the name or address of the gateway and, if "
             "it is not the usual one, its port: images.example.com:8000.",
             code="invalid_host",
         ),
     )
 
     def __init__(self, bounds: ConnectionBounds) -> None:
-        self.header_bytes = Refusal(
+        self.header_bytes = ConnectionRefusal(
             "header_bytes",
             HeadersTooLarge(
                 f"The request's headers are longer than {bounds.header_bytes} bytes. Send fewer or "
-                "shorter ones."
+                "shorter headers."
             ),
         )
-        self.headers = Refusal(
+        self.headers = ConnectionRefusal(
             "headers",
             HeadersTooLarge(
-                f"The request has more than {bounds.headers} header lines. Send fewer."
+                f"The request has more than {bounds.headers} header lines. Send fewer headers."
             ),
         )
-        self.framing = Refusal(
+        self.framing = ConnectionRefusal(
             "framing",
             HeadersTooLarge(
-                "The request's body comes in chunks that are too small, or with too much between "
-                "and after them. Send larger chunks, or a Content-Length, and no trailers."
+                "The request's body comes in chunks that are too small, or with too much data "
+                "between or after them. Send larger chunks, or a Content-Length, and no trailers."
             ),
         )
-        self.url = Refusal(
+        self.url = ConnectionRefusal(
             "url",
             UrlTooLong(
                 f"The request's URL is longer than {bounds.url_bytes} bytes. Shorten its query."
             ),
         )
-        self.too_slow = Refusal(
+        self.too_slow = ConnectionRefusal(
             "slow",
             RequestTooSlow(
                 f"The request's headers took longer than {bounds.header_seconds:g} seconds. "
                 "Try again."
             ),
         )
-        self.connections = Refusal(
+        self.connections = ConnectionRefusal(
             "connections",
             Unavailable(
                 f"All {bounds.connections} connections of this process are in use. Try again.",
                 retry_after_seconds=1,
             ),
         )
-        self.address = Refusal(
+        self.address = ConnectionRefusal(
             "address",
             Unavailable(
-                f"This address has {bounds.per_address} connections open already, the most that "
-                "one may have. Use those, or close some.",
+                f"This address has {bounds.per_address} open connections already, the most allowed "
+                "per address. Reuse them, or close some.",
                 retry_after_seconds=1,
             ),
         )
 
 
-@cache  # there are few, and each may be needed thousands of times a second
+@cache  # there are few, and each may be sent thousands of times per second
 def rendered(error: GatewayError) -> tuple[bytes, bytes]:
-    """Status line and headers, all but those that every answer has; and the body."""
+    """Render the status line with all headers but the common ones, and the body."""
     body = orjson.dumps(envelope(error))
     headers = {
         "content-type": "application/json",

@@ -1,4 +1,4 @@
-"""The open connections of one process: how many, of whom, which are idle, which are late."""
+"""The open connections of one process: count, per-address counts, idle and overdue ones."""
 
 import asyncio
 from collections import Counter
@@ -6,34 +6,34 @@ from typing import Protocol
 
 from gateway import telemetry
 from gateway.web.connections.bounds import ConnectionBounds
-from gateway.web.connections.refusals import Refusal, Refusals
+from gateway.web.connections.refusals import ConnectionRefusal, ConnectionRefusals
 
 GIVES_WAY_AFTER_SECONDS = 0.25
-"""A connection that became idle just now may have its next request on the way."""
+"""Shortest idle time before a connection is closed: its next request may be on the way."""
 FEWEST_LINGERING = 16
 CONNECTIONS_PER_LINGERING_ONE = 8
 
 
 class Connection(Protocol):
-    """What the registry asks of a connection."""
+    """The registry's view of a connection."""
 
     def overdue(self) -> None:
-        """Its time is over."""
+        """Close the connection: its deadline has passed."""
 
     def give_way(self) -> None:
-        """Others need its place."""
+        """Close the connection: new ones need its slot."""
 
 
 class Registry:
-    """Admits connections up to the bounds; the longest idle ones give way to new ones.
+    """Admits connections up to the bounds; new ones replace the longest idle ones.
 
-    Idle connections and deadlines are kept in the order of time, so that the oldest is the first
-    and one timer does for all.
+    Idle connections and deadlines are kept in time order, so that the oldest is first and one timer
+    serves all.
     """
 
     def __init__(self, bounds: ConnectionBounds) -> None:
         self.bounds = bounds
-        self.refusals = Refusals(bounds)
+        self.refusals = ConnectionRefusals(bounds)
         self.lingering = 0
         self._admitted: dict[Connection, str | None] = {}
         self._by_address: Counter[str] = Counter()
@@ -41,8 +41,10 @@ class Registry:
         self._deadlines: dict[Connection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def admit(self, connection: Connection, host: str | None, now: float) -> Refusal | None:
-        """Take in a new connection, or say why not; `now` is the loop's time."""
+    def admit(
+        self, connection: Connection, host: str | None, now: float
+    ) -> ConnectionRefusal | None:
+        """Register a new connection, or return the refusal; `now` is the loop's time."""
         address = self.bounds.counted_address(host)
         if address is not None and self._by_address[address] >= self.bounds.per_address:
             return self.refusals.address
@@ -57,7 +59,7 @@ class Registry:
         return None
 
     def leave(self, connection: Connection) -> None:
-        """Forget a connection, admitted or not."""
+        """Remove a connection, admitted or not."""
         self._idle.pop(connection, None)
         self._deadlines.pop(connection, None)
         if connection not in self._admitted:
@@ -70,17 +72,17 @@ class Registry:
                 del self._by_address[address]
 
     def becomes_idle(self, connection: Connection, now: float) -> None:
-        """Take note that no request is under way; beyond the bound the longest idle one ends."""
+        """Mark a connection idle; beyond the bound on idle ones, the longest idle one is closed."""
         self._idle[connection] = now
         if len(self._idle) > self.bounds.idle:
             self._make_room(now)
 
     def becomes_busy(self, connection: Connection) -> None:
-        """Take note that a request has begun."""
+        """Mark a connection busy: a request has begun."""
         self._idle.pop(connection, None)
 
     def expect(self, connection: Connection, now: float) -> None:
-        """Give a connection its time from now, unless it runs already."""
+        """Start a connection's deadline now, unless it is running already."""
         if connection in self._deadlines:
             return
         due = self._deadlines[connection] = now + self.bounds.header_seconds
@@ -88,19 +90,19 @@ class Registry:
             self._timer = asyncio.get_running_loop().call_at(due, self._end_late_ones)
 
     def may_linger(self) -> bool:
-        """Tell whether one more connection may stay open until its client has read a refusal.
+        """Return True if one more connection may stay open until its client has read a refusal.
 
-        They are beyond the bound on connections, and hold descriptors.
+        Lingering connections come on top of the bound on connections, and hold descriptors.
         """
         most = max(FEWEST_LINGERING, self.bounds.connections // CONNECTIONS_PER_LINGERING_ONE)
         return self.lingering < most
 
     def came(self, connection: Connection) -> None:
-        """Take note that what was expected of a connection is there."""
+        """Cancel a connection's deadline: the expected data has arrived."""
         self._deadlines.pop(connection, None)
 
     def _make_room(self, now: float) -> bool:
-        """End the longest idle connection, if it has been idle for long enough."""
+        """Close the longest idle connection, if it has been idle for long enough."""
         connection, since = next(iter(self._idle.items()), (None, 0.0))
         if connection is None or now - since < GIVES_WAY_AFTER_SECONDS:
             return False
