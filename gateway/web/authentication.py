@@ -1,7 +1,7 @@
 """Authentication: a bearer key or token becomes a Caller (or Operator) in the request's state.
 
-Pure ASGI around both fronts, so that every route and mount requires it; the open paths are listed
-here. With an identity provider, refusals carry the challenges of RFC 6750 and RFC 9728.
+Pure ASGI around both fronts, so that every route and mount requires it; `web.routes` lists the open
+paths. With an identity provider, refusals carry the challenges of RFC 6750 and RFC 9728.
 """
 
 import re

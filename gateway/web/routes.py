@@ -1,6 +1,6 @@
-"""The routes, each written down once: who may ask, its label, and what admission it needs.
+"""The table of routes: for each, the required key, the label, and the kind of admission.
 
-Fronts define what a route does; this table is what the layers around them need to know of it.
+The fronts implement the routes; the layers around them read this table.
 """
 
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from enum import Enum, auto
 
 MCP_PATH = "/mcp"
 SSE_PATH, SSE_MESSAGES_PATH = "/sse", "/sse/messages"
-"""The MCP transport of 2024, where the operator has switched it on."""
+"""The HTTP+SSE transport of 2024-11-05, if the operator has enabled it."""
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 METRICS_PATH = "/metrics"
 
 
 class Access(Enum):
-    """Whose key a route needs."""
+    """The kind of key that a route needs."""
 
     OPEN = auto()
     TENANT = auto()
@@ -22,13 +22,13 @@ class Access(Enum):
 
 
 class Admitted(Enum):
-    """How a tenant's request is admitted under load."""
+    """The admission of a tenant's request under load."""
 
     ORDINARY = auto()
     PURCHASE = auto()
-    """Refused at once while no further generation could start."""
+    """Refused at once while no further generation can start."""
     UPLOAD = auto()
-    """A purchase whose body takes its time: admitted in the pipeline, once the body is there."""
+    """A purchase with a slow body: admitted in the pipeline, once the body is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,17 @@ class WebRoute:
     access: Access = Access.TENANT
     admission: Admitted = Admitted.ORDINARY
     may_show_secret: bool = False
-    """No cache may keep an answer, by whichever layer it was made."""
+    """Answers get `Cache-Control: no-store`, from whichever layer they come."""
     is_quiet: bool = False
-    """Requests are not logged: probes, and the scraping of metrics."""
+    """Requests are not logged: probes and metrics."""
     is_mcp: bool = False
     """The scopes of MCP apply."""
     speaks_json_rpc: bool = False
-    """Clients expect errors as JSON-RPC."""
+    """Errors are answered as JSON-RPC."""
 
     @property
     def label(self) -> str:
-        """The value in metrics and logs, from a closed set: clients must not add to it."""
+        """The value in metrics and logs, from a closed set, so that clients cannot add to it."""
         return self.path + "{id}" if self.path.endswith("/") else self.path
 
 
@@ -95,7 +95,7 @@ ROUTES = (
 )
 WELCOME = WebRoute("/", Access.OPEN)
 OTHER = WebRoute("other")
-"""Every path that is not listed: it needs a tenant's key, and is then not found."""
+"""All unlisted paths: they need a tenant's key, and are answered with 404."""
 _BY_PATH = {route.path: route for route in (*ROUTES, WELCOME)}
 _PREFIXES = sorted(
     (route for route in ROUTES if route.path.endswith("/")), key=lambda r: -len(r.path)
@@ -103,7 +103,7 @@ _PREFIXES = sorted(
 
 
 def find_route(path: str) -> WebRoute:
-    """The route of a request's path."""
+    """Find the route of a request's path."""
     found = _BY_PATH.get(path)
     if found is not None:
         return found
