@@ -164,7 +164,7 @@ def test_a_budget_of_the_house_is_set_listed_and_removed(running: RunningGateway
         "remaining_usd": "700.000000000",
         "raise": {"limit_usd": "700.00", "until": end.isoformat()},
     }
-    assert "without limit" in empty.out
+    assert "not limited" in empty.out
 
 
 @pytest.mark.parametrize(
