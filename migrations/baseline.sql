@@ -170,7 +170,7 @@ CREATE TABLE price (
             per_image_nano) <= 10000000000000)
 );
 
--- How much an owner may spend a period. Without tenant_id: the operator's, over all tenants.
+-- Money limits of owners per period. Without tenant_id: the operator's, over all tenants.
 CREATE TABLE budget (
     id bigint GENERATED ALWAYS AS IDENTITY,
     tenant_id uuid,
@@ -212,7 +212,7 @@ CREATE TABLE budget (
     FOREIGN KEY (tenant_id) REFERENCES tenant (id) ON DELETE RESTRICT
 );
 
--- What is spent and held in one period of a budget; updated with each call, so its pages
+-- The spent and held amounts of one period of a budget; updated with each call, so its pages
 -- keep room for new row versions (HOT updates).
 CREATE TABLE budget_period (
     id bigint GENERATED ALWAYS AS IDENTITY,
@@ -271,7 +271,7 @@ CREATE TABLE rate_limit (
 -- Money: reservations, the ledger, and what was paid for
 -- ------------------------------------------------------------------------------------------------
 
--- One paid call: what it holds, and how it ended. `periods` are the rows of budget_period
+-- One paid call: the held amount and the outcome. `periods` are the rows of budget_period
 -- that it counts in.
 CREATE TABLE reservation (
     id uuid NOT NULL,
@@ -323,7 +323,7 @@ CREATE INDEX reservation_served ON reservation (served_model, operation, livemod
     WHERE state = 'posted' AND served_quality IS NOT NULL AND served_size IS NOT NULL;
 CREATE INDEX reservation_tenant ON reservation (tenant_id, admitted_at);
 
--- Immutable postings. Line 0 of a reservation is its hold, the last one how it ended.
+-- Immutable postings. Line 0 of a reservation is its hold, the last one its outcome.
 CREATE TABLE ledger (
     reservation_id uuid NOT NULL,
     seq smallint NOT NULL,
@@ -377,7 +377,7 @@ CREATE INDEX image_reservation ON image (reservation_id);
 CREATE INDEX image_user_history ON image (tenant_id, user_id, livemode, created_at, id)
     WHERE deleted_at IS NULL AND user_id IS NOT NULL;
 
--- Paid images that the store did not take yet, sealed. Compression of ciphertext is futile.
+-- Paid images that the store has not taken yet, sealed. Compression of ciphertext is futile.
 CREATE TABLE image_spool (
     image_id text NOT NULL,
     tenant_id uuid NOT NULL,
@@ -413,7 +413,7 @@ CREATE TABLE image_cleanup (
 -- Events and webhooks
 -- ------------------------------------------------------------------------------------------------
 
--- What happened, for webhooks.
+-- Events for webhooks.
 CREATE TABLE event (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     tenant_id uuid,
@@ -430,7 +430,7 @@ CREATE TABLE event (
 CREATE INDEX event_announced ON event (announced_at) WHERE announced_at IS NOT NULL;
 CREATE INDEX event_waiting ON event (created_at) WHERE announced_at IS NULL;
 
--- Where events are sent. Without tenant_id: the operator's.
+-- Receivers of events. Without tenant_id: the operator's.
 CREATE TABLE webhook_endpoint (
     id uuid NOT NULL,
     tenant_id uuid,
@@ -503,7 +503,7 @@ CREATE INDEX webhook_delivery_old ON webhook_delivery (finished_at) WHERE status
 -- Records: the audit trail, the request log, periodic work
 -- ------------------------------------------------------------------------------------------------
 
--- Who changed what. Append-only.
+-- The audit trail. Append-only.
 CREATE TABLE audit (
     id uuid NOT NULL,
     at timestamptz DEFAULT clock_timestamp() NOT NULL,
@@ -521,7 +521,7 @@ CREATE TABLE audit (
 CREATE INDEX audit_at ON audit (at, id);
 CREATE INDEX audit_tenant ON audit (tenant_id, at, id);
 
--- One row a request, in a partition a day.
+-- One row per request, in a partition per day.
 CREATE TABLE request_log (
     at timestamptz NOT NULL,
     id text NOT NULL,
@@ -559,7 +559,7 @@ CREATE INDEX request_log_client_request_id ON request_log (client_request_id)
 CREATE INDEX request_log_generation ON request_log (generation_id) WHERE generation_id IS NOT NULL;
 CREATE INDEX request_log_tenant ON request_log (tenant_id, livemode, at, id);
 
--- Periodic work and when it is due next.
+-- Periodic work and its next due time.
 CREATE TABLE sweep (
     name text NOT NULL,
     due_at timestamptz DEFAULT now() NOT NULL,
@@ -572,7 +572,7 @@ CREATE TABLE sweep (
 -- The serving role: owns nothing, sees one tenant's rows at a time, and never writes money itself
 -- ------------------------------------------------------------------------------------------------
 
--- Roles belong to the whole server, so another database's migration may have made it already.
+-- Roles belong to the whole server, so another database's migration may have created it already.
 DO $$ BEGIN
     CREATE ROLE image_gateway_app NOLOGIN;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
@@ -583,7 +583,7 @@ GRANT image_gateway_app TO CURRENT_USER;
 GRANT USAGE ON SCHEMA public TO image_gateway_app;
 
 -- Row-level security, for the owner too: a transaction sees the rows of the tenant that it set,
--- all rows as the operator, and nothing where it set neither. The money functions run as the
+-- all rows as the operator, and nothing if it set neither. The money functions run as the
 -- owner, for many tenants in one commit.
 DO $$
 DECLARE
@@ -605,7 +605,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- No UPDATE, DELETE or TRUNCATE on money: its functions alone write it.
+-- No UPDATE, DELETE or TRUNCATE on money: only its functions write it.
 GRANT SELECT, INSERT, UPDATE (name, status, time_zone, continuity, stores_prompts,
     image_retention_seconds, max_image_bytes, deleted_at) ON tenant TO image_gateway_app;
 GRANT SELECT, INSERT, UPDATE (name, status, deleted_at) ON tenant_user TO image_gateway_app;

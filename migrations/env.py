@@ -1,6 +1,6 @@
-"""Alembic's entry: on the connection that `gateway.db.migrate` hands over, or from a shell.
+"""Alembic's entry point: on the connection of `gateway.db.migrate`, or from a shell.
 
-From a shell (`alembic upgrade head`) it finds the database as the gateway does, by its settings.
+From a shell (`alembic upgrade head`) it finds the database by the gateway's settings.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ PARTITION = re.compile(r"request_log_[0-9]{8}")
 
 
 def main() -> None:
-    """Run the command's migrations."""
+    """Run the migrations of Alembic's command."""
     handed_over: Connection | None = context.config.attributes.get("connection")
     if handed_over is not None:
         run(handed_over)
@@ -49,7 +49,7 @@ def run(connection: Connection) -> None:
 
 
 async def run_from_a_shell() -> None:
-    """Connect to the settings' database, or to the embedded one of the data directory."""
+    """Connect to the configured database, or to the embedded one of the data directory."""
     settings = load_settings()
     embedded = None
     owner = settings.migration_database_url or settings.database_url
@@ -70,7 +70,7 @@ async def run_from_a_shell() -> None:
 
 
 def run_command(connection: Connection) -> None:
-    """Do as `gateway migrate` does where the command is an upgrade."""
+    """Run an Alembic command; an upgrade does the same as `gateway migrate`."""
     options = context.config.cmd_opts
     is_upgrade = options is not None and options.cmd[0].__name__ == "upgrade"
     if is_upgrade:
@@ -81,14 +81,14 @@ def run_command(connection: Connection) -> None:
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
-    """Leave out the request log's partitions, which come and go with the days."""
+    """Exclude the request log's partitions, which are created and dropped daily."""
     return kind != "table" or name is None or PARTITION.fullmatch(name) is None
 
 
 def name_revision(
     _context: MigrationContext, _revision: object, directives: Iterable[MigrationScript]
 ) -> None:
-    """Name a new revision by its day and its message."""
+    """Name a new revision by its date and message."""
     for directive in directives:
         words = re.sub(r"\W+", "_", directive.message or "").strip("_").lower()
         directive.rev_id = f"{datetime.now(UTC):%Y_%m_%d}_{words}"[:MAX_REVISION_CHARACTERS]

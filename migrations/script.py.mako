@@ -8,6 +8,6 @@ down_revision = ${repr(down_revision)}
 
 
 def upgrade() -> None:
-    """Compatible with the release before it."""
+    """Upgrade the schema, compatibly with the previous release."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     ${upgrades if upgrades else "raise NotImplementedError"}

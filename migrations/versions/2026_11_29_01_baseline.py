@@ -1,4 +1,4 @@
-"""The first schema, from `baseline.sql`; or, of a database that has it already, what is new."""
+"""The first schema, from `baseline.sql`, or the additions to a database that has it already."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ down_revision = None
 
 BASELINE = Path(__file__).resolve().parents[1] / "baseline.sql"
 
-# `locked_period`: a budget's period as `reserve` has locked it, with what is left of the limit in
-# force. NULL: a shard that has no part of it.
+# `locked_period`: a budget's period as locked by `reserve`, with the available amount of the limit
+# in force. NULL: a shard without a part of the limit.
 NEW = """
 CREATE TABLE applied_sql (
     file text PRIMARY KEY,
@@ -33,7 +33,7 @@ CREATE TYPE locked_period AS (
 );
 """
 
-# Functions that no release calls any more, and checks that were added without reading the tables.
+# Functions that no release calls any more, and constraints that were added as NOT VALID.
 ADOPT = """
 DROP FUNCTION IF EXISTS reserve(jsonb, uuid);
 DROP FUNCTION IF EXISTS find_api_key(bytea);
@@ -45,7 +45,7 @@ ALTER TABLE ledger VALIDATE CONSTRAINT ledger_amount;
 
 
 def upgrade() -> None:
-    """Create the schema, or complete the one that the last development version has made."""
+    """Create the schema, or complete that of the last development version."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     connection = op.get_bind()
     is_adopted = sa.inspect(connection).has_table("reservation")

@@ -1,14 +1,14 @@
 -- Budget events: thresholds that are reached, written in the commit that spends, and refusals.
 --
--- A period remembers the highest threshold that it told of, and of which limit. A higher limit
--- starts anew, so that a raised budget tells of 80 % once more.
+-- A period records the highest threshold that it announced, and for which limit. A higher limit
+-- starts again, so that a raised budget announces 80 % once more.
 
 -- Nano-dollars as dollars with nine decimals.
 CREATE OR REPLACE FUNCTION usd(p_nano bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT (p_nano / 1000000000)::text || '.' || lpad((p_nano % 1000000000)::text, 9, '0')
 $$;
 
--- A moment as RFC 3339 in UTC; NULL for an infinite one.
+-- A timestamp as RFC 3339 in UTC; NULL if it is infinite.
 CREATE OR REPLACE FUNCTION instant(p_at timestamptz) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN isfinite(p_at)
         THEN to_char(p_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') END
@@ -34,9 +34,9 @@ CREATE OR REPLACE FUNCTION note_budget_event(
         ELSE jsonb_build_object('threshold_percent', p_percent) END)
 $$;
 
--- Write an event for each threshold that the spending of a period has reached since the last one.
+-- Write an event for each threshold newly reached by the spending of a period.
 --
--- Returns the period with the thresholds noted; the caller writes it.
+-- Returns the period with the thresholds recorded; the caller writes it.
 CREATE OR REPLACE FUNCTION alert_reached(
     p_period budget_period, p_spent bigint, p_held bigint, p_at timestamptz
 ) RETURNS budget_period LANGUAGE plpgsql AS $$
@@ -54,7 +54,7 @@ BEGIN
         p_period.alerted_percent := 0;
     END IF;
     FOR v_percent IN SELECT u.percent FROM unnest(b.alert_percents) AS u(percent) ORDER BY 1 LOOP
-        -- The largest limit times 100 does not fit into a bigint, so whole and rest apart.
+        -- The largest limit times 100 does not fit into a bigint, so quotient and rest separately.
         IF v_percent > p_period.alerted_percent
             AND p_spent >= v_limit / 100 * v_percent + (v_limit % 100 * v_percent + 99) / 100
         THEN

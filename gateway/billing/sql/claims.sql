@@ -1,6 +1,6 @@
--- Idempotency keys: a key is claimed by the reservation that was made with it.
+-- Idempotency: a key is claimed by the reservation that was made with it.
 
--- Whether a key has been claimed by this tenant and user, in this mode, for this operation.
+-- Tell if a key has been claimed by this tenant and user, in this mode, for this operation.
 CREATE OR REPLACE FUNCTION is_claimed(
     p_tenant_id uuid, p_user_id uuid, p_livemode boolean, p_operation text, p_key text
 ) RETURNS boolean LANGUAGE sql STABLE AS $$
@@ -12,7 +12,7 @@ CREATE OR REPLACE FUNCTION is_claimed(
 $$;
 
 -- Look up a batch of keys at once, given as JSON objects with a number each; returns the numbers
--- of those that are claimed. Locks nothing.
+-- of claimed ones. Takes no locks.
 CREATE OR REPLACE FUNCTION claims_made(p_claims jsonb) RETURNS SETOF int
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -24,9 +24,9 @@ BEGIN
     WHERE is_claimed(c.tenant_id, c.user_id, c.livemode, c.operation, c.key);
 END $$;
 
--- Forget keys, with their hashes and answers, of calls that ended and are older than p_seconds.
+-- Delete keys, with their hashes and answers, of calls that ended and are older than p_seconds.
 --
--- At most p_most of them; returns how many. Skips rows that are locked.
+-- At most p_most of them; returns their number. Skips locked rows.
 CREATE OR REPLACE FUNCTION forget_idempotency_keys(p_seconds int, p_most int) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE

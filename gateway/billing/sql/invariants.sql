@@ -1,4 +1,4 @@
--- What must always hold between budgets, reservations and the ledger: a row for each breach.
+-- Invariants of budgets, reservations and the ledger: one row for each breach.
 --
 -- `what` names the invariant (docs/money.md), `id` the budget period or the reservation. Runs with
 -- the rights of the role that reads it.

@@ -1,10 +1,10 @@
--- Budgets and their periods: which budgets bind a request, and which period is current.
+-- Budgets and their periods: the budgets that apply to a request, and their current periods.
 --
--- A period is a row of budget_period: the bounds of one day, week, month or total, and what was
--- spent and is held in it. A tenant's budget has one row a period. The operator's budget over all
+-- A period is a row of budget_period: the bounds of one day, week, month or total, and the amounts
+-- spent and held in it. A tenant's budget has one row per period. The operator's budget over all
 -- tenants has eight, its shards, so that gateways do not queue for one row.
 
--- The limit in force at a moment: a raise counts until it ends. In nano-dollars.
+-- The limit in force at a moment; a raise applies until it ends. In nano-dollars.
 CREATE OR REPLACE FUNCTION limit_at(p_budget budget, p_at timestamptz) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN p_budget.raised_until > p_at
@@ -39,8 +39,8 @@ BEGIN
     END IF;
 END $$;
 
--- The ids of every budget that binds a caller: the tenant's, the user's, the key's, and the
--- operator's where the operator's own credential pays.
+-- The ids of every budget that applies to a caller: the tenant's, the user's, the key's, and the
+-- operator's if the house credential is used.
 CREATE OR REPLACE FUNCTION applying_budgets(
     p_tenant_id uuid, p_api_key_id uuid, p_user_id uuid, p_livemode boolean, p_credential text
 ) RETURNS bigint[] LANGUAGE plpgsql STABLE AS $$
@@ -60,10 +60,10 @@ BEGIN
     RETURN v_ids;
 END $$;
 
--- The ids of a budget's rows at a moment; makes them where there are none yet.
+-- The ids of a budget's rows at a moment; creates them if there are none.
 --
 -- p_shard picks one shard of the operator's budget, NULL all of them. Takes no locks on rows that
--- exist; a row that two sessions make at once is made by one of them.
+-- exist; if two sessions create a row at once, one of them succeeds.
 CREATE OR REPLACE FUNCTION current_periods(p_budget bigint, p_at timestamptz, p_shard int)
 RETURNS bigint[] LANGUAGE plpgsql
 SET search_path = pg_catalog, public, pg_temp
@@ -106,9 +106,9 @@ BEGIN
     RAISE EXCEPTION 'budget % has no period at %', p_budget, p_at;
 END $$;
 
--- What the shards of the operator's budget were allotted is void from now on, and is divided anew
--- by the next request that finds its shard short: after a change of enforcement, and after a call
--- that cost more than it had reserved.
+-- Invalidate the allotments of an operator's budget, after a change of enforcement and after a call
+-- that cost more than it had reserved. The next request that finds its shard short divides the limit
+-- again.
 CREATE OR REPLACE FUNCTION begin_division() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_TABLE_NAME = 'budget' THEN

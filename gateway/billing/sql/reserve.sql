@@ -1,14 +1,14 @@
--- Reserve: hold the quotes of a batch of requests on every budget that binds them, in one commit.
+-- Reserve the quotes of a batch of requests on every budget that applies to them, in one commit.
 --
--- A request is held on all of its budgets or on none. The steps: find the budgets of all callers
--- and their current periods, lock these, decide on each request in turn, write what was decided.
+-- A quote is reserved on all budgets of its request or on none. The steps: find the budgets of all
+-- callers and their current periods, lock them, decide on each request in turn, write the decisions.
 
 -- The shard of the operator's budgets that a gateway uses, 0 to 7.
 CREATE OR REPLACE FUNCTION shard_of(p_instance uuid) RETURNS int LANGUAGE sql IMMUTABLE AS $$
     SELECT ('x' || right(p_instance::text, 7))::bit(28)::int % 8
 $$;
 
--- Find and lock the current periods of every budget that binds one of the requests.
+-- Find and lock the current periods of every budget that applies to one of the requests.
 --
 -- p_shard is the one shard to take of each of the operator's budgets; NULL takes them all, and
 -- then the first of each stands for them all. Returns the periods as they are locked.
@@ -40,7 +40,7 @@ BEGIN
                 WHEN l.tenant_id IS NOT NULL THEN l.limit_nano - l.used_nano
                 WHEN p_shard IS NULL THEN
                     l.limit_nano - sum(l.used_nano) OVER (PARTITION BY l.budget_id)
-                -- What a shard was allotted counts only of the limit that is in force.
+                -- An allotment is valid only for the limit that is in force.
                 WHEN l.allotted_of_nano = l.limit_nano AND l.allotted_division = b.division
                     THEN l.allotted_nano - l.used_nano
             END,
@@ -57,8 +57,8 @@ BEGIN
     );
 END $$;
 
--- Write what was held to the periods. Where all shards are locked, divide what is left of the
--- operator's budgets among them, equally.
+-- Write the held amounts to the periods. If all shards are locked, divide the remainder of the
+-- operator's budgets equally among them.
 CREATE OR REPLACE FUNCTION write_held(p_periods locked_period[], p_whole boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -83,14 +83,14 @@ BEGIN
             allotted_nano = CASE WHEN p.available_nano >= 0 THEN bp.spent_nano + bp.held_nano
                 + p.available_nano / 8
                 + CASE WHEN bp.id = p.id THEN p.available_nano % 8 ELSE 0 END END,
-            -- While more than the limit is used, no shard by itself can know what is left.
+            -- While more than the limit is used, no single shard can know the remainder.
             allotted_of_nano = CASE WHEN p.available_nano >= 0 THEN p.limit_nano END,
             allotted_division = p.division
         WHERE bp.id = ANY (v_ids) AND bp.budget_id = p.budget_id;
     END LOOP;
 END $$;
 
--- Write the first refusal by a budget in its period, and the event that tells of it.
+-- Record the first refusal by a budget in its period, and its event.
 CREATE OR REPLACE FUNCTION note_exceeded(p_period locked_period) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -108,7 +108,7 @@ BEGIN
         'budget.exceeded', b, p, v_spent, v_held, p_period.limit_nano, NULL);
 END $$;
 
--- Describe a budget that is short, as reserve answers it.
+-- Describe a short budget in the result of reserve.
 CREATE OR REPLACE FUNCTION describe_short(
     p_period locked_period, OUT budget bigint, OUT owner text, OUT window_name text,
     OUT budget_limit bigint, OUT available bigint, OUT resets_at timestamptz
@@ -124,14 +124,14 @@ $$;
 -- Input: p_requests, JSON objects with id, tenant_id, api_key_id, user_id, livemode, operation,
 -- requested_model, served_model, provider, credential, price_id, amount_nano (the quote),
 -- ttl_seconds, terms, and of a keyed request idempotency_key and request_hash; p_instance, the
--- gateway that asks; p_whole, whether to decide over all shards of the operator's budgets.
+-- calling gateway; p_whole, true to decide over all shards of the operator's budgets.
 --
--- Output: one row a request. `outcome` is one of
---   held             it is reserved
---   budget_exceeded  nothing is held; the further columns describe the budget that is short
---   claimed          its idempotency key was claimed before; nothing is held
---   whole            this gateway's shard is short, so that all must decide: ask with p_whole
---   again            a budget was made between the look-up and the locks: ask again
+-- Output: one row per request. `outcome` is one of
+--   held             the quote is reserved
+--   budget_exceeded  nothing is reserved; the further columns describe the short budget
+--   claimed          its idempotency key was claimed before; nothing is reserved
+--   whole            this gateway's shard is short and all must decide: call with p_whole
+--   again            a budget was created between the look-up and the locks: call again
 --
 -- Locks: as lock_periods; then, for keyed requests, the entry of the unique index
 -- reservation_claim, in the order of p_requests, which the caller sorts.
@@ -166,8 +166,8 @@ BEGIN
     LOOP
         SELECT q.id, NULL, NULL, NULL, NULL, NULL, NULL
         INTO request_id, budget, owner, window_name, budget_limit, available, resets_at;
-        -- Requests of one caller mostly follow one another: look up the budgets once. Key and user
-        -- may be missing, so each has its place.
+        -- Requests of one caller are mostly consecutive: look up the budgets once. Key and user
+        -- may be NULL, so each is compared separately.
         v_name := concat_ws(' ', q.tenant_id, coalesce(q.api_key_id::text, '-'),
             coalesce(q.user_id::text, '-'), q.livemode, q.credential);
         IF v_caller <> v_name THEN
@@ -180,7 +180,7 @@ BEGIN
         v_short := NULL;
         outcome := CASE
             WHEN array_position(v_positions, NULL) IS NOT NULL THEN 'again'
-            -- A repeated key gets its first answer, also where the budget is spent by now.
+            -- A repeated key gets its first answer, even if the budget is spent by now.
             WHEN q.idempotency_key IS NOT NULL AND is_claimed(
                 q.tenant_id, q.user_id, q.livemode, q.operation, q.idempotency_key) THEN 'claimed'
         END;
@@ -224,7 +224,7 @@ BEGIN
             q.amount_nano, p_instance, v_now, v_now + make_interval(secs => q.ttl_seconds),
             q.idempotency_key, decode(q.request_hash, 'hex'), q.terms
         )
-        -- Waits for another gateway that is claiming the same key at this moment.
+        -- Waits for another gateway that is claiming the same key.
         ON CONFLICT (tenant_id, user_id, livemode, operation, idempotency_key)
             WHERE idempotency_key IS NOT NULL DO NOTHING;
         outcome := CASE WHEN FOUND THEN 'held' ELSE 'claimed' END;

@@ -1,13 +1,13 @@
--- Settle: write down how calls ended, on the reservation, its budgets and the ledger, in one commit.
+-- Settle: record calls' outcomes on their reservations, budgets and the ledger, in one commit.
 --
 -- States: held -> posted | void | unknown; unknown -> posted | posted_est | void. A call that was
--- posted with its usage is final; an estimate or a void can still be corrected by the answer itself
+-- posted with its usage is final; an estimate or a void can still be corrected by the late answer
 -- or by an operator, with a further ledger line of kind `adjust`.
 
--- Decide what a settlement does to a reservation: ok, missing, already, or conflict.
+-- Decide the result of a settlement for a reservation: ok, missing, already, or conflict.
 --
--- `conflict` is raised as an alarm: the ledger has another cost than the one that is reported, or
--- counts a call as void that did go out.
+-- `conflict` raises an alarm: the ledger has another cost than the one that is reported, or
+-- counts a call as void that was sent.
 CREATE OR REPLACE FUNCTION settlement_result(
     p_reservation reservation, p_kind text, p_amount_nano bigint, p_has_new_images boolean
 ) RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -19,8 +19,8 @@ CREATE OR REPLACE FUNCTION settlement_result(
         WHEN p_kind = 'unknown' THEN
             CASE p_reservation.state WHEN 'held' THEN 'ok' WHEN 'void' THEN 'conflict'
                 ELSE 'already' END
-        -- After an estimate or a void only an answer corrects: with its usage, or without it but
-        -- with images that are not on record yet.
+        -- After an estimate or a void, only an answer corrects: with its usage, or without it but
+        -- with images that are not recorded yet.
         WHEN p_reservation.state IN ('posted_est', 'void') AND p_kind <> 'post'
             AND (p_kind <> 'post_est' OR NOT p_has_new_images) THEN 'already'
         ELSE 'ok'
@@ -29,7 +29,7 @@ $$;
 
 -- Add the ledger line that brings a reservation to these totals; it holds the differences.
 --
--- A total that is NULL stays as it is. The lines of a reservation are numbered from 0, its hold.
+-- A total that is NULL is unchanged. The lines of a reservation are numbered from 0, its hold.
 CREATE OR REPLACE FUNCTION add_ledger_line(
     r reservation, p_at timestamptz, p_kind text, p_change_nano bigint, p_requests int,
     p_images int, p_text_input bigint, p_image_input bigint, p_text_output bigint,
@@ -38,7 +38,7 @@ CREATE OR REPLACE FUNCTION add_ledger_line(
 DECLARE
     b ledger;  -- the totals of the lines before
 BEGIN
-    IF r.final_nano IS NULL THEN  -- there is the hold alone, whose counts are zero
+    IF r.final_nano IS NULL THEN  -- only the hold exists, whose counts are zero
         SELECT 0, 0, 0, 0, 0, 0, 0 INTO b.seq, b.requests, b.images, b.text_input_tokens,
             b.image_input_tokens, b.text_output_tokens, b.image_output_tokens;
     ELSE
@@ -63,7 +63,7 @@ BEGIN
     );
 END $$;
 
--- Write down the images of a call, given as JSON objects.
+-- Record the images of a call, given as JSON objects.
 CREATE OR REPLACE FUNCTION add_images(r reservation, p_at timestamptz, p_stored jsonb)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -82,13 +82,13 @@ END $$;
 
 -- Input: p_settlements, JSON objects with id, kind (post, post_est, void, unknown), amount_nano,
 -- outcome, images, the four token counts, stored (images), answer (of a keyed request), quality
--- and size as they were made.
+-- and size of the images made.
 --
--- Output: one row a settlement. `result` as of settlement_result; `breach`, by how many nano-dollars
--- the cost exceeds what was held.
+-- Output: one row per settlement. `result` is that of settlement_result; `breach`, the nano-dollars
+-- by which the cost exceeds the reservation.
 --
 -- Locks: reservations by tenant and id, then their budget_period rows by tenant and id, the
--- operator's last, as reserve does. Estimates and voids of the sweeper go this way too.
+-- operator's last, as in reserve. The sweeper's estimates and voids use it too.
 CREATE OR REPLACE FUNCTION settle(p_settlements jsonb)
 RETURNS TABLE (settled_id uuid, result text, breach bigint)
 LANGUAGE plpgsql SECURITY DEFINER
@@ -143,7 +143,7 @@ BEGIN
             AND NOT EXISTS (SELECT 1 FROM image i WHERE i.reservation_id = s.id);
         result := settlement_result(r, s.kind, s.amount_nano, v_has_new_images);
         IF s.kind = 'unknown' AND r.state IN ('held', 'unknown') THEN
-            -- Where the sweeper was first: the gateway's word says that the call did go out.
+            -- The sweeper was first; the gateway's report shows that the call was sent.
             UPDATE reservation SET state = 'unknown', outcome = s.outcome WHERE id = s.id;
         ELSIF r.state = 'posted' AND v_has_new_images THEN
             -- An operator resolved the call before its late answer: the amount stands, the images
@@ -178,7 +178,7 @@ BEGIN
             outcome = s.outcome, resolved_at = v_now,
             served_quality = coalesce(s.quality, r.served_quality),
             served_size = coalesce(s.size, r.served_size),
-            -- A call that was surely not charged may be tried again under the same key.
+            -- A call that was certainly not charged may be retried under the same key.
             idempotency_key = CASE WHEN v_is_charged THEN r.idempotency_key END,
             request_hash = CASE WHEN v_is_charged THEN r.request_hash END,
             answer = CASE WHEN v_is_charged AND r.idempotency_key IS NOT NULL
@@ -195,7 +195,7 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    -- One by one: joined, the planner may read the whole table for a few rows.
+    -- One by one: with a join, the planner may read the whole table for a few rows.
     FOR v_index IN 1 .. coalesce(cardinality(v_periods), 0) LOOP
         UPDATE budget_period SET
             spent_nano = spent_nano + v_spent[v_index],

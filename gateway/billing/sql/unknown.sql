@@ -1,8 +1,8 @@
 -- Calls of unknown outcome: past their deadline, or resolved by an operator.
 
--- Mark held reservations past their deadline as unknown, at most p_limit; returns how many.
+-- Mark held reservations past their deadline as unknown, at most p_limit; returns their number.
 --
--- Skips rows that are locked: their settlement is under way.
+-- Skips locked rows: they are being settled.
 CREATE OR REPLACE FUNCTION expire_reservations(p_limit int) RETURNS int
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -18,12 +18,12 @@ SET enable_seqscan = off AS $$
     SELECT count(*)::int FROM marked
 $$;
 
--- Resolve one call of unknown or estimated cost by an operator's word: p_kind is `post` (with the
--- true cost in p_amount_nano), `accept` (the estimate) or `void`.
+-- Resolve one call of unknown or estimated cost by an operator's decision: p_kind is `post` (with
+-- the actual cost in p_amount_nano), `accept` (the estimate) or `void`.
 --
--- `result` is ok; missing; resolved, where there is nothing left to resolve; or under_way, before
--- the deadline. `breach`: nano-dollars beyond what was held.
--- Locks: the reservation, then its budget_period rows, as settle does.
+-- `result` is ok; missing; resolved, if nothing is left to resolve; or under_way, before
+-- the deadline. `breach`: nano-dollars beyond the reservation.
+-- Locks: the reservation, then its budget_period rows, as in settle.
 CREATE OR REPLACE FUNCTION resolve_reservation(p_id uuid, p_kind text, p_amount_nano bigint)
 RETURNS TABLE (
     result text, state_before text, nano_before bigint, state_after text, nano_after bigint,
@@ -69,14 +69,14 @@ BEGIN
         held_nano = held_nano - v_released,
         breach_nano = breach_nano + breach
     WHERE id = ANY (r.periods);
-    -- A void releases the key, unless the key stands for an answer that was delivered.
+    -- A void releases the key, unless the key belongs to a delivered answer.
     v_keeps_key := NOT v_is_void OR r.answer IS NOT NULL;
     UPDATE reservation SET
         state = state_after, final_nano = nano_after, outcome = 'resolved', resolved_at = v_now,
         idempotency_key = CASE WHEN v_keeps_key THEN r.idempotency_key END,
         request_hash = CASE WHEN v_keeps_key THEN r.request_hash END
     WHERE id = p_id;
-    -- Known images and tokens stay with a cost, and go with a void.
+    -- Known images and tokens are kept with a cost, and cleared by a void.
     PERFORM add_ledger_line(
         r, v_now, CASE WHEN r.final_nano IS NOT NULL THEN 'adjust' WHEN v_is_void THEN 'void'
             ELSE 'post' END,

@@ -1,6 +1,6 @@
--- Notices of changed rows, which clear the gateways' caches, and tables that only grow.
+-- Notifications of changed rows, which invalidate the gateways' caches, and append-only tables.
 
--- Announce what a cached look-up was made from: the tenant of the row, or the table's name.
+-- Announce the tag of the cached look-ups of a row: its tenant, or the table's name.
 CREATE OR REPLACE FUNCTION notify_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_TABLE_NAME IN ('price', 'operator_key') THEN
@@ -37,10 +37,10 @@ CREATE OR REPLACE TRIGGER price_changed AFTER INSERT ON price
 CREATE OR REPLACE TRIGGER sealed_secret_changed AFTER INSERT OR DELETE OR UPDATE ON sealed_secret
     FOR EACH ROW EXECUTE FUNCTION notify_table();
 
--- A key that takes a new pepper at its use stays the key that it was: nothing to announce.
+-- A key that is rehashed with a new pepper stays the same key: nothing to announce.
 CREATE OR REPLACE TRIGGER api_key_changed AFTER UPDATE ON api_key
     FOR EACH ROW WHEN (OLD.digest = NEW.digest) EXECUTE FUNCTION notify_changed();
--- A new key may be one that a gateway has just refused as unknown.
+-- A new key may be in the negative cache of a gateway that has just refused it.
 CREATE OR REPLACE TRIGGER api_key_issued AFTER INSERT ON api_key
     FOR EACH ROW EXECUTE FUNCTION notify_table();
 CREATE OR REPLACE TRIGGER operator_key_changed AFTER UPDATE ON operator_key

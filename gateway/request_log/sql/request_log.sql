@@ -1,6 +1,6 @@
--- The request log: one partition a day, written in batches, dropped when it is too old.
+-- The request log: one partition per day, written in batches, dropped after its retention.
 
--- Make the partition of a day. Waits at most a second for its locks.
+-- Create the partition of a day. Waits at most a second for its locks.
 CREATE OR REPLACE FUNCTION add_request_log_day(p_day date) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
@@ -9,7 +9,7 @@ BEGIN
     IF to_regclass(format('public.%I', v_name)) IS NOT NULL THEN
         RETURN;
     END IF;
-    -- Readers queue behind a table lock that waits.
+    -- A waiting table lock blocks later readers.
     PERFORM set_config('lock_timeout', '1s', true);
     PERFORM pg_advisory_xact_lock(hashtextextended('request_log', 0));
     EXECUTE format(
@@ -17,11 +17,11 @@ BEGIN
         v_name, p_day::timestamp AT TIME ZONE 'UTC', (p_day + 1)::timestamp AT TIME ZONE 'UTC');
     EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', v_name);
 EXCEPTION
-    -- Another session made it meanwhile. To look again would ask this session's stale cache.
+    -- Another session created it meanwhile. Looking again would read this session's stale cache.
     WHEN duplicate_table OR unique_violation THEN NULL;
 END $$;
 
--- Write a batch of records, given as JSON objects; returns how many were refused because their
+-- Write a batch of records, given as JSON objects; returns the number refused because their
 -- clock is off by more than a week back or two days ahead.
 CREATE OR REPLACE FUNCTION record_requests(p_rows jsonb) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
@@ -58,7 +58,7 @@ BEGIN
     RETURN v_refused;
 END $$;
 
--- Make the partitions of the next days and drop those older than p_days; returns how many.
+-- Create the partitions of the next days and drop those older than p_days; returns the number.
 CREATE OR REPLACE FUNCTION keep_request_log(p_days int) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
@@ -81,7 +81,7 @@ BEGIN
     RETURN v_dropped;
 END $$;
 
--- Delete a tenant's records; returns how many.
+-- Delete a tenant's records; returns their number.
 CREATE OR REPLACE FUNCTION forget_requests(p_tenant_id uuid) RETURNS int
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
     WITH gone AS (DELETE FROM request_log WHERE tenant_id = p_tenant_id RETURNING 1)

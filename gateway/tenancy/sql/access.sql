@@ -1,4 +1,4 @@
--- Who is behind a key or a token, and what a key's digest is: the look-ups that run before a
+-- Look-ups of callers by a key's digest or a token's claims, and rehashing. They run before the
 -- tenant is known, so that they cross tenants. Each takes a digest or a claim, never a wildcard.
 
 CREATE OR REPLACE FUNCTION account_status(p_tenant_status text, p_user_status text) RETURNS text
@@ -27,7 +27,7 @@ $$;
 
 -- The tenant and user that a token of the identity provider names; the tenant by id, else by name.
 --
--- Makes a user that an active tenant does not have yet, with an audit entry. No row: no such
+-- Creates a user that an active tenant does not have yet, with an audit entry. No row: no such
 -- tenant.
 CREATE OR REPLACE FUNCTION find_caller_by_claims(
     p_tenant_id uuid, p_tenant_name text, p_user_name text, p_new_user_id uuid
@@ -84,8 +84,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $
     UPDATE operator_key SET digest = p_new, pepper_version = p_version WHERE digest = p_old;
 $$;
 
--- Only SECURITY DEFINER functions are closed to others: the rest cannot do what their caller
--- may not.
+-- Only SECURITY DEFINER functions are revoked from other roles: the rest have only their caller's
+-- rights.
 REVOKE ALL ON FUNCTION find_caller(bytea) FROM PUBLIC;
 REVOKE ALL ON FUNCTION find_caller_by_claims(uuid, text, text, uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION limits_of(uuid, uuid, uuid, boolean) FROM PUBLIC;
