@@ -53,7 +53,7 @@ class Expectations:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class TokenHeader:
     """The key id and algorithm in a token's header, which are unverified."""
 
     key_id: str | None
@@ -89,7 +89,7 @@ def nests_deeper(document: bytes, most: int) -> bool:
     return False
 
 
-def read_header(token: str, *, max_characters: int) -> Header:
+def read_header(token: str, *, max_characters: int) -> TokenHeader:
     """Parse the header of a token.
 
     Raises:
@@ -125,10 +125,10 @@ def read_header(token: str, *, max_characters: int) -> Header:
         isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID_CHARACTERS
     ):
         raise InvalidToken(f"The `kid` of this token cannot be used. {_NEW_ONE}")
-    return Header(key_id, algorithm)
+    return TokenHeader(key_id, algorithm)
 
 
-def read_identity(token: str, header: Header, key: Key, expected: Expectations) -> Identity:
+def read_identity(token: str, header: TokenHeader, key: Key, expected: Expectations) -> Identity:
     """Verify the signature and every claim, and return the identity.
 
     Raises:
