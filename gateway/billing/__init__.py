@@ -1,4 +1,4 @@
 """Prices, quotes, budgets, reservations, the ledger and its usage reports.
 
-Fronts, the generation pipeline, the sweeper and the command line may import it.
+The webhooks, the library, the generation pipeline and the layers above may import it.
 """

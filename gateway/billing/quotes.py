@@ -102,13 +102,13 @@ def cost(usage: Usage, price: Price) -> NanoUsd:
 
 def _input_tokens(request: ImageRequest) -> int:
     """Count the tokens of every input image, including the mask and the markup."""
-    pictures = (*request.inputs, request.mask, request.markup)
+    images = (*request.inputs, request.mask, request.markup)
     high_fidelity = request.input_fidelity == "high"
     rule = request.model.inputs
     return sum(
-        rule.input_tokens(picture.width, picture.height, high_fidelity=high_fidelity)
-        for picture in pictures
-        if picture is not None
+        rule.input_tokens(image.width, image.height, high_fidelity=high_fidelity)
+        for image in images
+        if image is not None
     )
 
 

@@ -1,4 +1,4 @@
 """The request log: writing, retention, queries and rendering of one record per request.
 
-Fronts, the sweeper and the command line may import it.
+The library, the generation pipeline and the layers above may import it.
 """

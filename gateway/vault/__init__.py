@@ -1,4 +1,4 @@
 """Secrets at rest: sealing, the gateway's own secrets, rotation, and the format of keys.
 
-Everything above `gateway.db` may import it.
+Tenancy, billing and the layers above may import it.
 """

@@ -1,4 +1,4 @@
 """Webhooks: endpoints, and signed event deliveries with retries and dead letters.
 
-Fronts, the sweeper and the command line may import it.
+The generation pipeline and the layers above may import it.
 """
