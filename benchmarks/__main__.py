@@ -1,4 +1,4 @@
-"""`make bench` and `make drill`: what is measured, as tables and as JSON (docs/performance.md)."""
+"""Entry point of `make bench` and `make drill`: tables and JSON (docs/performance.md)."""
 
 import argparse
 import asyncio
@@ -16,11 +16,11 @@ MEASUREMENTS = ("table", "parts", "overload", "noisy", "senders")
 
 
 def main() -> None:
-    """Measure what was asked for, print it, and keep the figures beside."""
+    """Run the requested measurements, print them, and save the figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="*", default=["table", "parts"], help=", ".join(MEASUREMENTS))
-    parser.add_argument("--rounds", type=int, default=5, help="floor and gateway in turn, so often")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the number of requests")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of floor and gateway")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the number of requests")
     options = parser.parse_args()
     if unknown := set(options.what) - set(MEASUREMENTS):
         parser.error(
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def measure(what: str, rounds: int, scale: float) -> None:
-    """Run one of them on fresh servers."""
+    """Run one measurement on fresh servers."""
     folder = Path(tempfile.mkdtemp(prefix="gateway-bench-"))
     started = time.perf_counter()
     print(f"  {what} …", file=sys.stderr, flush=True)

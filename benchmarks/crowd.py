@@ -1,7 +1,7 @@
-"""An open-loop load: requests come when they come, however long the answers take.
+"""An open-loop load generator: requests are sent on schedule, however long answers take.
 
-A client that waits for its answer slows down with its server and hides what the others meet.
-Latencies count from the moment at which a request was due.
+A client that waits for its answer slows down with the server and hides the latency of others.
+Latencies count from the time at which a request was due.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """When it was due, in seconds from the start, what came, and how long that took."""
+    """The due time in seconds from the start, the status, and the latency of a request."""
 
     due: float
     status: int
@@ -31,7 +31,7 @@ CUT_OFF = 0
 
 @dataclass(slots=True)
 class _Pool:
-    """Connections that wait for a request, and what all of them have measured."""
+    """The idle connections, and the answers of all connections."""
 
     port: int
     began: float
@@ -41,7 +41,7 @@ class _Pool:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends one request at a time."""
+    """A connection that sends one request at a time."""
 
     def __init__(self, pool: _Pool) -> None:
         self._pool = pool
@@ -87,7 +87,7 @@ class _Connection(asyncio.Protocol):
 async def run_crowd(
     port: int, requests: Sequence[bytes], *, per_second: float, seconds: float
 ) -> list[Answer]:
-    """Send `requests` in turn, evenly spread over the time; wait for every answer."""
+    """Send `requests` in turn at an even rate, and wait for every answer."""
     pool = _Pool(port, time.perf_counter())
     starting: set[asyncio.Task[None]] = set()
     sent = 0
@@ -127,11 +127,11 @@ async def _connect_and_send(pool: _Pool, request: bytes, due: float) -> None:
 
 
 def statuses(answers: Sequence[Answer]) -> dict[int, int]:
-    """How often each came."""
+    """Count the answers of each status."""
     return dict(sorted(Counter(answer.status for answer in answers).items()))
 
 
 def percentile(answers: Sequence[Answer], share: float) -> float:
-    """The milliseconds that this share of the answers stayed within."""
+    """Compute the latency in milliseconds within which this share of answers came."""
     found = sorted(answer.milliseconds for answer in answers)
     return found[min(len(found) - 1, int(len(found) * share))] if found else 0.0

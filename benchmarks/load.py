@@ -1,4 +1,4 @@
-"""A load generator that costs little itself: keep-alive connections, one prepared request each."""
+"""A cheap closed-loop load generator: keep-alive connections and prepared requests."""
 
 import asyncio
 import socket
@@ -11,24 +11,24 @@ from itertools import repeat
 import httptools
 
 OK = 200
-BOUNDARY = "----a-picture-of-noise"
+BOUNDARY = "----an-image-of-noise"
 RECEIVED_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one run measured; latencies in milliseconds, sorted."""
+    """The result of one run; latencies in milliseconds, sorted."""
 
     seconds: float
     milliseconds: tuple[float, ...]
 
     @property
     def per_second(self) -> float:
-        """Answers per second."""
+        """Compute answers per second."""
         return len(self.milliseconds) / self.seconds
 
     def percentile(self, share: float) -> float:
-        """The latency that this share of the answers stayed within."""
+        """Compute the latency within which this share of answers came."""
         return self.milliseconds[
             min(len(self.milliseconds) - 1, int(len(self.milliseconds) * share))
         ]
@@ -37,7 +37,7 @@ class Load:
 def request_bytes(
     host: str, path: str, key: str, body: bytes, *, idempotency_key: str | None = None
 ) -> bytes:
-    """One HTTP/1.1 request as it goes over the wire."""
+    """Encode one HTTP/1.1 request."""
     more = "" if idempotency_key is None else f"Idempotency-Key: {idempotency_key}\r\n"
     return (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n{more}"
@@ -46,7 +46,7 @@ def request_bytes(
 
 
 class _Connection(asyncio.Protocol):
-    """Sends the next request as soon as the answer is complete."""
+    """A connection that sends the next request as soon as an answer is complete."""
 
     def __init__(
         self, requests: Iterator[bytes], budget: "_Budget", done: asyncio.Future[None]
@@ -91,7 +91,7 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(slots=True)
 class _Budget:
-    """How many requests are still to be sent, by all connections together."""
+    """The number of requests still to be sent by all connections together."""
 
     left: int
     latencies: list[float]
@@ -102,7 +102,7 @@ async def run_load(
 ) -> Load:
     """Send `requests` requests over `connections` connections, each waiting for its answer.
 
-    One request again and again, or the next of several.
+    Every request is the same one, or the next of several.
     """
     each = repeat(request) if isinstance(request, bytes) else request
     loop = asyncio.get_running_loop()
@@ -121,15 +121,15 @@ async def run_load(
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One multipart request as it goes over the wire; all uploads share one picture."""
+    """One encoded multipart request; all uploads share one image."""
 
     before: bytes
-    picture: bytes
+    image: bytes
     after: bytes
 
 
-def upload_bytes(host: str, path: str, key: str, fields: dict[str, str], picture: bytes) -> Upload:
-    """A form with these fields and a PNG named `image`."""
+def upload_bytes(host: str, path: str, key: str, fields: dict[str, str], image: bytes) -> Upload:
+    """Encode a form with these fields and a PNG named `image`."""
     plain = "".join(
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()
@@ -143,13 +143,13 @@ def upload_bytes(host: str, path: str, key: str, fields: dict[str, str], picture
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
-        f"Content-Length: {len(form) + len(picture) + len(after)}\r\n\r\n"
+        f"Content-Length: {len(form) + len(image) + len(after)}\r\n\r\n"
     ).encode()
-    return Upload(head + form, picture, after)
+    return Upload(head + form, image, after)
 
 
 class _Answer:
-    """What the parser says of one answer."""
+    """The parser's callbacks for one answer."""
 
     is_complete = False
 
@@ -162,11 +162,11 @@ async def _send(port: int, upload: Upload) -> float:
     answer = _Answer()
     parser = httptools.HttpResponseParser(answer)
     started = time.perf_counter()
-    # A transport would copy what the socket does not take at once: all of the pictures.
+    # A transport would copy the bytes that the socket does not take at once: all images.
     with socket.socket() as connection:
         connection.setblocking(False)  # noqa: FBT003 - the socket's own signature
         await loop.sock_connect(connection, ("127.0.0.1", port))
-        for part in (upload.before, upload.picture, upload.after):
+        for part in (upload.before, upload.image, upload.after):
             await loop.sock_sendall(connection, part)
         while not answer.is_complete:
             received = await loop.sock_recv(connection, RECEIVED_BYTES)
@@ -177,7 +177,7 @@ async def _send(port: int, upload: Upload) -> float:
 
 
 async def run_uploads(port: int, uploads: Sequence[Upload]) -> Load:
-    """Send them all at once, each over a connection of its own."""
+    """Send all uploads at once, each over a separate connection."""
     started = time.perf_counter()
     milliseconds = await asyncio.gather(*(_send(port, upload) for upload in uploads))
     return Load(time.perf_counter() - started, tuple(sorted(milliseconds)))

@@ -1,4 +1,4 @@
-"""One tenant at twenty times its limit beside five quiet ones: what the quiet ones notice of it."""
+"""A noisy neighbour: one tenant at twenty times its limit beside five quiet tenants."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ PATH = "/v1/images/generations"
 OK = 200
 QUIET_TENANTS = 5
 QUIET_PER_SECOND = 40.0
-"""Of all of them together."""
+"""The total of all quiet tenants."""
 NOISY_LIMIT_PER_MINUTE = 600
 TIMES = 20
 SECONDS = 20
@@ -31,7 +31,7 @@ BODY = {
 
 @dataclass(frozen=True)
 class Noticed:
-    """How the quiet tenants fared."""
+    """The results of one group of tenants."""
 
     what: str
     statuses: dict[int, int]
@@ -41,7 +41,7 @@ class Noticed:
 
 
 async def measure(folder: Path, scale: float) -> list[Noticed]:
-    """First the quiet ones alone, then with the noisy one."""
+    """Measure the quiet tenants alone, then beside the noisy one."""
     with ExitStack() as stack:
         stub_port = stack.enter_context(servers.stub(folder))
         url = stack.enter_context(servers.valkey())

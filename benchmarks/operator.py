@@ -1,4 +1,4 @@
-"""What an operator sets up before a measurement: tenants, keys, limits, budgets, over REST."""
+"""Set-up before a measurement: tenants, keys, limits and budgets, over the operators' API."""
 
 import json
 import urllib.request
@@ -19,40 +19,40 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Operator:
-    """Calls the operators' API with the admin key of the quick start."""
+    """A client of the operators' API with the admin key of the quick start."""
 
     base_url: str
     admin_key: str
 
     @classmethod
     def of(cls, port: int, folder: Path) -> "Operator":
-        """The operator of the gateway that keeps its data in `folder`."""
+        """Create a client of the gateway whose data directory is in `folder`."""
         quickstart = json.loads((folder / "data" / "quickstart.json").read_text())
         return cls(f"http://127.0.0.1:{port}", quickstart["admin_key"])
 
     def tenant(self, name: str) -> Tenant:
-        """A new tenant."""
+        """Create a tenant with a user and a key."""
         made = self._ask("POST", "/tenants", name=name)["id"]
-        user = self._ask("POST", f"/tenants/{made}/users", name="somebody")["id"]
+        user = self._ask("POST", f"/tenants/{made}/users", name="alice")["id"]
         key = self._ask("POST", f"/tenants/{made}/keys", user_id=user)
         return Tenant(made, user, key["id"], key["secret"])
 
     def limit(self, tenant: Tenant, kind: str, value: int, **owner: str) -> None:
-        """At most so many; `owner` may be user_id or api_key_id."""
+        """Set a limit; `owner` may be user_id or api_key_id."""
         self._ask("PUT", f"/tenants/{tenant.id}/limits", kind=kind, value=value, **owner)
 
     def budget(self, tenant: Tenant, limit_usd: str, **owner: str) -> None:
-        """At most so much a month; `owner` may be user_id or api_key_id."""
+        """Set a monthly budget; `owner` may be user_id or api_key_id."""
         self._ask(
             "PUT", f"/tenants/{tenant.id}/budgets", window="month", limit_usd=limit_usd, **owner
         )
 
     def house_budget(self, limit_usd: str) -> None:
-        """At most so much a month with the house's own key, by all tenants."""
+        """Set a monthly budget for all tenants' calls with the house credential."""
         self._ask("PUT", "/budgets", window="month", limit_usd=limit_usd)
 
     def check_books(self) -> None:
-        """Nothing is held or in doubt any more, and the books agree."""
+        """Check that no call is held or unknown, and that the ledger's invariants hold."""
         books = self._ask("GET", "/reconciliation")
         assert not sum(state["count"] for state in books["open"]), books
         assert books["invariants"] == {"checked": True, "breaks": []}, books

@@ -1,7 +1,7 @@
-"""Three times as many requests as can be served: how many still are, and what the others are told.
+"""Overload: three times as many requests as can be served; goodput and refusals.
 
-Twice: where places for generations are short (a provider that takes a second), and where the
-processor is (a provider that answers at once).
+Measured twice: with generations as the bottleneck (a provider that takes a second), and with the
+processor (a provider that answers at once).
 """
 
 import json
@@ -31,7 +31,7 @@ BODY = {
 
 @dataclass(frozen=True)
 class Overload:
-    """One run: answers a second, and how long the others waited for their refusal."""
+    """One run: answers per second, and the latency of refusals."""
 
     what: str
     offered_per_second: float
@@ -44,7 +44,7 @@ class Overload:
 
 
 async def measure(folder: Path, scale: float) -> list[Overload]:
-    """Both, each against its own peak; the books must agree and nothing may stay held."""
+    """Measure both against their own peaks; afterwards nothing may be held, and the books agree."""
     with ExitStack() as stack:
         stub_port = stack.enter_context(servers.stub(folder))
         port, _, _ = stack.enter_context(
@@ -83,7 +83,7 @@ async def measure(folder: Path, scale: float) -> list[Overload]:
         ]
         _report(runs, peak)
         operator.check_books()
-        print("nothing is left held, and the books agree")
+        print("no call is left held, and the books agree")
     return runs
 
 
@@ -101,7 +101,7 @@ def _run(what: str, came: tuple[float, float, list[Answer]]) -> Overload:
     per_second, seconds, answers = came
     good = [answer for answer in answers if answer.status == OK]
     refused = [answer for answer in answers if answer.status != OK]
-    # From the first request until the last good answer: a queue that is served late is no peak.
+    # Until the last good answer: answers of a queue that is drained late are no peak.
     last = max((a.due + a.milliseconds / 1000 for a in good), default=seconds)
     return Overload(
         what,

@@ -1,4 +1,4 @@
-"""What each part costs: the same request with one thing more, against the floor of the same run."""
+"""The cost of each part: the same request with one more part, against the floor of the run."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ ALONE = 150
 AMPLE = 1_000_000_000
 AMPLE_USD = "1000000"
 PATIENT = {"GATEWAY_ADMISSION_TIMEOUT_MS": "10000"}
-"""What a part costs is measured; who is late on a busy machine is not refused."""
+"""Long enough that no request is refused as late on a busy machine, which would skew the costs."""
 BODY = {
     "model": "gpt-image-2",
     "prompt": "a red circle",
@@ -30,7 +30,7 @@ BODY = {
 
 @dataclass(frozen=True)
 class Part:
-    """One line: `per_second` at 32 connections, `milliseconds` at one, medians of the rounds."""
+    """One row: `per_second` at 32 connections, `milliseconds` at one; medians of the rounds."""
 
     what: str
     per_second: float
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass
 class _Subject:
-    """Something to send requests to, and what came of it."""
+    """A target of requests, with its results."""
 
     what: str
     port: int
@@ -56,10 +56,10 @@ class _Subject:
 
 
 async def measure(folder: Path, rounds: int, scale: float) -> list[Part]:
-    """All of them in turn, so that a slow spell of the machine meets all."""
+    """Measure all subjects in turn, so that a slow phase of the machine affects all."""
     with ExitStack() as stack:
         subjects, operators = _start(stack, folder)
-        for subject in subjects:  # connections, plans and caches are made once
+        for subject in subjects:  # warm-up of connections, plans and caches
             await run_load(subject.port, subject.requests, connections=CONNECTIONS, requests=200)
         for _ in range(rounds):
             for subject in subjects:
@@ -81,7 +81,7 @@ async def _measure_once(subject: _Subject, scale: float) -> None:
 
 
 def _start(stack: ExitStack, folder: Path) -> tuple[list[_Subject], list[Operator]]:
-    """Servers and subjects. A budget of the house binds all of a database, so it has its own."""
+    """Start servers and subjects. An operator's budget needs a separate database: it binds all."""
     house_folder = folder / "house"
     house_folder.mkdir(mode=0o755)
     stub = stack.enter_context(servers.stub(folder))
@@ -107,13 +107,13 @@ def _house_subjects(operator: Operator, port: int) -> list[_Subject]:
     _limit(operator, full)
     _budget(operator, full)
     return [
-        _Subject("+ a budget of the house", port, _requests(capped.key)),
+        _Subject("+ a budget of the operator", port, _requests(capped.key)),
         _Subject("all of it, with Valkey", port, _requests(full.key, keyed=True)),
     ]
 
 
 def _subjects(operator: Operator, floor: int, plain: int, shared: int) -> list[_Subject]:
-    """A tenant for each, so that no row is shared."""
+    """Create subjects with one tenant each, so that they share no row."""
     limited, budgeted = operator.tenant("limits"), operator.tenant("budgets")
     nothing, repeatable = operator.tenant("nothing"), operator.tenant("idempotency")
     _limit(operator, limited)
@@ -142,7 +142,7 @@ def _budget(operator: Operator, tenant: Tenant) -> None:
 
 
 def _requests(key: str, *, url: bool = True, keyed: bool = False) -> Iterator[bytes]:
-    """The same request for ever, or each under an idempotency key of its own."""
+    """Yield the same request endlessly, or each with a new idempotency key."""
     body = json.dumps(BODY | ({"response_format": "url"} if url else {})).encode()
     if not keyed:
         return itertools.repeat(request_bytes("127.0.0.1", PATH, key, body))
@@ -153,7 +153,7 @@ def _requests(key: str, *, url: bool = True, keyed: bool = False) -> Iterator[by
 
 
 def print_parts(parts: list[Part]) -> None:
-    """Throughput as a share of the floor's, and what a part takes beyond the bare gateway."""
+    """Print throughput as a share of the floor's, and each part's time beyond the bare gateway."""
     floor, plain = parts[0], parts[1]
     print(
         f"{'what':38} {'req/s':>8} {'of floor':>9} {'ms alone':>9} {'added ms':>9} {'of plain':>9}"

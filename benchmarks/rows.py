@@ -1,4 +1,4 @@
-"""What was measured: as a table, and as JSON beside it."""
+"""Rows of results, printed as a table and saved as JSON."""
 
 import json
 import platform
@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `limit` is what is not accepted."""
+    """One row of the table; `limit` is the value that is not accepted."""
 
     what: str
     floor: float | None
@@ -24,7 +24,7 @@ class Row:
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """The table, with the floor of the same run."""
+    """Print the table, with the floor of the same run."""
     print(f"{'what':46} {'floor':>9} {'gateway':>9} {'result':>10}  {'goal':>8}  not accepted")
     for row in rows:
         floor = "" if row.floor is None else f"{row.floor:.2f}"
@@ -35,7 +35,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def save(name: str, **content: object) -> None:
-    """JSON in benchmarks/results, with what it was measured of."""
+    """Save JSON in benchmarks/results, with the measured version and machine."""
     RESULTS.mkdir(exist_ok=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],

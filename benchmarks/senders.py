@@ -1,6 +1,6 @@
-"""Slow and endless senders: what each costs the gateway, and how long other clients wait meanwhile.
+"""Slow and endless senders: their cost to the gateway, and the latency of other clients.
 
-No key is needed for any of them. Other clients open a new connection for each of their requests.
+None of them needs a key. Other clients open a new connection for each request.
 """
 
 import http.client
@@ -30,7 +30,7 @@ START = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one kind of sender, and the answers it got."""
+    """The cost of one kind of sender, and the answers to it."""
 
     what: str
     memory_mb: float
@@ -43,7 +43,7 @@ class Cost:
 
 @dataclass
 class _Probe:
-    """A client that asks again and again, with a new connection each time."""
+    """A client that sends requests continuously, each on a new connection."""
 
     port: int
     milliseconds: list[float]
@@ -69,7 +69,7 @@ class _Probe:
 
 
 def measure(folder: Path, only: Sequence[str] = ()) -> list[Cost]:
-    """Each kind of sender against a gateway that has just started."""
+    """Measure each kind of sender against a freshly started gateway."""
     kinds: dict[str, Callable[[int], str]] = {
         "24 MB of header lines": _header_lines,
         "one header of 250 MB": _one_header,
@@ -155,7 +155,7 @@ def _connect(port: int) -> socket.socket:
 
 
 def _send_all(port: int, first: bytes, piece: bytes, total: int, last: bytes = b"") -> str:
-    """Send `first`, then `piece` again and again; the status that came, and how much was sent."""
+    """Send `first`, then `piece` repeatedly; return the status and the number of bytes sent."""
     sent = 0
     with _connect(port) as client:
         try:
@@ -225,7 +225,7 @@ def _drip(port: int) -> str:
 
 
 def _watch(clients: list[socket.socket], each_second: Callable[[socket.socket], object]) -> str:
-    """The number of connections that the gateway ended in time."""
+    """Count the connections that the gateway closed in time."""
     ends = time.perf_counter() + WATCH_SECONDS
     heard: dict[str, int] = {}
     is_open = list(clients)

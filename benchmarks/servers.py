@@ -1,4 +1,4 @@
-"""The processes that are measured, and the stub they call; each ends with its block."""
+"""The measured processes and the stub provider; each ends with its block."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ SAMPLE_SECONDS = 0.02
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Find a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -48,7 +48,7 @@ def process(
 
 
 def wait_until_open(url: str, running: subprocess.Popen[bytes]) -> float:
-    """Seconds until `url` answers with 200."""
+    """Wait until `url` answers with 200; return the seconds."""
     started = time.perf_counter()
     while time.perf_counter() - started < READY_TIMEOUT_SECONDS:
         if running.poll() is not None:
@@ -64,7 +64,7 @@ def wait_until_open(url: str, running: subprocess.Popen[bytes]) -> float:
 
 @contextmanager
 def stub(folder: Path) -> Iterator[int]:
-    """The stub of OpenAI's API; gives its port."""
+    """Run the stub of OpenAI's API; yield its port."""
     port = free_port()
     arguments = ["-m", "tests.stub_openai", "--port", str(port), "--no-record-calls"]
     with process(arguments, {}, folder / "stub.log") as running:
@@ -73,7 +73,7 @@ def stub(folder: Path) -> Iterator[int]:
 
 
 def configure_stub(port: int, **settings: float) -> None:
-    """Change how the stub answers."""
+    """Change the stub's behaviour."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/_stub/config", json.dumps(settings).encode(), method="POST"
     )
@@ -83,7 +83,7 @@ def configure_stub(port: int, **settings: float) -> None:
 
 @contextmanager
 def floor(stub_port: int, folder: Path) -> Iterator[int]:
-    """The forwarder; gives its port."""
+    """Run the floor's forwarder; yield its port."""
     port = free_port()
     arguments = ["-m", "uvicorn", "benchmarks.floor:app", "--port", str(port), "--no-access-log"]
     environment = {"OPENAI_BASE_URL": f"http://127.0.0.1:{stub_port}/v1"}
@@ -94,7 +94,7 @@ def floor(stub_port: int, folder: Path) -> Iterator[int]:
 
 @contextmanager
 def valkey() -> Iterator[str]:
-    """A Valkey on loopback; gives its address."""
+    """Run Valkey on loopback; yield its URL."""
     with ValkeyServer() as server:
         yield f"valkey://127.0.0.1:{server.port}/0"
 
@@ -103,9 +103,9 @@ def valkey() -> Iterator[str]:
 def gateway(
     stub_port: int, folder: Path, **changes: str
 ) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
-    """The gateway with its embedded Postgres: port, process, and seconds until it was ready.
+    """Run the gateway with its embedded Postgres; yield port, process and seconds until ready.
 
-    `changes` are further variables of its environment. Several in one folder share its Postgres.
+    `changes` are further variables of its environment. Gateways in one folder share its Postgres.
     """
     port = free_port()
     environment = gateway_environment(stub_port, folder) | changes
@@ -116,38 +116,38 @@ def gateway(
 
 
 def gateway_environment(stub_port: int, folder: Path) -> dict[str, str]:
-    """Settings of the measured gateway, for the server and for commands beside it."""
+    """Build the settings of the measured gateway, for the server and for commands."""
     return {
         "GATEWAY_DATA_DIR": str(folder / "data"),
         "OPENAI_API_KEY": "sk-bench-house-key",
         "OPENAI_BASE_URL": f"http://127.0.0.1:{stub_port}/v1",
-        # A hundred edits at once are to be served, not refused.
+        # A hundred concurrent edits must be served, not refused.
         "GATEWAY_DECODER_QUEUE_SECONDS": "60",
     }
 
 
 def resident_megabytes(running: subprocess.Popen[bytes]) -> float:
-    """Memory of the serving process alone; Postgres' processes are not its children."""
+    """Measure the serving process alone, without Postgres' processes."""
     return float(psutil.Process(running.pid).memory_info().rss / 1_000_000)
 
 
 def family_megabytes(running: subprocess.Popen[bytes]) -> float:
-    """Memory of the process and of all that it started; what they share counts once on Linux."""
+    """Measure the process and its children; shared memory counts once on Linux."""
     head = psutil.Process(running.pid)
     total = 0
     for member in (head, *head.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):  # it ended a moment ago
+        with suppress(psutil.NoSuchProcess):  # it has just ended
             try:
                 memory = member.memory_full_info()
                 total += memory.pss if psutil.LINUX else memory.rss
             except psutil.AccessDenied:
-                # Another user's, as decoders are where root starts them: shared pages count twice.
+                # Another user's process (decoders, if started by root): shared pages count twice.
                 total += member.memory_info().rss
     return total / 1_000_000
 
 
 async def peak_megabytes(running: subprocess.Popen[bytes], work: Awaitable[object]) -> float:
-    """The most memory that the process and its children were seen with during `work`."""
+    """Measure the peak memory of the process and its children during `work`."""
     working = asyncio.ensure_future(work)
     peak = 0.0
     while not working.done():

@@ -1,4 +1,4 @@
-"""What the gateway takes beyond the floor, measure by measure, in one run."""
+"""The gateway's overhead over the floor, for all measures in one run."""
 
 import io
 import json
@@ -21,12 +21,12 @@ EDITS_PATH = "/v1/images/edits"
 BIG_ANSWER_BYTES = 2_000_000
 EDITS = 100
 NOISE_EDGE_PIXELS = 1180
-"""So many squared, three bytes each that nothing compresses: a PNG of 4 MB."""
+"""Edge of a square of incompressible pixels of three bytes: a PNG of 4 MB."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The running servers and how much to send."""
+    """The running servers and the number of requests."""
 
     stub_port: int
     floor_port: int
@@ -36,7 +36,7 @@ class Bench:
     scale: float
 
     def request(self, port: int, response_format: str) -> bytes:
-        """The prepared request for one of the two servers."""
+        """Prepare the request for one of the two servers."""
         body: dict[str, object] = {
             "model": "gpt-image-2",
             "prompt": "a red circle",
@@ -50,7 +50,7 @@ class Bench:
     async def pair(
         self, connections: int, requests: int, response_format: str = "url"
     ) -> tuple[list[Load], list[Load]]:
-        """Floor and gateway in turn, so that a slow spell of the machine meets both."""
+        """Measure floor and gateway in turn, so that a slow phase of the machine affects both."""
         count = max(connections, int(requests * self.scale))
         floor: list[Load] = []
         gateway: list[Load] = []
@@ -62,12 +62,12 @@ class Bench:
 
 
 def median(loads: list[Load], figure: Callable[[Load], float]) -> float:
-    """The middle of the rounds."""
+    """Compute the median of the rounds."""
     return statistics.median(figure(load) for load in loads)
 
 
 async def throughput(bench: Bench) -> Row:
-    """32 connections, one tenant with a budget, links as answers."""
+    """Measure throughput: 32 connections, one tenant with a budget, links as answers."""
     floor, gateway = await bench.pair(32, 3000)
     low, high = median(floor, lambda x: x.per_second), median(gateway, lambda x: x.per_second)
     return Row(
@@ -76,7 +76,7 @@ async def throughput(bench: Bench) -> Row:
 
 
 async def added_latency(bench: Bench) -> Row:
-    """One connection: the median beyond the floor's."""
+    """Measure the added median latency on one connection."""
     floor, gateway = await bench.pair(1, 400)
     low = median(floor, lambda x: x.percentile(0.5))
     high = median(gateway, lambda x: x.percentile(0.5))
@@ -84,7 +84,7 @@ async def added_latency(bench: Bench) -> Row:
 
 
 async def big_answers(bench: Bench) -> Row:
-    """2 MB of base64 a piece, stored and passed on."""
+    """Measure answers of 2 MB base64 each, stored and passed on."""
     servers.configure_stub(bench.stub_port, min_b64_bytes=BIG_ANSWER_BYTES)
     floor, gateway = await bench.pair(16, 150, "b64_json")
     servers.configure_stub(bench.stub_port, min_b64_bytes=0)
@@ -101,7 +101,7 @@ async def big_answers(bench: Bench) -> Row:
 
 
 async def slow_provider(bench: Bench) -> Row:
-    """100 at once at a provider that takes a second, against one alone."""
+    """Measure 100 concurrent requests to a provider that takes a second, against a single one."""
     servers.configure_stub(bench.stub_port, latency_seconds=1.0)
     request = bench.request(bench.gateway_port, "url")
     one = await run_load(bench.gateway_port, request, connections=1, requests=3)
@@ -115,7 +115,7 @@ async def slow_provider(bench: Bench) -> Row:
 
 
 async def resampled(bench: Bench) -> Row:
-    """A retired model's small pictures, made by its successor and scaled down; one connection."""
+    """Measure a retired model's small images, made by its successor and resampled."""
     body = {"model": "dall-e-2", "prompt": "a red circle", "size": "256x256"}
     request = request_bytes("127.0.0.1", PATH, bench.key, json.dumps(body).encode())
     count = max(20, int(200 * bench.scale))
@@ -130,15 +130,15 @@ async def resampled(bench: Bench) -> Row:
 async def edits_memory(
     stub_port: int, gateway_port: int, running: subprocess.Popen[bytes], key: str
 ) -> Row:
-    """100 edits of 4 MB at once: the most memory seen, beyond that after a first edit."""
-    picture = noise_png()
+    """Measure the peak memory added by 100 concurrent edits of 4 MB."""
+    image = noise_png()
     uploads = [
         upload_bytes(
             "127.0.0.1",
             EDITS_PATH,
             key,
             {"model": "gpt-image-2.5-flare", "prompt": f"noise {n}", "quality": "low"},
-            picture,
+            image,
         )
         for n in range(EDITS)
     ]
@@ -154,7 +154,7 @@ async def edits_memory(
 
 
 def noise_png() -> bytes:
-    """A picture of noise, the same in every run."""
+    """Generate an image of noise, the same in every run."""
     size = (NOISE_EDGE_PIXELS, NOISE_EDGE_PIXELS)
     noise = random.Random(1).randbytes(3 * NOISE_EDGE_PIXELS * NOISE_EDGE_PIXELS)
     out = io.BytesIO()
@@ -172,7 +172,7 @@ MEASURES: tuple[Callable[[Bench], Awaitable[Row]], ...] = (
 
 
 async def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
-    """Start everything, run every measure, start the gateway once more for the warm start."""
+    """Start the servers, run every measure, and restart the gateway to time a warm start."""
     with servers.stub(folder) as stub_port, servers.floor(stub_port, folder) as floor_port:
         with servers.gateway(stub_port, folder) as (gateway_port, running, _):
             key = prepare_tenant(stub_port, folder)
@@ -190,14 +190,14 @@ async def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
                 Row("warm start to ready, Postgres included, s", None, seconds, seconds, "s",
                     "<= 3", "> 6"),
             ]  # fmt: skip
-            # A gateway that has done nothing yet: no memory of earlier requests to use again.
+            # A fresh gateway, so that memory freed by earlier requests cannot be reused.
             print(f"  measuring: {edits_memory.__doc__}", file=sys.stderr, flush=True)
             rows.append(await edits_memory(stub_port, gateway_port, running, key))
     return rows
 
 
 def prepare_tenant(stub_port: int, folder: Path) -> str:
-    """The quick start's tenant, with a budget so that every call is held against a row."""
+    """Prepare the quick start's tenant, with a budget so that every call updates a row."""
     environment = servers.gateway_environment(stub_port, folder)
     arguments = ["-m", "gateway", "budgets", "set", "--tenant", "default", "--limit-usd", "1000000"]
     with servers.process(arguments, environment, folder / "budget.log") as running:
