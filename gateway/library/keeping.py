@@ -25,6 +25,7 @@ PUT_SECONDS = 20.0
 BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LINGER_SECONDS = 60.0
 MAX_LINGERING_BYTES = 268_435_456
+"""Bound on the memory for images that neither store nor spool has accepted; others are lost."""
 CLOSE_SECONDS = 5.0
 """Time at shutdown for a last attempt to keep pending images."""
 DRAINED_AT_ONCE = 4

@@ -25,6 +25,7 @@ from gateway.vault.sealing import Vault
 
 KIND = "image_spool"
 WRITE_LOCK = 4_702_111_234_571
+"""Key of the advisory lock that serialises writers; arbitrary, but equal in all replicas."""
 PARALLEL_WRITES = 2
 PARALLEL_READS = 2
 """Few of the pool's connections: images are large, and the money path needs the others."""

@@ -31,6 +31,7 @@ PROBE_SECONDS = 0.25
 CONNECT_SECONDS = 1.0
 BEATS_PER_LEASE = 3
 PASSES = 4
+"""Turns of the event loop after a timeout, enough for an answer in the socket to be parsed."""
 HEADER = 2
 """Numbers in an answer before those of the requests."""
 AWAY = (RedisError, OSError, TimeoutError)

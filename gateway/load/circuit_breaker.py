@@ -166,6 +166,8 @@ class Circuit:
         Without the cap, one tenant's many concurrent calls could reach the threshold alone.
         """
         enough = self._limits.failures_in_row
+        # At least half, so that two failing tenants reach the threshold together; with a high
+        # threshold, two failures of a second tenant are enough.
         most_of_one = max((enough + 1) // 2, enough - ENOUGH_TENANTS)
         is_the_tenants = self._is_shared and self.trouble is not Trouble.QUOTA
         if is_the_tenants and failures[tenant_id] >= most_of_one:
