@@ -160,15 +160,15 @@ async def raise_limit(
     row = await _find(session, tenant_id, budget_id)
     if not row.limit_nano < to_nano <= MAX_AMOUNT_NANO:
         raise InvalidRequest(
-            f"A raised limit must be above the usual one of {format_usd_short(row.limit_nano)} USD"
-            " and at most 1000000000 USD.",
+            f"limit_usd of a raise must be above the usual {format_usd_short(row.limit_nano)} USD"
+            f" and at most 1000000000 USD (got {format_usd_short(to_nano)}).",
             param="limit_usd",
         )
     now = datetime.now(UTC)
     if not now < until <= now + MAX_RAISE:
         raise InvalidRequest(
-            "A raise ends in the future, at most a year from now. To change the limit for good, "
-            "set it.",
+            "until must be in the future, at most a year from now "
+            f"(got {until.isoformat()}). To change the limit permanently, set it.",
             param="until",
         )
     return await _change_raise(session, tenant_id, row, to_nano, until)
@@ -212,18 +212,21 @@ def _check(
     alert_percents: Sequence[int] | None,
 ) -> None:
     if window not in WINDOWS:
-        raise InvalidRequest(f"A window is one of {', '.join(WINDOWS)}.", param="window")
+        raise InvalidRequest(
+            f"window must be one of {', '.join(WINDOWS)} (got {window!r}).", param="window"
+        )
     if not 0 <= limit_nano <= MAX_AMOUNT_NANO:
-        raise InvalidRequest("A limit lies between 0 and 1000000000 USD.", param="limit_usd")
+        raise InvalidRequest("limit_usd must be from 0 to 1000000000 USD.", param="limit_usd")
     if enforcement is not None and enforcement not in ENFORCEMENTS:
         raise InvalidRequest(
-            f"An enforcement is one of {', '.join(ENFORCEMENTS)}.", param="enforcement"
+            f"enforcement must be one of {', '.join(ENFORCEMENTS)} (got {enforcement!r}).",
+            param="enforcement",
         )
     if alert_percents is not None and (
         len(alert_percents) > MAX_ALERTS or not all(1 <= one <= 100 for one in alert_percents)  # noqa: PLR2004 - a percentage
     ):
         raise InvalidRequest(
-            f"Alerts are at most {MAX_ALERTS} whole numbers of percent from 1 to 100.",
+            f"alert_percents must be at most {MAX_ALERTS} whole numbers from 1 to 100.",
             param="alert_percents",
         )
 

@@ -198,7 +198,7 @@ def _check(rates: SeedPrice) -> None:
     }
     for name, rate in named.items():
         if not 0 <= rate <= MAX_RATE_NANO:
-            raise InvalidRequest(f"{name} must lie between 0 and 10000 US dollars.", param=name)
+            raise InvalidRequest(f"{name} must be from 0 to 10000 US dollars.", param=name)
 
 
 def _shown(price: Price) -> dict[str, object]:

@@ -62,7 +62,7 @@ REFUSALS: Mapping[int, DocumentedRefusal] = {
     401: DocumentedRefusal(
         "Unauthenticated",
         "The key is missing, malformed, unknown, revoked or expired.",
-        (Unauthenticated("This API key is not known here, or it was revoked."),),
+        (Unauthenticated("This API key is unknown, or it was revoked."),),
         ("WWW-Authenticate",),
     ),
     402: DocumentedRefusal(
