@@ -32,7 +32,6 @@ from gateway.library.opening import open_decoder, open_finisher, open_keeper
 from gateway.library.storage import ImageStore
 from gateway.library.thumbnails import Thumbnails
 from gateway.limits.enforcement import Limiter, open_limiter
-from gateway.load.circuit_breaker import CircuitLimits
 from gateway.load.circuits import Circuits
 from gateway.load.gate import Gate, GateLimits
 from gateway.media.decoder import (
@@ -142,7 +141,7 @@ async def open_gateway(
             results=_results(core, keeper, links, finisher),
             replays=_replays(core, reservations, store, links),
             gate=gate,
-            circuits=Circuits(_circuit_limits(settings)),
+            circuits=Circuits(settings),
             limiter=limiter,
             journal=journal,
             limits=_pipeline_limits(settings),
@@ -233,16 +232,6 @@ def _gate(settings: Settings) -> Gate:
             max_waiting=settings.max_waiting_requests,
             wait_seconds=settings.max_wait_ms / 1000,
         ),
-    )
-
-
-def _circuit_limits(settings: Settings) -> CircuitLimits:
-    return CircuitLimits(
-        failures_in_row=settings.circuit_failures,
-        window_calls=settings.circuit_window_calls,
-        open_seconds=settings.circuit_open_seconds,
-        max_open_seconds=settings.circuit_max_open_seconds,
-        max_circuits=settings.max_circuits,
     )
 
 

@@ -1,14 +1,18 @@
 """Settings: the only reader of the environment. Every limit of the gateway has its name here.
 
-A module for each group. Everything above imports from this package, not from its modules.
+A module for each group. `Settings` inherits from every group, so that a class that needs one group
+declares it as a parameter and is given the settings whole. Import from this package, not from its
+modules.
 """
 
 from gateway.config.addresses import is_https_or_loopback, proxy_for
+from gateway.config.load import LoadSettings
 from gateway.config.loading import export_to_workers, load_settings
 from gateway.config.settings import SECRET_FORM, Settings
 
 __all__ = [
     "SECRET_FORM",
+    "LoadSettings",
     "Settings",
     "export_to_workers",
     "is_https_or_loopback",

@@ -5,9 +5,10 @@ outcomes count as failures.
 """
 
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
+
+from gateway.config import LoadSettings
 
 BACKOFF = 2
 ENOUGH_TENANTS = 2
@@ -38,17 +39,6 @@ class State(StrEnum):
     HALF_OPEN = "half_open"
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitLimits:
-    """Thresholds, durations and number of circuits; see Settings for the meaning of each."""
-
-    failures_in_row: int
-    window_calls: int
-    open_seconds: float
-    max_open_seconds: float
-    max_circuits: int
-
-
 class CircuitOpen(Exception):
     """A call that an open circuit refuses; retry it in `seconds`."""
 
@@ -69,8 +59,8 @@ class Circuit:
     a feature that the account may not use.
     """
 
-    def __init__(self, limits: CircuitLimits, *, is_shared: bool) -> None:
-        self._limits = limits
+    def __init__(self, settings: LoadSettings, *, is_shared: bool) -> None:
+        self._settings = settings
         self._is_shared = is_shared
         self.state = State.CLOSED
         self.trouble = Trouble.FAILING
@@ -78,7 +68,7 @@ class Circuit:
         self._put_off_until = 0.0
         self._put_off_by: Counter[UUID] = Counter()
         self._touched = 0.0
-        self._open_seconds = limits.open_seconds
+        self._open_seconds = settings.circuit_open_seconds
         self._row: Counter[UUID] = Counter()
         self._window: Counter[UUID] = Counter()
         self._latest: OrderedDict[UUID, tuple[float, bool]] = OrderedDict()
@@ -98,7 +88,7 @@ class Circuit:
             raise CircuitOpen(self.trouble, self._until - now)
         self.state = State.HALF_OPEN
         # If the probe is slow, another one follows: its answer must not delay recovery.
-        self._until = now + self._limits.open_seconds
+        self._until = now + self._settings.circuit_open_seconds
 
     def give_back(self, now: float) -> None:
         """Return an unused probe: its outcome says nothing, so the next call may be one."""
@@ -111,7 +101,7 @@ class Circuit:
         self._put_off_by[tenant_id] += 1
         is_of_one = self._is_shared and len(self._put_off_by) < ENOUGH_TENANTS
         if self._put_off_by.total() >= ENOUGH_PUT_OFF and not is_of_one:
-            until = now + min(seconds, self._limits.max_open_seconds)
+            until = now + min(seconds, self._settings.circuit_max_open_seconds)
             self._put_off_until = max(self._put_off_until, until)
         self.give_back(now)
 
@@ -128,7 +118,7 @@ class Circuit:
             self._count(now)
             return
         self.state = State.CLOSED
-        self._open_seconds = self._limits.open_seconds
+        self._open_seconds = self._settings.circuit_open_seconds
         self._start_window()
 
     def fail(self, now: float, trouble: Trouble, tenant_id: UUID) -> None:
@@ -146,12 +136,13 @@ class Circuit:
                 self.give_back(now)
                 return
             longer = self._open_seconds * BACKOFF
-            self._open_seconds = min(longer, self._limits.max_open_seconds)
+            self._open_seconds = min(longer, self._settings.circuit_max_open_seconds)
             self._open(now)
             return
         self._add(self._row, tenant_id)
         is_counted = self._add(self._window, tenant_id)
-        if self._row.total() >= self._limits.failures_in_row and self._concerns_all(self._row, now):
+        most = self._settings.circuit_failures
+        if self._row.total() >= most and self._concerns_all(self._row, now):
             self._open(now)
         elif is_counted:
             self._count(now)
@@ -165,7 +156,7 @@ class Circuit:
 
         Without the cap, one tenant's many concurrent calls could reach the threshold alone.
         """
-        enough = self._limits.failures_in_row
+        enough = self._settings.circuit_failures
         # At least half, so that two failing tenants reach the threshold together; with a high
         # threshold, two failures of a second tenant are enough.
         most_of_one = max((enough + 1) // 2, enough - ENOUGH_TENANTS)
@@ -178,7 +169,7 @@ class Circuit:
     def _count(self, now: float) -> None:
         """Count a call of the window; at its end, open the circuit if half of them failed."""
         self._calls += 1
-        if self._calls < self._limits.window_calls:
+        if self._calls < self._settings.circuit_window_calls:
             return
         if self._window.total() * 2 >= self._calls and self._concerns_all(self._window, now):
             self._open(now)

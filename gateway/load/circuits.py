@@ -10,7 +10,8 @@ from uuid import UUID
 import structlog
 
 from gateway import telemetry
-from gateway.load.circuit_breaker import Circuit, CircuitLimits, CircuitOpen, State, Trouble
+from gateway.config import LoadSettings
+from gateway.load.circuit_breaker import Circuit, CircuitOpen, State, Trouble
 
 log = structlog.get_logger(__name__)
 
@@ -99,9 +100,9 @@ class Circuits:
     """The circuits of this process; the least recently used ones beyond a limit are forgotten."""
 
     def __init__(
-        self, limits: CircuitLimits, *, clock: Callable[[], float] = time.monotonic
+        self, settings: LoadSettings, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._limits = limits
+        self._settings = settings
         self._clock = clock
         self._circuits: OrderedDict[CircuitName, Circuit] = OrderedDict()
         self._changed: dict[CircuitName, int] = {}
@@ -153,9 +154,9 @@ class Circuits:
         if circuit is None:
             if not is_kept:
                 return
-            circuit = Circuit(self._limits, is_shared=name.tenant_id is None)
+            circuit = Circuit(self._settings, is_shared=name.tenant_id is None)
             self._circuits[name] = circuit
-            while len(self._circuits) > self._limits.max_circuits:
+            while len(self._circuits) > self._settings.max_circuits:
                 self._forget(next(iter(self._circuits)))
         if number < self._changed.get(name, 0):
             return

@@ -8,12 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from gateway.load.circuit_breaker import Circuit, CircuitLimits, CircuitOpen, State, Trouble
+from gateway.config import LoadSettings
+from gateway.load.circuit_breaker import Circuit, CircuitOpen, State, Trouble
 from gateway.load.circuits import CircuitName, Circuits
 from tests.limits_helpers import FakeClock
 
-LIMITS = CircuitLimits(
-    failures_in_row=3, window_calls=10, open_seconds=10, max_open_seconds=60, max_circuits=3
+LIMITS = LoadSettings(
+    circuit_failures=3,
+    circuit_window_calls=10,
+    circuit_open_seconds=10,
+    circuit_max_open_seconds=60,
+    max_circuits=3,
 )
 ANN, BOB, EVE = UUID(int=1), UUID(int=2), UUID(int=3)
 
@@ -129,7 +134,8 @@ def test_what_one_tenant_is_told_puts_off_nobody_else() -> None:
 
 
 def test_a_chance_failure_beside_a_tenant_of_many_opens_nothing() -> None:
-    circuit = Circuit(replace(LIMITS, failures_in_row=10, window_calls=20), is_shared=True)
+    settings = LIMITS.model_copy(update={"circuit_failures": 10, "circuit_window_calls": 20})
+    circuit = Circuit(settings, is_shared=True)
     fail(circuit, 50, ANN)
     fail(circuit, 1, BOB)
     assert refusal(circuit, 0) is None
@@ -306,7 +312,7 @@ def test_a_tenant_that_always_asks_first_and_always_fails_shuts_nobody_else_out(
         clock.now += 1
         call(circuits, *anns)
         was_served.append(call(circuits, *bobs, outcome="succeeded", tenant_id=BOB))
-    assert all(was_served[2 * int(LIMITS.open_seconds) :])
+    assert all(was_served[2 * int(LIMITS.circuit_open_seconds) :])
 
 
 EVENTS = st.lists(
@@ -329,7 +335,7 @@ def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for
         match event:
             case "ask":
                 found = refusal(circuit, now)
-                assert found is None or 0 < found[1] <= LIMITS.max_open_seconds
+                assert found is None or 0 < found[1] <= LIMITS.circuit_max_open_seconds
             case "fail":
                 circuit.fail(now, Trouble.FAILING, tenant_id)
             case "succeed":
@@ -338,7 +344,7 @@ def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for
                 circuit.put_off(now, number, ANN)
             case _:
                 circuit.give_back(now)
-    now += LIMITS.max_open_seconds
+    now += LIMITS.circuit_max_open_seconds
     assert refusal(circuit, now) is None  # it is always tried again …
     if circuit.state is State.HALF_OPEN:
         circuit.succeed(now, ANN)
