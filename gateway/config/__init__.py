@@ -8,12 +8,18 @@ modules.
 from gateway.config.addresses import is_https_or_loopback, proxy_for
 from gateway.config.load import LoadSettings
 from gateway.config.loading import export_to_workers, load_settings
+from gateway.config.oidc import OidcSettings
 from gateway.config.settings import SECRET_FORM, Settings
+from gateway.config.storage import StorageSettings
+from gateway.config.webhooks import WebhookSettings
 
 __all__ = [
     "SECRET_FORM",
     "LoadSettings",
+    "OidcSettings",
     "Settings",
+    "StorageSettings",
+    "WebhookSettings",
     "export_to_workers",
     "is_https_or_loopback",
     "load_settings",

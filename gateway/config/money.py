@@ -26,7 +26,7 @@ class MoneySettings(SettingsGroup):
         default=64,
         ge=1,
         le=1000,
-        description="The number of reservations or settlements that one transaction commits.",
+        description="The most reservations or settlements that one transaction commits.",
     )
     hold_margin_seconds: int = Field(
         default=60,

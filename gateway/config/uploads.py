@@ -35,7 +35,11 @@ class UploadSettings(SettingsGroup):
         default=40_000_000, ge=65_536, description="The pixels of one input image."
     )
     decoder_processes: int = Field(
-        default=2, ge=1, le=64, description="The subprocesses that decode images."
+        default=2,
+        ge=1,
+        le=64,
+        description="The subprocesses per worker that decode input images, and as many more that "
+        "process output images.",
     )
     decoder_job_seconds: float = Field(
         default=15.0, gt=0, description="The seconds that decoding one image may take."
