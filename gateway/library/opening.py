@@ -3,7 +3,7 @@
 from gateway.config import Settings
 from gateway.db.engine import Database
 from gateway.library.keeping import Keeper
-from gateway.library.spool import Spool, SpoolLimits
+from gateway.library.spool import Spool
 from gateway.library.storage import open_store
 from gateway.media.decoder import Decoder, DecoderLimits
 from gateway.vault.sealing import Vault
@@ -23,11 +23,10 @@ def open_keeper(settings: Settings, database: Database, vault: Vault) -> Keeper:
     Raises:
         ConfigurationError: the store's address cannot be used.
     """
-    limits = SpoolLimits(settings.spool_max_bytes, settings.spool_seconds)
     return Keeper(
         database,
         open_store(settings.image_storage_url, settings.s3_options),
-        Spool(database, vault, limits),
+        Spool(database, vault, settings),
         retry_seconds=settings.store_retry_seconds,
     )
 

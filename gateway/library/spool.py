@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.billing.reservations import StoredFile
+from gateway.config import StorageSettings
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.spool_table import SpooledImageRow
 from gateway.db.tables import ImageRow
@@ -41,14 +42,6 @@ class SpoolFull(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class SpoolLimits:
-    """The spool's capacity in bytes, and the longest time it keeps an image."""
-
-    max_bytes: int
-    max_age_seconds: int
-
-
-@dataclass(frozen=True, slots=True)
 class SpoolStats:
     """Number, size and highest age of the spooled images."""
 
@@ -70,17 +63,17 @@ class Spooled:
 class Spool:
     """Keeps images in Postgres until the store accepts them."""
 
-    def __init__(self, database: Database, vault: Vault, limits: SpoolLimits) -> None:
+    def __init__(self, database: Database, vault: Vault, settings: StorageSettings) -> None:
         self._database = database
         self._vault = vault
-        self._limits = limits
+        self._settings = settings
         self._writing = asyncio.Semaphore(PARALLEL_WRITES)
         self._reading = asyncio.Semaphore(PARALLEL_READS)
 
     @property
     def max_bytes(self) -> int:
         """The capacity in bytes."""
-        return self._limits.max_bytes
+        return self._settings.spool_max_bytes
 
     async def add(self, tenant_id: UUID, files: Sequence[tuple[StoredFile, bytes]]) -> None:
         """Keep the images of one generation durably, all or none of them.
@@ -96,7 +89,7 @@ class Spool:
             rows = [await self._sealed(session, tenant_id, *file) for file in files]
             # Writers take turns to sum up and insert, or together they would exceed the capacity.
             await session.execute(select(func.pg_advisory_xact_lock(WRITE_LOCK)))
-            if (await _stats(session)).size_bytes + size_bytes > self._limits.max_bytes:
+            if (await _stats(session)).size_bytes + size_bytes > self._settings.spool_max_bytes:
                 raise SpoolFull
             # A commit whose acknowledgement was lost has inserted the rows already.
             await session.execute(insert(SpooledImageRow).values(rows).on_conflict_do_nothing())
@@ -155,7 +148,7 @@ class Spool:
         """
         async with self._database.operator() as session:
             if spooled.attempts >= GIVE_UP_ATTEMPTS and await _forget_old(
-                session, self._limits.max_age_seconds, *_leased(spooled)
+                session, self._settings.spool_seconds, *_leased(spooled)
             ):
                 return True
             await _put_off(session, spooled)
@@ -187,7 +180,7 @@ class Spool:
         """
         async with self._database.operator() as session:
             is_due = SpooledImageRow.next_attempt_at <= func.now()
-            return await _forget_old(session, self._limits.max_age_seconds, is_due)
+            return await _forget_old(session, self._settings.spool_seconds, is_due)
 
     async def stats(self) -> SpoolStats:
         """Return number, size and highest age of the spooled images."""
