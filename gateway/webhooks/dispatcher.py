@@ -6,13 +6,12 @@ Runs in every worker; each claims its own deliveries. No transaction is open dur
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
 
 from gateway import telemetry
-from gateway.config import Settings
+from gateway.config import WebhookSettings
 from gateway.db import sweeps
 from gateway.db.engine import Database
 from gateway.errors import ConfigurationError
@@ -35,41 +34,27 @@ CLOSE_SECONDS = 2.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchLimits:
-    """Limits: concurrent sends per process and per endpoint, timeout, and retention."""
-
-    max_parallel: int
-    max_parallel_per_endpoint: int
-    timeout_seconds: float
-    retention_seconds: int
-
-
-def open_dispatcher(settings: Settings, database: Database, sealing: Sealing) -> "Dispatcher":
+def open_dispatcher(
+    settings: WebhookSettings, database: Database, sealing: Sealing
+) -> "Dispatcher":
     """Create the dispatcher of this process from the settings."""
     sender = Sender(
         timeout_seconds=settings.webhook_timeout_seconds,
         allow_private=settings.webhook_allow_private,
     )
-    limits = DispatchLimits(
-        max_parallel=settings.webhook_max_parallel,
-        max_parallel_per_endpoint=settings.webhook_max_parallel_per_endpoint,
-        timeout_seconds=settings.webhook_timeout_seconds,
-        retention_seconds=settings.webhook_retention_seconds,
-    )
-    return Dispatcher(database, sealing, sender, limits)
+    return Dispatcher(database, sealing, sender, settings)
 
 
 class Dispatcher:
     """The dispatcher with its sends in flight. Must be created in a running event loop."""
 
     def __init__(
-        self, database: Database, sealing: Sealing, sender: Sender, limits: DispatchLimits
+        self, database: Database, sealing: Sealing, sender: Sender, settings: WebhookSettings
     ) -> None:
         self._database = database
         self._sealing = sealing
         self._sender = sender
-        self._limits = limits
+        self._settings = settings
         self._tasks: dict[asyncio.Task[None], UUID] = {}
 
     async def work(self) -> None:
@@ -114,12 +99,12 @@ class Dispatcher:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._tasks) >= self._limits.max_parallel
+        return len(self._tasks) >= self._settings.webhook_max_parallel
 
     @property
     def _busy(self) -> list[UUID]:
         """List the endpoints at their limit of concurrent sends."""
-        most = self._limits.max_parallel_per_endpoint
+        most = self._settings.webhook_max_parallel_per_endpoint
         return [one for one, count in Counter(self._tasks.values()).items() if count >= most]
 
     async def _begin_due(self) -> int:
@@ -128,8 +113,8 @@ class Dispatcher:
         async with self._database.operator() as session:
             claims = await deliveries.claim(
                 session,
-                limit=self._limits.max_parallel - len(self._tasks),
-                lease_seconds=self._limits.timeout_seconds + LEASE_MARGIN_SECONDS,
+                limit=self._settings.webhook_max_parallel - len(self._tasks),
+                lease_seconds=self._settings.webhook_timeout_seconds + LEASE_MARGIN_SECONDS,
                 busy=self._busy,
                 under_way=list(self._tasks.values()),
             )
@@ -192,7 +177,9 @@ class Dispatcher:
         while is_ours:
             async with self._database.operator() as session:
                 done = await deliveries.prune(
-                    session, after_seconds=self._limits.retention_seconds, limit=PRUNE_BATCH
+                    session,
+                    after_seconds=self._settings.webhook_retention_seconds,
+                    limit=PRUNE_BATCH,
                 )
             is_ours = done >= PRUNE_BATCH
 
