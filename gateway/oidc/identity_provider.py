@@ -13,7 +13,7 @@ from gateway.db.cache import Cache
 from gateway.db.engine import Database
 from gateway.domain import Caller, RateLimit, TenantSettings, new_id
 from gateway.errors import Forbidden, InvalidToken
-from gateway.oidc.signing_keys import KeyLimits, SigningKeys
+from gateway.oidc.signing_keys import SigningKeys
 from gateway.oidc.tokens import Expectations, Identity, read_header, read_identity
 from gateway.tenancy.limit_rows import read_limits
 from gateway.tenancy.tenants import MAX_NAME_CHARACTERS, as_uuid, refuse_suspended
@@ -123,12 +123,6 @@ def identity_provider_of(
     """Build the configured identity provider, if any; nothing is fetched before the first token."""
     if settings.oidc_issuer is None:
         return None
-    limits = KeyLimits(
-        lifetime_seconds=settings.oidc_keys_seconds,
-        refetch_seconds=settings.oidc_refetch_seconds,
-        timeout_seconds=settings.oidc_timeout_seconds,
-        max_bytes=settings.oidc_max_document_bytes,
-    )
     expected = Expectations(
         issuer=settings.oidc_issuer,
         audiences=settings.oidc_audiences,
@@ -138,7 +132,7 @@ def identity_provider_of(
         scope_prefix=settings.oidc_scope_prefix,
         max_characters=settings.oidc_max_token_characters,
     )
-    keys = SigningKeys(settings.oidc_issuer, limits)
+    keys = SigningKeys(settings.oidc_issuer, settings)
     return IdentityProvider(database, keys, accounts, expected)
 
 

@@ -8,7 +8,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx2
@@ -19,7 +18,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, Key, RSAKey
 
 from gateway import __version__, telemetry
-from gateway.config import is_https_or_loopback
+from gateway.config import OidcSettings, is_https_or_loopback
 from gateway.errors import Unavailable
 from gateway.oidc.tokens import ALGORITHMS, MAX_DEPTH, nests_deeper
 
@@ -31,16 +30,6 @@ log = structlog.get_logger(__name__)
 
 # The library warns at each token signed with EdDSA, a name that many providers still use.
 warnings.filterwarnings("ignore", category=SecurityWarning, module="joserfc")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyLimits:
-    """Limits: the keys' lifetime, the pause between fetches, and an answer's time and size."""
-
-    lifetime_seconds: float
-    refetch_seconds: float
-    timeout_seconds: float
-    max_bytes: int
 
 
 class KeysUnavailable(Unavailable):
@@ -71,15 +60,15 @@ class SigningKeys:
     def __init__(
         self,
         issuer: str,
-        limits: KeyLimits,
+        settings: OidcSettings,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._issuer = issuer
-        self._limits = limits
+        self._settings = settings
         self._clock = clock
         self._http = httpx2.AsyncClient(
-            timeout=limits.timeout_seconds,
+            timeout=settings.oidc_timeout_seconds,
             follow_redirects=False,
             headers={"User-Agent": f"image-gateway/{__version__}", "Accept-Encoding": "identity"},
         )
@@ -95,7 +84,7 @@ class SigningKeys:
             KeysUnavailable: it is unknown, and the provider is away.
         """
         key = self._match(key_id, algorithm)
-        if key is None or self._clock() - self._fetched_at >= self._limits.lifetime_seconds:
+        if key is None or self._clock() - self._fetched_at >= self._settings.oidc_keys_seconds:
             task = self._fetching()
             # While the provider is known to be away, tokens with a known key need not wait.
             if task is not None and (key is None or not self._has_failed):
@@ -111,7 +100,7 @@ class SigningKeys:
         Raises:
             KeysNotFetched: they cannot be fetched.
         """
-        self._keys = await _fetch_keys(self._http, self._issuer, self._limits)
+        self._keys = await _fetch_keys(self._http, self._issuer, self._settings)
         self._fetched_at = self._clock()
         return len(self._keys)
 
@@ -136,7 +125,7 @@ class SigningKeys:
         """Return the running fetch, or start one if it is due."""
         if self._task is None:
             now = self._clock()
-            if now - self._attempted_at < self._limits.refetch_seconds:
+            if now - self._attempted_at < self._settings.oidc_refetch_seconds:
                 return None
             self._attempted_at = now
             self._task = asyncio.create_task(self._try_to_fetch(), name="signing-keys")
@@ -156,9 +145,11 @@ class SigningKeys:
 # Fetching
 
 
-async def _fetch_keys(http: httpx2.AsyncClient, issuer: str, limits: KeyLimits) -> Sequence[Key]:
-    address = await _discover(http, issuer, limits)
-    keys = read_key_set(await _read(http, address, limits))
+async def _fetch_keys(
+    http: httpx2.AsyncClient, issuer: str, settings: OidcSettings
+) -> Sequence[Key]:
+    address = await _discover(http, issuer, settings)
+    keys = read_key_set(await _read(http, address, settings))
     if not keys:
         raise KeysNotFetched(f"{address} holds no key for an accepted signature algorithm")
     return keys
@@ -171,11 +162,11 @@ def read_key_set(document: Mapping[str, object]) -> Sequence[Key]:
     return [key for entry in known if (key := _import(entry)) is not None]
 
 
-async def _discover(http: httpx2.AsyncClient, issuer: str, limits: KeyLimits) -> str:
+async def _discover(http: httpx2.AsyncClient, issuer: str, settings: OidcSettings) -> str:
     """Return the address of the key set from the first discovery document found."""
     for url in discovery_urls(issuer):
         try:
-            document = await _read(http, url, limits)
+            document = await _read(http, url, settings)
         except _NotThereError:
             continue
         if document.get("issuer") != issuer:
@@ -204,19 +195,24 @@ class _NotThereError(Exception):
     """A document that the provider does not have."""
 
 
-async def _read(http: httpx2.AsyncClient, url: str, limits: KeyLimits) -> Mapping[str, object]:
+async def _read(http: httpx2.AsyncClient, url: str, settings: OidcSettings) -> Mapping[str, object]:
     """Fetch a JSON object, bounded in time and size; redirects are not followed."""
     content = bytearray()
     try:
-        async with asyncio.timeout(limits.timeout_seconds), http.stream("GET", url) as answer:
+        async with (
+            asyncio.timeout(settings.oidc_timeout_seconds),
+            http.stream("GET", url) as answer,
+        ):
             if answer.status_code in {404, 405, 410}:
                 raise _NotThereError
             if answer.status_code != OK:
                 raise KeysNotFetched(f"{url} answers with status {answer.status_code}")
             async for chunk in answer.aiter_raw():
                 content += chunk
-                if len(content) > limits.max_bytes:
-                    raise KeysNotFetched(f"{url} is larger than {limits.max_bytes} bytes")
+                if len(content) > settings.oidc_max_document_bytes:
+                    raise KeysNotFetched(
+                        f"{url} is larger than {settings.oidc_max_document_bytes} bytes"
+                    )
     except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
         raise KeysNotFetched(f"{url} cannot be fetched ({type(error).__name__})") from error
     if nests_deeper(bytes(content), MAX_DEPTH):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from flask import Response, jsonify, redirect
 from werkzeug.wrappers import Response as AnyResponse
 
-from gateway.config import Settings
-from gateway.oidc.signing_keys import KeyLimits, SigningKeys
+from gateway.config import OidcSettings, Settings
+from gateway.oidc.signing_keys import SigningKeys
 from tests.harness import Served, error_of, secret_of, served_gateway
 from tests.identity_provider import JWKS, OIDC, RFC8414, Issuer
 from tests.oauth_helpers import get, make_image, refusal, trusting_gateway
@@ -37,10 +37,15 @@ class Clock:
         return self.now
 
 
-def keys_of(issuer: Issuer, clock: Clock, **changes: float) -> SigningKeys:
+def keys_of(issuer: Issuer, clock: Clock, *, timeout_seconds: float = 2.0) -> SigningKeys:
     """The gateway's view of the provider's keys, by a clock of the test's."""
-    limits = {"lifetime_seconds": 3600.0, "refetch_seconds": 10.0, "timeout_seconds": 2.0} | changes
-    return SigningKeys(issuer.url, KeyLimits(**limits, max_bytes=20_000), clock=clock)
+    bounds = OidcSettings(
+        oidc_keys_seconds=3600.0,
+        oidc_refetch_seconds=10.0,
+        oidc_timeout_seconds=timeout_seconds,
+        oidc_max_document_bytes=20_000,
+    )
+    return SigningKeys(issuer.url, bounds, clock=clock)
 
 
 async def test_a_new_key_is_found_and_an_old_one_forgotten_without_a_restart(
