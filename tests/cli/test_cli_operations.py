@@ -184,6 +184,9 @@ def test_a_demo_that_cannot_save_is_refused(running: RunningGateway, tmp_path: P
 
 # master-key
 
+OWN_SECRETS = set(Secret) - {Secret.RETIRED_PEPPER}
+"""A new gateway has one version of each; a retired pepper exists only after `retire-pepper`."""
+
 
 def tenant_with_provider_key(running: RunningGateway, name: str) -> tuple[str, str]:
     """A new tenant's live key, and the provider key that the command line sealed for it."""
@@ -217,7 +220,7 @@ def test_the_master_key_is_rotated_under_a_server_that_goes_on_serving(
     rotated = rotating.result().json()
     assert rotated == {
         "master_key": rotated["master_key"],
-        "rewrapped": 1 + len(Secret),
+        "rewrapped": 1 + len(OWN_SECRETS),
         "removed": [],
     }
     assert file.read_text().split()[1:] == [old_line]
@@ -254,7 +257,7 @@ async def test_a_master_key_from_the_environment_is_rotated_by_naming_both(
     assert (await run("migrate", keys=MASTER_KEY)).status == 0
     rotate = ("master-key", "rotate", "--json")
     rotated = await run(*rotate, keys=f"{NEW_MASTER_KEY},{MASTER_KEY}")
-    assert rotated.json()["rewrapped"] == len(Secret)
+    assert rotated.json()["rewrapped"] == len(OWN_SECRETS)
     (await run(*rotate, "--prune", keys=NEW_MASTER_KEY)).expect_refusal()
     assert (await run("tenants", "create", "one", keys=NEW_MASTER_KEY)).status == 0
     (await run("tenants", "create", "two", keys=MASTER_KEY)).expect_refusal()
