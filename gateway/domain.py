@@ -54,6 +54,16 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """State of a limit for the caller; `next_ms`: time until one more fits, if none remains."""
+
+    limit: RateLimit
+    remaining: int
+    next_ms: int
+    reset_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class TenantSettings:
     """The options that a tenant has chosen.
 
@@ -339,8 +349,17 @@ class PartialImage:
     output_format: str
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request's admission, with its caller's own limits; it comes before any partial image."""
+
+    standings: tuple[Standing, ...]
+
+
 PartialSink = Callable[[PartialImage], None]
 """Callback for each partial image on arrival; it must not block."""
+ProgressSink = Callable[[Admitted | PartialImage], None]
+"""Callback for the events of one generation, in their order; a repeated request has none."""
 
 
 class CostStatus(StrEnum):
@@ -382,7 +401,8 @@ class Generation:
     """The outcome of one request: images, their cost, and the model that served it.
 
     `request` is the client's request, `served` the one that was bought to answer it. `replayed`: an
-    earlier request with the same idempotency key bought it.
+    earlier request with the same idempotency key bought it. `standings` are the caller's own limits
+    at its admission; a repeated request, which counts for no limit, has none.
     """
 
     id: UUID
@@ -394,6 +414,7 @@ class Generation:
     cost_status: CostStatus
     replayed: bool = False
     kept: Kept = Kept.STORED
+    standings: tuple[Standing, ...] = ()
 
 
 def new_id() -> UUID:

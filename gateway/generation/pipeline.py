@@ -28,10 +28,11 @@ from gateway.billing.reservations import AlreadyClaimed, ReservationRequest, Res
 from gateway.catalog.loading import Catalog
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import (
+    Admitted,
     Caller,
     Generation,
     ImageRequest,
-    PartialSink,
+    ProgressSink,
     Quote,
     RepeatedClaim,
     new_id,
@@ -44,10 +45,10 @@ from gateway.generation.pipeline_limits import PipelineLimits
 from gateway.generation.provider_circuits import provider_call
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
-from gateway.limits.enforcement import Admission, AdmissionSink, Limiter
+from gateway.limits.enforcement import Admission, Limiter
 from gateway.load.circuits import Circuits, ProviderCall
 from gateway.load.concurrency import Places
-from gateway.load.gate import Gate, Place
+from gateway.load.gate import Gate, Place, current_place
 from gateway.providers.base import ImageProvider
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
@@ -118,17 +119,13 @@ class Pipeline:
         self,
         caller: Caller,
         request: ImageRequest,
-        partials: PartialSink | None = None,
-        *,
-        place: Place | None = None,
-        admitted: AdmissionSink | None = None,
+        progress: ProgressSink | None = None,
     ) -> Generation:
         """Make the images of a checked request; its input files are closed whatever happens.
 
-        A caller that is cancelled stops waiting; the call goes on and is settled. `partials` takes
-        the images on their way, where the request asks for a stream, and `admitted` hears before
-        the first of them how the caller's limits stand. `place` is the request's inside the gate,
-        left as soon as its call goes out; without one it waits for one.
+        A caller that is cancelled stops waiting; the call goes on and is settled. `progress` takes
+        the admission and, where the request asks for a stream, the partial images. The request's
+        place inside the gate is left when its call goes out; without one it waits for one.
 
         Raises:
             Unavailable: too many at once, shutting down, no credential, no price, no database.
@@ -138,11 +135,10 @@ class Pipeline:
         current().requested_model = request.requested_model
         with ExitStack() as undo:
             undo.callback(request.close)
-            if place is None or place.is_left:
-                place = await self._gate.enter(caller.tenant_id)
+            place = current_place() or await self._gate.enter(caller.tenant_id)
             undo.callback(place.leave)
             undo.enter_context(self._room(caller).taken(caller.tenant_id))
-            task = asyncio.create_task(self._generate(caller, request, place, partials, admitted))
+            task = asyncio.create_task(self._generate(caller, request, place, progress))
             ending = undo.pop_all()
         current().hold()
         task.add_done_callback(lambda _: ending.close())
@@ -221,8 +217,7 @@ class Pipeline:
         caller: Caller,
         request: ImageRequest,
         place: Place,
-        partials: PartialSink | None,
-        admitted: AdmissionSink | None,
+        progress: ProgressSink | None,
     ) -> Generation:
         claim = request.idempotency
         if isinstance(claim, RepeatedClaim):
@@ -230,9 +225,7 @@ class Pipeline:
         async with AsyncExitStack() as steps:
             reserved = await self._reserve(caller, request, steps)
             if isinstance(reserved, _Reserved):
-                if admitted is not None:
-                    admitted(reserved.admission.standings)
-                return await self._buy(reserved, partials, place)
+                return await self._buy(reserved, place, progress)
         # After the steps, which have given back by now what they took for a new request.
         return await self._replays.replay(caller, request, reserved, found=place.leave)
 
@@ -300,11 +293,14 @@ class Pipeline:
         )
 
     async def _buy(
-        self, reserved: _Reserved, partials: PartialSink | None, place: Place
+        self, reserved: _Reserved, place: Place, progress: ProgressSink | None
     ) -> Generation:
-        purchase = reserved.purchase
+        purchase, standings = reserved.purchase, reserved.admission.standings
+        if progress is not None:
+            progress(Admitted(standings))
         current().generation_id = purchase.id
         secret = await self._paid_calls.open_credential(purchase)
         reserved.admission.mark_sent()
         place.leave()
-        return await self._paid_calls.make(purchase, secret, partials, reserved.call)
+        generation = await self._paid_calls.make(purchase, secret, progress, reserved.call)
+        return replace(generation, standings=standings) if standings else generation

@@ -4,18 +4,18 @@ All limits of a request are counted together or not at all: in Redis where there
 in this process (docs/limits.md, docs/decisions/0013-limits.md).
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count as counting
 from uuid import UUID
 
 from gateway import telemetry
 from gateway.config import Settings
-from gateway.domain import Caller, LimitKind, LimitOwner, RateLimit, SecretText
+from gateway.domain import Caller, LimitKind, LimitOwner, RateLimit, SecretText, Standing
 from gateway.errors import RateLimited
 from gateway.limits.process_counters import LocalCounters
 from gateway.limits.redis_counters import SharedCounters
-from gateway.limits.windows import Demand, Found, Standing, Taken
+from gateway.limits.windows import Demand, Found, Taken
 
 NEVER_MS = 3_600_000
 _OWNERS = {"key": "this API key", "user": "this user", "tenant": "this tenant"}
@@ -71,10 +71,6 @@ class Admission:
             return []
         # The others must not pay for a call that was refused.
         return [demand for demand in demands if demand.limit.owner == "house"]
-
-
-AdmissionSink = Callable[[Sequence[Standing]], None]
-"""Gets the caller's limits as they are once the request is admitted."""
 
 
 class Limiter:

@@ -52,16 +52,6 @@ class Taken:
     second: int
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """State of a limit for the caller; `next_ms`: time until one more fits, if none remains."""
-
-    limit: RateLimit
-    remaining: int
-    next_ms: int
-    reset_ms: int
-
-
 class Window:
     """A sliding window: the counts of the last sixty seconds, at most sixty numbers."""
 

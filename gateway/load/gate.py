@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from gateway import telemetry
@@ -51,6 +52,27 @@ class Place:
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.left(self._owner, self._entered)
+
+
+_current: ContextVar[Place | None] = ContextVar("place", default=None)
+
+
+def current_place() -> Place | None:
+    """The place of the request that is being served; None where it has none, or has left it."""
+    place = _current.get()
+    return None if place is None or place.is_left else place
+
+
+def set_current_place(place: Place | None) -> None:
+    """Make a place the request's, for this task and those that it starts."""
+    _current.set(place)
+
+
+def leave_current_place() -> None:
+    """Leave the request's place, if it has one: what follows waits for something else."""
+    place = _current.get()
+    if place is not None:
+        place.leave()
 
 
 class Gate:

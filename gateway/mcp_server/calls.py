@@ -12,7 +12,6 @@ from starlette.requests import Request
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelope
-from gateway.load.gate import Place
 from gateway.request_record import current, note_error
 
 Context = ServerRequestContext[Any, Request]
@@ -52,7 +51,6 @@ class ToolCall:
     context: Context
     gateway: Gateway
     caller: Caller
-    place: Place | None
     arguments: Mapping[str, object] = field(repr=False)
 
 
@@ -62,12 +60,6 @@ def opened_gateway(context: Context) -> tuple[Gateway, Caller]:
     gateway: Gateway = request.state.gateway
     caller: Caller = request.state.caller
     return gateway, caller
-
-
-def place_of(context: Context) -> Place | None:
-    """Return the request's admission slot, if it has one."""
-    place: Place | None = request_of(context).state.place
-    return place
 
 
 def arguments_of(context: Context, announced: Mapping[str, object] | None) -> Mapping[str, object]:

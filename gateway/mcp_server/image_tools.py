@@ -102,8 +102,6 @@ async def _claim(arguments: Mapping[str, object], operation: Operation) -> Idemp
 
 async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
     pictures = picture_references(call.arguments)
-    if call.place is not None:
-        call.place.leave()  # to fetch and check pictures takes its time; the pipeline takes another
     with ExitStack() as files:
         return await call.gateway.intake.with_images(call.caller, request, pictures, files)
 
@@ -145,7 +143,7 @@ async def _make(call: ToolCall, request: ImageRequest) -> CallToolResult:
     progress = Progress(call.context, call.gateway.finisher)
     generation = await progress.during(
         call.gateway.pipeline.generate(
-            call.caller, request, progress.show if request.stream else None, place=call.place
+            call.caller, request, progress.show if request.stream else None
         )
     )
     return await show_generation(

@@ -8,7 +8,7 @@ from typing import Any
 
 from mcp.types import ProgressNotification, ProgressNotificationParams
 
-from gateway.domain import Generation, PartialImage
+from gateway.domain import Admitted, Generation, PartialImage
 from gateway.mcp_server.calls import Context
 from gateway.media.decoder import Decoder
 from gateway.media.previews import make_preview
@@ -28,9 +28,10 @@ class Progress:
         self._started = time.monotonic()
         self._partials: asyncio.Queue[PartialImage] = asyncio.Queue()
 
-    def show(self, image: PartialImage) -> None:
-        """Keep a partial image; it is reported with the next notification."""
-        self._partials.put_nowait(image)
+    def show(self, event: Admitted | PartialImage) -> None:
+        """Take an event; a partial image is reported with the next notification."""
+        if isinstance(event, PartialImage):
+            self._partials.put_nowait(event)
 
     async def during(self, work: Awaitable[Generation]) -> Generation:
         """Wait for the images and report progress; cancelling the wait cancels no paid call."""

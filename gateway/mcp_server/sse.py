@@ -26,6 +26,7 @@ from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.load.concurrency import Places
+from gateway.load.gate import leave_current_place
 from gateway.mcp_server.bodies import LARGE_BODY_BYTES
 from gateway.mcp_server.calls import Context, opened_gateway, request_of
 from gateway.mcp_server.endpoint import (
@@ -79,7 +80,8 @@ class SseFront:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        _leave_place(scope)
+        # The stream is idle from here on, and its calls take slots of their own.
+        leave_current_place()
         try:
             with self._streams.taken(caller.tenant_id):
                 await self._listen(scope, receive, send)
@@ -114,7 +116,7 @@ class SseFront:
             error = InvalidRequest("The body is not a JSON-RPC message.", code="invalid_json")
             await send_error(error, send, content=as_json_rpc(error))
             return
-        _leave_place(scope)
+        leave_current_place()
         scope["user"] = _owner(scope)
         record = current()
         scope["state"][RECORD_STATE] = record if isinstance(message, JSONRPCRequest) else None
@@ -168,15 +170,6 @@ class _StreamRoute:
 async def _cancel_when_leaving(gateway: Gateway, serving: CancelScope) -> None:
     await gateway.leaving.wait()
     serving.cancel()
-
-
-def _leave_place(scope: RequestScope) -> None:
-    """Release the request's admission slot: a stream is idle, and its calls take slots of their
-    own.
-    """
-    place, scope["state"]["place"] = scope["state"]["place"], None
-    if place is not None:
-        place.leave()
 
 
 def _owner(scope: RequestScope) -> AuthenticatedUser:

@@ -27,7 +27,6 @@ from gateway.mcp_server.calls import (
     ToolCall,
     arguments_of,
     opened_gateway,
-    place_of,
     tool_error,
 )
 from gateway.mcp_server.image_tools import create_variation, edit_image, generate_image
@@ -155,7 +154,7 @@ async def call_tool(context: Context, params: CallToolRequestParams) -> CallTool
         gateway, caller = opened_gateway(context)
         require_scope(caller, tool.scope)
         arguments = _known_arguments(tool.announced, arguments_of(context, params.arguments))
-        return await tool.run(ToolCall(context, gateway, caller, place_of(context), arguments))
+        return await tool.run(ToolCall(context, gateway, caller, arguments))
     except GatewayError as error:
         return tool_error(error)
 

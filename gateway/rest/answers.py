@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from datetime import time as day_time
 
-from gateway.domain import Generation, ImageRequest, LimitKind, RateLimit, Usage
+from gateway.domain import Generation, ImageRequest, LimitKind, RateLimit, Standing, Usage
 from gateway.image_models import Model
-from gateway.limits.windows import Standing
 from gateway.money import format_usd
 
 LIMITED = {LimitKind.REQUESTS: "Requests", LimitKind.IMAGES: "Images"}
@@ -60,9 +59,7 @@ def render_usage(usage: Usage) -> dict[str, object]:
     }
 
 
-def generation_headers(
-    generation: Generation, standings: Sequence[Standing] = ()
-) -> dict[str, str]:
+def generation_headers(generation: Generation) -> dict[str, str]:
     """Build the headers for cost, serving model, the requested model's lifetime, and limits."""
     return {
         "X-Gateway-Generation-Id": str(generation.id),
@@ -70,7 +67,7 @@ def generation_headers(
         "X-Gateway-Cost-Status": generation.cost_status,
         **(REPLAYED if generation.replayed else {}),
         **model_headers(generation.request, generation.served.model),
-        **limit_headers(standings),
+        **limit_headers(generation.standings),
     }
 
 

@@ -13,7 +13,6 @@ from gateway.config import Settings
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import BodyTooSlow, Forbidden, InvalidRequest, PayloadTooLarge
-from gateway.load.gate import Place
 from gateway.request_record import current
 from gateway.rest.uploads import UploadReader
 from gateway.tenancy.credentials import PROVIDERS
@@ -61,12 +60,6 @@ def idempotency_key_of(request: Request) -> str | None:
 def old_sdk_of(request: Request, settings: Settings) -> str:
     """The User-Agent, if SDKs of DALL·E's time are to be served DALL·E; else an empty string."""
     return request.headers.get("user-agent", "") if settings.dall_e_2_for_old_sdks else ""
-
-
-def place_of(request: Request) -> Place | None:
-    """Return the request's admission slot, if it has one."""
-    place: Place | None = request.state.place
-    return place
 
 
 async def get_operator(request: Request) -> Operator:

@@ -11,8 +11,6 @@ from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.generation.claims import claim_for
 from gateway.generation.parameters import parse_image_request
-from gateway.limits.windows import Standing
-from gateway.load.gate import Place
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
 from gateway.rest.bodies import EditBody, EditForm, ImageBody, VariationForm
@@ -24,7 +22,6 @@ from gateway.rest.dependencies import (
     idempotency_key_of,
     image_writer,
     old_sdk_of,
-    place_of,
     read_json_object,
 )
 from gateway.rest.openapi import SCHEMAS, shared_headers
@@ -97,7 +94,7 @@ async def create_images(request: Request) -> Response:
     # Without dependencies, whose resolution would take a fortieth of the request's time.
     gateway, caller = await get_gateway(request), await image_writer(request)
     image_request = await _read_generation(request, gateway, caller)
-    return await answer(gateway, caller, image_request, place_of(request))
+    return await answer(gateway, caller, image_request)
 
 
 @router.post(
@@ -150,26 +147,20 @@ async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWrite
     return Response(quoted.model_dump_json(), media_type="application/json")
 
 
-async def answer(
-    gateway: Gateway, caller: Caller, image_request: ImageRequest, place: Place | None = None
-) -> Response:
+async def answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) -> Response:
     """Make the images and answer with them, whole or as a stream."""
     if image_request.stream:
         return await stream_generation(
             gateway.pipeline,
             caller,
             image_request,
-            place=place,
             keepalive_seconds=gateway.settings.stream_keepalive_seconds,
         )
-    standings: list[Standing] = []
-    generation = await gateway.pipeline.generate(
-        caller, image_request, place=place, admitted=standings.extend
-    )
+    generation = await gateway.pipeline.generate(caller, image_request)
     return Response(
         orjson.dumps(render_generation(generation)),
         media_type="application/json",
-        headers=generation_headers(generation, standings),
+        headers=generation_headers(generation),
     )
 
 

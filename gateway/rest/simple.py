@@ -11,8 +11,6 @@ from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.generation.claims import claim_for
 from gateway.generation.parameters import parse_image_request
-from gateway.limits.windows import Standing
-from gateway.load.gate import Place
 from gateway.rest.answers import generation_headers
 from gateway.rest.bodies import SimpleBody, SimpleForm
 from gateway.rest.dependencies import (
@@ -20,7 +18,6 @@ from gateway.rest.dependencies import (
     ImageWriter,
     UploadsDep,
     idempotency_key_of,
-    place_of,
     read_json_object,
 )
 from gateway.rest.images import documented_purchase, purchase_answers
@@ -43,9 +40,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     body = await read_json_object(request, gateway.settings)
     image_request = _parse(body, gateway, caller, Operation.GENERATION)
     claim = await claim_for(idempotency_key_of(request), request.url.path, body)
-    return await _answer(
-        gateway, caller, replace(image_request, idempotency=claim), place_of(request)
-    )
+    return await _answer(gateway, caller, replace(image_request, idempotency=claim))
 
 
 @router.post(
@@ -117,15 +112,10 @@ def _wrong_params() -> InvalidRequest:
     )
 
 
-async def _answer(
-    gateway: Gateway, caller: Caller, image_request: ImageRequest, place: Place | None = None
-) -> Response:
-    standings: list[Standing] = []
-    generation = await gateway.pipeline.generate(
-        caller, image_request, place=place, admitted=standings.extend
-    )
+async def _answer(gateway: Gateway, caller: Caller, image_request: ImageRequest) -> Response:
+    generation = await gateway.pipeline.generate(caller, image_request)
     return Response(
         orjson.dumps({"image_urls": [image.url for image in generation.images]}),
         media_type="application/json",
-        headers=generation_headers(generation, standings),
+        headers=generation_headers(generation),
     )

@@ -6,16 +6,24 @@ process: a client that leaves early changes nothing about its settlement.
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import orjson
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from gateway.domain import Caller, Generation, ImageRequest, Operation, PartialImage
+from gateway.domain import (
+    Admitted,
+    Caller,
+    Generation,
+    ImageRequest,
+    Operation,
+    PartialImage,
+    Standing,
+)
 from gateway.errors import GatewayError, envelope
 from gateway.generation.pipeline import Pipeline
-from gateway.limits.windows import Standing
-from gateway.load.gate import Place
+from gateway.image_models import Model
 from gateway.money import format_usd
 from gateway.request_record import current, note_error
 from gateway.rest.answers import REPLAYED, limit_headers, model_headers, render_usage
@@ -30,7 +38,6 @@ async def stream_generation(
     caller: Caller,
     request: ImageRequest,
     *,
-    place: Place | None,
     keepalive_seconds: float,
 ) -> Response:
     """Answer with a stream as soon as there is something to send.
@@ -38,15 +45,15 @@ async def stream_generation(
     Raises:
         GatewayError: refused before anything was sent.
     """
-    stream = _Stream(pipeline, caller, request, place, keepalive_seconds)
+    stream = _Stream(pipeline, caller, request, keepalive_seconds)
     first = await stream.begin()
     return StreamingResponse(
         stream.events(first),
         media_type="text/event-stream",
         headers=HEADERS
-        | model_headers(request, pipeline.serve(caller, request).model)
+        | model_headers(request, stream.served_model)
         | limit_headers(stream.standings)
-        | (REPLAYED if stream.is_replay else {}),
+        | (REPLAYED if stream.replayed is not None else {}),
     )
 
 
@@ -58,22 +65,14 @@ class _Stream:
         pipeline: Pipeline,
         caller: Caller,
         request: ImageRequest,
-        place: Place | None,
         keepalive_seconds: float,
     ) -> None:
         self._prefix = PREFIXES[request.operation]
         self._keepalive_seconds = keepalive_seconds
         self._arrived: asyncio.Queue[PartialImage] = asyncio.Queue()
-        self.standings: list[Standing] = []
-        self._waiting = asyncio.create_task(
-            pipeline.generate(
-                caller,
-                request,
-                self._arrived.put_nowait,
-                place=place,
-                admitted=self.standings.extend,
-            )
-        )
+        self._admitted = Admitted(())
+        self._serving = partial(pipeline.serve, caller, request)
+        self._waiting = asyncio.create_task(pipeline.generate(caller, request, self._take))
 
     async def begin(self) -> bytes:
         """The first thing to send; an error that comes before it is raised."""
@@ -87,9 +86,21 @@ class _Stream:
         return first
 
     @property
-    def is_replay(self) -> bool:
-        """Whether what has begun was bought before: then it is complete already."""
-        return self._waiting.done() and self._waiting.result().replayed
+    def standings(self) -> tuple[Standing, ...]:
+        """The caller's own limits; none before its admission, or of a repeated request."""
+        return self._admitted.standings
+
+    @property
+    def replayed(self) -> Generation | None:
+        """The generation of an earlier request that this one repeats: complete from the start."""
+        generation = self._waiting.result() if self._waiting.done() else None
+        return generation if generation is not None and generation.replayed else None
+
+    @property
+    def served_model(self) -> Model:
+        """The model that serves the request, or that served the one that it repeats."""
+        replayed = self.replayed
+        return self._serving().model if replayed is None else replayed.served.model
 
     async def events(self, first: bytes) -> AsyncIterator[bytes]:
         """Everything from the first thing on; the last one is the image or an error."""
@@ -102,6 +113,12 @@ class _Stream:
             yield _error(error)
         finally:
             self._waiting.cancel()
+
+    def _take(self, event: Admitted | PartialImage) -> None:
+        if isinstance(event, Admitted):
+            self._admitted = event
+        else:
+            self._arrived.put_nowait(event)
 
     async def _next(self) -> bytes:
         """The next partial image, or a sign of life; nothing once the generation is there."""

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.domain import Operation
 from gateway.errors import InvalidRequest
-from gateway.limits.windows import Standing
 from gateway.mcp_server.image_tools import parse_call
 from gateway.mcp_server.results import ImagesMade, images_made
 from gateway.rest.answers import generation_headers
@@ -15,7 +14,6 @@ from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
     idempotency_key_of,
-    place_of,
     read_json_object,
 )
 from gateway.rest.images import documented_purchase, purchase_answers
@@ -50,12 +48,9 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     image_request = replace(
         await parse_call(gateway, caller, arguments, Operation.GENERATION), response_format="url"
     )
-    standings: list[Standing] = []
-    generation = await gateway.pipeline.generate(
-        caller, image_request, place=place_of(request), admitted=standings.extend
-    )
+    generation = await gateway.pipeline.generate(caller, image_request)
     return Response(
         images_made(generation).model_dump_json(),
         media_type="application/json",
-        headers=generation_headers(generation, standings),
+        headers=generation_headers(generation),
     )

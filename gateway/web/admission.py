@@ -16,7 +16,7 @@ import orjson
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import GatewayError, Unavailable, envelope, response_headers
-from gateway.load.gate import Gate, Place
+from gateway.load.gate import Gate, Place, set_current_place
 from gateway.request_record import note_error
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
 from gateway.web.routes import Admitted, find_route
@@ -30,7 +30,7 @@ JSON_RPC_ERRORS = {True: -32600, False: -32603}
 
 
 class Admission:
-    """The middleware; the place stands in the request's state, None where it has none yet."""
+    """The middleware; the pipeline takes the place it sets from the context."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -43,7 +43,6 @@ class Admission:
             await self._app(scope, receive, send)
             return
         gateway: Gateway = state["gateway"]
-        state["place"] = None
         client = _Client(receive, send)
         try:
             place = await _enter(gateway, caller, scope["path"], client)
@@ -53,11 +52,13 @@ class Admission:
         if place is None:
             await self._app(scope, receive, send)
             return
-        state["place"] = client.place = place
+        client.place = place
+        set_current_place(place)
         try:
             await self._app(scope, client.receive, client.send)
         finally:
             place.leave()
+            set_current_place(None)
 
 
 class _Client:

@@ -82,6 +82,22 @@ async def test_a_repeated_request_is_answered_while_the_rate_limit_is_used_up(
     assert len(stub.calls) == 1
 
 
+async def test_a_stream_begins_with_its_limits_and_its_repetition_without_them(
+    served: Served, stub: Stub
+) -> None:
+    await limit(served, "requests", 1)
+    async with served.http(await served.key()) as http:
+        first = await make(http, "one", stream=True, partial_images=1)
+        again = await make(http, "one", stream=True, partial_images=1)
+    assert first.headers["X-RateLimit-Remaining-Requests"] == "0"
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "RateLimit" not in again.headers
+    served_by = {answer.headers["X-Gateway-Served-Model"] for answer in (first, again)}
+    assert served_by == {GPT2}
+    assert again.text.count("event: ") == 1
+    assert len(stub.calls) == 1
+
+
 async def test_a_repeated_request_is_answered_though_it_is_above_a_limit_set_later(
     served: Served, stub: Stub
 ) -> None:

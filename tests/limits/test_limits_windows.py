@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain import LimitKind, RateLimit
+from gateway.domain import LimitKind, RateLimit, Standing
 from gateway.limits.enforcement import Limiter, LimitReached
 from gateway.limits.process_counters import LocalCounters
-from gateway.limits.windows import LEASE_WAIT_MS, Standing, Window
+from gateway.limits.windows import LEASE_WAIT_MS, Window
 from tests.limits_helpers import FakeClock, caller
 
 KEY_ID = UUID("01a1f8d9-0000-7000-8000-000000000002")
