@@ -51,7 +51,7 @@ async def claim_for(
 
 
 def _is_short(fields: Mapping[str, object]) -> bool:
-    """Whether there are only texts, numbers and flags, and few characters of them."""
+    """True if there are only texts, numbers and flags, with few characters altogether."""
     texts = [value for value in fields.values() if isinstance(value, str)]
     others = (value for value in fields.values() if not isinstance(value, str))
     return (

@@ -112,7 +112,7 @@ class PaidCalls:
     async def _call(
         self, paid: Purchase, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
-        """The paid call, timed, with an outcome whatever happens."""
+        """Make the call, timed, and note its outcome in any case."""
         self._settlements.sent(paid.id)
         started = time.perf_counter()
         outcome, reply = Outcome.AMBIGUOUS, None
@@ -162,7 +162,7 @@ class PaidCalls:
                 return await self._credentials.open(paid.credential, paid.provider)
             async with answered_within(self._limits.admission_seconds):
                 return await self._credentials.open(paid.credential, paid.provider)
-        except Exception as error:  # top: whatever it is, no call is made and nothing stays held
+        except Exception as error:  # top: no call is made, so nothing stays reserved
             settling = self._settlements.settle(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))
             await self._settlements.acknowledged(settling)
             if isinstance(error, DatabaseUnavailable):
@@ -251,14 +251,14 @@ class PaidCalls:
         )
 
     def _estimate(self, paid: Purchase, served: Choice | None) -> NanoUsd:
-        """What a call is put at whose answer says no usage, by what was asked for or served."""
+        """Estimate a call whose answer has no usage, by the choice that was made or served."""
         model, quote = paid.served.model, paid.quote
         return quotes.estimate(
             quote.terms, model, quote.price, served or model.usual, at_most=quote.amount_nano
         )
 
     def _cost(self, paid: Purchase, usage: Usage | None, *, images: int) -> NanoUsd | None:
-        """What a charged call did cost, counted in the metrics; None where nobody has said."""
+        """The cost of a charged call, counted in the metrics; None where its usage is missing."""
         cost_nano = quotes.cost_of_call(paid.served, paid.quote.price, usage=usage, images=images)
         telemetry.cost_nano_usd_total.labels(
             paid.provider, paid.served.model.id, str(paid.caller.livemode).lower()

@@ -121,7 +121,7 @@ class Pipeline:
         request: ImageRequest,
         progress: ProgressSink | None = None,
     ) -> Generation:
-        """Make the images of a checked request; its input files are closed whatever happens.
+        """Make the images of a checked request; its input files are closed in any case.
 
         A caller that is cancelled stops waiting; the call goes on and is settled. `progress` takes
         the admission and, where the request asks for a stream, the partial images. The request's
@@ -156,7 +156,7 @@ class Pipeline:
             raise
 
     def serve(self, caller: Caller, request: ImageRequest) -> ImageRequest:
-        """What is bought to answer `request`: itself, or in a living successor's words."""
+        """Map a retired model's request to its successor's parameters; others stay as they are."""
         serving = self._catalog.serving(request.model, livemode=caller.livemode)
         return continuity.serve(request, serving)
 
@@ -170,11 +170,11 @@ class Pipeline:
 
     @property
     def draining(self) -> bool:
-        """Whether no new work is taken any more."""
+        """True once the pipeline takes no new work."""
         return self._draining
 
     async def quote(self, served: ImageRequest) -> Quote:
-        """What a request as it is served can cost at most; nothing is held or bought."""
+        """Quote the most that a served request can cost; nothing is reserved or bought."""
         return quotes.quote(served, await self._prices.current(served.priced_as))
 
     async def drain(self, seconds: float) -> None:
@@ -205,7 +205,7 @@ class Pipeline:
     def _ended(self, task: asyncio.Task[Generation]) -> None:
         self._running.discard(task)
         telemetry.generations_in_flight.dec()
-        # Whoever waited has it too; this keeps an error nobody waited for from being "lost".
+        # A client that waited has it too; asyncio would report the error as never retrieved.
         error = None if task.cancelled() else task.exception()
         record = current()
         if isinstance(error, GatewayError):

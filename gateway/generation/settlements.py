@@ -1,4 +1,4 @@
-"""How paid calls end is written down, whatever breaks on the way."""
+"""Settlement of paid calls, also where a later step of the request fails."""
 
 import asyncio
 from uuid import UUID
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 class Settlements:
-    """What is known of every call that holds money, and the tasks that write it down."""
+    """The known outcome of every call with a reservation, and the tasks that settle it."""
 
     def __init__(
         self, reservations: Reservations, journal: Journal | None, *, wait_seconds: float
@@ -60,7 +60,7 @@ class Settlements:
         return task
 
     async def acknowledged(self, settling: asyncio.Task[str]) -> bool:
-        """Whether Postgres acknowledged while the client could wait for it."""
+        """Wait for the acknowledgement for a bounded time; returns False where it did not come."""
         done, _ = await asyncio.wait({settling}, timeout=self._wait_seconds)
         return bool(done) and settling.exception() is None
 

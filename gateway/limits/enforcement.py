@@ -94,7 +94,7 @@ class Limiter:
 
     @property
     def processes(self) -> int | None:
-        """How many share the limits now, this one too; None: Redis is away, or there is none."""
+        """The number of processes that share the limits, this one too; None without Redis."""
         return None if self._shared is None or self._shared.is_away else self._shared.processes
 
     @property
@@ -113,7 +113,7 @@ class Limiter:
 
         `house` is the provider for which it would use the house credential, if it would.
 
-        Counts of a minute stay whatever becomes of the request, except those of the house where
+        Counts of a minute stay however the request ends, except those of the house where
         nothing was sent, and all of them where the admission was withdrawn.
 
         Raises:
@@ -226,7 +226,7 @@ def _limits(owner: LimitOwner, *values: int | None) -> list[RateLimit]:
 
 
 def _owner_id(owner: LimitOwner, caller: Caller, house: str | None) -> str:
-    """Whose counter it is; live and test calls have their own."""
+    """The owner part of a counter's name; live and test calls have their own counters."""
     if owner == "house":
         return f"house:{house}"
     owner_id = caller.tenant_id
@@ -236,7 +236,7 @@ def _owner_id(owner: LimitOwner, caller: Caller, house: str | None) -> str:
 
 
 def _share(demand: Demand, processes: int) -> int:
-    """What of a limit one of so many processes may use by itself.
+    """The part of a limit that one of several processes may use by itself.
 
     A request for more images than that is not shut out by it: it comes through when nothing else
     was counted here.

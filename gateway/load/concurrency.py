@@ -1,4 +1,4 @@
-"""How much may go on at once in this process, and how much of it for one tenant."""
+"""Bulkheads: concurrency limits of this process, with a share for each tenant."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ TENANT_SHARE = 2
 
 
 class Places:
-    """So many of something at once; `what` says in the refusal what there is too much of."""
+    """A bounded number of places for one kind of work; `what` names the work in refusals."""
 
     def __init__(self, most: int, what: str, *, most_of_one: int | None = None) -> None:
         self._most = most

@@ -1,7 +1,7 @@
-"""So much at a time, and a short and fair wait for the rest.
+"""A fair, bounded semaphore with a short, bounded queue.
 
-Who would wait too long is refused at once. Owners (tenants) take turns, so that one that sends more
-than it can have makes nobody wait but itself.
+A request that would wait too long is refused at once. Owners (tenants) take turns, so that one that
+sends more than its share delays only itself.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ CLOSING = "This gateway is shutting down. Nothing was bought; try again."
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """How many are inside at a time, of one owner and altogether; how many wait, and how long."""
+    """The most inside at a time, of one owner and altogether; the queue, and its longest wait."""
 
     most: int
     most_of_one: int
@@ -44,7 +44,7 @@ class Place:
 
     @property
     def is_left(self) -> bool:
-        """Whether it has been left."""
+        """True once it has been left."""
         return self._gate is None
 
     def leave(self) -> None:
@@ -94,12 +94,12 @@ class Gate:
 
     @property
     def inside(self) -> int:
-        """How many are inside."""
+        """The number inside."""
         return self._count
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number waiting."""
         return self._waiting
 
     @asynccontextmanager
@@ -173,7 +173,7 @@ class Gate:
         future.cancel()
 
     def close(self) -> None:
-        """Refuse whoever comes, and whoever waits."""
+        """Refuse new entries and those waiting."""
         self._is_closed = True
         self.end_waiting()
 
@@ -185,7 +185,7 @@ class Gate:
                 self._refuse(owner, future, CLOSING)
 
     def left(self, owner: Hashable, entered: float) -> None:
-        """Somebody has left its place (`Place.leave`)."""
+        """Free a place that was left (`Place.leave`)."""
         # One that stayed for very long says little of how long the next ones will.
         stayed = min(self._clock() - entered, self._limits.wait_seconds)
         self._stay_seconds += (stayed - self._stay_seconds) / REMEMBERED_STAYS
@@ -202,7 +202,7 @@ class Gate:
         return self._count < limits.most and self._inside[owner] < limits.most_of_one
 
     def _may_wait(self, owner: Hashable) -> bool:
-        """Whether there is room to wait in, and the wait would be short enough."""
+        """True if there is room in the queue, and the expected wait is short enough."""
         limits, queue = self._limits, self._queues.get(owner)
         own = 0 if queue is None else len(queue)
         if self._waiting >= limits.max_waiting or own >= max(1, limits.max_waiting // OWNER_SHARE):

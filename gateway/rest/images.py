@@ -74,7 +74,7 @@ def documented_purchase(**bodies: type[BaseModel]) -> dict[str, object]:
 
 
 def purchase_answers(*, streamed: bool) -> dict[int | str, dict[str, object]]:
-    """How a route that buys something answers, beside what it answers with."""
+    """Document the answers of a purchasing route, its body excepted."""
     content = {"text/event-stream": EVENTS} if streamed else {}
     return {
         200: {"headers": shared_headers(*PURCHASED), "content": content},
@@ -187,7 +187,7 @@ async def read_inputs(
     uploads: UploadReader,
     operation: Operation,
 ) -> ImageRequest:
-    """Read and check a request that brings pictures; what comes back owns its files."""
+    """Read and check a request with input images; the result owns their files."""
     with ExitStack() as files:
         form = await uploads.read(request, caller, files)
         image_request = parse_image_request(

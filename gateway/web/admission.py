@@ -1,8 +1,8 @@
-"""Who gets in: so many requests are worked on until their call goes out, and few more wait for it.
+"""Admission control: bounded concurrency with a fair, bounded queue, else 503.
 
-Behind authentication, so that tenants take turns, and before routes and bodies. Operators, and
-whoever needs no key, always get in. A place is left at the provider call or with the answer; what
-waits for its client, for pictures or for a vendor has none, and gets one back in the pipeline.
+After authentication, so that tenants take turns, and before routes and bodies. Operators and
+requests without a key are always admitted. A place is left at the provider call or with the answer;
+a request that waits for its client, for images or for a provider has none, and takes another later.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from gateway.web.routes import Admitted, find_route
 BODY_PATIENCE_SECONDS = 0.25
 LARGE_BODY_BYTES = 262_144
 WAITING_BODY_BYTES = 65_536
-"""What is read of a body while its request waits: there may be a thousand of them."""
+"""The part of a body that is read while its request waits: a thousand may wait."""
 JSON_RPC_ERRORS = {True: -32600, False: -32603}
 """Invalid request, where it is the client's fault; internal error (JSON-RPC 2.0, section 5.1)."""
 
@@ -107,7 +107,7 @@ class _Client:
             self._take_note(message)
             if message["type"] == "http.disconnect":
                 return
-        await asyncio.Event().wait()  # nobody looks for more until it is let in
+        await asyncio.Event().wait()  # the rest is read once it is admitted
 
     def _take_note(self, message: Message) -> None:
         self._received_bytes += len(message.get("body", b""))
