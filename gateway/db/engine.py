@@ -145,7 +145,7 @@ class Database:
                     connection = await stack.enter_async_context(self._calls.connect())
                     await connection.execute(text("SELECT 1"))
         except (DBAPIError, *LOST_CONNECTION) as error:
-            raise_if_lost(error)
+            raise_if_lost(error, read_only=self._read_only)
             raise
 
     async def close(self) -> None:
@@ -196,7 +196,7 @@ class Database:
                 )
                 yield session
         except (DBAPIError, *LOST_CONNECTION) as error:
-            raise_if_lost(error)
+            raise_if_lost(error, read_only=self._read_only)
             raise
 
     async def call(
@@ -212,7 +212,7 @@ class Database:
                 result = await connection.execute(text(statement), parameters or {})
                 return result.all()
         except (DBAPIError, *LOST_CONNECTION) as error:
-            raise_if_lost(error)
+            raise_if_lost(error, read_only=self._read_only)
             raise
 
     @asynccontextmanager
@@ -305,12 +305,16 @@ class Lane:
             self._connection = None
 
 
-def raise_if_lost(error: BaseException) -> None:
-    """Convert a lost connection to `DatabaseUnavailable`; other errors are defects and stay."""
+def raise_if_lost(error: BaseException, *, read_only: bool = False) -> None:
+    """Convert a lost connection to `DatabaseUnavailable`; other errors are defects and stay.
+
+    `read_only`: the connection was opened to read alone, so a refused change is a defect.
+    """
     lost = isinstance(error, LOST_CONNECTION)
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None) or ""
-        is_lost_state = state[:2] in LOST_CLASSES or state == READ_ONLY
+        is_standby = state == READ_ONLY and not read_only
+        is_lost_state = state[:2] in LOST_CLASSES or is_standby
         lost = error.connection_invalidated or (lost and not state) or is_lost_state
     if lost:
         raise DatabaseUnavailable from error
