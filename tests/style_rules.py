@@ -35,6 +35,19 @@ LOCK_LINE = re.compile(
     r"[a-z0-9-]+==[\w.!+]+(?: ; [^\\]+)? \\|    --hash=sha256:[0-9a-f]{64}(?: \\)?"
 )
 
+HEADLESS = re.compile(
+    r"(What|Whether|How|Who|Whose|Whoever|Nobody|Somebody|Where|When|From|So many|As many)\b"
+)
+"""First words of a docstring that is neither an order nor the name of a thing."""
+ODD_WORDS = re.compile(r"\b(whoever|nobody|somebody|strangers?|pictures?|vouched)\b", re.IGNORECASE)
+PROSE_OF_THE_PRODUCT = (
+    "gateway/",
+    "docs/",
+    "migrations/",
+    "benchmarks/",
+    "README.md",
+    "CHANGELOG.md",
+)
 SQL_FUNCTION = re.compile(
     r"^CREATE OR REPLACE FUNCTION (\w+)\(.*?\bAS \$\$.*?\$\$;$", re.MULTILINE | re.DOTALL
 )
@@ -150,6 +163,27 @@ def long_sql_functions(source: Source) -> Iterator[str]:
 def missing_docstrings(source: Source) -> Iterator[str]:
     if source.text.strip() and not ast.get_docstring(source.tree):
         yield f"{source.path}:1: a module says in a docstring what it is for"
+
+
+def headless_docstrings(source: Source) -> Iterator[str]:
+    """Docstrings begin with an imperative or a noun phrase."""
+    if not source.is_in(*PROSE_OF_THE_PRODUCT):
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Module | ast.ClassDef | Function):
+            found = HEADLESS.match(ast.get_docstring(node) or "")
+            if found is not None:
+                yield source.at(node, f"a docstring begins with `{found[0]}`: name the thing")
+
+
+def odd_words(source: Source) -> Iterator[str]:
+    """Prose says image, and who it is."""
+    is_prose = source.path.endswith((".py", ".md", ".sql", ".example"))
+    if not is_prose or not source.is_in(*PROSE_OF_THE_PRODUCT):
+        return
+    for number, line in enumerate(source.lines, 1):
+        for found in ODD_WORDS.finditer(line):
+            yield f"{source.path}:{number}: `{found[0]}`"
 
 
 def local_imports(source: Source) -> Iterator[str]:

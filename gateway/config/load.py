@@ -70,7 +70,7 @@ class LoadSettings(SettingsGroup):
 
     @property
     def resolved_max_generations_per_tenant(self) -> int:
-        """How many generations one tenant may have under way: by default half of all."""
+        """The most generations of one tenant at once; by default half of all."""
         return self.max_concurrent_generations_per_tenant or max(
             1, self.max_concurrent_generations // 2
         )

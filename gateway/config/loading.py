@@ -1,4 +1,4 @@
-"""Where settings come from: the environment, then `.env`, then the configuration file."""
+"""Reading of settings: the environment, then `.env`, then the configuration file."""
 
 import os
 import re

@@ -92,22 +92,22 @@ class Settings(
 
     @property
     def uses_embedded_postgres(self) -> bool:
-        """Whether the gateway runs its own Postgres in the data directory."""
+        """Return True where the gateway runs its own Postgres in the data directory."""
         return self.database_url is None
 
     @property
     def resolved_journal_dir(self) -> Path:
-        """Where workers note the calls that they send."""
+        """The folder of the workers' journals."""
         return self.journal_dir or self.data_dir / "journal"
 
     @cached_property
     def image_storage_url(self) -> str:
-        """Where images go: `file://…` or `s3://…`."""
+        """The address of the image store: `file://…` or `s3://…`."""
         return self.storage_url or (self.data_dir.absolute() / "images").as_uri()
 
     @property
     def oidc_audiences(self) -> tuple[str, ...]:
-        """What a token's `aud` must name one of; by default the gateway's own addresses."""
+        """The accepted values of a token's `aud`; by default the gateway's own addresses."""
         given = tuple(name.strip() for name in self.oidc_audience.split(",") if name.strip())
         base = self.public_url.rstrip("/")
         return given or (base, f"{base}/", f"{base}/mcp", f"{base}/mcp/")

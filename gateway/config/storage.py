@@ -92,7 +92,7 @@ class StorageSettings(SettingsGroup):
 
     @property
     def s3_options(self) -> dict[str, str]:
-        """What was said of the S3 of `image_storage_url`; its client finds the rest by itself."""
+        """Options of the S3 client that are set; it finds the rest in the machine's environment."""
         key, token = self.aws_secret_access_key, self.aws_session_token
         given = {
             "endpoint": self.aws_endpoint_url,
@@ -105,5 +105,5 @@ class StorageSettings(SettingsGroup):
 
     @property
     def resolved_image_retention_seconds(self) -> int:
-        """How long images are kept where their tenant says nothing: as long as a link lives."""
+        """The retention of images whose tenant has set none: by default the lifetime of a link."""
         return self.image_retention_seconds or self.image_ttl_seconds

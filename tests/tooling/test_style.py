@@ -90,6 +90,14 @@ def test_modules_say_what_they_are_for(modules: list[Source]) -> None:
     expect_none(rules.missing_docstrings, modules)
 
 
+def test_docstrings_begin_with_an_imperative_or_a_noun_phrase(modules: list[Source]) -> None:
+    expect_none(rules.headless_docstrings, modules)
+
+
+def test_prose_uses_the_words_of_the_glossary(sources: list[Source]) -> None:
+    expect_none(rules.odd_words, sources)
+
+
 def test_imports_are_at_the_top(modules: list[Source]) -> None:
     expect_none(rules.local_imports, modules)
 
@@ -187,6 +195,9 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (rules.long_functions, A, "class A:\n  async def f():\n" + BODY * 70),
     (rules.long_sql_functions, SQL, SQL_FUNCTION.format("x\n" * 118)),
     (rules.missing_docstrings, A, "x = 1"),
+    (rules.headless_docstrings, A, '"""What it is for."""'),
+    (rules.headless_docstrings, A, 'class A:\n  def f():\n    """Whether it is."""'),
+    (rules.odd_words, "docs/a.md", "Nobody" + " sees the " + "picture"),
     (rules.local_imports, A, "def f():\n    import json"),
     (rules.local_imports, A, "class A:\n  async def f():\n    from json import loads"),
     (rules.environment_reads, A, "import os\nos.environ['A']"),
@@ -234,6 +245,9 @@ ACCEPTED: list[tuple[Rule, str, str]] = [
     (rules.long_sql_functions, SQL, SQL_FUNCTION.format("x\n" * 117) * 2),
     (rules.missing_docstrings, A, '"""What it is for."""'),
     (rules.missing_docstrings, "tests/__init__.py", ""),
+    (rules.headless_docstrings, A, '"""Whatever: no whole word of the list."""'),
+    (rules.headless_docstrings, T, '"""What tests say is not checked."""'),
+    (rules.odd_words, "docs/a.md", "a pictured image"),
     (rules.local_imports, A, "if TYPE_CHECKING:\n    import json"),
     (rules.local_imports, T, "def test():\n    import json"),
     (rules.environment_reads, "gateway/config/loading.py", "import os\nos.environ['A']"),
