@@ -146,8 +146,8 @@ class Limiter:
                     self._shared.give_back(uncounted, taken.second)
 
     async def _take(self, demands: Sequence[Demand], lease: str) -> tuple[Taken, int, int]:
-        """What came of the request, in which second of this process' own it is counted, and among
-        how many processes its limits are shared out.
+        """Count a request; return the result, the second of this process's own counters, and the
+        number of processes that share the limits.
         """
         processes = 1
         if self._shared is not None:

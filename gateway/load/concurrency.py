@@ -9,7 +9,7 @@ from gateway import telemetry
 from gateway.errors import Unavailable
 
 TENANT_SHARE = 2
-"""One tenant takes at most one place in two, unless said otherwise: others always find some."""
+"""By default a tenant takes at most every second slot, so that others find some."""
 
 
 class Places:

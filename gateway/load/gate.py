@@ -178,7 +178,7 @@ class Gate:
         self.end_waiting()
 
     def end_waiting(self) -> None:
-        """Refuse whoever waits or would have to; where there is room one still gets in."""
+        """Refuse requests that wait or would have to; free places are still given."""
         self._is_ending = True
         for owner, queue in list(self._queues.items()):
             for future in list(queue):

@@ -19,7 +19,7 @@ from gateway.mcp_server.results import show_generation
 
 NOT_BOUGHT = frozenset({"full_image", "idempotency_key"})
 NOT_THE_MODELS = NOT_BOUGHT | {"partial_images", "image", "mask"}
-MAX_PICTURES = 20
+MAX_INPUT_IMAGES = 20
 
 
 async def generate_image(call: ToolCall) -> CallToolResult:
@@ -34,12 +34,12 @@ async def generate_image(call: ToolCall) -> CallToolResult:
 
 
 async def edit_image(call: ToolCall) -> CallToolResult:
-    """Change one or more pictures by a prompt, or combine them into a new one.
+    """Change one or more images by a prompt, or combine them into a new one.
 
-    To go on from an image made before, give its generated-images:// URI. Costs money, the
-    pictures that go in included. Answers like generate_image.
+    To go on from an image made before, give its generated-images:// URI. Costs money, input
+    images included. Answers like generate_image.
     """
-    request = await _with_pictures(call, await _parse(call, Operation.EDIT))
+    request = await _with_input_images(call, await _parse(call, Operation.EDIT))
     return await _make(call, request)
 
 
@@ -49,7 +49,7 @@ async def create_variation(call: ToolCall) -> CallToolResult:
     DALL·E 2 called them variations. To say what shall change, use edit_image. Costs money.
     Answers like generate_image.
     """
-    request = await _with_pictures(call, await _parse(call, Operation.VARIATION))
+    request = await _with_input_images(call, await _parse(call, Operation.VARIATION))
     return await _make(call, request)
 
 
@@ -100,22 +100,22 @@ async def _claim(arguments: Mapping[str, object], operation: Operation) -> Idemp
     return await claim_for(key, f"mcp/{operation}", bought, wants_bytes=True)
 
 
-async def _with_pictures(call: ToolCall, request: ImageRequest) -> ImageRequest:
-    pictures = picture_references(call.arguments)
+async def _with_input_images(call: ToolCall, request: ImageRequest) -> ImageRequest:
+    references = input_references(call.arguments)
     with ExitStack() as files:
-        return await call.gateway.intake.with_images(call.caller, request, pictures, files)
+        return await call.gateway.intake.with_images(call.caller, request, references, files)
 
 
-def picture_references(arguments: Mapping[str, object]) -> list[InputImageReference]:
-    """What `image` (one, or a list) and `mask` refer to.
+def input_references(arguments: Mapping[str, object]) -> list[InputImageReference]:
+    """Read the references of `image` (one, or a list) and `mask`.
 
     Raises:
         InvalidRequest: not texts, too many, or one that is too long.
     """
     given = arguments.get("image")
-    if isinstance(given, list) and len(given) > MAX_PICTURES:
+    if isinstance(given, list) and len(given) > MAX_INPUT_IMAGES:
         raise InvalidRequest(
-            f"More than {MAX_PICTURES} pictures: {len(given)}.",
+            f"More than {MAX_INPUT_IMAGES} images: {len(given)}.",
             code="array_above_max_length",
             param="image",
         )

@@ -107,7 +107,7 @@ async def create_images(request: Request) -> Response:
 async def edit_images(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
 ) -> Response:
-    """Change one to sixteen pictures by a prompt; a mask's transparent area says where."""
+    """Change one to sixteen images by a prompt; a mask's transparent area says where."""
     image_request = await read_inputs(request, gateway, caller, uploads, Operation.EDIT)
     return await answer(gateway, caller, image_request)
 

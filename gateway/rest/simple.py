@@ -1,4 +1,4 @@
-"""The simple form: a prompt, perhaps a picture, and links to what came of it."""
+"""The simple form: a prompt, perhaps an input image, and links to the results."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -45,7 +45,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
 
 @router.post(
     "/edit_image",
-    summary="Edit a picture by a prompt",
+    summary="Edit an image by a prompt",
     response_model=SimpleAnswer,
     responses=purchase_answers(streamed=False),
     openapi_extra=documented_purchase(form=SimpleForm),
@@ -53,7 +53,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
 async def edit_image(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
 ) -> Response:
-    """Like `/v1/images/edits` with one picture, answered with links alone."""
+    """Like `/v1/images/edits` with one image, answered with links alone."""
     with ExitStack() as files:
         form = await uploads.read(request, caller, files, names=FILES)
         fields = dict(form.fields)

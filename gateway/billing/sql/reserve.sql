@@ -178,13 +178,8 @@ BEGIN
             );
         END IF;
         v_short := NULL;
-        outcome := CASE
-            WHEN array_position(v_positions, NULL) IS NOT NULL THEN 'again'
-            -- A repeated key gets its first answer, even if the budget is spent by now.
-            WHEN q.idempotency_key IS NOT NULL AND is_claimed(
-                q.tenant_id, q.user_id, q.livemode, q.operation, q.idempotency_key) THEN 'claimed'
-        END;
-        IF outcome IS NOT NULL THEN
+        IF array_position(v_positions, NULL) IS NOT NULL THEN
+            outcome := 'again';
             RETURN NEXT;
             CONTINUE;
         END IF;
@@ -197,6 +192,15 @@ BEGIN
                 EXIT;
             END IF;
         END LOOP;
+        -- A repeated key gets its first answer, also where the budget is spent by now. Where the
+        -- budget is not short, the insertion below finds the claim.
+        IF v_short IS NOT NULL AND q.idempotency_key IS NOT NULL AND is_claimed(
+            q.tenant_id, q.user_id, q.livemode, q.operation, q.idempotency_key)
+        THEN
+            outcome := 'claimed';
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
         IF v_short IS NOT NULL AND v_periods[v_short].is_house AND NOT p_whole THEN
             outcome := 'whole';
             RETURN NEXT;
