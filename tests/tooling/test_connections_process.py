@@ -31,7 +31,9 @@ ROUNDS = 3
 """A young process grows by a few megabytes by itself, which many senders outweigh; one of them
 kept whole is still nearly twice what all of them may cost."""
 REFUSED = {b"431", b"414", b""}
-"""Or a connection that is reset: who goes on sending may lose what was said before."""
+"""Or a connection that is reset: a client that goes on sending may lose the answer."""
+ANSWERED = b"405"
+"""The route's own answer, where it is given before the trailers exceed their bound; 431 follows."""
 
 
 async def send(url: str, first: bytes, piece: bytes, total: int = SENT_BYTES) -> bytes:
@@ -66,9 +68,13 @@ async def test_endless_senders_cost_the_process_a_megabyte_each_at_most(
         process = psutil.Process(running.process.pid)
         family = [process, *process.children(recursive=True)]
         before = sum(member.memory_info().rss for member in family)
-        heard = {await send(running.base_url, first, piece) for first, piece in ENDLESS * ROUNDS}
+        heard = {
+            (first is CHUNKED, await send(running.base_url, first, piece))
+            for first, piece in ENDLESS * ROUNDS
+        }
         grown = sum(member.memory_info().rss for member in family) - before
-    assert heard <= REFUSED
+    assert {status for has_trailers, status in heard if not has_trailers} <= REFUSED
+    assert {status for has_trailers, status in heard if has_trailers} <= REFUSED | {ANSWERED}
     assert grown < len(ENDLESS) * ROUNDS * 2**20
 
 
