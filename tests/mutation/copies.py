@@ -137,14 +137,22 @@ async def _define(owner_url: str, function: str) -> None:
 
 
 def _copy_tree(root: Path, copy: Path) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=root,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
+    for name in _paths(root):
         if (root / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, copy / name)
+
+
+def _paths(root: Path) -> list[str]:
+    """The files that git has or would add; outside a git checkout, every file not hidden."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        every = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        return [
+            path.as_posix()
+            for path in every
+            if not any(part.startswith(".") for part in path.parts[:-1])
+        ]
+    return [name for name in listed.stdout.split("\0") if name]
