@@ -51,6 +51,17 @@ async def spooled(served: Served) -> list[Any]:
     return list(await served.owner_sql("SELECT * FROM image_spool ORDER BY image_id"))
 
 
+async def spool_one(hosted: Hosted, away: Away) -> Any:
+    """Buy one image while the store fails; returns its row in the spool."""
+    key = await hosted.served.key()
+    away.fail()
+    await make_known(hosted, key)
+    async with hosted.served.http(key) as http:
+        await post(http, 1)
+    [row] = await spooled(hosted.served)
+    return row
+
+
 def keyed(number: int) -> dict[str, str]:
     return {"Idempotency-Key": f"call-{number}"}
 

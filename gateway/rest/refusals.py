@@ -165,7 +165,7 @@ REFUSALS: Mapping[int, DocumentedRefusal] = {
                 "The gateway's database is not available right now.", code="database_unavailable"
             ),
             Unavailable(
-                "The image store does not answer, so no link to an image can be given.",
+                "The image store does not respond, so no link to an image can be given.",
                 code="storage_unavailable",
                 retry_after_seconds=10,
             ),

@@ -53,7 +53,7 @@ def said(answer: httpx2.Response) -> tuple[int, str]:
 
 
 def is_replay(answer: httpx2.Response, first: httpx2.Response) -> bool:
-    """Whether an answer repeats the first one."""
+    """Return True for an answer that repeats the first one."""
     return (
         answer.headers.get("idempotent-replayed") == "true"
         and (first.status_code, first.content) == (answer.status_code, answer.content)

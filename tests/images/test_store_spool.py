@@ -17,7 +17,7 @@ from gateway.library.spool import GIVE_UP_ATTEMPTS
 from tests.harness import Served, error_of, process_environment, served_gateway
 from tests.hosting_helpers import Hosted, hosted_gateway, listed, store_of
 from tests.money_helpers import eventually
-from tests.store_helpers import Away, hasty_gateway, make_known, post, spooled
+from tests.store_helpers import Away, hasty_gateway, make_known, post, spool_one, spooled
 from tests.stub_openai import Stub
 
 CALLS = 20
@@ -120,12 +120,7 @@ async def unchangeable(hosted: Hosted, table: str) -> AsyncIterator[None]:
 async def test_an_image_that_expires_while_it_is_drained_does_not_stay_in_the_store(
     hosted: Hosted, away: Away
 ) -> None:
-    served, key = hosted.served, await hosted.served.key()
-    away.fail()
-    await make_known(hosted, key)
-    async with served.http(key) as http:
-        await post(http, 1)
-    [row] = await spooled(served)
+    served, row = hosted.served, await spool_one(hosted, away)
     away.mend()
     [leased] = await served.gateway.keeper.spool.lease(limit=1)
     assert leased.image_id == row.image_id
@@ -184,12 +179,7 @@ async def test_what_waited_too_long_is_stored_where_the_store_takes_it(
     hosted: Hosted, away: Away
 ) -> None:
     """The gateway may have been stopped for longer than an image may wait."""
-    served, key = hosted.served, await hosted.served.key()
-    away.fail()
-    await make_known(hosted, key)
-    async with served.http(key) as http:
-        await post(http, 1)
-    [row] = await spooled(served)
+    served, row = hosted.served, await spool_one(hosted, away)
     await age(served, row.image_id)
     away.mend()
     await served.sweep()
@@ -201,12 +191,7 @@ async def test_what_waited_too_long_is_stored_where_the_store_takes_it(
 async def test_what_waited_too_long_is_not_given_up_while_a_worker_stores_it(
     hosted: Hosted, away: Away
 ) -> None:
-    served, key = hosted.served, await hosted.served.key()
-    away.fail()
-    await make_known(hosted, key)
-    async with served.http(key) as http:
-        await post(http, 1)
-    [row] = await spooled(served)
+    served, row = hosted.served, await spool_one(hosted, away)
     await age(served, row.image_id)
     [leased] = await served.gateway.keeper.spool.lease(limit=1)
     await served.sweep()
@@ -220,12 +205,7 @@ async def test_what_waited_too_long_is_not_given_up_while_a_worker_stores_it(
 async def test_what_waited_too_long_and_cannot_be_read_is_given_up_after_some_attempts(
     hosted: Hosted, away: Away
 ) -> None:
-    served, key = hosted.served, await hosted.served.key()
-    away.fail()
-    await make_known(hosted, key)
-    async with served.http(key) as http:
-        await post(http, 1)
-    [row] = await spooled(served)
+    served, row = hosted.served, await spool_one(hosted, away)
     await served.owner_sql("UPDATE image_spool SET sealed = set_byte(sealed, 99, 0)")
     away.mend()
     before = events("lost")
@@ -328,12 +308,7 @@ async def test_a_tenant_sees_nothing_of_anothers_spool(hosted: Hosted, away: Awa
 
 @files_only
 async def test_doctor_says_how_many_images_wait(hosted: Hosted, away: Away) -> None:
-    served, key = hosted.served, await hosted.served.key()
-    away.fail()
-    await make_known(hosted, key)
-    async with served.http(key) as http:
-        await post(http, 1)
-    [row] = await spooled(served)
+    row = await spool_one(hosted, away)
     away.mend()
     environment = process_environment(hosted.settings) | hosted.place.environment
     process = await asyncio.create_subprocess_exec(

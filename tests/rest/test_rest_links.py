@@ -166,7 +166,7 @@ async def test_a_link_ends_when_it_says_so(served: Served, link: Link) -> None:
         assert (answer.status_code, error_of(answer)["code"]) == (403, "link_expired")
 
 
-class StrangersKeys:
+class OtherGatewaysKeys:
     """The link key of another gateway."""
 
     def signing_link_key(self, _now: float) -> bytes:
@@ -176,7 +176,7 @@ class StrangersKeys:
         return [self.signing_link_key(now)]
 
 
-class RolledKeys(StrangersKeys):
+class RolledKeys(OtherGatewaysKeys):
     """A new link key, beside the former one, whose links still count."""
 
     def link_keys(self, now: float) -> list[bytes]:
@@ -200,7 +200,7 @@ def test_a_link_is_good_for_its_last_second_and_no_longer() -> None:
     ],
 )
 def test_links_of_earlier_releases_stay_good(kind: LinkKind, mac: str) -> None:
-    signer = LinkSigner(StrangersKeys(), "http://x")
+    signer = LinkSigner(OtherGatewaysKeys(), "http://x")
     path = "00000000-0000-0000-0000-000000000001/2026/11/20/img_a1.png"
     place = "MDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMS8yMDI2LzExLzIwLnBuZw"
     assert split(signer.sign("img_a1", path, 1_900_000_000, kind)).sig == mac + place
@@ -211,7 +211,7 @@ def test_links_of_earlier_releases_stay_good(kind: LinkKind, mac: str) -> None:
 
 async def test_another_gateways_signature_opens_nothing(served: Served, link: Link) -> None:
     path, exp = await stored_path(served, link), int(time.time()) + 60
-    forged = LinkSigner(StrangersKeys(), "http://x").sign(link.image_id, path, exp)
+    forged = LinkSigner(OtherGatewaysKeys(), "http://x").sign(link.image_id, path, exp)
     assert (await get(served, split(forged).path())).status_code == 403
 
 

@@ -4,6 +4,11 @@
 -- spent and held in it. A tenant's budget has one row per period. The operator's budget over all
 -- tenants has eight, its shards, so that gateways do not queue for one row.
 
+-- The rows of one period of an operator's budget.
+CREATE OR REPLACE FUNCTION shard_count() RETURNS int LANGUAGE sql IMMUTABLE AS $$
+    SELECT 8
+$$;
+
 -- The limit in force at a moment; a raise applies until it ends. In nano-dollars.
 CREATE OR REPLACE FUNCTION limit_at(p_budget budget, p_at timestamptz) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$
@@ -69,7 +74,6 @@ RETURNS bigint[] LANGUAGE plpgsql
 SET search_path = pg_catalog, public, pg_temp
 SET enable_seqscan = off AS $$
 DECLARE
-    v_last_shard CONSTANT int := 7;
     v_ids bigint[];
     v_tenant uuid;
     v_window text;
@@ -99,7 +103,7 @@ BEGIN
         INTO v_start, v_end FROM budget_period x WHERE x.budget_id = p_budget;
         INSERT INTO budget_period (budget_id, tenant_id, shard, period_start, period_end)
         SELECT p_budget, v_tenant, s.shard, v_start, v_end
-        FROM generate_series(0, CASE WHEN v_tenant IS NULL THEN v_last_shard ELSE 0 END)
+        FROM generate_series(0, CASE WHEN v_tenant IS NULL THEN shard_count() - 1 ELSE 0 END)
             AS s(shard)
         ON CONFLICT DO NOTHING;
     END LOOP;

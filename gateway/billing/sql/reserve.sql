@@ -5,7 +5,7 @@
 
 -- The shard of the operator's budgets that a gateway uses, 0 to 7.
 CREATE OR REPLACE FUNCTION shard_of(p_instance uuid) RETURNS int LANGUAGE sql IMMUTABLE AS $$
-    SELECT ('x' || right(p_instance::text, 7))::bit(28)::int % 8
+    SELECT ('x' || right(p_instance::text, 7))::bit(28)::int % shard_count()
 $$;
 
 -- Find and lock the current periods of every budget that applies to one of the requests.
@@ -81,8 +81,8 @@ BEGIN
         CONTINUE WHEN NOT p.is_house OR p.held_nano = 0;
         UPDATE budget_period bp SET
             allotted_nano = CASE WHEN p.available_nano >= 0 THEN bp.spent_nano + bp.held_nano
-                + p.available_nano / 8
-                + CASE WHEN bp.id = p.id THEN p.available_nano % 8 ELSE 0 END END,
+                + p.available_nano / shard_count()
+                + CASE WHEN bp.id = p.id THEN p.available_nano % shard_count() ELSE 0 END END,
             -- While more than the limit is used, no single shard can know the remainder.
             allotted_of_nano = CASE WHEN p.available_nano >= 0 THEN p.limit_nano END,
             allotted_division = p.division
