@@ -131,16 +131,19 @@ def decode(
         UnusableImage: the gateway does not accept the image.
     """
     stripped = strip_metadata(data, max_pixels=limits.max_pixels)
-    pixels = stripped.width * stripped.height
+    is_turned = stripped.orientation in TURNS
     # Checked in advance: out of memory, image libraries often report "damaged" instead.
-    if pixels * stripped.decoding_bytes_per_pixel > free_bytes(limits):
+    bytes_per_pixel = stripped.decoding_bytes_per_pixel
+    if is_check and not is_turned and stripped.check_bytes_per_pixel is not None:
+        bytes_per_pixel = stripped.check_bytes_per_pixel
+    if stripped.width * stripped.height * bytes_per_pixel > free_bytes(limits):
         raise UnusableImage(ImageProblem.TOO_EXPENSIVE)
     try:
         image = OPENERS[stripped.media_type](io.BytesIO(stripped.content))
         if image.size != (stripped.width, stripped.height):
             raise UnusableImage(ImageProblem.UNREADABLE)
         is_cmyk = image.mode == "CMYK"
-        is_same = stripped.is_plain and not is_cmyk and stripped.orientation not in TURNS
+        is_same = stripped.is_plain and not is_cmyk and not is_turned
         if draft_edge is not None:
             image.draft(None, (draft_edge, draft_edge))
         elif is_check and is_same:
@@ -152,7 +155,7 @@ def decode(
         image = plain(image, stripped.transparent, keeps_grey=stripped.is_plain)
     except UNREADABLE:
         raise UnusableImage(ImageProblem.UNREADABLE) from None
-    if stripped.orientation in TURNS:
+    if is_turned:
         image = image.transpose(TURNS[stripped.orientation])
     return Decoded(
         image=image,

@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from PIL import Image
 
+from gateway.config.uploads import UploadSettings
 from gateway.media.decoder import Decoder, DecoderBusy, ImageFacts, ImageProblem, UnusableImage
 from tests.decoding_helpers import (
     GOOD,
@@ -31,6 +32,12 @@ from tests.hazards import drawing, encoded, hazards, ihdr, png
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="macOS has no /proc and no waitid")
 
 
+def on_its_side() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 # Limits of the process
 
 
@@ -45,13 +52,41 @@ async def test_a_picture_beyond_the_memory_ends_its_process_and_the_next_one_wor
     await decoder.close()
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-async def test_a_picture_that_cannot_fit_is_refused_before_it_is_decoded(form: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "options"), [("PNG", {}), ("JPEG", {"progressive": True}), ("WEBP", {})]
+)
+async def test_a_picture_that_cannot_fit_is_refused_before_it_is_decoded(
+    form: str, options: dict[str, object]
+) -> None:
     decoder = Decoder(replace(LIMITS, memory_bytes=24 * 1024 * 1024))
     process = await started(decoder)
-    large = encoded(Image.new("RGB", (4000, 4000)), form)
+    large = encoded(Image.new("RGB", (4000, 4000)), form, **options)
     assert await problem(decoder, large) == ImageProblem.TOO_EXPENSIVE
     assert process.is_running()
+    await decoder.close()
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "options", "expected"),
+    [
+        ("PNG", (8000, 5000), {}, "decoded"),
+        ("JPEG", (8000, 5000), {"progressive": True}, "decoded"),
+        ("JPEG", (6000, 4000), {"exif": on_its_side()}, "decoded"),
+        ("WEBP", (4000, 3000), {}, "decoded"),
+        ("WEBP", (6000, 4000), {}, "refused"),
+    ],
+)
+async def test_default_memory_decodes_photographs_and_refuses_large_webp(
+    form: str, size: tuple[int, int], options: dict[str, object], expected: str
+) -> None:
+    memory_bytes = UploadSettings().decoder_memory_bytes
+    decoder = Decoder(replace(LIMITS, max_pixels=40_000_000, memory_bytes=memory_bytes))
+    large = encoded(Image.new("RGB", size), form, **options)
+    if expected == "decoded":
+        facts, _ = await clean(decoder, large)
+        assert {facts.width, facts.height} == set(size)
+    else:
+        assert await problem(decoder, large) == ImageProblem.TOO_EXPENSIVE
     await decoder.close()
 
 

@@ -50,6 +50,8 @@ class Stripped:
     """EXIF's, 1 to 8: the rotation or reflection that a viewer applies."""
     decoding_bytes_per_pixel: int
     """Lower bound of the memory that decoding takes, to refuse large images beforehand."""
+    check_bytes_per_pixel: int | None = None
+    """The same for a check at an eighth of the size, where the format allows one (JPEG)."""
     is_plain: bool = True
     """True for eight bits per sample, no palette, and no data behind the last row."""
     transparent: tuple[int, ...] | None = None

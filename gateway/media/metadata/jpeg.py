@@ -127,6 +127,8 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
     frame = frames[0]
     exif = next((s.payload for s in segments if s.is_app(_APP1, b"Exif\0\0")), b"")
     is_buffered = scans > 1 or any(s.marker == _SOF_PROGRESSIVE for s in segments)
+    # With several scans the decoder keeps all coefficients, two bytes each, until the last.
+    buffered_bytes = 2 * frame.components if is_buffered else 0
     parts = chain.from_iterable(segment.written() for segment in _cleaned(segments))
     return Stripped(
         content=b"".join([b"\xff\xd8", *parts, b"\xff\xd9"]),
@@ -134,7 +136,6 @@ def strip(data: bytes, max_pixels: int) -> Stripped:
         width=frame.width,
         height=frame.height,
         orientation=exif_orientation(exif),
-        # With several scans the decoder keeps all coefficients, two bytes each, until the last.
-        decoding_bytes_per_pixel=(1 if frame.components == 1 else 4)
-        + (2 * frame.components if is_buffered else 0),
+        decoding_bytes_per_pixel=(1 if frame.components == 1 else 4) + buffered_bytes,
+        check_bytes_per_pixel=buffered_bytes,
     )
