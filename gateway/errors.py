@@ -7,6 +7,7 @@
     │   ├── BodyTooSlow           400 upload_too_slow
     │   ├── ContentRefused        400 moderation_blocked
     │   ├── ImageRefused          400 invalid_image_file, unsupported_file_mimetype
+    │   ├── IncompleteBody        400 incomplete_body
     │   ├── MalformedAuthorization 400 invalid_request
     │   ├── ModelRetired          400 invalid_value
     │   ├── RequestTooSlow        408 request_too_slow
@@ -124,6 +125,15 @@ class BodyTooSlow(InvalidRequest):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The request body took longer than {seconds:g} seconds.")
+
+
+class IncompleteBody(InvalidRequest):
+    """The client disconnected before the end of its body, so only the request record has it."""
+
+    code = "incomplete_body"
+
+    def __init__(self) -> None:
+        super().__init__("The request body ended too early.")
 
 
 class PayloadTooLarge(InvalidRequest):

@@ -33,8 +33,8 @@ class MessageBody:
     arguments: Arguments | None = field(default=None, repr=False)
 
 
-async def read_body(content: bytearray) -> MessageBody:
-    """Read a body, and clear it; a large one is parsed off the event loop.
+async def read_message(content: bytearray) -> MessageBody:
+    """Parse a body, and clear it; a large one is parsed off the event loop.
 
     Raises:
         InvalidRequest: it has too many elements, or an id of an invalid type.

@@ -6,27 +6,31 @@ has read it. So few large ones are admitted at a time, and slow clients are time
 """
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
-from uuid import UUID
 
 import structlog
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
 from gateway.domain import Caller
-from gateway.errors import BodyTooSlow, GatewayError, PayloadTooLarge
+from gateway.errors import GatewayError, IncompleteBody
 from gateway.load.concurrency import Places
-from gateway.mcp_server.bodies import LARGE_BODY_BYTES, MessageBody, read_body
+from gateway.mcp_server.bodies import LARGE_BODY_BYTES, MessageBody, read_message
 from gateway.mcp_server.calls import ARGUMENTS_STATE
 from gateway.web.admission import as_json_rpc
+from gateway.web.bodies import body_parts
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 
 log = structlog.get_logger(__name__)
 
 READ_RESOURCE = "resources/read"
 """The method whose answer may contain a whole image."""
+TOO_LARGE_ADVICE = " Refer to large images by an https link or generated-images://…."
+ServeBody = Callable[[RequestScope, bytes, Receive, Send], Awaitable[None]]
+"""Serve a request whose body has been read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,8 @@ class EndpointLimits:
 class McpEndpoint:
     """Reads and bounds a request's body, then passes the request to the protocol's library."""
 
-    def __init__(self, app: App, limits: EndpointLimits) -> None:
-        self._app = app
+    def __init__(self, serve: ServeBody, limits: EndpointLimits) -> None:
+        self._serve = serve
         self._limits = limits
         self._places = Places(limits.max_concurrent, "MCP requests")
         self._large_places = Places(limits.max_concurrent_large, "large MCP requests")
@@ -57,61 +61,50 @@ class McpEndpoint:
         with ExitStack() as places:
             try:
                 body = await self._read(scope, receive, places)
+            except IncompleteBody:
+                return  # no one to answer; the request record tells that the client left
             except GatewayError as error:
                 await send_error(error, send, content=as_json_rpc(error))
                 return
-            if body is not None:
-                scope["state"][ARGUMENTS_STATE] = body.arguments
-                await self._serve(scope, replay(body.content, receive), send)
+            scope["state"][ARGUMENTS_STATE] = body.arguments
+            with CancelScope() as serving:
+                in_time = sending_in_time(send, self._limits.send_seconds, serving)
+                await self._serve(scope, body.content, receive, in_time)
 
-    async def _serve(self, scope: RequestScope, receive: Receive, send: Send) -> None:
-        with CancelScope() as serving:
-            await self._app(scope, receive, in_time(send, self._limits.send_seconds, serving))
-
-    async def _read(
-        self, scope: RequestScope, receive: Receive, places: ExitStack
-    ) -> MessageBody | None:
-        """Read the body; None if the client disconnected. The slots stay taken until `places`
-        closes.
-        """
+    async def _read(self, scope: RequestScope, receive: Receive, places: ExitStack) -> MessageBody:
+        """Read the body. The slots stay taken until `places` closes."""
         caller: Caller = scope["state"]["caller"]
         places.enter_context(self._places.taken(caller.tenant_id))
-        content = bytearray()
-        try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                is_large = await self._receive(content, caller.tenant_id, receive, places)
-        except TimeoutError:
-            raise BodyTooSlow(self._limits.body_seconds) from None
-        if is_large is None:
-            return None
-        body = await read_body(content)
+        content, is_large = bytearray(), False
+        parts = body_parts(
+            scope,
+            receive,
+            max_bytes=self._limits.max_body_bytes,
+            seconds=self._limits.body_seconds,
+            advice=TOO_LARGE_ADVICE,
+        )
+        async with aclosing(parts):
+            async for part in parts:
+                content += part
+                if not is_large and len(content) > LARGE_BODY_BYTES:
+                    places.enter_context(self._large_places.taken(caller.tenant_id))
+                    is_large = True
+        body = await read_message(content)
         if body.method == READ_RESOURCE and not is_large:
             places.enter_context(self._large_places.taken(caller.tenant_id))
         return body
 
-    async def _receive(
-        self, content: bytearray, tenant_id: UUID, receive: Receive, places: ExitStack
-    ) -> bool | None:
-        """Append the body to `content` and tell if it is large; None if the client disconnected."""
-        is_large = False
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            content += message.get("body", b"")
-            if len(content) > self._limits.max_body_bytes:
-                raise PayloadTooLarge(
-                    f"The request body is larger than {self._limits.max_body_bytes} bytes. Refer "
-                    "to large images by an https link or generated-images://…."
-                )
-            if not is_large and len(content) > LARGE_BODY_BYTES:
-                places.enter_context(self._large_places.taken(tenant_id))
-                is_large = True
-            if not message.get("more_body", False):
-                return is_large
+
+def replaying(app: App) -> ServeBody:
+    """Adapt an ASGI application, which receives the body, to be given it."""
+
+    async def serve(scope: RequestScope, body: bytes, receive: Receive, send: Send) -> None:
+        await app(scope, replay(body, receive), send)
+
+    return serve
 
 
-def in_time(send: Send, seconds: float, serving: CancelScope) -> Send:
+def sending_in_time(send: Send, seconds: float, serving: CancelScope) -> Send:
     """Wrap `send` to give up on a client that reads nothing for this many seconds.
 
     The work is cancelled from outside: an exception would be logged by the library with a

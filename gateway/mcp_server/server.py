@@ -20,7 +20,7 @@ from gateway.config import Settings
 from gateway.errors import GatewayError, InternalError
 from gateway.mcp_server import completions, prompts, resources, tools
 from gateway.mcp_server.calls import Context, protocol_error
-from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint
+from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint, replaying
 from gateway.mcp_server.prompt_templates import PromptTemplate, load_templates
 from gateway.mcp_server.sse import SseFront
 from gateway.request_record import current
@@ -54,7 +54,7 @@ class McpFront:
             security_settings=_transport_security(settings),
             max_request_body_size=settings.max_mcp_body_bytes,
         )
-        endpoint = McpEndpoint(StreamableHTTPASGIApp(self.manager), _limits(settings))
+        endpoint = McpEndpoint(replaying(StreamableHTTPASGIApp(self.manager)), _limits(settings))
         self.routes = [Route(MCP_PATH, endpoint=endpoint)]
         if settings.mcp_sse:
             sse = SseFront(

@@ -32,9 +32,9 @@ from gateway.mcp_server.calls import Context, opened_gateway, request_of
 from gateway.mcp_server.endpoint import (
     EndpointLimits,
     McpEndpoint,
-    in_time,
     refuse_method,
     replay,
+    sending_in_time,
 )
 from gateway.request_record import RequestRecord, current, set_current
 from gateway.web.admission import as_json_rpc
@@ -95,7 +95,7 @@ class SseFront:
             leaving = asyncio.create_task(_cancel_when_leaving(gateway, serving))
             try:
                 async with self._transport.connect_sse(
-                    scope, receive, in_time(send, self._limits.send_seconds, serving)
+                    scope, receive, sending_in_time(send, self._limits.send_seconds, serving)
                 ) as (read_stream, write_stream):
                     await self._server.run(
                         read_stream, write_stream, self._server.create_initialization_options()
@@ -107,10 +107,9 @@ class SseFront:
                 async with asyncio.timeout(GOODBYE_SECONDS):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _post(self, scope: RequestScope, receive: Receive, send: Send) -> None:
-        content = (await receive())["body"]
+    async def _post(self, scope: RequestScope, body: bytes, receive: Receive, send: Send) -> None:
         try:
-            message = jsonrpc_message_adapter.validate_json(content, by_name=False)
+            message = jsonrpc_message_adapter.validate_json(body, by_name=False)
         except ValidationError:
             # The library would log it with its traceback, which contains the prompt.
             error = InvalidRequest("The body is not a JSON-RPC message.", code="invalid_json")
@@ -121,7 +120,7 @@ class SseFront:
         record = current()
         scope["state"][RECORD_STATE] = record if isinstance(message, JSONRPCRequest) else None
         if not isinstance(message, JSONRPCRequest):
-            await self._transport.handle_post_message(scope, replay(content, receive), send)
+            await self._transport.handle_post_message(scope, replay(body, receive), send)
             return
         # The record stays open for the call, which outlives the answer to its message.
         record.hold()
@@ -133,7 +132,7 @@ class SseFront:
             await send(answer)
 
         try:
-            await self._transport.handle_post_message(scope, replay(content, receive), note_status)
+            await self._transport.handle_post_message(scope, replay(body, receive), note_status)
         except (BrokenResourceError, ClosedResourceError):
             record.release()  # the client has closed its stream
         else:

@@ -1,22 +1,21 @@
 """Dependencies of the routes: the opened gateway, the caller with a scope, a bounded JSON body."""
 
-import asyncio
 import json
 from typing import Annotated
 
 import orjson
 from fastapi import Depends, Path, Request
-from starlette.requests import ClientDisconnect
 
 from gateway.bootstrap import Gateway
 from gateway.config import Settings
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
-from gateway.errors import BodyTooSlow, Forbidden, InvalidRequest, PayloadTooLarge
+from gateway.errors import Forbidden, InvalidRequest
 from gateway.request_record import current
 from gateway.rest.uploads import UploadReader
 from gateway.tenancy.credentials import PROVIDERS
 from gateway.web.authentication import check_operator, require_scope
+from gateway.web.bodies import read_body, refuse_compressed
 
 # Dependencies are coroutines even if they await nothing: the framework would run a plain
 # function in a worker thread, at twenty times the cost.
@@ -125,12 +124,13 @@ async def read_json_object(
         InvalidRequest: not JSON, not an object, compressed, or received too slowly.
         PayloadTooLarge: the body is larger than that.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidRequest(
-            "Compressed request bodies are not supported. Send the body without Content-Encoding.",
-            code="unsupported_content_encoding",
-        )
-    content = await _read_body(request, settings)
+    refuse_compressed(request.scope)
+    content = await read_body(
+        request.scope,
+        request.receive,
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.upload_seconds,
+    )
     try:
         body = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -149,23 +149,6 @@ async def read_json_object(
                 "The JSON body is nested too deeply.", code="invalid_json"
             ) from None
     return body
-
-
-async def _read_body(request: Request, settings: Settings) -> bytearray:
-    content = bytearray()
-    try:
-        async with asyncio.timeout(settings.upload_seconds):
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > settings.max_body_bytes:
-                    raise PayloadTooLarge(
-                        f"The request body is larger than {settings.max_body_bytes} bytes."
-                    )
-    except ClientDisconnect:
-        raise InvalidRequest("The request body ended too early.", code="incomplete_body") from None
-    except TimeoutError:
-        raise BodyTooSlow(settings.upload_seconds) from None
-    return content
 
 
 def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:

@@ -16,16 +16,16 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from gateway import telemetry
 from gateway.domain import Caller
-from gateway.errors import BodyTooSlow, InvalidRequest, PayloadTooLarge, Unavailable
+from gateway.errors import InvalidRequest, Unavailable
 from gateway.generation.image_references import InputImageReference, check_length, decode_data_url
 from gateway.generation.input_images import Upload
 from gateway.load.concurrency import Places
 from gateway.load.gate import Gate, GateLimits
 from gateway.media.temporary_files import new_spool
+from gateway.web.bodies import body_parts, refuse_compressed
 
 MAX_FILES = 20
 MAX_FIELDS = 40
@@ -103,23 +103,11 @@ class UploadReader:
             PayloadTooLarge: the body is longer than the gateway reads.
             Unavailable: too many uploads are in progress, in all or for this tenant.
         """
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise InvalidRequest(
-                "Compressed request bodies are not supported. Send the body without "
-                "Content-Encoding.",
-                code="unsupported_content_encoding",
-            )
+        refuse_compressed(request.scope)
         # Held until the images have been fetched and checked: each request may keep large files.
         files.enter_context(self._places.taken(caller.tenant_id))
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                return await self._read(request, caller.tenant_id, files, names)
-        except ClientDisconnect:
-            raise InvalidRequest(
-                "The request body ended too early.", code="incomplete_body"
-            ) from None
-        except TimeoutError:
-            raise BodyTooSlow(self._limits.seconds) from None
+            return await self._read(request, caller.tenant_id, files, names)
         except OSError as error:
             telemetry.alarm("upload_not_written", error=type(error).__name__)
             raise Unavailable(
@@ -146,10 +134,10 @@ class UploadReader:
     ) -> Form:
         _refuse_charset(request.headers["content-type"])
         try:
-            async with aclosing(_limited(request, self._limits.max_bytes)) as stream:
+            async with self._parts(request, self._limits.max_bytes) as parts:
                 parser = _SpoolingParser(
                     request.headers,
-                    stream,
+                    parts,
                     max_files=MAX_FILES,
                     max_fields=MAX_FIELDS,
                     max_part_size=MAX_FIELD_BYTES,
@@ -177,14 +165,21 @@ class UploadReader:
 
     async def _read_json(self, request: Request, tenant_id: UUID, files: ExitStack) -> Form:
         with new_spool() as spooled:
-            async with aclosing(_limited(request, self._limits.max_json_bytes)) as chunks:
-                async for chunk in chunks:
-                    spooled.write(chunk)
+            async with self._parts(request, self._limits.max_json_bytes) as parts:
+                async for part in parts:
+                    spooled.write(part)
             spooled.seek(0)
             # A body may be a hundred megabytes of base64, so few are parsed concurrently.
             async with self._parsing_json.place(tenant_id):
                 fields, inputs = await asyncio.to_thread(_take_apart, spooled, files)
         return Form(fields, _images_first(inputs))
+
+    def _parts(self, request: Request, max_bytes: int) -> aclosing[AsyncGenerator[bytes, None]]:
+        return aclosing(
+            body_parts(
+                request.scope, request.receive, max_bytes=max_bytes, seconds=self._limits.seconds
+            )
+        )
 
 
 def _refuse_charset(content_type: str) -> None:
@@ -192,23 +187,6 @@ def _refuse_charset(content_type: str) -> None:
     _, options = parse_options_header(content_type)
     if options.get(b"charset", b"utf-8").lower() not in CHARSETS:
         raise InvalidRequest("The form's charset must be UTF-8.", code="invalid_form")
-
-
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise _too_large(max_bytes)
-    received = 0
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            received += len(chunk)
-            if received > max_bytes:
-                raise _too_large(max_bytes)
-            yield chunk
-
-
-def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.")
 
 
 def _images_first(

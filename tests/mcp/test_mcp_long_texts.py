@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gateway.errors import InvalidRequest, PayloadTooLarge
-from gateway.mcp_server.bodies import read_body
+from gateway.mcp_server.bodies import read_message
 from gateway.mcp_server.long_texts import (
     LONG_BYTES,
     MAX_PIECE_BYTES,
@@ -41,7 +41,7 @@ async def test_a_long_text_is_read_as_it_was_written(name: str, writer: str) -> 
     text = json.dumps(message, ensure_ascii=writer == "ascii")
     if name == "base64":
         text = text.replace("/", "\\/")  # as PHP writes it
-    body = await read_body(bytearray(text.encode("utf-8", "surrogatepass")))
+    body = await read_message(bytearray(text.encode("utf-8", "surrogatepass")))
     assert (body.method, body.arguments) == ("tools/call", arguments)
     left = json.loads(body.content)
     assert left == {**message, "params": {"name": "edit_image", "arguments": {}}}
@@ -92,7 +92,7 @@ async def test_the_event_loop_goes_on_while_thirty_megabytes_are_read(text: str)
     """By processor time, which is the same however busy the machine is."""
     parameters = {"name": "edit_image", "arguments": {"image": text}}
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": parameters}
-    reading = asyncio.create_task(read_body(bytearray(json.dumps(message).encode())))
+    reading = asyncio.create_task(read_message(bytearray(json.dumps(message).encode())))
     longest, before = 0.0, others_seconds()
     while not reading.done():
         await asyncio.sleep(0)
