@@ -13,7 +13,7 @@ from gateway.bootstrap import Gateway
 from gateway.domain import Caller, Scope
 from gateway.library import history
 from gateway.mcp_server.calls import Context, opened_gateway
-from gateway.mcp_server.prompt_templates import PromptTemplate
+from gateway.mcp_server.prompt_files import PromptTemplate
 from gateway.mcp_server.prompts import complete_argument
 from gateway.mcp_server.resources import complete_query
 from gateway.web.authentication import require_scope

@@ -1,39 +1,36 @@
-"""One prompt template file: its keys, its checks, and its errors with file and line."""
+"""One prompt template file: its keys, its checks, and its errors with file and key."""
 
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
-from gateway.errors import ConfigurationError
-from gateway.mcp_server.prompt_text import Condition, Part, Placeholder, TextMistake, parse_text
-from gateway.mcp_server.toml_lines import KeyPath, Statement, explain_syntax, locate
+from gateway.errors import ConfigurationError, InvalidRequest
+from gateway.mcp_server.prompt_text import Chosen, PromptText
 
 MAX_FILE_BYTES = 65_536
-MAX_TEXT_CHARACTERS = 8000
 MAX_ARGUMENTS = 20
 MAX_CHOICES = 50
 MAX_EDGE = 10_000
 
 _TEMPLATE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_ARGUMENT_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_ARGUMENT_NAME = re.compile(r"(?!self$)[a-z][a-z0-9_]{0,39}")
+"""Jinja2 has a `self` of its own."""
 _CHOICE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
-_ADVICE = {
-    "string_type": "write a text in quotes",
-    "string_too_short": "write something, or remove the line",
-    "bool_type": "write true or false, without quotes",
-    "list_type": "write a list in square brackets",
-    "dict_type": "write a table",
-    "model_type": "write it as a table",
-}
-"""Messages for users, in place of pydantic's technical ones."""
-_NOTATION = ("{", "}", "[[", "]]")
+_NOTATION = ("{{", "{%", "{#")
 
 
 def _one_line(text: str) -> str:
@@ -48,7 +45,7 @@ def _template_name(name: str) -> str:
 
 def _argument_name(name: str) -> str:
     if not _ARGUMENT_NAME.fullmatch(name):
-        raise ValueError("use up to 40 lower-case letters, digits and underscores")
+        raise ValueError("use up to 40 lower-case letters, digits and underscores, and not 'self'")
     return name
 
 
@@ -56,6 +53,12 @@ def _choice(name: str) -> str:
     if not _CHOICE.fullmatch(name):
         raise ValueError("a choice is up to 40 lower-case letters, digits and hyphens")
     return name
+
+
+def _wording(text: str) -> str:
+    if any(mark in text for mark in _NOTATION):
+        raise ValueError("a wording is inserted as it is; write conditions into the text")
+    return _one_line(text)
 
 
 def _size(text: object) -> tuple[int, int]:
@@ -79,17 +82,30 @@ def _choice_table(choices: object) -> object:
     return choices
 
 
+def _prompt_text(text: object) -> PromptText:
+    if not isinstance(text, str):
+        raise ValueError("write a text in quotes")  # noqa: TRY004 - pydantic expects a ValueError
+    return PromptText(text)
+
+
 ShortLine = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_one_line)]
 Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_one_line)]
+Wording = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_wording)]
 Choice = Annotated[str, AfterValidator(_choice)]
-Choices = Annotated[dict[Choice, Line], BeforeValidator(_choice_table)]
+Choices = Annotated[dict[Choice, Wording], BeforeValidator(_choice_table)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 
 
-class ArgumentContent(BaseModel):
-    """`[[arguments]]` of a template file."""
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, str_strip_whitespace=True)
 
-    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
+
+class PromptArgument(_Table):
+    """One argument of a template: `[[arguments]]`. `required` ones have no `default`.
+
+    `choices` maps accepted values to their wording in the text; if it is empty, any value is
+    accepted, and `suggestions` are examples. `sizes` maps choices to a preferred width and height.
+    """
 
     name: Annotated[str, AfterValidator(_argument_name)]
     title: ShortLine
@@ -100,16 +116,9 @@ class ArgumentContent(BaseModel):
     default: Line | None = None
     sizes: dict[str, Size] = Field(default_factory=dict)
 
-    @property
-    def is_always_there(self) -> bool:
-        """Return True if the argument has a value in every prompt."""
-        return self.required or self.default is not None
 
-
-class TemplateContent(BaseModel):
-    """The content of a template file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
+class PromptTemplate(_Table):
+    """One template; `size` is the width and height that suit its use, for any model."""
 
     name: Annotated[str, AfterValidator(_template_name)]
     title: ShortLine
@@ -117,257 +126,192 @@ class TemplateContent(BaseModel):
     size: Size
     output_format: Literal["png", "jpeg", "webp"] | None = None
     background: Literal["transparent", "opaque", "auto"] | None = None
-    text: str = Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)
-    arguments: list[ArgumentContent] = Field(default_factory=list, max_length=MAX_ARGUMENTS)
+    text: Annotated[InstanceOf[PromptText], BeforeValidator(_prompt_text)] = Field(repr=False)
+    arguments: list[PromptArgument] = Field(default_factory=list, max_length=MAX_ARGUMENTS)
 
+    def render(self, chosen: Mapping[str, str]) -> str:
+        """Render the prompt; `chosen` has a checked value for each argument that has one at all.
 
-@dataclass(frozen=True, slots=True)
-class TemplateFile:
-    """A checked file: its content, and its parsed text."""
+        Raises:
+            InvalidRequest: the text needs an argument that has no value.
+        """
+        values: dict[str, str | None] = {}
+        for argument in self.arguments:
+            value = chosen.get(argument.name)
+            if value is not None and argument.choices:
+                value = Chosen(value, argument.choices[value])
+            values[argument.name] = value
+        return self.text.render(values)
 
-    content: TemplateContent
-    parts: tuple[Part, ...]
-    source: str
-
-    @property
-    def name_line(self) -> int:
-        """The line of its name; computed only for an error, since it parses the file again."""
-        return _statement(locate(self.source), ("name",)).line
+    def wished_size(self, chosen: Mapping[str, str]) -> tuple[int, int]:
+        """The width and height that suit the prompt rendered with `chosen`."""
+        for argument in self.arguments:
+            size = argument.sizes.get(chosen.get(argument.name, ""))
+            if size is not None:
+                return size
+        return self.size
 
 
 @dataclass(frozen=True, slots=True)
 class _Complaint:
-    """An error at a path; within the text, at the `mark` found at `offset`."""
+    """An error at a key, such as `arguments[0].default`."""
 
-    path: KeyPath
+    key: str
     message: str
-    offset: int = 0
-    mark: str = ""
 
 
-def parse_file(data: bytes, path: str) -> TemplateFile:
+def parse_file(data: bytes, path: str) -> PromptTemplate:
     """Read and check a template file; error messages call it `path`.
 
     Raises:
-        ConfigurationError: one line for each error, as `path:line: what is wrong and what to do`.
+        ConfigurationError: one line for each error, as `path: key: what is wrong`.
     """
-    source = _decode(data, path)
-    try:
-        values = tomllib.loads(source)
-    except tomllib.TOMLDecodeError as error:
-        line, complaint = explain_syntax(error, source)
-        raise ConfigurationError(f"{path}:{line}: invalid TOML: {complaint}.") from None
-    try:
-        content = TemplateContent.model_validate(values)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False)
-        raise _refusal(path, map(_schema_complaint, problems), source) from None
-    try:
-        parts = parse_text(content.text)
-    except TextMistake as mistake:
-        complaint_in_text = _Complaint(("text",), mistake.message, mistake.offset, mistake.mark)
-        raise _refusal(path, [complaint_in_text], source, content.text) from None
-    complaints = [*_argument_complaints(content), *_text_complaints(content, parts)]
-    if complaints:
-        raise _refusal(path, complaints, source, content.text)
-    return TemplateFile(content, parts, source)
-
-
-def _decode(data: bytes, path: str) -> str:
     if len(data) > MAX_FILE_BYTES:
-        line = data.count(b"\n", 0, MAX_FILE_BYTES) + 1
-        raise ConfigurationError(
-            f"{path}:{line}: the file is larger than {MAX_FILE_BYTES} bytes; shorten it."
-        )
+        raise ConfigurationError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes.")
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        values = tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(
-            f"{path}:{line}: the file is not UTF-8; save it as UTF-8."
+            f"{path}: the file is not UTF-8 (at line {line}); save it as UTF-8."
         ) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: invalid TOML: {error}.") from None
+    try:
+        template = PromptTemplate.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        raise _refusal(path, map(_schema_complaint, problems)) from None
+    complaints = [*_argument_complaints(template), *_text_complaints(template)]
+    if not complaints:
+        complaints += _trial_complaints(template)
+    if complaints:
+        raise _refusal(path, complaints)
+    return template
 
 
-def _refusal(
-    path: str,
-    complaints: Iterable[_Complaint],
-    source: str,
-    text: str = "",
-) -> ConfigurationError:
-    places = locate(source)
-    lines: list[tuple[int, str]] = []
-    for complaint in complaints:
-        statement = _statement(places, complaint.path)
-        line = statement.line
-        if complaint.mark:
-            line = statement.line_of(text, complaint.offset, complaint.mark)
-        lines.append((line, _one_line(complaint.message)))
-    lines.sort(key=lambda told: told[0])
-    return ConfigurationError("\n".join(f"{path}:{line}: {said}." for line, said in lines))
-
-
-def _statement(places: Mapping[KeyPath, Statement], path: KeyPath) -> Statement:
-    """Find the statement of this path, or of the nearest table around it."""
-    while path and path not in places:
-        path = path[:-1]
-    return places.get(path, Statement(1, ""))
+def _refusal(path: str, complaints: Iterable[_Complaint]) -> ConfigurationError:
+    return ConfigurationError(
+        "\n".join(f"{path}: {one.key}: {_one_line(one.message)}." for one in complaints)
+    )
 
 
 def _schema_complaint(problem: ErrorDetails) -> _Complaint:
+    """Name the key as TOML does, and say what to do in the words of the file."""
     path = problem["loc"]
-    name = next((part for part in reversed(path) if isinstance(part, str) and part != "[key]"), "")
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[:-1])
+    last = path[-1] if path else ""
+    if last != "[key]":  # pydantic's mark for the name of an entry, which is the part before
+        key += f"[{last}]" if isinstance(last, int) else f".{last}"
+    message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
-        return _Complaint(path, f"'{name}' is missing; add it")
-    if problem["type"] == "extra_forbidden":
-        model = ArgumentContent if path[0] == "arguments" else TemplateContent
-        known = ", ".join(model.model_fields)
-        return _Complaint(path, f"unknown key '{name}'; the keys are: {known}")
-    advice = _ADVICE.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
-    return _Complaint(path, f"'{name}': {advice}")
+        message = "is missing; add it"
+    elif problem["type"] == "extra_forbidden":
+        model = PromptArgument if path[0] == "arguments" else PromptTemplate
+        message = f"unknown key; the keys are: {', '.join(model.model_fields)}"
+    return _Complaint(key.removeprefix("."), message)
 
 
 # Rules that involve several keys
 
 
-def _argument_complaints(content: TemplateContent) -> Iterator[_Complaint]:
-    names = Counter[str]()
+def _argument_complaints(template: PromptTemplate) -> Iterator[_Complaint]:
+    names: set[str] = set()
     sized = ""
-    for index, argument in enumerate(content.arguments):
-        path: KeyPath = ("arguments", index)
-        names[argument.name] += 1
-        if names[argument.name] == 2:  # noqa: PLR2004 - the second one
-            yield _Complaint(
-                (*path, "name"), f"two arguments are named '{argument.name}'; rename or remove one"
-            )
-        yield from _choice_complaints(argument, path)
+    for index, argument in enumerate(template.arguments):
+        key = f"arguments[{index}]"
+        if argument.name in names:
+            yield _Complaint(f"{key}.name", f"two arguments are named '{argument.name}'")
+        names.add(argument.name)
+        yield from _choice_complaints(argument, key)
         if argument.sizes and sized:
-            yield _Complaint(
-                (*path, "sizes"), f"'{sized}' determines the size already; remove these sizes"
-            )
+            yield _Complaint(f"{key}.sizes", f"'{sized}' determines the size already")
         sized = sized or (argument.name if argument.sizes else "")
-    if content.background == "transparent" and content.output_format == "jpeg":
+    if template.background == "transparent" and template.output_format == "jpeg":
         yield _Complaint(
-            ("output_format",), "jpeg cannot have a transparent background; write png or webp"
+            "output_format", "jpeg cannot have a transparent background; write png or webp"
         )
 
 
-def _choice_complaints(argument: ArgumentContent, path: KeyPath) -> Iterator[_Complaint]:
+def _choice_complaints(argument: PromptArgument, key: str) -> Iterator[_Complaint]:
     name, choices = argument.name, argument.choices
     known = ", ".join(choices) or "none"
     if argument.required and argument.default is not None:
         yield _Complaint(
-            (*path, "default"),
-            f"'{name}' is required, so its default is never used; remove one of the two",
+            f"{key}.default", f"'{name}' is required, so its default is never used; remove one"
         )
     if choices and argument.suggestions:
         yield _Complaint(
-            (*path, "suggestions"), f"'{name}' has choices; remove them or the suggestions"
+            f"{key}.suggestions", f"'{name}' has choices; remove them or the suggestions"
         )
-    if choices and argument.default is not None and argument.default not in choices:
-        yield _Complaint(
-            (*path, "default"),
-            f"the default '{argument.default}' is not one of the choices; use one of: {known}",
-        )
-    for choice, wording in choices.items():
-        if any(mark in wording for mark in _NOTATION):
-            yield _Complaint(
-                (*path, "choices", choice),
-                f"the wording of '{choice}' contains notation, which works in the text only; "
-                f"write [[{name}={choice}: …]] there",
-            )
-    for choice in argument.sizes:
+    wrong = {choice: f"{key}.sizes.{choice}" for choice in argument.sizes}
+    if argument.default is not None and choices:
+        wrong[argument.default] = f"{key}.default"
+    for choice, where in wrong.items():
         if choice not in choices:
+            yield _Complaint(where, f"'{choice}' is not one of the choices of '{name}': {known}")
+
+
+def _text_complaints(template: PromptTemplate) -> Iterator[_Complaint]:
+    declared = {argument.name: argument for argument in template.arguments}
+    for name, line in template.text.names.items():
+        if name not in declared:
             yield _Complaint(
-                (*path, "sizes", choice),
-                f"'{choice}' is not one of the choices of '{name}': {known}",
+                "text", f"line {line}: unknown argument '{name}'; declare it in [[arguments]]"
+            )
+    for index, argument in enumerate(template.arguments):
+        if argument.name not in template.text.names:
+            yield _Complaint(
+                f"arguments[{index}].name",
+                f"the text does not use '{argument.name}'; write {{{{ {argument.name} }}}} into "
+                f"it, or remove the argument",
+            )
+    for name, constant, line in template.text.comparisons():
+        if name in declared and constant not in declared[name].choices:
+            known = ", ".join(declared[name].choices) or "none"
+            yield _Complaint(
+                "text",
+                f"line {line}: '{constant}' is not one of the choices of '{name}': {known}",
             )
 
 
-def _text_complaints(content: TemplateContent, parts: tuple[Part, ...]) -> Iterator[_Complaint]:
-    declared = {argument.name: argument for argument in content.arguments}
-    used = {placeholder.name for part in parts for placeholder in part.placeholders}
-    used |= {part.condition.name for part in parts if part.condition is not None}
-    for part in parts:
-        yield from _part_complaints(part, declared)
-    for index, argument in enumerate(content.arguments):
-        if argument.name not in used:
-            yield _Complaint(
-                ("arguments", index, "name"),
-                f"the text does not use the argument '{argument.name}'; "
-                f"write {{{argument.name}}} into it, or remove the argument",
-            )
-    yield from _lost_arguments(parts, declared)
-    if not any(part.says_something for part in parts if not part.is_optional):
-        yield _Complaint(
-            ("text",), "every part of the text is optional; move something out of [[ ]]"
-        )
+def _trial_complaints(template: PromptTemplate) -> Iterator[_Complaint]:
+    """Render the text with and without each argument and choice, and report the first error."""
+    for chosen in _trials(template):
+        said = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "no arguments"
+        try:
+            prompt = template.render(chosen).casefold()
+        except InvalidRequest as error:
+            yield _Complaint("text", f"with {said}: {error.message.rstrip('.')}")
+            return
+        if not prompt:
+            yield _Complaint("text", f"with {said}, the prompt is empty")
+            return
+        for argument in template.arguments:
+            if argument.required and not argument.choices and chosen[argument.name] not in prompt:
+                yield _Complaint(
+                    "text", f"with {said}, the prompt lacks the required '{argument.name}'"
+                )
+                return
 
 
-def _part_complaints(part: Part, declared: Mapping[str, ArgumentContent]) -> Iterator[_Complaint]:
-    condition = part.condition
-    if condition is not None:
-        message = _wrong_condition(condition, declared)
-        if message:
-            yield _Complaint(("text",), message, part.offset, "[[")
-    for place in part.placeholders:
-        if place.name not in declared:
-            message = f"unknown argument '{place.name}'; declare it in [[arguments]]"
-            yield _Complaint(("text",), message, place.offset, place.mark)
-    can_vanish = condition is not None or not all(
-        place.name in declared and declared[place.name].is_always_there
-        for place in part.placeholders
-    )
-    if part.is_optional and not can_vanish:
-        message = "this optional part always appears; remove its brackets, or name an argument"
-        yield _Complaint(("text",), message, part.offset, "[[")
-
-
-def _wrong_condition(condition: Condition, declared: Mapping[str, ArgumentContent]) -> str:
-    argument = declared.get(condition.name)
-    if argument is None:
-        return f"unknown argument '{condition.name}'; declare it in [[arguments]]"
-    if condition.choice is None:
-        is_possible = not argument.is_always_there
-        return "" if is_possible else f"'{argument.name}' always has a value; remove this part"
-    if not argument.choices:
-        return (
-            f"'{argument.name}' has no choices; give it some, or write [[… {{{argument.name}}} …]]"
-        )
-    if condition.choice not in argument.choices:
-        known = ", ".join(argument.choices)
-        return f"'{condition.choice}' is not one of the choices of '{argument.name}': {known}"
-    return ""
-
-
-def _lost_arguments(
-    parts: tuple[Part, ...], declared: Mapping[str, ArgumentContent]
-) -> Iterator[_Complaint]:
-    """Find arguments that always have a value but may not appear in the text, and the reverse."""
-    always: set[str] = set()
-    maybe: dict[str, Placeholder] = {}
-    for part in parts:
-        for place in part.placeholders:
-            argument = declared.get(place.name)
-            if argument is None:
-                continue
-            if part.is_optional:
-                maybe.setdefault(place.name, place)
-            else:
-                always.add(place.name)
-                if not argument.is_always_there:
-                    yield _Complaint(
-                        ("text",),
-                        f"{place.mark} may have no value; put the part that needs it in [[ ]], "
-                        f"or give the argument a default",
-                        place.offset,
-                        place.mark,
-                    )
-    for name, place in maybe.items():
-        if declared[name].required and name not in always:
-            yield _Complaint(
-                ("text",),
-                f"the required {place.mark} appears in optional parts only and may be dropped; "
-                f"use it outside of them too, or make it optional",
-                place.offset,
-                place.mark,
-            )
+def _trials(template: PromptTemplate) -> Iterator[dict[str, str]]:
+    """Sets of arguments: the fewest, all, and both with each argument added, omitted and chosen."""
+    samples = {
+        argument.name: next(iter(argument.choices), f"<{argument.name}>")
+        for argument in template.arguments
+    }
+    fewest = {
+        argument.name: argument.default or samples[argument.name]
+        for argument in template.arguments
+        if argument.required or argument.default is not None
+    }
+    everything = samples | fewest
+    yield fewest
+    yield everything
+    for argument in template.arguments:
+        if argument.name not in fewest:
+            yield {name: value for name, value in everything.items() if name != argument.name}
+        for choice in argument.choices or (samples[argument.name],):
+            yield fewest | {argument.name: choice}
+            yield everything | {argument.name: choice}

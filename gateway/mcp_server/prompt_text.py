@@ -1,218 +1,167 @@
-"""The notation of prompt texts: `{name}`, `[[part]]`, `[[name=choice: part]]`, `[[no name: part]]`.
+"""The text of a prompt template: Jinja2 with values, conditions and a few filters, nothing else.
 
-Values are inserted once, verbatim: notation in them has no effect, and nothing is looked up or
-executed.
+A template has no loops, calls, attributes or arithmetic, so its cost and its output are bounded by
+its size: Jinja2's sandbox alone would let `{% for %}` run for minutes.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import islice
+from typing import Self
 
-MAX_PLACEHOLDERS = 100
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2.filters import FILTERS
+from jinja2.sandbox import SandboxedEnvironment
 
-_MARK = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{[^{}]*\}|[{}]")
-_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
-_CHOICE = re.compile(r"\s*([a-z][a-z0-9_]*)\s*=(?:\s*([A-Za-z0-9_-]+)\s*:)?")
-_ABSENCE = re.compile(r"\s*no\s+([a-z][a-z0-9_]*)\s*:")
-_WORDS = re.compile(r"(\s*)(\S*)")
-_PARAGRAPH = "\n\n"
-_CLINGING = re.compile(r"[,.;:!?)]+(?!\w)")
-_FULL_STOP = re.compile(r"^\.(?![.\w])")
+from gateway.errors import InvalidRequest
+
+MAX_TEXT_CHARACTERS = 8000
+MAX_VALUES = 100
+"""Places where a value may be inserted or compared."""
+
+_ALLOWED = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const),
+    *(nodes.If, nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.Tuple, nodes.List),
+    *(nodes.And, nodes.Or, nodes.Not, nodes.Filter),
+)
+_COMPARISONS = {"eq", "ne", "in", "notin"}
+_SHARED_FILTERS = ("capitalize", "default", "lower", "title", "trim", "upper")
+_NOT_JINJA = re.compile(r"\[\[|\]\]|\}\}|%\}|\{[a-z_][a-z0-9_]*\}")
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
+_PARAGRAPH = "\u2029"
+"""Marks paragraphs of the text, so that the lines of an omitted part do not look like one."""
 _ENDS = (".", "!", "?", "…")
 
 
-class TextMistake(Exception):
-    """An error in a prompt text; `mark` is the text at `offset`."""
+class Chosen(str):
+    """A choice: it is inserted as its wording, and compared as the choice itself."""
 
-    def __init__(self, message: str, *, offset: int, mark: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.offset = offset
-        self.mark = mark
+    __slots__ = ("_choice",)
+    _choice: str
 
+    def __new__(cls, choice: str, wording: str) -> Self:
+        """Make the wording of a choice."""
+        chosen = super().__new__(cls, wording)
+        chosen._choice = choice
+        return chosen
 
-@dataclass(frozen=True, slots=True)
-class Placeholder:
-    """The position of an argument's value."""
+    def __eq__(self, other: object) -> bool:
+        return self._choice == other
 
-    name: str
-    offset: int
+    def __ne__(self, other: object) -> bool:
+        return self._choice != other
 
-    @property
-    def mark(self) -> str:
-        """The placeholder as written in the text."""
-        return f"{{{self.name}}}"
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """The choice of an argument for which an optional part appears; None: the argument has no
-    value.
-    """
-
-    name: str
-    choice: str | None
+    def __hash__(self) -> int:
+        return hash(self._choice)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A section of the text that appears as a whole or not at all.
+class _Absent(Undefined):
+    """An argument without a value: false in a condition, equal to no choice, never inserted."""
 
-    An optional part requires a value for each of its placeholders, and its condition to hold.
-    """
-
-    pieces: tuple[str | Placeholder, ...]
-    offset: int
-    is_optional: bool = False
-    condition: Condition | None = None
-
-    @property
-    def placeholders(self) -> Iterator[Placeholder]:
-        """Iterate over its placeholders, in order."""
-        return (piece for piece in self.pieces if isinstance(piece, Placeholder))
-
-    @property
-    def says_something(self) -> bool:
-        """Return True if it contains more than whitespace."""
-        return any(isinstance(piece, Placeholder) or piece.strip() for piece in self.pieces)
+    __slots__ = ()
+    __str__ = __iter__ = __len__ = Undefined._fail_with_undefined_error  # noqa: SLF001 - meant for subclasses
 
 
-def parse_text(text: str) -> tuple[Part, ...]:
-    """Parse a prompt text.
+class PromptText:
+    """A parsed text. `names` are the variables that it uses, each with the line of its first use.
 
     Raises:
-        TextMistake: a mark is unknown, unpaired or nested, or there are too many.
+        ValueError: it is not valid, or uses something that prompts do not allow.
     """
-    parts: list[Part] = []
-    pieces: list[str | Placeholder] = []
-    opened: re.Match[str] | None = None
-    part_start = position = placeholders = 0
-    for mark in _MARK.finditer(text):
-        pieces.append(text[position : mark.start()])
-        position = mark.end()
-        if mark[0] == "[[":
-            if opened is not None:
-                raise _mistake(mark, "optional parts cannot be nested; close the first one before")
-            parts.append(Part(tuple(pieces), part_start))
-            pieces, opened, part_start = [], mark, mark.start()
-        elif mark[0] == "]]":
-            if opened is None:
-                raise _mistake(mark, "']]' closes no optional part; remove it, or open one by '[['")
-            parts.append(_optional_part(pieces, opened))
-            pieces, opened, part_start = [], None, mark.end()
-        elif mark[0] in {"{{", "}}"}:
-            pieces.append(mark[0][0])
-        else:
-            pieces.append(_placeholder(mark))
-            placeholders += 1
-            if placeholders > MAX_PLACEHOLDERS:
-                raise _mistake(mark, f"more than {MAX_PLACEHOLDERS} placeholders; use fewer")
-    if opened is not None:
-        raise _mistake(opened, "'[[' opens an optional part that no ']]' closes; close it")
-    return (*parts, Part((*pieces, text[position:]), part_start))
+
+    def __init__(self, text: str) -> None:
+        if not text.strip():
+            raise ValueError("write a text")
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise ValueError(f"at most {MAX_TEXT_CHARACTERS} characters are allowed")
+        source = _BLANK_LINE.sub(lambda blank: _PARAGRAPH + blank[0], text)
+        try:
+            self._tree = _ENVIRONMENT.parse(source)
+            _check(self._tree)
+            self._template = _ENVIRONMENT.from_string(self._tree)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"line {error.lineno}: {error.message}") from None
+        except (RecursionError, SyntaxError):
+            raise ValueError("conditions or parentheses are nested too deeply") from None
+        self.names: dict[str, int] = {}
+        for name in self._tree.find_all(nodes.Name):
+            self.names.setdefault(name.name, name.lineno)
+
+    def comparisons(self) -> Iterator[tuple[str, str, int]]:
+        """Iterate over comparisons of a variable with a constant: name, constant, line."""
+        for comparison in self._tree.find_all(nodes.Compare):
+            names = list(comparison.find_all(nodes.Name))
+            for constant in comparison.find_all(nodes.Const):
+                for name in names:
+                    yield name.name, str(constant.value), comparison.lineno
+
+    def render(self, values: Mapping[str, str | None]) -> str:
+        """Insert the values; None: the argument has no value.
+
+        Line breaks become spaces, and an empty line starts a paragraph. Values are inserted as they
+        are, with nothing in them interpreted.
+
+        Raises:
+            InvalidRequest: the text inserts an argument that has no value.
+        """
+        try:
+            shown = self._template.render({name: _value(name, values[name]) for name in values})
+        except TemplateError as error:
+            raise InvalidRequest(f"The prompt cannot be written: {error.message}.") from None
+        paragraphs = (" ".join(one.split()) for one in shown.split(_PARAGRAPH))
+        return "\n\n".join(one for one in paragraphs if one)
 
 
-def render_text(
-    parts: tuple[Part, ...], *, values: Mapping[str, str], choices: Mapping[str, str]
-) -> str:
-    """Insert the values.
+def _value(name: str, value: str | None) -> object:
+    if value is not None:
+        return value
+    return _Absent(f"'{name}' may have no value; put what needs it in {{% if {name} %}}", name=name)
 
-    Line breaks of the text become spaces, an empty line starts a paragraph, and omitted parts leave
-    neither spaces nor empty paragraphs. `values` has the wording of each argument that has a value,
-    `choices` the chosen values.
+
+def _sentence(value: str) -> str:
+    """End a value with a full stop, unless it ends a sentence by itself."""
+    text = str(value)
+    return text if text.endswith(_ENDS) else f"{text}."
+
+
+def _environment() -> SandboxedEnvironment:
+    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.globals.clear()
+    environment.tests.clear()
+    environment.filters = {name: FILTERS[name] for name in _SHARED_FILTERS}
+    environment.filters["sentence"] = _sentence
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+def _check(tree: nodes.Template) -> None:
+    """Refuse what prompts do not allow.
+
+    Raises:
+        TemplateSyntaxError: with the line.
+        ValueError: a constant contains a lone surrogate.
     """
-    prose = _Prose()
-    for part in parts:
-        if not part.is_optional or _is_there(part, values, choices):
-            for piece in part.pieces:
-                if isinstance(piece, Placeholder):
-                    prose.add_value(values[piece.name])
-                else:
-                    prose.add_text(piece)
-    return prose.text
-
-
-class _Prose:
-    """The text as it grows. The space between two pieces is written with the second one."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self._space = ""
-        self._ends_with_value = False
-
-    def add_value(self, value: str) -> None:
-        """Append an argument's value, verbatim."""
-        self._write(value)
-        self._ends_with_value = True
-
-    def add_text(self, text: str) -> None:
-        """Append template text, with normalized spaces."""
-        for spaces, words in _WORDS.findall(text):
-            if spaces:
-                self._leave(spaces)
-            elif self._space == " " and _CLINGING.match(words):
-                self._space = ""  # the part between the space and the comma was omitted
-            if words:
-                self._add_words(words)
-
-    def _add_words(self, words: str) -> None:
-        if self._ends_with_value and not self._space and self.text.endswith(_ENDS):
-            # "Subject: {subject}." then reads well even if the subject is a whole sentence.
-            words = _FULL_STOP.sub("", words)
-        if words:
-            self._write(words)
-            self._ends_with_value = False
-
-    def _leave(self, spaces: str) -> None:
-        is_paragraph = spaces.count("\n") > 1 or self._space == _PARAGRAPH
-        self._space = _PARAGRAPH if is_paragraph else " "
-
-    def _write(self, text: str) -> None:
-        self.text += self._space + text if self.text else text
-        self._space = ""
-
-
-def _optional_part(pieces: list[str | Placeholder], opened: re.Match[str]) -> Part:
-    first = pieces[0]
-    condition, end = None, 0
-    if isinstance(first, str):
-        condition, end = _condition(first, opened)
-        pieces = [first[end:], *pieces[1:]]
-    return Part(tuple(pieces), opened.start(), is_optional=True, condition=condition)
-
-
-def _condition(text: str, opened: re.Match[str]) -> tuple[Condition | None, int]:
-    """Parse the condition at the start of an optional part; returns it and its end."""
-    choice = _CHOICE.match(text)
-    if choice is not None and choice[2] is None:
-        raise _mistake(
-            opened, f"'[[{choice[1]}=' begins a condition; write [[{choice[1]}=CHOICE: text]]"
-        )
-    if choice is not None:
-        return Condition(choice[1], choice[2]), choice.end()
-    absence = _ABSENCE.match(text)
-    if absence is not None:
-        return Condition(absence[1], None), absence.end()
-    return None, 0
-
-
-def _placeholder(mark: re.Match[str]) -> Placeholder:
-    placeholder = _PLACEHOLDER.fullmatch(mark[0])
-    if placeholder is None:
-        raise _mistake(
-            mark,
-            f"'{mark[0][:40]}' is not a placeholder; write {{name}} with the name of an argument, "
-            f"or double the brace if it belongs to the text",
-        )
-    return Placeholder(placeholder[1], mark.start())
-
-
-def _is_there(part: Part, values: Mapping[str, str], choices: Mapping[str, str]) -> bool:
-    condition = part.condition
-    if condition is not None and choices.get(condition.name) != condition.choice:
-        return False
-    return all(placeholder.name in values for placeholder in part.placeholders)
-
-
-def _mistake(mark: re.Match[str], message: str) -> TextMistake:
-    return TextMistake(message, offset=mark.start(), mark=mark[0])
+    for node in tree.find_all(nodes.Node):
+        if not isinstance(node, _ALLOWED):
+            raise TemplateSyntaxError(
+                f"'{type(node).__name__.lower()}' is not allowed here; use values, conditions and "
+                f"the filters {', '.join(_ENVIRONMENT.filters)}",
+                node.lineno,
+            )
+    for comparison in tree.find_all(nodes.Compare):
+        if any(operand.op not in _COMPARISONS for operand in comparison.ops):
+            raise TemplateSyntaxError("compare with ==, != or in", comparison.lineno)
+    for constant in tree.find_all(nodes.Const):
+        str(constant.value).encode()
+    for literal in tree.find_all(nodes.TemplateData):
+        mark = _NOT_JINJA.search(literal.data)
+        if mark is not None:
+            raise TemplateSyntaxError(
+                f"'{mark[0]}' has no meaning; write {{{{ name }}}} for a value, and "
+                "{% if name %} … {% endif %} around a part that may be omitted",
+                literal.lineno + literal.data.count("\n", 0, mark.start()),
+            )
+    for name in islice(tree.find_all(nodes.Name), MAX_VALUES, None):
+        raise TemplateSyntaxError(f"more than {MAX_VALUES} values; use fewer", name.lineno)

@@ -18,12 +18,7 @@ from gateway.catalog.sizes import fitting_size
 from gateway.errors import InvalidRequest, NotFound
 from gateway.image_models import Model
 from gateway.mcp_server.calls import Context, opened_gateway
-from gateway.mcp_server.prompt_templates import (
-    PromptArgument,
-    PromptTemplate,
-    render_template,
-    wished_size,
-)
+from gateway.mcp_server.prompt_files import PromptArgument, PromptTemplate
 
 MAX_ARGUMENT_CHARACTERS = 2000
 RECOMMENDED_KEY = "image-gateway/recommended"
@@ -108,8 +103,8 @@ def prompt_result(
         InvalidRequest: an argument is missing, unknown, too long or not a valid choice.
     """
     chosen = _checked_arguments(template, arguments or {})
-    prompt = render_template(template, chosen)
-    width, height = wished_size(template, chosen)
+    prompt = template.render(chosen)
+    width, height = template.wished_size(chosen)
     wished = f"{width}x{height}"
     size = fitting_size(model, (width, height))
     parameters = {"size": size, **_format_parameters(template, model)}

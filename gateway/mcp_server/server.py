@@ -21,7 +21,8 @@ from gateway.errors import GatewayError, InternalError
 from gateway.mcp_server import completions, prompts, resources, tools
 from gateway.mcp_server.calls import Context, protocol_error
 from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint, replaying
-from gateway.mcp_server.prompt_templates import PromptTemplate, load_templates
+from gateway.mcp_server.prompt_files import PromptTemplate
+from gateway.mcp_server.prompt_templates import load_templates
 from gateway.mcp_server.sse import SseFront
 from gateway.request_record import current
 from gateway.web.routes import MCP_PATH

@@ -1,4 +1,4 @@
-"""Template files of the operator's: what they add, and how each mistake is told with its line."""
+"""Template files of the operator's: what they add, and errors with file and key."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 
 from gateway.catalog.loading import load_catalog
 from gateway.errors import ConfigurationError
-from gateway.mcp_server.prompt_files import (
-    MAX_ARGUMENTS,
-    MAX_FILE_BYTES,
-    MAX_TEXT_CHARACTERS,
-    parse_file,
-)
+from gateway.mcp_server.prompt_files import MAX_ARGUMENTS, MAX_FILE_BYTES, parse_file
 from gateway.mcp_server.prompt_templates import MAX_FILES, load_templates
-from gateway.mcp_server.prompt_text import MAX_PLACEHOLDERS
+from gateway.mcp_server.prompt_text import MAX_TEXT_CHARACTERS, MAX_VALUES
 from gateway.mcp_server.prompts import RECOMMENDED_KEY, prompt_result
-from gateway.mcp_server.toml_lines import locate
 
 MODEL = load_catalog().models["gpt-image-2"]
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "prompts.md"
@@ -30,9 +24,9 @@ description = "A poster."
 size = "1024x1536"
 
 text = """
-A poster of {subject}.
-[[Style: {style}.]]
-[[layout=wide: It is wide.]]
+A poster of {{ subject }}.
+{% if style %}Style: {{ style }}.{% endif %}
+{% if layout == "wide" %}It is wide.{% endif %}
 """
 
 [[arguments]]
@@ -55,11 +49,6 @@ default = "tall"
 tall = "a tall one"
 wide = "a wide one"
 '''
-
-
-def line_of(text: str) -> int:
-    """Where this stands in GOOD."""
-    return GOOD[: GOOD.index(text)].count("\n") + 1
 
 
 def folder_with(tmp_path: Path, **files: str | bytes) -> Path:
@@ -143,72 +132,99 @@ def test_the_example_of_the_documentation_works(tmp_path: Path) -> None:
 
 # Mistakes
 
-TEXT = "A poster of {subject}."
-STYLE = "[[Style: {style}.]]"
-WIDE = "[[layout=wide: It is wide.]]"
+TEXT = "A poster of {{ subject }}."
+STYLE = "{% if style %}Style: {{ style }}.{% endif %}"
+WIDE = '{% if layout == "wide" %}It is wide.{% endif %}'
 
-# (what is replaced in GOOD, by what, the line that is named, what the message holds)
+# (what is replaced in GOOD, by what, the key that is named, what the message holds)
 MISTAKES: dict[str, tuple[str, str, str, str]] = {
-    "syntax": ('size = "1024x1536"', "size = 1024x1536", 'size = "1024x1536"', "TOML"),
-    "unclosed string": ('"Subject"', '"Subject', 'title = "Subject"', "TOML"),
-    "key twice": ('title = "Subject"', 'name = "x"', 'title = "Subject"', "TOML"),
-    "unknown key": ('title = "Style"', 'titel = "Style"', 'title = "Style"', "'titel'"),
-    "unknown key at the top": ('size = "1024x1536"', "sizes = 1", 'size = "1024x1536"', "'sizes'"),
-    "wrong type": ("required = true", 'required = "yes"', "required = true", "'required'"),
-    "empty text": ('"A poster."', '" "', 'description = "A poster."', "'description'"),
-    "bad name": ('"poster"', '"My Poster"', 'name = "poster"', "'name'"),
-    "bad argument name": ('"style"', '"the-style"', 'name = "style"', "'name'"),
-    "size without x": ("1024x1536", "1024", 'size = "1024x1536"', "WIDTHxHEIGHT"),
-    "size of nothing": ("1024x1536", "0x1536", 'size = "1024x1536"', "WIDTHxHEIGHT"),
-    "size too large": ("1024x1536", "1024x99999", 'size = "1024x1536"', "WIDTHxHEIGHT"),
-    "malformed placeholder": (TEXT, "A {Sub ject} of {subject}.", TEXT, "{Sub ject}"),
-    "attribute access": (TEXT, "A {subject.name} of {subject}.", TEXT, "{subject.name}"),
-    "empty placeholder": (TEXT, "A {} of {subject}.", TEXT, "{}"),
-    "lone brace": (TEXT, "A { of {subject}.", TEXT, "double the brace"),
-    "undeclared argument": (STYLE, "[[Style: {stile}.]] [[{style}]]", STYLE, "'stile'"),
-    "unused argument": (STYLE, "", 'name = "style"', "'style'"),
-    "unclosed part": (WIDE, "[[layout=wide: It is wide.", WIDE, "']]'"),
-    "unopened part": (WIDE, "layout wide]]", WIDE, "'[['"),
-    "nested part": (WIDE, "[[layout=wide: It [[is {style}]] wide.]]", WIDE, "nested"),
-    "part that is always there": (WIDE, "[[{layout} is wide.]]", WIDE, "always appears"),
-    "part without an argument": (WIDE, "[[Wide.]] {layout}", WIDE, "always appears"),
-    "required only in parts": (TEXT, "A poster.[[ {style} {subject}]]", TEXT, "{subject}"),
-    "optional outside of parts": (STYLE, "Style: {style}.", STYLE, "{style}"),
-    "everything may vanish": (TEXT, "[[layout=tall: {subject}]]", TEXT, "{subject}"),
-    "condition without a colon": (WIDE, "[[layout=wide It is wide.]]", WIDE, "layout=CHOICE"),
-    "condition on an unknown argument": (
-        WIDE, "[[form=wide: It is {layout}.]]", WIDE, "'form'",
+    "syntax": ('size = "1024x1536"', "size = 1024x1536", "invalid TOML", "at line 5"),
+    "unclosed string": ('"Subject"', '"Subject', "invalid TOML", "at line 15"),
+    "key twice": ('title = "Subject"', 'name = "x"', "invalid TOML", "at line 15"),
+    "unknown key": ('title = "Style"', 'titel = "Style"', "arguments[1].titel", "title"),
+    "unknown key at the top": ('size = "1024x1536"', "sizes = 1", "sizes", "output_format"),
+    "wrong type": ("required = true", 'required = "yes"', "arguments[0].required", "boolean"),
+    "empty text": ('"A poster."', '" "', "description", "at least 1 character"),
+    "text of another type": ("text =", "text = 1\nunknown =", "text", "text in quotes"),
+    "bad name": ('"poster"', '"My Poster"', "name", "lower-case"),
+    "bad argument name": ('"style"', '"the-style"', "arguments[1].name", "lower-case"),
+    "name that Jinja2 has": ('"style"', '"self"', "arguments[1].name", "'self'"),
+    "size without x": ("1024x1536", "1024", "size", "WIDTHxHEIGHT"),
+    "size of nothing": ("1024x1536", "0x1536", "size", "WIDTHxHEIGHT"),
+    "size too large": ("1024x1536", "1024x99999", "size", "WIDTHxHEIGHT"),
+    "malformed placeholder": (TEXT, f"{TEXT} {{{{ Sub ject }}}}", "text: line 1", "'ject'"),
+    "attribute access": (TEXT, f"{TEXT} {{{{ subject.name }}}}", "text: line 1", "'getattr'"),
+    "call": (TEXT, f"{TEXT} {{{{ subject.upper() }}}}", "text: line 1", "not allowed"),
+    "loop": (
+        TEXT, f"{TEXT} {{% for a in subject %}}x{{% endfor %}}", "text: line 1", "'for'",
     ),
-    "condition on an unknown choice": (WIDE, "[[layout=round: It is round.]]", WIDE, "'round'"),
-    "condition on free text": (WIDE, "{layout} [[style=wide: It is wide.]]", WIDE, "'style'"),
-    "absence of what is always there": (WIDE, "[[no layout: Wide.]] {layout}", WIDE, "layout"),
-    "default that is no choice": ('"tall"', '"long"', 'default = "tall"', "'long'"),
+    "arithmetic": (TEXT, f"{TEXT} {{{{ 'a' * 1000000000 }}}}", "text: line 1", "'mul'"),
+    "include": (TEXT, f"{TEXT} {{% include 'x' %}}", "text: line 1", "'include'"),
+    "unknown filter": (TEXT, f"{TEXT} {{{{ subject | tojson }}}}", "text: line 1", "'tojson'"),
+    "empty placeholder": (TEXT, f"{TEXT} {{{{ }}}}", "text: line 1", "Expected an expression"),
+    "single braces": (TEXT, "A poster of {subject}.", "text: line 1", "write {{ name }}"),
+    "square brackets": (STYLE, "[[Style: {{ style }}.]]", "text: line 2", "{% if name %}"),
+    "lone surrogate": (TEXT, f"{TEXT} {{{{ '\\\\ud800' }}}}", "text", "surrogates"),
+    "undeclared argument": (STYLE, f"{STYLE} {{{{ stile }}}}", "text: line 2", "'stile'"),
+    "unused argument": (STYLE, "", "arguments[1].name", "'style'"),
+    "unclosed part": (WIDE, '{% if layout == "wide" %}It is.', "text: line 3", "endif"),
+    "unopened part": (WIDE, "layout wide {% endif %}", "text: line 3", "'endif'"),
+    "nested too deeply": (
+        WIDE, WIDE + "{% if 'x' %}" * 200 + "{% endif %}" * 200, "text", "too deeply",
+    ),
+    "required only in parts": (
+        TEXT, "A poster.{% if style %} {{ subject }}{% endif %}", "text", "lacks the required",
+    ),
+    "optional outside of parts": (STYLE, "Style: {{ style }}.", "text", "'style' may have no"),
+    "optional in the part of another": (
+        STYLE, "{% if not style %}Style: {{ style | upper }}.{% endif %}", "text", "'style' may",
+    ),
+    "everything may vanish": (
+        TEXT, '{% if layout == "tall" %}{{ subject }}{% endif %}', "text", "layout=wide",
+    ),
+    "condition without a choice": (WIDE, "{% if layout = 'wide' %}x{% endif %}", "text", "'='"),
+    "condition on an unknown argument": (
+        WIDE, '{% if form == "wide" %}{{ layout }}{% endif %}', "text: line 3", "'form'",
+    ),
+    "condition on an unknown choice": (
+        WIDE, '{% if layout == "round" %}x{% endif %}', "text: line 3", "'round'",
+    ),
+    "condition on several choices": (
+        WIDE, '{% if layout in ("wide", "round") %}x{% endif %}', "text: line 3", "'round'",
+    ),
+    "condition on free text": (
+        WIDE, '{{ layout }}{% if style == "wide" %}x{% endif %}', "text: line 3", "'style'",
+    ),
+    "comparison of order": (
+        WIDE, '{% if layout < "wide" %}x{% endif %}', "text: line 3", "compare with",
+    ),
+    "default that is no choice": ('"tall"', '"long"', "arguments[2].default", "'long'"),
     "default of a required argument": (
-        "required = true", 'required = true\ndefault = "a cat"', "required = true", "'subject'",
+        "required = true", 'required = true\ndefault = "a cat"', "arguments[0].default",
+        "'subject'",
     ),
     "notation in a wording": (
-        '"a wide one"', '"a wide {style}"', 'wide = "a wide one"', "[[layout=wide: …]]",
+        '"a wide one"', '"a wide {{ style }}"', "arguments[2].choices.wide", "as it is",
     ),
-    "bad choice": ("wide = ", '"Very wide" = ', 'wide = "a wide one"', "choice"),
+    "bad choice": ("wide = ", '"Very wide" = ', "arguments[2].choices.Very wide", "choice"),
     "size of no choice": (
         'wide = "a wide one"', 'wide = "a wide one"\n[arguments.sizes]\nround = "1024x1024"',
-        'wide = "a wide one"', "'round'",
+        "arguments[2].sizes.round", "'round'",
     ),
-    "argument twice": ('name = "style"', 'name = "subject"', 'name = "style"', "'subject'"),
-    "missing key": ('description = "How it looks."\n', "", "[[arguments]]", "'description'"),
+    "argument twice": ('name = "style"', 'name = "subject"', "arguments[1].name", "'subject'"),
+    "missing key": (
+        'description = "How it looks."\n', "", "arguments[1].description", "missing",
+    ),
 }  # fmt: skip
-LATER = {"default of a required argument": 1, "size of no choice": 2, "missing key": 6}
-"""Where the line is not that of what was replaced, but so many lines after the named one."""
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_told_with_its_file_and_line(tmp_path: Path, case: str) -> None:
-    old, new, where, held = MISTAKES[case]
+def test_an_error_names_its_file_and_key(tmp_path: Path, case: str) -> None:
+    old, new, key, held = MISTAKES[case]
     assert old in GOOD
-    content = GOOD.replace(old, new, 1)
-    folder = folder_with(tmp_path, mistaken=content)
+    folder = folder_with(tmp_path, mistaken=GOOD.replace(old, new, 1))
     told = mistakes(folder)
-    place = f"{folder}/mistaken.toml:{line_of(where) + LATER.get(case, 0)}: "
+    place = f"{folder}/mistaken.toml: {key}: "
     assert [line for line in told if line.startswith(place) and held in line], told
     assert all(line.endswith(".") for line in told)
 
@@ -216,58 +232,51 @@ def test_a_mistake_is_told_with_its_file_and_line(tmp_path: Path, case: str) -> 
 @pytest.mark.parametrize(
     ("extra", "held"),
     [
-        ('output_format = "gif"', "'png', 'jpeg' or 'webp'"),
-        ('background = "green"', "'background'"),
-        ('background = "transparent"\noutput_format = "jpeg"', "png or webp"),
+        ('output_format = "gif"', "output_format: Input should be 'png', 'jpeg' or 'webp'."),
+        ('background = "green"', "background: Input should be 'transparent', 'opaque' or 'auto'."),
+        ('background = "transparent"\noutput_format = "jpeg"', "write png or webp."),
     ],
 )
-def test_a_wish_that_no_model_knows_is_a_mistake(tmp_path: Path, extra: str, held: str) -> None:
+def test_a_format_that_no_model_knows_is_an_error(tmp_path: Path, extra: str, held: str) -> None:
     content = GOOD.replace('size = "1024x1536"', f'size = "1024x1536"\n{extra}')
     (told,) = mistakes(folder_with(tmp_path, a=content))
-    assert told.startswith(f"{tmp_path}/a.toml:{5 + len(extra.splitlines())}: ")
-    assert held in told
+    assert told.startswith(f"{tmp_path}/a.toml: ")
+    assert told.endswith(held)
 
 
-def test_several_mistakes_and_files_are_told_at_once(tmp_path: Path) -> None:
-    mistaken = GOOD.replace(TEXT, "{subject} {one}\n{two}").replace('"tall"', '"long"')
+def test_errors_of_several_keys_and_files_are_reported_at_once(tmp_path: Path) -> None:
+    mistaken = GOOD.replace(TEXT, "{{ subject }} {{ one }}\n{{ two }}").replace('"tall"', '"long"')
     told = mistakes(folder_with(tmp_path, a=mistaken, b="name = 1", c=GOOD))
-    assert [line.split(": ")[0].removeprefix(f"{tmp_path}/") for line in told] == [
-        *("a.toml:8", "a.toml:9", "a.toml:29"),
-        *("b.toml:1", "b.toml:1", "b.toml:1", "b.toml:1", "b.toml:1"),
+    assert [line.removeprefix(f"{tmp_path}/").split(": ")[:2] for line in told] == [
+        *(["a.toml", "arguments[2].default"], ["a.toml", "text"], ["a.toml", "text"]),
+        *(["b.toml", key] for key in ("name", "title", "description", "size", "text")),
     ]
+    assert [line.split(": ")[2] for line in told[1:3]] == ["line 1", "line 2"]
 
 
-def test_a_repeated_mark_is_told_where_it_is_wrong(tmp_path: Path) -> None:
-    content = GOOD.replace(WIDE, f"{WIDE}\n[[layout=tall: x]]\n[[layout=odd: x]]")
-    (told,) = mistakes(folder_with(tmp_path, a=content))
-    assert told.startswith(f"{tmp_path}/a.toml:{line_of(WIDE) + 2}: ")
-
-
-def test_two_files_with_one_name_are_a_mistake(tmp_path: Path) -> None:
+def test_two_files_with_one_name_are_an_error(tmp_path: Path) -> None:
     (told,) = mistakes(folder_with(tmp_path, a=GOOD, b=f"# b\n{GOOD}"))
-    assert told.startswith(f"{tmp_path}/b.toml:3: ")
+    assert told.startswith(f"{tmp_path}/b.toml: name: ")
     assert f"{tmp_path}/a.toml" in told
 
 
-def test_a_file_that_is_not_utf_8_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_refused_with_the_line(tmp_path: Path) -> None:
     content = GOOD.encode().replace(b"What it shows.", b"What it sh\xf6ws.")
     (told,) = mistakes(folder_with(tmp_path, a=content))
-    assert told.startswith(f"{tmp_path}/a.toml:{line_of('What it shows.')}: ")
+    assert told.startswith(f"{tmp_path}/a.toml: ")
     assert "UTF-8" in told
+    assert "at line 16" in told
 
 
-def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
-    lines = "#" + "\n#" * (MAX_FILE_BYTES // 2)
-    assert mistakes(folder_with(tmp_path, a=lines))[0].startswith(
-        f"{tmp_path}/a.toml:{MAX_FILE_BYTES // 2 + 1}: "
-    )
-    for content, line in [
-        (GOOD.replace(TEXT, TEXT + "x" * MAX_TEXT_CHARACTERS), 7),
-        (GOOD.replace(TEXT, "{subject}" * (MAX_PLACEHOLDERS + 1)), 8),
-        (GOOD + '[[arguments]]\nname = "x"\n' * MAX_ARGUMENTS, 13),
+def test_files_texts_and_lists_above_their_limits_are_refused(tmp_path: Path) -> None:
+    for content, held in [
+        ("#" * (MAX_FILE_BYTES + 1), f"larger than {MAX_FILE_BYTES} bytes"),
+        (GOOD.replace(TEXT, TEXT + "x" * MAX_TEXT_CHARACTERS), "characters are allowed"),
+        (GOOD.replace(TEXT, "{{ subject }}" * (MAX_VALUES + 1)), f"more than {MAX_VALUES} values"),
+        (GOOD + '[[arguments]]\nname = "x"\n' * MAX_ARGUMENTS, "arguments: List should have"),
     ]:
         told = mistakes(folder_with(tmp_path, a=content))
-        assert f"{tmp_path}/a.toml:{line}: " in "\n".join(told)
+        assert held in "\n".join(told)
 
 
 def test_too_many_files_are_refused(tmp_path: Path) -> None:
@@ -289,59 +298,9 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "gone.toml").symlink_to(tmp_path / "nowhere")
     told = mistakes(tmp_path)
     assert [line.split(" ")[0] for line in told] == [
-        f"{tmp_path}/folder.toml:1:",
-        f"{tmp_path}/gone.toml:1:",
+        f"{tmp_path}/folder.toml:",
+        f"{tmp_path}/gone.toml:",
     ]
-
-
-def test_values_are_found_however_toml_spells_them() -> None:
-    source = '''a.b = 1  # dotted
-"quoted key" = { x = 1, y = [2, 3] }
-long = [
-  "one", # "]"
-  "two",
-]
-text = """
-]
-a = 1"""
-
-[table]
-literal = \'\'\'
-[[list]]
-\'\'\'
-[[list]]
-x = 1
-[[list]]
-[list.inner]
-y = 1
-[[list.deep]]
-z = 1
-'''
-    lines = {path: statement.line for path, statement in locate(source).items()}
-    assert lines == {
-        ("a",): 1,
-        ("a", "b"): 1,
-        ("quoted key",): 2,
-        ("quoted key", "x"): 2,
-        ("quoted key", "y"): 2,
-        ("quoted key", "y", 0): 2,
-        ("quoted key", "y", 1): 2,
-        ("long",): 3,
-        ("long", 0): 3,
-        ("long", 1): 3,
-        ("text",): 7,
-        ("table",): 11,
-        ("table", "literal"): 12,
-        ("list",): 15,
-        ("list", 0): 15,
-        ("list", 0, "x"): 16,
-        ("list", 1): 17,
-        ("list", 1, "inner"): 18,
-        ("list", 1, "inner", "y"): 19,
-        ("list", 1, "deep"): 20,
-        ("list", 1, "deep", 0): 20,
-        ("list", 1, "deep", 0, "z"): 21,
-    }
 
 
 # Damage
@@ -351,21 +310,20 @@ z = 1
 @given(
     st.integers(0, len(GOOD)),
     st.integers(0, 30),
-    st.text(st.sampled_from('{}[]="\n\\#abc \x00é'), max_size=10),
+    st.text(st.sampled_from('{}%|[]="\n\\#abc \x00é'), max_size=10),
 )
-def test_a_damaged_file_is_used_or_refused_with_a_line(start: int, length: int, new: str) -> None:
+def test_a_damaged_file_is_used_or_refused_by_name(start: int, length: int, new: str) -> None:
     content = GOOD[:start] + new + GOOD[start + length :]
+    refusal = ""
     try:
         parse_file(content.encode(), "x.toml")
     except ConfigurationError as error:
-        for line in str(error).splitlines():
-            place = re.match(r"x\.toml:(\d+): ", line)
-            assert place is not None, line
-            assert 1 <= int(place[1]) <= content.count("\n") + 1
+        refusal = str(error)
+    assert all(line.startswith("x.toml: ") for line in refusal.splitlines())
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_refused_with_a_line(data: bytes) -> None:
-    with pytest.raises(ConfigurationError, match=r"x\.toml:\d+: "):
+def test_any_bytes_are_refused_by_name(data: bytes) -> None:
+    with pytest.raises(ConfigurationError, match=r"x\.toml: "):
         parse_file(data, "x.toml")

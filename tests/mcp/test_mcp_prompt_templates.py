@@ -12,7 +12,8 @@ from mcp.types import TextContent
 
 from gateway.catalog.loading import load_catalog
 from gateway.errors import InvalidRequest
-from gateway.mcp_server.prompt_templates import PromptArgument, PromptTemplate, load_templates
+from gateway.mcp_server.prompt_files import PromptArgument, PromptTemplate
+from gateway.mcp_server.prompt_templates import load_templates
 from gateway.mcp_server.prompts import (
     MAX_ARGUMENT_CHARACTERS,
     RECOMMENDED_KEY,

@@ -1,32 +1,28 @@
-"""The notation of prompt texts: what vanishes, what is put in, and that nothing else happens."""
+"""The text of a prompt template: conditions, spaces, and values that are never interpreted."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.mcp_server.prompt_text import Part, TextMistake, parse_text, render_text
+from gateway.errors import InvalidRequest
+from gateway.mcp_server.prompt_text import Chosen, PromptText
 
 words = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
-hostile = st.text(st.sampled_from("{}[]=: ab.no\n"), max_size=40)
-
-
-def parsed(text: str) -> tuple[Part, ...] | TextMistake:
-    try:
-        return parse_text(text)
-    except TextMistake as mistake:
-        return mistake
+hostile = st.text(st.sampled_from("{}%[]|=: ab.no\"'\n"), max_size=40)
 
 
 @settings(max_examples=500, deadline=None)
 @given(hostile)
-def test_any_text_is_rendered_or_refused_at_a_place_in_it(text: str) -> None:
-    parts = parsed(text)
-    if isinstance(parts, TextMistake):
-        assert text.startswith(parts.mark, parts.offset)
+def test_any_text_is_rendered_or_refused(text: str) -> None:
+    try:
+        parsed = PromptText(text)
+    except ValueError:
         return
-    names = {place.name for part in parts for place in part.placeholders}
-    shown = render_text(parts, values=dict.fromkeys(names, "{a}[[b]]"), choices={})
-    assert "  " not in shown.replace("{a}[[b]]", "x")
+    try:
+        shown = parsed.render(dict.fromkeys(parsed.names, "{{ a }}[[b]]"))
+    except InvalidRequest:
+        return  # an inline `if` without an `else`
+    assert "  " not in shown
     assert shown == shown.strip()
 
 
@@ -36,36 +32,45 @@ def test_parts_are_there_as_a_whole_or_leave_nothing(
     pieces: list[tuple[str, bool]], data: st.DataObject
 ) -> None:
     """Each piece is a sentence, some in an optional part of their own."""
-    given_values = {}
+    values: dict[str, str | None] = {}
     template, expected = [], []
     for index, (word, is_optional) in enumerate(pieces):
         name = f"a{index}"
         is_there = not is_optional or data.draw(st.booleans())
         value = data.draw(hostile.map(lambda text: f"<{' '.join(text.split())}>"))
+        values[name] = value if is_there else None
         if is_there:
-            given_values[name] = value
             expected.append(f"{word}: {value}.")
-        sentence = f"{word}: {{{name}}}."
-        template.append(f"[[{sentence}]]" if is_optional else sentence)
+        sentence = f"{word}: {{{{ {name} }}}}."
+        template.append(f"{{% if {name} %}}{sentence}{{% endif %}}" if is_optional else sentence)
         template.append(data.draw(st.sampled_from([" ", "\n", "  \n "])))
-    parts = parse_text("".join(template))
-    assert render_text(parts, values=given_values, choices={}) == " ".join(expected)
+    assert PromptText("".join(template)).render(values) == " ".join(expected)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{a}[[ in {gone}]], with {b}.", "A, with B."),
-        ("{a} [[in {gone}]], with {b}.", "A, with B."),
-        ("{a}, [[in {gone}, ]]with {b}.", "A, with B."),
-        ("{a}.\n\n[[{gone}]]\n\n{b}.", "A.\n\nB."),
-        ("{a}.\n[[{gone}]]\n{b}.", "A. B."),
-        ("[[{gone}.]]\n\n{a}", "A"),
-        ("{{{a}}} [x] {b} .NET", "{A} [x] B .NET"),
-        ("{a}[[no gone:, alone]][[no a: never]].", "A, alone."),
-        ("[[x=1: one {a}]][[x=2: two]][[x=1: but {gone}]]", "one A"),
+        ("{{ a }}{% if gone %} in {{ gone }}{% endif %}, with {{ b }}.", "A, with B."),
+        ("{{ a }}.\n\n{% if gone %}{{ gone }}{% endif %}\n\n{{ b }}.", "A.\n\nB."),
+        ("{{ a }}.\n{% if gone %}\n{{ gone }}\n{% endif %}\n{{ b }}.", "A. B."),
+        ("{{ a }}.\n{% if b %}\n{{ b }}\n{% endif %}\n{{ a }}.", "A. B A."),
+        ("{% if gone %}{{ gone }}.{% endif %}\n\n{{ a }}", "A"),
+        ("{ {{ a }} } [x] {{ '{{ c }}' }} .NET", "{ A } [x] {{ c }} .NET"),
+        ("{{ a }}{% if not gone %}, alone{% else %}, not{% endif %}.", "A, alone."),
+        ("{{ x }}{% if x == '1' %}!{% endif %}{% if x == 'one' %}?{% endif %}", "one!"),
+        ("{{ x | upper }} {{ 'few' if x in ('1', '2') else 'many' }}", "ONE few"),
+        ("{{ gone | default('no style') }}", "no style"),
+        ("{{ a | sentence }} {{ s | sentence }} {{ x | sentence }}", "A. So! one."),
+        ("{{ a }} {# a remark #} {{ b | lower }}", "A b"),
     ],
 )
-def test_what_vanishes_leaves_the_rest_in_order(text: str, expected: str) -> None:
-    values = {"a": "A", "b": "B", "x": "1"}
-    assert render_text(parse_text(text), values=values, choices=values) == expected
+def test_conditions_and_filters_leave_the_rest_in_order(text: str, expected: str) -> None:
+    values = {"a": "A", "b": "B", "s": "So!", "x": Chosen("1", "one"), "gone": None}
+    assert PromptText(text).render(values) == expected
+
+
+@pytest.mark.parametrize("filters", ["", " | upper", " | sentence", " | trim"])
+def test_a_missing_value_is_refused_by_name(filters: str) -> None:
+    parsed = PromptText(f"A {{{{ gone{filters} }}}}")
+    with pytest.raises(InvalidRequest, match="'gone' may have no value"):
+        parsed.render({"gone": None})

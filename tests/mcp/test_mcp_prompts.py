@@ -26,7 +26,7 @@ name = "sticker"
 title = "Sticker"
 description = "A sticker."
 size = "1024x1024"
-text = "A sticker of {subject}."
+text = "A sticker of {{ subject }}."
 
 [[arguments]]
 name = "subject"
@@ -116,9 +116,9 @@ async def test_an_operators_template_is_served_beside_the_others_or_in_their_pla
 
 
 async def test_a_mistake_in_a_template_refuses_to_start(settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "sticker.toml").write_text(OWN.replace("{subject}", "{object}"))
+    (tmp_path / "sticker.toml").write_text(OWN.replace("{{ subject }}", "{{ object }}"))
     broken = settings.model_copy(update={"prompts_dir": tmp_path})
-    with pytest.raises(ConfigurationError, match=r"sticker\.toml:6: "):
+    with pytest.raises(ConfigurationError, match=r"sticker\.toml: text: line 1: "):
         async with served_gateway(broken):
             pytest.fail("It has started.")
 
