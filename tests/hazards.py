@@ -419,6 +419,10 @@ def several_frames() -> Iterator[Hazard]:
     ):
         content = encoded(frames[0], form, save_all=True, append_images=frames[1:], duration=100)
         yield Hazard(name, content, problem)
+        if form == "WEBP":
+            unmarked = bytearray(content)
+            unmarked[20] &= ~0x02
+            yield Hazard("animated webp that hides it", bytes(unmarked), ANIMATED)
     mpo = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     stereo = bytearray(mpo)
     first_picture = mpo.index(b"MPF\0") + 4 + 50

@@ -123,6 +123,16 @@ def test_a_colour_profile_stays_in_a_png_and_what_is_none_goes() -> None:
     assert b"iCCP" not in stripped
 
 
+def test_a_cleaned_extended_webp_has_a_header_without_reserved_bits() -> None:
+    out = BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "WEBP", xmp=b"a note")
+    content = out.getvalue()
+    assert content[12:16] == b"VP8X"
+    stripped = strip_metadata(content, max_pixels=MAX_PIXELS).content
+    assert stripped[12:16] == b"VP8X"
+    assert stripped[20:30] == bytes([0, 0, 0, 0, 3, 0, 0, 3, 0, 0])
+
+
 def test_a_lossless_webp_begins_with_its_signature() -> None:
     out = BytesIO()
     Image.new("RGB", (4, 4)).save(out, "WEBP", lossless=True)

@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import sysconfig
 import tempfile
+import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -87,15 +88,15 @@ def running_worker(root: Path, copy: Path, *, seconds: int) -> Iterator[Worker]:
     postgres = EmbeddedPostgres(data)
     url = postgres.owner_url("postgres").render_as_string(hide_password=False)
     asyncio.run(PostgresServer(url).prepare())
+    python = _environment(copy)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.mutation.worker", str(copy), str(seconds)],
+        [python, "-m", "tests.mutation.worker", str(copy), str(seconds)],
         cwd=copy,
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={
             **{name: value for name, value in os.environ.items() if name != NO_BYTECODE},
-            "PYTHONPATH": str(copy),
             "GATEWAY_TEST_DATABASE_URL": url,
             TEMPLATE_READY: "1",
         },
@@ -108,6 +109,20 @@ def running_worker(root: Path, copy: Path, *, seconds: int) -> Iterator[Worker]:
         process.wait()
         asyncio.run(postgres.close())
         shutil.rmtree(data, ignore_errors=True)
+
+
+def _environment(copy: Path) -> Path:
+    """Make an environment with the installed packages and the copy's gateway; return its Python.
+
+    The sandboxed decoder ignores `PYTHONPATH`, so that it would import the gateway of the checkout.
+    """
+    home = copy.parent / f"{copy.name}.python"
+    venv.create(home, symlinks=True)
+    here = {"base": str(home), "platbase": str(home)}
+    packages = Path(sysconfig.get_path("purelib", vars=here))
+    paths = (copy, sysconfig.get_path("purelib"))
+    (packages / "copy.pth").write_text("".join(f"{path}\n" for path in paths))
+    return home / "bin" / "python"
 
 
 async def sql_definitions(owner_url: str) -> dict[str, str]:

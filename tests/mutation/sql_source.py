@@ -29,7 +29,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\bFOR UPDATE\b(?! OF)", ""),
         (r"\bNOT (?=IN\b|EXISTS\b)", ""),
         (r"(?<![\w.:])0(?![\w.:])", "1"),
-        (r"(?<![\w.:])1(?![\w.:])", "2"),
+        (r"(?<![\w.:])(?<!SELECT )1(?![\w.:])", "2"),
     )
 )
 

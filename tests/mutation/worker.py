@@ -122,9 +122,10 @@ def main() -> None:
 
 
 def _import_tests(folder: Path) -> None:
-    """Under the names that pytest gives them, so that a child need not import them again."""
-    sys.path.insert(0, str(folder))
-    for name in (*PLUGINS, "conftest", *sorted(path.stem for path in folder.glob("test_*.py"))):
+    """Import the tests under the names that pytest gives them: a child need not do it again."""
+    found = sorted(folder.rglob("test_*.py"))
+    sys.path[:0] = [str(folder), *sorted({str(path.parent) for path in found} - {str(folder)})]
+    for name in (*PLUGINS, "conftest", *(path.stem for path in found)):
         importlib.import_module(name)
 
 
