@@ -33,40 +33,8 @@ def render_budget(budget: budgets.Budget) -> dict[str, object]:
     }
 
 
-def render_report(report: UsageReport) -> dict[str, object]:
-    """Render a report as in the public contract; money as decimal strings."""
-    return {
-        "object": "usage_report",
-        "currency": "usd",
-        "start": report.start.isoformat(),
-        "end": report.end.isoformat(),
-        "group_by": list(report.group_by),
-        "data": [_row(report, row) for row in report.rows],
-        "total": _sums(report.total),
-    }
-
-
-def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
-    return {**dict(zip(report.columns, row.group, strict=True)), **_sums(row)}
-
-
-def report_csv(report: UsageReport) -> str:
-    """Render a report as CSV with a header line and without a total."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*report.columns, *_sums(report.total)])
-    for row in report.rows if report.group_by else (report.total,):
-        writer.writerow([*(_csv_text(value) for value in row.group), *_sums(row).values()])
-    return out.getvalue()
-
-
-def _csv_text(value: str | None) -> str:
-    """Escape a cell so that a spreadsheet does not read it as a formula."""
-    text = value or ""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-def _sums(row: UsageRow) -> dict[str, int | str]:
+def render_sums(row: UsageRow) -> dict[str, int | str]:
+    """Render the sums of a report or of one of its groups; money as decimal strings."""
     return {
         "requests": row.requests,
         "images": row.images,
@@ -76,3 +44,36 @@ def _sums(row: UsageRow) -> dict[str, int | str]:
         "estimated_usd": format_usd(row.estimated_nano),
         "open_usd": format_usd(row.open_nano),
     }
+
+
+def render_report(report: UsageReport) -> dict[str, object]:
+    """Render a report as in the public contract; money as decimal strings."""
+    return {
+        "object": "usage_report",
+        "currency": "usd",
+        "start": report.start.isoformat(),
+        "end": report.end.isoformat(),
+        "group_by": list(report.group_by),
+        "data": [_row(report, row) for row in report.rows],
+        "total": render_sums(report.total),
+    }
+
+
+def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
+    return {**dict(zip(report.columns, row.group, strict=True)), **render_sums(row)}
+
+
+def report_csv(report: UsageReport) -> str:
+    """Render a report as CSV with a header line and without a total."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*report.columns, *render_sums(report.total)])
+    for row in report.rows if report.group_by else (report.total,):
+        writer.writerow([*(_csv_text(value) for value in row.group), *render_sums(row).values()])
+    return out.getvalue()
+
+
+def _csv_text(value: str | None) -> str:
+    """Escape a cell so that a spreadsheet does not read it as a formula."""
+    text = value or ""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -11,18 +11,19 @@ import typer
 
 from gateway.billing import prices as pricing
 from gateway.billing import usage as reporting
-from gateway.billing.reports import render_report, report_csv
+from gateway.billing.reports import render_report, render_sums, report_csv
 from gateway.cli.output import JsonOption, console, invoker, print_json, read, refuse, run, show
 from gateway.core import Core, Reader
 from gateway.db.engine import TenantSession
 from gateway.domain import Price
 from gateway.image_models import SeedPrice
-from gateway.money import format_usd, format_usd_short, parse_usd
+from gateway.money import format_usd_short, parse_usd
 from gateway.tenancy import lookups
 
 prices = typer.Typer(help="Price versions; immutable, new ones are added.", no_args_is_help=True)
 
 
+HEADINGS = {"input_tokens": "tokens_in", "output_tokens": "tokens_out"}
 MONEY = ("cost_usd", "estimated_usd", "open_usd")
 
 
@@ -287,15 +288,9 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
         rows = [*report.rows, total] if report.group_by else [report.total]
         show(
             [
-                dict(zip(report.columns, row.group, strict=False))
-                | {
-                    "requests": row.requests,
-                    "images": row.images,
-                    "tokens_in": row.input_tokens,
-                    "tokens_out": row.output_tokens,
-                    "cost_usd": format_usd(row.cost_nano),
-                    "estimated_usd": format_usd(row.estimated_nano),
-                    "open_usd": format_usd(row.open_nano),
+                {
+                    **dict(zip(report.columns, row.group, strict=False)),
+                    **{HEADINGS.get(name, name): value for name, value in render_sums(row).items()},
                 }
                 for row in rows
             ],

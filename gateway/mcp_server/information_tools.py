@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field
 
 from gateway.billing import budgets, usage
 from gateway.billing.budgets import Budget
-from gateway.billing.usage import UsageRow
+from gateway.billing.reports import render_budget, render_sums
 from gateway.generation.parameters import parse_image_request
 from gateway.mcp_server.calls import ToolCall
 from gateway.mcp_server.model_cards import ModelCard, model_card
-from gateway.money import format_usd, format_usd_short
+from gateway.money import format_usd_short
 
 
 class ProviderModels(BaseModel):
@@ -59,7 +59,7 @@ class BudgetLeft(BaseModel):
 
     owner: str = Field(description="Owner of the budget: key, user or tenant.")
     window: str
-    limit_usd: str
+    limit_usd: str = Field(description="The limit in force: the raised one, if it was raised.")
     spent_usd: str
     held_usd: str
     remaining_usd: str
@@ -187,26 +187,11 @@ def _line(card: ModelCard) -> str:
 
 
 def _sums(report: usage.UsageReport) -> PeriodUsage:
-    row: UsageRow = report.total
-    return PeriodUsage(
-        start=report.start.isoformat(),
-        requests=row.requests,
-        images=row.images,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        cost_usd=format_usd(row.cost_nano),
-        estimated_usd=format_usd(row.estimated_nano),
-        open_usd=format_usd(row.open_nano),
+    return PeriodUsage.model_validate(
+        {"start": report.start.isoformat(), **render_sums(report.total)}
     )
 
 
 def _budget(budget: Budget) -> BudgetLeft:
-    return BudgetLeft(
-        owner=budget.owner,
-        window=budget.window,
-        limit_usd=format_usd_short(budget.limit_in_force_nano),
-        spent_usd=format_usd(budget.spent_nano),
-        held_usd=format_usd(budget.held_nano),
-        remaining_usd=format_usd(budget.remaining_nano),
-        resets_at=budget.resets_at.isoformat() if budget.resets_at else None,
-    )
+    limit_usd = format_usd_short(budget.limit_in_force_nano)
+    return BudgetLeft.model_validate({**render_budget(budget), "limit_usd": limit_usd})

@@ -169,29 +169,6 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
-class TenantBudget(BaseModel):
-    """A budget and its remainder; US dollars as decimal strings."""
-
-    object: Literal["budget"] = "budget"
-    id: str
-    owner: Literal["tenant", "user", "key"]
-    livemode: bool
-    window: Literal["day", "week", "month", "total"]
-    limit_usd: str
-    spent_usd: str
-    held_usd: str
-    remaining_usd: str
-    period_start: datetime | None
-    resets_at: datetime | None
-
-
-class BudgetList(BaseModel):
-    """The budgets that a call counts against."""
-
-    object: Literal["list"] = "list"
-    data: list[TenantBudget]
-
-
 class UsageSums(BaseModel):
     """Sums over ledger entries."""
 

@@ -10,13 +10,14 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import budgets, usage
-from gateway.billing.reports import render_budget, render_report, report_csv
+from gateway.billing.reports import render_report, report_csv
 from gateway.billing.usage import GroupField, UsageReport
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import Caller
+from gateway.rest.budget_objects import BudgetList, TenantBudget
 from gateway.rest.dependencies import GatewayDep, UsageReader
 from gateway.rest.refusals import refused_with
-from gateway.rest.schemas import BudgetList, UsageReportObject
+from gateway.rest.schemas import UsageReportObject
 from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_key_and_user
 
 router = APIRouter(tags=["usage"])
@@ -121,7 +122,8 @@ async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, obj
     """List the budgets that a call with this key counts against."""
     async with gateway.database.tenant(caller.tenant_id) as session:
         applying = await budgets.for_caller(session, caller)
-    return {"object": "list", "data": [render_budget(budget) for budget in applying]}
+    data = [TenantBudget.of(budget) for budget in applying]
+    return BudgetList(data=data).model_dump(by_alias=True)
 
 
 async def _filters_of(

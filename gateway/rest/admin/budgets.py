@@ -1,17 +1,15 @@
 """Budgets of tenants and of the house credentials: set, list, raise for a time, and remove."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Response
 from fastapi import Query as InQuery
-from pydantic import BaseModel, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 from pydantic.config import JsonDict
 
 from gateway.billing import budgets
 from gateway.billing.budgets import MAX_ALERTS, Budget, Enforcement, Window
-from gateway.billing.reports import render_budget
 from gateway.money import parse_usd
 from gateway.rest.admin.dependencies import (
     JsonBody,
@@ -32,6 +30,7 @@ from gateway.rest.admin.schemas import (
     left_as_it_is,
     with_example,
 )
+from gateway.rest.budget_objects import BudgetFields, TenantBudget
 from gateway.rest.dependencies import ActorDep, GatewayDep
 
 router = APIRouter(prefix="/tenants/{tenant_id}/budgets", tags=["admin: budgets"])
@@ -43,34 +42,7 @@ NOT_RAISED: JsonDict = {"raise": None}
 RAISED: JsonDict = {"raise": {"limit_usd": "6000.00", "until": "2026-11-24T08:00:00Z"}}
 
 
-class RaiseObject(BaseModel):
-    """The temporary limit that replaces the usual one, and its end."""
-
-    limit_usd: str
-    until: datetime
-
-
-class BudgetFields(Identified):
-    """The fields common to budgets of tenants and of the house credentials."""
-
-    id: str
-    object: Literal["budget"] = "budget"
-    livemode: bool
-    window: Window
-    limit_usd: str = Field(description="The usual limit.")
-    raised: RaiseObject | None = Field(alias="raise", description="null: the limit is not raised.")
-    enforcement: Enforcement = Field(description="soft: the budget warns, but refuses no calls.")
-    alert_percents: list[int] = Field(
-        description="Percentages of the limit that trigger a warning."
-    )
-    spent_usd: str
-    held_usd: str
-    remaining_usd: str
-    period_start: datetime | None
-    resets_at: datetime | None
-
-
-class BudgetObject(BudgetFields):
+class BudgetObject(TenantBudget, Identified):
     """A budget and its use in the current period; US dollars as decimal strings."""
 
     model_config = with_example(
@@ -94,7 +66,7 @@ class BudgetObject(BudgetFields):
         **NOT_RAISED,
     )
 
-    owner: Literal["tenant", "user", "key"]
+    id: str
     api_key_id: UUID | None = Field(
         description="Id of the first key of the line, if it was rolled."
     )
@@ -103,7 +75,7 @@ class BudgetObject(BudgetFields):
     user_name: str | None
 
 
-class HouseBudgetObject(BudgetFields):
+class HouseBudgetObject(BudgetFields, Identified):
     """A budget for all calls with a house credential."""
 
     model_config = with_example(
@@ -124,6 +96,7 @@ class HouseBudgetObject(BudgetFields):
         **RAISED,
     )
 
+    id: str
     owner: Literal["house"]
     time_zone: str = Field(description="Time zone of its days and months.")
 
@@ -213,7 +186,7 @@ async def put_budget(
             alert_percents=body.alert_percents,
         )
     response.status_code = 201 if budget.is_new else 200
-    return _render(budget)
+    return BudgetObject.of(budget)
 
 
 @router.get("", summary="List the budgets of a tenant")
@@ -223,7 +196,7 @@ async def list_budgets(
     """List budgets, newest first, with the amounts spent and reserved in the current period."""
     async with reading_tenant(gateway, tenant_id) as session:
         page = await budgets.list_page(session, tenant_id, limit=query.limit, after=query.after)
-    data = [_render(budget) for budget in page.items]
+    data = [BudgetObject.of(budget) for budget in page.items]
     return Listed[BudgetObject].of(data, has_more=page.has_more)
 
 
@@ -244,7 +217,7 @@ async def raise_budget(
     applies.
     """
     async with changing_tenant(gateway, tenant_id, actor) as session:
-        return _render(await _raise(session, tenant_id, budget_id, body))
+        return BudgetObject.of(await _raise(session, tenant_id, budget_id, body))
 
 
 @router.delete("/{budget_id}/raise", summary="End a raise", dependencies=[NoQuery])
@@ -253,7 +226,7 @@ async def end_raise(
 ) -> BudgetObject:
     """End a raise now; the usual limit applies again."""
     async with changing_tenant(gateway, tenant_id, actor) as session:
-        return _render(await budgets.end_raise(session, tenant_id, budget_id))
+        return BudgetObject.of(await budgets.end_raise(session, tenant_id, budget_id))
 
 
 @router.delete("/{budget_id}", summary="Remove a budget", status_code=204, dependencies=[NoQuery])
@@ -295,7 +268,7 @@ async def put_house_budget(
             time_zone=body.time_zone,
         )
     response.status_code = 201 if budget.is_new else 200
-    return _render_house(budget)
+    return HouseBudgetObject.of(budget)
 
 
 @house_router.get("", summary="List the budgets of the house credentials")
@@ -305,7 +278,7 @@ async def list_house_budgets(
     """List budgets, newest first, with the amounts spent and reserved in the current period."""
     async with gateway.database.operator() as session:
         page = await budgets.list_page(session, None, limit=query.limit, after=query.after)
-    data = [_render_house(budget) for budget in page.items]
+    data = [HouseBudgetObject.of(budget) for budget in page.items]
     return Listed[HouseBudgetObject].of(data, has_more=page.has_more)
 
 
@@ -325,7 +298,7 @@ async def raise_house_budget(
     applies.
     """
     async with gateway.database.operator(by=actor) as session:
-        return _render_house(await _raise(session, None, budget_id, body))
+        return HouseBudgetObject.of(await _raise(session, None, budget_id, body))
 
 
 @house_router.delete(
@@ -336,7 +309,7 @@ async def end_house_raise(
 ) -> HouseBudgetObject:
     """End a raise now; the usual limit applies again."""
     async with gateway.database.operator(by=actor) as session:
-        return _render_house(await budgets.end_raise(session, None, budget_id))
+        return HouseBudgetObject.of(await budgets.end_raise(session, None, budget_id))
 
 
 @house_router.delete(
@@ -357,20 +330,4 @@ async def _raise(
 ) -> Budget:
     return await budgets.raise_limit(
         session, tenant_id, budget_id, to_nano=parse_usd(body.limit_usd), until=body.until
-    )
-
-
-def _render(budget: Budget) -> BudgetObject:
-    owner = {
-        "api_key_id": budget.api_key_id,
-        "api_key_name": budget.api_key_name,
-        "user_id": budget.user_id,
-        "user_name": budget.user_name,
-    }
-    return BudgetObject.model_validate({**render_budget(budget), **owner})
-
-
-def _render_house(budget: Budget) -> HouseBudgetObject:
-    return HouseBudgetObject.model_validate(
-        {**render_budget(budget), "time_zone": budget.time_zone}
     )
