@@ -182,12 +182,13 @@ class RepeatedClaim(IdempotencyClaim):
 class ImageRequest:
     """One validated image request; None marks an option that the client left open.
 
+    The options are those that `image_parameters.py` declares; `prompt` is empty for a variation.
     `link_only`: the front shows at most a preview, so the answer needs a link to the image.
     """
 
     model: Model
     requested_model: str
-    prompt: str
+    prompt: str = ""
     operation: Operation = Operation.GENERATION
     inputs: tuple[InputImage, ...] = ()
     mask: InputImage | None = None

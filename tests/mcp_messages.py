@@ -98,7 +98,7 @@ def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 def tool_call(name: str) -> st.SearchStrategy[dict[str, Any]]:
     """A call of this tool, with some of its arguments and at times one of another's."""
     own = TOOLS[name].announced.input_schema["properties"]
-    optional = {key: ARGUMENTS[key] for key in own}
+    optional = {key: ARGUMENTS.get(key, JUNK) for key in own}
     required = {key: ARGUMENTS[key] for key in TOOLS[name].announced.input_schema["required"]}
     optional = {key: value for key, value in optional.items() if key not in required}
     whole = st.fixed_dictionaries(required, optional=optional)

@@ -4,16 +4,16 @@ Messages and codes follow OpenAI's, so that applications written for it understa
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from gateway.catalog.loading import Catalog
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.generation.old_sdks import is_older_than_gpt_images
 from gateway.image_models import Model
+from gateway.image_parameters import PARAMETERS, Kind, Parameter, Value, parameters_of
 
-MAX_IDENTIFIER_CHARACTERS = 512
-MAX_PARTIAL_IMAGES = 3
 FULL_QUALITY = 100
 OLD_DEFAULT_MODEL = "dall-e-2"
 """OpenAI's default at the time, for requests that name no model."""
@@ -23,10 +23,7 @@ OLD_LARGE_SIZE = "1024x1024"
 OLD_QUALITIES = (None, "standard", "auto")
 _SIZE_FORM = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
-VARIATION_PARAMETERS = frozenset({"model", "n", "size", "response_format", "user"})
-COMMON_PARAMETERS = VARIATION_PARAMETERS | {"prompt", "quality"}
-GENERATION_ONLY = frozenset({"moderation", "style"})
-EDIT_ONLY = frozenset({"input_fidelity"})
+OF_EVERY_MODEL = frozenset(one.name for one in PARAMETERS if one.of_every_model)
 ENDPOINTS = {
     Operation.GENERATION: "generations",
     Operation.EDIT: "edits",
@@ -53,41 +50,22 @@ def parse_image_request(
         NotFound, ModelRetired, Forbidden: the model does not exist or may not be used.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    name = _text(given, "model") or _implied_model(given, operation, default_model, user_agent)
+    name = _text("model", given.get("model", ""))
+    name = name or _implied_model(given, operation, default_model, user_agent)
     model = catalog.find(caller, name)
     _refuse_endpoint(model, operation)
     _refuse_unknown(given, model, operation)
-    output_format = _choice(given, "output_format", model.output_formats)
-    background = _choice(given, "background", model.backgrounds)
-    if background == "transparent" and output_format == "jpeg":
-        raise InvalidRequest(
-            "Transparent background needs output_format png or webp.", param="background"
-        )
-    n = _integer(given, "n", 1, model.max_images) or 1
-    stream, partial_images = _streaming(given, n)
-    return ImageRequest(
-        model=model,
-        requested_model=name,
-        prompt="" if operation is Operation.VARIATION else _prompt(given, model),
-        operation=operation,
-        n=n,
-        size=_size(given, model),
-        quality=_choice(given, "quality", model.qualities),
-        background=background,
-        output_format=output_format,
-        output_compression=_compression(given, output_format),
-        moderation=_choice(given, "moderation", ("auto", "low")),
-        complexity=_choice(given, "complexity", model.complexities),
-        input_fidelity=_choice(given, "input_fidelity", model.inputs.fidelities),
-        style=_choice(given, "style", ("vivid", "natural")),
-        safety_identifier=_identifier(given, "safety_identifier"),
-        user=_identifier(given, "user"),
-        response_format=_choice(given, "response_format", ("url", "b64_json"))
-        or default_response_format
-        or model.default_response_format,
-        stream=stream,
-        partial_images=partial_images,
-    )
+    values = _read_all(given, model, operation)
+    _refuse_combinations(values)
+    values.setdefault("response_format", default_response_format or model.default_response_format)
+    if not values.get("stream"):
+        values.pop("partial_images", None)
+    return ImageRequest(model=model, requested_model=name, operation=operation, **values)
+
+
+def unknown_parameter(name: str) -> InvalidRequest:
+    """Build the refusal of a parameter that does not exist, or not for this model or operation."""
+    return InvalidRequest(f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
 
 
 def _implied_model(
@@ -97,9 +75,9 @@ def _implied_model(
 
     The old one applies if the size or the SDK dates from DALL·E's time and no parameter is newer.
     """
-    size = _text(given, "size")
+    size = _text("size", given["size"]) if "size" in given else None
     is_old = (
-        given.keys() <= COMMON_PARAMETERS
+        given.keys() <= OF_EVERY_MODEL
         and given.get("quality") in OLD_QUALITIES
         and (
             size in OLD_DEFAULT_SIZES
@@ -119,36 +97,51 @@ def _refuse_endpoint(model: Model, operation: Operation) -> None:
 
 
 def _refuse_unknown(given: Mapping[str, object], model: Model, operation: Operation) -> None:
-    if operation is Operation.VARIATION:
-        known = VARIATION_PARAMETERS
-    else:
-        known = COMMON_PARAMETERS | model.parameters
-        known -= GENERATION_ONLY if operation is Operation.EDIT else EDIT_ONLY
+    known = _NAMES[operation]
     for name in given:
-        if name not in known:
+        if name not in known or not (name in OF_EVERY_MODEL or name in model.parameters):
+            raise unknown_parameter(name)
+
+
+def _read_all(
+    given: Mapping[str, object], model: Model, operation: Operation
+) -> dict[str, Any]:  # the arguments of ImageRequest; a test compares their types with the table
+    values: dict[str, Any] = {}
+    for name, parameter, read in _READERS[operation]:
+        if name in given:
+            values[name] = read(parameter, given[name], model)
+        elif parameter.is_required:
             raise InvalidRequest(
-                f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name
+                f"Missing required parameter: '{name}'.",
+                code="missing_required_parameter",
+                param=name,
             )
+    return values
 
 
-def _streaming(given: Mapping[str, object], n: int) -> tuple[bool, int]:
-    stream = given.get("stream", False)
-    if not isinstance(stream, bool):
-        raise _wrong_type("stream", "a boolean", stream)
-    partial_images = _integer(given, "partial_images", 0, MAX_PARTIAL_IMAGES) or 0
-    if stream and n > 1:
-        raise InvalidRequest("Streaming is only supported with n=1.", param="n")
-    return stream, partial_images if stream else 0
-
-
-def _prompt(given: Mapping[str, object], model: Model) -> str:
-    prompt = _text(given, "prompt")
-    if prompt is None:
+def _refuse_combinations(values: Mapping[str, object]) -> None:
+    """Refuse values that are valid, but not together."""
+    output_format = values.get("output_format")
+    if values.get("background") == "transparent" and output_format == "jpeg":
         raise InvalidRequest(
-            "Missing required parameter: 'prompt'.",
-            code="missing_required_parameter",
-            param="prompt",
+            "Transparent background needs output_format png or webp.", param="background"
         )
+    if values.get("stream") and values.get("n", 1) != 1:
+        raise InvalidRequest("Streaming is only supported with n=1.", param="n")
+    if values.get("output_compression", FULL_QUALITY) != FULL_QUALITY and (
+        output_format not in {"jpeg", "webp"}
+    ):
+        raise InvalidRequest(
+            "output_compression applies to output_format jpeg and webp only.",
+            param="output_compression",
+        )
+
+
+# One reader for each kind of parameter
+
+
+def _prompt(parameter: Parameter, value: object, model: Model) -> str:
+    prompt = _text(parameter.name, value)
     if not prompt.strip():
         raise InvalidRequest("The prompt is empty.", param="prompt")
     if len(prompt) > model.max_prompt_characters:
@@ -168,10 +161,20 @@ def _prompt(given: Mapping[str, object], model: Model) -> str:
     return prompt
 
 
-def _size(given: Mapping[str, object], model: Model) -> str | None:
-    size = _text(given, "size")
+def _short_text(parameter: Parameter, value: object, _model: Model) -> str:
+    text = _text(parameter.name, value)
+    if parameter.maximum is not None and len(text) > parameter.maximum:
+        raise InvalidRequest(
+            f"'{parameter.name}' has more than {parameter.maximum} characters.",
+            param=parameter.name,
+        )
+    return text
+
+
+def _size(parameter: Parameter, value: object, model: Model) -> str:
+    size = _text(parameter.name, value)
     rule = model.sizes
-    if size is None or (size == "auto" and rule.auto):
+    if size == "auto" and rule.auto:
         return size
     if rule.fixed:
         if size not in rule.fixed:
@@ -202,61 +205,58 @@ def _invalid_size(size: str, reason: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid size '{size[:40]}'. {reason}", param="size")
 
 
-def _compression(given: Mapping[str, object], output_format: str | None) -> int | None:
-    compression = _integer(given, "output_compression", 0, FULL_QUALITY)
-    if (
-        compression is not None
-        and compression != FULL_QUALITY
-        and output_format not in {"jpeg", "webp"}
-    ):
+def _choice(parameter: Parameter, value: object, model: Model) -> str:
+    choice, choices_of = _text(parameter.name, value), parameter.choices_of
+    choices = parameter.choices if choices_of is None else choices_of(model)
+    if choice not in choices:
         raise InvalidRequest(
-            "output_compression applies to output_format jpeg and webp only.",
-            param="output_compression",
+            f"Invalid value: '{choice[:40]}'. Supported values are: "
+            f"{', '.join(repr(supported) for supported in choices)}.",
+            param=parameter.name,
         )
-    return compression
+    return choice
 
 
-def _choice(given: Mapping[str, object], name: str, allowed: tuple[str, ...]) -> str | None:
-    value = _text(given, name)
-    if value is not None and value not in allowed:
-        raise InvalidRequest(
-            f"Invalid value: '{value[:40]}'. Supported values are: "
-            f"{', '.join(repr(choice) for choice in allowed)}.",
-            param=name,
-        )
-    return value
-
-
-def _identifier(given: Mapping[str, object], name: str) -> str | None:
-    value = _text(given, name)
-    if value is not None and len(value) > MAX_IDENTIFIER_CHARACTERS:
-        raise InvalidRequest(
-            f"'{name}' has more than {MAX_IDENTIFIER_CHARACTERS} characters.", param=name
-        )
-    return value
-
-
-def _integer(given: Mapping[str, object], name: str, low: int, high: int) -> int | None:
-    value = given.get(name)
-    if value is None:
-        return None
+def _integer(parameter: Parameter, value: object, model: Model) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type(name, "an integer", value)
-    if not low <= value <= high:
-        below = value < low
-        raise InvalidRequest(
-            f"Invalid '{name}': integer {'below minimum' if below else 'above maximum'} value. "
-            f"Expected a value {'>=' if below else '<='} {low if below else high}, "
-            f"but got {value} instead.",
-            code="integer_below_min_value" if below else "integer_above_max_value",
-            param=name,
-        )
+        raise _wrong_type(parameter.name, "an integer", value)
+    low, high_of = parameter.minimum, parameter.maximum_of
+    high = parameter.maximum if high_of is None else high_of(model)
+    if low is not None and value < low:
+        raise below_minimum(parameter.name, value, low)
+    if high is not None and value > high:
+        raise above_maximum(parameter.name, value, high)
     return value
 
 
-def _text(given: Mapping[str, object], name: str) -> str | None:
-    value = given.get(name)
-    if value is None or isinstance(value, str):
+def _boolean(parameter: Parameter, value: object, _model: Model) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong_type(parameter.name, "a boolean", value)
+    return value
+
+
+def below_minimum(name: str, value: int, minimum: int) -> InvalidRequest:
+    """Build the refusal of an integer that is too small."""
+    return InvalidRequest(
+        f"Invalid '{name}': integer below minimum value. Expected a value >= {minimum}, but got "
+        f"{value} instead.",
+        code="integer_below_min_value",
+        param=name,
+    )
+
+
+def above_maximum(name: str, value: int, maximum: int) -> InvalidRequest:
+    """Build the refusal of an integer that is too large."""
+    return InvalidRequest(
+        f"Invalid '{name}': integer above maximum value. Expected a value <= {maximum}, but got "
+        f"{value} instead.",
+        code="integer_above_max_value",
+        param=name,
+    )
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, str):
         return value
     raise _wrong_type(name, "a string", value)
 
@@ -272,3 +272,25 @@ def _wrong_type(name: str, expected: str, value: object) -> InvalidRequest:
 def _json_type(value: object) -> str:
     names = {bool: "a boolean", int: "an integer", str: "a string", list: "an array"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else "an object")
+
+
+_READERS_BY_KIND: Mapping[Kind, Callable[[Parameter, object, Model], Value]] = {
+    Kind.PROMPT: _prompt,
+    Kind.TEXT: _short_text,
+    Kind.SIZE: _size,
+    Kind.CHOICE: _choice,
+    Kind.INTEGER: _integer,
+    Kind.BOOLEAN: _boolean,
+}
+_READERS = {
+    operation: tuple(
+        (parameter.name, parameter, _READERS_BY_KIND[parameter.kind])
+        for parameter in parameters_of(operation)
+        if parameter.name != "model"  # it is read first: it decides how the others are read
+    )
+    for operation in Operation
+}
+_NAMES = {
+    operation: frozenset(parameter.name for parameter in parameters_of(operation))
+    for operation in Operation
+}

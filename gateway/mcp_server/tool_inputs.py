@@ -4,54 +4,14 @@ The values are checked by `parse_image_request`, as REST's are: models accept di
 a refusal should list those of the model in question.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from gateway.domain import Operation
+from gateway.image_parameters import Kind, Parameter, ToolArgument, parameters_of
 
 Schema = Mapping[str, Any]
 
-PROMPT: Schema = {
-    "type": "string",
-    "minLength": 1,
-    "description": "Description of the image, in any language. Be concrete: subject, setting, "
-    "style, light, composition. Text to appear in the image goes in quotation marks.",
-    "examples": ["A lighthouse at dawn, calm sea, watercolour, wide view"],
-}
-MODEL: Schema = {
-    "type": "string",
-    "description": "Omit for the default. list_available_models lists all; "
-    "gpt-image-2.5-flare is fast and cheap. Retired ones such as dall-e-3 still work.",
-    "examples": ["gpt-image-2.5-flare"],
-}
-SIZE: Schema = {
-    "type": "string",
-    "description": "WIDTHxHEIGHT in pixels, or auto. Current models accept any size whose edges "
-    "are divisible by 16, up to 3:1, of at least 655360 pixels.",
-    "examples": ["1024x1024", "1536x1024", "1024x1536"],
-}
-QUALITY: Schema = {
-    "type": "string",
-    "description": "low, medium, high or auto (some models also xhigh, max). low is cheapest and "
-    "fastest; auto may be expensive.",
-    "examples": ["low"],
-}
-COUNT: Schema = {
-    "type": "integer",
-    "minimum": 1,
-    "maximum": 10,
-    "default": 1,
-    "description": "Number of images; each one is charged.",
-}
-BACKGROUND: Schema = {
-    "type": "string",
-    "enum": ["transparent", "opaque", "auto"],
-    "description": "transparent requires output_format png or webp.",
-}
-OUTPUT_FORMAT: Schema = {
-    "type": "string",
-    "enum": ["png", "jpeg", "webp"],
-    "default": "png",
-    "description": "File format.",
-}
 FULL_IMAGE: Schema = {
     "type": "boolean",
     "default": False,
@@ -65,14 +25,6 @@ IDEMPOTENCY_KEY: Schema = {
     "description": "A string of your choice, unique for each purchase, such as a UUID. Calling "
     "again with the same key and arguments within a day returns the same images and buys nothing: "
     "use it whenever a call may be repeated.",
-}
-PARTIAL_IMAGES: Schema = {
-    "type": "integer",
-    "minimum": 0,
-    "maximum": 3,
-    "default": 0,
-    "description": "Number of partial images to report as progress; each costs 100 more tokens. "
-    "For n=1 and models that stream.",
 }
 REFERENCE = (
     "a generated-images:// URI of an image made here, an https link to a public host, or a data: "
@@ -96,58 +48,58 @@ MASK: Schema = {
     "description": "A PNG of the first image's size; its transparent area marks the part to "
     "change. Accepts the same references as image.",
 }
-VARIATION_MODEL: Schema = {
-    "type": "string",
-    "description": "Omit: only dall-e-2 makes variations, served by its successor.",
-    "examples": ["dall-e-2"],
-}
-VARIATION_SIZE: Schema = {
-    "type": "string",
-    "enum": ["256x256", "512x512", "1024x1024"],
-    "default": "1024x1024",
-    "description": "Width and height in pixels.",
-}
-FIDELITY: Schema = {
-    "type": "string",
-    "enum": ["high", "low"],
-    "description": "Fidelity to the input, for gpt-image-1.5 and older; omit for others.",
-}
+BUYING = {"full_image": FULL_IMAGE, "idempotency_key": IDEMPOTENCY_KEY}
 
 
-def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
+def _arguments(operation: Operation) -> dict[str, Schema]:
+    return {
+        one.name: _argument(one, one.tool)
+        for one in parameters_of(operation)
+        if one.tool is not None
+    }
+
+
+def _argument(parameter: Parameter, tool: ToolArgument) -> Schema:
+    schema: dict[str, Any] = {"type": parameter.kind.json_type}
+    if parameter.kind is Kind.PROMPT:
+        schema["minLength"] = parameter.minimum
+    if parameter.kind is Kind.INTEGER:
+        schema |= {"minimum": parameter.minimum, "maximum": parameter.maximum}
+    if tool.choices:
+        schema["enum"] = list(tool.choices)
+    if tool.default is not None:
+        schema["default"] = tool.default
+    schema["description"] = tool.description
+    if tool.examples:
+        schema["examples"] = list(tool.examples)
+    return schema
+
+
+def _tool(arguments: Mapping[str, Schema], *, required: Sequence[str] = ()) -> Schema:
     return {
         "type": "object",
-        "properties": {name: dict(schema) for name, schema in properties.items()},
+        "properties": {name: dict(schema) for name, schema in arguments.items()},
         "required": list(required),
         "additionalProperties": False,
     }
 
 
-DRAWING = {
-    "model": MODEL,
-    "size": SIZE,
-    "quality": QUALITY,
-    "n": COUNT,
-    "background": BACKGROUND,
-    "output_format": OUTPUT_FORMAT,
-}
-BUYING = {"full_image": FULL_IMAGE, "idempotency_key": IDEMPOTENCY_KEY}
+_GENERATION = _arguments(Operation.GENERATION)
+_EDIT = _arguments(Operation.EDIT)
+# After the prompt; a model reads the arguments in this order.
+_EDITED = {"prompt": _EDIT["prompt"], "image": INPUT_IMAGES, "mask": MASK}
 
-NOTHING = _object()
-GENERATE_IMAGE = _object(
-    ("prompt",), prompt=PROMPT, **DRAWING, partial_images=PARTIAL_IMAGES, **BUYING
+NOTHING = _tool({})
+GENERATE_IMAGE = _tool(_GENERATION | BUYING, required=["prompt"])
+EDIT_IMAGE = _tool(_EDITED | _EDIT | BUYING, required=["prompt", "image"])
+CREATE_VARIATION = _tool(
+    {"image": INPUT_IMAGE} | _arguments(Operation.VARIATION) | BUYING, required=["image"]
 )
-EDIT_IMAGE = _object(
-    ("prompt", "image"),
-    prompt=PROMPT,
-    image=INPUT_IMAGES,
-    mask=MASK,
-    **DRAWING,
-    input_fidelity=FIDELITY,
-    partial_images=PARTIAL_IMAGES,
-    **BUYING,
+ESTIMATE_COST = _tool(
+    {
+        one.name: _GENERATION[one.name]
+        for one in parameters_of(Operation.GENERATION)
+        if one.tool is not None and one.is_of_image
+    },
+    required=["prompt"],
 )
-CREATE_VARIATION = _object(
-    ("image",), image=INPUT_IMAGE, model=VARIATION_MODEL, n=COUNT, size=VARIATION_SIZE, **BUYING
-)
-ESTIMATE_COST = _object(("prompt",), prompt=PROMPT, **DRAWING)

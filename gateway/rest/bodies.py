@@ -1,255 +1,222 @@
-"""The request bodies for images, for the API's description only.
+"""The request bodies for images, for the API's description only: JSON Schema for OpenAPI 3.1.
 
-Requests are checked by `generation/parameters.py`, with the catalog's rules.
+The parameters come from `image_parameters.py`; requests are checked by `generation/parameters.py`,
+with the catalogue's rules.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.config import JsonDict
+from gateway.domain import Operation
+from gateway.image_parameters import EXAMPLE_MODEL, Kind, Parameter, parameters_of
+from gateway.rest.openapi import SCHEMAS
 
-MODEL = "gpt-image-2.5-flare"
-MAX_PROMPT_CHARACTERS = 32_000
-MAX_IDENTIFIER_CHARACTERS = 512
-BINARY: JsonDict = {"type": "string", "format": "binary"}
-
-
-FILE: JsonDict = {"anyOf": [BINARY, {"type": "null"}]}
-FILES: JsonDict = {
-    "anyOf": [{"type": "array", "items": BINARY, "minItems": 1, "maxItems": 16}, {"type": "null"}]
-}
+JsonSchema = dict[str, object]
+NULL: JsonSchema = {"type": "null"}
+BINARY: JsonSchema = {"type": "string", "format": "binary"}
+MAX_INPUT_IMAGES = 16
+SIZE_PATTERN = r"^(auto|[1-9][0-9]{2,3}x[1-9][0-9]{2,3})$"
 
 
-def _as_form(schema: dict[str, Any]) -> None:
-    """Adapt a schema to forms, which carry no null: a field is present or absent."""
-    for field in schema["properties"].values():
-        if "anyOf" in field:
-            [given] = [choice for choice in field.pop("anyOf") if choice != {"type": "null"}]
-            field.pop("default", None)
-            field.update(given)
+def _fields(parameters: Iterable[Parameter], *, in_form: bool = False) -> dict[str, JsonSchema]:
+    """Draw the fields of a body. A form carries no null: a field is present or absent."""
+    return {
+        one.name: _field(
+            one.name,
+            _values(one) if in_form or one.is_required else {"anyOf": [_values(one), NULL]},
+            description=one.description,
+            examples=one.examples,
+        )
+        for one in parameters
+    }
 
 
-def _as_edit_form(schema: dict[str, Any]) -> None:
-    """Adapt a schema to a form with one input image or several."""
-    _as_form(schema)
-    schema["anyOf"] = [{"required": ["image"]}, {"required": ["image[]"]}]
+def _field(
+    name: str, values: JsonSchema, *, description: str = "", examples: Iterable[object] = ()
+) -> JsonSchema:
+    about = {"description": description, "examples": list(examples)}
+    title = name.replace("_", " ").title()
+    return {**values, "title": title, **{key: text for key, text in about.items() if text}}
 
 
-Prompt = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=MAX_PROMPT_CHARACTERS,
-        pattern=r"\S",
-        examples=["A lighthouse at dawn"],
-    ),
-]
-Identifier = Annotated[str, Field(max_length=MAX_IDENTIFIER_CHARACTERS)]
-Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{2,3}x[1-9][0-9]{2,3})$")]
-Quality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
-ResponseFormat = Literal["url", "b64_json"]
+def _values(parameter: Parameter) -> JsonSchema:
+    """Draw the schema of a parameter's values: the widest that some model accepts."""
+    schema: JsonSchema = {"type": parameter.kind.json_type}
+    is_text = parameter.kind is not Kind.INTEGER
+    if parameter.minimum is not None:
+        schema["minLength" if is_text else "minimum"] = parameter.minimum
+    if parameter.maximum is not None:
+        schema["maxLength" if is_text else "maximum"] = parameter.maximum
+    if parameter.choices:
+        schema["enum"] = list(parameter.choices)
+    elif parameter.kind is Kind.SIZE:
+        schema["pattern"] = SIZE_PATTERN
+    elif parameter.kind is Kind.PROMPT:
+        schema["pattern"] = r"\S"
+    return schema
 
 
-class _Fields(BaseModel):
-    """The fields of every image request, for documentation: the catalog's rules check them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str | None = Field(
-        None,
-        description="`GET /v1/models` lists the models and the values that each accepts: not "
-        "every value below works with every model. Default: the gateway's default.",
-        examples=[MODEL],
-    )
-    n: int | None = Field(None, ge=1, le=10, description="Number of images. Default: 1.")
-    size: Size | None = Field(None, description="`WIDTHxHEIGHT` or `auto`.", examples=["1024x1024"])
-    quality: Quality | None = Field(
-        None,
-        description="`xhigh` and `max` from gpt-image-2.5 on; `standard` and `hd` for DALL·E.",
-    )
-    background: Literal["transparent", "opaque", "auto"] | None = Field(
-        None, description="`transparent` requires png or webp."
-    )
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    output_compression: int | None = Field(
-        None, ge=0, le=100, description="For jpeg and webp only."
-    )
-    complexity: Literal["low", "medium", "high"] | None = Field(
-        None, description="For gpt-image-2.6 only."
-    )
-    safety_identifier: Identifier | None = None
-    user: Identifier | None = None
+def _object(
+    title: str,
+    description: str,
+    fields: Mapping[str, JsonSchema],
+    required: Iterable[str] = (),
+    **more: object,
+) -> JsonSchema:
+    names = {"required": list(required)} if required else {}
+    return {
+        "title": title,
+        "description": description,
+        "type": "object",
+        "properties": dict(fields),
+        **names,
+        "additionalProperties": False,
+        **more,
+    }
 
 
-class GenerationParams(_Fields):
-    """The parameters of how an image is made."""
-
-    moderation: Literal["auto", "low"] | None = None
-    style: Literal["vivid", "natural"] | None = Field(None, description="For dall-e-3 only.")
+def _of_image(operation: Operation) -> list[Parameter]:
+    """Return the parameters but the prompt that say how an image is made."""
+    return [one for one in parameters_of(operation) if one.is_of_image and one.name != "prompt"]
 
 
-class _Answered(BaseModel):
-    """The parameters of how the answer is sent."""
-
-    response_format: ResponseFormat | None = Field(
-        None,
-        description="For every model. Default: `b64_json`; for DALL·E `url`. Links expire.",
-    )
-    stream: bool | None = Field(None, description="Send server-sent events; for n=1 only.")
-    partial_images: int | None = Field(None, ge=0, le=3, description="Only with `stream`.")
+def _prompt(operation: Operation) -> dict[str, JsonSchema]:
+    return _fields(one for one in parameters_of(operation) if one.name == "prompt")
 
 
-class ImageBody(_Answered, GenerationParams):
-    """A request to generate images."""
+def _file(name: str, description: str = "") -> dict[str, JsonSchema]:
+    return {name: _field(name, BINARY, description=description)}
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "prompt": "A lighthouse at dawn",
-                    "model": MODEL,
-                    "size": "1024x1024",
-                    "quality": "low",
-                    "n": 1,
-                }
-            ]
+
+def _reference(name: str) -> JsonSchema:
+    return {"$ref": f"{SCHEMAS}{name}"}
+
+
+IMAGE_REFERENCE = _object(
+    "ImageReference",
+    "An input image by link: a data: URL, or an https address.",
+    {
+        "image_url": _field(
+            "image_url",
+            {"type": "string", "pattern": "^(data:|https://|http://)"},
+            examples=["data:image/png;base64,…"],
+        )
+    },
+    ["image_url"],
+)
+_LINKED_IMAGE: JsonSchema = {"anyOf": [_reference("ImageReference"), NULL]}
+GENERATION_PARAMS = _object(
+    "GenerationParams",
+    "The parameters of how an image is made.",
+    _fields(_of_image(Operation.GENERATION)),
+)
+IMAGE_BODY = _object(
+    "ImageBody",
+    "A request to generate images.",
+    _fields(parameters_of(Operation.GENERATION)),
+    ["prompt"],
+    examples=[
+        {
+            "prompt": "A lighthouse at dawn",
+            "model": EXAMPLE_MODEL,
+            "size": "1024x1024",
+            "quality": "low",
+            "n": 1,
         }
-    )
-
-    prompt: Prompt = Field(
-        description="Description of the image. Older models accept 1000 or 4000 characters."
-    )
-
-
-class _EditFields(_Answered, _Fields):
-    """The fields common to both forms of an edit."""
-
-    prompt: Prompt = Field(
-        description="Description of the change.", examples=["Add a red kite in the sky"]
-    )
-    input_fidelity: Literal["low", "high"] | None = Field(
-        None, description="For gpt-image-1.x only."
-    )
-
-
-class EditForm(_EditFields):
-    """Images to edit, as a form: `image`, or `image[]` once for each of up to 16."""
-
-    model_config = ConfigDict(json_schema_extra=_as_edit_form)
-
-    image: bytes | None = Field(None, description="PNG, JPEG or WebP.", json_schema_extra=FILE)
-    images: list[bytes] | None = Field(
-        None,
-        alias="image[]",
-        description="One of several images; repeat the field for each.",
-        json_schema_extra=FILES,
-    )
-    mask: bytes | None = Field(
-        None,
-        description="PNG of the first image's size; transparent in the area to change.",
-        json_schema_extra=FILE,
-    )
-    markup: bytes | None = Field(
-        None,
-        description="Instead of a mask, from gpt-image-2.5 on: a transparent PNG drawn over it.",
-        json_schema_extra=FILE,
-    )
-
-
-class ImageReference(BaseModel):
-    """An input image by link: a data: URL, or an https address."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    image_url: str = Field(
-        examples=["data:image/png;base64,…"], pattern="^(data:|https://|http://)"
-    )
-
-
-class EditBody(_EditFields):
-    """Images to edit, as JSON with links to them."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "prompt": "Add a red kite in the sky",
-                    "model": MODEL,
-                    "images": [{"image_url": "https://example.com/beach.png"}],
-                }
-            ]
+    ],
+)
+EDIT_FORM = _object(
+    "EditForm",
+    "Images to edit, as a form: `image`, or `image[]` once for each of up to 16.",
+    _file("image", "PNG, JPEG or WebP.")
+    | {
+        "image[]": _field(
+            "image[]",
+            {"type": "array", "items": BINARY, "minItems": 1, "maxItems": MAX_INPUT_IMAGES},
+            description="One of several images; repeat the field for each.",
+        )
+    }
+    | _file("mask", "PNG of the first image's size; transparent in the area to change.")
+    | _file("markup", "Instead of a mask, from gpt-image-2.5 on: a transparent PNG drawn over it.")
+    | _fields(parameters_of(Operation.EDIT), in_form=True),
+    ["prompt"],
+    anyOf=[{"required": ["image"]}, {"required": ["image[]"]}],
+)
+EDIT_BODY = _object(
+    "EditBody",
+    "Images to edit, as JSON with links to them.",
+    {
+        "images": _field(
+            "images",
+            {
+                "type": "array",
+                "items": _reference("ImageReference"),
+                "minItems": 1,
+                "maxItems": MAX_INPUT_IMAGES,
+            },
+        ),
+        "mask": _LINKED_IMAGE,
+        "markup": _LINKED_IMAGE,
+    }
+    | _fields(parameters_of(Operation.EDIT)),
+    ["prompt", "images"],
+    examples=[
+        {
+            "prompt": "Add a red kite in the sky",
+            "model": EXAMPLE_MODEL,
+            "images": [{"image_url": "https://example.com/beach.png"}],
         }
-    )
-
-    images: list[ImageReference] = Field(min_length=1, max_length=16)
-    mask: ImageReference | None = None
-    markup: ImageReference | None = None
-
-
-class VariationForm(BaseModel):
-    """An image to vary, as a form."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_as_form)
-
-    image: bytes = Field(description="A square PNG of less than 4 MB.", json_schema_extra=BINARY)
-    model: str | None = Field(None, examples=["dall-e-2"])
-    n: int | None = Field(None, ge=1, le=10)
-    size: Literal["256x256", "512x512", "1024x1024"] | None = None
-    response_format: ResponseFormat | None = None
-    user: Identifier | None = None
-
-
-class SimpleBody(BaseModel):
-    """A request to generate images, with few parameters."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"prompt": "A lighthouse at dawn", "params": {"model": MODEL, "n": 2}}]
-        },
-    )
-
-    prompt: Prompt = Field(description="Description of the image.")
-    params: GenerationParams | None = Field(
-        None, description="Any other parameter of the full route."
-    )
-
-
-class SimpleForm(BaseModel):
-    """An image to edit, with few parameters."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_as_form)
-
-    prompt: Prompt = Field(
-        description="Description of the change.", examples=["Add a red kite in the sky"]
-    )
-    image_file: bytes = Field(json_schema_extra=BINARY)
-    mask_file: bytes | None = Field(None, json_schema_extra=FILE)
-    params: str | None = Field(
-        None,
-        description="Any other parameter of the full route, as a JSON object.",
-        examples=['{"size": "1024x1024"}'],
-        json_schema_extra={"contentMediaType": "application/json"},
-    )
-
-
-class ToolBody(BaseModel):
-    """The arguments of the MCP tool `generate_image`, except those for conversations."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"prompt": "A lighthouse at dawn", "model": MODEL, "quality": "low"}]
-        },
-    )
-
-    prompt: Prompt = Field(description="Description of the image.")
-    model: str | None = Field(None, description="Default: the gateway's default model.")
-    size: Size | None = Field(None, description="`WIDTHxHEIGHT` or `auto`.")
-    quality: Quality | None = None
-    n: int | None = Field(None, ge=1, le=10, description="Number of images. Default: 1.")
-    background: Literal["transparent", "opaque", "auto"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
-        None, description="Same as the header `Idempotency-Key`, and takes precedence over it."
-    )
+    ],
+)
+EDIT_BODY["$defs"] = {"ImageReference": IMAGE_REFERENCE}
+VARIATION_FORM = _object(
+    "VariationForm",
+    "An image to vary, as a form.",
+    _file("image", "A square PNG of less than 4 MB.")
+    | _fields(parameters_of(Operation.VARIATION), in_form=True),
+    ["image"],
+)
+SIMPLE_BODY = _object(
+    "SimpleBody",
+    "A request to generate images, with few parameters.",
+    _prompt(Operation.GENERATION)
+    | {
+        "params": {
+            "anyOf": [_reference("GenerationParams"), NULL],
+            "description": "Any other parameter of the full route.",
+        }
+    },
+    ["prompt"],
+    examples=[{"prompt": "A lighthouse at dawn", "params": {"model": EXAMPLE_MODEL, "n": 2}}],
+)
+SIMPLE_BODY["$defs"] = {"GenerationParams": GENERATION_PARAMS}
+SIMPLE_FORM = _object(
+    "SimpleForm",
+    "An image to edit, with few parameters.",
+    _prompt(Operation.EDIT)
+    | _file("image_file")
+    | _file("mask_file")
+    | {
+        "params": _field(
+            "params",
+            {"type": "string", "contentMediaType": "application/json"},
+            description="Any other parameter of the full route, as a JSON object.",
+            examples=['{"size": "1024x1024"}'],
+        )
+    },
+    ["prompt", "image_file"],
+)
+TOOL_ARGUMENTS = _prompt(Operation.GENERATION) | _fields(
+    one for one in _of_image(Operation.GENERATION) if one.tool is not None
+)
+TOOL_ARGUMENTS["idempotency_key"] = _field(
+    "idempotency_key",
+    {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 255}, NULL]},
+    description="Same as the header `Idempotency-Key`, and takes precedence over it.",
+)
+TOOL_BODY = _object(
+    "ToolBody",
+    "The arguments of the MCP tool `generate_image`, except those for conversations.",
+    TOOL_ARGUMENTS,
+    ["prompt"],
+    examples=[{"prompt": "A lighthouse at dawn", "model": EXAMPLE_MODEL, "quality": "low"}],
+)

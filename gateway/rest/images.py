@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller, ImageRequest, Operation
@@ -13,7 +12,13 @@ from gateway.generation.claims import claim_for
 from gateway.generation.parameters import parse_image_request
 from gateway.money import format_usd_short
 from gateway.rest.answers import generation_headers, render_generation
-from gateway.rest.bodies import EditBody, EditForm, ImageBody, VariationForm
+from gateway.rest.bodies import (
+    EDIT_BODY,
+    EDIT_FORM,
+    IMAGE_BODY,
+    VARIATION_FORM,
+    JsonSchema,
+)
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
@@ -24,7 +29,7 @@ from gateway.rest.dependencies import (
     old_sdk_of,
     read_json_object,
 )
-from gateway.rest.openapi import SCHEMAS, shared_headers
+from gateway.rest.openapi import shared_headers
 from gateway.rest.refusals import refused_with
 from gateway.rest.schemas import ImageAnswer, QuoteAnswer
 from gateway.rest.streaming import stream_generation
@@ -51,17 +56,14 @@ EVENTS = {
 }
 
 
-def documented(**bodies: type[BaseModel]) -> dict[str, object]:
+def documented(**bodies: JsonSchema) -> dict[str, object]:
     """The body's documentation by content type; its fields are checked by the catalogue."""
     names = {"json": "application/json", "form": "multipart/form-data"}
-    content = {
-        names[kind]: {"schema": body.model_json_schema(ref_template=SCHEMAS + "{model}")}
-        for kind, body in bodies.items()
-    }
+    content = {names[kind]: {"schema": body} for kind, body in bodies.items()}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def documented_purchase(**bodies: type[BaseModel]) -> dict[str, object]:
+def documented_purchase(**bodies: JsonSchema) -> dict[str, object]:
     """The same for a route that buys something, and may be told to buy it once."""
     header = {
         "name": "Idempotency-Key",
@@ -87,7 +89,7 @@ def purchase_answers(*, streamed: bool) -> dict[int | str, dict[str, object]]:
     summary="Make images",
     response_model=ImageAnswer,
     responses=purchase_answers(streamed=True),
-    openapi_extra=documented_purchase(json=ImageBody),
+    openapi_extra=documented_purchase(json=IMAGE_BODY),
 )
 async def create_images(request: Request) -> Response:
     """Make images with one paid call, held against every budget that applies before it is made."""
@@ -102,7 +104,7 @@ async def create_images(request: Request) -> Response:
     summary="Edit images",
     response_model=ImageAnswer,
     responses=purchase_answers(streamed=True),
-    openapi_extra=documented_purchase(form=EditForm, json=EditBody),
+    openapi_extra=documented_purchase(form=EDIT_FORM, json=EDIT_BODY),
 )
 async def edit_images(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
@@ -117,7 +119,7 @@ async def edit_images(
     summary="Make variations of an image",
     response_model=ImageAnswer,
     responses=purchase_answers(streamed=False),
-    openapi_extra=documented_purchase(form=VariationForm),
+    openapi_extra=documented_purchase(form=VARIATION_FORM),
 )
 async def vary_image(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep
@@ -132,7 +134,7 @@ async def vary_image(
     summary="What a request can cost at most",
     response_model=QuoteAnswer,
     responses=refused_with(404),
-    openapi_extra=documented(json=ImageBody),
+    openapi_extra=documented(json=IMAGE_BODY),
 )
 async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """The same body as for generations; nothing is bought and nothing held."""

@@ -11,8 +11,9 @@ from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.generation.claims import claim_for
 from gateway.generation.parameters import parse_image_request
+from gateway.image_parameters import PARAMETERS
 from gateway.rest.answers import generation_headers
-from gateway.rest.bodies import SimpleBody, SimpleForm
+from gateway.rest.bodies import SIMPLE_BODY, SIMPLE_FORM
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
@@ -25,7 +26,7 @@ from gateway.rest.schemas import SimpleAnswer
 
 router = APIRouter(tags=["simple"])
 FILES = {"image_file": "image", "mask_file": "mask"}
-NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
+NOT_HERE = ("prompt", *(one.name for one in PARAMETERS if not one.is_of_image))
 
 
 @router.post(
@@ -33,7 +34,7 @@ NOT_HERE = ("prompt", "response_format", "stream", "partial_images")
     summary="Make images from a prompt",
     response_model=SimpleAnswer,
     responses=purchase_answers(streamed=False),
-    openapi_extra=documented_purchase(json=SimpleBody),
+    openapi_extra=documented_purchase(json=SIMPLE_BODY),
 )
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Like `/v1/images/generations`, answered with links alone."""
@@ -48,7 +49,7 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     summary="Edit an image by a prompt",
     response_model=SimpleAnswer,
     responses=purchase_answers(streamed=False),
-    openapi_extra=documented_purchase(form=SimpleForm),
+    openapi_extra=documented_purchase(form=SIMPLE_FORM),
 )
 async def edit_image(
     request: Request, gateway: GatewayDep, caller: ImageWriter, uploads: UploadsDep

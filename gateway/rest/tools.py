@@ -9,7 +9,7 @@ from gateway.errors import InvalidRequest
 from gateway.mcp_server.image_tools import parse_call
 from gateway.mcp_server.results import ImagesMade, images_made
 from gateway.rest.answers import generation_headers
-from gateway.rest.bodies import ToolBody
+from gateway.rest.bodies import TOOL_ARGUMENTS, TOOL_BODY
 from gateway.rest.dependencies import (
     GatewayDep,
     ImageWriter,
@@ -19,7 +19,6 @@ from gateway.rest.dependencies import (
 from gateway.rest.images import documented_purchase, purchase_answers
 
 router = APIRouter(tags=["mcp"])
-KNOWN = frozenset(ToolBody.model_fields)
 
 
 @router.post(
@@ -27,7 +26,7 @@ KNOWN = frozenset(ToolBody.model_fields)
     summary="Call the tool generate_image",
     response_model=ImagesMade,
     responses=purchase_answers(streamed=False),
-    openapi_extra=documented_purchase(json=ToolBody),
+    openapi_extra=documented_purchase(json=TOOL_BODY),
 )
 async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """Call the MCP tool with its arguments; the answer is the structured content of its result.
@@ -36,9 +35,10 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     """
     arguments = await read_json_object(request, gateway.settings)
     for name in arguments:
-        if name not in KNOWN:
+        if name not in TOOL_ARGUMENTS:
+            known = ", ".join(sorted(TOOL_ARGUMENTS))
             raise InvalidRequest(
-                f"Unknown parameter: '{name[:80]}'. This call takes: {', '.join(sorted(KNOWN))}.",
+                f"Unknown parameter: '{name[:80]}'. This call takes: {known}.",
                 code="unknown_parameter",
                 param=name,
             )

@@ -22,6 +22,8 @@ from gateway.domain import Caller
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.generation.image_references import InputImageReference, check_length, decode_data_url
 from gateway.generation.input_images import Upload
+from gateway.generation.parameters import unknown_parameter
+from gateway.image_parameters import PARAMETERS, Kind
 from gateway.load.concurrency import Places
 from gateway.load.gate import Gate, GateLimits
 from gateway.media.temporary_files import new_spool
@@ -35,7 +37,8 @@ MAX_JSON_PARTS = 100_000
 """Limit on commas and brackets, also within strings. Each may become an object of a hundred
 bytes, so a body of the allowed length, full of empty lists, would exhaust the memory."""
 CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
-INTEGER_FIELDS = frozenset({"n", "partial_images", "output_compression"})
+INTEGER_FIELDS = frozenset(one.name for one in PARAMETERS if one.kind is Kind.INTEGER)
+BOOLEAN_FIELDS = frozenset(one.name for one in PARAMETERS if one.kind is Kind.BOOLEAN)
 BOOLEANS = {"true": True, "false": False}
 OPENAI_FILES = {"image": "image", "image[]": "image", "mask": "mask", "markup": "markup"}
 
@@ -197,7 +200,7 @@ def _images_first(
 
 def _upload(name: str, value: UploadFile, names: Mapping[str, str]) -> Upload:
     if name not in names:
-        raise InvalidRequest(f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
+        raise unknown_parameter(name)
     value.file.seek(0, 2)
     return Upload(names[name], value.file, value.file.tell())
 
@@ -212,7 +215,7 @@ def _field(name: str, text: str, names: Mapping[str, str]) -> object:
         )
     if name in INTEGER_FIELDS and text.isascii() and text.removeprefix("-").isdecimal():
         return int(text[:20])
-    if name == "stream":
+    if name in BOOLEAN_FIELDS:
         return BOOLEANS.get(text.lower(), text)
     return text
 

@@ -1,12 +1,16 @@
 """Edits: what each model accepts reaches the provider unchanged; sizes by the vendor's rule."""
 
+import inspect
 from typing import Any
 
 import openai
 import pytest
+from openai.resources.images import Images
 
 from gateway.catalog.loading import load_catalog
+from gateway.domain import Operation
 from tests.harness import GPT2, Served
+from tests.parameter_helpers import requests_with_every_value
 from tests.picture_helpers import (
     expect_nothing_bought,
     expect_one_call_each,
@@ -64,6 +68,13 @@ def text_form(arguments: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in arguments.items()}
 
 
+def for_sdk(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments as the vendor's SDK takes them: those that it does not name beside the rest."""
+    named = inspect.signature(Images.edit).parameters
+    own = {name: value for name, value in arguments.items() if name in named}
+    return own | {"extra_body": {name: arguments[name] for name in arguments.keys() - own.keys()}}
+
+
 @pytest.mark.parametrize("model", [GPT2, SUNBURST, NEWEST])
 async def test_every_good_size_is_bought_as_asked(served: Served, stub: Stub, model: str) -> None:
     async with served.openai(await served.key()) as client:
@@ -90,32 +101,19 @@ async def test_every_bad_size_is_refused(served: Served, stub: Stub, model: str)
     await expect_nothing_bought(served, stub)
 
 
-def bodies(name: str) -> list[dict[str, Any]]:
-    """Edits that use every value of every parameter of a model at least once."""
-    model = load_catalog().models[name]
-    base: dict[str, Any] = {"size": "1024x1024", "quality": "low"}
-    made = [base | {"quality": quality} for quality in model.qualities]
-    made += [base | {"output_format": value} for value in model.output_formats]
-    made += [base | {"background": value} for value in model.backgrounds]
-    made += [base | {"complexity": value} for value in model.complexities]
-    made += [base | {"output_format": "jpeg", "output_compression": n} for n in (0, 50, 100)]
-    made += [base | {"background": "transparent", "output_format": "webp", "n": 2}]
-    made += [base | {"user": "user-1"}, base | {"safety_identifier": "x" * 512}, {"n": 10}, {}]
-    return made
-
-
 @pytest.mark.parametrize("name", LIVING)
 async def test_every_parameter_reaches_the_provider_unchanged(
     served: Served, stub: Stub, name: str
 ) -> None:
-    requests = bodies(name)
+    requests = requests_with_every_value(load_catalog().models[name], Operation.EDIT)
+    requests.append({"model": name, "background": "transparent", "output_format": "webp", "n": 2})
     # Snapshots share their model's rules; one request shows that the name itself goes through.
     requests = requests[:1] if "2026-" in name else requests
     async with served.openai(await served.key()) as client:
         for arguments in requests:
-            await client.images.edit(model=name, image=png(), prompt=PROMPT, **arguments)
+            await client.images.edit(image=png(), prompt=PROMPT, **for_sdk(arguments))
     assert [call.form for call in stub.calls] == [
-        text_form({"model": name, "prompt": PROMPT, "n": 1, **arguments}) for arguments in requests
+        text_form({"prompt": PROMPT, "n": 1, **arguments}) for arguments in requests
     ]
     await expect_one_call_each(served, stub, requests=len(requests))
 

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from gateway.catalog.loading import load_catalog
-from gateway.image_models import Model
+from gateway.domain import Operation
 from tests.harness import GPT2, HOUSE_KEY, Served, secret_of
+from tests.parameter_helpers import requests_with_every_value
 from tests.stub_openai import Stub
 
 PATH = "/v1/images/generations"
 CATALOG = load_catalog()
 # What the vendor still serves whatever the day: a test must not begin to fail with a calendar.
 LIVING = sorted(name for name, model in CATALOG.models.items() if model.shutdown_date is None)
-SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
 
 
 def upstream(**given: Any) -> dict[str, Any]:
@@ -26,32 +26,13 @@ def upstream(**given: Any) -> dict[str, Any]:
     return {"n": 1, **given}
 
 
-def bodies(model: Model) -> list[dict[str, Any]]:
-    """Requests that use every value of every parameter of a model at least once."""
-    base: dict[str, Any] = {
-        "model": model.id,
-        "prompt": "a red circle",
-        "size": "1024x1024",
-        "quality": "low",
-    }
-    made = [base | {"size": size} for size in (model.sizes.fixed or SIZES)]
-    made += [base | {"quality": quality} for quality in model.qualities]
-    made += [base | {"output_format": name} for name in model.output_formats]
-    made += [base | {"background": name} for name in model.backgrounds]
-    made += [base | {"complexity": name} for name in model.complexities]
-    made += [base | {"moderation": name} for name in ("auto", "low")]
-    made += [base | {"output_format": "webp", "output_compression": n} for n in (0, 50, 100)]
-    made += [base | {"output_compression": 100}]
-    made += [base | {"background": "transparent", "output_format": "webp"}]
-    made += [base | {"user": "user-1"}, base | {"safety_identifier": "x" * 512}]
-    return made
-
-
 @pytest.mark.parametrize("name", LIVING)
 async def test_every_parameter_reaches_the_provider_unchanged(
     served: Served, stub: Stub, name: str
 ) -> None:
-    requests = bodies(CATALOG.models[name])
+    made = requests_with_every_value(CATALOG.models[name], Operation.GENERATION)
+    made.append(made[0] | {"background": "transparent", "output_format": "webp"})
+    requests = [{"prompt": "a red circle", **given} for given in made]
     # Snapshots share their model's rules; one request shows that the name itself goes through.
     requests = requests[:1] if "2026-" in name else requests
     async with served.http(await served.key()) as http:

@@ -3,18 +3,14 @@
 import pytest
 
 from gateway.domain import Scope
+from gateway.image_parameters import PARAMETERS
 from tests.conformance import Spoken, examine
 from tests.harness import Served, secret_of
 from tests.stub_openai import Stub
 
 # Which values go together, and with which model, says the catalogue; `GET /v1/models` shows it.
-BY_MODEL = frozenset(
-    {
-        *("model", "prompt", "n", "size", "quality", "background", "output_format"),
-        *("output_compression", "moderation", "style", "complexity", "input_fidelity"),
-        *("safety_identifier", "stream", "partial_images"),
-    }
-)
+# These two have the same values for every model.
+BY_MODEL = frozenset(parameter.name for parameter in PARAMETERS) - {"user", "response_format"}
 # One key, one request.
 BOUGHT = BY_MODEL | {"idempotency_key"}
 # A picture must be one, small enough, and as the model wants it.

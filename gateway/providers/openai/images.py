@@ -33,6 +33,7 @@ from gateway.domain import (
     ProviderReply,
     SecretText,
 )
+from gateway.image_parameters import sent_fields
 from gateway.net.downloads import DownloadRefused, Downloads
 from gateway.providers.base import CredentialState, ProviderFailure
 from gateway.providers.openai.answers import (
@@ -371,8 +372,13 @@ def _authorization(credential: SecretText) -> dict[str, str]:
 def _content(
     request: ImageRequest, url: URL
 ) -> tuple[bytes | AsyncIterator[bytes], dict[str, str]]:
-    """Return the body of the call and its content headers."""
-    fields = _parameters(request)
+    """Return the body of the call and its content headers.
+
+    Models of DALL·E's time, which only an operator's own host serves, are asked for base64.
+    """
+    fields = sent_fields(request)
+    if request.model.continuity.bare_answer:
+        fields["response_format"] = "b64_json"
     if request.stream:
         fields |= {"stream": True, "partial_images": request.partial_images}
     if request.operation is Operation.GENERATION:
@@ -385,31 +391,6 @@ def _content(
 async def _chunks(form: httpx2.Request) -> AsyncIterator[bytes]:
     async for chunk in cast("httpx2.AsyncByteStream", form.stream):
         yield chunk
-
-
-def _parameters(request: ImageRequest) -> dict[str, str | int | bool]:
-    """Return only the fields that the client gave, so that the vendor's defaults apply.
-
-    Models of DALL·E's time, which only an operator's own host serves, are asked for base64.
-    """
-    given: dict[str, str | int | bool | None] = {
-        "model": request.model.id,
-        "prompt": request.prompt or None,
-        "n": request.n,
-        "size": request.size,
-        "quality": request.quality,
-        "background": request.background,
-        "output_format": request.output_format,
-        "output_compression": request.output_compression,
-        "moderation": request.moderation,
-        "complexity": request.complexity,
-        "input_fidelity": request.input_fidelity,
-        "style": request.style,
-        "response_format": "b64_json" if request.model.continuity.bare_answer else None,
-        "safety_identifier": request.safety_identifier,
-        "user": request.user,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _files(request: ImageRequest) -> Sequence[tuple[str, tuple[str, BinaryIO, str]]]:
