@@ -57,11 +57,11 @@ check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 	@echo "lint-imports" && { out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out" >&2; exit 1; }; }
 	@echo "mypy"         && $(BIN)/mypy --no-error-summary
 	@echo "alembic check" && { out=$$(tests/alembic_check 2>&1) || { echo "$$out" >&2; exit 1; }; }
-	@echo "generated"    && $(BIN)/python -m tests.tooling.settings_pages --check
+	@echo "generated"    && $(BIN)/python -m tests.tooling.generated --check
 	@echo "style"        && $(BIN)/pytest -q --no-header tests/tooling/test_style.py
 
-generated: $(DEV_READY) ## write .env.example and the tables of docs/settings.md from the settings
-	@$(BIN)/python -m tests.tooling.settings_pages
+generated: $(DEV_READY) ## write .env.example and the generated tables in docs/ from the code
+	@$(BIN)/python -m tests.tooling.generated
 
 bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts --rounds 2')
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -1,9 +1,5 @@
-"""`.env.example` and the tables of `docs/settings.md`, written from the settings themselves.
+"""`.env.example` and the tables of `docs/settings.md`, written from the settings themselves."""
 
-`python -m tests.tooling.settings_pages` writes both; with `--check` it only says which is stale.
-"""
-
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,24 +25,10 @@ ENV_HEADER = """\
 FIRST_TITLE = "The settings that matter first"
 
 
-def main() -> None:
-    """Write the stale files, or only name them with `--check`."""
-    stale = [path for path, text in rendered().items() if _read(path) != text]
-    if sys.argv[1:] == ["--check"]:
-        names = " and ".join(path.relative_to(ROOT).as_posix() for path in stale)
-        sys.exit(f"{names}: stale. Run: make generated" if stale else 0)
-    for path in stale:
-        path.write_text(rendered()[path])
-
-
 def rendered() -> dict[Path, str]:
     """The text that each generated file should have."""
-    by_hand, _, _ = _read(PAGE).partition(MARKER)
+    by_hand, _, _ = PAGE.read_text().partition(MARKER)
     return {ENV_EXAMPLE: env_example(), PAGE: f"{by_hand}{MARKER}{tables()}"}
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def env_example() -> str:
@@ -143,7 +125,3 @@ def _limit(bound: Ge | Gt | Le | MinLen) -> str:
             return f"at most {most}"
         case MinLen():
             return "not empty"
-
-
-if __name__ == "__main__":
-    main()

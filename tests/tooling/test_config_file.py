@@ -11,7 +11,7 @@ from gateway.config.groups import GROUPS, SETTINGS
 from gateway.errors import ConfigurationError
 from tests.cli.test_cli_manners import CommandLine
 from tests.harness import process_environment
-from tests.tooling.settings_pages import rendered
+from tests.tooling.generated import rendered
 
 CANARY = "canary-value"
 

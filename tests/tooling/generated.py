@@ -1,0 +1,31 @@
+"""The files and parts of pages that are written from the code: settings and parameters.
+
+`python -m tests.tooling.generated` writes them; with `--check` it only says which are stale.
+"""
+
+import sys
+from pathlib import Path
+
+from tests.tooling import parameter_pages, settings_pages
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rendered() -> dict[Path, str]:
+    """The text that each file should have."""
+    return settings_pages.rendered() | parameter_pages.rendered()
+
+
+def main() -> None:
+    """Write the stale files, or only name them with `--check`."""
+    pages = rendered()
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    if sys.argv[1:] == ["--check"]:
+        names = " and ".join(path.relative_to(ROOT).as_posix() for path in stale)
+        sys.exit(f"{names}: stale. Run: make generated" if stale else 0)
+    for path in stale:
+        path.write_text(pages[path])
+
+
+if __name__ == "__main__":
+    main()
