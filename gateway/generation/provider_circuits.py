@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 from gateway.domain import Caller, Outcome
 from gateway.errors import CredentialRejected, GatewayError, RateLimited, Unavailable
-from gateway.load.circuit_breaker import CircuitOpen, Trouble
-from gateway.load.circuits import CircuitName, Circuits, ProviderCall
+from gateway.load.circuits import CircuitName, CircuitOpen, Circuits, ProviderCall, Trouble
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.tenancy.credentials import CredentialChoice
 

@@ -1,19 +1,229 @@
-"""The circuit breakers of this process, by provider, model and credential."""
+"""Circuit breakers: stop calls to a failing target for a while, then probe it one call at a time.
+
+A circuit is closed → open → half open → closed. The caller decides which outcomes are failures.
+`Circuit` is one circuit, without I/O and with the time passed in; `Circuits` are those of this
+process, by provider, model and credential, with their log lines and metrics.
+"""
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from uuid import UUID
 
 import structlog
 
 from gateway import telemetry
 from gateway.config import LoadSettings
-from gateway.load.circuit_breaker import Circuit, CircuitOpen, State, Trouble
 
+BACKOFF = 2
+ENOUGH_TENANTS = 2
+ENOUGH_PUT_OFF = 2
+"""A single 429 may concern that request alone, for example one for ten images."""
+FORGET_SECONDS = 600.0
+HEALTHY_SECONDS = 60.0
+"""Age up to which a tenant's success proves that the provider works."""
+MOST_TENANTS = 1000
+"""Most tenants whose latest outcome is remembered; the least recent ones are forgotten."""
 log = structlog.get_logger(__name__)
+
+
+class Trouble(StrEnum):
+    """Cause of an open circuit."""
+
+    UNREACHABLE = "unreachable"
+    FAILING = "failing"
+    CREDENTIAL = "credential"
+    QUOTA = "quota"
+    RATE_LIMITED = "rate_limited"
+
+
+class State(StrEnum):
+    """State of a circuit."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class CircuitOpen(Exception):
+    """A call that an open circuit refuses; retry it in `seconds`."""
+
+    def __init__(self, trouble: Trouble, seconds: float) -> None:
+        super().__init__(trouble)
+        self.trouble = trouble
+        self.seconds = seconds
+
+
+class Circuit:
+    """One circuit. It opens after a number of failures in a row, or when half of a window fails.
+
+    A circuit that tenants share (`is_shared`) opens, and stays open, only if more than one of them
+    sees failures and none has succeeded in the last minute, or if the credential's quota is used
+    up. While it is open, tenants whose latest call succeeded are let through: an outage costs one
+    call for each of them, and any success closes the circuit. So failing tenants never shut out
+    others. A refused credential (401, 403) may be the fault of one request: a blocked end user, or
+    a feature that the account may not use.
+    """
+
+    def __init__(self, settings: LoadSettings, *, is_shared: bool) -> None:
+        self._settings = settings
+        self._is_shared = is_shared
+        self.state = State.CLOSED
+        self.trouble = Trouble.FAILING
+        self._until = 0.0
+        self._put_off_until = 0.0
+        self._put_off_by: Counter[UUID] = Counter()
+        self._touched = 0.0
+        self._open_seconds = settings.circuit_open_seconds
+        self._row: Counter[UUID] = Counter()
+        self._window: Counter[UUID] = Counter()
+        self._latest: OrderedDict[UUID, tuple[float, bool]] = OrderedDict()
+        self._calls = 0
+
+    def ask(self, now: float, tenant_id: UUID) -> None:
+        """Admit a call; in a half-open circuit it is a probe.
+
+        Raises:
+            CircuitOpen: the call must not be made now.
+        """
+        if self.is_put_off(now):
+            raise CircuitOpen(Trouble.RATE_LIMITED, self._put_off_until - now)
+        if self.state is State.CLOSED or self._was_served(tenant_id, now):
+            return
+        if now < self._until:
+            raise CircuitOpen(self.trouble, self._until - now)
+        self.state = State.HALF_OPEN
+        # If the probe is slow, another one follows: its answer must not delay recovery.
+        self._until = now + self._settings.circuit_open_seconds
+
+    def give_back(self, now: float) -> None:
+        """Return an unused probe: its outcome says nothing, so the next call may be one."""
+        if self.state is State.HALF_OPEN:
+            self._until = now
+
+    def put_off(self, now: float, seconds: float, tenant_id: UUID) -> None:
+        """Record a Retry-After of the provider; it applies from the second in a row on."""
+        self._touched = now
+        self._put_off_by[tenant_id] += 1
+        is_of_one = self._is_shared and len(self._put_off_by) < ENOUGH_TENANTS
+        if self._put_off_by.total() >= ENOUGH_PUT_OFF and not is_of_one:
+            until = now + min(seconds, self._settings.circuit_max_open_seconds)
+            self._put_off_until = max(self._put_off_until, until)
+        self.give_back(now)
+
+    def is_put_off(self, now: float) -> bool:
+        """Tell whether the provider's Retry-After has not passed yet."""
+        return now < self._put_off_until
+
+    def succeed(self, now: float, tenant_id: UUID) -> None:
+        """Record a successful call."""
+        self._remember(now, tenant_id, is_success=True)
+        self._put_off_by.clear()
+        self._row.clear()
+        if self.state is State.CLOSED:
+            self._count(now)
+            return
+        self.state = State.CLOSED
+        self._open_seconds = self._settings.circuit_open_seconds
+        self._start_window()
+
+    def fail(self, now: float, trouble: Trouble, tenant_id: UUID) -> None:
+        """Record a failed call."""
+        self._put_off_by.clear()
+        self._touched = now
+        self._remember(now, tenant_id, is_success=False)
+        if self.state is State.OPEN:
+            return  # admitted despite the open circuit, by the tenant's last success; now outdated
+        self.trouble = trouble
+        if self.state is State.HALF_OPEN:
+            self._row[tenant_id] += 1
+            if not self._concerns_all(self._row, now):
+                # One tenant's probes must not keep it open for all: let another tenant probe.
+                self.give_back(now)
+                return
+            longer = self._open_seconds * BACKOFF
+            self._open_seconds = min(longer, self._settings.circuit_max_open_seconds)
+            self._open(now)
+            return
+        self._add(self._row, tenant_id)
+        is_counted = self._add(self._window, tenant_id)
+        most = self._settings.circuit_failures
+        if self._row.total() >= most and self._concerns_all(self._row, now):
+            self._open(now)
+        elif is_counted:
+            self._count(now)
+
+    def is_over(self, now: float) -> bool:
+        """Tell whether the circuit is idle for so long that it can be forgotten."""
+        return now > max(self._touched, self._until, self._put_off_until) + FORGET_SECONDS
+
+    def _add(self, failures: Counter[UUID], tenant_id: UUID) -> bool:
+        """Count a failure, up to one tenant's share of the threshold in a shared circuit.
+
+        Without the cap, one tenant's many concurrent calls could reach the threshold alone.
+        """
+        enough = self._settings.circuit_failures
+        # At least half, so that two failing tenants reach the threshold together; with a high
+        # threshold, two failures of a second tenant are enough.
+        most_of_one = max((enough + 1) // 2, enough - ENOUGH_TENANTS)
+        is_the_tenants = self._is_shared and self.trouble is not Trouble.QUOTA
+        if is_the_tenants and failures[tenant_id] >= most_of_one:
+            return False
+        failures[tenant_id] += 1
+        return True
+
+    def _count(self, now: float) -> None:
+        """Count a call of the window; at its end, open the circuit if half of them failed."""
+        self._calls += 1
+        if self._calls < self._settings.circuit_window_calls:
+            return
+        if self._window.total() * 2 >= self._calls and self._concerns_all(self._window, now):
+            self._open(now)
+        else:
+            self._start_window()
+
+    def _concerns_all(self, failures: Counter[UUID], now: float) -> bool:
+        if not self._is_shared or self.trouble is Trouble.QUOTA:
+            return True
+        return len(failures) >= ENOUGH_TENANTS and not self._serves_some(now)
+
+    def _remember(self, now: float, tenant_id: UUID, *, is_success: bool) -> None:
+        if not self._is_shared:
+            return
+        if is_success:
+            self._touched = now
+        self._latest[tenant_id] = (now, is_success)
+        self._latest.move_to_end(tenant_id)
+        if len(self._latest) > MOST_TENANTS:
+            self._latest.popitem(last=False)
+
+    def _serves_some(self, now: float) -> bool:
+        """Tell whether any tenant's latest call succeeded recently."""
+        for since, is_success in reversed(self._latest.values()):
+            if now - since > HEALTHY_SECONDS:
+                return False
+            if is_success:
+                return True
+        return False
+
+    def _was_served(self, tenant_id: UUID, now: float) -> bool:
+        since, is_success = self._latest.get(tenant_id, (0.0, False))
+        return is_success and now - since <= FORGET_SECONDS
+
+    def _open(self, now: float) -> None:
+        self.state = State.OPEN
+        self._until = now + self._open_seconds
+        self._row.clear()
+
+    def _start_window(self) -> None:
+        self._calls = 0
+        self._window.clear()
+
+
+Outcome = Callable[[Circuit, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,46 +256,6 @@ class ProviderCall:
         self._passed: tuple[CircuitName, ...] = ()
         self._is_told = False
 
-    def succeeded(self) -> None:
-        """Report that the provider answered."""
-        self._is_told = True
-        for name in self._passed:
-            self._circuits.tell(
-                name,
-                self._number,
-                lambda circuit, now: circuit.succeed(now, self._tenant_id),
-                # Kept for shared circuits, which must know who is served before failures begin.
-                is_kept=name.tenant_id is None,
-            )
-
-    def failed(self, trouble: Trouble) -> None:
-        """Report a failure and its cause."""
-        self._is_told = True
-        for name in self._passed:
-            self._circuits.tell(
-                name,
-                self._number,
-                lambda circuit, now: circuit.fail(now, trouble, self._tenant_id),
-                is_kept=True,
-            )
-
-    def put_off(self, seconds: float) -> None:
-        """Report that the provider asked to retry after `seconds`."""
-        self._is_told = True
-        for name in self._passed:
-            self._circuits.tell(
-                name,
-                self._number,
-                lambda circuit, now: circuit.put_off(now, seconds, self._tenant_id),
-                is_kept=True,
-            )
-
-    def ended(self) -> None:
-        """End the call; if its outcome was not reported, another call may be the probe instead."""
-        if not self._is_told:
-            for name in self._passed:
-                self._circuits.tell(name, self._number, lambda circuit, now: circuit.give_back(now))
-
     def pass_through(self, name: CircuitName) -> None:
         """Pass one more circuit.
 
@@ -94,6 +264,31 @@ class ProviderCall:
         """
         self._circuits.ask(name, self._tenant_id)
         self._passed += (name,)
+
+    def succeeded(self) -> None:
+        """Report that the provider answered."""
+        # Shared circuits must know who is served before failures begin.
+        shared = tuple(name for name in self._passed if name.tenant_id is None)
+        self._tell(lambda circuit, now: circuit.succeed(now, self._tenant_id), shared)
+
+    def failed(self, trouble: Trouble) -> None:
+        """Report a failure and its cause."""
+        self._tell(lambda circuit, now: circuit.fail(now, trouble, self._tenant_id), self._passed)
+
+    def put_off(self, seconds: float) -> None:
+        """Report that the provider asked to retry after `seconds`."""
+        tenant_id = self._tenant_id
+        self._tell(lambda circuit, now: circuit.put_off(now, seconds, tenant_id), self._passed)
+
+    def ended(self) -> None:
+        """End the call; if its outcome was not reported, another call may be the probe instead."""
+        if not self._is_told:
+            self._tell(Circuit.give_back, kept=())
+
+    def _tell(self, outcome: Outcome, kept: tuple[CircuitName, ...]) -> None:
+        self._is_told = True
+        for name in self._passed:
+            self._circuits.tell(name, self._number, outcome, is_kept=name in kept)
 
 
 class Circuits:
@@ -145,7 +340,7 @@ class Circuits:
         self,
         name: CircuitName,
         number: int,
-        outcome: Callable[[Circuit, float], None],
+        outcome: Outcome,
         *,
         is_kept: bool = False,
     ) -> None:
@@ -195,8 +390,7 @@ class Circuits:
     def _report(self, name: CircuitName, state: str, trouble: Trouble) -> None:
         """Log and count a change of state."""
         telemetry.circuit_changes_total.labels(name.provider, name.model, state).inc()
-        write = log.warning if state == State.OPEN else log.info
-        write(
+        (log.warning if state == State.OPEN else log.info)(
             f"circuit_{state}",
             provider=name.provider,
             model=name.model,

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from gateway.config import LoadSettings
-from gateway.load.circuit_breaker import Circuit, CircuitOpen, State, Trouble
-from gateway.load.circuits import CircuitName, Circuits
+from gateway.load.circuits import Circuit, CircuitName, CircuitOpen, Circuits, State, Trouble
 from tests.limits_helpers import FakeClock
 
 LIMITS = LoadSettings(
