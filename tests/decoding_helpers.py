@@ -25,7 +25,7 @@ LIMITS = DecoderLimits(
     memory_bytes=768 * 1024 * 1024,
 )
 GOOD = encoded(drawing(), "PNG")
-GOOD_PICTURE = ImageFacts("image/png", 48, 32, len(GOOD), has_alpha=False, is_transparent=False)
+GOOD_IMAGE = ImageFacts("image/png", 48, 32, len(GOOD), has_alpha=False, is_transparent=False)
 
 
 def file(content: bytes = b"") -> BinaryIO:
@@ -46,9 +46,9 @@ def processes() -> list[psutil.Process]:
 
 async def clean(decoder: Decoder, content: bytes) -> tuple[ImageFacts, bytes]:
     target = file()
-    picture = await decoder.clean(file(content), target)
+    image = await decoder.clean(file(content), target)
     assert target.tell() == 0
-    return picture, target.read()
+    return image, target.read()
 
 
 async def problem(decoder: Decoder, content: bytes) -> ImageProblem:
@@ -60,6 +60,6 @@ async def problem(decoder: Decoder, content: bytes) -> ImageProblem:
 async def started(decoder: Decoder) -> psutil.Process:
     """The one process of a decoder, after its first job."""
     before = set(processes())
-    assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
+    assert await clean(decoder, GOOD) == (GOOD_IMAGE, GOOD)
     (process,) = set(processes()) - before
     return process

@@ -22,9 +22,9 @@ from cryptography.x509.oid import NameOID
 
 from gateway.net.downloads import DownloadProblem, DownloadRefused, Downloads, origin_of
 
-NAME = "pictures.example"
+NAME = "images.example"
 PUBLIC = "93.184.215.14"
-PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 700
+IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 700
 MAX_BYTES = 1_000_000
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -41,8 +41,8 @@ class Host:
 
     @property
     def url(self) -> str:
-        """A picture on this host, over plain HTTP."""
-        return f"http://127.0.0.1:{self.port}/picture.png"
+        """An image on this host, over plain HTTP."""
+        return f"http://127.0.0.1:{self.port}/image.png"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
@@ -70,7 +70,7 @@ async def web_host(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIt
 
 
 def sends(
-    body: bytes = PICTURE, *headers: str, status: str = "200 OK", length: int | None = None
+    body: bytes = IMAGE, *headers: str, status: str = "200 OK", length: int | None = None
 ) -> Answer:
     """An answer in one piece; `length` is what it claims to be."""
 

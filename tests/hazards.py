@@ -1,4 +1,4 @@
-"""Files that someone may upload as a picture, harmful and merely odd, each with its right answer.
+"""Files that someone may upload as an image, harmful and merely odd, each with its right answer.
 
 All are made here, from Pillow, zlib and struct; none is larger than a few megabytes.
 """
@@ -32,7 +32,7 @@ class Hazard:
     name: str
     content: bytes
     expected: ImageProblem | None
-    picture: ImageFacts | None = None
+    image: ImageFacts | None = None
     """Where it is accepted: its facts after cleaning, without the size of the file."""
     hidden: tuple[bytes, ...] = ()
     """What it carries besides its pixels, which must be gone afterwards."""
@@ -50,15 +50,15 @@ def accepted(
 ) -> Hazard:
     for part in hidden:
         assert part in content, f"{name} does not carry what it should hide"
-    picture = ImageFacts(f"image/{media_type}", *size, 0, alpha, transparent)
-    return Hazard(name, content, None, picture, hidden)
+    image = ImageFacts(f"image/{media_type}", *size, 0, alpha, transparent)
+    return Hazard(name, content, None, image, hidden)
 
 
 # Material
 
 
 def drawing(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """A picture whose corners differ, so that no turn leaves it as it is."""
+    """An image whose corners differ, so that no turn leaves it as it is."""
     image = Image.radial_gradient("L").resize(size).convert("RGB")
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, size[0] // 3, size[1] // 3), fill=(250, 20, 20))
@@ -250,13 +250,13 @@ def broken_webps() -> Iterator[Hazard]:
         lying = content[:4] + struct.pack("<I", size) + content[8:]
         yield Hazard(f"webp with a {name} RIFF size than true", lying, UNREADABLE)
     other = riff(vp8x(4000, 4000), bitstream)
-    yield Hazard("webp with another canvas than its picture", other, UNREADABLE)
+    yield Hazard("webp with another canvas than its image", other, UNREADABLE)
     huge = riff(vp8x(1 << 24, 1 << 24), bitstream)
     yield Hazard("webp with a canvas of 16777216x16777216", huge, TOO_MANY_PIXELS)
-    yield Hazard("webp with two pictures", riff(bitstream, bitstream), UNREADABLE)
+    yield Hazard("webp with two images", riff(bitstream, bitstream), UNREADABLE)
     garbage = riff((b"VP8 ", content[20:30] + b"garbage" * 20))
     yield Hazard("webp with garbage for pixels", garbage, UNREADABLE)
-    yield Hazard("webp without a picture", riff(vp8x(8, 8)), UNREADABLE)
+    yield Hazard("webp without an image", riff(vp8x(8, 8)), UNREADABLE)
 
 
 def polyglots() -> Iterator[Hazard]:
@@ -292,7 +292,7 @@ def polyglots() -> Iterator[Hazard]:
 
 
 def private() -> Iterator[Hazard]:
-    """Metadata that say where, when and by whom a picture was made."""
+    """Metadata that say where, when and by whom an image was made."""
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">' + SECRET + b"</x:xmpmeta>"
     for form in ("PNG", "JPEG", "WEBP"):
         located = encoded(drawing(), form, exif=exif())
@@ -425,9 +425,9 @@ def several_frames() -> Iterator[Hazard]:
             yield Hazard("animated webp that hides it", bytes(unmarked), ANIMATED)
     mpo = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     stereo = bytearray(mpo)
-    first_picture = mpo.index(b"MPF\0") + 4 + 50
-    assert struct.unpack_from("<I", mpo, first_picture) == (0x030000,)  # a baseline picture
-    struct.pack_into("<I", stereo, first_picture, 0x020002)  # of several views
+    first_image = mpo.index(b"MPF\0") + 4 + 50
+    assert struct.unpack_from("<I", mpo, first_image) == (0x030000,)  # a baseline image
+    struct.pack_into("<I", stereo, first_image, 0x020002)  # of several views
     yield Hazard("stereo mpo", bytes(stereo), ANIMATED)
     yield accepted("jpeg with a gain map behind it", mpo, "jpeg", hidden=(b"MPF\0",))
     single = with_chunks(plain("PNG"), chunk(b"acTL", struct.pack(">II", 1, 0)))

@@ -191,7 +191,7 @@ class Hosted:
         [owner] = await self.served.owner_sql("SELECT * FROM api_key WHERE id = :id", id=key.id)
         stored = []
         for given, known in images:
-            content = given or picture()
+            content = given or image_bytes()
             image_id = new_image_id()
             path = image_path(owner.tenant_id, image_id, "png")
             values: dict[str, Any] = {
@@ -277,7 +277,7 @@ async def hosted_gateway(settings: Settings, place: Place) -> AsyncIterator[Host
         await served.check_invariants()
 
 
-def picture(width: int = 64, height: int = 48, image_format: str = "PNG") -> bytes:
+def image_bytes(width: int = 64, height: int = 48, image_format: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.effect_noise((width, height), 80).save(out, image_format)
     return out.getvalue()

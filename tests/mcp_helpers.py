@@ -119,7 +119,7 @@ def text_of(result: CallToolResult) -> str:
     return "\n".join(block.text for block in result.content if isinstance(block, TextContent))
 
 
-def pictures_of(result: CallToolResult) -> list[ImageContent]:
+def images_of(result: CallToolResult) -> list[ImageContent]:
     """The image blocks of a result: previews, or whole images."""
     return [block for block in result.content if isinstance(block, ImageContent)]
 
@@ -129,9 +129,9 @@ def links_of(result: CallToolResult) -> list[ResourceLink]:
     return [block for block in result.content if isinstance(block, ResourceLink)]
 
 
-def shown_bytes(picture: ImageContent) -> bytes:
+def shown_bytes(image: ImageContent) -> bytes:
     """An image block's file."""
-    return base64.b64decode(picture.data, validate=True)
+    return base64.b64decode(image.data, validate=True)
 
 
 # As it goes over the wire

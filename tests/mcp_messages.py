@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from gateway.mcp_server.tools import TOOLS
+from tests.image_helpers import data_url, png
 from tests.mcp_helpers import IMAGE
-from tests.picture_helpers import data_url, png
 
 VERSIONS = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"]
 MODERN = VERSIONS[0]
@@ -52,12 +52,12 @@ def mostly(*right: Any) -> st.SearchStrategy[Any]:
     return usually(st.sampled_from(right), JUNK)
 
 
-# Most of what would be drawn fails on purpose instead: a picture takes a tenth of a second.
+# Most of what would be drawn fails on purpose instead: an image takes a tenth of a second.
 PROMPTS = mostly(
     *("[sandbox:moderation]", "[sandbox:rejected]", "[sandbox:rate_limited]", "[sandbox:unknown]"),
     *("[sandbox:unreachable]", "[sandbox:credential]", "", "\ud800", "x" * 40_000),
 )
-PICTURES = (
+IMAGES = (
     *(data_url(png()), data_url(b"none"), "data:image/png;base64,***", "data:,", IMAGE + NO_IMAGE),
     *(IMAGE, IMAGE + "\x00", "https://127.0.0.1/a.png", "https://[::1", "http://a/", "file:///a"),
 )
@@ -73,8 +73,8 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "full_image": st.booleans() | JUNK,
     "input_fidelity": mostly("high", "low"),
     "idempotency_key": mostly("a", "b", "c", "x" * 256),
-    "image": usually(mostly(*PICTURES), st.lists(mostly(*PICTURES), max_size=3)),
-    "mask": mostly(*PICTURES),
+    "image": usually(mostly(*IMAGES), st.lists(mostly(*IMAGES), max_size=3)),
+    "mask": mostly(*IMAGES),
 }
 URIS = mostly(
     *("image-history://recent", "storage-stats://overview", "model-info://gpt-image-2"),

@@ -10,7 +10,7 @@ import httpx2
 
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served
-from tests.picture_helpers import png
+from tests.image_helpers import png
 
 
 @dataclass(frozen=True)

@@ -143,18 +143,18 @@ def test_two_processes_that_start_on_nothing_at_once_make_one_database() -> None
 # demo
 
 
-def test_a_demo_saves_two_pictures_and_shows_the_usage(
+def test_a_demo_saves_two_images_and_shows_the_usage(
     running: RunningGateway, tmp_path: Path
 ) -> None:
-    ended = running.command.process("demo", "--output-dir", str(tmp_path / "pictures"))
+    ended = running.command.process("demo", "--output-dir", str(tmp_path / "images"))
     assert (ended.status, ended.err) == (0, "")
-    saved = sorted((tmp_path / "pictures").iterdir())
+    saved = sorted((tmp_path / "images").iterdir())
     assert [path.name for path in saved] == ["demo-mcp.png", "demo-openai.png"]
     for path in saved:
         assert path.name in ended.out
-        with Image.open(path) as picture:
-            picture.load()
-            assert (picture.format, picture.width >= 1024) == ("PNG", True)
+        with Image.open(path) as image:
+            image.load()
+            assert (image.format, image.width >= 1024) == ("PNG", True)
     key = running.quickstart["test_key"]
     [row] = running.ask("GET", "/v1/usage?group_by=day,model", key).json()["data"]
     for value in row.values():
@@ -179,7 +179,7 @@ def test_a_demo_that_cannot_be_is_refused(running: RunningGateway, tmp_path: Pat
 
 def test_a_demo_that_cannot_save_is_refused(running: RunningGateway, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    running.command("demo", "--output-dir", str(tmp_path / "file" / "pictures")).expect_refusal()
+    running.command("demo", "--output-dir", str(tmp_path / "file" / "images")).expect_refusal()
 
 
 # master-key

@@ -107,7 +107,7 @@ def test_the_printed_commands_work_in_another_shell(first: GatewayProcess, folde
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_the_printed_command_makes_a_picture(first: GatewayProcess, tmp_path: Path) -> None:
+def test_the_printed_command_makes_an_image(first: GatewayProcess, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("this machine has no curl to run the printed command with")
     printed = first.log.read_text().splitlines()
@@ -123,9 +123,9 @@ def test_the_printed_command_makes_a_picture(first: GatewayProcess, tmp_path: Pa
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     [saved] = tmp_path.iterdir()
-    with Image.open(saved) as picture:
-        picture.load()
-        assert (saved.suffix, picture.format) == (".png", "PNG")
+    with Image.open(saved) as image:
+        image.load()
+        assert (saved.suffix, image.format) == (".png", "PNG")
 
 
 def test_a_live_key_is_refused_clearly_where_nobody_gave_a_provider_key(
@@ -185,7 +185,7 @@ def test_stopped_and_started_again_everything_is_as_it_was() -> None:
             assert again == report
             # Anybody who follows the printed hints must reach the server that runs now.
             command = CommandLine({"GATEWAY_DATA_DIR": str(folder / "data")}, folder)
-            demo = command("demo", "--output-dir", str(folder / "pictures"))
+            demo = command("demo", "--output-dir", str(folder / "images"))
             assert (demo.status, demo.err) == (0, "")
 
 

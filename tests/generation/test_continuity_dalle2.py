@@ -10,8 +10,9 @@ from PIL import Image
 
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import Served
-from tests.picture_helpers import (
+from tests.image_helpers import (
     Box,
+    answer_images,
     changed_outside,
     changed_share,
     expect_books_to_agree,
@@ -23,7 +24,6 @@ from tests.picture_helpers import (
     old_client,
     padded_png,
     photo,
-    pictures,
     png,
     with_hole,
 )
@@ -43,14 +43,14 @@ both_modes = pytest.mark.parametrize("livemode", [False, True], ids=["sandbox", 
 
 
 def area(side: int) -> Box:
-    """A rectangle whose edges fall between no two pixels of a larger picture."""
+    """A rectangle whose edges fall between no two pixels of a larger image."""
     return side // 4, side // 4, side // 2, side * 3 // 4
 
 
 async def ask(
     served: Served, key: IssuedKey, method: str, **arguments: Any
 ) -> tuple[list[Image.Image], set[str]]:
-    """Make one call as a program does; its pictures, and the keys of its data."""
+    """Make one call as a program does; its images, and the keys of its data."""
 
     def run() -> Any:
         with old_client(served, key) as client:
@@ -61,8 +61,8 @@ async def ask(
     body = json.loads(raw.content)
     assert body.keys() == {"created", "data"}
     answer = raw.parse()
-    found = await pictures(served, answer)
-    assert {picture.format for picture in found} == {"PNG"}
+    found = await answer_images(served, answer)
+    assert {made.format for made in found} == {"PNG"}
     kinds = {tuple(item) for item in body["data"]}
     assert len(kinds) == 1, kinds
     return found, set(kinds.pop())
@@ -89,7 +89,7 @@ async def test_it_gets_the_images_it_asks_for(
     found, kinds = await ask(served, key, "generate", model=MODEL, prompt=PROMPT, **arguments)
     edge = int(arguments.get("size", "1024x1024").partition("x")[0])
     n = arguments.get("n", 1)
-    assert [picture.size for picture in found] == [(edge, edge)] * n
+    assert [made.size for made in found] == [(edge, edge)] * n
     assert kinds == {arguments.get("response_format", "url")}
     sent = {
         "model": SUCCESSOR,
@@ -240,7 +240,7 @@ async def test_variations_live_on(
         found, kinds = await ask(
             served, key, "create_variation", image=image, n=2, size="512x512", **named, **asked
         )
-    assert [picture.size for picture in found] == [(512, 512)] * 2
+    assert [made.size for made in found] == [(512, 512)] * 2
     assert kinds == {response_format or "url"}
     if livemode:
         [call] = stub.calls
@@ -259,7 +259,7 @@ async def test_a_variation_takes_an_image_without_any_transparency_or_with(
     key = await served.key(livemode=livemode)
     for image in (photo(256, 256, mode="L"), with_hole(photo(256, 256), area(256))):
         found, _ = await ask(served, key, "create_variation", image=file_bytes(image))
-        assert [picture.size for picture in found] == [(1024, 1024)]
+        assert [made.size for made in found] == [(1024, 1024)]
 
 
 @both_modes
@@ -308,7 +308,7 @@ async def test_reports_show_what_was_asked_for_and_what_was_bought(
 
 
 @pytest.mark.parametrize("edge", [256, 512, 1024])
-async def test_a_picture_made_from_text_costs_less_than_it_once_did(
+async def test_an_image_made_from_text_costs_less_than_it_once_did(
     served: Served, stub: Stub, edge: int
 ) -> None:
     once_nano = {256: 16_000_000, 512: 18_000_000, 1024: 20_000_000}[edge]
@@ -329,4 +329,4 @@ async def test_the_largest_image_that_is_less_than_four_megabytes_is_taken(
         )
     assert [load_base64(item.b64_json).size for item in answer.data or []] == [(256, 256)]
     [[sent]] = stub.files
-    assert len(sent) < 4 * len(png(256, 256))  # what is no picture does not go on
+    assert len(sent) < 4 * len(png(256, 256))  # what is no image does not go on

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.harness import Served, error_of
-from tests.picture_helpers import expect_nothing_bought, file_bytes, mask, padded_png, photo, png
+from tests.image_helpers import expect_nothing_bought, file_bytes, mask, padded_png, photo, png
 from tests.stub_openai import Stub
 
 MODEL = "dall-e-2"

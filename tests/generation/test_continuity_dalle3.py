@@ -8,12 +8,12 @@ import openai
 import pytest
 
 from tests.harness import Served
-from tests.picture_helpers import (
+from tests.image_helpers import (
+    answer_images,
     expect_books_to_agree,
     expect_nothing_bought,
     expect_one_call_each,
     old_client,
-    pictures,
     png,
 )
 from tests.stub_openai import Stub
@@ -70,8 +70,8 @@ async def test_it_gets_the_image_it_asks_for_and_the_prompt_it_was_made_from(
     assert PROMPT in item["revised_prompt"]
 
     size = arguments.get("size", "1024x1024")
-    [picture] = await pictures(served, raw.parse())
-    assert (picture.format, f"{picture.width}x{picture.height}") == ("PNG", size)
+    [image] = await answer_images(served, raw.parse())
+    assert (image.format, f"{image.width}x{image.height}") == ("PNG", size)
     quality = "high" if arguments.get("quality") == "hd" else "medium"
     sent = SENT | {"size": size, "quality": quality}
     assert [call.json for call in stub.calls] == ([sent] if livemode else [])

@@ -11,11 +11,11 @@ import pytest
 from gateway.config import Settings
 from gateway.tenancy import tenants
 from tests.harness import Served, served_gateway
-from tests.picture_helpers import (
+from tests.image_helpers import (
+    answer_images,
     expect_books_to_agree,
     expect_nothing_bought,
     expect_one_call_each,
-    pictures,
     png,
 )
 from tests.stub_openai import Stub
@@ -68,7 +68,7 @@ async def test_gpt_image_1_is_served_in_its_own_words(
     assert models_of(raw) == ("gpt-image-1", SUNBURST)
     assert raw.headers["sunset"] == "Fri, 23 Oct 2026 00:00:00 GMT"
     answer = raw.parse()
-    assert [(p.format, p.size) for p in await pictures(served, answer)] == [
+    assert [(p.format, p.size) for p in await answer_images(served, answer)] == [
         ("WEBP", (1536, 1024))
     ] * 2
     assert (answer.size, answer.quality, answer.output_format) == ("1536x1024", "high", "webp")
@@ -95,7 +95,7 @@ async def test_an_edit_with_input_fidelity_is_taken_and_the_successor_not_asked_
             quality="low",
         )
     assert models_of(raw) == ("gpt-image-1", SUNBURST)
-    assert [p.size for p in await pictures(served, raw.parse())] == [(1024, 1536)]
+    assert [p.size for p in await answer_images(served, raw.parse())] == [(1024, 1536)]
     sent = {"model": SUNBURST, "prompt": PROMPT, "n": "1", "size": "1024x1536", "quality": "low"}
     assert [call.form for call in stub.calls] == ([sent] if livemode else [])
     await expect_books_to_agree(served, stub, key, images=1)

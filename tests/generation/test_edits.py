@@ -1,4 +1,4 @@
-"""Edits: every way in which pictures come in, and what of them goes on to the provider."""
+"""Edits: every way in which images come in, and what of them goes on to the provider."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
 from tests.harness import GPT2, Served
-from tests.picture_helpers import (
+from tests.image_helpers import (
+    answer_images,
     changed_share,
     data_url,
     distance,
@@ -19,7 +20,6 @@ from tests.picture_helpers import (
     load,
     mask,
     photo,
-    pictures,
     png,
 )
 from tests.stub_openai import Stub
@@ -39,7 +39,7 @@ def sizes_of(files: Sequence[bytes]) -> list[tuple[int, int]]:
 
 @both_modes
 @pytest.mark.parametrize("count", [1, 2, 16])
-async def test_one_to_sixteen_pictures_go_on_in_their_order(
+async def test_one_to_sixteen_images_go_on_in_their_order(
     served: Served, stub: Stub, count: int, *, livemode: bool
 ) -> None:
     stub.configure(keep_files=True)
@@ -53,7 +53,7 @@ async def test_one_to_sixteen_pictures_go_on_in_their_order(
             size="1024x1024",
             quality="low",
         )
-    assert [picture.size for picture in await pictures(served, answer)] == [(1024, 1024)]
+    assert [image.size for image in await answer_images(served, answer)] == [(1024, 1024)]
     assert answer.usage is not None
     assert answer.usage.input_tokens_details.image_tokens > 0
     if livemode:
@@ -87,7 +87,7 @@ async def test_a_field_may_have_brackets_or_not(
     assert sizes_of(stub.files[0]) == [(40 + number, 32) for number in range(len(names))]
 
 
-async def test_a_picture_may_stand_before_or_after_its_mask(served: Served, stub: Stub) -> None:
+async def test_an_image_may_stand_before_or_after_its_mask(served: Served, stub: Stub) -> None:
     stub.configure(keep_files=True)
     image = ("image", ("i.png", png(64, 32), "image/png"))
     overlay = ("mask", ("m.png", file_bytes(mask(64, 32, (0, 0, 8, 8))), "image/png"))
@@ -127,40 +127,40 @@ async def test_the_json_form_takes_data_urls(served: Served, stub: Stub, *, live
 
 
 @pytest.mark.parametrize("declared", ["application/octet-stream", "image/gif", "text/plain", None])
-@pytest.mark.parametrize("picture_format", ["PNG", "JPEG", "WEBP"])
-async def test_what_a_picture_is_stands_in_its_bytes(
-    served: Served, stub: Stub, picture_format: str, declared: str | None
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+async def test_what_an_image_is_stands_in_its_bytes(
+    served: Served, stub: Stub, image_format: str, declared: str | None
 ) -> None:
-    content = file_bytes(photo(64, 64), picture_format)
+    content = file_bytes(photo(64, 64), image_format)
     upload: Any = content if declared is None else ("upload", content, declared)
     async with served.openai(await served.key()) as client:
         await client.images.edit(model=GPT2, image=upload, prompt="a red fox", quality="low")
         await client.images.edit(model=GPT2, image=[upload], prompt="a red fox", quality="low")
     kinds = [kind for call in stub.calls for _, kind, _ in call.files]
-    assert kinds == [f"image/{picture_format.lower()}"] * 2
+    assert kinds == [f"image/{image_format.lower()}"] * 2
 
 
-def located(picture: Image.Image, picture_format: str) -> bytes:
-    """A file that tells where and by whom a picture was taken, and is to be turned for viewing."""
-    exif = picture.getexif()
+def located(image: Image.Image, image_format: str) -> bytes:
+    """A file that tells where and by whom an image was taken, and is to be turned for viewing."""
+    exif = image.getexif()
     exif[ORIENTATION] = 6
     exif[ARTIST] = SECRET
     exif.get_ifd(GPS).update({1: "N", 2: (IFDRational(48), IFDRational(51), IFDRational(30))})
     options: dict[str, Any] = {"exif": exif}
-    if picture_format == "PNG":
+    if image_format == "PNG":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text("Author", SECRET)
     else:
         options["xmp"] = SECRET.encode()
-    return file_bytes(picture, picture_format, **options)
+    return file_bytes(image, image_format, **options)
 
 
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP"])
-async def test_where_a_picture_was_taken_does_not_go_on(
-    served: Served, stub: Stub, picture_format: str
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+async def test_where_an_image_was_taken_does_not_go_on(
+    served: Served, stub: Stub, image_format: str
 ) -> None:
     stub.configure(keep_files=True)
-    content = located(photo(64, 32), picture_format)
+    content = located(photo(64, 32), image_format)
     assert SECRET.encode() in content
     assert load(content).getexif().get_ifd(GPS)
     async with served.openai(await served.key()) as client:
@@ -183,15 +183,15 @@ async def test_a_png_goes_on_with_the_pixels_that_it_came_with(served: Served, s
     stub.configure(keep_files=True)
     before = {mode: photo(64, 48, mode=mode) for mode in ("RGB", "RGBA", "L", "P")}
     async with served.openai(await served.key()) as client:
-        for picture in before.values():
+        for image in before.values():
             await client.images.edit(
-                model=GPT2, image=file_bytes(picture), prompt="a red fox", quality="low"
+                model=GPT2, image=file_bytes(image), prompt="a red fox", quality="low"
             )
-    for picture, [sent] in zip(before.values(), stub.files, strict=True):
-        assert changed_share(picture, load(sent)) == 0
+    for image, [sent] in zip(before.values(), stub.files, strict=True):
+        assert changed_share(image, load(sent)) == 0
 
 
-async def test_trailing_bytes_behind_a_picture_do_not_go_on(served: Served, stub: Stub) -> None:
+async def test_trailing_bytes_behind_an_image_do_not_go_on(served: Served, stub: Stub) -> None:
     stub.configure(keep_files=True)
     async with served.openai(await served.key()) as client:
         await client.images.edit(
@@ -217,7 +217,7 @@ async def test_an_edit_can_be_answered_with_links(
             response_format="url",
         )
     assert all(item.url and item.b64_json is None for item in answer.data or [])
-    found = await pictures(served, answer)
+    found = await answer_images(served, answer)
     assert [(p.format, p.size) for p in found] == [("JPEG", (1536, 1024))] * 2
     await expect_one_call_each(served, stub, requests=1)
 

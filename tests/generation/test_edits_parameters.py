@@ -10,15 +10,15 @@ from openai.resources.images import Images
 from gateway.catalog.loading import load_catalog
 from gateway.domain import Operation
 from tests.harness import GPT2, Served
-from tests.parameter_helpers import requests_with_every_value
-from tests.picture_helpers import (
+from tests.image_helpers import (
+    answer_images,
     expect_nothing_bought,
     expect_one_call_each,
     file_bytes,
     mask,
-    pictures,
     png,
 )
+from tests.parameter_helpers import requests_with_every_value
 from tests.stub_openai import Stub
 
 # What the vendor still serves whatever the day: a test must not begin to fail with a calendar.
@@ -82,9 +82,9 @@ async def test_every_good_size_is_bought_as_asked(served: Served, stub: Stub, mo
             answer = await client.images.edit(
                 model=model, image=png(), prompt=PROMPT, size=size, quality="low"
             )
-            [picture] = await pictures(served, answer)
+            [image] = await answer_images(served, answer)
             if size != "auto":
-                assert f"{picture.width}x{picture.height}" == size == answer.size
+                assert f"{image.width}x{image.height}" == size == answer.size
     assert [call.form and call.form["size"] for call in stub.calls] == GOOD_SIZES
     await expect_one_call_each(served, stub, requests=len(GOOD_SIZES))
 
@@ -133,9 +133,9 @@ async def test_an_edit_can_have_a_transparent_background(
             quality="low",
             size="816x816",
         )
-    [picture] = await pictures(served, answer)
-    assert (picture.format, picture.size, picture.mode) == ("WEBP", (816, 816), "RGBA")
-    assert picture.getchannel("A").getextrema()[0] == 0
+    [image] = await answer_images(served, answer)
+    assert (image.format, image.size, image.mode) == ("WEBP", (816, 816), "RGBA")
+    assert image.getchannel("A").getextrema()[0] == 0
     assert (answer.background, answer.output_format) == ("transparent", "webp")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from gateway.config import Settings
 from gateway.domain import Scope
 from tests.harness import GPT2, Served, error_of, served_gateway
-from tests.picture_helpers import (
+from tests.image_helpers import (
     data_url,
     expect_nothing_bought,
     file_bytes,
@@ -23,7 +23,7 @@ from tests.stub_openai import Stub
 
 PATH = "/v1/images/edits"
 FIELDS = {"model": GPT2, "prompt": "a red fox"}
-PICTURE = ("image", ("i.png", png(), "image/png"))
+IMAGE = ("image", ("i.png", png(), "image/png"))
 MEGABYTE = 1_048_576
 Files = list[tuple[str, tuple[str, bytes, str]]]
 
@@ -33,7 +33,7 @@ def told(response: httpx2.Response) -> tuple[int, str, str | None]:
     return response.status_code, error["code"], error["param"]
 
 
-async def test_seventeen_pictures_or_none_are_refused(served: Served, stub: Stub) -> None:
+async def test_seventeen_images_or_none_are_refused(served: Served, stub: Stub) -> None:
     too_many: Files = [("image[]", (f"{n}.png", png(16, 16), "image/png")) for n in range(17)]
     links = [{"image_url": data_url(png(16, 16))}] * 17
     async with served.http(await served.key()) as http:
@@ -52,35 +52,35 @@ async def test_seventeen_pictures_or_none_are_refused(served: Served, stub: Stub
 
 
 FORMS: dict[str, tuple[dict[str, str], Files, tuple[int, str, str]]] = {
-    "n=abc": ({"n": "abc"}, [PICTURE], (400, "invalid_type", "n")),
-    "n=1.5": ({"n": "1.5"}, [PICTURE], (400, "invalid_type", "n")),
-    "n=-1": ({"n": "-1"}, [PICTURE], (400, "integer_below_min_value", "n")),
-    "n=": ({"n": ""}, [PICTURE], (400, "invalid_type", "n")),
-    "n=²": ({"n": "²"}, [PICTURE], (400, "invalid_type", "n")),
-    "n=1e30": ({"n": "9" * 30}, [PICTURE], (400, "integer_above_max_value", "n")),
-    "stream": ({"stream": "perhaps"}, [PICTURE], (400, "invalid_type", "stream")),
-    "partial": ({"partial_images": "x"}, [PICTURE], (400, "invalid_type", "partial_images")),
+    "n=abc": ({"n": "abc"}, [IMAGE], (400, "invalid_type", "n")),
+    "n=1.5": ({"n": "1.5"}, [IMAGE], (400, "invalid_type", "n")),
+    "n=-1": ({"n": "-1"}, [IMAGE], (400, "integer_below_min_value", "n")),
+    "n=": ({"n": ""}, [IMAGE], (400, "invalid_type", "n")),
+    "n=²": ({"n": "²"}, [IMAGE], (400, "invalid_type", "n")),
+    "n=1e30": ({"n": "9" * 30}, [IMAGE], (400, "integer_above_max_value", "n")),
+    "stream": ({"stream": "perhaps"}, [IMAGE], (400, "invalid_type", "stream")),
+    "partial": ({"partial_images": "x"}, [IMAGE], (400, "invalid_type", "partial_images")),
     "compression": (
         {"output_format": "webp", "output_compression": "half"},
-        [PICTURE],
+        [IMAGE],
         (400, "invalid_type", "output_compression"),
     ),
-    "unknown field": ({"sise": "1x1"}, [PICTURE], (400, "unknown_parameter", "sise")),
+    "unknown field": ({"sise": "1x1"}, [IMAGE], (400, "unknown_parameter", "sise")),
     "unknown file": (
         {},
-        [PICTURE, ("picture", ("p.png", png(), "image/png"))],
-        (400, "unknown_parameter", "picture"),
+        [IMAGE, ("photo", ("p.png", png(), "image/png"))],
+        (400, "unknown_parameter", "photo"),
     ),
     "prompt as file": (
         {},
-        [PICTURE, ("prompt", ("p.txt", b"a red fox", "text/plain"))],
+        [IMAGE, ("prompt", ("p.txt", b"a red fox", "text/plain"))],
         (400, "unknown_parameter", "prompt"),
     ),
     "image as text": ({"image": "a red fox"}, [], (400, "invalid_type", "image")),
-    "mask as text": ({"mask": "a red fox"}, [PICTURE], (400, "invalid_type", "mask")),
+    "mask as text": ({"mask": "a red fox"}, [IMAGE], (400, "invalid_type", "mask")),
     "two masks": (
         {},
-        [PICTURE, *[("mask", ("m.png", file_bytes(mask(64, 64, (0, 0, 9, 9))), "image/png"))] * 2],
+        [IMAGE, *[("mask", ("m.png", file_bytes(mask(64, 64, (0, 0, 9, 9))), "image/png"))] * 2],
         (400, "invalid_value", "mask"),
     ),
 }
@@ -102,12 +102,12 @@ def gif() -> bytes:
     return file_bytes(photo(), "GIF")
 
 
-def animated(picture_format: str) -> bytes:
+def animated(image_format: str) -> bytes:
     frames = [photo(turn=turn) for turn in range(3)]
-    return file_bytes(frames[0], picture_format, save_all=True, append_images=frames[1:])
+    return file_bytes(frames[0], image_format, save_all=True, append_images=frames[1:])
 
 
-PICTURES: dict[str, tuple[bytes, str]] = {
+IMAGES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "unsupported_file_mimetype"),
     "text": (b"a red fox", "unsupported_file_mimetype"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported_file_mimetype"),
@@ -124,15 +124,15 @@ PICTURES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("name", PICTURES)
-async def test_what_is_no_picture_of_a_known_kind_is_refused(
+@pytest.mark.parametrize("name", IMAGES)
+async def test_what_is_no_image_of_a_known_kind_is_refused(
     unchanged: Served, unused_stub: Stub, name: str
 ) -> None:
-    content, code = PICTURES[name]
+    content, code = IMAGES[name]
     found = []
     async with unchanged.http(await unchanged.key()) as http:
         for declared in ("image/png", "application/octet-stream"):
-            files: Files = [("image[]", ("i.png", content, declared)), ("image[]", PICTURE[1])]
+            files: Files = [("image[]", ("i.png", content, declared)), ("image[]", IMAGE[1])]
             found.append(told(await http.post(PATH, data=FIELDS, files=files)))
         link = {"image_url": data_url(content or b"\n")}
         found.append(told(await http.post(PATH, json={**FIELDS, "images": [link]})))
@@ -178,7 +178,7 @@ REFERENCES: dict[str, tuple[Any, str]] = {
 }
 
 
-async def test_references_that_lead_to_no_picture_are_refused(served: Served, stub: Stub) -> None:
+async def test_references_that_lead_to_no_image_are_refused(served: Served, stub: Stub) -> None:
     found = {}
     async with served.http(await served.key()) as http:
         for name, (reference, _) in REFERENCES.items():
@@ -220,7 +220,7 @@ async def test_a_body_that_is_too_large_is_not_read(
         await served.check_invariants()
 
 
-async def test_a_picture_of_fifty_megabytes_is_too_large(served: Served, stub: Stub) -> None:
+async def test_an_image_of_fifty_megabytes_is_too_large(served: Served, stub: Stub) -> None:
     async with served.openai(await served.key()) as client:
         with pytest.raises(openai.APIStatusError) as caught:
             await client.images.edit(
@@ -230,7 +230,7 @@ async def test_a_picture_of_fifty_megabytes_is_too_large(served: Served, stub: S
     await expect_nothing_bought(served, stub)
 
 
-async def test_a_picture_of_too_many_pixels_is_refused_however_small_its_file(
+async def test_an_image_of_too_many_pixels_is_refused_however_small_its_file(
     served: Served, stub: Stub
 ) -> None:
     bomb = file_bytes(Image.new("1", (20_000, 20_000)), "PNG")
@@ -253,9 +253,7 @@ async def test_other_kinds_of_bodies_are_refused(served: Served, stub: Stub) -> 
                 PATH, content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=y"}
             ),
             await http.post(PATH, content=b"--x", headers={"Content-Type": "multipart/form-data"}),
-            await http.post(
-                PATH, files=[PICTURE], headers={"Content-Encoding": "gzip"}, data=FIELDS
-            ),
+            await http.post(PATH, files=[IMAGE], headers={"Content-Encoding": "gzip"}, data=FIELDS),
         ]
     assert {answer.status_code for answer in answers} == {400}
     assert all(error_of(answer)["type"] == "invalid_request_error" for answer in answers)

@@ -15,6 +15,7 @@ from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import Served, error_of, served_gateway
 from tests.hosting_helpers import S3Server, bucket_of, hosted_gateway
+from tests.image_helpers import png
 from tests.money_helpers import (
     GENERATIONS,
     books,
@@ -28,7 +29,6 @@ from tests.money_helpers import (
     quote_nano,
     statuses,
 )
-from tests.picture_helpers import png
 from tests.stub_openai import Fault, Stub
 
 KEY = {"Idempotency-Key": "order-4711"}
@@ -56,11 +56,11 @@ async def post(
         return await http.post(GENERATIONS, json=image_body(**changes), headers=dict(headers))
 
 
-async def edit(served: Served, key: IssuedKey, picture: bytes, **fields: str) -> httpx2.Response:
+async def edit(served: Served, key: IssuedKey, image: bytes, **fields: str) -> httpx2.Response:
     """Ask for an edit with the same key."""
     form = {"prompt": "a hat", "model": "gpt-image-2", "quality": "low", **fields}
     async with served.http(key) as http:
-        files = {"image": ("i.png", picture, "image/png")}
+        files = {"image": ("i.png", image, "image/png")}
         return await http.post(EDITS, data=form, files=files, headers=KEY)
 
 
@@ -167,7 +167,7 @@ async def test_another_request_with_the_key_is_refused(served: Served, stub: Stu
     assert len(stub.calls) == 1
 
 
-async def test_the_order_of_fields_is_nothing_and_a_pictures_bytes_are_all(
+async def test_the_order_of_fields_is_nothing_and_an_images_bytes_are_all(
     served: Served, stub: Stub
 ) -> None:
     key = await served.key()

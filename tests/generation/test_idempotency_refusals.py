@@ -12,11 +12,11 @@ from prometheus_client import REGISTRY
 from gateway.config import Settings
 from tests.harness import GPT2, Served, error_of
 from tests.hosting_helpers import Hosted
+from tests.image_helpers import png
 from tests.limits_helpers import limit
 from tests.mcp_helpers import call, content_of
 from tests.mcp_helpers import error_of as tool_error_of
 from tests.money_helpers import GENERATIONS, image_body
-from tests.picture_helpers import png
 from tests.store_helpers import Away, hasty_gateway, make_known
 from tests.stub_openai import Fault, Stub
 

@@ -29,7 +29,7 @@ class Host:
     extra: dict[str, object] = field(default_factory=dict)
 
 
-def picture(width: int) -> bytes:
+def image_bytes(width: int) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (width, width), "teal").save(out, "PNG")
     return out.getvalue()
@@ -60,7 +60,7 @@ async def running_host() -> AsyncIterator[Host]:
 
     @app.get("/made/{width}.png")
     async def made(width: int) -> Response:
-        return Response(picture(width), media_type="image/png")
+        return Response(image_bytes(width), media_type="image/png")
 
     async with serving(app) as address:
         host.base_url = f"{address}/v1"
@@ -103,7 +103,7 @@ async def test_its_models_are_called_there_and_cost_what_an_image_costs(
     assert response.headers["x-gateway-cost-status"] == "actual"
     assert response.headers["x-gateway-served-model"] == "dall-e-2"
     assert [sorted(item) for item in response.json()["data"]] == [["b64_json"], ["b64_json"]]
-    assert fetched.content == picture(512)
+    assert fetched.content == image_bytes(512)
     assert host.calls[0] == (
         "generations",
         {**BODY, "n": 2, "response_format": "b64_json"},
@@ -123,7 +123,7 @@ async def test_a_prompt_that_it_revised_comes_back_as_it_revised_it(hosting: Ser
 async def test_variations_go_there_as_variations(hosting: Served, host: Host) -> None:
     async with hosting.openai(await hosting.key()) as client:
         answer = await client.images.create_variation(
-            image=("in.png", picture(64), "image/png"), n=1, size="256x256"
+            image=("in.png", image_bytes(64), "image/png"), n=1, size="256x256"
         )
     assert answer.data is not None
     assert answer.data[0].url is not None

@@ -8,7 +8,7 @@ import pytest
 from gateway.config import Settings
 from gateway.generation.old_sdks import is_older_than_gpt_images
 from tests.harness import Served, error_of, secret_of, served_gateway
-from tests.picture_helpers import expect_books_to_agree
+from tests.image_helpers import expect_books_to_agree
 from tests.stub_openai import Stub
 
 PATH = "/v1/images/generations"
@@ -63,9 +63,9 @@ async def test_openais_example_of_2023_gets_its_link(served: Served, stub: Stub)
         headers = headers_of_0_28(secret_of(key))
         response = await http.post(PATH, json=EXAMPLE, headers=headers)
         link = response.json()["data"][0]["url"]
-        picture = await http.get(link.removeprefix(served.gateway.settings.public_url))
+        image = await http.get(link.removeprefix(served.gateway.settings.public_url))
     assert model_of(response) == "dall-e-2"
-    assert picture.headers["content-type"] == "image/png"
+    assert image.headers["content-type"] == "image/png"
     await expect_books_to_agree(served, stub, key, images=1)
 
 

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from tests.harness import GPT2, Served
-from tests.picture_helpers import (
+from tests.image_helpers import (
     download,
     expect_books_to_agree,
     expect_nothing_bought,
@@ -46,8 +46,8 @@ def arguments_of(endpoint: str, **changes: Any) -> tuple[str, dict[str, Any]]:
     if endpoint == "generations":
         return "generate", {**BODY, "stream": True, **changes}
     overlay = file_bytes(mask(64, 48, (0, 0, 8, 8)))
-    pictures = {"image": [png(64, 48), png(32, 32)], "mask": overlay}
-    return "edit", {**BODY, **pictures, "stream": True, **changes}
+    images = {"image": [png(64, 48), png(32, 32)], "mask": overlay}
+    return "edit", {**BODY, **images, "stream": True, **changes}
 
 
 def expect_events(events: list[Any], endpoint: str, count: int) -> None:
@@ -58,8 +58,8 @@ def expect_events(events: list[Any], endpoint: str, count: int) -> None:
     assert [event.partial_image_index for event in partial] == list(range(count))
     assert completed.type == f"{kind}.completed"
     for event in events:
-        picture = load_base64(event.b64_json)
-        assert (picture.format, picture.size) == ("WEBP", (1536, 1024))
+        image = load_base64(event.b64_json)
+        assert (image.format, image.size) == ("WEBP", (1536, 1024))
         assert {name: getattr(event, name) for name in SHAPE} == SHAPE
         assert event.created_at > 1_700_000_000
     usage = completed.usage
@@ -168,8 +168,8 @@ async def test_the_image_can_come_as_a_link(
         partial, completed = await read_events(response)
     assert load_base64(partial.data["b64_json"]).size == (1536, 1024)
     assert "b64_json" not in completed.data
-    picture = load(await download(served, completed.data["url"]))
-    assert (picture.format, picture.size) == ("WEBP", (1536, 1024))
+    image = load(await download(served, completed.data["url"]))
+    assert (image.format, image.size) == ("WEBP", (1536, 1024))
     await expect_one_call_each(served, stub, requests=1)
 
 

@@ -12,8 +12,8 @@ from prometheus_client import REGISTRY
 
 from gateway.config import Settings
 from tests.harness import GPT2, Served, error_of, served_gateway
+from tests.image_helpers import expect_nothing_bought, expect_one_call_each, png
 from tests.money_helpers import books, eventually, until_states
-from tests.picture_helpers import expect_nothing_bought, expect_one_call_each, png
 from tests.stream_helpers import (
     COMMENT,
     open_stream,

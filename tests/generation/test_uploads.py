@@ -1,4 +1,4 @@
-"""Bodies that bring pictures: bounded, taken apart without a trace, gone when they break off."""
+"""Bodies that bring images: bounded, taken apart without a trace, gone when they break off."""
 
 import asyncio
 import base64
@@ -209,20 +209,20 @@ async def test_nothing_is_fetched_for_a_request_that_is_wrong_in_itself(served: 
             assert error_of(response)["code"] != "invalid_image_url", change
 
 
-PICTURE = {"image_url": data_url(png())}
+IMAGE = {"image_url": data_url(png())}
 JSON_REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "none": ({"images": []}, "missing_required_parameter", "image"),
     "no list": ({"images": {"image_url": "data:,"}}, "invalid_type", "images"),
     "no object": ({"images": ["data:,"]}, "invalid_type", "images[0]"),
-    "two keys": ({"images": [{**PICTURE, "file_id": "f"}]}, "invalid_type", "images[0]"),
+    "two keys": ({"images": [{**IMAGE, "file_id": "f"}]}, "invalid_type", "images[0]"),
     "a file": ({"images": [{"file_id": "f"}]}, "unsupported_parameter", "images[0]"),
     "no text": ({"images": [{"image_url": 3}]}, "invalid_type", "images[0].image_url"),
     "no base64": (
-        {"images": [PICTURE, {"image_url": "data:image/png;base64,***"}]},
+        {"images": [IMAGE, {"image_url": "data:image/png;base64,***"}]},
         "invalid_base64",
         "images[1].image_url",
     ),
-    "no picture": (
+    "no image": (
         {"images": [{"image_url": data_url(b"<svg/>")}]},
         "unsupported_file_mimetype",
         "image",
@@ -232,8 +232,8 @@ JSON_REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
         "string_above_max_length",
         "images[0].image_url",
     ),
-    "seventeen": ({"images": [PICTURE] * 17}, "array_above_max_length", "image"),
-    "thousand": ({"images": [PICTURE] * 1000}, "array_above_max_length", "images"),
+    "seventeen": ({"images": [IMAGE] * 17}, "array_above_max_length", "image"),
+    "thousand": ({"images": [IMAGE] * 1000}, "array_above_max_length", "images"),
     "plain http": (
         {"images": [{"image_url": "http://a.example/a.png"}]},
         "invalid_image_url",
@@ -245,13 +245,13 @@ JSON_REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
         "invalid_image_url",
         None,
     ),
-    "a mask that is none": ({"images": [PICTURE], "mask": "x"}, "invalid_type", "mask"),
+    "a mask that is none": ({"images": [IMAGE], "mask": "x"}, "invalid_type", "mask"),
 }
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", JSON_REFUSALS)
-async def test_wrong_pictures_in_json_are_refused_by_name(
+async def test_wrong_images_in_json_are_refused_by_name(
     unchanged: Served, unused_stub: Stub, name: str
 ) -> None:
     body, code, param = JSON_REFUSALS[name]
@@ -293,7 +293,7 @@ async def test_a_body_that_cannot_be_read_is_refused(
     assert unused_stub.calls == []
 
 
-async def test_pictures_keep_their_order_and_json_edits_reach_the_provider(
+async def test_images_keep_their_order_and_json_edits_reach_the_provider(
     served: Served, stub: Stub
 ) -> None:
     stub.configure(keep_files=True)
@@ -317,9 +317,9 @@ async def test_the_simple_form_answers_with_links_alone(served: Served, stub: St
         )
         links = [*made.json()["image_urls"], *edited.json()["image_urls"]]
         public_url = served.gateway.settings.public_url
-        pictures = [await http.get(link.removeprefix(public_url)) for link in links]
+        images = [await http.get(link.removeprefix(public_url)) for link in links]
     assert [set(made.json()), set(edited.json())] == [{"image_urls"}, {"image_urls"}]
-    assert [Image.open(io.BytesIO(p.content)).size for p in pictures] == [(1024, 1024)] * 3
+    assert [Image.open(io.BytesIO(p.content)).size for p in images] == [(1024, 1024)] * 3
     assert made.headers["x-gateway-cost-status"] == "actual"
     assert [call.path for call in stub.calls] == ["/v1/images/generations", EDITS]
 

@@ -13,8 +13,8 @@ from tests.generation.test_uploads import (
     upload_in_part,
 )
 from tests.harness import Served, error_of, make_settings, secret_of, served_gateway
+from tests.image_helpers import file_bytes, mask, png
 from tests.money_helpers import books
-from tests.picture_helpers import file_bytes, mask, png
 from tests.stub_openai import Stub
 
 END = b"--b--\r\n"
@@ -27,7 +27,7 @@ def text(name: str, value: bytes) -> bytes:
     )
 
 
-def picture(name: str, content: bytes) -> bytes:
+def image_part(name: str, content: bytes) -> bytes:
     head = b'--b\r\ncontent-disposition: form-data; name="%b"; filename="a"\r\n\r\n' % name.encode()
     return head + content + b"\r\n"
 
@@ -48,7 +48,7 @@ async def test_a_form_in_another_charset_than_utf8_is_refused(
     served: Served, stub: Stub, charset: str
 ) -> None:
     """Python's punycode takes half a minute for one long field, and holds up everyone."""
-    content = text("prompt", b"a-" + b"b" * 60_000) + picture("image", png()) + END
+    content = text("prompt", b"a-" + b"b" * 60_000) + image_part("image", png()) + END
     async with served.http(await served.key()) as http:
         answer = await http.post(EDITS, **typed(content, charset=charset))
     assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_form")
@@ -59,7 +59,7 @@ async def test_a_form_in_another_charset_than_utf8_is_refused(
 async def test_a_form_that_says_it_is_utf8_is_read(
     served: Served, stub: Stub, charset: str
 ) -> None:
-    content = FORM + picture("image", png()) + END
+    content = FORM + image_part("image", png()) + END
     async with served.http(await served.key(livemode=False)) as http:
         answer = await http.post(EDITS, **typed(content, charset=charset))
     assert answer.status_code == 200, answer.text
@@ -67,7 +67,11 @@ async def test_a_form_that_says_it_is_utf8_is_read(
 
 async def test_a_form_without_its_end_buys_nothing(served: Served, stub: Stub) -> None:
     """Its last part, such as a mask, would be missing and nobody would know."""
-    whole = FORM + picture("image", png()) + picture("mask", file_bytes(mask(64, 64, (0, 0, 8, 8))))
+    whole = (
+        FORM
+        + image_part("image", png())
+        + image_part("mask", file_bytes(mask(64, 64, (0, 0, 8, 8))))
+    )
     async with served.http(await served.key()) as http:
         answers = [await http.post(EDITS, **typed(whole[: len(whole) - cut])) for cut in (0, 2, 90)]
     for answer in answers:

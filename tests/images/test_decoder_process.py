@@ -19,7 +19,7 @@ from gateway.config.uploads import UploadSettings
 from gateway.media.decoder import Decoder, DecoderBusy, ImageFacts, ImageProblem, UnusableImage
 from tests.decoding_helpers import (
     GOOD,
-    GOOD_PICTURE,
+    GOOD_IMAGE,
     LIMITS,
     clean,
     file,
@@ -41,21 +41,21 @@ def on_its_side() -> Image.Exif:
 # Limits of the process
 
 
-async def test_a_picture_beyond_the_memory_ends_its_process_and_the_next_one_works() -> None:
+async def test_an_image_beyond_the_memory_ends_its_process_and_the_next_one_works() -> None:
     """One byte a pixel fits, so that decoding begins; four do not."""
     decoder = Decoder(replace(LIMITS, memory_bytes=24 * 1024 * 1024))
     process = await started(decoder)
     large = encoded(Image.new("P", (4000, 4000)), "PNG")
     assert await problem(decoder, large) == ImageProblem.TOO_EXPENSIVE
     assert not process.is_running()
-    assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
+    assert await clean(decoder, GOOD) == (GOOD_IMAGE, GOOD)
     await decoder.close()
 
 
 @pytest.mark.parametrize(
     ("form", "options"), [("PNG", {}), ("JPEG", {"progressive": True}), ("WEBP", {})]
 )
-async def test_a_picture_that_cannot_fit_is_refused_before_it_is_decoded(
+async def test_an_image_that_cannot_fit_is_refused_before_it_is_decoded(
     form: str, options: dict[str, object]
 ) -> None:
     decoder = Decoder(replace(LIMITS, memory_bytes=24 * 1024 * 1024))
@@ -106,7 +106,7 @@ async def test_a_process_killed_while_idle_is_replaced() -> None:
     process.kill()
     # Dead, but not reaped: that is the decoder's to do.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it is dead
-    assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
+    assert await clean(decoder, GOOD) == (GOOD_IMAGE, GOOD)
     await decoder.close()
 
 
@@ -142,7 +142,7 @@ async def test_a_terminals_signals_do_not_end_the_process_before_the_gateway_doe
     process = await started(decoder)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
-    assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
+    assert await clean(decoder, GOOD) == (GOOD_IMAGE, GOOD)
     assert process.is_running()
     await decoder.close()
 
@@ -152,14 +152,14 @@ async def test_damaged_files_are_answered_by_one_living_process() -> None:
     decoder = Decoder(LIMITS)
     process = await started(decoder)
     choices = random.Random(7)
-    kept = [h.content for h in hazards() if h.picture and len(h.content) < 20_000]
+    kept = [h.content for h in hazards() if h.image and len(h.content) < 20_000]
     for _ in range(300):
         content = bytearray(choices.choice(kept))
         for _ in range(choices.randrange(1, 6)):
             content[choices.randrange(len(content))] ^= 1 << choices.randrange(8)
         with suppress(UnusableImage):
             await clean(decoder, bytes(content))
-    assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
+    assert await clean(decoder, GOOD) == (GOOD_IMAGE, GOOD)
     assert process.is_running()
     await decoder.close()
 
@@ -174,7 +174,7 @@ async def test_no_process_starts_before_it_is_needed_and_no_more_than_allowed() 
     sizes = range(10, 22)
     contents = [encoded(drawing("RGB", (size, size)), "PNG") for size in sizes]
     answers = await asyncio.gather(*(clean(decoder, content) for content in contents))
-    assert [(picture.width, cleaned) for picture, cleaned in answers] == list(
+    assert [(image.width, cleaned) for image, cleaned in answers] == list(
         zip(sizes, contents, strict=True)
     )
     assert len(set(processes()) - before) == 2
@@ -190,11 +190,11 @@ async def test_who_waits_too_long_is_told_that_the_decoder_is_busy() -> None:
     with pytest.raises(DecoderBusy):
         await clean(decoder, GOOD)
     process.resume()
-    assert await first == (GOOD_PICTURE, GOOD)
+    assert await first == (GOOD_IMAGE, GOOD)
     await decoder.close()
 
 
-async def test_owners_take_turns_however_many_pictures_one_has_sent() -> None:
+async def test_owners_take_turns_however_many_images_one_has_sent() -> None:
     decoder = Decoder(LIMITS)
     process = await started(decoder)
     process.suspend()
@@ -227,7 +227,7 @@ async def test_a_cancelled_job_does_not_answer_the_next_one() -> None:
     waiting = asyncio.create_task(clean(decoder, GOOD))
     await asyncio.sleep(0)
     process.resume()
-    assert await waiting == (GOOD_PICTURE, GOOD)
+    assert await waiting == (GOOD_IMAGE, GOOD)
     await decoder.close()
 
 
@@ -240,7 +240,7 @@ async def test_who_is_cancelled_while_waiting_takes_no_process_along() -> None:
     jobs[1].cancel()
     process.resume()
     answers = await asyncio.gather(*jobs, return_exceptions=True)
-    assert answers[0::2] == [(GOOD_PICTURE, GOOD)] * 2
+    assert answers[0::2] == [(GOOD_IMAGE, GOOD)] * 2
     assert isinstance(answers[1], asyncio.CancelledError)
     await decoder.close()
 
@@ -315,7 +315,7 @@ def test_it_works_under_uvloop() -> None:
             await decoder.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(cleaned()) == (GOOD_PICTURE, GOOD)
+        assert runner.run(cleaned()) == (GOOD_IMAGE, GOOD)
 
 
 def peak_bytes(process: psutil.Process) -> int:
@@ -335,8 +335,8 @@ async def test_a_jpeg_that_stays_as_it_is_takes_little_memory_to_check(
     content = encoded(large, "JPEG", progressive=is_progressive)
     decoder = Decoder(replace(LIMITS, max_pixels=40_000_000))
     process = await started(decoder)
-    picture, cleaned = await clean(decoder, content)
-    assert (picture.width, picture.height) == (8000, 5000)
+    image, cleaned = await clean(decoder, content)
+    assert (image.width, image.height) == (8000, 5000)
     assert cleaned == content
     assert peak_bytes(process) < 150_000_000
     cut_off = content[: len(content) // 2]

@@ -1,4 +1,4 @@
-"""Untrusted pictures: which are refused, what is left of the others, and what is made of them."""
+"""Untrusted images: which are refused, what is left of the others, and what is made of them."""
 
 import asyncio
 import io
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from gateway.media.decoder import Decoder, DecoderFailed, ImageFacts, UnusableImage
-from tests.decoding_helpers import GOOD, GOOD_PICTURE, LIMITS, clean, file, opened, problem
+from tests.decoding_helpers import GOOD, GOOD_IMAGE, LIMITS, clean, file, opened, problem
 from tests.hazards import Hazard, drawing, encoded, exif, hazards
 
 
@@ -35,11 +35,11 @@ async def test_every_hazard_gets_its_answer(hazard: Hazard, decoder: Decoder) ->
     if hazard.expected:
         assert await problem(decoder, hazard.content) == hazard.expected
         return
-    picture, cleaned = await clean(decoder, hazard.content)
-    assert replace(picture, size_bytes=0) == hazard.picture
-    assert picture.size_bytes == len(cleaned)
+    facts, cleaned = await clean(decoder, hazard.content)
+    assert replace(facts, size_bytes=0) == hazard.image
+    assert facts.size_bytes == len(cleaned)
     assert [part for part in hazard.hidden if part in cleaned] == []
-    assert await clean(decoder, cleaned) == (picture, cleaned), "what is clean stays as it is"
+    assert await clean(decoder, cleaned) == (facts, cleaned), "what is clean stays as it is"
 
 
 ODD = {
@@ -57,10 +57,10 @@ ODD = {
 @pytest.mark.parametrize(
     "hazard",
     # Of the files with bombs in their metadata Pillow reads nothing at all.
-    [h for h in hazards() if h.picture and "bomb as" not in h.name],
+    [h for h in hazards() if h.image and "bomb as" not in h.name],
     ids=named,
 )
-async def test_a_cleaned_picture_shows_what_the_original_shows(
+async def test_a_cleaned_image_shows_what_the_original_shows(
     hazard: Hazard, decoder: Decoder
 ) -> None:
     _, cleaned = await clean(decoder, hazard.content)
@@ -98,7 +98,7 @@ async def test_a_colour_profile_stays_and_a_place_in_exif_goes(decoder: Decoder)
             )
 
 
-async def test_a_refusal_quotes_nothing_of_the_picture(decoder: Decoder) -> None:
+async def test_a_refusal_quotes_nothing_of_the_image(decoder: Decoder) -> None:
     with pytest.raises(UnusableImage) as refused:
         await clean(decoder, b"<script>secret</script>")
     assert refused.value.message == "The file is not a PNG, JPEG or WebP image."
@@ -110,7 +110,7 @@ async def test_a_refusal_quotes_nothing_of_the_picture(decoder: Decoder) -> None
 async def test_sources_are_read_whole_wherever_they_stand_and_do_not_move(decoder: Decoder) -> None:
     source = file(GOOD)  # nothing of it is written to the system yet
     source.seek(17)
-    assert await decoder.clean(source, file()) == GOOD_PICTURE
+    assert await decoder.clean(source, file()) == GOOD_IMAGE
     assert source.tell() == 17
 
 
@@ -123,28 +123,28 @@ async def test_a_target_with_something_in_it_is_overwritten(decoder: Decoder) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a disk that is always full")
-async def test_a_target_that_cannot_be_written_is_not_the_pictures_fault(decoder: Decoder) -> None:
+async def test_a_target_that_cannot_be_written_is_not_the_images_fault(decoder: Decoder) -> None:
     class Full(io.BytesIO):
         def fileno(self) -> int:
             return disk.fileno()
 
     with open("/dev/full", "wb") as disk, pytest.raises(DecoderFailed):  # noqa: ASYNC230, PTH123
         await decoder.clean(file(GOOD), Full())
-    assert await clean(decoder, GOOD) == (GOOD_PICTURE, GOOD)
+    assert await clean(decoder, GOOD) == (GOOD_IMAGE, GOOD)
 
 
-# Making pictures of pictures
+# Making images of images
 
 
-async def test_a_resampled_picture_has_exactly_the_size_and_visible_colours_only(
+async def test_a_resampled_image_has_exactly_the_size_and_visible_colours_only(
     decoder: Decoder,
 ) -> None:
     image = Image.new("RGBA", (60, 60), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (0, 0, 30, 60))
     target = file()
-    picture = await decoder.resample(file(encoded(image, "PNG")), target, width=101, height=37)
+    facts = await decoder.resample(file(encoded(image, "PNG")), target, width=101, height=37)
     size_bytes = os.fstat(target.fileno()).st_size
-    assert picture == ImageFacts(
+    assert facts == ImageFacts(
         "image/png", 101, 37, size_bytes, has_alpha=True, is_transparent=True
     )
     with Image.open(target) as made:
@@ -153,7 +153,7 @@ async def test_a_resampled_picture_has_exactly_the_size_and_visible_colours_only
     assert red.getextrema() == (0, 0), "hidden red bleeds into visible blue"
 
 
-async def test_a_resampled_picture_of_the_same_size_keeps_its_pixels(decoder: Decoder) -> None:
+async def test_a_resampled_image_of_the_same_size_keeps_its_pixels(decoder: Decoder) -> None:
     for mode in ("RGB", "RGBA"):
         target = file()
         await decoder.resample(file(encoded(drawing(mode), "PNG")), target, width=48, height=32)
@@ -178,14 +178,14 @@ async def composite(
 ) -> Image.Image:
     target = file()
     files = [file(encoded(image, "PNG")) for image in (original, mask, made)]
-    picture = await decoder.composite(files[0], files[1], files[2], target, width=48, height=32)
-    assert (picture.width, picture.height, picture.media_type) == (48, 32, "image/png")
+    facts = await decoder.composite(files[0], files[1], files[2], target, width=48, height=32)
+    assert (facts.width, facts.height, facts.media_type) == (48, 32, "image/png")
     return Image.open(target)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("mask_size", [(48, 32), (96, 64), (24, 16)])
-async def test_a_composite_is_the_original_outside_and_the_made_picture_inside(
+async def test_a_composite_is_the_original_outside_and_the_made_image_inside(
     mode: str, mask_size: tuple[int, int], decoder: Decoder
 ) -> None:
     original = drawing(mode)
@@ -202,10 +202,10 @@ async def test_a_composite_is_the_original_outside_and_the_made_picture_inside(
 async def test_an_original_can_be_its_own_mask(decoder: Decoder) -> None:
     original, made = masked(), Image.new("RGB", (48, 32), (1, 2, 3))
     content, target = file(encoded(original, "PNG")), file()
-    picture = await decoder.composite(
+    facts = await decoder.composite(
         content, content, file(encoded(made, "PNG")), target, width=48, height=32
     )
-    assert (picture.has_alpha, picture.is_transparent) == (True, False)
+    assert (facts.has_alpha, facts.is_transparent) == (True, False)
     with Image.open(target) as result:
         pixels = {
             (is_inside(x, y), result.getpixel((x, y)) == original.getpixel((x, y)))
@@ -222,7 +222,7 @@ async def test_a_mask_without_alpha_leaves_the_original(decoder: Decoder) -> Non
     assert result.tobytes() == drawing().tobytes()
 
 
-async def test_pictures_of_other_sizes_are_resampled_before_they_meet(decoder: Decoder) -> None:
+async def test_images_of_other_sizes_are_resampled_before_they_meet(decoder: Decoder) -> None:
     original, made = drawing("RGB", (96, 64)), Image.new("RGB", (500, 500), (1, 2, 3))
     resampled = file()
     await decoder.resample(file(encoded(original, "PNG")), resampled, width=48, height=32)
@@ -237,9 +237,9 @@ async def test_pictures_of_other_sizes_are_resampled_before_they_meet(decoder: D
 async def test_a_thumbnail_is_a_small_upright_webp(decoder: Decoder) -> None:
     photograph = encoded(drawing("RGB", (480, 320)), "JPEG", exif=exif(6))
     target = file()
-    picture = await decoder.thumbnail(file(photograph), target, max_edge=96)
+    facts = await decoder.thumbnail(file(photograph), target, max_edge=96)
     size_bytes = os.fstat(target.fileno()).st_size
-    assert picture == ImageFacts(
+    assert facts == ImageFacts(
         "image/webp", 64, 96, size_bytes, has_alpha=False, is_transparent=False
     )
     with Image.open(target) as thumbnail:
@@ -248,9 +248,9 @@ async def test_a_thumbnail_is_a_small_upright_webp(decoder: Decoder) -> None:
     assert max(difference.mean) < 8, "its red corner is not on the right"
 
 
-async def test_a_thumbnail_is_never_larger_than_its_picture(decoder: Decoder) -> None:
-    picture = await decoder.thumbnail(file(GOOD), file(), max_edge=1000)
-    assert (picture.width, picture.height) == (48, 32)
+async def test_a_thumbnail_is_never_larger_than_its_image(decoder: Decoder) -> None:
+    facts = await decoder.thumbnail(file(GOOD), file(), max_edge=1000)
+    assert (facts.width, facts.height) == (48, 32)
 
 
 async def test_sizes_beyond_the_limits_are_a_mistake_of_the_caller(decoder: Decoder) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from gateway.net.downloads import DownloadProblem, origin_of
 from tests.download_hosts import (
+    IMAGE,
     NAME,
-    PICTURE,
     PUBLIC,
     Dialled,
     Names,
@@ -30,54 +30,54 @@ REFUSED = {
     DownloadProblem.NOT_HTTPS: [
         "",
         "/",
-        "picture.png",
-        "//pictures.example/a",
-        "http://pictures.example/",
-        "HTTP://pictures.example/",
+        "image.png",
+        "//images.example/a",
+        "http://images.example/",
+        "HTTP://images.example/",
         "http://127.0.0.1:{port}/",
         "http://169.254.169.254/latest/meta-data/",
         "http+unix://%2Fvar%2Frun%2Fdocker.sock/info",
-        "ftp://pictures.example/a.png",
+        "ftp://images.example/a.png",
         "file:///etc/passwd",
         "file://localhost/etc/passwd",
         "data:image/png;base64,iVBORw0KGgo=",
         "javascript:alert(1)",
         "gopher://127.0.0.1:{port}/_x",
-        "ws://pictures.example/",
-        "wss://pictures.example/",
-        "httpss://pictures.example/",
+        "ws://images.example/",
+        "wss://images.example/",
+        "httpss://images.example/",
         "s3://bucket/key",
     ],
     DownloadProblem.BAD_URL: [
         "https:",
         "https://",
         "https:///a.png",
-        "https:pictures.example/a.png",
-        " https://pictures.example/",
-        "https://pictures.example/ ",
-        "https://pictures.example/a b",
-        "https://pictures.example/a\\b",
-        "https://pictures.example/\r\nHost: inside",
-        "https://pictures.example/\x00",
-        "https://pictures.example/\t",
-        "https://pictures.example/\u202egnp",
-        "https://pictures.example/\ud800",
-        "https://pictures.example\\@127.0.0.1/",
-        "https://pictures.example/" + "a" * 9000,
-        "https://user:password@pictures.example/",
-        "https://user@pictures.example/",
-        "https://:password@pictures.example/",
-        "https://@pictures.example/",
-        "https://pictures.example:443@127.0.0.1/",
+        "https:images.example/a.png",
+        " https://images.example/",
+        "https://images.example/ ",
+        "https://images.example/a b",
+        "https://images.example/a\\b",
+        "https://images.example/\r\nHost: inside",
+        "https://images.example/\x00",
+        "https://images.example/\t",
+        "https://images.example/\u202egnp",
+        "https://images.example/\ud800",
+        "https://images.example\\@127.0.0.1/",
+        "https://images.example/" + "a" * 9000,
+        "https://user:password@images.example/",
+        "https://user@images.example/",
+        "https://:password@images.example/",
+        "https://@images.example/",
+        "https://images.example:443@127.0.0.1/",
         "https://127.0.0.1:{port}/",
         "https://[::1]:{port}/",
         "https://localhost:{port}/",
-        "https://pictures.example:{port}/",
-        "https://pictures.example:80/",
-        "https://pictures.example:0/",
-        "https://pictures.example:65536/",
-        "https://pictures.example:-443/",
-        "https://pictures.example:http/",
+        "https://images.example:{port}/",
+        "https://images.example:80/",
+        "https://images.example:0/",
+        "https://images.example:65536/",
+        "https://images.example:-443/",
+        "https://images.example:http/",
         "https://localhost/",
         "https://localhost./",
         "https://postgres/",
@@ -98,24 +98,24 @@ REFUSED = {
         "https://256.256.256.256/",
         "https://127.0.0.1.5/",
         "https://[::1/",
-        "https://pictures\u2044]example[@",
-        "https://[pictures.example]/",
+        "https://images\u2044]example[@",
+        "https://[images.example]/",
         "https://[v1.a]/",
         "https://::1/",
-        "https://pictures.example./",
-        "https://.pictures.example/",
-        "https://pictures..example/",
-        "https://pictures,example/",
-        "https://-pictures.example/",
-        "https://pictures.example%2f@127.0.0.1/",
-        "https://127.0.0.1%2fpictures.example/",
-        "https://pictures%2eexample/",
-        "https://pictures.example%00.png/",
+        "https://images.example./",
+        "https://.images.example/",
+        "https://images..example/",
+        "https://images,example/",
+        "https://-images.example/",
+        "https://images.example%2f@127.0.0.1/",
+        "https://127.0.0.1%2fimages.example/",
+        "https://images%2eexample/",
+        "https://images.example%00.png/",
         "https://" + "a" * 64 + ".example/",
         "https://" + "a." * 130 + "example/",
         "https://" + "\xe9" * 300 + ".example/",
-        "https://pictures.\uff05\uff12\uff15example/",
-        "https://a\uff20pictures.example/",
+        "https://images.\uff05\uff12\uff15example/",
+        "https://a\uff20images.example/",
         "https://[\uff1a\uff1a1]/",
         "https://\u2488\u2488.example/",
     ],
@@ -135,8 +135,8 @@ REFUSED = {
         "https://198.18.0.1/",
         "https://224.0.0.1/",
         "https://255.255.255.255/",
-        "https://127.0.0.1?@pictures.example/",
-        "https://127.0.0.1#@pictures.example/",
+        "https://127.0.0.1?@images.example/",
+        "https://127.0.0.1#@images.example/",
         "https://[::]/",
         "https://[::1]/",
         "https://[0:0:0:0:0:0:0:1]/",
@@ -267,8 +267,8 @@ async def test_a_file_comes_over_tls_from_the_address_that_was_checked(tmp_path:
         guarded = partial(downloading, ssl_context=made.client, open_socket=dialled)
         target = io.BytesIO()
         async with guarded(resolver=Names([[PUBLIC]])) as downloads:
-            assert await downloads.fetch(f"https://{NAME}/a.png", target) == len(PICTURE)
-    assert (target.tell(), target.getvalue()) == (0, PICTURE)
+            assert await downloads.fetch(f"https://{NAME}/a.png", target) == len(IMAGE)
+    assert (target.tell(), target.getvalue()) == (0, IMAGE)
     assert dialled.addresses == [(PUBLIC, 443)]
 
 
@@ -282,7 +282,7 @@ async def test_a_name_is_looked_up_once_for_each_fetch_and_checked_each_time(
         async with downloading(
             ssl_context=made.client, open_socket=dialled, resolver=names
         ) as downloads:
-            assert await downloads.fetch(f"https://{NAME}/", io.BytesIO()) == len(PICTURE)
+            assert await downloads.fetch(f"https://{NAME}/", io.BytesIO()) == len(IMAGE)
             assert (names.asked, dialled.addresses) == ([NAME], [(PUBLIC, 443)])
             assert await refusal(downloads, f"https://{NAME}/") == DownloadProblem.PRIVATE_ADDRESS
     assert (names.asked, dialled.addresses) == ([NAME, NAME], [(PUBLIC, 443)])
@@ -322,16 +322,16 @@ async def test_a_certificate_for_another_name_or_from_a_stranger_is_refused(
 
 async def test_a_trusted_origin_may_be_plain_and_private(tmp_path: Path) -> None:
     async with web_host(sends()) as host, trusting(host) as downloads:
-        with (tmp_path / "picture").open("w+b") as target:
-            assert await downloads.fetch(host.url, target) == len(PICTURE)
-            assert target.read() == PICTURE
+        with (tmp_path / "image").open("w+b") as target:
+            assert await downloads.fetch(host.url, target) == len(IMAGE)
+            assert target.read() == IMAGE
 
 
 async def test_a_trusted_name_is_looked_up_by_the_system() -> None:
     async with web_host(sends()) as host:
         url = host.url.replace("127.0.0.1", "localhost")
         async with downloading(trusted_origins=frozenset({origin_of(url)})) as downloads:
-            assert await downloads.fetch(url, io.BytesIO()) == len(PICTURE)
+            assert await downloads.fetch(url, io.BytesIO()) == len(IMAGE)
 
 
 async def test_trust_is_for_one_scheme_host_and_port() -> None:
@@ -344,7 +344,7 @@ async def test_trust_is_for_one_scheme_host_and_port() -> None:
             f"http://127.1:{host.port}/": DownloadProblem.NOT_HTTPS,
             f"http://localhost:{host.port}/": DownloadProblem.NOT_HTTPS,
             f"http://user@127.0.0.1:{host.port}/": DownloadProblem.BAD_URL,
-            f"http://pictures.example/?http://127.0.0.1:{host.port}/": DownloadProblem.NOT_HTTPS,
+            f"http://images.example/?http://127.0.0.1:{host.port}/": DownloadProblem.NOT_HTTPS,
         }
         assert {url: await refusal(downloads, url) for url in near} == near
     assert host.requests == []

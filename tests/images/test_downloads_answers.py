@@ -10,9 +10,9 @@ import pytest
 
 from gateway.net.downloads import DownloadProblem, DownloadRefused
 from tests.download_hosts import (
+    IMAGE,
     MAX_BYTES,
     NAME,
-    PICTURE,
     Answer,
     downloading,
     drips,
@@ -37,10 +37,10 @@ async def test_a_request_carries_nothing_but_what_it_needs(
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://canary-proxy:9")
     path = "/a%2Fb/../c%7e.png?sig=a%2Bb%2c+c%3D&x='#fragment"
-    answer = sends(PICTURE, "Set-Cookie: a=canary; Path=/")
+    answer = sends(IMAGE, "Set-Cookie: a=canary; Path=/")
     async with web_host(answer) as host, trusting(host) as downloads:
         for _ in range(2):
-            await downloads.fetch(host.url.replace("/picture.png", path), io.BytesIO())
+            await downloads.fetch(host.url.replace("/image.png", path), io.BytesIO())
     sent = [
         "GET /a%2Fb/../c%7e.png?sig=a%2Bb%2c+c%3D&x=' HTTP/1.1",
         f"Host: 127.0.0.1:{host.port}",
@@ -68,13 +68,13 @@ BAD_ANSWERS = {
     "temporary": (sends(b"", "Location: /b.png", status="307 Temporary"), DownloadProblem.REDIRECT),
     "permanent": (sends(b"", "Location: /b.png", status="308 Permanent"), DownloadProblem.REDIRECT),
     "moved nowhere": (sends(b"", status="302 Found"), DownloadProblem.REDIRECT),
-    "choices": (sends(PICTURE, status="300 Multiple Choices"), DownloadProblem.REDIRECT),
+    "choices": (sends(IMAGE, status="300 Multiple Choices"), DownloadProblem.REDIRECT),
     "no content": (sends_raw(b"HTTP/1.1 204 No Content\r\n\r\n"), DownloadProblem.BAD_STATUS),
-    "in part": (sends(PICTURE, status="206 Partial Content"), DownloadProblem.BAD_STATUS),
-    "missing": (sends(PICTURE, status="404 Not Found"), DownloadProblem.BAD_STATUS),
-    "their failure": (sends(PICTURE, status="500 Oops"), DownloadProblem.BAD_STATUS),
+    "in part": (sends(IMAGE, status="206 Partial Content"), DownloadProblem.BAD_STATUS),
+    "missing": (sends(IMAGE, status="404 Not Found"), DownloadProblem.BAD_STATUS),
+    "their failure": (sends(IMAGE, status="500 Oops"), DownloadProblem.BAD_STATUS),
     "large and says so": (sends(bytes(MAX_BYTES + 1)), DownloadProblem.TOO_LARGE),
-    "small and says it is large": (sends(PICTURE, length=10**15), DownloadProblem.TOO_LARGE),
+    "small and says it is large": (sends(IMAGE, length=10**15), DownloadProblem.TOO_LARGE),
     "large without a length": (
         sends_raw(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(MAX_BYTES + 1)),
         DownloadProblem.TOO_LARGE,
@@ -87,17 +87,17 @@ BAD_ANSWERS = {
         ),
         DownloadProblem.TOO_LARGE,
     ),
-    "gzip": (sends(PICTURE, "Content-Encoding: gzip"), DownloadProblem.NOT_AN_IMAGE),
+    "gzip": (sends(IMAGE, "Content-Encoding: gzip"), DownloadProblem.NOT_AN_IMAGE),
     "brotli after identity": (
-        sends(PICTURE, "Content-Encoding: identity", "Content-Encoding: BR"),
+        sends(IMAGE, "Content-Encoding: identity", "Content-Encoding: BR"),
         DownloadProblem.NOT_AN_IMAGE,
     ),
     "an encoding nobody knows": (
-        sends(PICTURE, "Content-Encoding: x"),
+        sends(IMAGE, "Content-Encoding: x"),
         DownloadProblem.NOT_AN_IMAGE,
     ),
     "empty": (sends(b""), DownloadProblem.NOT_AN_IMAGE),
-    "cut short": (sends(PICTURE, length=len(PICTURE) + 1), DownloadProblem.UNREACHABLE),
+    "cut short": (sends(IMAGE, length=len(IMAGE) + 1), DownloadProblem.UNREACHABLE),
     "cut short in chunks": (
         sends_raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc"),
         DownloadProblem.UNREACHABLE,
@@ -131,13 +131,13 @@ async def test_a_bad_answer_is_refused_and_leaves_an_empty_file(
 
 GOOD_ANSWERS = {
     "as large as allowed": sends(bytes(MAX_BYTES)),
-    "without a length": sends_raw(b"HTTP/1.1 200 OK\r\n\r\n" + PICTURE),
-    "old": sends_raw(b"HTTP/1.0 200 OK\r\n\r\n" + PICTURE),
+    "without a length": sends_raw(b"HTTP/1.1 200 OK\r\n\r\n" + IMAGE),
+    "old": sends_raw(b"HTTP/1.0 200 OK\r\n\r\n" + IMAGE),
     "in chunks": sends_raw(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
     ),
-    "called a page": sends(PICTURE, "Content-Type: text/html"),
-    "encoded as itself": sends(PICTURE, "Content-Encoding: Identity"),
+    "called a page": sends(IMAGE, "Content-Type: text/html"),
+    "encoded as itself": sends(IMAGE, "Content-Encoding: Identity"),
 }
 
 
@@ -146,7 +146,7 @@ async def test_a_whole_file_is_written_and_rewound_whatever_the_host_calls_it(
     answer: Answer, tmp_path: Path
 ) -> None:
     async with web_host(answer) as host, trusting(host) as downloads:
-        with (tmp_path / "picture").open("w+b") as target:
+        with (tmp_path / "image").open("w+b") as target:
             size = await downloads.fetch(host.url, target)
             assert target.tell() == 0
             assert len(target.read()) == size > 0
@@ -182,7 +182,7 @@ async def test_fetches_beyond_the_limit_wait_their_turn() -> None:
         go = asyncio.Event()
         await turns.put(go)
         await go.wait()
-        await sends(PICTURE)(writer)
+        await sends(IMAGE)(writer)
 
     async with web_host(waits) as host, trusting(host, max_connections=2) as downloads:
         fetches = [asyncio.create_task(downloads.fetch(host.url, io.BytesIO())) for _ in range(5)]
@@ -194,7 +194,7 @@ async def test_fetches_beyond_the_limit_wait_their_turn() -> None:
             go.set()
         for _ in range(3):
             (await turns.get()).set()
-        assert await asyncio.gather(*fetches) == [len(PICTURE)] * 5
+        assert await asyncio.gather(*fetches) == [len(IMAGE)] * 5
 
 
 async def test_a_fetch_that_is_cancelled_leaves_an_empty_file_and_a_free_turn() -> None:
@@ -215,7 +215,7 @@ async def test_a_fetch_that_is_cancelled_leaves_an_empty_file_and_a_free_turn() 
             await fetch
         assert target.getvalue() == b""
         host.answer = sends()
-        assert await downloads.fetch(host.url, target) == len(PICTURE)
+        assert await downloads.fetch(host.url, target) == len(IMAGE)
 
 
 SIGNATURE, PASSWORD = "canary-signature", "canary-password"

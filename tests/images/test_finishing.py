@@ -20,8 +20,8 @@ from tests.harness import (
     process_environment,
     served_gateway,
 )
+from tests.image_helpers import expect_one_call_each, file_bytes, mask, png
 from tests.money_helpers import books, client_of, eventually
-from tests.picture_helpers import expect_one_call_each, file_bytes, mask, png
 from tests.stub_openai import Fault, Stub
 
 EDITS = "/v1/images/edits"
@@ -43,7 +43,7 @@ def frozen(stopped: Sequence[psutil.Process]) -> Iterator[None]:
                 one.resume()
 
 
-async def test_a_bought_picture_does_not_wait_behind_pictures_that_are_checked(
+async def test_a_bought_image_does_not_wait_behind_images_that_are_checked(
     database: str, stub: Stub, tmp_path: Path
 ) -> None:
     settings = make_settings(
@@ -76,7 +76,7 @@ def decoders(process: GatewayProcess) -> set[psutil.Process]:
     return {child for child in children if "gateway.media.decoder_process" in child.cmdline()}
 
 
-async def test_a_picture_whose_decoder_is_killed_is_finished_by_another(
+async def test_an_image_whose_decoder_is_killed_is_finished_by_another(
     settings: Settings, served: Served, stub: Stub, tmp_path: Path
 ) -> None:
     with gateway_process(process_environment(settings), tmp_path / "log") as process:
@@ -109,7 +109,7 @@ def has_job(process: GatewayProcess, stopped: set[psutil.Process]) -> bool:
             names.append(str(descriptor.readlink()))
         except FileNotFoundError:
             continue
-    # The cleaned input, the picture that was made, the one to write; and each as it is handed over.
+    # The cleaned input, the image that was made, the one to write; and each as it is handed over.
     return bool(stopped) and sum(name.endswith("(deleted)") for name in names) >= 6
 
 

@@ -13,7 +13,7 @@ from gateway.library.prompt_hashes import prompt_hash
 from gateway.library.storage import thumbnail_path
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, error_of
-from tests.hosting_helpers import Hosted, S3Server, bucket_of, hosted_gateway, picture
+from tests.hosting_helpers import Hosted, S3Server, bucket_of, hosted_gateway, image_bytes
 from tests.stub_openai import Stub
 
 NO_IMAGE = "img_19a00000000_0123456789abcdef"
@@ -279,7 +279,7 @@ async def test_what_is_deleted_while_the_store_is_away_goes_when_it_is_back(
     server = S3Server()
     async with hosted_gateway(settings, await bucket_of(server)) as hosted:
         key = await hosted.served.key()
-        image = await hosted.put(key, picture())
+        image = await hosted.put(key, image_bytes())
         server.stop()
         path = f"/v1/images/{image.id}"
         assert (await ask(hosted, key, path, "DELETE")).status_code == 200

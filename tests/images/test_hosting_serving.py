@@ -19,7 +19,7 @@ from gateway.library.storage import thumbnail_path
 from gateway.library.thumbnails import Thumbnails
 from gateway.media.decoder import Decoder, DecoderLimits, ImageFacts
 from tests.harness import error_of, served_gateway
-from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, hosted_gateway, picture
+from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, hosted_gateway, image_bytes
 from tests.rest.test_rest_database_away import Cable
 
 CONTENT = bytes(range(256)) * 4
@@ -159,7 +159,7 @@ async def test_a_link_works_while_postgres_is_away(
     )
     async with served_gateway(far) as served:
         hosted = Hosted(served, place, place.applied(settings))
-        image = await hosted.put(await served.key(), picture())
+        image = await hosted.put(await served.key(), image_bytes())
         links = [hosted.link(image, kind) for kind in LinkKind]
         await cable.cut()
         assert [(await hosted.get(link)).status_code for link in links] == [200, 200]
@@ -172,7 +172,7 @@ async def test_a_link_works_while_postgres_is_away(
 
 async def test_a_thumbnail_is_a_small_webp_stored_beside_its_image(hosted: Hosted) -> None:
     key = await hosted.served.key()
-    image = await hosted.put(key, picture(1536, 1024))
+    image = await hosted.put(key, image_bytes(1536, 1024))
     link = hosted.link(image, LinkKind.THUMBNAIL)
     first, again = [await hosted.get(link) for _ in range(2)]
     assert first.status_code == 200
@@ -202,8 +202,8 @@ async def test_a_link_opens_the_image_or_its_thumbnail_never_the_other(hosted: H
     assert (await hosted.get(hosted.link(image, LinkKind.THUMBNAIL))).status_code == 200
 
 
-async def test_no_thumbnail_is_made_of_what_is_no_picture(hosted: Hosted) -> None:
-    for content in (b"<svg/>", picture()[:200]):
+async def test_no_thumbnail_is_made_of_what_is_no_image(hosted: Hosted) -> None:
+    for content in (b"<svg/>", image_bytes()[:200]):
         image = await hosted.put(await hosted.served.key(), content)
         answer = await hosted.get(hosted.link(image, LinkKind.THUMBNAIL))
         assert (answer.status_code, error_of(answer)["code"]) == (404, "image_not_found")

@@ -46,8 +46,8 @@ def draw(
     transparent: bool = False,
     compression: int | None = None,
 ) -> bytes:
-    picture = paint(prompt, index=index, size=size, transparent=transparent)
-    return encode(picture, output_format, compression)
+    image = paint(prompt, index=index, size=size, transparent=transparent)
+    return encode(image, output_format, compression)
 
 
 def load(file: bytes) -> Image.Image:
@@ -73,8 +73,8 @@ def test_the_same_arguments_give_the_same_bytes(output_format: OutputFormat) -> 
 def test_another_process_gives_the_same_bytes() -> None:
     script = (
         "import sys; from gateway.providers.sandbox.drawing import encode, paint; "
-        "picture = paint('Tea', index=1, size=(256, 256), transparent=False); "
-        "sys.stdout.buffer.write(encode(picture, 'png', None))"
+        "image = paint('Tea', index=1, size=(256, 256), transparent=False); "
+        "sys.stdout.buffer.write(encode(image, 'png', None))"
     )
     other = subprocess.run(
         [sys.executable, "-c", script],
@@ -87,7 +87,7 @@ def test_another_process_gives_the_same_bytes() -> None:
 
 
 def test_prompts_and_indexes_give_different_images() -> None:
-    # None of the scripts here can be printed, so only the pictures can differ.
+    # None of the scripts here can be printed, so only the images can differ.
     prompts = ["猫", "犬", "鳥", "Привет"]
     files = {draw(prompt, index=index) for prompt in prompts for index in range(4)}
     assert len(files) == 16

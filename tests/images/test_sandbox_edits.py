@@ -1,4 +1,4 @@
-"""The sandbox's edits and streams: real pictures that show their inputs, and realistic usage."""
+"""The sandbox's edits and streams: real images that show their inputs, and realistic usage."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from gateway.domain import (
 )
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.sandbox.provider import Sandbox
-from tests.picture_helpers import (
+from tests.image_helpers import (
     changed_outside,
     changed_share,
     distance,
@@ -36,40 +36,40 @@ from tests.picture_helpers import (
 async def read_pixels(file: BinaryIO, width: int, height: int) -> bytes:
     """What the decoder's processes do for the gateway."""
     file.seek(0)
-    with Image.open(file) as picture:
-        return ImageOps.fit(picture.convert("RGBA"), (width, height)).tobytes()
+    with Image.open(file) as image:
+        return ImageOps.fit(image.convert("RGBA"), (width, height)).tobytes()
 
 
 MODEL = load_catalog().models["gpt-image-2.5-flare"]
 AREA = (200, 100, 400, 300)
 
 
-def opened(picture: Image.Image, picture_format: str = "PNG") -> InputImage:
+def opened(image: Image.Image, image_format: str = "PNG") -> InputImage:
     """An input as the sandbox gets it: checked, and read to its end by whoever did that."""
-    content = file_bytes(picture, picture_format)
+    content = file_bytes(image, image_format)
     file = io.BytesIO(content)
     file.seek(0, io.SEEK_END)
-    has_alpha = "A" in picture.getbands()
+    has_alpha = "A" in image.getbands()
     return InputImage(
         file=file,
-        media_type=f"image/{picture_format.lower()}",
-        width=picture.width,
-        height=picture.height,
+        media_type=f"image/{image_format.lower()}",
+        width=image.width,
+        height=image.height,
         size_bytes=len(content),
         has_alpha=has_alpha,
-        is_transparent=has_alpha and picture.getchannel("A").getextrema()[0] == 0,
+        is_transparent=has_alpha and image.getchannel("A").getextrema()[0] == 0,
     )
 
 
-def edit(*pictures: Image.Image | InputImage, **changes: Any) -> ImageRequest:
+def edit(*inputs: Image.Image | InputImage, **changes: Any) -> ImageRequest:
     """A request with these inputs."""
-    inputs = tuple(p if isinstance(p, InputImage) else opened(p) for p in pictures)
+    opened_inputs = tuple(p if isinstance(p, InputImage) else opened(p) for p in inputs)
     request = ImageRequest(
         model=MODEL,
         requested_model=MODEL.id,
         prompt="A red fox in the forest",
         operation=Operation.EDIT,
-        inputs=inputs,
+        inputs=opened_inputs,
         size="1024x1024",
         quality="low",
     )
@@ -93,21 +93,21 @@ async def test_an_edit_has_exactly_the_size_and_format_asked_for(
     size: str, output_format: str, background: str
 ) -> None:
     request = edit(photo(90, 50), size=size, output_format=output_format, background=background)
-    picture = await make_one(request)
+    image = await make_one(request)
     transparent = background == "transparent" and output_format != "jpeg"
-    assert (f"{picture.width}x{picture.height}", picture.format, picture.mode) == (
+    assert (f"{image.width}x{image.height}", image.format, image.mode) == (
         size,
         output_format.upper(),
         "RGBA" if transparent else "RGB",
     )
     if transparent:
-        assert picture.getchannel("A").getextrema() == (0, 255)
+        assert image.getchannel("A").getextrema() == (0, 255)
 
 
-@pytest.mark.parametrize("picture_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-async def test_every_kind_of_input_is_read(picture_format: str, mode: str) -> None:
-    input_image = opened(photo(mode=mode), picture_format)
+async def test_every_kind_of_input_is_read(image_format: str, mode: str) -> None:
+    input_image = opened(photo(mode=mode), image_format)
     answer = await make(edit(input_image))
     assert load_base64(answer.images[0]).size == (1024, 1024)
     assert not input_image.file.closed
@@ -120,14 +120,14 @@ async def test_the_same_edit_gives_the_same_bytes() -> None:
 
 
 async def test_without_a_mask_the_input_shows_through_the_drawing() -> None:
-    pictures = [await make_one(edit(plain(colour=colour))) for colour in ("red", "blue")]
-    [red, blue] = [picture.resize((1, 1)).getpixel((0, 0)) for picture in pictures]
+    inputs = [await make_one(edit(plain(colour=colour))) for colour in ("red", "blue")]
+    [red, blue] = [image.resize((1, 1)).getpixel((0, 0)) for image in inputs]
     assert isinstance(red, tuple)
     assert isinstance(blue, tuple)
     assert red[0] > blue[0] + 100
     assert blue[2] > red[2] + 100
-    assert changed_share(pictures[0], pictures[1]) > 0.99
-    assert len(pictures[0].getcolors(1024 * 1024) or []) > 100
+    assert changed_share(inputs[0], inputs[1]) > 0.99
+    assert len(inputs[0].getcolors(1024 * 1024) or []) > 100
 
 
 async def test_the_drawing_is_inside_the_mask_and_the_input_outside() -> None:
@@ -156,7 +156,7 @@ async def test_not_one_pixel_outside_the_mask_stays_as_it_was() -> None:
     assert changed_outside(before, after, AREA) > outside * 0.999
 
 
-async def test_a_mask_is_scaled_with_its_picture() -> None:
+async def test_a_mask_is_scaled_with_its_image() -> None:
     before, small = photo(512, 256), mask(512, 256, (0, 0, 256, 256))
     after = await make_one(edit(before, mask=opened(small), size="2048x1024"))
     drawing = await make_one(edit(operation=Operation.GENERATION, size="2048x1024"))
@@ -179,7 +179,7 @@ async def test_the_images_of_one_edit_differ_from_each_other(changes: dict[str, 
     assert len(set(answer.images)) == 10
 
 
-async def test_every_further_input_is_in_the_picture() -> None:
+async def test_every_further_input_is_in_the_image() -> None:
     others = [photo(turn=turn) for turn in (1, 2, 3)] * 5
     found = {
         (await make(edit(photo(), *others[:count]))).images[0] for count in range(len(others) + 1)
@@ -196,13 +196,13 @@ async def test_a_transparent_edit_shows_every_further_input_whole() -> None:
 
 
 async def test_what_is_transparent_in_the_input_is_filled() -> None:
-    picture = await make_one(edit(with_hole(photo(), (0, 0, 64, 32))))
+    image = await make_one(edit(with_hole(photo(), (0, 0, 64, 32))))
     drawing = await make_one(edit(operation=Operation.GENERATION))
-    assert changed_share(picture, drawing, (0, 0, 1024, 500)) < 0.3
-    assert changed_share(picture, drawing, (0, 524, 1024, 1024)) > 0.9
+    assert changed_share(image, drawing, (0, 0, 1024, 500)) < 0.3
+    assert changed_share(image, drawing, (0, 524, 1024, 1024)) > 0.9
 
 
-async def test_markup_is_in_the_picture() -> None:
+async def test_markup_is_in_the_image() -> None:
     without = await make_one(edit(plain(512, 512)))
     overlay = Image.new("RGBA", (512, 512))
     overlay.paste("lime", (100, 100, 200, 200))
@@ -212,7 +212,7 @@ async def test_markup_is_in_the_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "extra", "tokens"),
+    ("inputs", "extra", "tokens"),
     [
         ([(1024, 1024)], (), 1033),
         ([(64, 64)], (), 13),
@@ -224,10 +224,10 @@ async def test_markup_is_in_the_picture() -> None:
     ],
 )
 async def test_inputs_cost_a_token_for_each_patch_and_nine_more(
-    pictures: list[tuple[int, int]], extra: tuple[str, ...], tokens: int
+    inputs: list[tuple[int, int]], extra: tuple[str, ...], tokens: int
 ) -> None:
-    overlay = opened(Image.new("RGBA", pictures[0]))
-    request = edit(*(plain(*size) for size in pictures), n=2, **dict.fromkeys(extra, overlay))
+    overlay = opened(Image.new("RGBA", inputs[0]))
+    request = edit(*(plain(*size) for size in inputs), n=2, **dict.fromkeys(extra, overlay))
     answer = await make(dataclasses.replace(request, prompt="12345"))
     assert answer.usage == Usage(2, tokens, 0, 2 * MODEL.tokens.output_tokens("low", 1024, 1024))
 
@@ -235,8 +235,8 @@ async def test_inputs_cost_a_token_for_each_patch_and_nine_more(
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 @pytest.mark.parametrize("operation", [Operation.GENERATION, Operation.EDIT])
 async def test_a_stream_sends_its_partial_images_first(operation: Operation, count: int) -> None:
-    pictures = [photo()] if operation is Operation.EDIT else []
-    request = edit(*pictures, operation=operation, stream=True, partial_images=count)
+    inputs = [photo()] if operation is Operation.EDIT else []
+    request = edit(*inputs, operation=operation, stream=True, partial_images=count)
     request = dataclasses.replace(request, output_format="webp", background="transparent")
     sent: list[PartialImage] = []
     answer = await Sandbox(read_pixels).generate(request, SecretText(""), sent.append)

@@ -24,12 +24,12 @@ from tests.download_hosts import (
     web_host,
 )
 from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
+from tests.image_helpers import png
 from tests.limits_helpers import limit
 from tests.load_helpers import Arrivals
 from tests.mcp_helpers import MODES, post, served_with_downloads, tool_message
 from tests.money.test_money_crashes import locked, waiting_for_locks
 from tests.money_helpers import GENERATIONS, client_of, eventually, image_body, statuses
-from tests.picture_helpers import png
 from tests.stub_openai import Fault, Stub
 
 NARROW = {"max_preparing_requests": 4, "max_waiting_requests": 4, "admission_timeout_ms": 60_000}
@@ -164,7 +164,7 @@ async def test_an_agent_is_told_too(settings: Settings, mode: str) -> None:
         assert not made.result.get("isError")
 
 
-async def test_pictures_are_not_read_where_they_would_be_refused(settings: Settings) -> None:
+async def test_images_are_not_read_where_they_would_be_refused(settings: Settings) -> None:
     form = {"prompt": "a hat", "model": GPT2}
     async with (
         narrow_gateway(settings) as served,
@@ -177,7 +177,7 @@ async def test_pictures_are_not_read_where_they_would_be_refused(settings: Setti
         assert statuses(await asyncio.gather(*tasks)) == {200: 4}
 
 
-async def test_pictures_keep_their_place_among_uploads_until_they_are_checked(
+async def test_images_keep_their_place_among_uploads_until_they_are_checked(
     settings: Settings,
 ) -> None:
     form = {"prompt": "a hat", "model": GPT2}

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from tests.harness import GPT2, Served, secret_of
+from tests.image_helpers import data_url, expect_nothing_bought, padded_png, png
 from tests.mcp_helpers import (
     MODES,
     Message,
@@ -23,7 +24,6 @@ from tests.mcp_helpers import (
     read_messages,
     tool_message,
 )
-from tests.picture_helpers import data_url, expect_nothing_bought, padded_png, png
 from tests.stub_openai import Stub
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}
@@ -81,14 +81,14 @@ async def test_a_notification_and_a_clients_answer_are_taken_without_one(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_large_picture_is_edited_and_what_is_wrong_beside_it_named(
+async def test_a_large_image_is_edited_and_what_is_wrong_beside_it_named(
     served: Served, stub: Stub, mode: str
 ) -> None:
     """A lone surrogate too, which not every parser takes."""
-    picture = data_url(padded_png(png(), 3_000_000))
+    image = data_url(padded_png(png(), 3_000_000))
     async with served.http(await served.key()) as http:
         for prompt, code in (("a fox é", None), ("a fox \ud83e", "invalid_value")):
-            arguments = {**MAKE, "prompt": prompt, "image": picture}
+            arguments = {**MAKE, "prompt": prompt, "image": image}
             result = await call_by_http(http, tool_message("edit_image", mode, **arguments))
             if code is None:
                 assert content_of(result)["model"] == GPT2

@@ -24,6 +24,7 @@ from tests.download_hosts import (
     web_host,
 )
 from tests.harness import GPT2, Served, secret_of
+from tests.image_helpers import data_url, expect_nothing_bought, padded_png, png
 from tests.mcp_helpers import (
     MODES,
     Message,
@@ -37,7 +38,6 @@ from tests.mcp_helpers import (
     tool_message,
 )
 from tests.money_helpers import books, eventually, until_states
-from tests.picture_helpers import data_url, expect_nothing_bought, padded_png, png
 from tests.stub_openai import Fault, Stub
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}
@@ -265,7 +265,7 @@ async def test_a_cancellation_by_message_stops_no_paid_call_whoever_sends_it(
 
 
 @both_eras
-async def test_a_client_that_vanishes_while_its_pictures_are_fetched_buys_nothing(
+async def test_a_client_that_vanishes_while_its_images_are_fetched_buys_nothing(
     settings: Settings, stub: Stub, tmp_path: Path, mode: str
 ) -> None:
     made = certificates(tmp_path, NAME)
@@ -279,8 +279,8 @@ async def test_a_client_that_vanishes_while_its_pictures_are_fetched_buys_nothin
         key = await served.key()
         leaving = Leaving(served, key, stub)
         before = nameless_files()
-        pictures = [data_url(padded_png(png(), 100_000)), f"https://{NAME}/a.png"]
-        message = tool_message("edit_image", mode, **MAKE, image=pictures)
+        images = [data_url(padded_png(png(), 100_000)), f"https://{NAME}/a.png"]
+        message = tool_message("edit_image", mode, **MAKE, image=images)
 
         async def asked(reader: asyncio.StreamReader) -> None:
             while not host.requests:

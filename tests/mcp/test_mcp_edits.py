@@ -1,4 +1,4 @@
-"""Editing pictures over MCP: every way in which one is given, and what of it goes on."""
+"""Editing images over MCP: every way in which one is given, and what of it goes on."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,20 +20,7 @@ from tests.download_hosts import (
     web_host,
 )
 from tests.harness import GPT2, Served
-from tests.mcp_helpers import (
-    LEGACY,
-    MODERN,
-    MODES,
-    call,
-    content_of,
-    links_of,
-    made,
-    pictures_of,
-    served_with_downloads,
-    shown_bytes,
-    text_of,
-)
-from tests.picture_helpers import (
+from tests.image_helpers import (
     changed_outside,
     changed_share,
     data_url,
@@ -45,6 +32,19 @@ from tests.picture_helpers import (
     mask,
     photo,
     png,
+)
+from tests.mcp_helpers import (
+    LEGACY,
+    MODERN,
+    MODES,
+    call,
+    content_of,
+    images_of,
+    links_of,
+    made,
+    served_with_downloads,
+    shown_bytes,
+    text_of,
 )
 from tests.stub_openai import Stub
 
@@ -59,11 +59,11 @@ eras_and_keys = pytest.mark.parametrize(
 
 
 def signed_photo() -> bytes:
-    """A picture that says who took it, and where."""
-    picture = photo(96, 64)
-    exif = picture.getexif()
+    """An image that says who took it, and where."""
+    image = photo(96, 64)
+    exif = image.getexif()
     exif[ARTIST] = SECRET
-    return file_bytes(picture, exif=exif)
+    return file_bytes(image, exif=exif)
 
 
 @pytest.fixture
@@ -90,12 +90,12 @@ async def linked(
         yield served, running
 
 
-async def pictures_behind(served: Served, content: dict[str, Any]) -> list[Image.Image]:
+async def linked_images(served: Served, content: dict[str, Any]) -> list[Image.Image]:
     """The images of a result, by their links."""
     return [load(await download(served, image["url"])) for image in content["images"]]
 
 
-def expect_the_picture(sent: bytes, original: bytes) -> None:
+def expect_the_image(sent: bytes, original: bytes) -> None:
     """All pixels have gone on, and nothing else of the file."""
     assert SECRET.encode() not in sent
     assert not load(sent).getexif()
@@ -103,7 +103,7 @@ def expect_the_picture(sent: bytes, original: bytes) -> None:
 
 
 @eras_and_keys
-async def test_a_picture_may_be_given_in_four_ways(
+async def test_an_image_may_be_given_in_four_ways(
     linked: tuple[Served, Host], stub: Stub, mode: str, *, livemode: bool
 ) -> None:
     served, host = linked
@@ -119,22 +119,22 @@ async def test_a_picture_may_be_given_in_four_ways(
         }
         results = [await call(client, "edit_image", **EDIT, image=image) for image in given]
     for result in results:
-        assert (len(pictures_of(result)), len(links_of(result))) == (1, 1)
-        [picture] = await pictures_behind(served, content_of(result))
-        assert picture.size == (1024, 640)
+        assert (len(images_of(result)), len(links_of(result))) == (1, 1)
+        [edited] = await linked_images(served, content_of(result))
+        assert edited.size == (1024, 640)
     assert len(host.requests) == 1
     if livemode:
         assert [call.path.rpartition("/")[2] for call in stub.calls] == ["generations"] + [
             "edits"
         ] * 4
         for [sent], original in zip(stub.files, given.values(), strict=True):
-            expect_the_picture(sent, original)
+            expect_the_image(sent, original)
     await expect_books_to_agree(served, stub, key, images=5)
     await expect_one_call_each(served, stub, requests=5)
 
 
 @both_keys
-async def test_pictures_and_mask_go_on_in_their_order(
+async def test_images_and_mask_go_on_in_their_order(
     linked: tuple[Served, Host], stub: Stub, *, livemode: bool
 ) -> None:
     served, _ = linked
@@ -143,7 +143,7 @@ async def test_pictures_and_mask_go_on_in_their_order(
     images = [data_url(png(64, 48)), first["images"][0]["uri"], LINK, first["url"]]
     overlay = data_url(file_bytes(mask(64, 48, (0, 0, 8, 8))))
     content = await made(served, key, "edit_image", **EDIT, image=images, mask=overlay, n=2)
-    assert len(await pictures_behind(served, content)) == 2
+    assert len(await linked_images(served, content)) == 2
     if livemode:
         [_, edit], [files] = stub.calls, stub.files
         assert [name.removesuffix("[]") for name, _, _ in edit.files] == ["image"] * 4 + ["mask"]
@@ -171,9 +171,9 @@ async def test_dall_e_2_changes_nothing_outside_its_mask(
         image=data_url(file_bytes(before)),
         mask=data_url(file_bytes(mask(256, 256, area))),
     )
-    after = await pictures_behind(served, content)
-    assert [changed_outside(before, picture, area) for picture in after] == [0, 0]
-    assert min(changed_share(before, picture, area) for picture in after) > 0.9
+    after = await linked_images(served, content)
+    assert [changed_outside(before, image, area) for image in after] == [0, 0]
+    assert min(changed_share(before, image, area) for image in after) > 0.9
     assert (content["requested_model"], content["size"]) == ("dall-e-2", "256x256")
     assert content["model"] != "dall-e-2"
     await expect_books_to_agree(served, stub, key, images=2)
@@ -181,14 +181,14 @@ async def test_dall_e_2_changes_nothing_outside_its_mask(
 
 
 @eras_and_keys
-async def test_a_variation_is_made_of_a_picture_alone(
+async def test_a_variation_is_made_of_an_image_alone(
     served: Served, stub: Stub, mode: str, *, livemode: bool
 ) -> None:
     stub.configure(keep_files=True)
     key = await served.key(livemode=livemode)
-    picture = data_url(png(128, 128))
-    content = await made(served, key, "create_variation", mode, image=picture, n=3, size="512x512")
-    assert [p.size for p in await pictures_behind(served, content)] == [(512, 512)] * 3
+    given = data_url(png(128, 128))
+    content = await made(served, key, "create_variation", mode, image=given, n=3, size="512x512")
+    assert [p.size for p in await linked_images(served, content)] == [(512, 512)] * 3
     assert content["requested_model"] == "dall-e-2"
     if livemode:
         [call], [files] = stub.calls, stub.files
@@ -232,7 +232,7 @@ async def test_the_whole_image_is_shown_where_it_fits(
             result = await call(client, "edit_image", **arguments, n=n)
             made = content_of(result)["images"]
             stored = [await download(served, image["url"]) for image in made]
-            shown = [shown_bytes(picture) for picture in pictures_of(result)]
+            shown = [shown_bytes(block) for block in images_of(result)]
             assert (shown == stored) == is_whole
             assert len(shown) == n
             assert ("Too large to show whole" in text_of(result)) != is_whole

@@ -4,17 +4,17 @@ from typing import Any
 
 from gateway.mcp_server.tools import TOOLS
 from tests.harness import GPT2, Served
+from tests.image_helpers import data_url, expect_nothing_bought, png
 from tests.mcp_helpers import MODES, call, error_of, post, tool_message
 from tests.money_helpers import books
-from tests.picture_helpers import data_url, expect_nothing_bought, png
 from tests.stub_openai import Stub
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}
-PICTURE = data_url(png())
+IMAGE = data_url(png())
 WHOLE = {
     "generate_image": MAKE,
-    "edit_image": {**MAKE, "model": "gpt-image-1", "image": PICTURE},
-    "create_variation": {"image": PICTURE},
+    "edit_image": {**MAKE, "model": "gpt-image-1", "image": IMAGE},
+    "create_variation": {"image": IMAGE},
     "list_available_models": {},
     "estimate_cost": MAKE,
     "get_usage": {},
@@ -46,7 +46,7 @@ async def test_a_tool_that_does_not_exist_is_a_protocol_error(served: Served, st
     """As the protocol has it: there is no tool that could answer."""
     for mode in MODES:
         async with served.http(await served.key()) as http:
-            for name in ("generate_picture", "", "x" * 10_000, "../generate_image"):
+            for name in ("generate_photo", "", "x" * 10_000, "../generate_image"):
                 answer = await post(http, tool_message(name, mode))
                 assert answer.error["code"] == -32602
                 assert "generate_image" in answer.error["message"]
@@ -58,7 +58,7 @@ VALUES: dict[str, list[Any]] = {
     "string": [3, True, 1.5, ["x"], {"x": 1}],
     "integer": ["3", True, 1.5, [3], {"x": 1}],
     "boolean": ["true", 1, 0, [True], {"x": 1}],
-    "picture": [3, True, 1.5, {"x": 1}, [3], [None], [PICTURE, {}]],
+    "image": [3, True, 1.5, {"x": 1}, [3], [None], [IMAGE, {}]],
 }
 
 
@@ -66,7 +66,7 @@ def wrong_types(tool: str) -> list[Case]:
     """Every argument of a tool with values of every type that it does not have."""
     cases: list[Case] = []
     for name, schema in TOOLS[tool].announced.input_schema["properties"].items():
-        for value in VALUES["picture" if name == "image" else schema["type"]]:
+        for value in VALUES["image" if name == "image" else schema["type"]]:
             is_list = name == "image" and isinstance(value, list)
             param = f"{name}[{len(value) - 1}]" if is_list else name
             cases.append((tool, {name: value}, "invalid_type", param))
@@ -82,7 +82,7 @@ async def test_an_argument_of_a_wrong_type_is_refused_by_name(served: Served, st
 
 MISSING, UNKNOWN = "missing_required_parameter", "unknown_parameter"
 KEY = "idempotency_key"
-SEVENTEEN, HUNDRED = [PICTURE] * 17, [PICTURE] * 100
+SEVENTEEN, HUNDRED = [IMAGE] * 17, [IMAGE] * 100
 HOLES_IN_JPEG = {"background": "transparent", "output_format": "jpeg"}
 WRONG: list[Case] = [
     ("generate_image", {"prompt": None}, MISSING, "prompt"),
@@ -94,8 +94,8 @@ WRONG: list[Case] = [
     ("generate_image", {"qualty": "low"}, UNKNOWN, "qualty"),
     ("generate_image", {"stream": True}, UNKNOWN, "stream"),
     ("generate_image", {"response_format": "url"}, UNKNOWN, "response_format"),
-    ("generate_image", {"image": PICTURE}, UNKNOWN, "image"),
-    ("create_variation", {"mask": PICTURE}, UNKNOWN, "mask"),
+    ("generate_image", {"image": IMAGE}, UNKNOWN, "image"),
+    ("create_variation", {"mask": IMAGE}, UNKNOWN, "mask"),
     ("create_variation", {"prompt": "x"}, UNKNOWN, "prompt"),
     ("get_usage", {"days": 3}, UNKNOWN, "days"),
     ("list_available_models", {"a": 1}, UNKNOWN, "a"),
@@ -118,7 +118,7 @@ WRONG: list[Case] = [
     ("edit_image", {"model": "dall-e-3"}, "invalid_value", "model"),
     ("edit_image", {"image": SEVENTEEN}, "array_above_max_length", "image"),
     ("edit_image", {"image": HUNDRED}, "array_above_max_length", "image"),
-    ("create_variation", {"image": [PICTURE] * 2}, "array_above_max_length", "image"),
+    ("create_variation", {"image": [IMAGE] * 2}, "array_above_max_length", "image"),
 ]
 
 
@@ -130,7 +130,7 @@ async def test_arguments_that_are_missing_unknown_or_out_of_bounds_are_refused(
 
 
 UNKNOWN_IMAGE = "img_19a00000000_0123456789abcdef"
-NO_PICTURES = {
+NO_IMAGES = {
     data_url(b"a red fox"): "unsupported_file_mimetype",
     data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>"): "unsupported_file_mimetype",
     data_url(png()[:-20]): "invalid_image_file",
@@ -142,7 +142,7 @@ REFERENCES = {
     "data:image/png;base64,***": "invalid_base64",
     "data:image/png,abc": "invalid_base64",
     "data:image/png;base64,": "invalid_base64",
-    "http://pictures.example/a.png": "invalid_image_url",
+    "http://images.example/a.png": "invalid_image_url",
     "file:///etc/passwd": "invalid_image_url",
     "/etc/passwd": "invalid_image_url",
     "https://127.0.0.1/a.png": "invalid_image_url",
@@ -151,7 +151,7 @@ REFERENCES = {
     "https://169.254.169.254/latest/meta-data": "invalid_image_url",
     "https://2130706433/a.png": "invalid_image_url",
     "https://[::1]/a.png": "invalid_image_url",
-    "https://a:b@pictures.example/a.png": "invalid_image_url",
+    "https://a:b@images.example/a.png": "invalid_image_url",
     f"generated-images://{UNKNOWN_IMAGE}": "image_not_found",
     "generated-images://": "image_not_found",
     f"generated-images:///{UNKNOWN_IMAGE}": "image_not_found",
@@ -162,19 +162,19 @@ REFERENCES = {
 }
 
 
-async def test_a_picture_that_cannot_be_had_is_refused_by_name(served: Served, stub: Stub) -> None:
+async def test_an_image_that_cannot_be_had_is_refused_by_name(served: Served, stub: Stub) -> None:
     own = f"{served.gateway.settings.public_url}/images/{UNKNOWN_IMAGE}"
     links = (own, f"{own}?exp=9999999999&sig=AAAA", f"{own}?exp=x&sig=%00", f"{own}/thumbnail")
     cases: list[Case] = []
     for image, code in {**REFERENCES, **dict.fromkeys(links, "invalid_image_url")}.items():
         cases.append(("edit_image", {"image": image}, code, "image"))
-        cases.append(("edit_image", {"image": [PICTURE, image]}, code, "image[1]"))
+        cases.append(("edit_image", {"image": [IMAGE, image]}, code, "image[1]"))
         cases.append(("edit_image", {"mask": image}, code, "mask"))
         cases.append(("create_variation", {"image": image}, code, "image"))
-    for image, code in NO_PICTURES.items():
+    for image, code in NO_IMAGES.items():
         cases.append(("edit_image", {"image": image}, code, "image"))
-        cases.append(("edit_image", {"image": [PICTURE, image]}, code, "image"))
-    cases.append(("edit_image", {"mask": PICTURE}, "invalid_mask_image_format", "mask"))
+        cases.append(("edit_image", {"image": [IMAGE, image]}, code, "image"))
+    cases.append(("edit_image", {"mask": IMAGE}, "invalid_mask_image_format", "mask"))
     for mode in MODES:
         await expect_refusals(served, stub, mode, cases)
 

@@ -20,8 +20,8 @@ from gateway.domain import Scope
 from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, error_of, secret_of, served_gateway
+from tests.image_helpers import download
 from tests.mcp_helpers import error_of as tool_error_of
-from tests.picture_helpers import download
 from tests.stub_openai import Fault, Stub
 
 MODES = ["2026-07-28", "legacy"]
@@ -62,7 +62,7 @@ def urls_of(result: CallToolResult) -> list[str]:
 
 
 async def open_link(served: Served, url: str) -> Image.Image:
-    """The picture behind a link, fetched without a key from this test's port."""
+    """The image behind a link, fetched without a key from this test's port."""
     link = urlsplit(url)
     async with served.http() as http:
         response = await http.get(f"{link.path}?{link.query}")
@@ -106,10 +106,10 @@ async def test_three_large_images_fit_into_a_context_window(
     for preview in previews:
         content = base64.b64decode(preview.data)
         assert len(content) < MAX_PREVIEW_BYTES
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-            assert max(picture.size) <= 256
-            assert Image.MIME[picture.format or ""] == preview.mime_type
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            assert max(image.size) <= 256
+            assert Image.MIME[image.format or ""] == preview.mime_type
     for url in urls_of(result):
         assert (await open_link(served, url)).size == (3840, 2160)
 
@@ -178,8 +178,8 @@ async def test_formats_and_transparency_reach_link_and_preview(
     full = await open_link(served, urls_of(result)[0])
     assert (link.mime_type, Image.MIME[full.format or ""]) == (media_type, media_type)
     small = Image.open(io.BytesIO(base64.b64decode(preview.data)))
-    for picture in (full, small):
-        has_holes = "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] == 0
+    for image in (full, small):
+        has_holes = "A" in image.getbands() and image.getchannel("A").getextrema()[0] == 0
         assert has_holes == transparent
 
 

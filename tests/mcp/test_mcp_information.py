@@ -13,8 +13,8 @@ from gateway.config import Settings
 from gateway.money import format_usd, parse_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, served_gateway
+from tests.image_helpers import expect_nothing_bought
 from tests.mcp_helpers import MODES, call_by_http, content_of, error_of, text_of, tool_message
-from tests.picture_helpers import expect_nothing_bought
 from tests.stub_openai import Fault, Stub
 
 TODAY = date(2026, 11, 20)

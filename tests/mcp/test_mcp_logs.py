@@ -6,8 +6,8 @@ import pytest
 
 from gateway.telemetry import configure_logging
 from tests.harness import GPT2, Served, secret_of
+from tests.image_helpers import data_url, png
 from tests.mcp_helpers import MODES, Message, call, content_of
-from tests.picture_helpers import data_url, png
 from tests.stub_openai import Fault, Stub
 
 CANARY = "canary-7f3a9c1e5b2d"
@@ -23,15 +23,15 @@ def logged(capfd: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_prompts_pictures_links_and_keys_are_not_logged(
+async def test_prompts_images_links_and_keys_are_not_logged(
     served: Served, stub: Stub, mode: str, logged: pytest.CaptureFixture[str]
 ) -> None:
     key = await served.key()
     await served.owner_sql("UPDATE tenant SET stores_prompts = true")
-    picture = data_url(png())
+    uploaded = data_url(png())
     async with served.mcp(key, mode) as client:
         image = content_of(await call(client, "generate_image", **MAKE))
-        await call(client, "edit_image", **MAKE, image=[picture, image["images"][0]["uri"]])
+        await call(client, "edit_image", **MAKE, image=[uploaded, image["images"][0]["uri"]])
         await call(client, "edit_image", **MAKE, image=f"https://127.0.0.1/{CANARY}")
         for fault in (Fault("status", status=500), Fault("status", preset="moderation_blocked")):
             stub.faults.add(fault)
@@ -46,6 +46,6 @@ async def test_prompts_pictures_links_and_keys_are_not_logged(
     assert CANARY in history.model_dump_json()
     lines = logged.readouterr().err.splitlines()
     signature = image["url"].rpartition("sig=")[2]
-    for hidden in (CANARY, picture[40:100], signature, secret_of(key)):
+    for hidden in (CANARY, uploaded[40:100], signature, secret_of(key)):
         assert [line for line in lines if hidden in line] == []
     assert any("generation_failed" in line for line in lines)

@@ -18,9 +18,9 @@ from gateway.config import Settings
 from gateway.domain import Scope
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, error_of, served_gateway
+from tests.image_helpers import data_url, file_bytes, mask, photo, png, with_hole
 from tests.mcp_helpers import MODES, call_by_http, content_of, tool_message
 from tests.mcp_helpers import error_of as tool_error_of
-from tests.picture_helpers import data_url, file_bytes, mask, photo, png, with_hole
 from tests.stub_openai import Fault, Stub
 
 TODAY = date(2026, 11, 20)
@@ -35,10 +35,10 @@ SUN, FLARE = "gpt-image-2.5-sunburst", "gpt-image-2.5-flare"
 
 @dataclass(frozen=True)
 class Case:
-    """One call as both fronts make it: fields by the same names, pictures each in its own way."""
+    """One call as both fronts make it: fields by the same names, images each in its own way."""
 
     fields: Mapping[str, Any]
-    pictures: tuple[bytes, ...] = ()
+    images: tuple[bytes, ...] = ()
     mask: bytes | None = None
     key: str = "plain"
     fault: Fault | None = None
@@ -50,13 +50,13 @@ def generation(**fields: Any) -> Case:
     return Case({"prompt": "a red fox", **fields})
 
 
-def edit(*pictures: bytes, overlay: bytes | None = None, **fields: Any) -> Case:
-    given = pictures or (png(64, 48),)
+def edit(*images: bytes, overlay: bytes | None = None, **fields: Any) -> Case:
+    given = images or (png(64, 48),)
     return Case({"prompt": "a red fox", **fields}, given, overlay, tool="edit_image")
 
 
-def variation(*pictures: bytes, **fields: Any) -> Case:
-    return Case(fields, pictures or (png(64, 64),), tool="create_variation")
+def variation(*images: bytes, **fields: Any) -> Case:
+    return Case(fields, images or (png(64, 64),), tool="create_variation")
 
 
 HOLE = (8, 8, 40, 40)
@@ -185,7 +185,7 @@ async def rest(http: httpx2.AsyncClient, case: Case) -> httpx2.Response:
     headers = {} if key is None else {"Idempotency-Key": f"rest-{key}"}
     if case.tool == "generate_image":
         return await http.post(ROUTES[case.tool], json=fields, headers=headers)
-    files = [("image[]", ("i", content)) for content in case.pictures]
+    files = [("image[]", ("i", content)) for content in case.images]
     files += [] if case.mask is None else [("mask", ("m", case.mask))]
     texts = {name: str(value) for name, value in fields.items()}
     return await http.post(ROUTES[case.tool], data=texts, files=files, headers=headers)
@@ -194,8 +194,8 @@ async def rest(http: httpx2.AsyncClient, case: Case) -> httpx2.Response:
 async def mcp(http: httpx2.AsyncClient, case: Case, mode: str) -> CallToolResult:
     """Make the call as an assistant does."""
     arguments = dict(case.fields)
-    if case.pictures:
-        urls = [data_url(content) for content in case.pictures]
+    if case.images:
+        urls = [data_url(content) for content in case.images]
         arguments["image"] = urls[0] if len(urls) == 1 else urls
     if case.mask is not None:
         arguments["mask"] = data_url(case.mask)

@@ -13,15 +13,15 @@ import pytest
 from gateway.config import Settings
 from gateway.telemetry import configure_logging
 from tests.harness import GPT2, Served, secret_of, served_gateway
-from tests.mcp_helpers import MODES, Message, post, tool_message
-from tests.money_helpers import eventually, image_body
-from tests.picture_helpers import (
+from tests.image_helpers import (
     data_url,
     expect_nothing_bought,
     expect_one_call_each,
     padded_png,
     png,
 )
+from tests.mcp_helpers import MODES, Message, post, tool_message
+from tests.money_helpers import eventually, image_body
 from tests.stub_openai import Fault, Stub
 
 

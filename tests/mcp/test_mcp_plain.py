@@ -5,8 +5,8 @@ from http import HTTPStatus
 from gateway.domain import Scope
 from gateway.vault import key_format
 from tests.harness import GPT2, Served, error_of
+from tests.image_helpers import download
 from tests.mcp_helpers import call, content_of
-from tests.picture_helpers import download
 from tests.stub_openai import Fault, Stub
 
 ROUTE = "/mcp/v1/tools/generate_image"

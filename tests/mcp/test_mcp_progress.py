@@ -13,8 +13,7 @@ import pytest
 from gateway.mcp_server.progress import PREVIEW_KEY
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served
-from tests.mcp_helpers import MODERN, MODES, Message, expect_clean, post, tool_message
-from tests.picture_helpers import (
+from tests.image_helpers import (
     data_url,
     expect_books_to_agree,
     expect_nothing_bought,
@@ -22,6 +21,7 @@ from tests.picture_helpers import (
     load,
     png,
 )
+from tests.mcp_helpers import MODERN, MODES, Message, expect_clean, post, tool_message
 from tests.stub_openai import Fault, Stub
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ async def listening(
 
 
 def expect_preview(params: dict[str, Any], index: int, token: str) -> None:
-    """A partial image as it is reported: a small picture beside the sentence."""
+    """A partial image as it is reported: a small image beside the sentence."""
     assert params["progressToken"] == token
     assert str(index + 1) in params["message"]
     head, _, encoded = params["_meta"][PREVIEW_KEY].partition(",")

@@ -13,6 +13,7 @@ from gateway.mcp_server.tools import TOOL_SCOPES
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, served_gateway
 from tests.hosting_helpers import Hosted, files_in, hosted_gateway
+from tests.image_helpers import data_url, expect_nothing_bought, png
 from tests.mcp_helpers import (
     LEGACY,
     MODERN,
@@ -25,15 +26,14 @@ from tests.mcp_helpers import (
     text_of,
 )
 from tests.money_helpers import books, budget_rows, count_states
-from tests.picture_helpers import data_url, expect_nothing_bought, png
 from tests.stub_openai import Fault, Stub
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}
-PICTURE = data_url(png())
+IMAGE = data_url(png())
 BUYING: dict[str, dict[str, Any]] = {
     "generate_image": MAKE,
-    "edit_image": {**MAKE, "image": PICTURE},
-    "create_variation": {"image": PICTURE},
+    "edit_image": {**MAKE, "image": IMAGE},
+    "create_variation": {"image": IMAGE},
 }
 WHOLE = {**BUYING, "list_available_models": {}, "estimate_cost": MAKE, "get_usage": {}}
 
@@ -196,8 +196,8 @@ async def test_images_of_others_and_images_that_are_gone_cannot_be_edited(
                 for name, uri in images.uris.items():
                     results = [
                         await call(client, "edit_image", **MAKE, image=uri),
-                        await call(client, "edit_image", **MAKE, image=[PICTURE, uri]),
-                        await call(client, "edit_image", **MAKE, image=PICTURE, mask=uri),
+                        await call(client, "edit_image", **MAKE, image=[IMAGE, uri]),
+                        await call(client, "edit_image", **MAKE, image=IMAGE, mask=uri),
                         await call(client, "create_variation", image=uri),
                     ]
                     errors = [error_of(result) for result in results]
@@ -207,7 +207,7 @@ async def test_images_of_others_and_images_that_are_gone_cannot_be_edited(
         assert (stub.calls, await books(hosted.served)) == ([], before)
 
 
-async def test_a_link_to_a_deleted_image_is_no_picture_any_more(served: Served, stub: Stub) -> None:
+async def test_a_link_to_a_deleted_image_is_no_image_any_more(served: Served, stub: Stub) -> None:
     key = await served.key()
     image = (await made(served, key, "generate_image", **MAKE))["images"][0]
     async with served.http(key) as http:

@@ -9,7 +9,8 @@ import httpx2
 import pytest
 
 from tests.harness import GPT2
-from tests.hosting_helpers import Hosted, picture
+from tests.hosting_helpers import Hosted, image_bytes
+from tests.image_helpers import download
 from tests.mcp_helpers import (
     HISTORY,
     IMAGE,
@@ -29,7 +30,6 @@ from tests.mcp_helpers import (
     resource_pages,
     told,
 )
-from tests.picture_helpers import download
 from tests.stub_openai import Stub
 
 pytestmark = pytest.mark.parametrize("place", ["files"], indirect=True)
@@ -60,7 +60,7 @@ async def test_the_list_goes_on_page_by_page(hosted: Hosted, count: int) -> None
 
 async def test_an_image_is_listed_with_what_it_is(hosted: Hosted) -> None:
     key = await hosted.served.key()
-    [stored] = await hosted.put_all(key, [(picture(), {"prompt": "a cat", "width": 64})])
+    [stored] = await hosted.put_all(key, [(image_bytes(), {"prompt": "a cat", "width": 64})])
     async with hosted.served.http(key) as http:
         [[_, _, image]] = await resource_pages(http)
         row = await hosted.row(stored.id)

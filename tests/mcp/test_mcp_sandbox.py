@@ -103,7 +103,7 @@ async def test_a_slow_image_takes_its_time_and_is_posted(served: Served) -> None
     assert await states(served) == [("posted", False, "sandbox")]
 
 
-async def test_the_same_prompt_draws_the_same_picture_at_the_same_price(served: Served) -> None:
+async def test_the_same_prompt_draws_the_same_image_at_the_same_price(served: Served) -> None:
     async with served.http(await served.key(livemode=False)) as http:
         answers = [await http.post(ROUTE, json=body("a lighthouse")) for _ in range(2)]
     first, second = (answer.json() for answer in answers)

@@ -11,18 +11,18 @@ from mcp.types import CallToolResult, ImageContent, Tool
 
 from tests.harness import GPT2, Served
 from tests.hosting_helpers import Hosted
+from tests.image_helpers import data_url, png
 from tests.mcp_helpers import MODES, Message, call, content_of, post
-from tests.picture_helpers import data_url, png
 
 MAX_TOKENS = 25_000
 CHARACTERS_PER_TOKEN = 2
 """Fewer than any text has: the count is on the safe side."""
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}
-PICTURE = data_url(png())
+IMAGE = data_url(png())
 WHOLE: dict[str, dict[str, Any]] = {
     "generate_image": MAKE,
-    "edit_image": {**MAKE, "image": PICTURE},
-    "create_variation": {"image": PICTURE},
+    "edit_image": {**MAKE, "image": IMAGE},
+    "create_variation": {"image": IMAGE},
     "list_available_models": {},
     "estimate_cost": MAKE,
     "get_usage": {},
@@ -126,7 +126,7 @@ async def keep(hosted: Hosted, image_id: str) -> None:
 
 
 def characters(result: CallToolResult) -> int:
-    """All of a result but its pictures, which a client does not count as text."""
+    """All of a result but its images, which a client does not count as text."""
     said = result.model_copy(
         update={"content": [b for b in result.content if not isinstance(b, ImageContent)]}
     )
@@ -141,8 +141,8 @@ def base64_runs(text: str) -> list[str]:
 
 LARGEST: dict[str, dict[str, Any]] = {
     "generate_image": {"prompt": "x" * 32_000, "size": "3840x2160", "n": 10},
-    "edit_image": {"prompt": "x" * 32_000, "size": "3840x2160", "n": 10, "image": PICTURE},
-    "create_variation": {"image": PICTURE, "n": 10, "full_image": True},
+    "edit_image": {"prompt": "x" * 32_000, "size": "3840x2160", "n": 10, "image": IMAGE},
+    "create_variation": {"image": IMAGE, "n": 10, "full_image": True},
 }
 
 

@@ -22,9 +22,9 @@ from tests.harness import (
     secret_of,
     served_gateway,
 )
+from tests.image_helpers import download
 from tests.mcp_helpers import call, content_of, error_of
 from tests.money_helpers import eventually
-from tests.picture_helpers import download
 from tests.stub_openai import Fault, Stub
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}

@@ -205,7 +205,7 @@ def other_server() -> MCPServer:
         return ImageContent(type="image", data=text, mime_type="image/png")
 
     @server.resource("bild://{name}")
-    def picture(name: str) -> bytes:
+    def image(name: str) -> bytes:
         return name.encode() * 500_000
 
     @server.prompt(name="für Plakate")

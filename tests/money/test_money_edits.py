@@ -15,9 +15,9 @@ from gateway.catalog.loading import load_catalog
 from gateway.domain import Caller, ImageRequest, InputImage, Operation, Price, new_id
 from gateway.generation.parameters import parse_image_request
 from tests.harness import Served
+from tests.image_helpers import file_bytes, mask, png
 from tests.money.test_money_quotes import bodies
 from tests.money_helpers import books, budget_rows
-from tests.picture_helpers import file_bytes, mask, png
 from tests.stub_openai import Stub, StubConfig
 from tests.stub_openai.usage import cost_nano_usd, image_input_tokens
 from tests.stub_openai.validation import read_call
@@ -35,7 +35,7 @@ EDGES = st.one_of(st.integers(1, 2100), st.integers(1, 8000), st.sampled_from([1
 SIZES = st.tuples(EDGES, EDGES).filter(lambda size: size[0] * size[1] <= 40_000_000)
 
 
-def picture(size: Size) -> InputImage:
+def image(size: Size) -> InputImage:
     """An input of which nothing but its size matters here."""
     return InputImage(io.BytesIO(), "image/png", *size, 1, has_alpha=True, is_transparent=True)
 
@@ -61,9 +61,9 @@ def read(body: dict[str, object], sizes: list[Size], overlay: str | None) -> Ima
     )
     return replace(
         request,
-        inputs=tuple(picture(size) for size in sizes),
-        mask=picture(sizes[0]) if overlay == "mask" else None,
-        markup=picture(sizes[0]) if overlay == "markup" else None,
+        inputs=tuple(image(size) for size in sizes),
+        mask=image(sizes[0]) if overlay == "mask" else None,
+        markup=image(sizes[0]) if overlay == "markup" else None,
     )
 
 

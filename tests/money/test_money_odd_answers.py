@@ -14,7 +14,7 @@ from gateway.config import Settings
 from tests.harness import GPT2, served_gateway
 from tests.money_helpers import age_unknown, books, terse_log
 
-IMAGE = base64.b64encode(b"not really a picture").decode()
+IMAGE = base64.b64encode(b"not really an image").decode()
 DETAILS = {"text_tokens": 10, "image_tokens": 0}
 USAGE = {
     "input_tokens": 10,

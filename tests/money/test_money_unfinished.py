@@ -1,4 +1,4 @@
-"""A picture that is paid for and then cannot be finished: its cost is known, and is posted."""
+"""An image that is paid for and then cannot be finished: its cost is known, and is posted."""
 
 import asyncio
 from pathlib import Path
@@ -17,8 +17,8 @@ from tests.harness import (
     run_sql,
     served_gateway,
 )
+from tests.image_helpers import file_bytes, mask, png
 from tests.money_helpers import GENERATIONS, books, client_of, eventually
-from tests.picture_helpers import file_bytes, mask, png
 from tests.stub_openai import Stub
 
 SMALL: dict[str, Any] = {"model": "dall-e-2", "prompt": "a red fox", "size": "256x256"}
@@ -63,7 +63,7 @@ async def test_a_machine_without_room_for_files_still_posts_the_cost(
     ]
 
 
-async def test_a_shutdown_while_pictures_are_finished_still_posts_the_cost(
+async def test_a_shutdown_while_images_are_finished_still_posts_the_cost(
     settings: Settings, stub: Stub
 ) -> None:
     def answered() -> float:

@@ -201,7 +201,7 @@ async def test_no_field_takes_what_is_no_value_of_its_kind(
 ) -> None:
     wrong = []
     for one in operations:
-        # A picture's fields are many; one body of each way to buy has the same ones.
+        # An image's fields are many; one body of each way to buy has the same ones.
         if one.body is None or one.path in {"/v1/images/quotes", "/generate_image"}:
             continue
         for name, content in spoiled(one.body):

@@ -13,17 +13,17 @@ from tests.stub_openai import Stub
 BY_MODEL = frozenset(parameter.name for parameter in PARAMETERS) - {"user", "response_format"}
 # One key, one request.
 BOUGHT = BY_MODEL | {"idempotency_key"}
-# A picture must be one, small enough, and as the model wants it.
-PICTURES = frozenset({"image", "mask", "markup", "images", "image_file", "mask_file"})
+# An image must be one, small enough, and as the model wants it.
+IMAGES = frozenset({"image", "mask", "markup", "images", "image_file", "mask_file"})
 SPOKEN = Spoken(
     {
         "POST /v1/images/generations": BOUGHT,
         "POST /v1/images/quotes": BY_MODEL,
-        "POST /v1/images/edits": BOUGHT | PICTURES,
-        "POST /v1/images/variations": BOUGHT | PICTURES,
+        "POST /v1/images/edits": BOUGHT | IMAGES,
+        "POST /v1/images/variations": BOUGHT | IMAGES,
         "POST /generate_image": BOUGHT,
         "POST /mcp/v1/tools/generate_image": BOUGHT,
-        "POST /edit_image": BOUGHT | PICTURES | {"params"},
+        "POST /edit_image": BOUGHT | IMAGES | {"params"},
         # Pages begin after an image of the caller's own.
         "GET /v1/images": frozenset({"after"}),
         # Dates of ISO 8601, one before the other; fields that are named once.

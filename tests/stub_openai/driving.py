@@ -1,4 +1,4 @@
-"""What the stub's own tests share: a client, requests, and pictures to upload."""
+"""What the stub's own tests share: a client, requests, and images to upload."""
 
 import base64
 import io
@@ -34,14 +34,14 @@ async def generate(client: AsyncOpenAI, prompt: str = "a cat", **params: object)
     return await client.images.generate(prompt=prompt, extra_body=body)
 
 
-def picture_bytes(width: int, height: int, mode: str = "RGB", fmt: str = "PNG") -> bytes:
+def image_bytes(width: int, height: int, mode: str = "RGB", fmt: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.new(mode, (width, height)).save(out, format=fmt)
     return out.getvalue()
 
 
 def png(width: int = 64, height: int = 64, mode: str = "RGB") -> tuple[str, bytes, str]:
-    return ("picture.png", picture_bytes(width, height, mode), "image/png")
+    return ("image.png", image_bytes(width, height, mode), "image/png")
 
 
 def opened(response: ImagesResponse, at: int = 0) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Literal
 import orjson
 
 from tests.stub_openai.errors import ApiError
-from tests.stub_openai.pictures import Look, base64_image
+from tests.stub_openai.images import Look, base64_image
 from tests.stub_openai.usage import Usage
 from tests.stub_openai.validation import ImageCall
 
@@ -98,7 +98,7 @@ def _frame(look: Look, n: int, quality: str) -> tuple[bytes, bytes]:
     data = orjson.dumps([{"b64_json": base64_image(look, number)} for number in range(n)])
     shape = {
         "background": "transparent" if look.transparent else "opaque",
-        "output_format": look.picture_format,
+        "output_format": look.image_format,
         "quality": quality,
         "size": f"{look.width}x{look.height}",
     }

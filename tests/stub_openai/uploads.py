@@ -13,8 +13,8 @@ from tests.stub_openai.errors import (
     missing_parameter,
     unknown_parameter,
 )
+from tests.stub_openai.images import measure
 from tests.stub_openai.parameters import Json
-from tests.stub_openai.pictures import measure
 from tests.stub_openai.usage import REMOTE_IMAGE_TOKENS, image_input_tokens
 from tests.stub_openai.validation import ImageCall, find_model, read_call
 
@@ -39,14 +39,14 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class _Image:
     width: int
     height: int
     alpha: bool
     tokens: int
 
 
-_UNSEEN = _Picture(width=0, height=0, alpha=True, tokens=REMOTE_IMAGE_TOKENS)
+_UNSEEN = _Image(width=0, height=0, alpha=True, tokens=REMOTE_IMAGE_TOKENS)
 
 
 def split_multipart(content_type: str, body: bytes) -> list[Part]:
@@ -104,9 +104,9 @@ def read_form_edit(parts: list[Part], config: StubConfig, request_id: str) -> Im
         elif part.filename is not None:
             raise unknown_parameter(part.name)
     _check_count("image", len(uploads))
-    pictures = [_open("image", n, part) for n, part in enumerate(uploads, start=1)]
+    inputs = [_open("image", n, part) for n, part in enumerate(uploads, start=1)]
     # Parameters before masks: a wrong parameter is the more useful thing to hear about.
-    tokens = sum(picture.tokens for picture in pictures)
+    tokens = sum(entry.tokens for entry in inputs)
     call = read_call(
         fields, config, endpoint="edits", request_id=request_id, input_image_tokens=tokens
     )
@@ -116,7 +116,7 @@ def read_form_edit(parts: list[Part], config: StubConfig, request_id: str) -> Im
         text = f"The model '{call.model}' does not support the 'markup' parameter."
         raise invalid_value("markup", text)
     for name, part in extra.items():
-        _check_overlay(name, part, pictures[0])
+        _check_overlay(name, part, inputs[0])
     return call
 
 
@@ -132,7 +132,7 @@ def _plain(part: Part) -> object:
     return text
 
 
-def _open(field: str, number: int, part: Part) -> _Picture:
+def _open(field: str, number: int, part: Part) -> _Image:
     if part.content_type not in _MIMETYPES:
         text = (
             f"Invalid file '{field}': unsupported mimetype ('{part.content_type}'). Supported file "
@@ -145,10 +145,10 @@ def _open(field: str, number: int, part: Part) -> _Picture:
     if found is None or found[0] not in _FORMATS:
         raise _invalid_image(number)
     _, width, height, alpha = found
-    return _Picture(width, height, alpha, image_input_tokens(width, height))
+    return _Image(width, height, alpha, image_input_tokens(width, height))
 
 
-def _check_overlay(name: str, part: Part, image: _Picture) -> None:
+def _check_overlay(name: str, part: Part, image: _Image) -> None:
     found = measure(part.data)
     code = f"invalid_{name}_image_format"
     if found is None or found[0] != "png":
@@ -188,28 +188,28 @@ def read_json_edit(body: Json, config: StubConfig, request_id: str) -> ImageCall
     if not isinstance(images, list):
         raise invalid_type("images", "an array", images)
     _check_count("images", len(images))
-    pictures = [_resolve(f"images[{at}]", at + 1, image) for at, image in enumerate(images)]
+    inputs = [_resolve(f"images[{at}]", at + 1, image) for at, image in enumerate(images)]
     mask = body.get("mask")
     rest = {name: value for name, value in body.items() if name not in ("images", "mask")}
-    tokens = sum(picture.tokens for picture in pictures)
+    tokens = sum(entry.tokens for entry in inputs)
     call = read_call(
         rest, config, endpoint="edits", request_id=request_id, input_image_tokens=tokens
     )
     if mask is not None:
         data = _reference("mask", mask)
         if data is not None:
-            _check_overlay("mask", Part("mask", "mask", "image/png", data), pictures[0])
+            _check_overlay("mask", Part("mask", "mask", "image/png", data), inputs[0])
     return call
 
 
-def _resolve(where: str, number: int, reference: object) -> _Picture:
+def _resolve(where: str, number: int, reference: object) -> _Image:
     data = _reference(where, reference)
     if data is None:
         return _UNSEEN
     found = measure(data)
     if found is None or found[0] not in _FORMATS:
         raise _invalid_image(number)
-    return _Picture(found[1], found[2], found[3], image_input_tokens(found[1], found[2]))
+    return _Image(found[1], found[2], found[3], image_input_tokens(found[1], found[2]))
 
 
 def _reference(where: str, reference: object) -> bytes | None:

@@ -21,8 +21,8 @@ from tests.stub_openai.driving import (  # noqa: F401 - fixtures are used by nam
     SMALL,
     client_fixture,
     generate,
+    image_bytes,
     opened,
-    picture_bytes,
     png,
     stub_fixture,
 )
@@ -240,7 +240,7 @@ async def test_several_images_and_a_mask_are_taken_and_recorded(
 async def test_an_edit_may_come_as_json_with_data_urls_and_file_ids(
     stub: Stub, client: AsyncOpenAI
 ) -> None:
-    url = "data:image/png;base64," + base64.b64encode(picture_bytes(64, 64)).decode()
+    url = "data:image/png;base64," + base64.b64encode(image_bytes(64, 64)).decode()
     images = [{"image_url": url}, {"file_id": "file-1"}, {"image_url": "https://host.test/a.png"}]
     body = {**SMALL, "prompt": "a cat", "images": images}
     response = await client.post("/images/edits", body=body, cast_to=ImagesResponse)
@@ -275,7 +275,7 @@ async def test_a_json_edit_with_wrong_images_is_refused(
         ([("image[]", png())] * 17, "array_above_max_length"),
         ([("image", ("a.png", b"no image", "image/png"))], "invalid_image_file"),
         (
-            [("image", ("upload", picture_bytes(8, 8), "application/octet-stream"))],
+            [("image", ("upload", image_bytes(8, 8), "application/octet-stream"))],
             "unsupported_file_mimetype",
         ),
         ([("image", (None, b"text", "text/plain"))], "invalid_type"),
@@ -301,7 +301,7 @@ async def test_an_edit_with_wrong_files_is_refused(
 
 async def test_a_bare_octet_stream_upload_is_refused_as_openai_does(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        await client.images.edit(image=picture_bytes(8, 8), prompt="a cat", model=MODEL)
+        await client.images.edit(image=image_bytes(8, 8), prompt="a cat", model=MODEL)
     assert caught.value.code == "unsupported_file_mimetype"
 
 

@@ -17,7 +17,7 @@ from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
 from gateway.vault import key_format
 from tests.harness import GPT2, Served, secret_of, served_gateway
-from tests.picture_helpers import download, expect_books_to_agree, pictures
+from tests.image_helpers import answer_images, download, expect_books_to_agree
 from tests.stub_openai import Fault, Stub
 
 SIZES = {"png": "1024x1024", "jpeg": "1536x1024", "webp": "1024x1536"}
@@ -41,8 +41,8 @@ async def test_the_async_client_gets_every_format_as_bytes_and_as_links(
                 response_format=response_format,
             )
             assert (answer.size, answer.output_format) == (SIZES[output_format], output_format)
-            [picture] = await pictures(served, answer)
-            return picture.format, picture.size
+            [image] = await answer_images(served, answer)
+            return image.format, image.size
 
         made = await asyncio.gather(
             *(make(fmt, answer) for fmt in SIZES for answer in ("url", "b64_json"))
@@ -73,9 +73,9 @@ async def test_the_sync_client_gets_two_different_transparent_images(
             )
 
     answer = await asyncio.to_thread(make)
-    found = await pictures(served, answer)
-    assert [(picture.format, picture.size) for picture in found] == [("PNG", (1024, 1024))] * 2
-    assert all(picture.getchannel("A").getextrema()[0] == 0 for picture in found)
+    found = await answer_images(served, answer)
+    assert [(image.format, image.size) for image in found] == [("PNG", (1024, 1024))] * 2
+    assert all(image.getchannel("A").getextrema()[0] == 0 for image in found)
     assert found[0].tobytes() != found[1].tobytes()
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
@@ -103,8 +103,8 @@ async def test_the_mcp_client_makes_an_image_in_both_eras(
     assert not result.is_error
     made = result.structured_content
     assert made is not None
-    picture = Image.open(io.BytesIO(await download(served, made["url"])))
-    assert (picture.format, picture.size) == ("WEBP", (1536, 1024))
+    image = Image.open(io.BytesIO(await download(served, made["url"])))
+    assert (image.format, image.size) == ("WEBP", (1536, 1024))
     assert made["cost_usd"] == format_usd(await served.ledger_total())
     await expect_books_to_agree(served, stub, key, images=1)
 
@@ -241,5 +241,5 @@ async def test_without_any_provider_key_a_live_call_is_refused_and_a_test_call_w
         assert said(error) == (openai.InternalServerError, 503, "no_credential", None)
         async with served.openai(await served.key(livemode=False)) as client:
             answer = await client.images.generate(model=GPT2, prompt="a red circle", quality="low")
-        assert len(await pictures(served, answer)) == 1
+        assert len(await answer_images(served, answer)) == 1
         assert stub.calls == []

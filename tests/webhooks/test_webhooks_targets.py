@@ -35,15 +35,15 @@ URL = f"https://{NAME}/hooks"
 REFUSED = {
     Failure.NOT_HTTPS: [
         "",
-        "http://pictures.example/",
-        "ftp://pictures.example/",
+        "http://images.example/",
+        "ftp://images.example/",
         "file:///etc/passwd",
     ],
     Failure.BAD_URL: [
         *("https://", "https://localhost/", "https://2130706433/", "https://0x7f.1/"),
-        *("https://user:password@pictures.example/", "https://user@pictures.example/"),
-        *("https://pictures.example/#part", "https://pictures.example:0/"),
-        *("https://pictures.example/ ", "https://pictures.example/\x00", "https://a\\@127.0.0.1/"),
+        *("https://user:password@images.example/", "https://user@images.example/"),
+        *("https://images.example/#part", "https://images.example:0/"),
+        *("https://images.example/ ", "https://images.example/\x00", "https://a\\@127.0.0.1/"),
     ],
     Failure.PRIVATE_ADDRESS: [
         *("https://127.0.0.1/", "https://10.0.0.1:8443/", "https://[::1]/", "https://[fd00::1]/"),
@@ -204,14 +204,14 @@ async def test_private_receivers_are_refused_again_once_they_are_not_allowed_any
 
 
 def test_what_is_told_of_a_url_holds_neither_path_nor_query() -> None:
-    assert shown("https://pictures.example/T0/B0/secret?token=x") == "https://pictures.example:443"
+    assert shown("https://images.example/T0/B0/secret?token=x") == "https://images.example:443"
     assert shown("https://[") == "unreadable"
 
 
 def test_urls_are_kept_letter_by_letter() -> None:
     urls: Sequence[str] = (
-        "https://pictures.example/a%2Fb?x=%20&y=1+2",
-        "https://pictures.example:8443/",
+        "https://images.example/a%2Fb?x=%20&y=1+2",
+        "https://images.example:8443/",
     )
     for url in urls:
         assert str(read_target(url, allow_private=False)) == url

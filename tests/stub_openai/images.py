@@ -19,7 +19,7 @@ _JPEG_COMMENT_BYTES = 65_533
 class Look:
     """What an image is like; its base64 is at least `min_b64` characters long."""
 
-    picture_format: str
+    image_format: str
     width: int
     height: int
     transparent: bool
@@ -37,26 +37,26 @@ def encode(look: Look, colour: int, noise_bytes: int) -> bytes:
     """One image file of at least `noise_bytes` bytes."""
     mode = "RGBA" if look.transparent else "RGB"
     fill = _COLOURS[colour] + ((0,) if look.transparent else ())
-    picture = Image.new(mode, (look.width, look.height), fill)
+    image = Image.new(mode, (look.width, look.height), fill)
     noise = random.Random(colour)
-    if noise_bytes and look.picture_format == "png":
+    if noise_bytes and look.image_format == "png":
         # Noise does not compress, so the decoder of the program under test works as hard as on
         # a real photograph of that many bytes.
         row_bytes = look.width * len(mode)
         rows = min(look.height, -(-noise_bytes // row_bytes))
         block = Image.frombytes(mode, (look.width, rows), noise.randbytes(rows * row_bytes))
-        picture.paste(block, (0, 0))
+        image.paste(block, (0, 0))
     out = io.BytesIO()
-    picture.save(out, format=look.picture_format.upper())
+    image.save(out, format=look.image_format.upper())
     plain = out.getvalue()
     missing = noise_bytes - len(plain)
     if missing <= 0:
         return plain
-    if look.picture_format == "webp":
+    if look.image_format == "webp":
         out = io.BytesIO()
-        picture.save(out, format="WEBP", xmp=noise.randbytes(missing))
+        image.save(out, format="WEBP", xmp=noise.randbytes(missing))
         return out.getvalue()
-    return _PADDERS[look.picture_format](plain, noise.randbytes(missing))
+    return _PADDERS[look.image_format](plain, noise.randbytes(missing))
 
 
 def _pad_png(plain: bytes, filler: bytes) -> bytes:
@@ -81,8 +81,8 @@ _PADDERS = {"png": _pad_png, "jpeg": _pad_jpeg}
 def measure(data: bytes) -> tuple[str, int, int, bool] | None:
     """(format, width, height, has alpha) of an uploaded file, or None when it is no image."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            alpha = "A" in picture.getbands() or "transparency" in picture.info
-            return (picture.format or "").lower(), picture.width, picture.height, alpha
+        with Image.open(io.BytesIO(data)) as image:
+            alpha = "A" in image.getbands() or "transparency" in image.info
+            return (image.format or "").lower(), image.width, image.height, alpha
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

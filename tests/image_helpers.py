@@ -1,4 +1,4 @@
-"""Pictures to upload, how two pictures are compared, and what every answer with pictures keeps."""
+"""Images to upload, how two images are compared, and what every answer with images keeps."""
 
 import base64
 import io
@@ -21,11 +21,11 @@ Box = tuple[int, int, int, int]
 
 
 def photo(width: int = 64, height: int = 64, *, mode: str = "RGB", turn: int = 0) -> Image.Image:
-    """A picture in which hardly two pixels are alike; `turn` makes another one, 0 to 3."""
+    """An image in which hardly two pixels are alike; `turn` makes another one, 0 to 3."""
     slope = Image.linear_gradient("L")
     bands = [slope, slope.rotate(90), Image.radial_gradient("L")]
-    picture = Image.merge("RGB", bands).rotate(90 * turn).resize((width, height))
-    return picture.convert(mode)
+    image = Image.merge("RGB", bands).rotate(90 * turn).resize((width, height))
+    return image.convert(mode)
 
 
 def plain(width: int = 64, height: int = 64, colour: str = "red") -> Image.Image:
@@ -35,22 +35,22 @@ def plain(width: int = 64, height: int = 64, colour: str = "red") -> Image.Image
 
 def mask(width: int, height: int, area: Box) -> Image.Image:
     """Opaque black, and fully transparent in `area`: what is to change."""
-    picture = Image.new("RGBA", (width, height), "black")
-    picture.paste((0, 0, 0, 0), area)
-    return picture
+    image = Image.new("RGBA", (width, height), "black")
+    image.paste((0, 0, 0, 0), area)
+    return image
 
 
-def with_hole(picture: Image.Image, area: Box) -> Image.Image:
-    """The picture, fully transparent in `area`."""
-    holed = picture.convert("RGBA")
+def with_hole(image: Image.Image, area: Box) -> Image.Image:
+    """The image, fully transparent in `area`."""
+    holed = image.convert("RGBA")
     holed.paste((0, 0, 0, 0), area)
     return holed
 
 
-def file_bytes(picture: Image.Image, picture_format: str = "PNG", **options: object) -> bytes:
-    """The picture as a file."""
+def file_bytes(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    """The image as a file."""
     out = io.BytesIO()
-    picture.save(out, picture_format, **options)
+    image.save(out, image_format, **options)
     return out.getvalue()
 
 
@@ -72,20 +72,20 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
 
 
 def load(content: bytes) -> Image.Image:
-    """A file as a picture, with all of it read."""
-    picture = Image.open(io.BytesIO(content))
-    picture.load()
-    return picture
+    """A file as an image, with all of it read."""
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
 
 
 def load_base64(text: str | None) -> Image.Image:
-    """An answer's `b64_json` as a picture."""
+    """An answer's `b64_json` as an image."""
     assert text
     return load(base64.b64decode(text, validate=True))
 
 
 def changed(one: Image.Image, other: Image.Image) -> Image.Image:
-    """An L picture of two RGB pictures: 255 where a pixel differs in any of its values."""
+    """An L image of two RGB images: 255 where a pixel differs in any of its values."""
     assert one.size == other.size
     bands = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).split()
     most = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
@@ -106,15 +106,15 @@ def changed_outside(one: Image.Image, other: Image.Image, area: Box) -> int:
     return found.histogram()[255]
 
 
-def mean_colour(picture: Image.Image, area: Box) -> list[float]:
+def mean_colour(image: Image.Image, area: Box) -> list[float]:
     """The mean red, green and blue of `area`."""
-    return ImageStat.Stat(picture.convert("RGB").crop(area)).mean
+    return ImageStat.Stat(image.convert("RGB").crop(area)).mean
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """The picture as it looks on white paper, RGB."""
-    paper = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(paper, picture.convert("RGBA")).convert("RGB")
+def on_white(image: Image.Image) -> Image.Image:
+    """The image as it looks on white paper, RGB."""
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
 
 
 def distance(one: Image.Image, other: Image.Image) -> int:
@@ -123,7 +123,7 @@ def distance(one: Image.Image, other: Image.Image) -> int:
     return sum(count * (index % 256) for index, count in enumerate(levels))
 
 
-async def pictures(served: Served, answer: ImagesResponse) -> list[Image.Image]:
+async def answer_images(served: Served, answer: ImagesResponse) -> list[Image.Image]:
     """The decoded images of an answer, downloaded without a key where it has links."""
     found: list[Image.Image] = []
     for item in answer.data or []:
@@ -132,9 +132,9 @@ async def pictures(served: Served, answer: ImagesResponse) -> list[Image.Image]:
         else:
             assert item.b64_json is None
             content = await download(served, item.url)
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-        found.append(picture)
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        found.append(image)
     return found
 
 

@@ -1,7 +1,7 @@
 """M5 for edits and streams: a gateway that is killed at any step loses no bill and leaves nothing.
 
-The steps that a request without pictures does not have: its upload, its check, images on their
-way, and what is done to a finished picture. The other gateway sweeps up; time is moved.
+The steps that a request without images does not have: its upload, its check, images on their
+way, and what is done to a finished image. The other gateway sweeps up; time is moved.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ import pytest
 from gateway.config import Settings
 from tests.harness import GatewayProcess, Served
 from tests.hosting_helpers import Hosted, files_in
+from tests.image_helpers import file_bytes, mask
 from tests.money.test_money_crashes import (
     expect_every_bill_booked,
     locked,
@@ -26,7 +27,6 @@ from tests.money.test_money_crashes import (
     waiting_for_locks,
 )
 from tests.money_helpers import books, count_states, eventually
-from tests.picture_helpers import file_bytes, mask
 from tests.stub_openai import Fault, Stub
 
 EDITS = "/v1/images/edits"
@@ -105,7 +105,7 @@ def _nameless(descriptor: Path) -> bool:
         return False
 
 
-async def test_a_kill_while_a_picture_is_checked_leaves_nothing_not_even_the_decoder(
+async def test_a_kill_while_an_image_is_checked_leaves_nothing_not_even_the_decoder(
     settings: Settings, served: Served, stub: Stub, tmp_path: Path
 ) -> None:
     async with victim(settings, served, tmp_path) as (process, http):
@@ -123,7 +123,7 @@ async def test_a_kill_while_a_picture_is_checked_leaves_nothing_not_even_the_dec
 
 
 async def until_busy(process: GatewayProcess) -> None:
-    """Wait until a picture lies in a nameless file of the process."""
+    """Wait until an image lies in a nameless file of the process."""
 
     async def busy() -> bool:
         folder = Path(f"/proc/{process.process.pid}/fd")
@@ -202,7 +202,7 @@ async def test_a_kill_between_store_and_settlement_is_booked_and_leaves_no_file(
 async def finishing(
     settings: Settings, served: Served, stub: Stub, folder: Path
 ) -> AsyncIterator[tuple[GatewayProcess, asyncio.Task[httpx2.Response]]]:
-    """A gateway whose bought picture is being composited by a decoder that stands still."""
+    """A gateway whose bought image is being composited by a decoder that stands still."""
     async with victim(settings, served, folder) as (process, http):
         stub.faults.add(Fault(hold=True))
         task = asyncio.create_task(post_edit(http, DALL_E))
@@ -215,7 +215,7 @@ async def finishing(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_kill_while_a_bought_picture_is_finished_is_booked(
+async def test_a_kill_while_a_bought_image_is_finished_is_booked(
     settings: Settings, served: Served, stub: Stub, tmp_path: Path
 ) -> None:
     async with finishing(settings, served, stub, tmp_path) as (process, _):
@@ -227,7 +227,7 @@ async def test_a_kill_while_a_bought_picture_is_finished_is_booked(
     await expect_no_trace(settings, served)
 
 
-async def test_a_gateway_told_to_stop_while_it_finishes_a_picture_writes_down_what_it_cost(
+async def test_a_gateway_told_to_stop_while_it_finishes_an_image_writes_down_what_it_cost(
     settings: Settings, served: Served, stub: Stub, tmp_path: Path
 ) -> None:
     quick = settings.model_copy(update={"drain_seconds": 1})
