@@ -25,9 +25,11 @@ class LocalCounters:
         """Count a request if it fits into every limit's value; otherwise count nothing."""
         now_ms = self._turn()
         second = now_ms // 1000
+        # All of them first: each window must be of this second, even if an earlier limit refuses.
+        used = [self._used(demand, second) for demand in demands]
         is_admitted = all(
-            self._used(demand, second) + demand.cost <= value
-            for demand, value in zip(demands, values, strict=True)
+            taken + demand.cost <= value
+            for taken, demand, value in zip(used, demands, values, strict=True)
         )
         if is_admitted:
             self.add(demands, lease)

@@ -20,7 +20,7 @@ from gateway import telemetry
 from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
 from gateway.limits.redis_errors import explain
-from gateway.limits.redis_scripts import EXCHANGE, KEEP
+from gateway.limits.redis_scripts import EXCHANGE, KEEP, SERVER_CLOCK
 from gateway.limits.windows import Demand, Found, Taken
 
 PREFIX = "{image-gateway}:limits:"
@@ -56,6 +56,7 @@ class SharedCounters:
 
     `leases` returns the generations under way in this process. `processes` is the number of
     gateway processes when Redis last answered. `trouble` is the reason while Redis cannot be used.
+    `clock` is the Lua that sets `now` in the scripts.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class SharedCounters:
         leases: Leases,
         timeout_seconds: float,
         lease_seconds: float,
+        clock: str = SERVER_CLOCK,
     ) -> None:
         self._client = _client(url)
         self._process = process
@@ -79,7 +81,8 @@ class SharedCounters:
         self._turn = asyncio.Lock()
         self._look = asyncio.Event()
         self._is_away = True
-        self._script = ""
+        self._scripts = clock + EXCHANGE, clock + KEEP
+        self._exchange_hash = ""
         self.processes = 1
         self.trouble: str | None = None
 
@@ -176,7 +179,7 @@ class SharedCounters:
         try:
             said = await _within(
                 self._timeout_seconds,
-                self._client.evalsha(self._script, len(keys), *keys, *arguments),
+                self._client.evalsha(self._exchange_hash, len(keys), *keys, *arguments),
             )
         except AWAY as error:
             self._lose(error)
@@ -219,6 +222,7 @@ class SharedCounters:
 
     async def _beat(self) -> None:
         """Send a heartbeat that renews the leases; use Redis again if it had failed and answers."""
+        exchange, keep = self._scripts
         async with self._turn:
             held = {counter: list(leases) for counter, leases in self._leases().items()}
             arguments: list[str | int] = [self._process, self._lease_ms]
@@ -227,9 +231,9 @@ class SharedCounters:
             keys = [PROCESSES, *(PREFIX + counter for counter in held)]
             try:
                 if self._is_away:
-                    loading = self._client.script_load(EXCHANGE)
-                    self._script = await _within(CONNECT_SECONDS, loading)
-                said = self._client.eval(KEEP, len(keys), *keys, *arguments)
+                    loading = self._client.script_load(exchange)
+                    self._exchange_hash = await _within(CONNECT_SECONDS, loading)
+                said = self._client.eval(keep, len(keys), *keys, *arguments)
                 self.processes = await _within(self._timeout_seconds, said)
             except AWAY as error:
                 self._lose(error)

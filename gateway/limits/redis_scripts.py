@@ -1,14 +1,23 @@
 """Lua scripts for Redis: each is one round trip and atomic.
 
 A rate counter is a hash of the last sixty seconds; a concurrency counter is a sorted set of leases
-by expiry. The clock is the server's, so the gateways' clocks need not agree.
+by expiry. The counting is that of `windows.py` and `process_counters.py`; a property test compares
+their answers.
 """
 
-EXCHANGE = """
-local WINDOW = 60
-local LEASE_WAIT = 1000
+from gateway.limits.windows import LEASE_WAIT_MS, WINDOW_SECONDS
+
+SERVER_CLOCK = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+"""
+"""Sets `now` in ms; each script starts with it. The server's, since gateways' clocks may differ."""
+
+_CONSTANTS = f"local WINDOW, LEASE_WAIT = {WINDOW_SECONDS}, {LEASE_WAIT_MS}"
+
+EXCHANGE = (
+    _CONSTANTS
+    + """
 local second = math.floor(now / 1000)
 local out = {second, redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0}
 local key, argument = 1, 1
@@ -117,6 +126,7 @@ while argument < #ARGV do
 end
 return table.concat(out, ' ')
 """
+)
 """Executes a batch of commands.
 
 KEYS: the processes, then the counters in the order of the commands. ARGV: this process, then
@@ -125,8 +135,6 @@ Answer: the second, 1 or 0 for a registered process, and for each `take` 1 or 0,
 counters the usage, the wait (-1: for ever) and the time until the usage is zero, in ms."""
 
 KEEP = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local ttl = tonumber(ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('ZADD', KEYS[1], now + ttl, ARGV[1])

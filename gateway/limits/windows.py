@@ -1,6 +1,6 @@
 """Sliding-window counters of one minute, with a resolution of seconds. No I/O, integers only.
 
-`gateway/limits/redis_scripts.py` implements the same in Lua.
+`gateway/limits/redis_scripts.py` implements the same in Lua; a property test compares the answers.
 """
 
 from collections import deque
@@ -80,8 +80,12 @@ class Window:
         for at, (counted_in, count) in enumerate(self._counts):
             if counted_in == second:
                 undone = min(cost, count)
-                self._counts[at] = (second, count - undone)
                 self.used -= undone
+                if count > undone:
+                    self._counts[at] = (second, count - undone)
+                else:
+                    del self._counts[at]  # or `reset_ms` would wait for a second without usage
+                return
 
     def wait_ms(self, value: int, cost: int, now_ms: int) -> int | None:
         """Return the time until `cost` fits if nothing else is counted; None if it never does."""

@@ -131,6 +131,32 @@ async def test_who_is_refused_by_one_limit_uses_up_none_of_the_others() -> None:
     assert await admitted(limiter, wide, times=20) == 9
 
 
+async def test_a_refusal_in_a_new_minute_knows_the_limits_after_the_one_that_refuses() -> None:
+    clock = FakeClock()
+    limiter = make_limiter(clock)
+    requests, images = per_minute(1), per_minute(5, LimitKind.IMAGES)
+    clock.now += 59
+    assert await admitted(limiter, requests, images, images=3) == 1
+    clock.now += 2
+    with pytest.raises(LimitReached) as refused:
+        async with limiter.admit(caller(requests, images), images=3, house=None):
+            pass
+    assert [(one.remaining, one.reset_ms) for one in refused.value.standings] == [
+        (0, 58_000),
+        (2, 58_000),
+    ]
+
+
+async def test_a_request_that_is_given_back_leaves_no_time_to_wait_for() -> None:
+    limiter = make_limiter(FakeClock())
+    async with limiter.admit(caller(per_minute(5)), images=1, house=None) as admission:
+        admission.withdraw()
+    with pytest.raises(LimitReached) as refused:
+        async with limiter.admit(caller(per_minute(0)), images=1, house=None):
+            pass
+    assert [one.reset_ms for one in refused.value.standings] == [0]
+
+
 async def test_generations_at_once_end_with_their_block() -> None:
     limiter = make_limiter(FakeClock())
     two = per_minute(2, LimitKind.CONCURRENT)
