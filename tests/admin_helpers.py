@@ -1,4 +1,4 @@
-"""What the tests of the operators' REST share: a client with the admin key, and the audit trail."""
+"""Helpers for tests of the operators' REST API: a client with the admin key, the audit trail."""
 
 import shlex
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def admin_secret(served: Served) -> str:
 
 
 def admin(served: Served) -> httpx2.AsyncClient:
-    """An operator's client; paths begin behind /admin/v1."""
+    """An operator's client; its paths are relative to /admin/v1."""
     return httpx2.AsyncClient(
         base_url=f"{served.base_url}{ROOT}",
         headers={"Authorization": f"Bearer {admin_secret(served)}"},
@@ -35,7 +35,7 @@ def admin(served: Served) -> httpx2.AsyncClient:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a client sees of a refusal."""
+    """The status, code and parameter of a refused request."""
 
     status: int
     code: str
@@ -48,21 +48,21 @@ def refusal(response: httpx2.Response) -> Refusal:
 
 
 def created(response: httpx2.Response) -> JsonObject:
-    """The object that was made."""
+    """The body of a 201 answer."""
     assert response.status_code == 201, response.text
     answer: JsonObject = response.json()
     return answer
 
 
 def answered(response: httpx2.Response) -> JsonObject:
-    """The object of an answer."""
+    """The body of a 200 answer."""
     assert response.status_code == 200, response.text
     answer: JsonObject = response.json()
     return answer
 
 
 async def every_page(http: httpx2.AsyncClient, path: str, **query: Any) -> list[JsonObject]:
-    """The whole list, page by page; each page must say where it begins and ends."""
+    """All items of a list, page by page; each page must state its first and last item."""
     found: list[JsonObject] = []
     query = {"limit": 100, **query}
     while True:

@@ -1,4 +1,4 @@
-"""Thousands of requests made from the API's own description, and what of the answers breaks it.
+"""Thousands of requests generated from the API's description, whose answers must agree with it.
 
 The engine of `schemathesis run` drives a served gateway from a thread: examples, the bounds of
 every field and their other side, random bodies, and sequences in which one answer feeds the next.
@@ -30,7 +30,7 @@ LIKELY = 0.7
 
 @dataclass(frozen=True)
 class Spoken:
-    """Refusals of valid data: rules that are told in words, since no schema can say them.
+    """Refusals of valid data: rules that are stated in prose, since no schema can express them.
 
     By operation, the parameters that such a refusal may name; None stands for the body as a whole.
     """
@@ -38,7 +38,7 @@ class Spoken:
     by_operation: Mapping[str, frozenset[str | None]]
 
     def allows(self, operation: str, content: bytes) -> bool:
-        """Whether the refusal of a request that fits the schema is one of these."""
+        """Tell if a request that fits the schema may be refused for this parameter."""
         param = orjson.loads(content)["error"]["param"]
         name = None if param is None else re.split(r"[.\[]", param)[0]
         return name in self.by_operation.get(operation, ())
@@ -46,7 +46,7 @@ class Spoken:
 
 @dataclass
 class Report:
-    """What was sent and answered, and what should not have been answered."""
+    """Counts of the requests and answers, and the answers that broke the contract."""
 
     cases: int = 0
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -71,7 +71,7 @@ async def examine(
 
 
 def _quick_to_read(part: Any) -> Any:
-    r"""The same description, with "one sign that is not blank" in other words.
+    r"""The same description, with "one character that is not blank" expressed differently.
 
     Of `\S` beside a length of at most 32 000 the engine makes `^\S{1,32000}$`: half a second for
     each of the hundreds of bodies that it varies, and no prompt with a blank in it.
@@ -118,7 +118,7 @@ def _run(
 
 
 def _is_in_path(operation: str, content: bytes) -> bool:
-    """Whether a refusal is of an id in the path."""
+    """Tell if a refusal names a parameter of the path."""
     return f"{{{orjson.loads(content)['error']['param']}}}" in operation
 
 

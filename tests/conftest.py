@@ -32,31 +32,32 @@ LONG = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: begun last, one would keep every other process waiting."""
+    """Run the longest files first: begun last, one would keep the other processes waiting."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def logging_as_served() -> None:
-    """Log as the served gateway does; structlog's default prints variables, secrets among them."""
+    """Log as the served gateway does; structlog's default prints variables, secrets included."""
     configure_logging("INFO", "json")
-    # As a served gateway does: a collection over everything imported takes a tenth of a second.
+    # As a served gateway does: collecting all imported objects takes a tenth of a second.
     spare_garbage_collector()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_authority(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Clients trust one authority, and it vouches for nobody: tests talk to loopback alone.
+    """Make clients trust one authority that signs nothing: tests talk to loopback alone.
 
-    Each client and each gateway would read the machine's 150 anew, a tenth of the tests' time.
+    Each client and gateway would otherwise load the machine's 150 authorities, a tenth of the
+    tests' time.
     """
-    nobody = Authority(tmp_path_factory.mktemp("authority"), "nobody")
-    os.environ["SSL_CERT_FILE"] = str(nobody.file)
+    authority = Authority(tmp_path_factory.mktemp("authority"), "unused")
+    os.environ["SSL_CERT_FILE"] = str(authority.file)
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """The owner's address of a real Postgres: given, from a container, or embedded."""
+    """The owner's address of a real Postgres: configured, in a container, or embedded."""
     given = os.environ.get("GATEWAY_TEST_DATABASE_URL")
     if given:
         yield given
@@ -73,9 +74,9 @@ def postgres_url() -> Iterator[str]:
 
 
 def _in_memory() -> Path | None:
-    """A file system in memory with room to spare; None: the system's temporary directory.
+    """A directory in memory with enough room; None for the system's temporary directory.
 
-    Every test has a database of its own, of 300 files: on a disk, making and removing them takes
+    Every test has its own database of 300 files. On a disk, creating and removing them takes
     longer than most tests.
     """
     has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM_BYTES
@@ -93,14 +94,14 @@ def postgres(postgres_url: str) -> PostgresServer:
 
 @pytest.fixture
 def logging_again() -> Iterator[None]:
-    """For a test that logs to where it can read it: afterwards, logs as before."""
+    """Restore the log configuration after a test that redirects the log."""
     yield
     configure_logging("INFO", "json")
 
 
 @pytest.fixture
 async def database(postgres: PostgresServer) -> AsyncIterator[str]:
-    """A migrated database for this test alone; the owner's address."""
+    """The owner's address of a migrated database for this test alone."""
     url = await postgres.create()
     yield url
     await postgres.drop(url)
@@ -108,7 +109,7 @@ async def database(postgres: PostgresServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def stub() -> AsyncIterator[Stub]:
-    """OpenAI's Images API on loopback, with a bill of its own."""
+    """The stub of OpenAI's Images API on loopback, with its own bill."""
     async with running_stub() as running:
         yield running
 
@@ -121,7 +122,7 @@ def settings(database: str, stub: Stub, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def served(settings: Settings) -> AsyncIterator[Served]:
-    """A gateway on loopback; whatever the test did, the books must agree afterwards."""
+    """A gateway on loopback; the money invariants are checked after the test."""
     async with served_gateway(settings) as running:
         yield running
         await running.check_invariants()
@@ -129,7 +130,7 @@ async def served(settings: Settings) -> AsyncIterator[Served]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def unused_stub() -> AsyncIterator[Stub]:
-    """The stub behind `unchanged`, from which nothing is bought."""
+    """The stub behind `unchanged`, which must not receive a call."""
     async with running_stub() as running:
         yield running
         assert running.calls == []
@@ -139,7 +140,7 @@ async def unused_stub() -> AsyncIterator[Stub]:
 async def unchanged(
     postgres: PostgresServer, unused_stub: Stub, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Served]:
-    """One gateway for all tests of a file that are refused what they ask for, and change nothing.
+    """One gateway for all tests of a file whose requests are all refused and change nothing.
 
     They run in the loop of their file: `@pytest.mark.asyncio(loop_scope="module")`.
     """
@@ -162,7 +163,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 async def trusting(settings: Settings, issuer: Issuer) -> AsyncIterator[Served]:
-    """A gateway on loopback that accepts the tokens of that provider."""
+    """A gateway on loopback that accepts tokens of that identity provider."""
     async with trusting_gateway(settings, issuer) as running:
         yield running
         await running.check_invariants()
@@ -178,13 +179,13 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture(params=["files", "s3"])
 async def place(request: pytest.FixtureRequest, s3_server: S3Server, tmp_path: Path) -> Place:
-    """Where images go: the same tests hold for files and for S3."""
+    """The place that stores images; each test runs once with files and once with S3."""
     return await bucket_of(s3_server) if request.param == "s3" else files_in(tmp_path / "store")
 
 
 @pytest.fixture(params=["files", "s3"])
 async def away(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Away]:
-    """The two kinds of stores, each with a server or folder of its own that can fail."""
+    """A store, by files and by S3, that the test can make fail."""
     if request.param == "files":
         folder = tmp_path / "store"
         yield Away(files_in(folder), folder, None)
@@ -196,6 +197,6 @@ async def away(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 @pytest.fixture
 async def hosted(settings: Settings, place: Place) -> AsyncIterator[Hosted]:
-    """A gateway that stores in this test's place."""
+    """A gateway that stores images at `place`."""
     async with hosted_gateway(settings, place) as running:
         yield running

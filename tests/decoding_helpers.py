@@ -1,4 +1,4 @@
-"""A decoder's limits, its files and its processes, for the tests of decoding."""
+"""Limits, files and processes of a decoder, for the tests of decoding."""
 
 import io
 import tempfile

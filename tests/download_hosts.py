@@ -1,4 +1,4 @@
-"""What tests of downloads stand on: hosts, names and certificates that are all on loopback."""
+"""Hosts, names and certificates on loopback for tests of downloads."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class Host:
-    """A web host on loopback; `requests` are the heads it was sent."""
+    """A web host on loopback; `requests` are the request heads that it received."""
 
     answer: Answer
     requests: list[bytes] = field(default_factory=list)
@@ -72,7 +72,7 @@ async def web_host(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIt
 def sends(
     body: bytes = IMAGE, *headers: str, status: str = "200 OK", length: int | None = None
 ) -> Answer:
-    """An answer in one piece; `length` is what it claims to be."""
+    """An answer sent at once; `length` is the Content-Length that it claims."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         claimed = len(body) if length is None else length
@@ -83,7 +83,7 @@ def sends(
 
 
 def sends_raw(content: bytes) -> Answer:
-    """An answer as it goes over the wire."""
+    """An answer sent as these very bytes."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(content)
@@ -92,7 +92,7 @@ def sends_raw(content: bytes) -> Answer:
 
 
 def drips(head: bytes, drop: bytes) -> Answer:
-    """An answer that makes a little progress for ever."""
+    """An answer that sends a few bytes at a time and never ends."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(head)
@@ -110,7 +110,7 @@ async def says_nothing(writer: asyncio.StreamWriter) -> None:
 
 
 async def resets(writer: asyncio.StreamWriter) -> None:
-    """An answer cut off by a reset in the middle."""
+    """An answer cut off in the middle by a TCP reset."""
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\nabc")
     await writer.drain()
     writer.transport.abort()
@@ -118,7 +118,7 @@ async def resets(writer: asyncio.StreamWriter) -> None:
 
 @dataclass
 class Names:
-    """A resolver that knows these answers, one after the other; the last one stays."""
+    """A resolver that gives these answers one after another and then repeats the last."""
 
     answers: Sequence[Sequence[str]]
     asked: list[str] = field(default_factory=list)
@@ -130,7 +130,7 @@ class Names:
 
 
 class DetouredSocket(socket.socket):
-    """Connects to loopback wherever it was sent: no test leaves this machine."""
+    """A socket that connects to loopback whatever the address: no test leaves this machine."""
 
     port = 0
 
@@ -140,7 +140,7 @@ class DetouredSocket(socket.socket):
 
 @dataclass
 class Dialled:
-    """Opens sockets, and keeps the addresses they were for; all lead to `port`, or to nothing."""
+    """Opens sockets and records their addresses; all connect to `port`, or to nothing."""
 
     port: int | None = None
     addresses: list[tuple[str, int]] = field(default_factory=list)
@@ -158,7 +158,7 @@ class Dialled:
 
 @asynccontextmanager
 async def downloading(**options: Any) -> AsyncIterator[Downloads]:
-    """Downloads with limits that no test meets by accident."""
+    """Downloads with limits so wide that no test reaches them by accident."""
     limits = {"max_bytes": MAX_BYTES, "total_seconds": 60, "connect_seconds": 60}
     downloads = Downloads(**(limits | options))
     yield downloads
@@ -171,7 +171,7 @@ def trusting(host: Host, **options: Any) -> Any:
 
 
 async def refusal(downloads: Downloads, url: str) -> DownloadProblem:
-    """Why `url` is refused; nothing may be left in the file."""
+    """The problem for which `url` is refused; nothing may be left in the file."""
     target = io.BytesIO()
     with pytest.raises(DownloadRefused) as caught:
         await downloads.fetch(url, target)
@@ -188,7 +188,7 @@ class Certificates:
 
 
 def certificates(folder: Path, name: str) -> Certificates:
-    """A certificate for `name` from an authority that nobody else trusts."""
+    """A certificate for `name` from an authority that only its own clients trust."""
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "An authority for one test")])
     now = dt.datetime.now(dt.UTC)

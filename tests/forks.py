@@ -1,8 +1,8 @@
-"""Processes that are the command `gateway`, forked from one that has done its imports.
+"""Forks of a process that has imported the command `gateway`.
 
-The imports take seconds and most of the time of a command, or of a gateway's start; apart from
-them a fork does all that a process started from nothing does. It inherits no state of the tests:
-what is forked is a process that has only imported the command.
+The imports take seconds, most of the time of a command or of a gateway's start. Apart from them, a
+fork does all that a new process does. It inherits no state of the tests, since the process that is
+forked has imported the command and nothing else.
 """
 
 import multiprocessing
@@ -27,7 +27,7 @@ KEPT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE")
 
 
 class Forked:
-    """A running fork: of `subprocess.Popen`, what tests use."""
+    """A running fork, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, process: BaseProcess) -> None:
         self._process = process
@@ -73,7 +73,7 @@ def fork_gateway(
     stdin: Path = Path(os.devnull),
     folder: Path | None = None,
 ) -> Forked:
-    """Start `gateway …` with this environment alone; `out` and `err` are appended to."""
+    """Start `gateway …` with only this environment; `out` and `err` are appended to."""
     process = FORKS.Process(
         target=_be_gateway,
         args=(arguments, environment, folder or Path.cwd()),

@@ -1,4 +1,4 @@
-"""What tests stand on: a real Postgres, a served gateway on loopback, and keys to call it with."""
+"""The base of the tests: a real Postgres, a gateway served on loopback, and keys to call it."""
 
 import asyncio
 import json
@@ -45,30 +45,30 @@ HOUSE_KEY = "sk-house-canary-7f3a9c1e5b2d"
 GPT2 = "gpt-image-2"
 TEMPLATE = "gateway_template"
 TEMPLATE_READY = "GATEWAY_TEST_TEMPLATE_READY"
-"""Set where the server at GATEWAY_TEST_DATABASE_URL has its template already."""
+"""The variable that is set if the server at GATEWAY_TEST_DATABASE_URL has its template already."""
 
 
 class PostgresServer:
-    """A server on which every test gets a database of its own, copied from a migrated one."""
+    """A Postgres server that gives each test its own database, copied from a migrated template."""
 
     def __init__(self, owner_url: str) -> None:
         self._owner_url = database_url(owner_url)
 
     async def prepare(self) -> None:
-        """Migrate the template once."""
+        """Create the template database and migrate it."""
         await self._execute(
             f'DROP DATABASE IF EXISTS "{TEMPLATE}"', f'CREATE DATABASE "{TEMPLATE}"'
         )
         await migrate(self._owner_url.set(database=TEMPLATE))
 
     async def create(self, *, template: str = TEMPLATE) -> str:
-        """A new database, migrated where the template is; returns its owner's address."""
+        """Create a database from `template`; return its address, with the owner's role."""
         name = f"test_{secrets.token_hex(6)}"
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self._owner_url.set(database=name).render_as_string(hide_password=False)
 
     async def drop(self, url: str) -> None:
-        """Remove a database, whoever is still connected."""
+        """Remove a database, with the connections to it."""
         await self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
 
     async def _execute(self, *statements: str) -> None:
@@ -80,11 +80,11 @@ class PostgresServer:
 
 
 TLS = ssl.create_default_context()
-"""For every client: reading all certificates anew took an eighth of the tests' time."""
+"""One context for every client: loading certificates anew took an eighth of the tests' time."""
 
 
 def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
-    """Settings for a test's gateway; nothing is read from the machine's environment."""
+    """Make the settings of a test's gateway. Nothing is read from the environment."""
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "database_url": SecretStr(url),
@@ -93,7 +93,7 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
         "sweep_interval_seconds": 3600,
         "drain_seconds": 5,
-        # A test's clients, its provider and the gateway share one loop: always more than it can do.
+        # Clients, stub and gateway share one event loop: requests wait longer than elsewhere.
         "max_wait_ms": 60_000,
         "admission_timeout_ms": 5000,
         "decoder_queue_seconds": 60,
@@ -106,7 +106,7 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
 
 @dataclass
 class Served:
-    """A gateway that answers on loopback, in this process."""
+    """A gateway in this process that listens on loopback."""
 
     gateway: Gateway
     base_url: str
@@ -142,7 +142,7 @@ class Served:
     async def budget(
         self, limit_usd: str, *, window: str = "month", tenant_id: UUID | None = None, **owner: Any
     ) -> None:
-        """Set a budget; `owner` may be api_key_id, user_id, livemode."""
+        """Set a budget of the tenant, or of the api_key_id, user_id or livemode in `owner`."""
         async with self.gateway.database.tenant(tenant_id or self.tenant_id) as session:
             await budgets.set_limit(
                 session,
@@ -153,19 +153,19 @@ class Served:
             )
 
     async def house_budget(self, limit_usd: str, *, window: str = "month") -> None:
-        """Set a budget for all calls with the house's own credential."""
+        """Set a budget for all calls that use the house credential."""
         async with self.gateway.database.operator() as session:
             await budgets.set_limit(session, None, window=window, limit_nano=parse_usd(limit_usd))
 
     def http(self, key: IssuedKey | str | None = None, **options: Any) -> httpx2.AsyncClient:
-        """A plain client, with a key or without."""
+        """A plain HTTP client, with or without a key."""
         headers = {} if key is None else {"Authorization": f"Bearer {secret_of(key)}"}
         return httpx2.AsyncClient(
             base_url=self.base_url, headers=headers, timeout=60, verify=TLS, **options
         )
 
     def openai(self, key: IssuedKey | str, **options: Any) -> openai.AsyncOpenAI:
-        """The official client, without its retries."""
+        """The official OpenAI client, with its retries turned off."""
         return openai.AsyncOpenAI(
             api_key=secret_of(key), base_url=f"{self.base_url}/v1", max_retries=0, **options
         )
@@ -180,35 +180,35 @@ class Served:
                 yield client
 
     async def sweep(self) -> None:
-        """Let the sweeper do its work once."""
+        """Run the sweeper once."""
         await Sweeper(self.gateway).sweep()
 
     async def owner_sql(self, statement: str, **parameters: Any) -> Sequence[Row[Any]]:
-        """Run SQL as the database's owner, past every policy."""
+        """Run SQL as the owner of the database, whom row-level security does not restrict."""
         settings = self.gateway.settings
         url = settings.migration_database_url or settings.database_url
         assert url is not None
         return await run_sql(url.get_secret_value(), statement, **parameters)
 
     async def ledger_total(self) -> int:
-        """All that the ledger says was spent, in nano-USD."""
+        """The total cost in the ledger, in nano-USD."""
         rows = await self.owner_sql(
             "SELECT coalesce(sum(amount_nano), 0) FROM ledger WHERE kind <> 'hold'"
         )
         return int(rows[0][0])
 
     async def check_invariants(self) -> None:
-        """The view `invariant_break` must be empty, whatever happened."""
+        """Expect the view `invariant_break` to be empty."""
         assert await ledger.invariant_breaks(self.gateway.database) == []
 
 
 def secret_of(key: IssuedKey | str) -> str:
-    """The text to send."""
+    """The secret of a key, as it goes into the Authorization header."""
     return key if isinstance(key, str) else key.secret.reveal()
 
 
 async def run_sql(url: str, statement: str, **parameters: Any) -> Sequence[Row[Any]]:
-    """Run one statement as whoever the address names."""
+    """Run one statement as the role that the address names."""
     engine = create_engine(database_url(url), role=None)
     try:
         async with engine.begin() as connection:
@@ -222,7 +222,7 @@ async def run_sql(url: str, statement: str, **parameters: Any) -> Sequence[Row[A
 async def served_gateway(
     settings: Settings, *, today: Callable[[], date] = utc_today, port: int = 0
 ) -> AsyncIterator[Served]:
-    """Serve a gateway in this process until the end of the block; `today` decides what lives."""
+    """Serve a gateway in this process until the block ends; `today` decides which models live."""
     async with open_gateway(settings, today=today) as gateway:
         async with gateway.database.operator() as session:
             found = [t for t in await tenants.list_all(session) if t.name == "acme"]
@@ -235,14 +235,14 @@ async def served_gateway(
 
 @dataclass
 class GatewayProcess:
-    """A gateway in a process of its own, as `gateway serve` starts it."""
+    """A gateway in its own process, started by `gateway serve`."""
 
     process: subprocess.Popen[bytes] | Forked
     base_url: str
     log: Path
 
     async def until_ready(self, *, tries: int = 600) -> None:
-        """Return when it can serve; fail as soon as it ends instead."""
+        """Return when `/ready` answers 200; raise if the process ends first."""
         async with httpx2.AsyncClient(timeout=1) as http:
             for _ in range(tries):
                 try:
@@ -258,13 +258,13 @@ class GatewayProcess:
         raise AssertionError(f"the gateway did not become ready:\n{self.log.read_text()}")
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the process (SIGKILL), as a crash would."""
         self.process.kill()
         self.process.wait()
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Find a port that is free now; another program could still take it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -278,10 +278,11 @@ def gateway_process(
     from_nothing: bool = False,
     on_terminal: bool = False,
 ) -> Iterator[GatewayProcess]:
-    """Run `gateway serve` with this environment alone; stopped at the end, by force if need be.
+    """Run `gateway serve` with only this environment; stop it at the end, by force if necessary.
 
-    It is forked with its imports done, unless it shall start `from_nothing`, as from a shell, or
-    `on_terminal`: then its standard output is one, and what it prints there goes to the log too.
+    By default it is forked from a process that has done its imports. `from_nothing` starts a new
+    interpreter, as a shell does. `on_terminal` does so too, with a terminal as its standard output,
+    whose text is copied to the log.
     """
     port = free_port()
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
@@ -313,7 +314,7 @@ def _start_gateway(
         if not on_terminal:
             return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         screen, terminal = os.openpty()
-        tty.setraw(terminal)  # lines end as they were written
+        tty.setraw(terminal)  # raw, or the terminal would turn \n into \r\n
         started = subprocess.Popen(command, env=environment, stdout=terminal, stderr=out)
         os.close(terminal)
     threading.Thread(target=_copy_screen, args=(screen, log), daemon=True).start()
@@ -321,14 +322,14 @@ def _start_gateway(
 
 
 def _copy_screen(screen: int, log: Path) -> None:
-    """Until the last process with that terminal has ended, which Linux reports as EIO."""
+    """Copy the terminal to the log until its last process ends, which Linux reports as EIO."""
     with log.open("ab", buffering=0) as out, suppress(OSError), os.fdopen(screen, "rb", 0) as shown:
         while printed := shown.read(4096):
             out.write(printed)
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
-    """The environment that gives a process the same settings."""
+    """The environment variables that give a process the same settings."""
     assert settings.database_url is not None
     assert settings.openai_api_key is not None
     return {
@@ -345,7 +346,7 @@ def process_environment(settings: Settings) -> dict[str, str]:
 
 
 def error_of(response: httpx2.Response) -> dict[str, Any]:
-    """The fields of an error envelope."""
+    """The fields of an error answer, whose envelope must have no other fields."""
     body = json.loads(response.content)
     assert set(body) == {"error"}, body
     assert set(body["error"]) == {"message", "type", "param", "code"}, body

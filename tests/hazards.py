@@ -1,4 +1,4 @@
-"""Files that someone may upload as an image, harmful and merely odd, each with its right answer.
+"""Hazardous and unusual files that a client may upload as an image, each with its right answer.
 
 All are made here, from Pillow, zlib and struct; none is larger than a few megabytes.
 """
@@ -27,7 +27,7 @@ UNSUPPORTED, UNREADABLE, ANIMATED, TOO_MANY_PIXELS, TOO_EXPENSIVE = ImageProblem
 
 @dataclass(frozen=True)
 class Hazard:
-    """A file; why it is refused, or else what is left of it."""
+    """A file with the problem for which it is refused, or the image that is left of it."""
 
     name: str
     content: bytes
@@ -58,7 +58,7 @@ def accepted(
 
 
 def drawing(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """An image whose corners differ, so that no turn leaves it as it is."""
+    """An image with four different corners, so that every rotation shows."""
     image = Image.radial_gradient("L").resize(size).convert("RGB")
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, size[0] // 3, size[1] // 3), fill=(250, 20, 20))
@@ -177,7 +177,7 @@ def bombs() -> Iterator[Hazard]:
 
 
 def claims() -> Iterator[Hazard]:
-    """Headers without pixels, or with other sizes than they say."""
+    """Headers without pixels, or with false sizes."""
     for width, height, problem in (
         (64, 64, UNREADABLE),
         (0, 64, UNREADABLE),
@@ -292,7 +292,7 @@ def polyglots() -> Iterator[Hazard]:
 
 
 def private() -> Iterator[Hazard]:
-    """Metadata that say where, when and by whom an image was made."""
+    """Metadata that state the place, time and author of an image."""
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">' + SECRET + b"</x:xmpmeta>"
     for form in ("PNG", "JPEG", "WEBP"):
         located = encoded(drawing(), form, exif=exif())
@@ -463,7 +463,7 @@ def foreign() -> Iterator[Hazard]:
 
 @cache
 def hazards() -> list[Hazard]:
-    """All of them; their names differ."""
+    """All hazards; their names are distinct."""
     kinds = (
         bombs,
         claims,

@@ -1,4 +1,4 @@
-"""What the hosting tests share: places to store images, files or S3, and images made at will."""
+"""Helpers for tests of stored images: file and S3 stores, and images made without a call."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ HOURS_LATER = timedelta(hours=3)
 
 
 class _Failing(BaseHTTPRequestHandler):
-    """S3 on a bad day."""
+    """An HTTP handler in the place of S3 that answers every request with 500."""
 
     def _refuse(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", "0")))
@@ -47,11 +47,11 @@ class _Failing(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = _refuse  # noqa: N815 - the library's names
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 class S3Server:
-    """S3 on loopback, by moto; what it holds outlives a stop."""
+    """S3 on loopback, by moto; its contents survive a stop."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -65,11 +65,11 @@ class S3Server:
         return f"http://127.0.0.1:{self._port}"
 
     def stop(self) -> None:
-        """Let every connection be refused."""
+        """Stop listening: connections are refused."""
         self._server.stop()
 
     def start(self) -> None:
-        """Answer again, at the same port."""
+        """Listen again, at the same port."""
         self._server = ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
         self._server.start()
 
@@ -95,12 +95,12 @@ class S3Server:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a test's images go, as an operator would say it: by environment alone."""
+    """A place to store images, given as an operator gives it: by environment variables."""
 
     environment: dict[str, str]
 
     def applied(self, settings: Settings) -> Settings:
-        """The same settings with this place."""
+        """A copy of the settings that stores images here."""
         values: dict[str, object] = {
             name.removeprefix("GATEWAY_").lower(): text for name, text in self.environment.items()
         }
@@ -131,7 +131,7 @@ async def bucket_of(server: S3Server) -> Place:
 
 @dataclass
 class Hosted:
-    """A served gateway, and what its store and rows hold."""
+    """A served gateway with access to its store and rows."""
 
     served: Served
     place: Place
@@ -151,7 +151,7 @@ class Hosted:
         return sorted(file.path for page in pages for file in page)
 
     async def living(self) -> list[str]:
-        """The paths of the images that count as stored."""
+        """The paths of the images that rows say are stored."""
         rows = await self.served.owner_sql("SELECT path FROM image WHERE deleted_at IS NULL")
         return sorted(row.path for row in rows)
 
@@ -160,17 +160,17 @@ class Hosted:
         return row
 
     async def reconcile(self, *, later: timedelta = HOURS_LATER) -> tuple[int, int]:
-        """Compare store and rows as if time had gone by; files and rows that were removed."""
+        """Compare store and rows as if time had passed; return the removed files and rows."""
         done = await Sweeper(self.served.gateway).reconcile(datetime.now(UTC) + later)
         return done.files, done.rows
 
     async def get(self, url: str, method: str = "GET", **options: Any) -> httpx2.Response:
-        """Ask by link, without a key."""
+        """Request a link, without a key."""
         async with self.served.http() as http:
             return await http.request(method, httpx2.URL(url).raw_path.decode(), **options)
 
     async def make(self, key: IssuedKey, **changes: object) -> str:
-        """An image by the API; its id."""
+        """Make an image through the API; return its id."""
         body = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
         async with self.served.http(key) as http:
             answer = await http.post(
@@ -180,14 +180,14 @@ class Hosted:
         return httpx2.URL(answer.json()["data"][0]["url"]).path.rpartition("/")[2]
 
     async def put(self, key: IssuedKey, content: bytes = b"", **known: Any) -> StoredFile:
-        """An image without a call; `known` is what is written down of it."""
+        """Store an image without a call; `known` are values of its row."""
         [stored] = await self.put_all(key, [(content, known)])
         return stored
 
     async def put_all(
         self, key: IssuedKey, images: list[tuple[bytes, dict[str, Any]]]
     ) -> list[StoredFile]:
-        """Images of one generation, without a call."""
+        """Store images of one generation, without a call."""
         [owner] = await self.served.owner_sql("SELECT * FROM api_key WHERE id = :id", id=key.id)
         stored = []
         for given, known in images:
@@ -220,7 +220,7 @@ class Hosted:
         assert settled == "ok"
 
     async def reserve(self, owner: Any) -> UUID:
-        """Hold money for a call with this key (its row); the reservation's id."""
+        """Hold money for a call with this key (its row); return the reservation's id."""
         reservation_id = uuid4()
         [price] = await self.served.owner_sql("SELECT id FROM price WHERE model = :m", m=GPT2)
         request = {
@@ -245,14 +245,14 @@ class Hosted:
         return reservation_id
 
     def link(self, image: StoredFile, kind: LinkKind = LinkKind.IMAGE) -> str:
-        """A link that is valid for a while."""
+        """A signed link that is valid for a while."""
         expires_at = int(datetime.now(UTC).timestamp()) + 600
         return self.served.gateway.links.sign(image.id, image.path, expires_at, kind)
 
 
 @asynccontextmanager
 async def reservations_of(settings: Settings) -> AsyncIterator[Reservations]:
-    """The writers of money, as a gateway opens them."""
+    """The reservation writer, opened as a gateway opens it."""
     assert settings.database_url is not None
     url = database_url(settings.database_url.get_secret_value())
     database = Database(
@@ -268,7 +268,7 @@ async def reservations_of(settings: Settings) -> AsyncIterator[Reservations]:
 
 @asynccontextmanager
 async def hosted_gateway(settings: Settings, place: Place) -> AsyncIterator[Hosted]:
-    """A gateway that stores there, and has seen its store before."""
+    """A gateway that stores images there and has used the store before."""
     placed = place.applied(settings)
     async with served_gateway(placed) as served:
         hosted = Hosted(served, place, placed)
@@ -295,7 +295,7 @@ async def listed(store: ImageStore, folder: str) -> list[str]:
 
 @asynccontextmanager
 async def silent_address() -> AsyncIterator[str]:
-    """A server that takes every request and never answers."""
+    """A server that accepts every request and never answers."""
 
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65_536):

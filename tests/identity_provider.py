@@ -79,7 +79,7 @@ class OAuthClient(ClientMixin):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Person:
-    """Who is signed in at the provider, in a browser."""
+    """The user who is signed in at the provider, in a browser."""
 
     name: str
 
@@ -89,7 +89,7 @@ class Person:
 
 @dataclass
 class Code:
-    """An authorization code that was given out."""
+    """An authorization code that was issued."""
 
     client_id: str
     person: Person
@@ -106,7 +106,7 @@ class Code:
 
 @dataclass
 class Issuer:
-    """The provider, as a test sees and steers it."""
+    """The identity provider, with controls for tests."""
 
     url: str
     clients: dict[str, OAuthClient] = field(default_factory=dict)
@@ -121,11 +121,11 @@ class Issuer:
         self.clients[client_id] = OAuthClient(client_id, tenant)
 
     def rotate(self) -> None:
-        """Sign with a new key from now on, and disown the old one."""
+        """Sign with a new key from now on, and remove the old one from the key set."""
         self.keys = [rsa_key(int(str(self.keys[0].kid).removeprefix("key-")) + 1)]
 
     def claims(self, audience: str | list[str], **changes: object) -> dict[str, Any]:
-        """What a good token says; a change to None leaves a claim out."""
+        """The claims of a valid token; a change to None leaves a claim out."""
         now = int(time.time())
         good = {"iss": self.url, "aud": audience, "sub": "alice", "tenant": "acme"}
         good |= {"iat": now, "exp": now + 300, "scope": ALL_SCOPES}  # type: ignore[dict-item]
@@ -138,7 +138,7 @@ class Issuer:
         key: Key | None = None,
         header: dict[str, Any] | None = None,
     ) -> str:
-        """A token with these claims, by the current key unless said otherwise."""
+        """A token with these claims, signed with the current key unless another is given."""
         used = key or self.keys[0]
         whole = {"alg": "RS256", "typ": "at+jwt", "kid": used.kid} | (header or {})
         whole = {name: value for name, value in whole.items() if value is not None}
@@ -167,7 +167,7 @@ class Issuer:
 
 @cache
 def rsa_key(number: int) -> RSAKey:
-    """One of a few keys; to make one takes a tenth of a second."""
+    """One of a few cached keys; generating one takes a tenth of a second."""
     return RSAKey.generate_key(2048, {"kid": f"key-{number}"})
 
 
@@ -189,7 +189,7 @@ def running_issuer() -> Iterator[Issuer]:
 
 
 def behind_tls(application: Flask) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """As behind a proxy that ends TLS: Authlib refuses to serve anything else."""
+    """Tell Authlib that a proxy ends TLS: it refuses to serve anything else."""
 
     def call(environment: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         return application(environment | {"wsgi.url_scheme": "https"}, start_response)

@@ -1,4 +1,4 @@
-"""Images to upload, how two images are compared, and what every answer with images keeps."""
+"""Images to upload, comparisons of images, and checks that every answer with images must pass."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 
 
 def photo(width: int = 64, height: int = 64, *, mode: str = "RGB", turn: int = 0) -> Image.Image:
-    """An image in which hardly two pixels are alike; `turn` makes another one, 0 to 3."""
+    """An image in which hardly two pixels are equal; `turn` (0 to 3) gives another one."""
     slope = Image.linear_gradient("L")
     bands = [slope, slope.rotate(90), Image.radial_gradient("L")]
     image = Image.merge("RGB", bands).rotate(90 * turn).resize((width, height))
@@ -29,12 +29,12 @@ def photo(width: int = 64, height: int = 64, *, mode: str = "RGB", turn: int = 0
 
 
 def plain(width: int = 64, height: int = 64, colour: str = "red") -> Image.Image:
-    """One colour all over."""
+    """An image of one colour."""
     return Image.new("RGB", (width, height), colour)
 
 
 def mask(width: int, height: int, area: Box) -> Image.Image:
-    """Opaque black, and fully transparent in `area`: what is to change."""
+    """A mask: opaque black, and fully transparent in `area`, the part to change."""
     image = Image.new("RGBA", (width, height), "black")
     image.paste((0, 0, 0, 0), area)
     return image
@@ -60,32 +60,32 @@ def png(width: int = 64, height: int = 64, *, mode: str = "RGB", turn: int = 0) 
 
 
 def padded_png(content: bytes, size_bytes: int) -> bytes:
-    """The same PNG with a private chunk before its last one, as editors write them."""
+    """The same PNG, padded with a private chunk before its last one."""
     body = b"prIv" + bytes(size_bytes - len(content) - 12)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     return content[:-12] + chunk + content[-12:]
 
 
 def data_url(content: bytes, media_type: str = "image/png") -> str:
-    """A file as JSON bodies carry it."""
+    """A data URL of a file, as in JSON bodies."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def load(content: bytes) -> Image.Image:
-    """A file as an image, with all of it read."""
+    """Decode a whole file."""
     image = Image.open(io.BytesIO(content))
     image.load()
     return image
 
 
 def load_base64(text: str | None) -> Image.Image:
-    """An answer's `b64_json` as an image."""
+    """Decode the `b64_json` of an answer."""
     assert text
     return load(base64.b64decode(text, validate=True))
 
 
 def changed(one: Image.Image, other: Image.Image) -> Image.Image:
-    """An L image of two RGB images: 255 where a pixel differs in any of its values."""
+    """A mask of two RGB images: 255 where a pixel differs in any of its values."""
     assert one.size == other.size
     bands = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).split()
     most = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
@@ -93,14 +93,14 @@ def changed(one: Image.Image, other: Image.Image) -> Image.Image:
 
 
 def changed_share(one: Image.Image, other: Image.Image, area: Box | None = None) -> float:
-    """How much of `area` (None: of all) differs, 0 to 1."""
+    """The share of pixels in `area` (None: the whole image) that differ, 0 to 1."""
     found = changed(one, other)
     counts = (found if area is None else found.crop(area)).histogram()
     return counts[255] / (counts[0] + counts[255])
 
 
 def changed_outside(one: Image.Image, other: Image.Image, area: Box) -> int:
-    """How many pixels outside `area` differ."""
+    """The number of pixels outside `area` that differ."""
     found = changed(one, other)
     found.paste(0, area)
     return found.histogram()[255]
@@ -118,7 +118,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def distance(one: Image.Image, other: Image.Image) -> int:
-    """The sum of all differences, as seen on white paper."""
+    """The sum of all differences between two images on white paper."""
     levels = ImageChops.difference(on_white(one), on_white(other)).histogram()
     return sum(count * (index % 256) for index, count in enumerate(levels))
 
@@ -139,7 +139,7 @@ async def answer_images(served: Served, answer: ImagesResponse) -> list[Image.Im
 
 
 async def download(served: Served, url: str) -> bytes:
-    """The bytes behind a link, from this test's port: links name the public address."""
+    """The bytes behind a link, requested at this test's port: links name the public address."""
     link = urlsplit(url)
     async with served.http() as http:
         response = await http.get(f"{link.path}?{link.query}")
@@ -148,7 +148,7 @@ async def download(served: Served, url: str) -> bytes:
 
 
 async def expect_books_to_agree(served: Served, stub: Stub, key: IssuedKey, images: int) -> None:
-    """The usage report, the ledger and (for a live key) the provider's bill say the same."""
+    """Expect the usage report, the ledger and (for a live key) the provider's bill to agree."""
     async with served.http(key) as http:
         total = (await http.get("/v1/usage")).json()["total"]
     ledger_nano = await served.ledger_total()
@@ -161,7 +161,7 @@ async def expect_books_to_agree(served: Served, stub: Stub, key: IssuedKey, imag
 
 
 async def expect_one_call_each(served: Served, stub: Stub, requests: int) -> None:
-    """Every request made one call and has one reservation, with a hold that bounded its cost."""
+    """Expect one call and one posted reservation per request, whose hold bounded its cost."""
     booked = await books(served)
     assert [line for line in booked if (line.final_nano or 0) > line.held_nano] == []
     assert {line.state for line in booked} == {"posted"}
@@ -171,10 +171,10 @@ async def expect_one_call_each(served: Served, stub: Stub, requests: int) -> Non
 
 
 async def expect_nothing_bought(served: Served, stub: Stub) -> None:
-    """No call was made, and nothing is or was held."""
+    """Expect no call, no reservation and an empty ledger."""
     assert (stub.calls, await books(served), await served.ledger_total()) == ([], [], 0)
 
 
 def old_client(served: Served, key: IssuedKey) -> openai.OpenAI:
-    """The synchronous client, as most programs use it: only the address and the key are new."""
+    """The synchronous client as most programs use it; only address and key are the gateway's."""
     return openai.OpenAI(api_key=secret_of(key), base_url=f"{served.base_url}/v1", max_retries=0)

@@ -1,4 +1,4 @@
-"""What the tests of limits share: a Valkey on loopback, limits to set, many requests at once."""
+"""Helpers for tests of limits: a Valkey on loopback, limits to set, many concurrent requests."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ TENANT_ID = UUID("01a1f8d9-0000-7000-8000-000000000001")
 
 
 class FakeClock:
-    """Time that passes when a test says so, in seconds."""
+    """A clock in seconds that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 1200.0
@@ -39,11 +39,11 @@ class FakeClock:
 
 
 class Valkey:
-    """A real Valkey that can be killed, stopped, started again and emptied."""
+    """A real Valkey that can be killed, paused, restarted and emptied."""
 
     def __init__(self) -> None:
         for _ in range(STARTS):
-            # Below the ports that the system gives to connections: nobody takes it in between.
+            # Below the ports that the system gives to connections: none takes it meanwhile.
             self._port = random.randrange(20_000, 32_000)
             with suppress(ValkeyServerStartupError):
                 self.start_again()
@@ -71,7 +71,7 @@ class Valkey:
         self._pid = self._find_pid()
 
     def pause(self) -> None:
-        """It accepts connections and answers nothing."""
+        """Stop the process: it accepts connections and answers nothing."""
         os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -82,7 +82,7 @@ class Valkey:
         self.client.flushall()
 
     def calls(self, command: str) -> int:
-        """How often a command was called."""
+        """The number of times that a command was called."""
         stats = self.client.info("commandstats").get(f"cmdstat_{command}", {})
         return int(stats.get("calls", 0))
 
@@ -97,7 +97,7 @@ class Valkey:
 
 @contextmanager
 def running_valkey() -> Iterator[Valkey]:
-    """A Valkey of one's own."""
+    """A Valkey for the caller alone."""
     server = Valkey()
     try:
         yield server
@@ -111,7 +111,7 @@ def with_redis(settings: Settings, server: Valkey, **changes: Any) -> Settings:
 
 
 def caller(*limits: RateLimit, livemode: bool = True, **who: Any) -> Caller:
-    """Somebody with these limits."""
+    """A caller with these limits."""
     values: dict[str, Any] = {
         "tenant_id": TENANT_ID,
         "user_id": None,
@@ -136,7 +136,7 @@ async def limit(
 
 
 async def burst(clients: Sequence[httpx2.AsyncClient], count: int, **body: Any) -> Counter[int]:
-    """So many requests at once, spread over the clients; how often which status came."""
+    """Send `count` concurrent requests, spread over the clients; count the statuses."""
     answers = await asyncio.gather(
         *(clients[at % len(clients)].post(PATH, json=BODY | body) for at in range(count))
     )

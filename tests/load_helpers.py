@@ -1,4 +1,4 @@
-"""Load for drills: things that are started every so often, however long each of them takes."""
+"""Load for drills: requests that start at fixed intervals, however long each of them takes."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass
 class Arrivals(Generic[T]):
-    """Starts something every so often, however long the one before takes."""
+    """Starts a task at fixed intervals, without waiting for the one before."""
 
     start: Callable[[int], Coroutine[None, None, T]]
     seconds_between: float
@@ -32,7 +32,7 @@ class Arrivals(Generic[T]):
 
 
 async def until_passed(seconds: float) -> None:
-    """Return when a drill has lasted so long: its load goes on meanwhile."""
+    """Return when a drill has lasted this long; its load continues meanwhile."""
     passed = asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, passed.set)
     await passed.wait()

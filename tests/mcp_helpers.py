@@ -1,4 +1,4 @@
-"""What the MCP tests share: messages, results, gateways, and what no answer may ever show."""
+"""Helpers for MCP tests: messages, results, gateways, and the strings that no answer may show."""
 
 import base64
 import itertools
@@ -49,7 +49,7 @@ _ids = itertools.count(1)
 
 
 def expect_clean(text: str) -> None:
-    """No traceback, path or secret stands in an answer."""
+    """Expect no traceback, path or secret in an answer."""
     found = NEVER_SHOWN.search(text)
     assert found is None, text[max(0, found.start() - 500) : found.end() + 500]
 
@@ -58,7 +58,7 @@ def expect_clean(text: str) -> None:
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> CallToolResult:
-    """Call a tool; whatever comes back is clean, and fits its schema where it is no error."""
+    """Call a tool; the result must be clean and, if it is no error, fit its schema."""
     result = await client.call_tool(tool, arguments)
     assert isinstance(result, CallToolResult)
     check(tool, result)
@@ -66,7 +66,7 @@ async def call(client: Client, tool: str, **arguments: Any) -> CallToolResult:
 
 
 def check(tool: str, result: CallToolResult) -> None:
-    """A result is clean, fits the announced schema, and an error says its code to the model."""
+    """Expect a clean result that fits the announced schema, or an error that states its code."""
     expect_clean(result.model_dump_json(by_alias=True, exclude_none=True))
     if result.is_error:
         [block] = result.content
@@ -95,7 +95,7 @@ async def refused(
 
 
 def content_of(result: CallToolResult) -> dict[str, Any]:
-    """What a successful result says, as data."""
+    """The structured content of a successful result."""
     assert not result.is_error, result.content
     assert result.structured_content is not None
     return dict(result.structured_content)
@@ -115,7 +115,7 @@ def error_of(result: CallToolResult) -> dict[str, Any]:
 
 
 def text_of(result: CallToolResult) -> str:
-    """What a model reads of a result."""
+    """The text of a result, as a model reads it."""
     return "\n".join(block.text for block in result.content if isinstance(block, TextContent))
 
 
@@ -139,7 +139,7 @@ def shown_bytes(image: ImageContent) -> bytes:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one message: the messages of its stream, the answer last."""
+    """The answer to one message: the messages of its stream, the response last."""
 
     status: int
     messages: list[dict[str, Any]]
@@ -158,13 +158,13 @@ class Answer:
 
     @property
     def progress(self) -> list[dict[str, Any]]:
-        """What the progress notifications said, in their order."""
+        """The parameters of the progress notifications, in order."""
         return [m["params"] for m in self.messages if m.get("method") == "notifications/progress"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One JSON-RPC request, and the headers that its era wants."""
+    """One JSON-RPC request with the headers of its era."""
 
     method: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -207,7 +207,7 @@ def tool_message(tool: str, mode: str, **arguments: Any) -> Message:
 
 
 async def call_by_http(http: httpx2.AsyncClient, message: Message) -> CallToolResult:
-    """Call a tool without a client's own steps before and after."""
+    """Call a tool without the extra requests that a client sends before and after."""
     result = CallToolResult.model_validate((await post(http, message)).result, by_name=False)
     check(message.params["name"], result)
     return result
@@ -251,12 +251,12 @@ async def read_json(http: httpx2.AsyncClient, uri: str, mode: str = MODERN) -> d
 
 
 async def refusal(http: httpx2.AsyncClient, uri: str, mode: str = MODERN) -> Told:
-    """How an address is refused."""
+    """The error that reading this resource address returns."""
     return told((await post(http, Message("resources/read", {"uri": uri}, mode))).error)
 
 
 def told(error: Mapping[str, Any]) -> Told:
-    """A JSON-RPC error: its code, and REST's code and param among its data."""
+    """A JSON-RPC error: its code, and REST's code and param from its data."""
     assert error["message"].startswith(f"{error['data']['code']}: ")
     assert len(error["message"]) < 1500
     return error["code"], error["data"]["code"], error["data"]["param"]

@@ -1,4 +1,4 @@
-"""Messages that nobody should send to an MCP server, most of them almost right."""
+"""Invalid MCP messages, most of them almost right."""
 
 import json
 from dataclasses import dataclass
@@ -37,18 +37,18 @@ JUNK = st.recursive(
 
 
 def rarely(times: int = 12) -> st.SearchStrategy[bool]:
-    """True once in so many times: `one_of` drops repetitions, and so knows no weights."""
+    """True once in `times` draws: `one_of` drops repetitions and so has no weights."""
     return st.sampled_from([*[False] * (times - 1), True])
 
 
 @st.composite
 def usually(draw: st.DrawFn, right: st.SearchStrategy[Any], wrong: st.SearchStrategy[Any]) -> Any:
-    """The one, and now and then the other."""
+    """The first strategy most of the time, the second now and then."""
     return draw(wrong if draw(rarely()) else right)
 
 
 def mostly(*right: Any) -> st.SearchStrategy[Any]:
-    """One of these values, and now and then anything at all."""
+    """One of these values, or now and then any JSON value."""
     return usually(st.sampled_from(right), JUNK)
 
 
@@ -96,7 +96,7 @@ def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def tool_call(name: str) -> st.SearchStrategy[dict[str, Any]]:
-    """A call of this tool, with some of its arguments and at times one of another's."""
+    """A call of this tool with some of its arguments, and at times one of another tool's."""
     own = TOOLS[name].announced.input_schema["properties"]
     optional = {key: ARGUMENTS.get(key, JUNK) for key in own}
     required = {key: ARGUMENTS[key] for key in TOOLS[name].announced.input_schema["required"]}
@@ -177,7 +177,7 @@ HEADERS = some(
 
 @dataclass(frozen=True)
 class Sent:
-    """What goes over the wire."""
+    """One HTTP request: body and headers."""
 
     body: bytes
     headers: dict[str, str]
@@ -185,7 +185,7 @@ class Sent:
 
 @st.composite
 def almost_right(draw: st.DrawFn) -> Sent:
-    """A request of either era, of whose parts hardly one is wrong."""
+    """A request of either era with few invalid parts."""
     method = draw(st.sampled_from(list(PARAMS)) | st.just("tools/call"))
     params = draw(PARAMS[method])
     is_modern = draw(st.booleans())

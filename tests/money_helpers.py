@@ -1,4 +1,4 @@
-"""What the money tests share: requests, the books as the database has them, and other processes."""
+"""Helpers for money tests: requests, the books as the database has them, other processes."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ TERMS = Terms(1, "low", "1024x1024", 100, 0, 0, 0)
 
 @contextmanager
 def terse_log() -> Iterator[None]:
-    """Structlog's own rendering of a traceback takes seconds, during which nothing is served."""
+    """Shorten tracebacks in the log: structlog's rendering takes seconds and blocks the loop."""
     structlog.configure(
         processors=[
             structlog.processors.format_exc_info,
@@ -70,13 +70,13 @@ async def post_image(
 
 
 async def quote_nano(http: httpx2.AsyncClient) -> int:
-    """What the gateway says that the cheap request can cost."""
+    """The most that the cheap request can cost, by the gateway's quote."""
     answer = await http.post(QUOTES, json=image_body())
     return parse_usd(answer.json()["cost_usd_max"])
 
 
 def client_of(base_url: str, key: IssuedKey | str, **options: object) -> httpx2.AsyncClient:
-    """A client with as many connections as are asked of it."""
+    """A client with as many connections as it needs."""
     return httpx2.AsyncClient(
         base_url=base_url,
         headers={"Authorization": f"Bearer {secret_of(key)}"},
@@ -88,7 +88,7 @@ def client_of(base_url: str, key: IssuedKey | str, **options: object) -> httpx2.
 
 
 def statuses(answers: Sequence[httpx2.Response]) -> dict[int, int]:
-    """How often each status came."""
+    """The number of answers with each status."""
     return dict(Counter(answer.status_code for answer in answers))
 
 
@@ -113,7 +113,7 @@ async def books(served: Served) -> list[Booked]:
 
 
 async def count_states(served: Served) -> dict[str, int]:
-    """How many reservations are in each state."""
+    """The number of reservations in each state."""
     rows = await served.owner_sql("SELECT state, count(*) AS number FROM reservation GROUP BY 1")
     return {str(row.state): int(row.number) for row in rows}
 
@@ -122,7 +122,7 @@ async def eventually(check: Callable[[], Awaitable[bool]], seconds: float = WAIT
     """Return once `check` holds; most looks are queries, so the loop is not a busy one."""
     async with asyncio.timeout(seconds):
         while not await check():  # noqa: ASYNC110 - Postgres and the gateway tell no test
-            # A look at what is in memory would leave no turn to whoever is to change it.
+            # A check of memory alone never yields: the task that is to change it needs a turn.
             await asyncio.sleep(0)
 
 
@@ -141,7 +141,7 @@ async def until_states(
 
 
 async def make_late(served: Served, *, by: str = "10 seconds") -> None:
-    """Move the deadlines of open reservations into the past, as if time had gone by."""
+    """Move the deadlines of open reservations into the past."""
     await served.owner_sql(
         "UPDATE reservation SET deadline_at = clock_timestamp() - CAST(:by AS text)::interval"
         " WHERE state IN ('held', 'unknown')",
@@ -150,7 +150,7 @@ async def make_late(served: Served, *, by: str = "10 seconds") -> None:
 
 
 async def age_unknown(served: Served) -> None:
-    """Let open reservations be two hours old and late: one sweep then posts their estimate."""
+    """Make open reservations two hours old and late: one sweep then posts their estimate."""
     await make_late(served)
     await served.owner_sql(
         "UPDATE reservation SET admitted_at = admitted_at - interval '2 hours'"
@@ -172,7 +172,7 @@ async def budget_rows(served: Served) -> list[tuple[str, int, int, int]]:
 
 
 async def deadlocks(served: Served) -> int:
-    """How many deadlocks Postgres has broken in this test's database."""
+    """The number of deadlocks that Postgres has broken in this test's database."""
     await served.owner_sql("SELECT pg_stat_clear_snapshot()")
     rows = await served.owner_sql(
         "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"

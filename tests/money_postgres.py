@@ -1,4 +1,4 @@
-"""Postgres servers of a test's own, which it may kill, and a network in front of one to break."""
+"""Postgres servers that a test may kill, and a relay in front of one that can fail."""
 
 import asyncio
 import contextlib
@@ -60,13 +60,13 @@ class OwnPostgres:
         _copy(self._pgdata, folder)
 
     def set_back_to(self, folder: Path) -> None:
-        """Put such a copy in the place of the server, which must have been killed."""
+        """Replace the server's data, which must not run, with such a copy."""
         for path in self._pgdata.iterdir():  # its folder stays: it is open
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         _copy(folder, self._pgdata)
 
     async def promote(self) -> None:
-        """Start what was killed as a standby that takes over: on a timeline of its own."""
+        """Start the killed server as a promoted standby: on a new timeline."""
         with (self._pgdata / "postgresql.auto.conf").open("a") as configuration:
             # Ready is then said of a primary alone.
             configuration.write("restore_command = 'false'\nhot_standby = off\n")
@@ -79,7 +79,7 @@ class OwnPostgres:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """With owners and modes, on which Postgres insists."""
+    """Copy a tree with owners and modes, on which Postgres insists."""
     subprocess.run(["/bin/cp", "-a", f"{source}/.", target], check=True)
 
 

@@ -1,4 +1,4 @@
-"""What the OAuth tests share: a gateway that trusts a provider, and what its refusals say."""
+"""Helpers for OAuth tests: a gateway that trusts an identity provider, and parsed refusals."""
 
 import re
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ class Refused(NamedTuple):
 async def trusting_gateway(
     settings: Settings, issuer: Issuer, **changes: Any
 ) -> AsyncIterator[Served]:
-    """Serve a gateway whose public address is the one it really has."""
+    """Serve a gateway whose public address is its real one."""
     port = free_port()
     change = {"oidc_issuer": issuer.url, "public_url": f"http://127.0.0.1:{port}", **changes}
     async with served_gateway(settings.model_copy(update=change), port=port) as running:
@@ -49,7 +49,7 @@ def challenge_of(answer: httpx2.Response) -> dict[str, str]:
 
 
 def refusal(answer: httpx2.Response) -> Refused:
-    """What a client sees of a refusal."""
+    """The status, code and challenge of a refused request."""
     challenge = challenge_of(answer)
     if "error" in challenge:
         assert challenge.pop("error_description")

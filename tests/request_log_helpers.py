@@ -1,4 +1,4 @@
-"""What the tests of the request log share: its rows, its lines, and calls that end in every way."""
+"""Helpers for tests of the request log: its rows, its lines, and calls with every outcome."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ async def rows_of(served: Served) -> list[Json]:
 
 
 def plain(row: Json) -> Json:
-    """A row in the words of a line."""
+    """A row with the names of a log line."""
     named = {("request_id" if name == "id" else name): value for name, value in row.items()}
     named["at"] = datetime.fromisoformat(named["at"]).isoformat()
     return {name: value for name, value in named.items() if value is not None}
@@ -42,7 +42,7 @@ def request_lines(text: str) -> list[Json]:
 
 
 async def logged(served: Served, capfd: pytest.CaptureFixture[str]) -> Logged:
-    """What was logged since the last look; every line and row has fields of the record alone."""
+    """The log lines since the last call, and the rows; both have fields of the record only."""
     rows = await rows_of(served)
     lines = request_lines(capfd.readouterr().err)
     for line in lines:

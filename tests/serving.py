@@ -49,6 +49,6 @@ async def serving(
         for connection in list(connections):
             connection.shutdown()
         async with asyncio.timeout(CLOSE_SECONDS):
-            while connections or server.server_state.tasks:  # noqa: ASYNC110 - uvicorn tells nobody
+            while connections or server.server_state.tasks:  # noqa: ASYNC110 - uvicorn sends no event
                 await asyncio.sleep(0)
         await server.lifespan.shutdown()

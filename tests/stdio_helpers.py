@@ -37,7 +37,7 @@ class BridgeCommand:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows the interpreter."""
+        """The arguments of the Python interpreter."""
         return ["-m", "gateway", "mcp-stdio", *(["--url", self.url] if self.url else [])]
 
     @property
@@ -49,7 +49,7 @@ class BridgeCommand:
 
     @property
     def log(self) -> Path:
-        """Where its stderr goes."""
+        """The file that its stderr is written to."""
         return self.folder / "bridge.log"
 
     def said(self) -> list[str]:
@@ -144,7 +144,7 @@ def request(method: str, request_id: int | str = 1, **params: object) -> dict[st
 
 
 def error_of(message: dict[str, Any]) -> tuple[object, int, str]:
-    """Whose error it is, and its two codes."""
+    """The id of the request, the JSON-RPC code and the gateway's code."""
     error = message["error"]
     return message["id"], error["code"], error["data"]["code"]
 

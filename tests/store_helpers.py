@@ -47,7 +47,7 @@ async def hasty_gateway(settings: Settings, away: Away) -> AsyncIterator[Hosted]
 
 
 async def spooled(served: Served) -> list[Any]:
-    """What the spool holds."""
+    """The rows of the spool."""
     return list(await served.owner_sql("SELECT * FROM image_spool ORDER BY image_id"))
 
 

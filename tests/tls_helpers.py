@@ -28,7 +28,7 @@ class Authority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def server_context(self) -> ssl.SSLContext:
-        """What a server on 127.0.0.1 proves itself with."""
+        """The TLS context of a server on 127.0.0.1, with a certificate of this authority."""
         key = ec.generate_private_key(ec.SECP256R1())
         address = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
         certificate = self._sign(_named("server"), key, address)

@@ -1,4 +1,4 @@
-"""What tests of webhooks stand on: a receiver on loopback, events, and a hurried clock."""
+"""Helpers for webhook tests: a receiver on loopback, events, and a fast clock."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ EXCEEDED: JsonObject = {
 
 @dataclass(frozen=True)
 class Received:
-    """One request, as it came in."""
+    """One request as it arrived."""
 
     head: str
     headers: dict[str, str]
@@ -148,7 +148,7 @@ async def hasten(served: Served) -> None:
 async def deliveries_of(
     served: Served, webhook: JsonObject, tenant_id: UUID | None = None, **query: Any
 ) -> list[JsonObject]:
-    """What the operators' REST says of a webhook's deliveries, newest first."""
+    """The deliveries of a webhook by the operators' REST API, newest first."""
     path = f"{webhooks_of(tenant_id)}/{webhook['id']}/deliveries"
     async with admin(served) as http:
         data: list[JsonObject] = answered(await http.get(path, params=query))["data"]

@@ -1,4 +1,4 @@
-"""What commands change is in the audit trail too, under the login of whoever ran them."""
+"""Commands write to the audit trail under the login of the person who ran them."""
 
 from collections.abc import Iterator
 

@@ -39,7 +39,7 @@ def make_key(running: RunningGateway, *options: str) -> dict[str, Any]:
 
 
 def code_of(running: RunningGateway, key: str, **changes: str) -> str:
-    """Why an image is refused to a key."""
+    """The error code with which an image is refused to a key."""
     answer = running.ask("POST", "/v1/images/generations", key, json={**IMAGE, **changes})
     return str(error_of(answer)["code"])
 
@@ -87,10 +87,10 @@ def test_a_tenant_that_cannot_be_is_refused(running: RunningGateway) -> None:
     for ended in command.each(
         "tenants create default",
         "tenants create elsewhere --time-zone Mars/Olympus",
-        "tenants suspend nobody",
-        "tenants resume nobody --json",
-        "keys list --tenant nobody",
-        "credentials list --tenant nobody",
+        "tenants suspend unknown",
+        "tenants resume unknown --json",
+        "keys list --tenant unknown",
+        "credentials list --tenant unknown",
     ):
         ended.expect_refusal()
 
@@ -250,7 +250,7 @@ def test_keys_are_meant_by_name_and_last_four_characters(running: RunningGateway
     assert command("tenants", "suspend", tenant["id"][-4:], "--json").json()["id"] == tenant["id"]
     used = command("usage", "--tenant", "default", "--key", "Ünï printer", "--last-month", "--json")
     assert {report["total"]["requests"] for report in used.json()} == {0}
-    command("usage", "--key", "nobody").expect_refusal()
+    command("usage", "--key", "unknown").expect_refusal()
 
 
 def test_a_narrow_terminal_shows_ids_as_a_whole(running: RunningGateway) -> None:
@@ -266,7 +266,7 @@ def test_a_narrow_terminal_shows_ids_as_a_whole(running: RunningGateway) -> None
 
 def test_a_key_that_cannot_be_is_refused(running: RunningGateway) -> None:
     for ended in running.command.each(
-        "keys create --tenant nobody",
+        "keys create --tenant unknown",
         "keys create --tenant default --models gpt-image-99",
         f"keys revoke {NO_KEY_ID}",
         f"keys roll {NO_KEY_ID} --json",
@@ -322,6 +322,6 @@ def test_a_provider_key_that_cannot_be_is_refused_and_not_repeated(
     for ended in command.each(
         "credentials set --tenant default --provider acme",
         "credentials delete --tenant default",
-        "credentials delete --tenant default --user stranger",
+        "credentials delete --tenant default --user unknown",
     ):
         ended.expect_refusal()

@@ -30,7 +30,7 @@ def status(running: RunningGateway, secret: str, path: str = TENANTS) -> int:
 
 
 def until_refused(running: RunningGateway, secret: str) -> None:
-    """The running server hears of a revocation by notification."""
+    """Wait until the key is refused: the server hears of a revocation by notification."""
     for _ in range(TRIES):
         if status(running, secret) == 401:
             return
@@ -67,10 +67,10 @@ def test_a_key_is_rolled_and_revoked_by_name_id_or_last_characters(
     running.command("admin-keys", "revoke", twin["id"])
     until_refused(running, twin["secret"])
     running.command("admin-keys", "roll", twin["id"]).expect_refusal()
-    running.command("admin-keys", "revoke", "nobody").expect_refusal()
+    running.command("admin-keys", "revoke", "unknown").expect_refusal()
 
 
-def test_where_every_key_is_lost_a_command_makes_another(running: RunningGateway) -> None:
+def test_a_command_makes_an_admin_key_after_all_are_lost(running: RunningGateway) -> None:
     for key_id, key in listed(running).items():
         if key["revoked_at"] is None:
             running.command("admin-keys", "revoke", key_id)

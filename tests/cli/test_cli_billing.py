@@ -37,7 +37,7 @@ def make_key(running: RunningGateway, tenant: str, *options: str) -> dict[str, s
 
 
 def quote(running: RunningGateway, model: str = MODEL) -> Decimal:
-    """What an image can cost at most now."""
+    """The current most that one image can cost, in USD."""
     body = {**IMAGE, "model": model}
     key = running.quickstart["test_key"]
     answer = running.ask("POST", "/v1/images/quotes", key, json=body)
@@ -75,7 +75,7 @@ def test_a_budget_binds_the_next_call_and_so_does_a_higher_one(running: RunningG
 def test_budgets_of_every_owner_and_window_are_listed(running: RunningGateway) -> None:
     command = running.command
     running.command("tenants", "create", "planner")
-    # A user comes into being with a key; a budget for a misspelt one would bind nobody.
+    # A user comes into being with a key; a budget for a misspelt one would bind no one's calls.
     [refused] = command.each("budgets set --tenant planner --limit-usd 4 --user dora")
     assert refused.status == 1
     running.command("keys", "create", "--tenant", "planner", "--user", "dora")
@@ -107,7 +107,7 @@ def test_budgets_of_every_owner_and_window_are_listed(running: RunningGateway) -
 @pytest.mark.parametrize(
     "options",
     [
-        "--tenant nobody --limit-usd 5",
+        "--tenant unknown --limit-usd 5",
         "--tenant default --limit-usd -5",
         "--tenant default --limit-usd lots",
         "--tenant default --limit-usd 0.0000000001",
@@ -205,7 +205,7 @@ def test_commands_on_budgets_that_cannot_be_are_refused(running: RunningGateway,
 
 
 def test_a_budget_for_another_tenants_key_is_refused(running: RunningGateway) -> None:
-    key = make_key(running, "stranger")
+    key = make_key(running, "other")
     running.command(
         *("budgets", "set", "--tenant", "default", "--key", key["id"], "--limit-usd", "5")
     ).expect_refusal()
@@ -216,7 +216,7 @@ def test_a_budget_for_another_tenants_key_is_refused(running: RunningGateway) ->
 
 @pytest.fixture(scope="module")
 def used(running: RunningGateway) -> list[dict[str, Any]]:
-    """Three images of the tenant `painter`, by a user and by nobody; the costs that were told."""
+    """Buy three images for the tenant `painter`, two without a user; return their costs."""
     keys = [make_key(running, "painter", "--user", "eve"), make_key(running, "painter")]
     return [
         {"key": key["id"], "cost": Decimal(answer.headers["x-gateway-cost-usd"])}
@@ -300,7 +300,7 @@ def test_a_report_that_cannot_be_is_refused(running: RunningGateway) -> None:
         "usage --from yesterday",
         "usage --from 2026-11-20 --to 2026-11-19",
         "usage --group-by colour --json",
-        "usage --tenant nobody",
+        "usage --tenant unknown",
     ):
         ended.expect_refusal()
     nothing = running.command("usage", "--from", "2001-01-01", "--to", "2001-01-02")

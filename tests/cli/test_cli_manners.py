@@ -1,4 +1,4 @@
-"""How every command behaves, and what the other tests of the command line run commands with."""
+"""Rules for every command, and the runner that the other command-line tests use."""
 
 import asyncio
 import json
@@ -35,19 +35,19 @@ class Finished:
     err: str
 
     def json(self) -> Any:
-        """What it printed for programs; nothing else may stand beside it."""
+        """The JSON value on stdout; stderr must be empty."""
         assert (self.status, self.err) == (0, "")
         return json.loads(self.out)
 
     def expect_refusal(self) -> None:
-        """Status 1 and one sentence, on standard error, without a traceback."""
+        """Expect status 1 and one sentence on standard error, without a traceback."""
         assert (self.status, self.out) == (1, "")
         assert "Traceback" not in self.err
         assert self.err.startswith("Refused: ")
         assert self.err.count("\n") == 1
 
     def expect_wrong_usage(self) -> None:
-        """Status 2, with a hint at the help."""
+        """Expect status 2 and a hint at the help."""
         assert (self.status, self.out) == (2, "")
         assert "Traceback" not in self.err
         assert "--help" in self.err
@@ -55,7 +55,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Runs `gateway …` in processes of its own, with this environment alone.
+    """Runs `gateway …` in processes with only this environment.
 
     Most of a command's time goes into its imports. A call forks a process that has done them
     already, and is otherwise the command; `process` starts one from nothing, as a shell does.
@@ -127,7 +127,7 @@ class RunningGateway:
         return self.ask("POST", GENERATIONS, key, json=IMAGE)
 
     def expect_soon(self, key: str, status: int) -> httpx2.Response:
-        """The answer to this key becomes `status`: changes reach a server by notification."""
+        """Wait until the answer to this key is `status`: changes reach a server by notification."""
         answer = self.ask("GET", "/v1/models", key)
         for _ in range(TRIES):
             if answer.status_code == status:
@@ -149,7 +149,7 @@ def fresh_folder() -> Iterator[Path]:
 
 
 def _stop_postgres_of(folder: Path) -> None:
-    """End the Postgres that a crashed gateway, or one with a defect, has left behind."""
+    """Stop the Postgres that a crashed gateway has left behind."""
     with suppress(FileNotFoundError, ProcessLookupError):
         lines = (folder / "data/postgres/postmaster.pid").read_text().splitlines()
         os.kill(int(lines[0]), signal.SIGQUIT)

@@ -40,7 +40,7 @@ def test_images_go_to_the_s3_that_the_environment_names(running: RunningGateway)
     assert "test-secret" not in str(checks)
 
 
-def test_what_a_tenant_has_chosen_is_set_and_shown(running: RunningGateway) -> None:
+def test_a_tenants_choices_are_set_and_shown(running: RunningGateway) -> None:
     command = running.command
     made = command("tenants", "create", "hosted", "--json").json()
     assert {name: made[name] for name in DEFAULTS} == DEFAULTS
@@ -73,7 +73,7 @@ def test_what_a_tenant_has_chosen_is_set_and_shown(running: RunningGateway) -> N
 def test_a_choice_that_cannot_be_is_refused(running: RunningGateway) -> None:
     command = running.command
     for options in (
-        "nobody --continuity",
+        "unknown --continuity",
         "default --image-retention 59s",
         "default --image-retention 999999w",
         "default --max-image-bytes 999999999999999999TB",

@@ -1,4 +1,4 @@
-"""A first start with nothing but a data directory, as somebody new to the gateway makes it."""
+"""A first start from an empty data directory, as a new user runs it."""
 
 import asyncio
 import io
@@ -48,14 +48,14 @@ def keys_in(folder: Path) -> dict[str, str]:
 
 
 def ask(base_url: str, key: str, method: str = "POST", path: str = ROUTE) -> httpx2.Response:
-    """One request; an image where nothing else is asked for."""
+    """Send one request; by default, a request for an image."""
     body = IMAGE if method == "POST" else None
     headers = {"Authorization": f"Bearer {key}"}
     return httpx2.request(method, base_url + path, json=body, headers=headers, timeout=60)
 
 
 def postgres_runs(folder: Path) -> bool:
-    """Postgres keeps this file as long as it runs, and removes it when it ends well."""
+    """Tell if Postgres runs: it keeps this file while it runs and removes it at a clean end."""
     return (folder / "data/postgres/postmaster.pid").exists()
 
 
@@ -86,7 +86,7 @@ def test_the_first_start_leaves_keys_for_their_owner_alone(
     assert all(keys[name] in printed for name in ("base_url", "test_key", "live_key", "admin_key"))
 
 
-def test_no_key_is_printed_where_nobody_sits_at_a_terminal() -> None:
+def test_no_key_is_printed_without_a_terminal() -> None:
     with fresh_folder() as folder:
         for options in ((), ("--workers", "2")):
             with started(folder, *options, from_nothing=True) as process:
@@ -128,7 +128,7 @@ def test_the_printed_command_makes_an_image(first: GatewayProcess, tmp_path: Pat
         assert (saved.suffix, image.format) == (".png", "PNG")
 
 
-def test_a_live_key_is_refused_clearly_where_nobody_gave_a_provider_key(
+def test_a_live_key_without_a_provider_key_is_refused_clearly(
     first: GatewayProcess, folder: Path
 ) -> None:
     answer = ask(first.base_url, keys_in(folder)["live_key"])
@@ -229,7 +229,7 @@ def test_a_killed_parent_leaves_neither_workers_nor_postgres() -> None:
 
 
 async def first_output(folder: Path, *options: str) -> str:
-    """What `gateway serve` has printed up to its first closing brace, while it runs."""
+    """The output of `gateway serve` up to its first closing brace; then it is terminated."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", "serve", *options),
         env={"PATH": os.environ["PATH"], "GATEWAY_DATA_DIR": str(folder / "data")},

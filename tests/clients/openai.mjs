@@ -30,7 +30,7 @@ console.log(
     events,
     errors: {
       broke: await failed(BROKE_KEY),
-      stranger: await failed("igw_live_unknown"),
+      unknown: await failed("igw_live_unknown"),
       model: await failed(GATEWAY_API_KEY, { model: "gpt-image-99" }),
       size: await failed(GATEWAY_API_KEY, { size: "1000x1000" }),
     },

@@ -50,7 +50,7 @@ def area(side: int) -> Box:
 async def ask(
     served: Served, key: IssuedKey, method: str, **arguments: Any
 ) -> tuple[list[Image.Image], set[str]]:
-    """Make one call as a program does; its images, and the keys of its data."""
+    """Make one call with the old client; return its images and the keys of its data."""
 
     def run() -> Any:
         with old_client(served, key) as client:
@@ -150,7 +150,7 @@ async def test_an_edit_changes_nothing_outside_its_mask(
 
 
 @both_modes
-async def test_only_what_is_fully_transparent_in_a_mask_changes(
+async def test_only_fully_transparent_pixels_of_a_mask_change(
     served: Served, stub: Stub, *, livemode: bool
 ) -> None:
     soft = mask(256, 256, area(256))

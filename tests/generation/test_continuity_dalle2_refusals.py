@@ -1,4 +1,4 @@
-"""What DALL·E 2 refused is refused in its place, before anything is bought."""
+"""A request that DALL·E 2 would have refused is refused before anything is bought."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ REFUSED_EDITS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 }
 
 
-async def test_what_dall_e_2_refused_is_refused(served: Served, stub: Stub) -> None:
+async def test_requests_that_dall_e_2_refused_are_refused(served: Served, stub: Stub) -> None:
     found = {}
     async with served.openai(await served.key()) as client:
         for name, (arguments, _) in REFUSED_GENERATIONS.items():
@@ -64,7 +64,7 @@ async def test_what_dall_e_2_refused_is_refused(served: Served, stub: Stub) -> N
     await expect_nothing_bought(served, stub)
 
 
-async def test_what_dall_e_2_refused_to_edit_is_refused(served: Served, stub: Stub) -> None:
+async def test_edits_that_dall_e_2_refused_are_refused(served: Served, stub: Stub) -> None:
     found = {}
     async with served.openai(await served.key()) as client:
         for name, (arguments, _) in REFUSED_EDITS.items():

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 }
 
 
-async def test_what_dall_e_3_refused_is_refused(served: Served, stub: Stub) -> None:
+async def test_requests_that_dall_e_3_refused_are_refused(served: Served, stub: Stub) -> None:
     found = {}
     async with served.openai(await served.key()) as client:
         for name, (arguments, _) in REFUSED.items():

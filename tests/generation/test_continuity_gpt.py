@@ -1,4 +1,4 @@
-"""GPT image models outlive their shutdown too, day by day, for tenants that want it so."""
+"""Retired GPT image models keep working, for tenants that choose continuity."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -39,13 +39,13 @@ OnDay = Callable[[date], AbstractAsyncContextManager[Served]]
 
 @pytest.fixture
 def on_day(settings: Settings) -> OnDay:
-    """A gateway whose clock shows a day."""
+    """A gateway whose clock shows this day."""
     return lambda day: served_gateway(settings, today=lambda: day)
 
 
 @pytest.fixture
 async def winter(on_day: OnDay, stub: Stub) -> AsyncIterator[Served]:
-    """A gateway, and a provider, on the day on which the closing models are shut down."""
+    """A gateway and a provider on the day on which the closing models are shut down."""
     stub.configure(retired_models=["dall-e-2", "dall-e-3", "gpt-image-1", *CLOSING])
     async with on_day(SHUTDOWN) as served:
         yield served
@@ -141,7 +141,7 @@ async def test_a_closed_model_is_served_by_its_successor_from_the_day_it_is_shut
     await expect_one_call_each(winter, stub, requests=2)
 
 
-async def test_what_a_closed_model_refused_is_refused(winter: Served, stub: Stub) -> None:
+async def test_requests_that_a_closed_model_refused_are_refused(winter: Served, stub: Stub) -> None:
     found = {}
     async with winter.openai(await winter.key()) as client:
         calls: dict[str, dict[str, Any]] = {

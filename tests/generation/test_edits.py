@@ -1,4 +1,4 @@
-"""Edits: every way in which images come in, and what of them goes on to the provider."""
+"""Edits: every way to send images, and the part of each that is sent on to the provider."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -128,7 +128,7 @@ async def test_the_json_form_takes_data_urls(served: Served, stub: Stub, *, live
 
 @pytest.mark.parametrize("declared", ["application/octet-stream", "image/gif", "text/plain", None])
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
-async def test_what_an_image_is_stands_in_its_bytes(
+async def test_the_format_of_an_image_is_read_from_its_bytes(
     served: Served, stub: Stub, image_format: str, declared: str | None
 ) -> None:
     content = file_bytes(photo(64, 64), image_format)
@@ -141,7 +141,7 @@ async def test_what_an_image_is_stands_in_its_bytes(
 
 
 def located(image: Image.Image, image_format: str) -> bytes:
-    """A file that tells where and by whom an image was taken, and is to be turned for viewing."""
+    """A file whose metadata state the place and author of a photo and a rotation for viewing."""
     exif = image.getexif()
     exif[ORIENTATION] = 6
     exif[ARTIST] = SECRET
@@ -156,7 +156,7 @@ def located(image: Image.Image, image_format: str) -> bytes:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-async def test_where_an_image_was_taken_does_not_go_on(
+async def test_the_location_of_a_photo_is_not_sent_on(
     served: Served, stub: Stub, image_format: str
 ) -> None:
     stub.configure(keep_files=True)

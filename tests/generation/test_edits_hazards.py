@@ -1,4 +1,4 @@
-"""A hundred and more hazardous files through the edits route: the right answer, nothing bought."""
+"""More than a hundred hazardous files sent to the edits route: each is answered correctly."""
 
 import httpx2
 import pytest

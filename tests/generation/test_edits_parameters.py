@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-async def test_what_a_model_does_not_know_is_refused(served: Served, stub: Stub) -> None:
+async def test_parameters_unknown_to_a_model_are_refused(served: Served, stub: Stub) -> None:
     found = {}
     base = {"model": GPT2, "image": png(), "prompt": PROMPT}
     async with served.openai(await served.key()) as client:

@@ -1,4 +1,4 @@
-"""Edits that cannot be made: said in OpenAI's codes, before anything is held or bought."""
+"""Invalid edits are refused with OpenAI's codes before anything is held or bought."""
 
 from typing import Any
 
@@ -125,7 +125,7 @@ IMAGES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", IMAGES)
-async def test_what_is_no_image_of_a_known_kind_is_refused(
+async def test_a_file_that_is_no_supported_image_is_refused(
     unchanged: Served, unused_stub: Stub, name: str
 ) -> None:
     content, code = IMAGES[name]

@@ -1,4 +1,4 @@
-"""Making images through the official OpenAI client, live and test, judged by the stub's bill."""
+"""Images through the official OpenAI client, live and test, checked against the stub's bill."""
 
 import base64
 import io

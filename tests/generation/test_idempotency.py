@@ -1,4 +1,4 @@
-"""A request that is sent again with its key is answered again and bought once."""
+"""A request that is repeated with its key gets the same answer and is bought once."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ from tests.stub_openai import Fault, Stub
 
 KEY = {"Idempotency-Key": "order-4711"}
 PATIENCE_MS = 60_000
-"""The race is for the key: on a busy machine nobody may drop out by waiting for a connection."""
+"""Longer than any wait for a connection on a busy machine: every request must reach the race."""
 SHARED = {
     "GATEWAY_ADMISSION_TIMEOUT_MS": str(PATIENCE_MS),
     "GATEWAY_PUBLIC_URL": "https://images.example.com",
@@ -44,7 +44,7 @@ EDITS = "/v1/images/edits"
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """As for every test, with patience."""
+    """The usual settings with longer waits."""
     return settings.model_copy(update={"admission_timeout_ms": PATIENCE_MS})
 
 
@@ -67,7 +67,7 @@ async def edit(served: Served, key: IssuedKey, image: bytes, **fields: str) -> h
 async def race(
     served: Served, stub: Stub, clients: list[httpx2.AsyncClient], requests: int
 ) -> list[httpx2.Response]:
-    """Everybody at once with one key, while the first call waits at the provider."""
+    """Send all requests at once with one key, while the first call waits at the provider."""
     stub.faults.add(Fault(hold=True, times=None))
     tasks = [
         asyncio.create_task(clients[at % len(clients)].post(GENERATIONS, json=BODY, headers=KEY))
@@ -86,7 +86,7 @@ async def race(
 
 
 async def check_race(served: Served, stub: Stub, answers: list[httpx2.Response]) -> None:
-    """M8: one call, one bill, one body; the others are told to wait, and then get that body."""
+    """M8: one call, one bill line, one body; the others are told to wait, then get that body."""
     assert statuses(answers) == {200: 1, 409: len(answers) - 1}
     first = next(answer for answer in answers if answer.status_code == 200)
     for refused in (answer for answer in answers if answer.status_code == 409):
@@ -167,7 +167,7 @@ async def test_another_request_with_the_key_is_refused(served: Served, stub: Stu
     assert len(stub.calls) == 1
 
 
-async def test_the_order_of_fields_is_nothing_and_an_images_bytes_are_all(
+async def test_the_order_of_fields_does_not_count_but_every_byte_of_an_image_does(
     served: Served, stub: Stub
 ) -> None:
     key = await served.key()
@@ -196,11 +196,11 @@ async def test_an_unknown_outcome_is_never_bought_again(
 
 
 @pytest.mark.parametrize("status", [400, 401, 429])
-async def test_what_was_surely_not_charged_may_be_tried_again_with_the_key(
+async def test_a_call_that_was_not_charged_may_be_repeated_with_its_key(
     served: Served, stub: Stub, status: int
 ) -> None:
     key = await served.key()
-    # Where the provider says when to come again, nobody calls it before.
+    # Where the provider says when to come again, it is not called before.
     stub.faults.add(Fault("status", status=status, retry_after="0"))
     refused = await post(served, key)
     assert refused.status_code >= 400
@@ -225,7 +225,7 @@ async def test_a_budget_that_is_spent_repeats_and_one_that_is_short_claims_nothi
     assert len(stub.calls) == 1
 
 
-async def test_the_same_key_of_somebody_else_is_another(served: Served, stub: Stub) -> None:
+async def test_the_same_key_of_another_caller_is_another_key(served: Served, stub: Stub) -> None:
     tenant = await served.tenant("other")
     owners = [
         await served.key(),

@@ -1,4 +1,4 @@
-"""A repeated request is answered where a new one is refused, at the cost of one look-up at most."""
+"""A repeated request is answered where a new one is refused, at the cost of one look-up."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ FAILURES_THAT_OPEN = 10
 
 @pytest.fixture
 async def hosted(settings: Settings, away: Away) -> AsyncIterator[Hosted]:
-    """A gateway that gives up a failing store after a moment."""
+    """A gateway that gives up a failing store quickly."""
     async with hasty_gateway(settings, away) as running:
         yield running
 
@@ -62,7 +62,7 @@ def is_replay(answer: httpx2.Response, first: httpx2.Response) -> bool:
 
 
 def lookups() -> float:
-    """The idempotency keys that this process has looked up by themselves."""
+    """The number of idempotency keys that this process has looked up on their own."""
     name = "gateway_group_commit_batch_size_sum"
     return REGISTRY.get_sample_value(name, {"kind": "look_up"}) or 0.0
 

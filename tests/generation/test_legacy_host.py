@@ -1,4 +1,4 @@
-"""A host of the operator's own that still has DALL·E: called for it, and priced by the image."""
+"""An operator's own host that still serves DALL·E is called for it and priced per image."""
 
 import io
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ BODY = {"model": "dall-e-2", "prompt": "a kite", "size": "512x512"}
 
 @dataclass
 class Host:
-    """An OpenAI-compatible server as people run them: it answers with links alone."""
+    """An OpenAI-compatible server of the common kind: it answers with links only."""
 
     base_url: str = ""
     calls: list[tuple[str, dict[str, object]]] = field(default_factory=list)

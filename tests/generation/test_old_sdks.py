@@ -1,4 +1,4 @@
-"""Programs of 2023, as they are: SDKs that know DALL·E alone, their keys and addresses."""
+"""Unchanged programs of 2023: SDKs that know only DALL·E, with their keys and addresses."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ NEW = [
 
 
 def headers_of_0_28(key: str) -> dict[str, str]:
-    """What version 0.28.1 of OpenAI's Python package sends, by `requests`."""
+    """The headers that version 0.28.1 of OpenAI's Python package sends, through `requests`."""
     return {
         "User-Agent": "OpenAI/v1 PythonBindings/0.28.1",
         "X-OpenAI-Client-User-Agent": '{"bindings_version": "0.28.1", "lang": "python"}',
@@ -48,7 +48,7 @@ def headers_of_0_28(key: str) -> dict[str, str]:
 
 
 def model_of(response: httpx2.Response) -> str:
-    """The model that the request counted as."""
+    """The model that the request was counted as."""
     assert response.status_code == 200, response.text
     return response.headers["x-gateway-requested-model"]
 

@@ -1,4 +1,4 @@
-"""A provider's answer is read without parsing its images, and says the same as if they were."""
+"""A provider's answer is read without parsing its images, with the same result as by parsing."""
 
 import json
 

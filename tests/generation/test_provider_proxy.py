@@ -1,4 +1,4 @@
-"""Where a company lets its servers out through a proxy alone, the environment says which."""
+"""Calls to a provider through the proxy that the environment names."""
 
 import asyncio
 from base64 import b64encode
@@ -16,7 +16,7 @@ KNOWN = b"proxy-authorization: basic " + b64encode(b"user:pass").lower()
 
 
 class Proxy:
-    """Passes on what is plain, and makes no tunnel; keeps what it was told."""
+    """Forwards plain HTTP, opens no tunnel, and records its requests."""
 
     def __init__(self, stub: Stub) -> None:
         self._stub = stub

@@ -1,4 +1,4 @@
-"""Whatever texts and numbers a provider answers, its cost is posted and the key replays."""
+"""The cost is posted and the key replays for every text and number that a provider can send."""
 
 import asyncio
 import json
@@ -47,13 +47,13 @@ ITEM = st.fixed_dictionaries({"b64_json": st.just(IMAGE)}, optional={"revised_pr
 
 
 def spelled(answer: object) -> bytes:
-    """JSON as Python spells it, NaN and numbers beyond its own reading included."""
+    """JSON as Python writes it, with NaN and with numbers that Python itself cannot read back."""
     return json.dumps(answer).replace(json.dumps(HUGE), "9" * 5000).encode()
 
 
 @dataclass(frozen=True)
 class Odd:
-    """A provider, a gateway that buys of it, and a client of that gateway."""
+    """A provider, a gateway that buys from it, and a client of that gateway."""
 
     provider: OddProvider
     served: Served
@@ -62,7 +62,7 @@ class Odd:
 
 @pytest.fixture
 async def odd(settings: Settings) -> AsyncIterator[Odd]:
-    """A provider whose answer each example sets, and a tenant that stores prompts."""
+    """A provider whose answer each example sets, and a tenant whose prompts are stored."""
     provider = OddProvider(None, ensure_ascii=True)
     server = await asyncio.start_server(provider.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
@@ -76,7 +76,7 @@ async def odd(settings: Settings) -> AsyncIterator[Odd]:
 
 
 async def buy_twice(odd: Odd, **changes: object) -> tuple[httpx2.Response, httpx2.Response]:
-    """The same request twice, with one key."""
+    """Send the same request twice with one key."""
     headers = {"Idempotency-Key": str(uuid4())}
     body = image_body() | changes
     calls = odd.provider.calls

@@ -1,4 +1,4 @@
-"""Streams: images on their way, then the image and its usage, as the official client reads them."""
+"""Streams: partial images, then the image and its usage, read by the official client."""
 
 import asyncio
 from typing import Any
@@ -42,7 +42,7 @@ both_endpoints = pytest.mark.parametrize("endpoint", KINDS)
 
 
 def arguments_of(endpoint: str, **changes: Any) -> tuple[str, dict[str, Any]]:
-    """The client's method, and what it is called with."""
+    """The client's method and its arguments."""
     if endpoint == "generations":
         return "generate", {**BODY, "stream": True, **changes}
     overlay = file_bytes(mask(64, 48, (0, 0, 8, 8)))
@@ -51,7 +51,7 @@ def arguments_of(endpoint: str, **changes: Any) -> tuple[str, dict[str, Any]]:
 
 
 def expect_events(events: list[Any], endpoint: str, count: int) -> None:
-    """So many partial images in their order, and the image with its usage at the end."""
+    """Expect `count` partial images in order, then the final image with its usage."""
     kind = KINDS[endpoint]
     *partial, completed = events
     assert [event.type for event in partial] == [f"{kind}.partial_image"] * count
@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 
 
 @both_endpoints
-async def test_what_cannot_be_streamed_is_refused_at_once(
+async def test_a_stream_that_is_not_supported_is_refused_at_once(
     served: Served, stub: Stub, endpoint: str
 ) -> None:
     found = {}

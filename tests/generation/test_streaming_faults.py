@@ -1,4 +1,4 @@
-"""Streams that break, clients that leave, providers that are slow: what is said, what is paid."""
+"""Broken streams, clients that disconnect, slow providers: the error shown and the cost posted."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ COMPLETED = {"generations": "image_generation.completed", "edits": "image_edit.c
 
 @pytest.fixture
 async def lively(settings: Settings) -> AsyncIterator[Served]:
-    """A gateway that gives signs of life often, and does not wait long for its provider."""
+    """A gateway that sends keep-alive comments often and soon times out its provider."""
     changes = {"stream_keepalive_seconds": 0.2, "provider_read_timeout_seconds": 3.0}
     async with served_gateway(settings.model_copy(update=changes)) as served:
         yield served
@@ -41,7 +41,7 @@ async def lively(settings: Settings) -> AsyncIterator[Served]:
 
 
 def ended(endpoint: str) -> float:
-    """How many streams the gateway has done with, whether they came to their end or not."""
+    """The number of streams that the gateway has ended, complete or broken off."""
     labels = {"route": f"/v1/images/{endpoint}", "method": "POST", "status": "200"}
     return REGISTRY.get_sample_value("gateway_requests_total", labels) or 0
 
@@ -183,7 +183,7 @@ NEVER_BEGUN: dict[str, Fault] = {
 
 @both_endpoints
 @pytest.mark.parametrize("name", NEVER_BEGUN)
-async def test_what_breaks_before_the_first_event_is_an_ordinary_error(
+async def test_a_failure_before_the_first_event_is_an_ordinary_error(
     served: Served, stub: Stub, endpoint: str, name: str
 ) -> None:
     stub.faults.add(NEVER_BEGUN[name])
@@ -202,7 +202,7 @@ REFUSALS = {
     "moderation_blocked": (400, "moderation_blocked"),
     "bad_request": (400, "invalid_value"),
     "invalid_api_key": (503, "provider_unavailable"),
-    # The last one: for as long as the provider has said, nobody calls it.
+    # Must be the last one: the provider is not called until its retry time is over.
     "rate_limited": (429, "rate_limit_exceeded"),
 }
 
@@ -246,7 +246,7 @@ async def test_a_wrong_key_is_an_ordinary_error(served: Served, stub: Stub) -> N
 
 
 async def until_comment(lines: AsyncIterator[str]) -> None:
-    """Read on until a sign of life; anything else would come too early."""
+    """Read up to the next keep-alive comment; an event before it is a failure."""
     assert await read_event(lines) is COMMENT
 
 

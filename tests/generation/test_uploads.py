@@ -1,4 +1,4 @@
-"""Bodies that bring images: bounded, taken apart without a trace, gone when they break off."""
+"""Bodies that carry images: bounded, parsed without a trace, and removed when interrupted."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Bodies made to cost more than they weigh: none of them takes memory, time or others' places."""
+"""Small bodies that are expensive to process take no memory, time or place from other requests."""
 
 import asyncio
 from typing import Any
@@ -47,7 +47,7 @@ def typed(content: bytes, *, charset: str = "") -> dict[str, Any]:
 async def test_a_form_in_another_charset_than_utf8_is_refused(
     served: Served, stub: Stub, charset: str
 ) -> None:
-    """Python's punycode takes half a minute for one long field, and holds up everyone."""
+    """Python's punycode decoder takes half a minute for one long field and blocks all requests."""
     content = text("prompt", b"a-" + b"b" * 60_000) + image_part("image", png()) + END
     async with served.http(await served.key()) as http:
         answer = await http.post(EDITS, **typed(content, charset=charset))
@@ -66,7 +66,7 @@ async def test_a_form_that_says_it_is_utf8_is_read(
 
 
 async def test_a_form_without_its_end_buys_nothing(served: Served, stub: Stub) -> None:
-    """Its last part, such as a mask, would be missing and nobody would know."""
+    """Its last part, such as a mask, could be missing without a sign of it."""
     whole = (
         FORM
         + image_part("image", png())
@@ -83,7 +83,7 @@ async def test_a_form_without_its_end_buys_nothing(served: Served, stub: Stub) -
 async def test_json_of_countless_parts_is_refused_before_it_is_taken_apart(
     served: Served, stub: Stub, part: bytes
 ) -> None:
-    """Thirty megabytes of empty lists were two gigabytes of memory."""
+    """Thirty megabytes of empty lists would take two gigabytes of memory."""
     content = b'{"prompt": "x", "images": [' + part * 100_001 + b"{}]}"
     async with served.http(await served.key()) as http:
         answer = await http.post(

@@ -1,4 +1,4 @@
-"""The processes that decode: their limits, their ends, and who gets which answer."""
+"""The decoder processes: their limits, their ends, and the fair order of jobs."""
 
 import asyncio
 import os
@@ -124,7 +124,7 @@ async def test_the_process_knows_nothing_of_the_gateway_and_is_limited() -> None
     status, limits = (told / "status").read_text(), (told / "limits").read_text()
     assert "NoNewPrivs:\t1" in status
     if os.geteuid() == 0:
-        # Nobody's: what it may still open is what everybody may.
+        # The user `65534` (no one): it may open only what every user may.
         assert "Uid:\t65534\t65534\t65534\t65534" in status
         assert "Gid:\t65534\t65534\t65534\t65534" in status
         assert "Groups:\t \n" in status
@@ -181,7 +181,7 @@ async def test_no_process_starts_before_it_is_needed_and_no_more_than_allowed() 
     await decoder.close()
 
 
-async def test_who_waits_too_long_is_told_that_the_decoder_is_busy() -> None:
+async def test_a_job_that_waits_too_long_is_told_that_the_decoder_is_busy() -> None:
     decoder = Decoder(replace(LIMITS, queue_seconds=0.1))
     process = await started(decoder)
     process.suspend()
@@ -231,7 +231,7 @@ async def test_a_cancelled_job_does_not_answer_the_next_one() -> None:
     await decoder.close()
 
 
-async def test_who_is_cancelled_while_waiting_takes_no_process_along() -> None:
+async def test_a_job_cancelled_while_waiting_ends_no_process() -> None:
     decoder = Decoder(LIMITS)
     process = await started(decoder)
     process.suspend()
@@ -259,7 +259,7 @@ async def test_closing_leaves_no_process_and_refuses_more_work() -> None:
     await decoder.close()
 
 
-async def test_closing_ends_jobs_and_who_waits_for_one() -> None:
+async def test_closing_ends_running_and_waiting_jobs() -> None:
     decoder = Decoder(LIMITS)
     process = await started(decoder)
     process.suspend()

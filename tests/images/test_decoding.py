@@ -1,4 +1,4 @@
-"""Untrusted images: which are refused, what is left of the others, and what is made of them."""
+"""Untrusted images: refused, cleaned, and made into other images."""
 
 import asyncio
 import io
@@ -162,7 +162,7 @@ async def test_a_resampled_image_of_the_same_size_keeps_its_pixels(decoder: Deco
 
 
 def masked(size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """Fully transparent in the middle, nearly so around it."""
+    """A mask that is fully transparent in the middle and nearly so around it."""
     mask = Image.new("RGBA", size, (9, 9, 9, 255))
     mask.paste((9, 9, 9, 1), (size[0] // 8, size[1] // 8, size[0] // 8 * 7, size[1] // 8 * 7))
     mask.paste((9, 9, 9, 0), (size[0] // 4, size[1] // 4, size[0] // 4 * 3, size[1] // 4 * 3))

@@ -1,4 +1,4 @@
-"""Fetching from addresses that others choose: what is never asked for, and what is."""
+"""Downloads from addresses that clients choose: which requests are made, and which never are."""
 
 import io
 import socket
@@ -304,7 +304,7 @@ async def test_a_second_try_at_a_host_that_hung_up_is_checked_like_the_first(
     assert (names.asked, dialled.addresses) == ([NAME, NAME], [(PUBLIC, 443)])
 
 
-async def test_a_certificate_for_another_name_or_from_a_stranger_is_refused(
+async def test_a_certificate_for_another_name_or_from_an_unknown_authority_is_refused(
     tmp_path: Path,
 ) -> None:
     made = certificates(tmp_path, "other.example")

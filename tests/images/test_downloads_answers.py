@@ -1,4 +1,4 @@
-"""Fetching from hosts of any kind: what is sent, what is taken of an answer, what is given up."""
+"""Downloads from hosts of every kind: the request sent, the answers accepted, the limits."""
 
 import asyncio
 import io
@@ -32,7 +32,7 @@ async def test_a_request_carries_nothing_but_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
-    netrc.write_text("default login somebody password canary-netrc")
+    netrc.write_text("default login someone password canary-netrc")
     monkeypatch.setenv("NETRC", str(netrc))
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://canary-proxy:9")
@@ -92,7 +92,7 @@ BAD_ANSWERS = {
         sends(IMAGE, "Content-Encoding: identity", "Content-Encoding: BR"),
         DownloadProblem.NOT_AN_IMAGE,
     ),
-    "an encoding nobody knows": (
+    "an unknown encoding": (
         sends(IMAGE, "Content-Encoding: x"),
         DownloadProblem.NOT_AN_IMAGE,
     ),

@@ -1,4 +1,4 @@
-"""What was bought is finished whatever strangers, the kernel or the disk do meanwhile."""
+"""A bought image is finished even if other tenants, the kernel or the disk interfere."""
 
 import asyncio
 import shutil
@@ -54,8 +54,8 @@ async def test_a_bought_image_does_not_wait_behind_images_that_are_checked(
         decoder_queue_seconds=0.5,
     )
     async with served_gateway(settings) as served:
-        stranger = await served.key(tenant_id=await served.tenant("stranger"), livemode=False)
-        async with served.http(await served.key()) as http, served.http(stranger) as other:
+        foreign = await served.key(tenant_id=await served.tenant("other"), livemode=False)
+        async with served.http(await served.key()) as http, served.http(foreign) as other:
             before = set(processes())
             files = {"image": png()}
             assert (await other.post(EDITS, data=EDIT, files=files)).status_code == 200
@@ -102,7 +102,7 @@ async def test_an_image_whose_decoder_is_killed_is_finished_by_another(
 
 
 def has_job(process: GatewayProcess, stopped: set[psutil.Process]) -> bool:
-    """Whether the paid answer has become a nameless file that some decoder is to read."""
+    """Tell if the paid answer is in an unlinked file that a decoder is about to read."""
     names = []
     for descriptor in Path(f"/proc/{process.process.pid}/fd").iterdir():
         try:
@@ -113,7 +113,7 @@ def has_job(process: GatewayProcess, stopped: set[psutil.Process]) -> bool:
     return bool(stopped) and sum(name.endswith("(deleted)") for name in names) >= 6
 
 
-async def test_without_a_place_for_files_uploads_are_put_off_and_what_was_bought_is_named(
+async def test_without_room_for_files_uploads_wait_and_bought_images_are_named(
     settings: Settings, served: Served, stub: Stub, tmp_path: Path
 ) -> None:
     folder = tmp_path / "spool"

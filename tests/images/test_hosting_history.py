@@ -1,4 +1,4 @@
-"""The history: one's own images, page by page; what is shown of each; and deleting for good."""
+"""The history of a caller's own images: pages, the fields of an image, and deletion."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -83,7 +83,9 @@ async def test_an_image_is_shown_with_what_it_cost_and_where_it_is(
 
 
 @files_only
-async def test_what_is_written_down_of_an_image_is_shown(hosted: Hosted, key: IssuedKey) -> None:
+async def test_the_history_shows_everything_recorded_of_an_image(
+    hosted: Hosted, key: IssuedKey
+) -> None:
     digest = prompt_hash(b"k" * 32, hosted.tenant_id, "a cat")
     image = await hosted.put(key, width=64, height=48, prompt="a \x00c\ud800at", prompt_hash=digest)
     shown = (await ask(hosted, key, f"/v1/images/{image.id}")).json()
@@ -187,7 +189,7 @@ async def test_an_unknown_parameter_is_refused(hosted: Hosted, key: IssuedKey) -
 
 
 @files_only
-async def test_what_is_not_ones_own_is_not_there(hosted: Hosted) -> None:
+async def test_the_images_of_others_are_not_found(hosted: Hosted) -> None:
     served = hosted.served
     other_tenant = await served.tenant("other")
     keys = {
@@ -273,7 +275,7 @@ async def test_a_link_lives_no_longer_than_its_image(hosted: Hosted, key: Issued
             assert min(seconds, 86_400) - 60 < expires_at - now <= min(seconds, 86_400)
 
 
-async def test_what_is_deleted_while_the_store_is_away_goes_when_it_is_back(
+async def test_an_image_deleted_while_the_store_is_away_is_removed_when_it_is_back(
     settings: Settings,
 ) -> None:
     server = S3Server()

@@ -1,4 +1,4 @@
-"""No crash leaves a file without a row or a row without a file; and nothing else is touched."""
+"""No crash leaves a file without a row or a row without a file, and other files stay."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ def new_path(hosted: Hosted) -> str:
 
 
 async def lose(hosted: Hosted) -> str:
-    """An image whose file is gone; its id."""
+    """Store an image and remove its file; return its id."""
     image = await hosted.put(await hosted.served.key())
     await hosted.store.delete(image.path)
     return image.id
@@ -109,9 +109,7 @@ async def test_a_kill_between_row_and_file_leaves_nothing_behind(
         assert await hosted.served.ledger_total() == stub.bill[0].cost_nano_usd
 
 
-async def test_a_store_that_is_away_has_what_was_paid_for_once_it_is_back(
-    settings: Settings, stub: Stub
-) -> None:
+async def test_paid_images_are_in_the_store_once_it_is_back(settings: Settings, stub: Stub) -> None:
     server = S3Server()
     hasty = settings.model_copy(update={"store_retry_seconds": 0.0})
     async with hosted_gateway(hasty, await bucket_of(server)) as hosted:
@@ -157,7 +155,7 @@ async def test_files_without_a_row_and_rows_without_a_file_go_when_they_are_old(
     assert await hosted.reconcile() == (0, 0)
 
 
-async def test_what_is_left_of_a_deleted_image_goes(hosted: Hosted) -> None:
+async def test_remains_of_a_deleted_image_are_removed(hosted: Hosted) -> None:
     image = await hosted.put(await hosted.served.key())
     await hosted.get(hosted.link(image, LinkKind.THUMBNAIL))
     await hosted.served.owner_sql("UPDATE image SET deleted_at = now()")
@@ -165,8 +163,8 @@ async def test_what_is_left_of_a_deleted_image_goes(hosted: Hosted) -> None:
     assert await hosted.files() == []
 
 
-async def test_what_is_not_of_an_images_form_or_of_no_tenant_stays(hosted: Hosted) -> None:
-    mine, stranger = hosted.tenant_id, uuid4()
+async def test_files_that_are_no_images_or_of_no_tenant_stay(hosted: Hosted) -> None:
+    mine, unknown = hosted.tenant_id, uuid4()
     path = new_path(hosted)
     foreign = {
         f"{mine}/README.md",
@@ -176,7 +174,7 @@ async def test_what_is_not_of_an_images_form_or_of_no_tenant_stays(hosted: Hoste
         f"{mine}/2026/11/20/img_1_2.png.bak",
         f"{mine}/2026/11/20/deeper/img_1_2.png",
         f"{mine}/backup/2026/11/20/img_1_2.png",
-        path.replace(str(mine), str(stranger)),
+        path.replace(str(mine), str(unknown)),
         path.replace(str(mine), f"backup/{mine}"),
         "README.md",
     }
@@ -211,7 +209,7 @@ async def test_files_of_a_call_that_may_still_settle_stay(hosted: Hosted, tmp_pa
 
 
 @files_only
-async def test_what_was_half_written_goes(hosted: Hosted, tmp_path: Path) -> None:
+async def test_half_written_files_are_removed(hosted: Hosted, tmp_path: Path) -> None:
     image = await hosted.put(await hosted.served.key())
     folder = (tmp_path / "store" / image.path).parent
     (folder / "img_19a_0.png#1").write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""How long images are kept, how much a tenant may keep, and how its choices take effect."""
+"""Retention of images: how long they are kept, the storage quota, and a tenant's own choices."""
 
 import asyncio
 from pathlib import Path
@@ -31,7 +31,7 @@ async def choose(served: Served, tenant: UUID | str | None = None, **choices: An
         return await tenants.set_settings(session, str(tenant or served.tenant_id), **choices)
 
 
-async def test_what_has_expired_is_swept_with_its_thumbnail_and_its_prompt(hosted: Hosted) -> None:
+async def test_expired_images_are_swept_with_their_thumbnail_and_prompt(hosted: Hosted) -> None:
     key = await hosted.served.key()
     old = await hosted.put(key, prompt="a cat", prompt_hash=b"x" * 32)
     kept = await hosted.put(key, prompt="a dog")
@@ -78,7 +78,7 @@ async def test_a_tenant_that_may_keep_nothing_keeps_nothing(hosted: Hosted) -> N
     assert await hosted.files() == []
 
 
-async def test_what_is_due_is_claimed_by_one_of_many_workers(served: Served) -> None:
+async def test_an_image_due_for_deletion_is_claimed_by_one_of_many_workers(served: Served) -> None:
     async def claim(name: str, seconds: float) -> bool:
         async with served.gateway.database.operator() as session:
             return await sweeps.claim(session, name, seconds=seconds)
@@ -132,7 +132,7 @@ async def authenticated(served: Served, key: IssuedKey) -> Caller:
     return caller
 
 
-async def test_every_caller_carries_what_his_tenant_has_chosen(served: Served) -> None:
+async def test_every_caller_carries_the_choices_of_its_tenant(served: Served) -> None:
     key = await served.key()
     other = await served.key(tenant_id=await served.tenant("other"))
     assert (await authenticated(served, key)).tenant_settings == TenantSettings()
@@ -189,7 +189,7 @@ async def test_a_choice_that_cannot_be_is_refused(served: Served) -> None:
             await choose(served, **choice)
         assert caught.value.param in choice
     with pytest.raises(NotFound):
-        await choose(served, "nobody", continuity=False)
+        await choose(served, "unknown", continuity=False)
 
 
 @files_only

@@ -1,4 +1,4 @@
-"""Images and thumbnails by link: whole, in part, or not again; and what may be done with them."""
+"""Images and thumbnails by link: whole, in part, or unchanged; and the methods that are allowed."""
 
 import asyncio
 import io
@@ -78,7 +78,7 @@ async def test_a_download_is_saved_under_the_name_of_the_image(hosted: Hosted) -
     assert (refused.status_code, error_of(refused)["param"]) == (400, "download")
 
 
-async def test_what_the_client_has_is_not_sent_again(hosted: Hosted) -> None:
+async def test_an_image_that_the_client_has_is_not_sent_again(hosted: Hosted) -> None:
     image = await hosted.put(await hosted.served.key(), CONTENT)
     etag, link = f'"{image.id}"', hosted.link(image)
     for method in ("GET", "HEAD"):
@@ -202,7 +202,7 @@ async def test_a_link_opens_the_image_or_its_thumbnail_never_the_other(hosted: H
     assert (await hosted.get(hosted.link(image, LinkKind.THUMBNAIL))).status_code == 200
 
 
-async def test_no_thumbnail_is_made_of_what_is_no_image(hosted: Hosted) -> None:
+async def test_no_thumbnail_is_made_of_a_file_that_is_no_image(hosted: Hosted) -> None:
     for content in (b"<svg/>", image_bytes()[:200]):
         image = await hosted.put(await hosted.served.key(), content)
         answer = await hosted.get(hosted.link(image, LinkKind.THUMBNAIL))
@@ -216,7 +216,7 @@ LIMITS = DecoderLimits(
 
 
 class GatedMaker(Decoder):
-    """Makes thumbnails when it is told to, and counts them."""
+    """Makes thumbnails when the test opens its gate, and counts them."""
 
     def __init__(self) -> None:
         super().__init__(LIMITS)
@@ -244,7 +244,7 @@ async def test_a_thumbnail_is_made_once_for_all_who_ask_at_the_same_time(hosted:
     async with gated(hosted) as (thumbnails, maker, image):
         asking = [asyncio.create_task(thumbnails.ensure(image.path)) for _ in range(20)]
         await maker.begun.wait()
-        asking[0].cancel()  # whoever asked first may leave
+        asking[0].cancel()  # the first one to ask may leave
         maker.gate.set()
         await asyncio.gather(*asking[1:])
         assert thumbnail_path(image.path) in await hosted.files()

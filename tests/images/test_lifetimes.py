@@ -1,4 +1,4 @@
-"""Shutdown dates come from the vendor too, and a model is handed over on the day they name."""
+"""Shutdown dates from the vendor: a model is handed over on the day that they name."""
 
 from collections.abc import AsyncIterator
 from datetime import date
@@ -14,7 +14,7 @@ TODAY = date(2026, 11, 21)
 
 
 class Vendor:
-    """A vendor that says of its models what it is told to say."""
+    """A vendor that announces the models that the test sets."""
 
     def __init__(self) -> None:
         self.answer: object = {"data": []}

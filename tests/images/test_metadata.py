@@ -1,4 +1,4 @@
-"""Taking metadata out of files: whatever the bytes, a refusal or a file that is clean."""
+"""Removal of metadata: any bytes are refused or become a clean file."""
 
 import struct
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""The sandbox's images: what was asked for, always the same, and never a crash."""
+"""The sandbox's images: as requested, always the same, and never a crash."""
 
 import io
 import os

@@ -34,7 +34,7 @@ from tests.image_helpers import (
 
 
 async def read_pixels(file: BinaryIO, width: int, height: int) -> bytes:
-    """What the decoder's processes do for the gateway."""
+    """Decode, resize and return RGBA pixels, as the decoder processes do for the gateway."""
     file.seek(0)
     with Image.open(file) as image:
         return ImageOps.fit(image.convert("RGBA"), (width, height)).tobytes()
@@ -45,7 +45,7 @@ AREA = (200, 100, 400, 300)
 
 
 def opened(image: Image.Image, image_format: str = "PNG") -> InputImage:
-    """An input as the sandbox gets it: checked, and read to its end by whoever did that."""
+    """A checked input image, with its file read to the end as the check leaves it."""
     content = file_bytes(image, image_format)
     file = io.BytesIO(content)
     file.seek(0, io.SEEK_END)
@@ -195,7 +195,7 @@ async def test_a_transparent_edit_shows_every_further_input_whole() -> None:
     assert strip.getchannel("A").getextrema() == (255, 255)
 
 
-async def test_what_is_transparent_in_the_input_is_filled() -> None:
+async def test_transparent_parts_of_the_input_are_filled() -> None:
     image = await make_one(edit(with_hole(photo(), (0, 0, 64, 32))))
     drawing = await make_one(edit(operation=Operation.GENERATION))
     assert changed_share(image, drawing, (0, 0, 1024, 500)) < 0.3
@@ -255,7 +255,7 @@ async def test_a_stream_sends_its_partial_images_first(operation: Operation, cou
     )
 
 
-async def test_nobody_pays_for_partial_images_that_nobody_takes() -> None:
+async def test_partial_images_that_are_not_taken_cost_nothing() -> None:
     plainly = await make(edit(photo()))
     streamed = await make(edit(photo(), stream=True, partial_images=3))
     assert (streamed.usage, streamed.images) == (plainly.usage, plainly.images)

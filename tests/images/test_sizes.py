@@ -1,4 +1,4 @@
-"""From a wished size to one that a model accepts, against the catalogue and the parameter check."""
+"""Mapping a requested size to one that the model accepts, for every model of the catalogue."""
 
 from math import log
 from uuid import uuid4
@@ -31,7 +31,7 @@ edges = st.integers(min_value=1, max_value=10_000)
 
 
 def accepts(model: Model, size: str) -> bool:
-    """Whether a real request with this size passes the real check."""
+    """Tell if the parameter check passes a request with this size."""
     body = {"prompt": "x", "model": model.id, "size": size}
     request = parse_image_request(body, CALLER, CATALOG, default_model=model.id)
     return request.size == size
@@ -43,7 +43,7 @@ def off_ratio(size: tuple[int, int], wished: tuple[int, int]) -> float:
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(MODELS), edges, edges)
-def test_what_fits_is_always_accepted_and_never_experimental(
+def test_a_fitted_size_is_always_accepted_and_never_experimental(
     name: str, width: int, height: int
 ) -> None:
     model = CATALOG.models[name]

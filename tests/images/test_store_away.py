@@ -1,4 +1,4 @@
-"""A store that is away loses no paid image: it waits in the spool, and is delivered from there."""
+"""A store that is away loses no paid image: it waits in the spool and is delivered from there."""
 
 import asyncio
 import base64
@@ -145,7 +145,7 @@ async def test_mcp_delivers_what_is_in_hand_and_refuses_what_would_be_a_link_alo
     away.mend()
 
 
-async def test_a_store_that_is_back_within_the_minute_costs_nobody_the_link(
+async def test_a_store_that_is_back_within_a_minute_costs_no_link(
     settings: Settings, away: Away, stub: Stub
 ) -> None:
     async with hosted_gateway(settings, away.place) as hosted:

@@ -1,4 +1,4 @@
-"""The spool: sealed, bounded, drained once, and emptied of what is deleted or expired."""
+"""The spool: encrypted, bounded, drained once, and cleared of deleted and expired images."""
 
 import asyncio
 import base64
@@ -107,7 +107,7 @@ async def test_an_image_deleted_while_it_waits_is_gone_at_once_and_never_stored(
 
 @asynccontextmanager
 async def unchangeable(hosted: Hosted, table: str) -> AsyncIterator[None]:
-    """Hold back every change to a table; it can be read."""
+    """Block every change to a table; it can still be read."""
     assert hosted.settings.database_url is not None
     engine = create_engine(database_url(hosted.settings.database_url.get_secret_value()), role=None)
     async with engine.begin() as connection:
@@ -166,7 +166,7 @@ async def test_images_that_expire_or_wait_too_long_leave_the_spool(
 
 
 async def age(served: Served, image_id: str) -> None:
-    """Let an image have waited for longer than it may, and be due."""
+    """Move an image's times into the past: it is overdue and due for another attempt."""
     await served.owner_sql(
         "UPDATE image_spool SET created_at = now() - interval '8 days', next_attempt_at = now()"
         " WHERE image_id = :id",
@@ -175,9 +175,7 @@ async def age(served: Served, image_id: str) -> None:
 
 
 @files_only
-async def test_what_waited_too_long_is_stored_where_the_store_takes_it(
-    hosted: Hosted, away: Away
-) -> None:
+async def test_an_overdue_image_is_stored_if_the_store_takes_it(hosted: Hosted, away: Away) -> None:
     """The gateway may have been stopped for longer than an image may wait."""
     served, row = hosted.served, await spool_one(hosted, away)
     await age(served, row.image_id)
@@ -188,7 +186,7 @@ async def test_what_waited_too_long_is_stored_where_the_store_takes_it(
 
 
 @files_only
-async def test_what_waited_too_long_is_not_given_up_while_a_worker_stores_it(
+async def test_an_overdue_image_is_not_given_up_while_a_worker_stores_it(
     hosted: Hosted, away: Away
 ) -> None:
     served, row = hosted.served, await spool_one(hosted, away)
@@ -202,7 +200,7 @@ async def test_what_waited_too_long_is_not_given_up_while_a_worker_stores_it(
 
 
 @files_only
-async def test_what_waited_too_long_and_cannot_be_read_is_given_up_after_some_attempts(
+async def test_an_overdue_unreadable_image_is_given_up_after_some_attempts(
     hosted: Hosted, away: Away
 ) -> None:
     served, row = hosted.served, await spool_one(hosted, away)

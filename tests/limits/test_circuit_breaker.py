@@ -108,7 +108,7 @@ def test_a_probe_that_told_nothing_leaves_its_turn_to_the_next_call() -> None:
     assert refusal(circuit, 11) is None
 
 
-def test_what_the_provider_says_of_its_time_is_kept_up_to_the_maximum() -> None:
+def test_the_providers_retry_time_is_kept_up_to_the_maximum() -> None:
     circuit = Circuit(LIMITS, is_shared=False)
     circuit.put_off(0, 5, ANN)
     assert refusal(circuit, 0) is None  # it may have been for what that call asked for
@@ -123,7 +123,7 @@ def test_what_the_provider_says_of_its_time_is_kept_up_to_the_maximum() -> None:
     assert refusal(circuit, 90) is None
 
 
-def test_what_one_tenant_is_told_puts_off_nobody_else() -> None:
+def test_a_retry_time_given_to_one_tenant_delays_no_other_tenant() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
     for _ in range(9):
         circuit.put_off(0, 12, ANN)
@@ -165,7 +165,7 @@ def test_one_tenants_failures_alone_never_keep_a_shared_circuit_open() -> None:
     assert circuit.state is State.CLOSED
 
 
-def test_a_house_key_whose_quota_is_used_up_opens_it_whoever_calls() -> None:
+def test_an_exhausted_house_key_opens_the_circuit_for_every_caller() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
     fail(circuit, 3, ANN, trouble=Trouble.QUOTA)
     assert refusal(circuit, 0) == (Trouble.QUOTA, 10)
@@ -179,7 +179,7 @@ def test_two_tenants_that_fail_do_not_open_it_while_one_is_served() -> None:
             circuit.fail(60 * minute + 59, Trouble.FAILING, ANN)
             circuit.fail(60 * minute + 59, Trouble.FAILING, BOB)
         assert circuit.state is State.CLOSED
-    circuit.fail(600, Trouble.FAILING, EVE)  # now it is nobody's model any more
+    circuit.fail(600, Trouble.FAILING, EVE)  # now no tenant is served any more
     circuit.fail(600, Trouble.FAILING, ANN)
     assert circuit.state is State.OPEN
 
@@ -213,7 +213,7 @@ def test_in_an_outage_each_tenant_is_let_through_once() -> None:
 def call(
     circuits: Circuits, *names: CircuitName, outcome: str = "failed", tenant_id: UUID = ANN
 ) -> bool:
-    """Whether a call was let through; it then ends so."""
+    """Make a call with this outcome; False if an open circuit refused it."""
     with circuits.call(tenant_id) as made:
         try:
             for name in names:
@@ -248,7 +248,7 @@ def test_a_call_that_is_refused_by_its_second_circuit_is_no_probe_of_the_first()
     assert call(circuits, own("first"), outcome="none")
 
 
-def test_what_was_sent_before_a_circuit_changed_tells_nothing_of_it_now() -> None:
+def test_calls_sent_before_a_circuit_changed_do_not_count() -> None:
     clock = FakeClock()
     circuits = Circuits(LIMITS, clock=clock)
     with ExitStack() as running:
@@ -299,7 +299,7 @@ def test_the_metrics_count_each_open_circuit_once_until_it_closes_or_is_forgotte
     assert (counted(), len(circuits)) == (0, 1)
 
 
-def test_a_tenant_that_always_asks_first_and_always_fails_shuts_nobody_else_out() -> None:
+def test_a_tenant_whose_probes_always_fail_shuts_no_other_tenant_out() -> None:
     clock = FakeClock()
     circuits = Circuits(LIMITS, clock=clock)
     anns, bobs = (SHARED, replace(SHARED, tenant_id=ANN)), (SHARED, replace(SHARED, tenant_id=BOB))
@@ -325,7 +325,7 @@ EVENTS = st.lists(
 
 @settings(deadline=None)
 @given(events=EVENTS, is_shared=st.booleans())
-def test_whatever_happens_nobody_is_told_to_wait_longer_than_the_maximum_nor_for_ever(
+def test_no_sequence_of_calls_makes_a_wait_exceed_the_maximum(
     *, events: list[tuple[str, int, UUID]], is_shared: bool
 ) -> None:
     circuit, now = Circuit(LIMITS, is_shared=is_shared), 0.0

@@ -1,4 +1,4 @@
-"""A provider that keeps failing is left alone for a while: at no cost, and for nobody else."""
+"""A circuit pauses calls to a failing provider, at no cost and without harm to other tenants."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ OTHER_MODEL = "gpt-image-1.5"
 
 @asynccontextmanager
 async def impatient_gateway(settings: Settings, **changes: object) -> AsyncIterator[Served]:
-    """A gateway whose circuits are soon tried again; the books agree in the end."""
+    """A gateway that soon tries open circuits again; the invariants are checked at the end."""
     values = {"circuit_open_seconds": 0.3, "circuit_max_open_seconds": 0.6} | changes
     async with served_gateway(settings.model_copy(update=values)) as served:
         yield served
@@ -35,7 +35,7 @@ def said(answer: httpx2.Response) -> tuple[int, str]:
 
 
 async def fail(http: httpx2.AsyncClient, times: int, **body: str) -> set[tuple[int, str]]:
-    """What so many calls in a row are told."""
+    """Send `times` requests in a row; the set of their answers."""
     return {said(await post_image(http, **body)) for _ in range(times)}
 
 
@@ -95,7 +95,7 @@ async def test_a_provider_that_cannot_be_reached_opens_it_at_no_cost(
         assert await count_states(served) == {"void": FAILURES}
 
 
-async def test_one_tenants_failures_close_the_house_key_to_nobody_else(
+async def test_one_tenants_failures_close_the_house_key_to_no_other_tenant(
     served: Served, stub: Stub
 ) -> None:
     other = await served.key(tenant_id=await served.tenant("other"))
@@ -109,13 +109,13 @@ async def test_one_tenants_failures_close_the_house_key_to_nobody_else(
         assert await fail(http, FAILURES, prompt="slow") == {(504, "outcome_unknown")}
         assert await fail(http, 1, prompt="quick") == {(503, "provider_unavailable")}
         assert (await post_image(calm)).status_code == 200
-        # Where several tenants see it fail, it is the provider: nobody pays for finding out.
+        # Several tenants see it fail, so it is the provider: the circuit opens for all.
         await fail(calm, FAILURES - 2, prompt="slow")
         assert await fail(guest, 2, prompt="slow") == {(504, "outcome_unknown")}
         assert await fail(guest, 1, prompt="quick") == {(503, "provider_unavailable")}
 
 
-async def test_what_the_provider_forbids_one_tenant_closes_the_house_key_to_nobody_else(
+async def test_a_refusal_by_the_provider_closes_the_house_key_to_no_other_tenant(
     served: Served, stub: Stub
 ) -> None:
     stub.faults.add(Fault("status", status=403, times=None, prompt_contains="forbidden"))
@@ -142,7 +142,7 @@ async def test_a_bad_key_of_ones_own_is_said_to_be_bad_until_it_is_replaced(
 
 
 @pytest.mark.parametrize("preset", [None, "insufficient_quota"])
-async def test_the_houses_own_trouble_is_told_to_nobody_and_costs_few_calls(
+async def test_trouble_with_the_house_key_is_not_disclosed_and_costs_few_calls(
     served: Served, stub: Stub, preset: str | None
 ) -> None:
     stub.faults.add(Fault("status", status=401, preset=preset, times=None))
@@ -177,7 +177,7 @@ async def test_a_providers_rate_limit_is_kept_for_as_long_as_it_has_said(
     assert len(stub.calls) == 4  # two tenants have heard it: the third is told at once
 
 
-async def test_rate_limits_of_tenants_own_keys_put_off_nobody_else(
+async def test_rate_limits_of_a_tenants_own_key_delay_no_other_tenant(
     served: Served, stub: Stub
 ) -> None:
     stub.faults.add(Fault("status", status=429, retry_after="7", times=None, key=OWN_KEY))
@@ -196,7 +196,7 @@ async def test_rate_limits_of_tenants_own_keys_put_off_nobody_else(
             assert (await post_image(untroubled)).status_code == 200
 
 
-async def test_what_is_wrong_with_a_request_says_nothing_of_the_provider(
+async def test_an_invalid_request_does_not_count_against_the_provider(
     served: Served, stub: Stub
 ) -> None:
     stub.faults.add(

@@ -1,4 +1,4 @@
-"""Bounds on what runs at once: for all tenants together and for each."""
+"""Bounds on concurrency, for all tenants together and for each."""
 
 from contextlib import ExitStack
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""Deadlines on the database: they leave the event loop's own delay out of account."""
+"""Deadlines of database calls do not count delays of the event loop."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ ADMISSION_MS = 100
 
 
 def hold_up(seconds: float) -> None:
-    """Keep the event loop from its work, as a busy machine does."""
+    """Block the event loop, as a busy machine does."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         pass
@@ -39,7 +39,7 @@ async def test_an_answer_that_came_while_the_loop_was_held_up_is_in_time() -> No
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.12, 0.3])
-async def test_what_is_not_answered_is_given_up_in_time(seconds: float) -> None:
+async def test_a_statement_without_an_answer_is_given_up_in_time(seconds: float) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         async with Deadline(seconds):

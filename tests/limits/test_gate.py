@@ -1,4 +1,4 @@
-"""The gate: so many inside, a bounded wait for the rest, and turns for those who share it."""
+"""The gate: bounded places, a bounded wait, and turns between tenants."""
 
 import asyncio
 from collections import Counter
@@ -16,19 +16,19 @@ SHARED = GateLimits(most=4, most_of_one=2, max_waiting=6, wait_seconds=30)
 
 
 async def settle() -> None:
-    """Let whoever can go on do so."""
+    """Let every task run that can."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_who_finds_no_place_waits_until_one_is_left() -> None:
+async def test_a_request_without_a_place_waits_until_one_is_free() -> None:
     gate = Gate("test", LIMITS)
     first, second = await gate.enter("a"), await gate.enter("a")
     third = asyncio.create_task(gate.enter("a"))
     await settle()
     assert (gate.inside, gate.waiting, third.done()) == (2, 1, False)
     first.leave()
-    first.leave()  # the second time is nobody's
+    first.leave()  # leaving twice frees no place of another
     (await third).leave()
     second.leave()
     assert (gate.inside, gate.waiting) == (0, 0)
@@ -70,7 +70,7 @@ async def test_one_tenant_never_takes_more_than_its_share_of_places_or_of_the_wa
     assert (gate.inside, gate.waiting) == (0, 0)
 
 
-async def test_who_would_wait_too_long_is_refused_at_once() -> None:
+async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
     clock = FakeClock()
     gate = Gate("test", GateLimits(1, 1, 100, wait_seconds=1), clock=clock)
     for _ in range(100):  # each stays for 0.4 seconds
@@ -91,7 +91,7 @@ async def test_who_would_wait_too_long_is_refused_at_once() -> None:
         (await task).leave()
 
 
-async def test_a_wait_ends_with_its_time_though_nobody_leaves() -> None:
+async def test_a_wait_ends_at_its_limit_even_if_no_place_is_freed() -> None:
     gate = Gate("test", GateLimits(1, 1, 100, wait_seconds=0.01))
     place = await gate.enter("a")
     with pytest.raises(Unavailable):
@@ -101,7 +101,7 @@ async def test_a_wait_ends_with_its_time_though_nobody_leaves() -> None:
     (await gate.enter("b")).leave()
 
 
-async def test_who_stops_waiting_takes_no_place_along() -> None:
+async def test_a_request_that_stops_waiting_takes_no_place() -> None:
     gate = Gate("test", GateLimits(1, 1, 100, 30))
     place = await gate.enter("a")
     tasks = [asyncio.create_task(gate.enter("a")) for _ in range(3)]
@@ -115,7 +115,7 @@ async def test_who_stops_waiting_takes_no_place_along() -> None:
     assert (gate.inside, gate.waiting) == (0, 0)
 
 
-async def test_at_the_end_whoever_waits_is_released_and_nobody_waits_any_more() -> None:
+async def test_closing_releases_waiting_requests_and_admits_no_new_wait() -> None:
     gate = Gate("test", GateLimits(1, 1, 100, 30))
     place = await gate.enter("a")
     waiting = asyncio.create_task(gate.enter("b"))
@@ -138,7 +138,7 @@ STEPS = st.lists(
 
 @settings(deadline=None)
 @given(STEPS)
-def test_whatever_comes_and_goes_the_places_are_kept_and_given_back(
+def test_no_sequence_of_requests_exceeds_or_loses_a_place(
     steps: list[tuple[str, str, int]],
 ) -> None:
     asyncio.run(_come_and_go(steps))
@@ -169,7 +169,7 @@ async def _come_and_go(steps: list[tuple[str, str, int]]) -> None:
         assert (gate.inside, gate.waiting) == (shares.total(), waiting.total())
         assert gate.inside <= SHARED.most
         assert all(count <= SHARED.most_of_one for count in shares.values())
-        if gate.inside < SHARED.most:  # nobody waits for a place that he could have
+        if gate.inside < SHARED.most:  # no request waits beside a place that it could have
             assert all(shares[owner] == SHARED.most_of_one for owner in waiting)
     while inside():
         for task in inside():

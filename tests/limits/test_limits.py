@@ -1,4 +1,4 @@
-"""Limits through both fronts, in one process: who is refused, what is said, and at no cost."""
+"""Limits in one process, through both fronts: refusals, their headers, and no cost."""
 
 import asyncio
 from datetime import timedelta
@@ -25,7 +25,7 @@ HEARD_WITHIN_SECONDS = 5
 DRAFT = "RateLimit-Policy"
 
 
-async def test_what_is_over_the_limit_is_refused_with_a_time_and_nothing_is_held(
+async def test_a_request_over_the_limit_is_refused_with_a_time_and_holds_nothing(
     served: Served, stub: Stub
 ) -> None:
     await limit(served, "requests", 2)
@@ -118,7 +118,7 @@ async def test_a_tool_is_refused_with_the_name_of_the_limit_and_when_to_come_aga
     assert "Try again in " in said
 
 
-async def test_what_asks_for_more_than_a_minute_holds_is_not_to_be_tried_again(
+async def test_a_request_larger_than_the_limit_is_told_not_to_retry(
     served: Served,
 ) -> None:
     await limit(served, "images", 2)
@@ -184,7 +184,7 @@ async def test_live_and_test_calls_have_limits_of_their_own(served: Served) -> N
         assert await burst([http], 2) == {200: 2}
 
 
-async def test_a_limit_of_a_user_binds_all_his_keys_and_nobody_else(served: Served) -> None:
+async def test_a_limit_of_a_user_binds_all_keys_of_that_user_only(served: Served) -> None:
     anna = [await served.key(user="anna") for _ in range(2)]
     bert = await served.key(user="bert")
     [row] = await served.owner_sql("SELECT id FROM tenant_user WHERE name = 'anna'")
@@ -262,7 +262,9 @@ async def test_the_house_key_has_limits_that_all_its_tenants_share(
     assert len(stub.bill) == 4
 
 
-async def test_who_has_no_budget_cannot_use_up_the_house_keys_limit(settings: Settings) -> None:
+async def test_a_tenant_without_budget_cannot_use_up_the_house_keys_limit(
+    settings: Settings,
+) -> None:
     changed = settings.model_copy(update={"house_requests_per_minute": 3})
     async with served_gateway(changed) as served:
         poor = await served.tenant("poor")
@@ -285,7 +287,7 @@ async def test_a_refusal_by_the_budget_stays_counted_for_its_tenant(served: Serv
     assert statuses == [402, 402, 429]
 
 
-async def test_what_is_not_valid_is_not_counted(served: Served) -> None:
+async def test_an_invalid_request_is_not_counted(served: Served) -> None:
     await limit(served, "requests", 1)
     async with served.http(await served.key()) as http:
         for _ in range(3):
@@ -327,9 +329,9 @@ async def test_limits_that_make_no_sense_are_refused(served: Served) -> None:
     for wrong in wrongs:
         with pytest.raises(InvalidRequest):
             await limit(served, **wrong)
-    for stranger in ({"api_key_id": foreign.id}, {"user_id": other}):
+    for owner in ({"api_key_id": foreign.id}, {"user_id": other}):
         with pytest.raises(NotFound):
-            await limit(served, "requests", 1, **stranger)
+            await limit(served, "requests", 1, **owner)
     with pytest.raises(NotFound):
         async with served.gateway.database.tenant(served.tenant_id) as session:
             await limit_rows.remove_limit(session, served.tenant_id, 1)

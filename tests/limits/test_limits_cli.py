@@ -78,10 +78,10 @@ def test_wrong_use_is_refused_with_a_reason(running: RunningGateway) -> None:
     for refused in (
         ("set", *tenant, "--images", "99999999999"),
         ("set", *tenant, "--images", "1", "--key", NO_KEY_ID),
-        ("set", *tenant, "--images", "1", "--user", "nobody"),
-        ("set", "--tenant", "nobody", "--images", "1"),
+        ("set", *tenant, "--images", "1", "--user", "unknown"),
+        ("set", "--tenant", "unknown", "--images", "1"),
         ("remove", *tenant),
-        ("list", "--tenant", "nobody"),
+        ("list", "--tenant", "unknown"),
     ):
         result = command("limits", *refused)
         assert (result.status, "Refused:" in result.err) == (1, True), refused

@@ -1,4 +1,4 @@
-"""Limits in a Valkey behind TLS (`rediss://`), and what `gateway doctor` says when that fails."""
+"""Limits in a Valkey behind TLS (`rediss://`), and the report of `gateway doctor` on failure."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.tls_helpers import Authority, tls_in_front_of
 
 @dataclass(frozen=True)
 class Secured:
-    """A Valkey behind TLS, and two authorities: the one that vouches for it, and another."""
+    """A Valkey behind TLS with the authority that signed its certificate, and another authority."""
 
     port: int
     plain: Valkey
@@ -38,7 +38,7 @@ async def secured(tmp_path: Path) -> AsyncIterator[Secured]:
 
 
 async def doctors_word(settings: Settings, redis_url: str) -> tuple[str, str]:
-    """State and detail of what `gateway doctor` finds of the limits."""
+    """State and detail of the limits in the report of `gateway doctor`."""
     environment = process_environment(settings) | {"GATEWAY_REDIS_URL": redis_url}
     command = CommandLine(environment, settings.data_dir)
     ended = await asyncio.to_thread(command, "doctor", "--json")
@@ -85,7 +85,7 @@ async def test_a_doctor_says_that_a_certificate_is_not_trusted_and_what_to_do(
     assert "ssl_ca_certs" in detail
 
 
-async def test_what_is_wrong_with_an_address_is_said_without_its_password(
+async def test_a_wrong_address_is_reported_without_its_password(
     settings: Settings, secured: Secured
 ) -> None:
     plain, tls = secured.plain.port, secured.port
@@ -102,7 +102,7 @@ async def test_what_is_wrong_with_an_address_is_said_without_its_password(
         assert "canary" not in trouble
 
 
-async def test_an_option_that_nobody_knows_is_refused_at_start(settings: Settings) -> None:
+async def test_an_unknown_option_is_refused_at_start(settings: Settings) -> None:
     with pytest.raises(ConfigurationError) as refused:
         await trouble_with(settings, "redis://:canary@127.0.0.1:6379?time_out=5")
     assert "time_out" in str(refused.value)
@@ -110,7 +110,7 @@ async def test_an_option_that_nobody_knows_is_refused_at_start(settings: Setting
 
 
 async def trouble_with(settings: Settings, url: str) -> str:
-    """What a limiter says of a Redis that it cannot use."""
+    """The error that a limiter reports for a Redis that it cannot use."""
     changed = settings.model_copy(update={"redis_url": SecretStr(url)})
     async with open_limiter(changed, process=TENANT_ID) as limiter:
         assert limiter.trouble is not None

@@ -1,4 +1,4 @@
-"""Limits that several gateways share in a real Valkey, and what happens when it goes away."""
+"""Limits that several gateways share in a real Valkey, and their behaviour when it goes away."""
 
 import asyncio
 import time
@@ -51,7 +51,7 @@ def server() -> Iterator[Valkey]:
 
 @pytest.fixture
 async def pair(settings: Settings, server: Valkey) -> AsyncIterator[tuple[Served, Served]]:
-    """Two gateways on one database and one Valkey; the books must agree afterwards."""
+    """Two gateways on one database and one Valkey; the invariants are checked at the end."""
     shared = with_redis(settings, server, limit_lease_seconds=SHORT_LEASE)
     async with served_gateway(shared) as one, served_gateway(shared) as two:
         yield one, two
@@ -60,7 +60,7 @@ async def pair(settings: Settings, server: Valkey) -> AsyncIterator[tuple[Served
 
 @asynccontextmanager
 async def clients(*gateways: Served) -> AsyncIterator[list[httpx2.AsyncClient]]:
-    """A client of each, all with the same key, and not more requests than are served at once."""
+    """One client of each gateway with one key, and no more requests than are served at once."""
     async with AsyncExitStack() as stack:
         key = await gateways[0].key()
         few = httpx2.Limits(max_connections=40)
@@ -73,7 +73,7 @@ async def clients(*gateways: Served) -> AsyncIterator[list[httpx2.AsyncClient]]:
 async def limiters(
     settings: Settings, server: Valkey, count: int = 2, **changes: Any
 ) -> AsyncIterator[list[Limiter]]:
-    """Limiters as so many processes have them, once they have all heard of each other."""
+    """Limiters as of several processes, once all of them know of each other."""
     changed = with_redis(settings, server, **{"limit_lease_seconds": SHORT_LEASE, **changes})
     async with AsyncExitStack() as stack:
         opened = [
@@ -85,14 +85,14 @@ async def limiters(
 
 
 async def until_shared(*opened: Limiter) -> None:
-    """Return when all of them count in Valkey, and know of each other."""
+    """Return when all limiters count in Valkey and know of each other."""
     await until(lambda: {limiter.processes for limiter in opened} == {len(opened)})
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Return when it is so."""
+    """Return when the condition holds."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while not is_so():  # noqa: ASYNC110 - Valkey tells nobody
+        while not is_so():  # noqa: ASYNC110 - Valkey sends no event
             await asyncio.sleep(0)
 
 
@@ -101,7 +101,7 @@ def of_tenant(value: int, kind: LimitKind = LimitKind.REQUESTS) -> RateLimit:
 
 
 async def is_let_in(limiter: Limiter, *limits: RateLimit, images: int = 1) -> bool:
-    """Whether one request comes through, for a moment."""
+    """Tell if one request is admitted; it leaves at once."""
     try:
         async with limiter.admit(caller(*limits), images=images, house=None):
             return True
@@ -110,7 +110,7 @@ async def is_let_in(limiter: Limiter, *limits: RateLimit, images: int = 1) -> bo
 
 
 async def let_in(limiter: Limiter, *limits: RateLimit, times: int) -> int:
-    """How many of so many at once come through, each for a moment."""
+    """The number of `times` concurrent requests that are admitted; each leaves at once."""
     came = await asyncio.gather(*(is_let_in(limiter, *limits) for _ in range(times)))
     return came.count(True)
 
@@ -140,7 +140,7 @@ async def test_a_generation_on_one_gateway_takes_its_place_on_the_other(
         assert (await two.post(PATH, json=BODY)).status_code == 429
         stub.release()
         assert (await running).status_code == 200
-        async with asyncio.timeout(WAIT_SECONDS):  # nobody waits for the place to be given back
+        async with asyncio.timeout(WAIT_SECONDS):  # the answer comes before the place is given back
             while (await two.post(PATH, json=BODY)).status_code != 200:
                 pass
 
@@ -179,7 +179,7 @@ async def test_a_refusal_uses_up_nothing_in_valkey_either(
         assert await let_in(limiter, of_tenant(10), times=20) in {8, 9}
 
 
-async def test_what_the_house_key_did_not_send_is_given_back_in_valkey(
+async def test_a_limit_is_given_back_in_valkey_for_a_call_that_was_not_sent(
     settings: Settings, server: Valkey
 ) -> None:
     async with limiters(settings, server, 2, house_requests_per_minute=1) as (one, two):
@@ -244,7 +244,7 @@ async def test_a_killed_worker_gives_its_places_back(
 
 
 @pytest.mark.parametrize("mishap", ["kill", "pause", "flush"])
-async def test_whatever_happens_to_valkey_no_request_fails_and_no_money_is_overspent(
+async def test_a_failing_valkey_fails_no_request_and_overspends_no_budget(
     pair: tuple[Served, Served], server: Valkey, stub: Stub, mishap: str
 ) -> None:
     await limit(pair[0], "requests", 100)
@@ -364,5 +364,5 @@ async def test_a_wrong_password_is_as_if_valkey_were_away_and_is_logged_nowhere(
 
 
 def unshared() -> float:
-    """How many requests were counted in this process alone, by the metric."""
+    """The metric of requests that only this process counted."""
     return REGISTRY.get_sample_value("gateway_limits_unshared_total") or 0.0

@@ -1,4 +1,4 @@
-"""The arithmetic of a minute that slides, and the limiter in one process, by a clock of its own."""
+"""The sliding minute and the limiter of one process, with a clock that the test moves."""
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -32,7 +32,7 @@ def make_limiter(clock: FakeClock, *house: RateLimit) -> Limiter:
 
 
 async def admitted(limiter: Limiter, *limits: RateLimit, times: int = 1, images: int = 1) -> int:
-    """How many of so many requests, one after the other, are let in."""
+    """The number of `times` successive requests that are admitted."""
     count = 0
     for _ in range(times):
         try:
@@ -122,7 +122,7 @@ async def test_a_limit_of_nothing_lets_nothing_in() -> None:
         assert await admitted(limiter, per_minute(0, kind)) == 0
 
 
-async def test_who_is_refused_by_one_limit_uses_up_none_of_the_others() -> None:
+async def test_a_request_refused_by_one_limit_uses_up_none_of_the_others() -> None:
     clock = FakeClock()
     limiter = make_limiter(clock)
     wide = per_minute(10)
@@ -186,7 +186,7 @@ async def test_live_and_test_calls_and_different_owners_are_counted_apart() -> N
                 pass
 
 
-async def test_what_the_house_key_did_not_send_does_not_count_for_the_others() -> None:
+async def test_a_call_that_was_not_sent_does_not_count_against_the_house_key() -> None:
     limiter = make_limiter(FakeClock(), RateLimit("house", LimitKind.REQUESTS, 1))
     async with limiter.admit(caller(), images=1, house="openai"):
         pass  # refused by its budget, say

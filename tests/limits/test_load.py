@@ -1,4 +1,4 @@
-"""More than the gateway can do: it refuses at once, fairly, and leaves nothing behind."""
+"""Overload: the gateway refuses at once, fairly between tenants, and leaves nothing behind."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ NARROW = {"max_preparing_requests": 4, "max_waiting_requests": 4, "admission_tim
 
 @asynccontextmanager
 async def narrow_gateway(settings: Settings, **changes: object) -> AsyncIterator[Served]:
-    """A gateway that has soon too much to do; the books agree in the end."""
+    """A gateway with few places; the invariants are checked at the end."""
     async with served_gateway(settings.model_copy(update=NARROW | changes)) as served:
         yield served
         await served.check_invariants()
@@ -46,7 +46,7 @@ async def narrow_gateway(settings: Settings, **changes: object) -> AsyncIterator
 
 @asynccontextmanager
 async def stuck(served: Served) -> AsyncIterator[None]:
-    """Whoever's provider key is not cached waits for it: neither bought nor refused."""
+    """Lock the credentials: a call whose provider key is not cached waits."""
     settings = served.gateway.settings
     async with locked(settings, "LOCK TABLE credential IN ACCESS EXCLUSIVE MODE"):
         yield
@@ -87,7 +87,7 @@ def expect_busy(answer: httpx2.Response) -> None:
     assert "X-Request-Id" in answer.headers
 
 
-async def test_a_tenant_that_floods_is_refused_at_once_and_blocks_nobody(
+async def test_a_flooding_tenant_is_refused_at_once_and_blocks_no_other(
     settings: Settings, stub: Stub
 ) -> None:
     async with narrow_gateway(settings) as served:
@@ -114,7 +114,7 @@ async def test_a_tenant_that_floods_is_refused_at_once_and_blocks_nobody(
         assert await reservations(served) == len(stub.calls) == 11
 
 
-async def test_what_costs_little_is_answered_while_nothing_else_gets_in(
+async def test_cheap_requests_are_answered_while_all_others_are_refused(
     settings: Settings,
 ) -> None:
     async with narrow_gateway(settings, max_preparing_requests=1) as served:
@@ -136,7 +136,7 @@ async def test_what_costs_little_is_answered_while_nothing_else_gets_in(
     assert 'gateway_shed_total{gate="requests"}' in metrics
 
 
-async def test_nobody_waits_longer_than_he_may(settings: Settings, stub: Stub) -> None:
+async def test_no_request_waits_longer_than_its_limit(settings: Settings, stub: Stub) -> None:
     async with narrow_gateway(settings, max_wait_ms=50) as served:
         async with client_of(served.base_url, await served.key()) as http:
             async with stuck(served):
@@ -368,7 +368,7 @@ async def test_the_share_of_one_tenant_can_be_set(settings: Settings, stub: Stub
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_at_the_end_who_waits_is_refused_and_what_was_let_in_is_finished(
+async def test_a_shutdown_refuses_waiting_requests_and_finishes_admitted_ones(
     settings: Settings, stub: Stub, mode: str
 ) -> None:
     async with narrow_gateway(settings, max_preparing_requests=2) as served:
@@ -416,7 +416,7 @@ async def test_slow_reports_of_one_tenant_leave_the_database_to_the_others(
                 await eventually(lambda: waiting_for_locks(served))
                 assert (await calm.get("/v1/images")).status_code == 200
                 assert (await calm.post(GENERATIONS, json=image_body())).status_code == 200
-            # Whoever waited too long for a connection is told so; nobody hangs.
+            # A request that waited too long for a connection is told so; none hangs.
             answers = await asyncio.gather(*reports)
     assert set(statuses(answers)) <= {200, 503}
     assert statuses(answers)[200] >= 4
@@ -437,7 +437,7 @@ async def test_a_repeated_request_that_waits_for_its_images_keeps_no_place(
             [(path,)] = await served.owner_sql("SELECT path FROM image")
             file = Path(httpx2.URL(served.gateway.settings.image_storage_url).path) / path
             file.unlink()
-            os.mkfifo(file)  # whoever opens it waits for a writer
+            os.mkfifo(file)  # opening it waits for a writer
             before = in_flight()
             waiting = [asyncio.create_task(ask()) for _ in range(2)]
             try:
@@ -446,7 +446,7 @@ async def test_a_repeated_request_that_waits_for_its_images_keeps_no_place(
                 assert not any(task.done() for task in waiting)
             finally:
                 while not all(task.done() for task in waiting):
-                    with suppress(OSError):  # nobody has it open yet
+                    with suppress(OSError):  # no reader has opened it yet
                         os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
                     await asyncio.wait(waiting, timeout=0.1)
 

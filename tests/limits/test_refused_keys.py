@@ -1,4 +1,4 @@
-"""Refused keys: counted, slowed, audited, and cheap; good keys notice nothing of them."""
+"""Refused keys are counted, slowed, audited and cheap; valid keys are not affected."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ HEARD_WITHIN_SECONDS = 5
 
 
 class WatchedDatabase:
-    """A database that counts single-statement calls, and can be away."""
+    """A database that counts single-statement calls and can be made to fail."""
 
     def __init__(self, real: Database) -> None:
         self._real = real
@@ -70,7 +70,7 @@ def refused_total(kind: str) -> float:
 
 
 async def ask(served: Served, key: str, path: str = ADMIN_ROUTE) -> tuple[int, float]:
-    """The status of an answer, and how long it took."""
+    """The status of an answer and its duration."""
     async with served.http(key) as http:
         started = time.monotonic()
         status = (await http.get(path)).status_code
@@ -167,7 +167,7 @@ async def test_many_addresses_fill_neither_the_trail_nor_the_memory(served: Serv
     assert len(refused._sources) <= refused_keys.MAX_SOURCES  # noqa: SLF001 - the bound itself
 
 
-async def test_what_could_not_be_audited_is_audited_later(served: Served) -> None:
+async def test_refusals_that_could_not_be_audited_are_audited_later(served: Served) -> None:
     database = WatchedDatabase(served.gateway.database)
     refused = RefusedKeys(database, max_delay_seconds=0)  # type: ignore[arg-type]  # a fake
     before = len(await entries(served))
@@ -183,7 +183,7 @@ async def test_what_could_not_be_audited_is_audited_later(served: Served) -> Non
     assert (entry["object_id"], entry["after"]["count"]) == ("192.0.2.9", 2)
 
 
-async def test_the_gateway_audits_what_was_refused_when_it_ends(
+async def test_the_gateway_audits_pending_refusals_when_it_ends(
     served: Served, settings: Settings
 ) -> None:
     async with served_gateway(settings) as other:
@@ -293,7 +293,7 @@ def test_unknown_digests_are_bounded_in_number_and_time() -> None:
     assert (10).to_bytes(4) not in unknown
 
 
-def test_what_was_looked_up_before_a_change_is_not_kept_as_unknown() -> None:
+def test_a_key_looked_up_before_a_change_is_not_cached_as_unknown() -> None:
     unknown = UnknownKeys(Clock())
     epoch = unknown.epoch
     unknown.clear()

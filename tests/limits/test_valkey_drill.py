@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Came:
-    """One answer: when it was asked for, what it was, and how long it took."""
+    """One answer: its start time, its status and its duration."""
 
     at: float
     status: int
@@ -61,7 +61,7 @@ def sender(clients: Sequence[httpx2.AsyncClient]) -> Callable[[int], Coroutine[N
 
 async def limited_key(served: Served, tenant_id: UUID) -> IssuedKey:
     """A key of a user, under limits that are never reached."""
-    key = await served.key(tenant_id=tenant_id, user="somebody")
+    key = await served.key(tenant_id=tenant_id, user="drill")
     for kind in ("requests", "images", "concurrent"):
         await limit(served, kind, AMPLE, tenant_id=tenant_id)
         await limit(served, kind, AMPLE, tenant_id=tenant_id, api_key_id=key.id)
@@ -69,7 +69,7 @@ async def limited_key(served: Served, tenant_id: UUID) -> IssuedKey:
 
 
 async def nearly_spend(served: Served, key: IssuedKey, tenant_id: UUID, cost_nano: int) -> None:
-    """Budgets of tenant, user and key that run out one after another, the first while it fails."""
+    """Budgets of tenant, user and key that run out one after another, the first during a fault."""
     asked = 3 * PHASE_SECONDS * PER_SECOND
     owners: dict[str, dict[str, Any]] = {
         "tenant": {},
@@ -82,7 +82,7 @@ async def nearly_spend(served: Served, key: IssuedKey, tenant_id: UUID, cost_nan
 
 
 async def fail(valkey: Valkey, mishap: str) -> None:
-    """Let it happen for one phase; then Valkey is well again."""
+    """Cause this fault for one phase, then restore Valkey."""
     if mishap == "flush":
         for _ in range(PHASE_SECONDS):
             await asyncio.to_thread(valkey.flush)
@@ -138,7 +138,7 @@ async def test_a_failing_valkey_costs_no_money_and_no_answer(
 
 
 def report(mishap: str, answered: Sequence[Came], failed_at: float, mended_at: float) -> None:
-    """The figures of docs/performance.md; the machine decides them, so nothing is asserted."""
+    """Print the figures of docs/performance.md; they depend on the machine and are not asserted."""
     phases = {
         "before": [came for came in answered if came.at < failed_at],
         "while": [came for came in answered if failed_at <= came.at < mended_at],

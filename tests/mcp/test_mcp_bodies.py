@@ -1,4 +1,4 @@
-"""Bodies as they come to /mcp: ids that are none, and large ones, for which nobody else waits."""
+"""Request bodies at /mcp: malformed ids, and large bodies that delay no other request."""
 
 import asyncio
 import subprocess
@@ -33,7 +33,7 @@ LOOP_SECONDS = 0.05
 
 
 def with_id(message: Message, request_id: bytes) -> bytes:
-    """The message with an id as JSON writes it."""
+    """The message with this JSON text as its id."""
     return replace(message, id=7).body.replace(b'"id": 7', b'"id": ' + request_id)
 
 
@@ -81,7 +81,7 @@ async def test_a_notification_and_a_clients_answer_are_taken_without_one(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_large_image_is_edited_and_what_is_wrong_beside_it_named(
+async def test_a_large_image_is_edited_and_errors_beside_it_are_named(
     served: Served, stub: Stub, mode: str
 ) -> None:
     """A lone surrogate too, which not every parser takes."""
@@ -131,7 +131,7 @@ sys.stdout.write(urllib.request.urlopen(request).read().decode())
 
 
 async def send_from_elsewhere(served: Served, key: str, message: Message, file: Path) -> str:
-    """Send a message from a process of its own, whose work is not the gateway's."""
+    """Send a message from another process, whose work does not count as the gateway's."""
     await asyncio.to_thread(file.write_bytes, message.body)
     headers = {**message.headers, "Authorization": f"Bearer {key}"}
     process = await asyncio.create_subprocess_exec(
@@ -145,7 +145,7 @@ async def send_from_elsewhere(served: Served, key: str, message: Message, file: 
 
 @asynccontextmanager
 async def longest_work_of_the_loop() -> AsyncIterator[list[float]]:
-    """The seconds of processor time that others would have waited for at most."""
+    """The longest processor time, in seconds, for which other requests had to wait."""
     longest = [0.0]
 
     async def beat() -> None:

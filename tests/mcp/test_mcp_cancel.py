@@ -1,4 +1,4 @@
-"""M10 over MCP: a client that cancels or vanishes, at any point, is charged once what it cost."""
+"""M10 over MCP: a client that cancels or disconnects at any point is charged its cost once."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ both_tools = pytest.mark.parametrize("tool", ARGUMENTS)
 
 @dataclass(frozen=True)
 class Leaving:
-    """A client on a bare connection, which is cut while something is still going on."""
+    """A client on a bare connection, which the test cuts while its call runs."""
 
     served: Served
     key: IssuedKey
@@ -69,7 +69,7 @@ class Leaving:
         sent: bytes,
         until: Callable[[asyncio.StreamReader], Awaitable[object]],
     ) -> None:
-        """Send, wait for something, and cut the connection."""
+        """Send, wait for an event, and cut the connection."""
         address = urlsplit(self.served.base_url)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         writer.write(sent)
@@ -90,7 +90,7 @@ def nameless_files() -> int:
 
 
 async def expect_no_files(before: int) -> None:
-    """What a request had on disk is gone."""
+    """Wait until all temporary files of a request are gone."""
 
     async def gone() -> bool:
         return await asyncio.to_thread(nameless_files) <= before
@@ -99,7 +99,7 @@ async def expect_no_files(before: int) -> None:
 
 
 async def expect_settled(served: Served, stub: Stub, key: IssuedKey, mode: str) -> None:
-    """Every bill has its own line of exactly its cost, and its image in the history."""
+    """Expect for each bill line a ledger line of the same cost and an image in the history."""
     await stub.until_idle()
     await until_states(served, {"posted": len(stub.bill)})
     booked = await books(served)
@@ -116,7 +116,7 @@ async def expect_settled(served: Served, stub: Stub, key: IssuedKey, mode: str) 
 
 
 async def turns(count: int, _reader: asyncio.StreamReader) -> None:
-    """Let everything else go on for so many turns of the event loop."""
+    """Let all other tasks run for this many turns of the event loop."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -215,7 +215,7 @@ async def test_a_call_that_the_official_client_cancels_is_charged_once_what_it_c
 
 
 @pytest.mark.parametrize(("mode", "tool"), list(zip(MODES, ARGUMENTS, strict=True)))
-async def test_whoever_comes_back_with_the_same_key_gets_what_was_bought(
+async def test_a_client_that_returns_with_its_key_gets_the_bought_image(
     served: Served, stub: Stub, mode: str, tool: str
 ) -> None:
     key = await served.key()
@@ -238,10 +238,10 @@ async def test_whoever_comes_back_with_the_same_key_gets_what_was_bought(
 
 
 @both_eras
-async def test_a_cancellation_by_message_stops_no_paid_call_whoever_sends_it(
+async def test_a_cancellation_message_from_any_client_stops_no_paid_call(
     served: Served, stub: Stub, mode: str
 ) -> None:
-    """Requests stand alone: nobody can cancel another's by guessing its number."""
+    """Requests are independent: a guessed number cancels no request of another client."""
     key, other = await served.key(), await served.key(tenant_id=await served.tenant("other"))
     stub.faults.add(Fault(hold=True))
     message = tool_message("generate_image", mode, **MAKE)

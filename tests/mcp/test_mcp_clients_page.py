@@ -1,4 +1,4 @@
-"""docs/mcp-clients.md as somebody uses it who pastes from it: configurations and programs."""
+"""The configurations and programs of docs/mcp-clients.md work when pasted."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Editing images over MCP: every way in which one is given, and what of it goes on."""
+"""Editing images over MCP: every way to send an image, and the part of it that is sent on."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,7 +59,7 @@ eras_and_keys = pytest.mark.parametrize(
 
 
 def signed_photo() -> bytes:
-    """An image that says who took it, and where."""
+    """An image whose metadata state its author and place."""
     image = photo(96, 64)
     exif = image.getexif()
     exif[ARTIST] = SECRET
@@ -83,7 +83,7 @@ async def host(tmp_path: Path) -> AsyncIterator[tuple[Host, Any]]:
 async def linked(
     settings: Settings, stub: Stub, host: tuple[Host, Any]
 ) -> AsyncIterator[tuple[Served, Host]]:
-    """A gateway that reaches that host, and a stub that keeps what it is sent."""
+    """A gateway that can reach that host, and a stub that keeps uploads."""
     running, way = host
     stub.configure(keep_files=True)
     async with way as downloads, served_with_downloads(settings, downloads) as served:
@@ -96,7 +96,7 @@ async def linked_images(served: Served, content: dict[str, Any]) -> list[Image.I
 
 
 def expect_the_image(sent: bytes, original: bytes) -> None:
-    """All pixels have gone on, and nothing else of the file."""
+    """Expect all pixels to have been sent on, and nothing else of the file."""
     assert SECRET.encode() not in sent
     assert not load(sent).getexif()
     assert changed_share(load(original), load(sent)) == 0

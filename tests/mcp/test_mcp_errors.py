@@ -1,4 +1,4 @@
-"""Tool errors: REST's codes, a parameter's name, what to do next; and nothing held or bought."""
+"""Tool errors: REST's codes, the parameter's name, advice; nothing is held or bought."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ Case = tuple[str, dict[str, Any], str, str | None]
 
 
 async def expect_refusals(served: Served, stub: Stub, mode: str, cases: list[Case]) -> None:
-    """Each case is refused with its code and param, and costs nothing."""
+    """Expect each case to be refused with its code and param, at no cost."""
     before = await books(served)
     async with served.mcp(await served.key(), mode) as client:
         results = [

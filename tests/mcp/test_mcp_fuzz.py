@@ -1,4 +1,4 @@
-"""Whatever is sent to /mcp is answered, by an error or by sense, and the books agree."""
+"""Any message to /mcp gets a valid answer or error, and the books agree."""
 
 import asyncio
 from collections import Counter
@@ -23,12 +23,12 @@ JSON = {"Content-Type": "application/json", "Accept": "application/json, text/ev
 Test = TypeVar("Test", bound=Callable[..., object])
 MANY = st.lists(SENT, min_size=AT_ONCE, max_size=AT_ONCE)
 seen: Counter[str] = Counter()
-"""How often each kind of answer came, for whoever looks at a run."""
+"""The number of answers of each kind, to read after a run."""
 
 
 @pytest.fixture
 async def key(served: Served) -> AsyncIterator[IssuedKey]:
-    """A test key; after all that was sent with it, the books agree."""
+    """A test key; the books are checked after all messages."""
     issued = await served.key(livemode=False)
     yield issued
     await expect_books(served, issued)
@@ -50,7 +50,7 @@ async def send(http: httpx2.AsyncClient, sent: Sent) -> None:
 
 
 def expect_sense(sent: Sent, message: dict[str, Any]) -> None:
-    """An answer is JSON-RPC, and no defect of the gateway's."""
+    """Expect JSON-RPC without an internal error."""
     assert message["jsonrpc"] == "2.0"
     if "method" in message:
         assert message["method"] == "notifications/progress"
@@ -72,7 +72,7 @@ def expect_sense(sent: Sent, message: dict[str, Any]) -> None:
 
 
 async def expect_books(served: Served, key: IssuedKey) -> None:
-    """What was booked is what is reported, and holds are only kept where nobody knows the end."""
+    """Expect the report to equal the ledger, and a hold only where the outcome is unknown."""
     await served.check_invariants()
     rows = await served.owner_sql(
         "SELECT DISTINCT state, livemode FROM reservation WHERE state NOT IN ('posted', 'void')"

@@ -40,7 +40,7 @@ async def call(client: Client, **changes: Any) -> CallToolResult:
 async def make(
     served: Served, key: IssuedKey, mode: str = MODES[0], **changes: Any
 ) -> dict[str, Any]:
-    """What the tool says of the images it made."""
+    """The structured content of a successful `generate_image` call."""
     async with served.mcp(key, mode) as client:
         result = await call(client, **changes)
     assert not result.is_error, result
@@ -183,7 +183,7 @@ async def test_formats_and_transparency_reach_link_and_preview(
         assert has_holes == transparent
 
 
-async def test_what_is_left_out_is_the_default_model_and_one_image(
+async def test_omitted_arguments_mean_the_default_model_and_one_image(
     served: Served, stub: Stub
 ) -> None:
     async with served.mcp(await served.key()) as client:
@@ -334,7 +334,7 @@ async def test_an_image_whose_client_left_is_still_paid_for_and_settled(
 
 
 class Alternating(httpx2.AsyncBaseTransport):
-    """A load balancer: sends each request to the next of several gateways."""
+    """A load balancer that sends each request to the next of several gateways."""
 
     def __init__(self, *gateways: Served) -> None:
         self._inner = httpx2.AsyncHTTPTransport()

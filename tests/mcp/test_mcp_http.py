@@ -1,4 +1,4 @@
-"""MCP's endpoint as plain HTTP sees it: keys, hosts, limits, methods, and whatever else arrives."""
+"""The MCP endpoint over plain HTTP: keys, hosts, limits, methods and invalid requests."""
 
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -95,7 +95,7 @@ async def test_without_sessions_there_is_nothing_but_post(served: Served) -> Non
                 assert answer.headers["allow"] == "POST"
 
 
-async def test_what_is_no_json_rpc_is_a_400(served: Served) -> None:
+async def test_a_body_that_is_no_json_rpc_is_a_400(served: Served) -> None:
     bodies = [b"", b"null", b"[]", b"{}", b"\xff", b"{", b'{"jsonrpc":"2.0","id":1}', b"[" * 9_000]
     async with served.http(await served.key()) as http:
         for body in bodies:

@@ -1,4 +1,4 @@
-"""The tools that buy nothing: models, estimates, usage; they say what REST says, and the truth."""
+"""The free tools for models, estimates and usage agree with REST and with the ledger."""
 
 import asyncio
 from datetime import date, datetime
@@ -23,7 +23,7 @@ both_eras = pytest.mark.parametrize("mode", MODES)
 
 
 async def ask(http: httpx2.AsyncClient, tool: str, mode: str, **arguments: Any) -> dict[str, Any]:
-    """What a tool says, as data."""
+    """The structured content of a tool's result."""
     return content_of(await call_by_http(http, tool_message(tool, mode, **arguments)))
 
 
@@ -58,7 +58,7 @@ async def test_models_are_those_of_rest_with_what_they_can_do(
         await expect_nothing_bought(served, stub)
 
 
-async def test_what_a_model_costs_at_most_is_what_rest_quotes(served: Served) -> None:
+async def test_the_most_that_a_model_costs_is_rests_quote(served: Served) -> None:
     for mode in MODES:
         async with served.http(await served.key()) as http:
             result = await call_by_http(http, tool_message("list_available_models", mode))
@@ -228,7 +228,9 @@ async def test_usage_is_of_today_and_of_the_month_with_what_is_left(
     assert windows["day"]["resets_at"] in said
 
 
-async def test_what_is_held_by_a_running_call_is_not_left(served: Served, stub: Stub) -> None:
+async def test_money_held_by_a_running_call_is_not_shown_as_left(
+    served: Served, stub: Stub
+) -> None:
     key = await served.key()
     await served.budget("5")
     stub.faults.add(Fault(hold=True))

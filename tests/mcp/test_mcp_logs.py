@@ -1,4 +1,4 @@
-"""What MCP's callers send and get stays out of the log, however much of it the operator wants."""
+"""Prompts, images, links and keys of MCP requests stay out of the log at every level."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ MAKE = {"prompt": CANARY, "model": GPT2, "size": "1024x1024", "quality": "low"}
 
 @pytest.fixture
 def logged(capfd: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
-    """Everything is logged, to where it can be read."""
+    """Log everything, and let the test read it."""
     configure_logging("DEBUG", "json")
     yield capfd
     configure_logging("INFO", "json")

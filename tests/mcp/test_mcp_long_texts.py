@@ -1,4 +1,4 @@
-"""Long texts are cut out of a JSON document in pieces, so that no other thread waits for all."""
+"""Long texts are cut out of a JSON document in pieces, so that other threads can run meanwhile."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ def test_documents_cut_anywhere_are_read_or_refused_as_by_a_parser() -> None:
         assert read == expected
 
 
-def test_what_is_large_without_long_texts_is_refused() -> None:
+def test_a_large_document_without_long_texts_is_refused() -> None:
     with pytest.raises(PayloadTooLarge):
         cut_long_texts(bytearray(b"[" + b" " * (MAX_REST_BYTES + 1) + b"]"))
     with pytest.raises(InvalidRequest):

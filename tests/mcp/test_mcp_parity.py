@@ -1,4 +1,4 @@
-"""One table of calls through REST and through MCP: bought, billed, booked and refused alike."""
+"""One table of calls through REST and MCP: both buy, bill, book and refuse alike."""
 
 import itertools
 from collections import defaultdict
@@ -35,7 +35,7 @@ SUN, FLARE = "gpt-image-2.5-sunburst", "gpt-image-2.5-flare"
 
 @dataclass(frozen=True)
 class Case:
-    """One call as both fronts make it: fields by the same names, images each in its own way."""
+    """One call for both fronts: fields have the same names, images are sent in each front's way."""
 
     fields: Mapping[str, Any]
     images: tuple[bytes, ...] = ()
@@ -205,7 +205,7 @@ async def mcp(http: httpx2.AsyncClient, case: Case, mode: str) -> CallToolResult
 
 
 def made_by_rest(response: httpx2.Response) -> list[object]:
-    """Who made it, for how much, and how many."""
+    """The models, the cost, its status and the number of images, from the REST answer."""
     names = ("served-model", "requested-model", "cost-usd", "cost-status")
     told = [response.headers[f"x-gateway-{name}"] for name in names]
     return [*told, len(response.json()["data"])]
@@ -223,7 +223,7 @@ def refusal(error: Mapping[str, Any]) -> list[object]:
 
 
 class Pair:
-    """Two keys of every kind, for two fronts of one gateway."""
+    """Two keys of every kind, one for each front of a gateway."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class Pair:
         self._clients = clients
 
     async def compare(self, case: Case, mode: str) -> None:
-        """Make a call through both, and hold what comes of it against each other."""
+        """Make a call through both fronts and compare the results."""
         through_rest, through_mcp = self._clients[case.key]
         self._arm(case)
         response = await rest(through_rest, case)
@@ -254,7 +254,7 @@ class Pair:
             assert made_by_mcp(result) == made_by_rest(response), case
 
     async def booked(self) -> dict[str, list[list[list[object]]]]:
-        """What the books have of each front: every call's lines, and what it stored."""
+        """The ledger lines and stored images of every call, by front."""
         rows = await self._served.owner_sql(LINES)
         found: dict[UUID, dict[UUID, list[list[object]]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
@@ -275,7 +275,7 @@ class Pair:
             self._stub.faults.add(case.fault)
 
     def _sent(self) -> list[object]:
-        """What the provider was sent since, in all that it consists of."""
+        """The complete requests that the provider got since the last comparison."""
         calls = self._stub.calls[self._calls :]
         told = [(call.path, call.key, call.json, call.form, call.files) for call in calls]
         return [told, self._stub.files[self._files :]]
@@ -320,7 +320,7 @@ async def pair(settings: Settings, stub: Stub) -> AsyncIterator[Pair]:
 
 
 async def expect_parity(pair: Pair, cases: Sequence[Case]) -> int:
-    """Compare every case, the eras in turn; how many calls each front had booked."""
+    """Compare every case, the eras in turn; return the number of calls booked per front."""
     for case, mode in zip(cases, itertools.cycle(MODES)):
         await pair.compare(case, mode)
     booked = await pair.booked()
@@ -328,7 +328,7 @@ async def expect_parity(pair: Pair, cases: Sequence[Case]) -> int:
     return len(booked["mcp"])
 
 
-async def test_what_is_accepted_is_bought_billed_and_booked_alike(pair: Pair, stub: Stub) -> None:
+async def test_an_accepted_call_is_bought_billed_and_booked_alike(pair: Pair, stub: Stub) -> None:
     assert await expect_parity(pair, ACCEPTED) == len(ACCEPTED)
     assert len(stub.bill) == 2 * len(ACCEPTED)
 
@@ -345,12 +345,12 @@ async def test_the_same_holds_for_users_and_for_test_keys(pair: Pair, stub: Stub
     assert len(stub.bill) == len(cases)
 
 
-async def test_what_is_refused_is_refused_alike_and_costs_nothing(pair: Pair, stub: Stub) -> None:
+async def test_a_refused_call_is_refused_alike_and_costs_nothing(pair: Pair, stub: Stub) -> None:
     assert await expect_parity(pair, REFUSED) == 0
     assert stub.calls == []
 
 
-async def test_what_fails_at_the_provider_fails_and_is_booked_alike(pair: Pair) -> None:
+async def test_a_call_that_fails_at_the_provider_is_booked_alike(pair: Pair) -> None:
     assert await expect_parity(pair, FAILED) == len(FAILED)
 
 

@@ -1,4 +1,4 @@
-"""How much MCP lets in at once: large bodies, requests, and a share of both for each tenant."""
+"""Admission over MCP: large bodies, requests, and each tenant's share of both."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ both_eras = pytest.mark.parametrize("mode", MODES)
 
 @asynccontextmanager
 async def narrow_gateway(settings: Settings, **limits: int) -> AsyncIterator[Served]:
-    """A gateway that lets in less than usual."""
+    """A gateway with fewer places than usual."""
     async with served_gateway(settings.model_copy(update=limits)) as served:
         yield served
         await served.check_invariants()
@@ -57,12 +57,12 @@ def expect_overloaded(answer: httpx2.Response) -> None:
 
 
 def made_image(answer: httpx2.Response) -> bool:
-    """Whether a call of a tool made what it was to make."""
+    """Tell if a tool call succeeded and made an image."""
     return answer.status_code == HTTPStatus.OK and "generated-images://" in answer.text
 
 
 async def until_admitted(http: httpx2.AsyncClient, message: Message) -> None:
-    """Wait until places that were taken are free again."""
+    """Wait until places are free again."""
 
     async def admitted() -> bool:
         return (await send(http, message)).status_code == HTTPStatus.OK
@@ -203,7 +203,7 @@ async def test_a_link_is_bounded_before_anybody_reads_it(served: Served, stub: S
     assert stub.calls == []
 
 
-async def test_few_images_are_read_as_resources_at_once_and_nobody_waits_for_ever(
+async def test_few_images_are_read_as_resources_at_once_and_each_wait_is_bounded(
     settings: Settings, stub: Stub, capfd: pytest.CaptureFixture[str], logging_again: None
 ) -> None:
     configure_logging("INFO", "json")

@@ -64,7 +64,7 @@ async def test_a_plain_call_is_refused_as_rest_refuses(served: Served, stub: Stu
     assert stub.calls == []
 
 
-async def test_what_the_provider_refuses_is_told_in_the_same_envelope(
+async def test_a_providers_refusal_is_reported_in_the_same_envelope(
     served: Served, stub: Stub
 ) -> None:
     stub.faults.add(Fault("status", preset="moderation_blocked"))

@@ -1,4 +1,4 @@
-"""Progress over MCP: signs of life, and images on their way, for whoever asks for them."""
+"""Progress over MCP: notifications and partial images for callers that ask for them."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ both_tools = pytest.mark.parametrize("tool", ARGUMENTS)
 async def listening(
     served: Served, key: IssuedKey, message: Message
 ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-    """Send a message; what comes back, as it comes."""
+    """Send a message; yield the parts of its answer as they arrive."""
     async with (
         served.http(key) as http,
         http.stream("POST", "/mcp", content=message.body, headers=message.headers) as response,
@@ -117,7 +117,7 @@ async def test_partial_images_are_paid_for_whether_there_is_time_to_show_them_or
     await expect_one_call_each(served, stub, requests=1)
 
 
-async def test_nobody_is_told_of_partial_images_who_did_not_ask(served: Served, stub: Stub) -> None:
+async def test_partial_images_are_reported_only_on_request(served: Served, stub: Stub) -> None:
     key = await served.key()
     for mode in MODES:
         stub.faults.add(Fault("stream_hold"))

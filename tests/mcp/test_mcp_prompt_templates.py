@@ -1,4 +1,4 @@
-"""The prompts as clients get them: the ten, their prose, their arguments, sizes and completions."""
+"""The ten prompts as clients get them: prose, arguments, sizes and completions."""
 
 import re
 from collections.abc import Iterator, Mapping

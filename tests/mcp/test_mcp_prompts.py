@@ -75,7 +75,7 @@ async def test_every_prompt_is_listed_and_makes_an_image_as_it_recommends(
 
 
 async def value(client: Client, prompt: str, argument: str) -> str:
-    """The first that completion offers, or anything."""
+    """The first value that completion offers, or an arbitrary one."""
     ref = PromptReference(type="ref/prompt", name=prompt)
     return next(iter(await complete(client, ref, argument, "")), "a fox")
 

@@ -1,4 +1,4 @@
-"""Tool errors of keys, money, other people's images, providers and stores, and what they cost."""
+"""Tool errors of keys, money, foreign images, providers and stores, and their cost."""
 
 import shutil
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ WHOLE = {**BUYING, "list_available_models": {}, "estimate_cost": MAKE, "get_usag
 
 
 async def codes(served: Served, key: IssuedKey, mode: str, *tools: str) -> dict[str, str]:
-    """The code with which each of the tools is refused to a key."""
+    """The codes with which the tools are refused to a key."""
     async with served.mcp(key, mode) as client:
         results = {tool: await call(client, tool, **WHOLE[tool]) for tool in tools}
     return {tool: error_of(result)["code"] for tool, result in results.items()}
@@ -75,7 +75,7 @@ async def test_an_image_kept_here_is_only_for_keys_that_may_read(
     image = (await made(served, writing, "generate_image", **MAKE))["images"][0]
     error = await refused(served, writing, "edit_image", **MAKE, image=image["uri"])
     assert (error["code"], error["param"]) == ("insufficient_scope", "image")
-    # Whoever has the link may open it; that is what it is for.
+    # A link may be opened by all who have it.
     await made(served, writing, "edit_image", **MAKE, image=image["url"])
     assert len(stub.bill) == 2
 
@@ -156,7 +156,7 @@ async def test_a_short_budget_is_named_with_when_it_resets(served: Served, stub:
 
 @dataclass(frozen=True)
 class Images:
-    """Images by what keeps their addresses from a key, which is alice's and live."""
+    """Images by the reason why alice's live key cannot use them."""
 
     alice: IssuedKey
     uris: dict[str, str]
@@ -169,7 +169,7 @@ async def images_of_others(hosted: Hosted) -> Images:
     owners = {
         "another tenant's": await served.key(tenant_id=other),
         "another user's": await served.key(user="bob"),
-        "nobody's in particular": await served.key(),
+        "of no user": await served.key(),
         "in test mode": await served.key(user="alice", livemode=False),
         "expired": alice,
         "deleted": alice,
@@ -207,7 +207,7 @@ async def test_images_of_others_and_images_that_are_gone_cannot_be_edited(
         assert (stub.calls, await books(hosted.served)) == ([], before)
 
 
-async def test_a_link_to_a_deleted_image_is_no_image_any_more(served: Served, stub: Stub) -> None:
+async def test_a_link_to_a_deleted_image_is_refused_as_input(served: Served, stub: Stub) -> None:
     key = await served.key()
     image = (await made(served, key, "generate_image", **MAKE))["images"][0]
     async with served.http(key) as http:
@@ -231,7 +231,7 @@ FAULTS = [
     (Fault("hang_before_billing"), "outcome_unknown", "unknown", "image-history://recent"),
     (Fault("reset_after_billing"), "outcome_unknown", "unknown", ""),
     (Fault("truncated_body"), "outcome_unknown", "unknown", ""),
-    # The last one: for as long as the provider has said, nobody calls it.
+    # Must be the last one: the provider is not called until its retry time is over.
     (Fault("status", preset="rate_limited"), "rate_limit_exceeded", "void", "in 12 s"),
 ]
 
@@ -269,7 +269,7 @@ async def test_a_tenants_own_key_that_is_refused_is_its_own_to_mend(
     assert await count_states(served) == {"void": 6}
 
 
-async def test_what_was_paid_for_and_not_stored_is_shown_and_then_nothing_more_is_bought(
+async def test_a_paid_image_that_is_not_stored_is_shown_and_no_more_are_bought(
     served: Served, stub: Stub
 ) -> None:
     images = served.gateway.settings.data_dir / "images"

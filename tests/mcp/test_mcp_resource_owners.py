@@ -1,4 +1,4 @@
-"""Whose resources are whose: tenants, users, live and test apart; and what is gone is gone."""
+"""Resources are separate by tenant, user and mode; a deleted image is gone for all."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ NO_SCOPE = (INVALID_PARAMS, "insufficient_scope", None)
 
 @dataclass(frozen=True)
 class Seen:
-    """The images that a key meets, in each of the ways in which it can."""
+    """The images that a key sees, by each way to see them."""
 
     listed: set[str]
     recent: set[str]
@@ -42,7 +42,7 @@ class Seen:
 
 
 async def seen_by(http: httpx2.AsyncClient, mode: str, ids: set[str]) -> Seen:
-    """What a key sees, of all the images there are."""
+    """The images out of `ids` that a key can list, find in the history, read and count."""
     uris = [resource["uri"] for page in await resource_pages(http, mode) for resource in page]
     readable = set()
     for image_id in ids:
@@ -71,12 +71,14 @@ async def test_everyone_sees_their_own_images_and_no_others(hosted: Hosted) -> N
         "tenant in test mode": await served.key(livemode=False),
         "other": await served.key(tenant_id=other),
         "other alice": await served.key(tenant_id=other, user="alice"),
-        "nobody": await served.key(tenant_id=await served.tenant("third")),
+        "without images": await served.key(tenant_id=await served.tenant("third")),
     }
     own: dict[str, set[str]] = {}
     sizes: dict[str, int] = {}
     for number, (name, key) in enumerate(keys.items(), start=1):
-        stored = [] if name == "nobody" else await hosted.put_all(key, [(b"x" * number, {})] * 2)
+        stored = (
+            [] if name == "without images" else await hosted.put_all(key, [(b"x" * number, {})] * 2)
+        )
         own[name] = {image.id for image in stored}
         sizes |= {image.id: image.size_bytes for image in stored}
     visible = own | {
@@ -95,7 +97,7 @@ async def test_everyone_sees_their_own_images_and_no_others(hosted: Hosted) -> N
         }
 
 
-async def test_what_is_deleted_or_expired_is_gone_from_everywhere(hosted: Hosted) -> None:
+async def test_a_deleted_or_expired_image_is_gone_from_every_resource(hosted: Hosted) -> None:
     key = await hosted.served.key()
     deleted, expired, kept = await hosted.put_all(key, [(b"x", {}), (b"yy", {}), (b"zzz", {})])
     ids, left = {deleted.id, expired.id, kept.id}, {kept.id}

@@ -1,4 +1,4 @@
-"""Resources over MCP: what is listed and read, page by page, and by whom."""
+"""Resources over MCP: lists and contents, page by page, and the scopes they need."""
 
 import base64
 import shutil
@@ -99,7 +99,7 @@ async def test_a_cursor_that_is_not_ones_own_is_refused(hosted: Hosted) -> None:
                 assert told(answer.error) == (INVALID_PARAMS, "invalid_value", "cursor")
 
 
-async def test_what_takes_arguments_is_listed_as_templates(hosted: Hosted) -> None:
+async def test_resources_with_arguments_are_listed_as_templates(hosted: Hosted) -> None:
     for mode in MODES:
         async with hosted.served.http(await hosted.served.key()) as http:
             result = (await post(http, Message("resources/templates/list", {}, mode))).result

@@ -1,4 +1,4 @@
-"""What MCP announces holds, schemas, examples and defaults; and results stay small."""
+"""The schemas, examples and defaults that MCP announces are true, and results stay small."""
 
 import json
 import re
@@ -36,7 +36,7 @@ BUYING = {"generate_image", "edit_image", "create_variation"}
 
 
 async def announced(client: Client) -> dict[str, Tool]:
-    """The tools as a client gets to know them."""
+    """The tools as a client receives them."""
     return {tool.name: tool for tool in (await client.list_tools()).tools}
 
 
@@ -77,7 +77,7 @@ async def test_every_result_fits_the_announced_schema(served: Served) -> None:
 
 
 def closed(schema: Any) -> Any:
-    """The schema, with no room for what it does not name."""
+    """The schema without additional properties."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -88,7 +88,7 @@ def closed(schema: Any) -> Any:
 
 
 def announced_values(schema: dict[str, Any]) -> list[Any]:
-    """Every value that a schema names, as a choice, a default, an example or a bound."""
+    """Every value that a schema names as a choice, default, example or bound."""
     bounds = [schema[name] for name in ("default", "minimum", "maximum") if name in schema]
     return [*schema.get("examples", ()), *schema.get("enum", ()), *bounds]
 
@@ -114,7 +114,7 @@ async def test_every_announced_example_choice_default_and_bound_is_accepted(
 
 
 async def keep(hosted: Hosted, image_id: str) -> None:
-    """Let there be an image of this id."""
+    """Store an image with this id."""
     stored = await hosted.put(await hosted.served.key(), png())
     await hosted.served.owner_sql("DELETE FROM image WHERE id = :id", id=image_id)
     await hosted.served.owner_sql(
@@ -135,7 +135,7 @@ def characters(result: CallToolResult) -> int:
 
 
 def base64_runs(text: str) -> list[str]:
-    """What looks like a file in base64; links hold signatures of a hundred characters."""
+    """The runs of base64 long enough for a file; a link's signature has a hundred characters."""
     return re.findall(r"[A-Za-z0-9+/_-]{200,}", text)
 
 
@@ -164,7 +164,7 @@ async def test_no_result_fills_a_context_window(served: Served) -> None:
     assert max(characters(refused), characters(unknown)) < 4_000
 
 
-async def test_what_is_announced_leaves_room_for_the_talk(served: Served) -> None:
+async def test_the_announced_schemas_leave_room_in_the_context_window(served: Served) -> None:
     for mode in MODES:
         async with served.http(await served.key()) as http:
             answers = {

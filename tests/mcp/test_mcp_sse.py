@@ -1,4 +1,4 @@
-"""The HTTP+SSE transport of 2024: off unless wanted, and under the same keys, bounds and books."""
+"""The HTTP+SSE transport of 2024: off by default, with the same keys, bounds and books."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 
 @pytest.fixture
 async def speaking(settings: Settings) -> AsyncIterator[Served]:
-    """A gateway that speaks the old transport too, to few at once."""
+    """A gateway that also serves the old transport, with few places."""
     change = {"mcp_sse": True, "max_mcp_sse_streams": 4}
     async with served_gateway(settings.model_copy(update=change)) as served:
         yield served
@@ -51,7 +51,7 @@ async def connected(served: Served, key: IssuedKey) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def listening(http: httpx2.AsyncClient) -> AsyncIterator[tuple[str, httpx2.Response]]:
-    """An open stream: where its messages go, and the stream itself."""
+    """An open stream: the address for its messages, and the stream itself."""
     async with http.stream("GET", "/sse") as stream:
         assert stream.status_code == HTTPStatus.OK
         async for line in stream.aiter_lines():
@@ -103,13 +103,13 @@ async def test_stream_and_messages_need_a_key_and_a_session_is_its_keys_alone(
 ) -> None:
     alice, bob = await speaking.key(user="alice"), await speaking.key(user="bob")
     async with (
-        speaking.http() as stranger,
+        speaking.http() as keyless,
         speaking.http(alice) as own,
         speaking.http(bob) as other,
     ):
-        assert (await stranger.get("/sse")).status_code == HTTPStatus.UNAUTHORIZED
+        assert (await keyless.get("/sse")).status_code == HTTPStatus.UNAUTHORIZED
         async with listening(own) as (address, _):
-            assert (await stranger.post(address, json=LIST)).status_code == HTTPStatus.UNAUTHORIZED
+            assert (await keyless.post(address, json=LIST)).status_code == HTTPStatus.UNAUTHORIZED
             assert (await other.post(address, json=LIST)).status_code == HTTPStatus.NOT_FOUND
             assert (await own.post(address, json=LIST)).status_code == HTTPStatus.ACCEPTED
         evil = {"Host": "evil.example"}

@@ -36,7 +36,7 @@ IMAGE_BYTES = 3_000_000
 async def bridge_to(
     served: Served, folder: Path, *, url: str | None = None, livemode: bool = False
 ) -> BridgeCommand:
-    """The command for a served gateway, with a key of it."""
+    """The command for a served gateway, with a key for it."""
     key = secret_of(await served.key(livemode=livemode))
     return BridgeCommand(folder, url or served.base_url, key)
 
@@ -196,7 +196,7 @@ async def test_thirty_megabytes_pass_in_an_argument(
 
 
 def other_server() -> MCPServer:
-    """A server with a little of everything, under names that a header cannot hold as they are."""
+    """A server with one of everything, under names that a header cannot hold unencoded."""
     server = MCPServer(name="other")
 
     @server.tool()
@@ -225,7 +225,7 @@ def other_server() -> MCPServer:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("json_response", [True, False])
-async def test_whatever_a_server_offers_passes(
+async def test_every_message_of_a_server_passes_through(
     tmp_path: Path, mode: str, *, json_response: bool
 ) -> None:
     app = other_server().streamable_http_app(

@@ -1,4 +1,4 @@
-"""`gateway mcp-stdio` as a process: how it ends, what it refuses, what it says of a failure."""
+"""`gateway mcp-stdio` as a process: its end, its refusals, its reports of failures."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ LARGE_BYTES = 30_000_000
 
 
 class Turned:
-    """One server after the other at the same address."""
+    """An address at which one server replaces another."""
 
     turn: Answering
 
@@ -37,7 +37,7 @@ class Turned:
 
 
 class Silent:
-    """An HTTP server that answers nothing: the methods it was asked, "gone" for each hang-up."""
+    """An HTTP server that never answers; it records the methods, and "gone" for a disconnect."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[str] = asyncio.Queue()
@@ -108,7 +108,7 @@ def test_it_ends_when_its_client_reads_no_more(tmp_path: Path) -> None:
         assert process.wait(WAIT_SECONDS) == 0
 
 
-async def test_what_is_no_message_is_an_error_and_the_next_one_is_served(
+async def test_an_invalid_message_is_an_error_and_the_next_one_is_served(
     bridge: BridgeCommand,
 ) -> None:
     async with bridge.process() as running:

@@ -1,4 +1,4 @@
-"""What `gateway mcp-stdio` needs before it serves: an address, and a key that may go there."""
+"""The requirements of `gateway mcp-stdio`: an address, and a key that may be sent there."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ BRIDGE_ERROR = -32000
         ("https://images.example.com", "${GATEWAY_API_KEY}"),
     ],
 )
-async def test_what_cannot_work_is_said_on_stderr_and_to_the_client_and_ends_with_status_1(
+async def test_an_impossible_setup_is_reported_on_stderr_and_to_the_client_with_status_1(
     tmp_path: Path, url: str, key: str | None
 ) -> None:
     command = BridgeCommand(tmp_path, url, key)
@@ -81,7 +81,7 @@ async def test_a_setting_that_cannot_work_is_refused_in_one_line(tmp_path: Path)
 
 
 def quickstart(folder: Path, base_url: str, key: str) -> None:
-    """What a first start leaves, as far as it matters here."""
+    """Write the part of a first start's quickstart.json that these tests need."""
     keys = {"base_url": base_url, "test_key": key, "live_key": "live", "admin_key": "admin"}
     (folder / "quickstart.json").write_text(json.dumps(keys))
 

@@ -1,4 +1,4 @@
-"""What budgets do beside refusing: they warn once, some only warn, some are raised for a time."""
+"""Budgets that warn once at each threshold, that only warn, and that are raised for a time."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ def soon() -> str:
 
 
 async def events(served: Served) -> list[dict[str, Any]]:
-    """What tenants are to be told of, oldest first."""
+    """The events for tenants, oldest first."""
     rows = await served.owner_sql(
         "SELECT tenant_id, livemode, type, data FROM event ORDER BY created_at"
     )
@@ -46,7 +46,7 @@ async def set_budget(served: Served, **body: object) -> dict[str, Any]:
 
 
 async def cost_nano(served: Served, stub: Stub) -> int:
-    """What the cheap call costs, and every like it."""
+    """The cost of the cheap call; every equal call costs the same."""
     async with served.http(await served.key()) as http:
         assert (await post_image(http)).status_code == 200
     return stub.bill[-1].cost_nano_usd
@@ -257,7 +257,7 @@ async def test_another_tenants_budget_is_not_raised(served: Served) -> None:
         assert refusal(await http.delete(f"/budgets/{budget['id']}")).code == "not_found"
 
 
-async def test_what_is_not_sent_stays_as_it_is(served: Served) -> None:
+async def test_omitted_fields_of_a_budget_stay_unchanged(served: Served) -> None:
     await set_budget(served, limit_usd="5", enforcement="soft", alert_percents=[75])
     changed = await set_budget(served, limit_usd="6")
     assert (changed["enforcement"], changed["alert_percents"]) == ("soft", [75])

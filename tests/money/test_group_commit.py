@@ -1,4 +1,4 @@
-"""Items of concurrent requests share a commit, and each hears of its own alone."""
+"""Items of concurrent requests share a commit, and each gets its own result."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from gateway.errors import Unavailable
 
 
 class Store:
-    """Commits while `open` is set, and keeps every batch; `refuses` fails a batch that has one."""
+    """Commits while `open` is set, and keeps every batch; an item in `refuses` fails its batch."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -50,7 +50,7 @@ async def submitted(
     return tasks
 
 
-async def test_what_waits_shares_commits_of_bounded_size_in_its_order() -> None:
+async def test_waiting_items_share_commits_of_bounded_size_in_order() -> None:
     store = Store()
     tasks = await submitted(store.group(), store, 1, 2, 3, 4)
     store.open.set()
@@ -91,7 +91,7 @@ async def test_one_item_that_cannot_be_committed_spoils_no_other() -> None:
     assert store.batches == [[0], [1, 2, 3], [1], [2], [3]]
 
 
-async def test_where_the_database_is_away_all_of_a_batch_hear_so_and_none_is_tried_again() -> None:
+async def test_while_the_database_is_away_a_whole_batch_fails_and_none_is_retried() -> None:
     store = Store()
     store.refuses = {2: Unavailable("away", retry_after_seconds=1)}
     group = store.group()

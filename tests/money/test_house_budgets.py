@@ -1,4 +1,4 @@
-"""Budgets of the house: eight shards of one limit, which together admit what the limit admits."""
+"""House budgets: eight shards of one limit together admit exactly what the limit admits."""
 
 import asyncio
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ WORKERS = [UUID(f"019aa5f2-7c00-7000-8000-00000000000{shard}") for shard in rang
 
 
 class House:
-    """Workers that hold and settle with the house's credential, and one number that is right."""
+    """Workers that hold and settle with the house credential, beside the expected total."""
 
     def __init__(
         self, served: Served, caller: Caller, price: Price, workers: Sequence[UUID]
@@ -55,7 +55,7 @@ class House:
             )
 
     async def hold(self, worker: int, amount_nano: int, credential: str = "house") -> UUID | None:
-        """A reservation; None where the house's budget refuses it."""
+        """A reservation; None if the house budget refuses it."""
         wanted = ReservationRequest(
             id=new_id(),
             caller=self._caller,
@@ -79,7 +79,7 @@ class House:
         )
 
     async def start_anew(self) -> None:
-        """No budget, no reservation, no line: as if nothing had happened."""
+        """Remove all budgets, reservations and lines."""
         for statement in (
             "ALTER TABLE ledger DISABLE TRIGGER USER",
             "DELETE FROM ledger",
@@ -197,7 +197,7 @@ async def test_workers_on_shards_of_their_own_admit_together_what_the_limit_does
     await house.close()
 
 
-async def test_what_a_shard_used_beyond_its_part_is_nobody_elses(house: House) -> None:
+async def test_an_overdraft_of_one_shard_counts_for_that_shard_alone(house: House) -> None:
     await house.limit(1000)
     first = await house.hold(0, 100)
     assert first is not None
@@ -212,7 +212,7 @@ async def test_what_a_shard_used_beyond_its_part_is_nobody_elses(house: House) -
     await house.close()
 
 
-async def test_who_pays_a_provider_himself_does_not_wait_for_the_houses_shards(
+async def test_a_tenant_with_its_own_key_does_not_wait_for_the_houses_shards(
     house: House,
 ) -> None:
     await house.limit(1000)
@@ -323,7 +323,7 @@ async def test_the_houses_budget_binds_calls_with_its_credential_and_no_others(
         refused = await post_image(http)
     error = error_of(refused)
     assert (refused.status_code, error["code"]) == (402, "budget_exceeded")
-    assert "0.000001" not in refused.text  # what the house may spend is nobody else's business
+    assert "0.000001" not in refused.text  # the house's limit is not disclosed
     assert refused.headers["x-should-retry"] == "false"
     assert [call.key for call in stub.calls] == ["sk-of-this-tenant-alone"]
 
@@ -354,7 +354,7 @@ async def test_the_house_is_warned_of_what_all_shards_have_spent_together(
     await house.close()
 
 
-async def test_what_is_settled_after_a_period_of_the_houses_is_told_of_too(house: House) -> None:
+async def test_a_settlement_after_a_house_period_still_warns(house: House) -> None:
     await house.limit(1000)
     held = await house.hold(0, 500)
     assert held is not None
@@ -369,7 +369,7 @@ async def test_what_is_settled_after_a_period_of_the_houses_is_told_of_too(house
 
 
 async def told(served: Served) -> list[tuple[str, int | None, str]]:
-    """The house's events, oldest first."""
+    """The operator's events, oldest first."""
     rows = await served.owner_sql(
         "SELECT type, data FROM event WHERE tenant_id IS NULL ORDER BY created_at"
     )

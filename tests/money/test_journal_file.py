@@ -1,4 +1,4 @@
-"""The journal's file: what is written, what is read back, and where there is none."""
+"""The journal's file: writing, reading back, and file systems on which there is none."""
 
 import resource
 import shutil

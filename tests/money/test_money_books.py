@@ -1,4 +1,4 @@
-"""M7, M18 and M20: a reservation resolves once, the ledger cannot be changed, and it is enough to
+"""M7, M18 and M20: a reservation resolves once, the ledger cannot be changed, and it suffices to
 rebuild every budget.
 """
 
@@ -48,7 +48,7 @@ VERDICTS: dict[str, Verdict] = {
 
 
 class Books:
-    """Two gateways' worth of reservations on one database, without the gateways."""
+    """The reservation writers of two gateways on one database, without the gateways."""
 
     def __init__(self, served: Served, caller: Caller, price: Price) -> None:
         self.served = served
@@ -78,7 +78,7 @@ class Books:
         return held.id
 
     async def happen(self, reservation_id: UUID, event: Event, number: int = 0) -> None:
-        """Let one event happen to a reservation."""
+        """Apply one event to a reservation."""
         kind, amount = event
         if kind == "late":
             await self.served.owner_sql(
@@ -101,14 +101,14 @@ class Books:
             await self._writers[number % 2].settle(settlement)
 
     async def resolve(self, reservation_id: UUID, resolution: Resolution) -> None:
-        """What an operator says of it, where it is still open."""
+        """Resolve a reservation as an operator, unless it is no longer open."""
         models = self.served.gateway.core.catalog.models
         with suppress(Conflict):
             async with self.served.gateway.database.operator() as session:
                 await resolve(session, models, reservation_id, resolution)
 
     async def close(self) -> None:
-        """Let go of both connections."""
+        """Close both connections."""
         for writer in self._writers:
             await writer.close()
 
@@ -144,7 +144,7 @@ async def state_of(served: Served, reservation_id: UUID) -> tuple[str, int | Non
 
 
 def follow(events: Sequence[Event]) -> tuple[str, int | None]:
-    """What the diagram of MONEY says: where these events, one after another, lead to."""
+    """The state and amount that these events lead to, by the diagram in docs/architecture.md."""
     state, final, late = "held", None, False
     for kind, amount in events:
         if kind == "late":
@@ -168,7 +168,7 @@ def follow(events: Sequence[Event]) -> tuple[str, int | None]:
 def follow_operator(
     kind: str, amount: int, state: str, final: int | None
 ) -> tuple[str, int | None]:
-    """Where an operator's word leads to: to a cost from all but `posted`, to a void from doubt."""
+    """The state after an operator's word: a cost replaces all but `posted`, a void only doubt."""
     if kind == "operator posts" and state != "posted":
         return "posted", amount
     if kind == "operator voids" and state not in {"posted", "void"}:
@@ -199,7 +199,7 @@ async def test_events_one_after_another_lead_where_the_states_say(
 
 
 def possible(events: Sequence[Event]) -> set[tuple[str, int | None]]:
-    """Where these events can lead, in whatever order they come."""
+    """The states that these events can lead to, in any order."""
     kinds = {kind for kind, _ in events}
     posts = {("posted", amount) for kind, amount in events if kind is Outcome.SUCCESS}
     # Refused while the call is under way, so each of these may have said nothing.
@@ -233,7 +233,7 @@ async def test_concurrent_events_from_two_gateways_resolve_every_reservation_onc
             for number, event in enumerate(history)
         )
     )
-    # A sweep is for all: whoever was made late may have been swept by another's.
+    # A sweep is for all: another history's sweep may have taken a late reservation.
     swept = any(kind == "sweep" for history in histories for kind, _ in history)
     for reservation_id, history in zip(ids, histories, strict=True):
         events = [*history, *([("sweep", 0)] if swept else [])]

@@ -37,7 +37,7 @@ CALLS = 5
 async def victim(
     settings: Settings, served: Served, folder: Path
 ) -> AsyncIterator[tuple[GatewayProcess, httpx2.AsyncClient]]:
-    """A gateway process that may be killed, and a client of it whose budget is ample."""
+    """A gateway process to kill, and a client of it with an ample budget."""
     await served.budget("10")
     with gateway_processes(settings, folder, 1) as [process]:
         await process.until_ready()
@@ -46,7 +46,7 @@ async def victim(
 
 
 async def expect_every_bill_booked(served: Served, stub: Stub, *, holds: int) -> None:
-    """After time and the sweeper: one ending line each, nothing held, no bill above the ledger.
+    """Expect, after time and the sweeper, one final line each, nothing held, and no unbooked bill.
 
     What is void was never sent: its worker's journal says so.
     """
@@ -102,7 +102,7 @@ async def test_calls_in_flight_at_a_kill_after_the_bill_are_booked(
 async def killed_after_answers(
     settings: Settings, served: Served, stub: Stub, folder: Path
 ) -> None:
-    """Kill at the moment of the first answer, with others just behind it."""
+    """Kill the gateway at the first answer, with other calls just behind it."""
     async with victim(settings, served, folder) as (process, http):
         tasks = [asyncio.create_task(post_image(http)) for _ in range(CALLS * 4)]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +122,7 @@ async def killed_after_answers(
     await expect_every_bill_booked(served, stub, holds=int(count[0]))
 
 
-async def test_what_was_answered_before_a_kill_is_posted_and_the_rest_is_booked(
+async def test_calls_answered_before_a_kill_are_posted_and_the_rest_is_booked(
     settings: Settings, served: Served, stub: Stub, tmp_path: Path
 ) -> None:
     await killed_after_answers(settings, served, stub, tmp_path)
@@ -140,7 +140,7 @@ async def locked(settings: Settings, statement: str) -> AsyncIterator[None]:
 
 
 async def waiting_for_locks(served: Served) -> bool:
-    """Whether a statement of this database waits for a lock."""
+    """Tell if a statement of this database waits for a lock."""
     [row] = await served.owner_sql(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND wait_event_type = 'Lock'"

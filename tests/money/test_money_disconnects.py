@@ -1,4 +1,4 @@
-"""M10: a client that leaves, at whatever point, changes nothing about the call that is paid for."""
+"""M10: a client that disconnects at any point changes nothing about the paid call."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def raw_request(served: Served, secret: str) -> tuple[bytes, bytes]:
 async def send_and_leave(
     served: Served, sent: bytes, before_leaving: Callable[[], Awaitable[None]]
 ) -> None:
-    """Send some bytes of a request, wait for something, and close the connection."""
+    """Send some bytes of a request, wait for an event, and close the connection."""
     host, port = served.base_url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(sent)
@@ -49,11 +49,11 @@ async def send_and_leave(
 
 
 async def nothing() -> None:
-    """What a client waits for that leaves at once."""
+    """Return at once, for a client that disconnects at once."""
 
 
 async def expect_settled_with_the_bill(served: Served, stub: Stub, count: int) -> None:
-    """Every billed call has its own line of exactly its cost."""
+    """Expect each billed call to have its own line of exactly its cost."""
     await stub.until_billed(count)
     await until_states(served, {"posted": count})
     booked = await books(served)

@@ -1,4 +1,4 @@
-"""M4 for edits and streams: the hold is an upper bound of the cost, whatever goes in."""
+"""M4 for edits and streams: the hold is an upper bound of the cost for every input."""
 
 import io
 from dataclasses import replace
@@ -36,12 +36,12 @@ SIZES = st.tuples(EDGES, EDGES).filter(lambda size: size[0] * size[1] <= 40_000_
 
 
 def image(size: Size) -> InputImage:
-    """An input of which nothing but its size matters here."""
+    """An input image of which only the size matters."""
     return InputImage(io.BytesIO(), "image/png", *size, 1, has_alpha=True, is_transparent=True)
 
 
 def tile_tokens(size: Size, *, high_fidelity: bool) -> int:
-    """What an input of gpt-image-1 and its kin costs.
+    """The tokens of one input image of gpt-image-1 and related models.
 
     It is brought into 2048 x 2048, then its shorter side to 512; each tile of 512 x 512 counts.
     https://developers.openai.com/api/docs/guides/images-vision
@@ -70,7 +70,7 @@ def read(body: dict[str, object], sizes: list[Size], overlay: str | None) -> Ima
 def hold_and_cost(
     body: dict[str, object], sizes: list[Size], overlay: str | None, input_tokens: int
 ) -> tuple[int, int]:
-    """What the gateway holds, and what the provider charges for the body and these tokens."""
+    """The gateway's hold and the provider's charge for the body and these tokens."""
     request = read(body, sizes, overlay)
     rates = request.model.price
     assert rates is not None
@@ -140,7 +140,7 @@ def test_no_stream_costs_more_than_its_hold(
 
 
 @pytest.mark.parametrize("livemode", [False, True], ids=["sandbox", "live"])
-async def test_what_the_gateway_really_held_bounds_what_edits_really_cost(
+async def test_the_hold_of_an_edit_is_an_upper_bound_of_its_cost(
     served: Served, stub: Stub, *, livemode: bool
 ) -> None:
     await served.budget("1000", livemode=livemode)

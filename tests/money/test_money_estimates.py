@@ -1,4 +1,4 @@
-"""A call of unknown outcome is estimated by what its model usually serves, not by the dearest."""
+"""A call of unknown outcome is estimated by its model's usual size, not by the most expensive."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ def left_open(quality: str | None = None) -> dict[str, object]:
 
 
 async def lost_call(served: Served, stub: Stub, *, quality: str | None = None) -> tuple[int, int]:
-    """Hold and estimate of a call that ends in doubt, of open size."""
+    """Hold and estimate of a call of open size whose outcome is unknown."""
     stub.faults.add(Fault("reset_after_headers"))
     async with served.http(await served.key()) as http:
         assert (await http.post(GENERATIONS, json=left_open(quality))).status_code == 504
@@ -64,7 +64,7 @@ async def test_with_fewer_than_ten_calls_the_catalogue_says_the_usual(
     assert estimated == await bound(served, "medium", "1024x1024")
 
 
-async def test_what_was_asked_for_is_estimated_as_asked(served: Served, stub: Stub) -> None:
+async def test_a_named_size_and_quality_are_estimated_as_named(served: Served, stub: Stub) -> None:
     await settle_calls(served, 10)
     held, estimated = await lost_call(served, stub, quality="high")
     assert estimated == await bound(served, "high", "1024x1024")
@@ -90,7 +90,7 @@ async def test_only_calls_of_the_same_mode_and_operation_count(served: Served, s
     }
 
 
-async def test_an_answer_without_usage_is_put_at_what_it_says_it_served(
+async def test_an_answer_without_usage_is_estimated_by_the_size_that_it_names(
     served: Served, stub: Stub
 ) -> None:
     stub.faults.add(Fault("usage_missing"))
@@ -115,7 +115,7 @@ FROM reservation, generate_series(1, 20000) AS n
 
 
 async def test_the_usual_is_found_without_reading_every_call(served: Served, stub: Stub) -> None:
-    """As many entries of the index as count, and nothing else."""
+    """The query reads as many index entries as it counts, and no others."""
     await settle_calls(served, 1)
     await served.owner_sql(MANY)
     await served.owner_sql("ANALYZE reservation")

@@ -1,4 +1,4 @@
-"""Details that no other test would miss: rounding upwards, one resolution, a claim's route."""
+"""Details that no other test covers: rounding upwards, one resolution, a claim's route."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A database that was set back: calls that were settled are held there again."""
+"""A database that lost its latest commits: settled calls are held there again."""
 
 import asyncio
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.stub_openai import Fault, Stub
 async def test_a_database_that_took_over_on_another_timeline_voids_nothing(
     stub: Stub, tmp_path: Path
 ) -> None:
-    """A settlement may be lost there, and the slot of its call used for another one."""
+    """A settlement may be missing there, and its journal slot may hold another call."""
     async with own_postgres() as server:
         settings = make_settings(server.url, tmp_path, OPENAI_BASE_URL=stub.base_url)
         async with (

@@ -1,4 +1,4 @@
-"""M9: whatever goes wrong at the provider, a request buys at most once and its outcome is booked.
+"""M9: at any fault of the provider, a request buys at most once and its outcome is booked.
 
 The table says for every fault what the client is told and what the ledger keeps.
 """
@@ -33,12 +33,12 @@ class Case:
 
 
 def unknown(name: str, fault: Fault) -> Case:
-    """A case that nobody can tell the cost of."""
+    """A case whose cost cannot be known."""
     return Case(name, fault, 504, "outcome_unknown", "unknown", "ambiguous", "false")
 
 
 def void(name: str, fault: Fault, status: int, code: str, retry: str | None = None) -> Case:
-    """A case that surely cost nothing."""
+    """A case that certainly cost nothing."""
     outcome = "moderation" if code in {"moderation_blocked", "content_policy_violation"} else None
     return Case(name, fault, status, code, "void", outcome or "rejected", retry)
 
@@ -80,7 +80,7 @@ CASES = [
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """A provider that says nothing for half a second counts as hung."""
+    """Settings with which a provider that is silent for half a second counts as hung."""
     return settings.model_copy(update={"provider_read_timeout_seconds": 0.5})
 
 
@@ -127,7 +127,7 @@ async def test_a_connection_that_never_came_about_is_void_and_answered_502(
         await served.check_invariants()
 
 
-async def test_a_tenants_own_key_in_trouble_is_his_and_the_house_key_is_not_used(
+async def test_trouble_with_a_tenants_own_key_does_not_use_the_house_key(
     served: Served, stub: Stub
 ) -> None:
     async with served.http(await served.key()) as http:

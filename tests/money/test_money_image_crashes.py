@@ -1,4 +1,4 @@
-"""M5 for edits and streams: a gateway that is killed at any step loses no bill and leaves nothing.
+"""M5 for edits and streams: a gateway killed at any step loses no bill and leaves nothing.
 
 The steps that a request without images does not have: its upload, its check, images on their
 way, and what is done to a finished image. The other gateway sweeps up; time is moved.
@@ -67,7 +67,7 @@ async def expect_no_trace(hosted_by: Settings, served: Served) -> None:
 
 @asynccontextmanager
 async def frozen(processes: Sequence[psutil.Process]) -> AsyncIterator[None]:
-    """The processes, stopped where they are."""
+    """Stop these processes (SIGSTOP)."""
     for one in processes:
         one.suspend()
     try:
@@ -123,7 +123,7 @@ async def test_a_kill_while_an_image_is_checked_leaves_nothing_not_even_the_deco
 
 
 async def until_busy(process: GatewayProcess) -> None:
-    """Wait until an image lies in a nameless file of the process."""
+    """Wait until the process has an image in an unlinked file."""
 
     async def busy() -> bool:
         folder = Path(f"/proc/{process.process.pid}/fd")
@@ -136,7 +136,7 @@ async def until_busy(process: GatewayProcess) -> None:
 async def killed_on_the_way(
     settings: Settings, served: Served, stub: Stub, folder: Path, fields: dict[str, str]
 ) -> None:
-    """Kill when partial images have come and the last one has not."""
+    """Kill the gateway between the first partial images and the last."""
     stub.faults.add(Fault("stream_hold", times=None))
     async with victim(settings, served, folder) as (process, http):
         files = {"image": ("i.png", SQUARE, "image/png")}
@@ -165,7 +165,7 @@ async def test_a_kill_between_images_on_their_way_is_booked(
 async def killed_unsettled(
     settings: Settings, served: Served, stub: Stub, folder: Path, fields: dict[str, str]
 ) -> None:
-    """Kill when the image is stored and its settlement waits for a lock."""
+    """Kill the gateway after the image is stored, while its settlement waits for a lock."""
     async with victim(settings, served, folder) as (process, http):
         stub.faults.add(Fault(hold=True))
         task = asyncio.create_task(post_edit(http, fields))
@@ -202,7 +202,7 @@ async def test_a_kill_between_store_and_settlement_is_booked_and_leaves_no_file(
 async def finishing(
     settings: Settings, served: Served, stub: Stub, folder: Path
 ) -> AsyncIterator[tuple[GatewayProcess, asyncio.Task[httpx2.Response]]]:
-    """A gateway whose bought image is being composited by a decoder that stands still."""
+    """A gateway whose bought image is being composited by a stopped decoder."""
     async with victim(settings, served, folder) as (process, http):
         stub.faults.add(Fault(hold=True))
         task = asyncio.create_task(post_edit(http, DALL_E))

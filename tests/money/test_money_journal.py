@@ -1,4 +1,4 @@
-"""What a killed worker knew of its calls is read from its journal, and settled at once."""
+"""A killed worker's journal says what it knew of its calls; they are settled at once."""
 
 import asyncio
 import signal
@@ -50,7 +50,7 @@ def journals(settings: Settings) -> set[Path]:
 async def killed_before_the_call(
     settings: Settings, served: Served, folder: Path, *, end: signal.Signals = signal.SIGKILL
 ) -> AsyncIterator[Path]:
-    """A call that was held and never sent; the journal of its worker, which was killed."""
+    """Hold a call and kill its worker before it is sent; return the worker's journal."""
     patient = {"GATEWAY_ADMISSION_TIMEOUT_MS": "60000", "GATEWAY_DRAIN_SECONDS": "0.1"}
     key = await served.key()
     async with served.http(key) as http:
@@ -113,7 +113,7 @@ def _of_another_timeline(content: bytearray) -> None:
 
 
 def _of_the_release_before(content: bytearray) -> None:
-    """It did not write down the database."""
+    """A header of the previous release, which did not record the database."""
     content[:8] = b"IGWJ0002"
     content[104:108] = zlib.crc32(bytes(content[:60]) + bytes(content[88:104])).to_bytes(
         4, "little"
@@ -121,7 +121,7 @@ def _of_the_release_before(content: bytearray) -> None:
 
 
 def _checked(content: bytearray) -> bytes:
-    """With the checksum that belongs to its header."""
+    """Add the checksum of this header."""
     check = zlib.crc32(bytes(content[:60]) + bytes(content[88:124]))
     return bytes(content[:124]) + check.to_bytes(4, "little") + bytes(content[128:])
 
@@ -243,7 +243,7 @@ async def answered_without_postgres(
     process: GatewayProcess,
     http: httpx2.AsyncClient,
 ) -> AsyncIterator[None]:
-    """A call that is answered while Postgres takes no connections, and its worker killed."""
+    """Kill the worker of a call that was answered while Postgres took no connections."""
     stub.faults.add(Fault(hold=True))
     call = asyncio.create_task(post_image(http))
     await stub.until_held(1)

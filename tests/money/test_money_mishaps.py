@@ -1,4 +1,4 @@
-"""What goes wrong at one call stays with that call, and never makes a paid one be bought again.
+"""A fault at one call affects that call alone and never causes a second purchase.
 
 Faults are planted in the database, where they would come from: a trigger that fails as Postgres
 does, a price, a period.
@@ -124,16 +124,14 @@ async def test_a_folder_that_cannot_be_written_costs_the_link_and_neither_image_
 
 
 async def make_free(served: Served, model: str) -> None:
-    """A price version of nothing, which the operator may add."""
+    """Add a price version of zero, as an operator may."""
     async with served.gateway.database.operator() as session:
         await prices.add(
             session, model, SeedPrice(0, 0, 0, 0), effective_from=datetime(2026, 1, 1, tzinfo=UTC)
         )
 
 
-async def test_a_model_whose_price_is_zero_fails_nobody_elses_call(
-    served: Served, stub: Stub
-) -> None:
+async def test_a_model_with_price_zero_fails_no_other_call(served: Served, stub: Stub) -> None:
     await make_free(served, "gpt-image-2.5-flare")
     async with served.http(await served.key()) as http:
         answers = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""Answers that no provider should give: each was paid for, so none may be lost or bought again."""
+"""Invalid answers of a provider: each was paid for, so none may be lost or bought again."""
 
 import asyncio
 import base64

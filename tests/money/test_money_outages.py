@@ -1,4 +1,4 @@
-"""M6 and M11: Postgres goes away while calls are paid for; nothing is bought meanwhile or lost."""
+"""M6 and M11: while Postgres is away, paid calls are not lost and no new call is bought."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ async def own() -> AsyncIterator[OwnPostgres]:
 
 @pytest.fixture
 async def on_own(own: OwnPostgres, stub: Stub, tmp_path: Path) -> AsyncIterator[Served]:
-    """A gateway on a server that may be killed."""
+    """A gateway on a server that the test may kill."""
     settings = make_settings(
         own.url, tmp_path, OPENAI_BASE_URL=stub.base_url, settle_wait_seconds=0.2
     )
@@ -51,18 +51,18 @@ async def on_own(own: OwnPostgres, stub: Stub, tmp_path: Path) -> AsyncIterator[
 
 
 async def expect_agreeing_books(served: Served) -> None:
-    """As `check_invariants`, past the pool: its connections may still be broken."""
+    """Check the invariants without the pool, whose connections may still be broken."""
     assert await served.owner_sql("SELECT what, id FROM invariant_break") == []
 
 
 async def timed(request: asyncio.Future[httpx2.Response]) -> tuple[httpx2.Response, float]:
-    """The answer, and how long it took in seconds."""
+    """The answer and its duration in seconds."""
     started = time.monotonic()
     return await request, time.monotonic() - started
 
 
 async def expect_quick_refusals(served: Served, stub: Stub, keys: list[str]) -> None:
-    """503 with Retry-After for known and unknown keys alike, and no call."""
+    """Expect 503 with Retry-After for known and unknown keys alike, and no call."""
     before = len(stub.calls)
     for key in keys:
         async with client_of(served.base_url, key) as http:
@@ -123,7 +123,7 @@ async def test_fifty_calls_in_flight_survive_a_minute_without_postgres(
 
 
 async def kills_under_load(served: Served, own: OwnPostgres, stub: Stub, *, kills: int) -> None:
-    """Clients never stop asking; what they were told stands in the books afterwards."""
+    """Kill the server under constant load; every answer must be in the books afterwards."""
     key = await served.key()
     await served.budget("1000")
     answers: list[httpx2.Response] = []
@@ -178,7 +178,7 @@ async def test_twenty_kills_of_postgres_under_load_lose_no_hold_and_no_settlemen
 async def served_through_relay(
     settings: Settings, tmp_path: Path
 ) -> AsyncIterator[tuple[Served, Relay, httpx2.AsyncClient]]:
-    """A gateway whose way to Postgres can be broken, warmed up so that only money moves on it."""
+    """A gateway behind a relay to Postgres, warmed up so that only money statements pass it."""
     assert settings.database_url is not None
     async with relayed(settings.database_url.get_secret_value()) as relay:
         changed = make_settings(
@@ -232,7 +232,7 @@ async def test_a_settlement_whose_acknowledgement_is_lost_is_posted_once(
 async def test_a_connection_that_went_silent_stops_neither_admissions_nor_settlements(
     settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
-    """New connections work; nobody may wait for the old ones until TCP gives them up."""
+    """New connections work; no request may wait until TCP gives up the old ones."""
     async with served_through_relay(settings, tmp_path) as (served, relay, http):
         stub.faults.add(Fault(hold=True))
         asking = asyncio.create_task(post_image(http))

@@ -169,7 +169,7 @@ async def test_a_period_is_of_the_tenants_own_calendar(served: Served) -> None:
 
 
 async def end_period_now(served: Served) -> None:
-    """Let the current periods be over, as if midnight had come."""
+    """End the current periods, as midnight would."""
     await served.owner_sql("UPDATE budget_period SET period_end = clock_timestamp()")
 
 

@@ -67,7 +67,7 @@ def bodies(draw: st.DrawFn, models: list[str]) -> dict[str, object]:
 
 
 def hold_and_cost(body: dict[str, object], config: StubConfig) -> tuple[int, int]:
-    """What the gateway holds, and what the provider charges."""
+    """The gateway's hold and the provider's charge."""
     request = parse_image_request(body, CALLER, CATALOG, default_model="gpt-image-2")
     rates = request.model.price
     assert rates is not None
@@ -133,7 +133,7 @@ SERVED = [
 ]
 
 
-async def test_what_the_gateway_really_held_bounds_what_the_provider_really_charged(
+async def test_the_hold_is_an_upper_bound_of_the_providers_charge(
     served: Served, stub: Stub
 ) -> None:
     await served.budget("1000")

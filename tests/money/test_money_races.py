@@ -1,4 +1,4 @@
-"""M1 to M3: whatever races for a budget, it is never overspent, and what is refused is not bought.
+"""M1 to M3: no race overspends a budget, and a refused request is not bought.
 
 The stub holds every call, so that nothing is given back while the others still race.
 """
@@ -26,13 +26,13 @@ from tests.money_helpers import (
 from tests.stub_openai import Fault, Stub
 
 PATIENT = {"GATEWAY_ADMISSION_TIMEOUT_MS": "60000"}
-"""The race is for the budget: on a busy machine nobody may drop out by waiting for a connection."""
+"""Longer than any wait for a connection on a busy machine: every request must reach the race."""
 OWNERS = ("tenant", "key", "user", "house")
 
 
 @pytest.fixture
 async def held_stub(stub: Stub) -> AsyncIterator[Stub]:
-    """Every call waits at the provider until it is released."""
+    """A stub at which every call waits until it is released."""
     stub.faults.add(Fault(hold=True, times=None))
     yield stub
     stub.faults.clear()
@@ -48,7 +48,7 @@ async def race(
     admitted: int,
     tight: str = "tenant",
 ) -> None:
-    """Start all at once on a fresh tenant with budgets of every owner, of which one is tight.
+    """Start all requests at once on a new tenant with budgets of every owner, one of them tight.
 
     That one admits `admitted` of them. Every prompt is as long as the one that is quoted.
     """
@@ -100,7 +100,7 @@ async def all_but(tasks: list[asyncio.Task[httpx2.Response]], count: int) -> lis
     return finished
 
 
-async def test_whoevers_budget_admits_20_of_80_racing_requests_exactly_20_are_bought(
+async def test_any_owners_budget_for_20_of_80_racing_requests_buys_exactly_20(
     settings: Settings, served: Served, held_stub: Stub, tmp_path: Path
 ) -> None:
     with gateway_processes(settings, tmp_path, 2, **PATIENT) as processes:

@@ -1,4 +1,4 @@
-"""What a call did cost: usage missing or bare, and the truth that comes after the estimate."""
+"""The real cost of a call: missing or incomplete usage, and corrections of an estimate."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""An image that is paid for and then cannot be finished: its cost is known, and is posted."""
+"""A paid image that cannot be finished: its known cost is posted."""
 
 import asyncio
 from pathlib import Path

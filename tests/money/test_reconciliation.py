@@ -1,4 +1,4 @@
-"""An operator resolves calls whose cost is open: by its truth, its estimate, or as void."""
+"""An operator resolves open calls: with the real cost, the estimate, or as void."""
 
 import asyncio
 from decimal import Decimal
@@ -199,7 +199,7 @@ async def test_a_call_under_way_is_left_to_its_worker_until_its_time_is_over(
 async def late_answer(
     served: Served, stub: Stub, fault: Fault, *resolution: str
 ) -> httpx2.Response:
-    """A call that an operator resolves after its deadline, and that is answered after that."""
+    """A call that an operator resolves after its deadline and that is answered later."""
     await served.budget("1")
     stub.faults.add(fault)
     async with served.http(await served.key()) as http:
@@ -244,7 +244,7 @@ def alarms(kind: str) -> float:
     return REGISTRY.get_sample_value("gateway_alarms_total", {"kind": kind}) or 0.0
 
 
-async def test_of_operators_who_resolve_one_call_at_once_one_is_heard(
+async def test_of_concurrent_resolutions_of_one_call_one_succeeds(
     served: Served, stub: Stub
 ) -> None:
     call_id = await unknown_call(served, stub)

@@ -1,4 +1,4 @@
-"""The quality and size that an answer names, from which estimates learn the usual ones."""
+"""Size and quality named in an answer, from which estimates learn the usual ones."""
 
 import pytest
 

@@ -73,7 +73,7 @@ class Worker:
         return Answer(**json.loads(line))
 
     def last_output(self) -> str:
-        """What the tests of the last run printed."""
+        """The output of the last test run."""
         log = self.copy.parent / f"{self.copy.name}.log"
         return log.read_text(errors="replace") if log.exists() else ""
 

@@ -1,4 +1,4 @@
-"""What is changed, which tests must notice, and which changes are known to make no difference."""
+"""The mutated code, the tests that must notice, and the mutants known to be equivalent."""
 
 import tomllib
 from dataclasses import dataclass

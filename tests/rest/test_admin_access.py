@@ -1,4 +1,4 @@
-"""Who reaches the operators' REST, how its refusals look, and how it is documented."""
+"""Access to the operators' REST API, its refusals and its documentation."""
 
 import re
 from typing import Any
@@ -139,7 +139,7 @@ async def test_a_method_or_path_that_is_none_is_refused_in_the_envelope(served: 
 
 
 def shows_example(operation: JsonObject, document: JsonObject) -> bool:
-    """Whether body and answers of an operation come with an example."""
+    """Tell if the request body and every answer of an operation have an example."""
     contents = [operation["requestBody"]["content"]] if "requestBody" in operation else []
     answers = {
         status: resolved(answer, document) for status, answer in operation["responses"].items()

@@ -43,7 +43,7 @@ TENANT = {
 
 
 def told(found: list[JsonObject]) -> list[tuple[str, str, Any, Any]]:
-    """What, of which object, from what, to what."""
+    """Action, object, and the values before and after, of each entry."""
     return [(e["action"], e["object_id"], e["before"], e["after"]) for e in found]
 
 
@@ -195,7 +195,7 @@ async def test_credentials_budgets_and_prices_are_told(served: Served) -> None:
     assert version["tenant_id"] is None
 
 
-async def test_what_a_tenant_changes_by_itself_is_told_of_its_key(served: Served) -> None:
+async def test_a_tenants_own_change_is_audited_under_its_key(served: Served) -> None:
     key = await served.key(user="alice")
     async with served.http(key) as http:
         answered(await http.put("/v1/credentials/openai", json={"secret": FIRST}))
@@ -219,7 +219,7 @@ async def test_what_a_tenant_changes_by_itself_is_told_of_its_key(served: Served
     assert LOW["prompt"] not in json.dumps(found)
 
 
-async def test_what_is_refused_leaves_no_row(served: Served) -> None:
+async def test_a_refused_change_leaves_no_row(served: Served) -> None:
     path = f"/tenants/{served.tenant_id}"
     before = await entries(served)
     async with admin(served) as http:

@@ -75,7 +75,9 @@ async def test_a_raised_budget_admits_the_very_next_call(served: Served) -> None
             answered(await http.put(path, json=low))
 
 
-async def test_a_removed_budget_binds_nobody_and_counts_on_when_set_again(served: Served) -> None:
+async def test_a_removed_budget_binds_no_call_and_keeps_counting_when_set_again(
+    served: Served,
+) -> None:
     path = budgets_of(served)
     key = await served.key()
     body = {"window": "total", "limit_usd": "0.01"}
@@ -190,7 +192,7 @@ async def test_the_largest_and_the_smallest_limits_are_taken(served: Served) -> 
             assert (await http.put(budgets_of(served), json=body)).json()["limit_usd"] == shown
 
 
-async def test_a_budget_belongs_to_what_the_tenant_has(served: Served) -> None:
+async def test_a_budget_belongs_to_an_owner_of_the_tenant(served: Served) -> None:
     other = await served.tenant("other")
     key = await served.key(tenant_id=other)
     path = budgets_of(served)
@@ -211,7 +213,7 @@ async def test_a_budget_belongs_to_what_the_tenant_has(served: Served) -> None:
         assert await every_page(http, f"/tenants/{other}/budgets") == [theirs]
 
 
-async def test_of_many_who_set_the_same_budget_one_makes_it(served: Served) -> None:
+async def test_of_concurrent_requests_for_one_budget_one_creates_it(served: Served) -> None:
     path = budgets_of(served)
     async with admin(served) as http:
         answers = await asyncio.gather(

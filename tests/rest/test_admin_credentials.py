@@ -43,7 +43,7 @@ async def test_a_stored_key_pays_for_the_very_next_call(served: Served, stub: St
     assert [call.key for call in stub.calls] == pairs
 
 
-async def test_what_is_stored_is_shown_without_the_secret(served: Served) -> None:
+async def test_a_stored_credential_is_shown_without_the_secret(served: Served) -> None:
     path = f"/tenants/{served.tenant_id}/credentials"
     async with admin(served) as http:
         users = f"/tenants/{served.tenant_id}/users"

@@ -49,7 +49,7 @@ async def test_every_command_of_the_page_succeeds(served: Served) -> None:
 
 
 async def objects(served: Served, http: httpx2.AsyncClient, root: str) -> dict[str, str]:
-    """What the commands of the page are about, by the names of its variables."""
+    """The objects that the page's commands refer to, by variable name."""
     tenant = f"{root}/tenants/{served.tenant_id}"
     week = {"window": "week", "limit_usd": "5"}
     metrics = {"name": "old", "scopes": ["metrics"]}

@@ -1,4 +1,4 @@
-"""Whatever is sent to the operators' routes: a success, or a refusal in the envelope."""
+"""Any request to the operators' routes succeeds or is refused in the envelope."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -230,7 +230,7 @@ async def test_a_grace_that_cannot_be_is_refused(served: Served, grace: Any) -> 
         assert await every_page(http, keys_of(served)) == [without_secret(old)]
 
 
-async def test_of_two_who_roll_a_key_without_grace_one_gets_a_twin(served: Served) -> None:
+async def test_of_two_concurrent_rolls_without_grace_one_succeeds(served: Served) -> None:
     async with admin(served) as http:
         old = created(await http.post(keys_of(served), json={}))
         roll = f"{keys_of(served)}/{old['id']}/roll"
@@ -252,8 +252,8 @@ async def test_a_key_is_reached_through_its_own_tenant_alone(served: Served) -> 
             assert refusal(await http.delete(path)) == gone
             assert refusal(await http.post(f"{path}/roll", json={})) == gone
             assert refusal(await http.patch(path, json={"name": "mine"})) == gone
-        stranger = await http.post(keys_of(served), json={"user_id": theirs["id"]})
-        assert refusal(stranger) == Refusal(404, "not_found", "user_id")
+        foreign = await http.post(keys_of(served), json={"user_id": theirs["id"]})
+        assert refusal(foreign) == Refusal(404, "not_found", "user_id")
         assert await every_page(http, keys_of(served, other)) == []
         assert await every_page(http, keys_of(served)) == [without_secret(made)]
 

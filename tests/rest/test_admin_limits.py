@@ -102,7 +102,7 @@ async def test_a_limit_that_cannot_be_is_refused(
         assert await every_page(http, limits_of(unchanged)) == []
 
 
-async def test_of_many_who_set_the_same_limit_one_makes_it(served: Served) -> None:
+async def test_of_concurrent_requests_for_one_limit_one_creates_it(served: Served) -> None:
     path = limits_of(served)
     async with admin(served) as http:
         answers = await asyncio.gather(

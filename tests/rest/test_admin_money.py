@@ -200,7 +200,7 @@ def sums(report: JsonObject) -> dict[tuple[str, bool], tuple[int, str]]:
 NOTHING = (0, "0.000000000")
 
 
-async def test_what_is_open_is_counted_and_listed(served: Served, stub: Stub) -> None:
+async def test_open_calls_are_counted_and_listed(served: Served, stub: Stub) -> None:
     key = await served.key()
     async with admin(served) as http, served.http(key) as tenant:
         quiet = answered(await http.get("/reconciliation"))

@@ -79,7 +79,7 @@ async def test_a_tenant_that_cannot_be_is_refused_with_the_field(
         assert len(await every_page(http, "/tenants")) == 1
 
 
-async def test_of_many_who_make_the_same_tenant_one_succeeds(served: Served) -> None:
+async def test_of_concurrent_requests_for_one_tenant_one_succeeds(served: Served) -> None:
     async with admin(served) as http:
         answers = await asyncio.gather(
             *(http.post("/tenants", json={"name": "globex"}) for _ in range(8))
@@ -113,7 +113,7 @@ async def test_a_change_counts_for_the_very_next_request(served: Served) -> None
     assert image["prompt"] == LOW["prompt"]
 
 
-async def test_what_a_change_does_not_name_stays_as_it_is(served: Served) -> None:
+async def test_fields_that_a_change_does_not_name_stay_unchanged(served: Served) -> None:
     async with admin(served) as http:
         made = created(await http.post("/tenants", json={"name": "globex"}))
         path = f"/tenants/{made['id']}"

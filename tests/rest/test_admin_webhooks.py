@@ -135,7 +135,7 @@ async def test_there_are_no_more_webhooks_than_allowed(served: Served, owner: UU
         ({"url": "https://u:p@hooks.example/"}, Refusal(400, "bad_url", "url")),
     ],
 )
-async def test_what_cannot_be_a_webhook_is_refused(
+async def test_an_invalid_webhook_is_refused(
     served: Served, owner: UUID | None, body: dict[str, object], expected: Refusal
 ) -> None:
     answer = await ask(served, "POST", webhooks_of(owner), json=body)
@@ -166,9 +166,11 @@ async def test_anothers_webhook_is_not_found(served: Served) -> None:
             assert refusal(answer) == missing
         one = f"{webhooks_of(None)}/{house['id']}/deliveries/{NO_ID}/redeliver"
         assert refusal(await http.post(one)) == Refusal(404, "not_found", "delivery_id")
-        nobody = Refusal(404, "not_found", "tenant_id")
-        assert refusal(await http.get(f"/tenants/{NO_ID}/webhooks")) == nobody
-        assert refusal(await http.post(f"/tenants/{NO_ID}/webhooks", json={"url": URL})) == nobody
+        no_tenant = Refusal(404, "not_found", "tenant_id")
+        assert refusal(await http.get(f"/tenants/{NO_ID}/webhooks")) == no_tenant
+        assert (
+            refusal(await http.post(f"/tenants/{NO_ID}/webhooks", json={"url": URL})) == no_tenant
+        )
         odd = Refusal(400, "invalid_value", "tenant_id")
         assert refusal(await http.get("/tenants/x/webhooks")) == odd
         assert refusal(await http.post("/tenants/x/webhooks", json={"url": URL})) == odd
@@ -214,7 +216,9 @@ async def test_a_test_event_for_a_webhook_that_is_being_deleted_finds_none(
         assert refusal(await asked) == Refusal(404, "not_found", "webhook_id")
 
 
-async def test_disabling_ends_what_waits(served: Served, owner: UUID | None) -> None:
+async def test_disabling_a_webhook_ends_pending_deliveries(
+    served: Served, owner: UUID | None
+) -> None:
     async with receiving(500) as receiver:
         made = await make_webhook(served, receiver.url, tenant_id=owner)
         await make_event(served, tenant_id=served.tenant_id)

@@ -1,4 +1,4 @@
-"""What no route takes, sent to every route that the API's description has: refused with a reason.
+"""Invalid input is refused with a reason on every route of the API's description.
 
 The routes, their fields and good bodies come from the description, so that new ones are tested too.
 """
@@ -151,7 +151,7 @@ async def clients(
 
 
 async def contents(served: Served) -> dict[str, int]:
-    """How many rows stand in each table."""
+    """The number of rows in each table."""
     names = await served.owner_sql(
         "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
         " AND NOT relispartition"  # of the request log: what is refused leaves a row there
@@ -192,11 +192,11 @@ Clients = tuple[httpx2.AsyncClient, httpx2.AsyncClient]
 
 
 def of(clients: Clients, path: str) -> httpx2.AsyncClient:
-    """Whose route it is."""
+    """The client for this route: the operator's or the tenant's."""
     return clients[path.startswith(ROOT)]
 
 
-async def test_no_field_takes_what_is_no_value_of_its_kind(
+async def test_no_field_accepts_a_value_of_another_type(
     served: Served, operations: list[Operation], clients: Clients
 ) -> None:
     wrong = []
@@ -305,7 +305,7 @@ async def test_no_tenant_lives_in_an_odd_time_zone(served: Served, clients: Clie
             assert answer == Refusal(400, "invalid_value", "time_zone"), (method, zone)
 
 
-async def test_what_another_tenant_has_is_not_found(served: Served) -> None:
+async def test_objects_of_another_tenant_are_not_found(served: Served) -> None:
     other = await served.tenant("globex")
     async with admin(served) as http:
         theirs = f"/tenants/{other}"

@@ -74,7 +74,7 @@ async def test_every_reference_in_the_description_leads_somewhere(served: Served
     assert {one for one in found if not leads_somewhere(document, one)} == set()
 
 
-async def test_many_who_ask_for_the_description_at_once_get_the_same(served: Served) -> None:
+async def test_concurrent_requests_for_the_description_get_the_same(served: Served) -> None:
     async with served.http() as http:
         answers = await asyncio.gather(*(http.get("/openapi.json") for _ in range(5)))
     assert len({answer.content for answer in answers}) == 1

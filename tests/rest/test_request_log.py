@@ -1,4 +1,4 @@
-"""The request log: one line and one row for each request, whatever became of it."""
+"""The request log: one line and one row for each request, for every outcome."""
 
 import shutil
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ NEVER = {"prompt", "a red circle"}
 
 @dataclass(frozen=True)
 class Ended:
-    """What is expected of one request's record."""
+    """The expected record of one request."""
 
     status: int
     code: str | None = None
@@ -196,7 +196,7 @@ async def until_recorded(served: Served) -> list[Json]:
     return rows
 
 
-async def test_what_needs_no_key_is_not_recorded(
+async def test_requests_that_need_no_key_are_not_recorded(
     served: Served, capfd: pytest.CaptureFixture[str], logging_again: None
 ) -> None:
     configure_logging("INFO", "json")

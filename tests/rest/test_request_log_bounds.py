@@ -1,4 +1,4 @@
-"""What bounds the request log: its queue, its days, floods of bad keys, and Postgres being away."""
+"""Bounds of the request log: its queue, its retention, floods of bad keys, a Postgres outage."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,11 +21,11 @@ from tests.money_postgres import relayed
 from tests.request_log_helpers import rows_of
 from tests.stub_openai import Stub
 
-NOWHERE = "postgresql://nobody@127.0.0.1:9/nothing"
+NOWHERE = "postgresql://unknown@127.0.0.1:9/nothing"
 
 
 def dropped(reason: str) -> float:
-    """How many were dropped for this reason, in this process."""
+    """The number of records that this process dropped for this reason."""
     name, labels = "gateway_request_log_dropped_total", {"reason": reason}
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
@@ -104,7 +104,7 @@ async def test_rows_are_written_by_themselves_a_moment_after_the_answer(served: 
     await eventually(is_written)
 
 
-async def test_what_waits_at_a_shutdown_is_written(settings: Settings) -> None:
+async def test_pending_records_are_written_at_a_shutdown(settings: Settings) -> None:
     async with served_gateway(settings) as served, served.http(await served.key()) as http:
         await http.get("/v1/models")
     async with served_gateway(settings) as again:

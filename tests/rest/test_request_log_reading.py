@@ -21,7 +21,7 @@ async def ask(served: Served, key: Any, name: str, **changes: Any) -> httpx2.Res
 
 
 async def read(served: Served, owner: Any, path: str = "", **query: Any) -> Any:
-    """What `/v1/requests…` answers once what waits is written."""
+    """The answer of `/v1/requests…` after pending records are written."""
     await served.gateway.request_log.flush()
     async with served.http(owner) as http:
         return answered(await http.get(REQUESTS + path, params=query))
@@ -114,7 +114,7 @@ async def test_a_filter_that_cannot_be_is_refused(served: Served) -> None:
             ({"tenant": NO_ID}, "tenant"),
         ):
             assert refusal(await http.get(REQUESTS, params=query)).param == param
-        for unknown in ("nobody", NO_ID, "req_0ffffffffffffffffffffff0"):
+        for unknown in ("unknown", NO_ID, "req_0ffffffffffffffffffffff0"):
             missing = refusal(await http.get(f"{REQUESTS}/{unknown}"))
             assert (missing.status, missing.code) == (404, "not_found")
 
@@ -128,7 +128,7 @@ async def shared(served: Served, stub: Stub) -> dict[str, Any]:
         "test": await served.key(livemode=False),
         "alice": await served.key(user="alice"),
         "bob": await served.key(user="bob"),
-        "stranger": await served.key(tenant_id=b),
+        "foreign": await served.key(tenant_id=b),
         "narrow": await served.key(scopes=["images:write"]),
     }
     for name, key in keys.items():
@@ -149,11 +149,11 @@ async def test_each_key_sees_the_requests_of_its_mode_and_user_alone(
         "test": {"test"},
         "alice": {"alice"},
         "bob": {"bob"},
-        "stranger": {"stranger"},
+        "foreign": {"foreign"},
     }
     mine = (await read(served, shared["bob"], "/bob"))["id"], "bob"
     generation = (await read(served, shared["bob"], "/bob"))["generation_id"]
-    for name in ("test", "alice", "stranger"):
+    for name in ("test", "alice", "foreign"):
         async with served.http(shared[name]) as http:
             for one in (*mine, generation):
                 assert (await http.get(f"{REQUESTS}/{one}")).status_code == 404
@@ -161,24 +161,24 @@ async def test_each_key_sees_the_requests_of_its_mode_and_user_alone(
         assert refusal(await http.get(REQUESTS)).code == "insufficient_scope"
 
 
-async def test_an_operator_sees_all_of_them_and_those_of_nobody(
+async def test_an_operator_sees_all_requests_and_those_without_a_tenant(
     served: Served, shared: dict[str, Any]
 ) -> None:
     async with served.http("igw_live_wrong") as http:
-        refused = await http.get("/v1/models", headers={"X-Request-Id": "nobodys"})
+        refused = await http.get("/v1/models", headers={"X-Request-Id": "unowned"})
     await served.gateway.request_log.flush()
     async with admin(served) as http:
         every = await every_page(http, "/requests", limit=3)
         [missed] = await every_page(http, "/requests", status=401)
         tests = await every_page(http, "/requests", livemode="false")
-        shown = answered(await http.get("/requests/stranger"))
+        shown = answered(await http.get("/requests/foreign"))
         others = await every_page(http, "/requests", tenant=shown["tenant_id"])
     named = {one["client_request_id"]: one["tenant"] for one in every if one["client_request_id"]}
-    assert named == dict.fromkeys(shared, "acme") | {"stranger": "other", "nobodys": None}
+    assert named == dict.fromkeys(shared, "acme") | {"foreign": "other", "unowned": None}
     assert missed["id"] == refused.headers["x-request-id"]
     assert (missed["tenant_id"], missed["operator_key_id"]) == (None, None)
     assert [one["client_request_id"] for one in tests] == ["test"]
-    assert [one["client_request_id"] for one in others] == ["stranger"]
+    assert [one["client_request_id"] for one in others] == ["foreign"]
     assert (shown["tenant"], shown["generation"]["state"]) == ("other", "posted")
 
 
@@ -187,7 +187,7 @@ async def test_a_deleted_tenants_requests_are_deleted_from_the_log(
 ) -> None:
     async with admin(served) as http:
         await served.gateway.request_log.flush()
-        gone = answered(await http.get("/requests/stranger"))["tenant_id"]
+        gone = answered(await http.get("/requests/foreign"))["tenant_id"]
         assert (await http.delete(f"/tenants/{gone}")).is_success
         await served.sweep()
         left = await every_page(http, "/requests", livemode="true")

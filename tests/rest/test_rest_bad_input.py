@@ -138,7 +138,7 @@ async def key(served: Served, stub: Stub) -> AsyncIterator[IssuedKey]:
 
 
 async def raw_answer(served: Served, *parts: bytes) -> bytes:
-    """What comes back for these very bytes; the client half-closes after them."""
+    """Send these bytes, half-close, and return the raw answer."""
     where = urlsplit(served.base_url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     try:
@@ -162,7 +162,7 @@ def status_of(answer: bytes) -> int:
 
 
 async def server_errors(served: Served) -> int:
-    """How many answers of 500 the metrics have counted."""
+    """The number of answers with status 500, by the metrics."""
     admin = served.gateway.core.new_admin_key
     assert admin is not None
     async with served.http(admin.reveal()) as http:

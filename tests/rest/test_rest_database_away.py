@@ -1,4 +1,4 @@
-"""What a client sees while Postgres is away, and that all is well once it is back."""
+"""Answers while Postgres is away, and recovery once it is back."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -95,7 +95,9 @@ async def until_ready(served: Served) -> None:
             pass
 
 
-async def test_health_and_readiness_tell_apart_who_is_ill(far: Served, cable: Cable) -> None:
+async def test_health_and_readiness_tell_the_gateway_and_postgres_apart(
+    far: Served, cable: Cable
+) -> None:
     async with far.http() as http:
         well = [(await http.get(path)).status_code for path in ("/health", "/ready")]
         await cable.cut()

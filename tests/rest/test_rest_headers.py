@@ -1,4 +1,4 @@
-"""What every answer carries: its id, its cost, the model that served it and how long that lives."""
+"""Headers of every answer: the id, the cost, the model that served it and its shutdown date."""
 
 import asyncio
 import dataclasses
@@ -38,7 +38,7 @@ BEFORE, AFTER = date(2026, 11, 20), date(2026, 12, 1)
 
 
 class Defect(Exception):
-    """What nobody expects."""
+    """An error that no handler expects."""
 
 
 class BrokenStore(ImageStore):
@@ -125,7 +125,7 @@ async def test_a_generation_tells_its_cost_and_its_model(served: Served, stub: S
     assert "sunset" not in response.headers
 
 
-async def test_a_cost_nobody_reported_is_called_estimated(served: Served, stub: Stub) -> None:
+async def test_a_cost_that_was_not_reported_is_called_estimated(served: Served, stub: Stub) -> None:
     stub.faults.add(Fault("usage_missing"))
     async with served.http(await served.key()) as http:
         quote = (await http.post("/v1/images/quotes", json=LOW)).json()["cost_usd_max"]

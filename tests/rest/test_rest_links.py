@@ -1,4 +1,4 @@
-"""Signed links: the bytes without a key, for a while, and for nobody who changed a character."""
+"""Signed links give the bytes without a key, for a time; a changed link is refused."""
 
 import time
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ async def test_a_link_gives_the_image_without_a_key(served: Served, livemode: bo
     assert whole.headers["cache-control"].startswith("private, max-age=")
 
 
-async def test_base64_is_what_comes_unasked(served: Served) -> None:
+async def test_base64_is_the_default_response_format(served: Served) -> None:
     async with served.http(await served.key()) as http:
         for asked in ({}, {"response_format": "b64_json"}, {"response_format": None}):
             body = {k: v for k, v in BODY.items() if k != "response_format"} | asked
@@ -87,7 +87,7 @@ async def test_the_provider_never_hears_of_response_format(served: Served, stub:
 
 
 def spoiled(link: Link, other: Link) -> Iterator[dict[str, str]]:
-    """Changes to a good link, none of which may be served."""
+    """Changed versions of a valid link, none of which may be served."""
     yield {"image_id": other.image_id}
     yield {"sig": other.sig}
     yield {"exp": str(int(link.exp) + 1)}

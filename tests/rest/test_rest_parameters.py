@@ -21,7 +21,7 @@ LIVING = sorted(name for name, model in CATALOG.models.items() if model.shutdown
 
 
 def upstream(**given: Any) -> dict[str, Any]:
-    """What the provider should get: the client's own fields, and how many images."""
+    """The fields that the provider should get: the client's own, and the number of images."""
     given.pop("response_format", None)
     return {"n": 1, **given}
 

@@ -1,4 +1,4 @@
-"""Whatever is sent to the operators' routes, the answer is one that the description promises."""
+"""Every answer of the operators' routes is one that the API's description promises."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whatever is sent to the tenants' routes, the answer is one that the description promises."""
+"""Every answer of the tenants' routes is one that the API's description promises."""
 
 import pytest
 

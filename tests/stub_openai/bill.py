@@ -1,4 +1,4 @@
-"""The provider's own books: what it charged, line by line, whatever the client believes."""
+"""The provider's own books: every charge, independent of what the client believes."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ class BillLine:
     request_id: str
     prompt: str
     delivered: bool
-    """The whole answer went to a connection that was open when the line was written."""
+    """True if the whole answer was written to a connection that was open at that time."""
 
     @property
     def prompt_sha256(self) -> str:
@@ -56,13 +56,13 @@ def line_from_json(text: bytes | str) -> BillLine:
 
 
 def read_bill_file(path: Path) -> list[BillLine]:
-    """All whole lines of a bill file; a line being written right now is left out."""
+    """The complete lines of a bill file; a line that is still being written is left out."""
     text = path.read_bytes() if path.exists() else b""
     return [line_from_json(line) for line in text.split(b"\n")[:-1]]
 
 
 class Bill:
-    """Append-only. `seq` never restarts, so lines stay distinct across a reset."""
+    """Append-only charges. `seq` never restarts, so lines stay distinct across a reset."""
 
     def __init__(self, path: Path | None, clock: Callable[[], float]) -> None:
         self.lines: list[BillLine] = []

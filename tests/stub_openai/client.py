@@ -25,14 +25,14 @@ class StubControlError(Exception):
 
 
 class StubControl:
-    """Blocking client of one stub's control API. `root_url` is without `/v1`."""
+    """A blocking client of a stub's control API. `root_url` has no `/v1`."""
 
     def __init__(self, root_url: str) -> None:
         self.root_url = root_url.rstrip("/")
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client is given."""
+        """The `base_url` for an OpenAI client."""
         return f"{self.root_url}/v1"
 
     def bill(self, *, after_seq: int = 0) -> list[BillLine]:
@@ -60,7 +60,7 @@ class StubControl:
         self._ask("DELETE", "faults")
 
     def configure(self, **settings: object) -> dict[str, object]:
-        """Change settings of `StubConfig` by name (sets as lists); all settings."""
+        """Change settings of `StubConfig` by name (sets as lists); return all settings."""
         return self._ask("POST", "config", settings)
 
     def release(self, count: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The stub's knobs, and how the control API changes them."""
+"""The settings of the stub, and how the control API changes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -7,29 +7,29 @@ from types import UnionType
 
 @dataclass(frozen=True, slots=True)
 class StubConfig:
-    """Behaviour that lasts until changed; single misbehaviours are faults."""
+    """Behaviour that lasts until it is changed; a single misbehaviour is a `Fault`."""
 
     latency_seconds: float = 0.0
-    """Every image call takes at least this long."""
+    """The shortest time that an image call takes."""
     min_b64_bytes: int = 0
     """Each image's base64 is padded to at least this many bytes."""
     seed: int = 1
-    """Decides, with the prompt, what `auto` quality and size become."""
+    """Chooses, together with the prompt, the quality and size for `auto`."""
     accepted_keys: frozenset[str] | None = None
     """None accepts every key that starts with `sk-`."""
     retired_models: frozenset[str] = frozenset({"dall-e-2", "dall-e-3", "gpt-image-1"})
-    """Answered as OpenAI answers a retired model; add one to retire it."""
+    """The models that are answered as OpenAI answers a retired one."""
     output_text_tokens: int = 0
-    """Text output tokens each call of gpt-image-1.5 and chatgpt-image-latest reports and bills."""
+    """The text output tokens that a call of gpt-image-1.5 or chatgpt-image-latest is billed for."""
     record_calls: bool = True
-    """Off for long benchmarks, where a list of every call would only grow."""
+    """Record every call; off for long benchmarks, where the list would only grow."""
     keep_files: bool = False
-    """Keep what was uploaded, for `Stub.files`; off, since edits can be large."""
+    """Keep uploads for `Stub.files`; off by default, since they can be large."""
     max_body_bytes: int = 900 * 2**20
 
 
 def patched(config: StubConfig, patch: Mapping[str, object]) -> StubConfig:
-    """`config` with the JSON values of `patch`; ValueError on an unknown name or wrong type."""
+    """A copy of `config` with these values; ValueError for an unknown name or a wrong type."""
     known = {field.name for field in fields(StubConfig)}
     for name in patch.keys() - known:
         raise ValueError(f"unknown setting: {name}")
@@ -57,6 +57,6 @@ def _number(values: Mapping[str, object], name: str, kind: type | UnionType) -> 
 def _names(values: Mapping[str, object], name: str) -> frozenset[str]:
     value = values[name]
     if not isinstance(value, list | tuple | set | frozenset):
-        # One exception for every refused setting, whatever is wrong with it.
+        # ValueError for every refused setting, wrong types included, so that callers catch one.
         raise ValueError(f"{name} is a list of strings, not {value!r}")  # noqa: TRY004
     return frozenset(map(str, value))

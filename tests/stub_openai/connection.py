@@ -36,7 +36,7 @@ class Request:
 
 
 class Connection(asyncio.Protocol):
-    """One client connection; requests on it are answered one after the other."""
+    """One client connection; its requests are answered one after another."""
 
     def __init__(self, state: State, serve_api: Serve, serve_control: Serve) -> None:
         self._state = state
@@ -54,10 +54,10 @@ class Connection(asyncio.Protocol):
         self._lost: asyncio.Future[None] | None = None
         self._gone = False
 
-    # asyncio calls these.
+    # Callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast, since uvloop's transports are no subclasses of asyncio's.
+        # uvloop's transports are not subclasses of asyncio's, hence the cast.
         self._transport = cast("asyncio.Transport", transport)
         self._state.connections.add(self)
 
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
             self.send(render_error(ApiError(400, "Bad request."), "req_unparsed"))
             self.close()
 
-    # httptools calls these.
+    # Callbacks of httptools
 
     def on_message_begin(self) -> None:
         self._receiving = True
@@ -117,14 +117,14 @@ class Connection(asyncio.Protocol):
         self._waiting.append(request)
         self._serve_next()
 
-    # The rest of the stub calls these.
+    # The interface for the rest of the stub
 
     @property
     def is_open(self) -> bool:
         return not self._gone and self._transport is not None and not self._transport.is_closing()
 
     def send(self, answer: Answer) -> None:
-        """Write a whole answer; nothing happens on a connection that is gone."""
+        """Write a whole answer; do nothing if the connection is gone."""
         self.write(answer.head, *answer.body)
 
     def write(self, *pieces: bytes) -> None:
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
             self._transport.writelines(pieces)
 
     async def flushed(self) -> None:
-        """Give small writes their turn; uvloop hands them to the kernel at the end of one."""
+        """Yield until small writes have left: uvloop sends them at the end of a loop turn."""
         for _ in range(100):
             await asyncio.sleep(0)
             if self._transport is None or not self._transport.get_write_buffer_size():

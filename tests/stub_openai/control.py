@@ -17,7 +17,7 @@ DEFAULT_TIMEOUT_SECONDS = 10.0
 
 
 class _Refused(Exception):
-    """A control request that makes no sense; the message is the answer."""
+    """An invalid control request; the message becomes the answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

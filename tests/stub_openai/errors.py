@@ -1,6 +1,6 @@
 """OpenAI's error answers: one exception that carries status, code and the exact body.
 
-Texts are those OpenAI sends, as published in
+The texts are OpenAI's own, as published in
 https://developers.openai.com/api/docs/guides/error-codes and in public bug reports.
 """
 
@@ -36,7 +36,7 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     def fields(self) -> dict[str, object]:
-        """The inner object, as SSE `error` events carry it too."""
+        """The fields of the error; the `error` event of a stream carries the same ones."""
         inner: dict[str, object] = {
             "message": self.message,
             "type": self.kind,
@@ -94,7 +94,7 @@ def missing_key() -> ApiError:
 
 
 def wrong_key(key: str) -> ApiError:
-    """OpenAI echoes the key with its middle masked: what a gateway must scrub."""
+    """OpenAI echoes the key with its middle masked; the gateway must remove even that."""
     masked = key[:8] + "*" * max(len(key) - 12, 4) + key[-4:]
     return ApiError(
         401,
@@ -186,7 +186,7 @@ PRESETS: dict[str, ApiError] = {
     "overloaded": _server(503, "The server is currently overloaded with other requests."),
     "gateway_timeout": _server(504, "Gateway timeout."),
 }
-"""Ready-made errors a fault can name; see `faults.Fault.preset`."""
+"""Ready-made errors that a fault can name in `Fault.preset`."""
 
 PRESET_BY_STATUS: dict[int, str] = {
     400: "bad_request",

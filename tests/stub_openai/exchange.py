@@ -48,7 +48,7 @@ _DELIVERING = ("answer", *_USAGE_FORMS)
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request that OpenAI would have accepted, and what it earns."""
+    """A request that OpenAI would have accepted, with its answer or charge (`plan`)."""
 
     state: State
     connection: Connection
@@ -78,7 +78,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """A request body, read as far as it can be; `error` says why not further."""
+    """A parsed request body; `error` is the reason why it could not be parsed."""
 
     json: dict[str, object] | None = None
     parts: list[Part] | None = None
@@ -86,7 +86,7 @@ class _Body:
 
 
 def serve_api(state: State, connection: Connection, request: Request) -> Work | None:
-    """Answer at once and return None, or return the work that will answer later."""
+    """Answer now and return None, or return a coroutine that will answer later."""
     request_id = state.next_request_id()
     key, content_type = _key_and_type(request.headers)
     body = _read_body(request, content_type)
@@ -167,7 +167,7 @@ def _route(
     state: State, request: Request, key: str, body: _Body, request_id: str
 ) -> ImageCall | Answer:
     if request.path == VARIATIONS:
-        # Gone at the edge: answered before anybody looks at the key.
+        # OpenAI's edge removed this route: it answers before the key is checked.
         return render_bare_404()
     _authenticate(state, key)
     config, route = state.config, (request.method, request.path)
@@ -221,7 +221,7 @@ async def _serve_slowly(exchange: Exchange, fault: Fault, latency_seconds: float
         if fault.hold:
             await exchange.state.hold()
         if fault.is_billed and not fault.bill_at_arrival:
-            # Charged even when the client has left: the images were made.
+            # Charged even if the client has disconnected: the images were made.
             delivers = fault.kind in _DELIVERING and exchange.connection.is_open
             exchange.charge(delivered=delivers)
         await _strike(exchange, fault)

@@ -1,4 +1,4 @@
-"""Faults: how a test tells the stub to misbehave, and whether the call is charged anyway."""
+"""Faults: the misbehaviours that a test can order, each charged or not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ BILLED_BY_DEFAULT: Final[dict[Kind, bool]] = {
     "usage_without_details": True,
     "unreadable_json": True,
 }
-"""Whether the call is charged where a fault does not say so itself."""
+"""The default of `Fault.billed`: True if a call with this fault is charged."""
 
 IMAGE_PATHS = "/v1/images/"
 
@@ -55,19 +55,19 @@ IMAGE_PATHS = "/v1/images/"
 class Fault:
     """One misbehaviour, for the next `times` matching requests (None: for all of them).
 
-    Only requests OpenAI would have accepted are struck: an invalid one never uses a fault up.
-    Waiting comes first, `delay_seconds` and then `hold` until released; then `kind` happens.
+    A fault applies only to requests that OpenAI would have accepted: an invalid one never uses it
+    up. First come the waits, `delay_seconds` and then `hold` until released; then `kind` happens.
 
     Kinds:
-      answer                 the normal answer (with `delay_seconds` or `hold`)
+      answer                 the normal answer, to be delayed or held
       close_unread           the connection is closed at a request's first bytes, unparsed; it
                              matches any request and is recorded as a call without a method
       close_*_billing        the request is read, the connection is closed without an answer
       reset_*_billing        the same with a TCP reset
       reset_after_headers    status and headers, then a TCP reset
       truncated_body         the headers of the whole answer, half of its body, then closed
-      hang_*_billing         silence until the client goes away
-      hang_in_body           half of the answer, then silence until the client goes away
+      hang_*_billing         no answer until the client disconnects
+      hang_in_body           half of the answer, then nothing until the client disconnects
       status                 an error: `status`, or one of `errors.PRESETS` named in `preset`;
                              `html` answers with a proxy's HTML page instead of JSON
       stream_error           a stream that sends its partial images, then an `error` event
@@ -84,7 +84,7 @@ class Fault:
     prompt_contains: str = ""
     path_contains: str = IMAGE_PATHS
     key: str | None = None
-    """Only requests made with exactly this API key."""
+    """The API key of matching requests; None for every key."""
     delay_seconds: float = 0.0
     hold: bool = False
     bill_at_arrival: bool = False
@@ -116,7 +116,7 @@ class Fault:
         return BILLED_BY_DEFAULT[self.kind] if self.billed is None else self.billed
 
     def error(self) -> ApiError:
-        """The error a `status` fault answers with; ValueError when there is none."""
+        """The error that a `status` fault answers with; ValueError if there is no such error."""
         name = self.preset or PRESET_BY_STATUS.get(self.status)
         if name is not None and name in PRESETS:
             return PRESETS[name]
@@ -141,8 +141,8 @@ def fault_to_json(fault: Fault) -> dict[str, object]:
 
 
 def fault_from_json(row: Mapping[str, object]) -> Fault:
-    """ValueError or TypeError when `row` is no fault."""
-    return Fault(**row)  # type: ignore[arg-type]  # values are checked by use: this is a test tool
+    """Read a fault from JSON; ValueError or TypeError if it is invalid."""
+    return Fault(**row)  # type: ignore[arg-type]  # wrong types fail where they are used
 
 
 class FaultQueue:
@@ -159,7 +159,7 @@ class FaultQueue:
 
     @property
     def armed(self) -> list[Fault]:
-        """Faults that can still strike."""
+        """The faults that can still apply."""
         return [fault for fault, _ in self._armed]
 
     def take(self, *, path: str, prompt: str, key: str) -> Fault | None:

@@ -17,7 +17,7 @@ _JPEG_COMMENT_BYTES = 65_533
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What an image is like; its base64 is at least `min_b64` characters long."""
+    """The properties of an image; its base64 has at least `min_b64` characters."""
 
     image_format: str
     width: int

@@ -1,4 +1,4 @@
-"""Answers as bytes. What does not change between two calls is made once and cached."""
+"""Answers as bytes. Parts that two calls share are rendered once and cached."""
 
 import time
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One HTTP answer: `head` ends with the blank line; `body` is what follows on the wire."""
+    """One HTTP answer: `head` ends with the blank line; `body` holds the chunks after it."""
 
     head: bytes
     body: tuple[bytes, ...]
@@ -51,7 +51,7 @@ def render_error(error: ApiError, request_id: str, retry_after: str | None = Non
 
 
 def render_html(status: int, retry_after: str | None = None) -> Answer:
-    """An error page of a proxy in front of the API: no JSON, no request id."""
+    """The error page of a proxy in front of the API: no JSON, no request id."""
     reason = _reason(status).encode()
     body = _HTML % (status, reason, status, reason)
     extra = f"retry-after: {retry_after}\r\n" if retry_after else ""
@@ -63,7 +63,7 @@ def render_html(status: int, retry_after: str | None = None) -> Answer:
 
 
 def render_bare_404() -> Answer:
-    """The edge's answer for a route that is gone: no body, no type, no request id."""
+    """The answer for a removed route, by a proxy before the API: no body, type or request id."""
     return Answer(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", ())
 
 

@@ -29,7 +29,7 @@ class Stub:
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client is given."""
+        """The `base_url` for an OpenAI client."""
         return f"{self.root_url}/v1"
 
     @property
@@ -42,7 +42,7 @@ class Stub:
 
     @property
     def files(self) -> list[tuple[bytes, ...]]:
-        """What each multipart call uploaded, in its order, while `keep_files` was set."""
+        """The uploads of each multipart call, in order, made while `keep_files` was set."""
         return list(self._state.files)
 
     @property
@@ -63,7 +63,7 @@ class Stub:
         return self._state.config
 
     def release(self, count: int | None = None) -> int:
-        """Let the `count` longest held calls go on (None: all held now); how many that were."""
+        """Release the `count` calls that were held longest (None: all); return their number."""
         return self._state.release(count)
 
     async def reset(self) -> None:
@@ -73,23 +73,23 @@ class Stub:
     async def until_in_flight(
         self, count: int, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     ) -> None:
-        """At least `count` requests have arrived and are unanswered."""
+        """Wait until at least `count` requests have arrived and are not answered yet."""
         await self._state.until(lambda: self._state.in_flight >= count, timeout_seconds)
 
     async def until_held(
         self, count: int, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     ) -> None:
-        """At least `count` calls wait for `release`."""
+        """Wait until at least `count` calls are held."""
         await self._state.until(lambda: self._state.held >= count, timeout_seconds)
 
     async def until_billed(
         self, count: int, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     ) -> None:
-        """The bill has at least `count` lines."""
+        """Wait until the bill has at least `count` lines."""
         await self._state.until(lambda: len(self._state.bill.lines) >= count, timeout_seconds)
 
     async def until_idle(self, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        """No request is being worked on."""
+        """Wait until no request is in flight."""
         await self._state.until(lambda: self._state.in_flight == 0, timeout_seconds)
 
 

@@ -1,4 +1,4 @@
-"""Everything one running stub knows: configuration, calls, bill, faults, who is waiting."""
+"""The state of one running stub: configuration, calls, bill, faults, waiting tests."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from tests.stub_openai.faults import FaultQueue
 
 
 class Resettable(Protocol):
-    """A connection, as far as shutting down needs one."""
+    """The one method of a connection that a shutdown needs."""
 
     def reset(self) -> None: ...
 
@@ -23,7 +23,7 @@ class Resettable(Protocol):
 class Call:
     """One request as it arrived, control requests excepted.
 
-    `json` is None for a body that is no JSON; a multipart form is in `form` (plain fields) and
+    `json` is None if the body is not JSON. A multipart form is in `form` (plain fields) and
     `files` (field name, declared content type, size in bytes). A connection closed by
     `close_unread` leaves a call whose method and path are empty.
     """
@@ -39,7 +39,7 @@ class Call:
     stainless: dict[str, str]
     """The x-stainless-*, idempotency-key and traceparent headers, names in lower case."""
     in_flight: int
-    """Requests being worked on when this one arrived, itself included."""
+    """The number of requests in flight when this one arrived, itself included."""
 
     @property
     def key_last4(self) -> str:
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """A glance at the stub: counts since the last reset."""
+    """Counts since the last reset."""
 
     calls: int
     image_calls: int
@@ -60,7 +60,7 @@ class Totals:
 
 
 class State:
-    """Shared by all connections of one stub, and used from its event loop only."""
+    """The state that all connections of one stub share; used only from its event loop."""
 
     def __init__(self, config: StubConfig, bill_file: Path | None) -> None:
         self.config = config
@@ -132,7 +132,7 @@ class State:
         return len(self._held)
 
     async def hold(self) -> None:
-        """Wait for `release`."""
+        """Wait until `release` is called."""
         gate = asyncio.get_running_loop().create_future()
         self._held.append(gate)
         self.changed()
@@ -143,7 +143,7 @@ class State:
                 self._held.remove(gate)
 
     def release(self, count: int | None = None) -> int:
-        """Let the `count` longest held calls go on (None: all); how many that were."""
+        """Release the `count` calls that were held longest (None: all); return their number."""
         released, self._held = self._held[:count], self._held[len(self._held[:count]) :]
         for gate in released:
             if not gate.done():
@@ -151,7 +151,7 @@ class State:
         return len(released)
 
     def changed(self) -> None:
-        """Tell waiters to look again."""
+        """Wake the waiters whose condition now holds."""
         if not self._waiters:
             return
         for reached, waiter in self._waiters:
@@ -159,7 +159,7 @@ class State:
                 waiter.set_result(None)
 
     async def until(self, reached: Callable[[], bool], timeout_seconds: float) -> None:
-        """Return once `reached()` holds; TimeoutError after `timeout_seconds`."""
+        """Return once `reached()` is true; TimeoutError after `timeout_seconds`."""
         if reached():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -183,7 +183,7 @@ class State:
         )
 
     async def reset(self) -> None:
-        """Forget calls, bill, faults; abort what is in flight without charging it."""
+        """Forget calls, bill and faults; abort requests in flight without charging them."""
         running = list(self.tasks)
         for task in running:
             task.cancel()

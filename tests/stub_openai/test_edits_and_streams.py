@@ -1,4 +1,4 @@
-"""What the stub keeps of uploads, and how it pauses a stream."""
+"""Uploads that the stub keeps, and the pauses of a stream."""
 
 from openai import AsyncOpenAI
 

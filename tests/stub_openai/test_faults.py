@@ -1,4 +1,4 @@
-"""How the stub misbehaves when told to, and how it keeps its books."""
+"""Faults of the stub on demand, and its bill."""
 
 import asyncio
 from dataclasses import replace
@@ -326,7 +326,7 @@ async def test_reset_forgets_and_aborts_uncharged_but_never_reuses_a_sequence_nu
     assert [line.seq for line in stub.bill] == [2]
 
 
-async def test_waiting_for_what_does_not_happen_times_out(stub: Stub) -> None:
+async def test_waiting_for_an_event_that_does_not_happen_times_out(stub: Stub) -> None:
     with pytest.raises(TimeoutError):
         await stub.until_held(1, timeout_seconds=0.01)
 

@@ -1,4 +1,4 @@
-"""What the stub refuses, as OpenAI does, and without charging for it."""
+"""The stub refuses the same requests as OpenAI, free of charge."""
 
 import httpx2
 import openai

@@ -50,7 +50,7 @@ _UNSEEN = _Image(width=0, height=0, alpha=True, tokens=REMOTE_IMAGE_TOKENS)
 
 
 def split_multipart(content_type: str, body: bytes) -> list[Part]:
-    """The parts of a multipart/form-data body; `ApiError` when it cannot be read."""
+    """The parts of a multipart/form-data body; raises `ApiError` if it cannot be read."""
     boundary = _header_field(content_type, "boundary")
     if boundary is None:
         raise ApiError(400, "Missing boundary in multipart Content-Type.")
@@ -87,7 +87,7 @@ def _header_field(value: str, field: str) -> str | None:
 
 
 def read_form_edit(parts: list[Part], config: StubConfig, request_id: str) -> ImageCall:
-    """A multipart edit. One file travels as `image`, a list as repeated `image[]`."""
+    """Read a multipart edit. One file is sent as `image`, several as repeated `image[]`."""
     fields = {part.name: _plain(part) for part in parts if part.filename is None}
     find_model(fields, config)
     uploads: list[Part] = []
@@ -105,7 +105,7 @@ def read_form_edit(parts: list[Part], config: StubConfig, request_id: str) -> Im
             raise unknown_parameter(part.name)
     _check_count("image", len(uploads))
     inputs = [_open("image", n, part) for n, part in enumerate(uploads, start=1)]
-    # Parameters before masks: a wrong parameter is the more useful thing to hear about.
+    # Parameters are checked before masks: an error in one is more useful to the client.
     tokens = sum(entry.tokens for entry in inputs)
     call = read_call(
         fields, config, endpoint="edits", request_id=request_id, input_image_tokens=tokens
@@ -180,7 +180,7 @@ def _invalid_image(number: int) -> ApiError:
 
 
 def read_json_edit(body: Json, config: StubConfig, request_id: str) -> ImageCall:
-    """An edit as JSON: `images` and `mask` are objects with one of `image_url` and `file_id`."""
+    """Read a JSON edit: `images` and `mask` hold objects with either `image_url` or `file_id`."""
     find_model(body, config)
     images = body.get("images")
     if images is None:

@@ -33,7 +33,7 @@ _FIXED_TOKENS: dict[tuple[int, int], dict[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call, over all its images."""
+    """The tokens of one call, summed over all its images."""
 
     input_text_tokens: int
     input_image_tokens: int
@@ -51,7 +51,7 @@ class Usage:
 
 @lru_cache(maxsize=4096)
 def image_output_tokens(family: Family, quality: str, width: int, height: int) -> int:
-    """Output tokens of ONE image; `quality` is never `auto` here."""
+    """The output tokens of ONE image; `quality` is never `auto` here."""
     if family == "fixed":
         return _FIXED_TOKENS[width, height][quality]
     if family == "gpt-image-2.6":
@@ -74,15 +74,15 @@ def image_input_tokens(width: int, height: int) -> int:
     """Input tokens of one reference image.
 
     OpenAI states no formula for these models. One patch per 32 x 32 pixels, capped at 1,536
-    patches (https://developers.openai.com/api/docs/guides/images-vision), and 9 for the
-    frame gives the 1,033 tokens observed for a 1024x1024 image.
+    patches (https://developers.openai.com/api/docs/guides/images-vision), plus 9 for the
+    frame gives the 1,033 tokens that were observed for a 1024x1024 image.
     """
     patches = -(-width // 32) * -(-height // 32)
     return min(patches, 1536) + 9
 
 
 def cost_nano_usd(facts: ModelFacts, usage: Usage) -> int:
-    """What OpenAI charges, in nano-USD: no rounding, since every price per token is whole."""
+    """OpenAI's charge in nano-USD; never rounded, since every price per token is a whole number."""
     return (
         usage.input_text_tokens * facts.text_in_nano
         + usage.input_image_tokens * facts.image_in_nano

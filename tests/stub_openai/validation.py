@@ -1,4 +1,4 @@
-"""From a request body to an `ImageCall`, or the error OpenAI would answer with."""
+"""Turns a request body into an `ImageCall`, or raises the error that OpenAI would answer with."""
 
 import zlib
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ Endpoint = Literal["generations", "edits"]
 
 BLOCKED_MARK = "[blocked]"
 DEFAULT_MODEL = "dall-e-2"
-"""What the server assumes when `model` is missing: a retired model, hence always an error."""
+"""The server's default for a missing `model`: a retired model, hence always an error."""
 
 _SHARED = frozenset(
     [
@@ -85,7 +85,7 @@ class ImageCall:
 
 
 def find_model(body: Json, config: StubConfig) -> tuple[str, ModelFacts]:
-    """The first check of every images call: nothing else matters if the model is gone."""
+    """The first check of every image call: nothing else matters if the model is gone."""
     model = take_text(body, "model") or DEFAULT_MODEL
     facts = MODELS.get(model)
     if facts is None or model in config.retired_models:

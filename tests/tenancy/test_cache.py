@@ -1,4 +1,4 @@
-"""Lookups that are kept: loaded once for all who come at once, and never older than a change."""
+"""The cache loads a value once for concurrent lookups and never returns one older than a change."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ WHO_ASKS = 50
 
 
 class Rows:
-    """What the database would say; each load waits until it is let go."""
+    """A fake database row; each load waits until it is released."""
 
     def __init__(self, value: str) -> None:
         self.value = value
@@ -35,14 +35,14 @@ def make_cache(
 
 
 async def asked(count: int, cache: Cache[str, str], rows: Rows) -> list[asyncio.Task[str | None]]:
-    """So many who ask at once, all of them waiting."""
+    """Start `count` concurrent lookups; all of them wait."""
     tasks = [asyncio.create_task(cache.get("key", rows.load)) for _ in range(count)]
     for _ in range(3):
         await asyncio.sleep(0)
     return tasks
 
 
-async def test_many_who_ask_at_once_cost_one_load() -> None:
+async def test_concurrent_lookups_cost_one_load() -> None:
     cache, rows = make_cache(), Rows("old")
     tasks = await asked(WHO_ASKS, cache, rows)
     rows.answers.set()
@@ -51,7 +51,7 @@ async def test_many_who_ask_at_once_cost_one_load() -> None:
     assert rows.loads == 1
 
 
-async def test_who_asks_after_a_change_does_not_get_what_was_being_loaded_before_it() -> None:
+async def test_a_lookup_after_a_change_does_not_get_a_load_begun_before_it() -> None:
     cache, rows = make_cache(), Rows("old")
     early = await asked(2, cache, rows)
     rows.value = "new"
@@ -64,7 +64,7 @@ async def test_who_asks_after_a_change_does_not_get_what_was_being_loaded_before
     assert rows.loads == 2
 
 
-async def test_a_change_that_nobody_announced_is_noticed_when_the_time_to_live_is_over() -> None:
+async def test_a_change_without_a_notification_is_noticed_after_the_time_to_live() -> None:
     clock = FakeClock()
     cache, rows = make_cache(clock=clock), Rows("old")
     rows.answers.set()
@@ -77,7 +77,7 @@ async def test_a_change_that_nobody_announced_is_noticed_when_the_time_to_live_i
     assert rows.loads == 2
 
 
-async def test_who_leaves_does_not_take_the_load_along() -> None:
+async def test_a_cancelled_lookup_does_not_cancel_the_load() -> None:
     cache, rows = make_cache(), Rows("old")
     leaving, staying = await asked(2, cache, rows)
     leaving.cancel()
@@ -87,7 +87,7 @@ async def test_who_leaves_does_not_take_the_load_along() -> None:
     assert rows.loads == 1
 
 
-async def test_a_load_that_fails_fails_for_all_who_wait_and_is_tried_again() -> None:
+async def test_a_failed_load_fails_every_waiting_lookup_and_is_retried() -> None:
     cache, rows = make_cache(load_seconds=0.01), Rows("old")
     for task in await asked(3, cache, rows):
         with pytest.raises(DatabaseUnavailable):

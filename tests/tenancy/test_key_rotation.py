@@ -51,7 +51,7 @@ async def sealed_bytes(served: Served) -> set[bytes]:
 
 
 async def signing_secrets(served: Served) -> list[str]:
-    """What signs for every webhook, opened as the dispatcher opens it."""
+    """The signing secrets of all webhooks, opened as the dispatcher opens them."""
     rows = await served.owner_sql("SELECT * FROM webhook_secret ORDER BY id")
     opened = [
         await served.gateway.core.webhook_sealing.open(
@@ -77,7 +77,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def waiting(served: Served) -> bool:
-    """Whether somebody waits for a row that another has locked."""
+    """Tell if a statement waits for a lock on a row."""
     rows = await served.owner_sql(
         "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         " AND datname = current_database()"
@@ -200,7 +200,7 @@ async def test_a_killed_rotation_goes_on_where_it_was(
         assert await all_serve(stub, call(served, key)) == [f"sk-tenant-canary-{number:08d}"]
 
 
-async def test_what_does_not_open_is_left_and_named(served: Served, stub: Stub) -> None:
+async def test_a_secret_that_does_not_open_is_left_and_named(served: Served, stub: Stub) -> None:
     key, other = await served.key(), await served.key(tenant_id=await served.tenant("other"))
     await store(served, key, TENANT_SECRET)
     await store(served, other, USER_SECRET)
@@ -322,7 +322,7 @@ async def test_keys_are_used_by_many_at_once_while_the_pepper_is_rolled(
     assert (await peppers_of(served)).count(4) >= 8
 
 
-async def test_what_was_revoked_stays_so_under_a_new_pepper(
+async def test_a_revoked_key_stays_revoked_under_a_new_pepper(
     served: Served, settings: Settings
 ) -> None:
     key = await served.key()
@@ -395,7 +395,7 @@ def links_of(served: Served) -> LinkSigner:
 
 
 def opens(link: str, served: Served) -> bool:
-    """Whether a gateway accepts this link's signature."""
+    """Tell if a gateway accepts this link's signature."""
     try:
         return links_of(served).own_path(link, now=int(time.time())) == PATH
     except Forbidden:
@@ -414,7 +414,7 @@ async def test_links_of_the_old_key_are_accepted_until_the_longest_has_ended(
     assert version == 2
     assert used_from.timestamp() > time.time()
     async with served_gateway(settings) as other:
-        # Nobody signs with it before every worker has read it.
+        # No worker signs with it before every worker has read it.
         early = links_of(other).sign(IMAGE_ID, PATH, until_time)
         assert early == old.replace(served.gateway.settings.public_url, links_of(other).public_url)
         await served.owner_sql(

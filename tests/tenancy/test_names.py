@@ -73,7 +73,7 @@ async def test_a_report_is_of_one_key_user_or_model(served: Served, stub: Stub) 
         }
         unknown = [
             refusal(await http.get(f"/v1/usage?{query}"))
-            for query in ("key=nobody", f"key={NO_ID}", "user=carol", "key=%00", "user=%00")
+            for query in ("key=unknown", f"key={NO_ID}", "user=carol", "key=%00", "user=%00")
         ]
     assert list(counts.values()) == [2, 2, 2, 1, 1, 0, 3, 0, 0]
     assert unknown == [Refusal(404, "not_found", q) for q in ("key", "key", "user", "key", "user")]
@@ -100,7 +100,7 @@ async def test_a_report_is_looked_for_among_what_the_caller_may_see(
         assert refusal(await http.get(f"/v1/usage?key={alice.id}")).status == 404
 
 
-async def test_what_means_several_is_refused_with_all_of_them(served: Served) -> None:
+async def test_an_ambiguous_name_is_refused_with_all_candidates(served: Served) -> None:
     twins = [await served.key(name="twin") for _ in range(2)]
     await served.owner_sql("UPDATE api_key SET last4 = 'same' WHERE name = 'twin'")
     # A name that another key's last characters spell is no answer either.
@@ -141,7 +141,7 @@ async def test_a_tenant_is_found_by_id_name_and_last_characters(served: Served) 
     async with served.gateway.database.operator() as session:
         for text in (str(odd), "café 日本", decomposed, str(odd)[-4:], str(odd)[-4:].upper()):
             assert (await find_tenant(session, text)).id == odd
-        for text in ("", "nobody", NO_ID, "\x00"):
+        for text in ("", "unknown", NO_ID, "\x00"):
             with pytest.raises(NotFound):
                 await find_tenant(session, text)
 

@@ -1,4 +1,4 @@
-"""OAuth from a client's side: from a bare 401 to an image, and what it is told on the way."""
+"""OAuth from a client's side: from a bare 401 to an image, and the challenges on the way."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,7 +40,7 @@ CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
 
 
 class Memory:
-    """Where a client keeps its token and who it is."""
+    """The token storage of an MCP client: its registration and its tokens."""
 
     def __init__(self, client: OAuthClientInformationFull | None = None, token: str = "") -> None:
         self.client = client
@@ -176,7 +176,7 @@ async def test_a_token_works_for_rest_as_it_does_for_mcp(
     assert [call.key for call in stub.calls] == [HOUSE_KEY]
 
 
-async def test_whoever_sends_nothing_is_told_where_to_get_a_token(trusting: Served) -> None:
+async def test_a_request_without_credentials_is_told_where_to_get_a_token(trusting: Served) -> None:
     async with trusting.http() as http:
         for headers in ({}, {"Authorization": ""}, {"Authorization": "Basic YTpi"}):
             rest = await http.get("/v1/models", headers=headers)
@@ -286,7 +286,9 @@ async def test_a_token_opens_no_route_of_operators(trusting: Served, issuer: Iss
         assert (answer.status_code, challenge_of(answer)) == (403, {})
 
 
-async def test_the_metadata_say_whom_to_ask_and_for_what(trusting: Served, issuer: Issuer) -> None:
+async def test_the_metadata_name_the_issuer_and_the_scopes(
+    trusting: Served, issuer: Issuer
+) -> None:
     async with trusting.http() as http:
         for tail in ("", "/mcp"):
             answer = await http.get(f"{METADATA}{tail}", headers={"Origin": "https://app.example"})

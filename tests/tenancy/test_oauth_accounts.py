@@ -1,4 +1,4 @@
-"""What a token's claims lead to: tenants, users, budgets, and the books."""
+"""A token's claims decide the tenant, the user, the budgets and the books."""
 
 import asyncio
 import json
@@ -68,7 +68,7 @@ async def test_a_tenant_that_is_not_known_is_a_403_and_leaves_nothing_behind(
     trusting: Served, issuer: Issuer, stub: Stub
 ) -> None:
     for tenant in (
-        "nobody",
+        "unknown",
         str(uuid4()),
         "ACME",
         "acme ",
@@ -128,19 +128,17 @@ async def test_a_suspended_tenants_tokens_open_nothing_until_it_is_resumed(
         while (answer := await get(trusting, token)).status_code == 200:
             pass
     assert refusal(answer) == Refused(403, "tenant_suspended", {})
-    stranger = token_of(trusting, issuer, sub="bob")
-    assert refusal(await list_tools(trusting, stranger)) == Refused(403, "tenant_suspended", {})
+    other = token_of(trusting, issuer, sub="bob")
+    assert refusal(await list_tools(trusting, other)) == Refused(403, "tenant_suspended", {})
     assert await user_names(trusting) == [("acme", "alice")]
     async with trusting.gateway.database.operator() as session:
         await tenants.set_status(session, "acme", "active")
     async with asyncio.timeout(HEARD_WITHIN_SECONDS):
-        while (await get(trusting, stranger)).status_code != 200:
+        while (await get(trusting, other)).status_code != 200:
             pass
 
 
-async def test_what_a_tenant_has_chosen_counts_for_its_tokens(
-    trusting: Served, issuer: Issuer
-) -> None:
+async def test_a_tenants_choices_hold_for_its_tokens(trusting: Served, issuer: Issuer) -> None:
     provider = trusting.gateway.identity_provider
     assert provider is not None
     token = token_of(trusting, issuer)
@@ -208,18 +206,18 @@ async def test_neither_another_tenant_nor_another_user_sees_an_image(
     owner = token_of(trusting, issuer)
     assert (await make_image(trusting, owner)).status_code == 200
     image = (await get(trusting, owner, "/v1/images")).json()["data"][0]["id"]
-    strangers = [
+    others = [
         token_of(trusting, issuer, tenant="other"),
         token_of(trusting, issuer, sub="bob"),
         secret_of(await trusting.key(livemode=False)),
     ]
-    for stranger in strangers:
-        assert (await get(trusting, stranger, "/v1/images")).json()["data"] == []
-        async with trusting.http(stranger) as http:
+    for other in others:
+        assert (await get(trusting, other, "/v1/images")).json()["data"] == []
+        async with trusting.http(other) as http:
             for method in ("GET", "DELETE"):
                 answer = await http.request(method, f"/v1/images/{image}")
                 assert error_of(answer)["code"] == "image_not_found"
-        usage = (await get(trusting, stranger, "/v1/usage")).json()["total"]
+        usage = (await get(trusting, other, "/v1/usage")).json()["total"]
         assert usage["requests"] == 0
     assert (await get(trusting, owner, f"/v1/images/{image}")).status_code == 200
 
@@ -300,7 +298,7 @@ async def test_a_token_is_in_no_log_no_answer_and_no_row(
         "good": issuer.sign(issuer.claims("images")),
         "expired": issuer.sign(issuer.claims("images", exp=1)),
         "forged": issuer.sign(issuer.claims("images"), key=rsa_key(2)),
-        "of a stranger": issuer.sign(issuer.claims("images", tenant="nobody")),
+        "of an unknown tenant": issuer.sign(issuer.claims("images", tenant="unknown")),
         "weak": issuer.sign(issuer.claims("images", scope="")),
         "no user": issuer.sign(issuer.claims("images", sub="\x00")),
     }
@@ -377,7 +375,7 @@ def test_an_issuer_is_https_or_on_this_machine(
     assert load_settings().oidc_issuer == address
 
 
-async def test_limits_of_a_user_and_his_tenant_bind_his_token(
+async def test_limits_of_a_user_and_of_the_tenant_bind_the_users_token(
     trusting: Served, issuer: Issuer
 ) -> None:
     tokens = [token_of(trusting, issuer, sub=name) for name in ("anna", "bert")]

@@ -106,7 +106,7 @@ async def test_known_keys_stay_in_use_while_the_provider_is_away(
         assert (await get(served, known)).status_code == 200
         issuer.answers = {OIDC: answer_503}
         assert (await get(served, known)).status_code == 200
-        # Of a key that is not known, nobody can say now whether it is the provider's.
+        # An unknown key cannot be checked now: it may be a new one of the provider.
         unknown = await get(served, token_of(served, issuer, kid="unknown"))
         assert (unknown.status_code, error_of(unknown)["code"]) == (503, AWAY)
         issuer.answers = {}
@@ -141,7 +141,7 @@ async def test_an_unknown_key_is_looked_for_again_after_a_while(issuer: Issuer) 
     await keys.close()
 
 
-async def test_nobody_waits_for_a_provider_that_is_known_to_hang(issuer: Issuer) -> None:
+async def test_no_request_waits_for_a_provider_that_is_known_to_hang(issuer: Issuer) -> None:
     clock = Clock()
     keys = keys_of(issuer, clock, timeout_seconds=0.2)
     assert await keys.find("key-1", "RS256") is not None
@@ -208,6 +208,6 @@ async def test_a_provider_that_answers_otherwise_is_not_believed(
 
 
 async def test_a_gateway_starts_and_stops_without_its_provider(settings: Settings) -> None:
-    change = {"oidc_issuer": "http://127.0.0.1:9/realms/nobody"}
+    change = {"oidc_issuer": "http://127.0.0.1:9/realms/unknown"}
     async with served_gateway(settings.model_copy(update=change)) as served:
         assert (await get(served, secret_of(await served.key()))).status_code == 200

@@ -1,4 +1,4 @@
-"""Tokens that are not what they must be open nothing: neither REST nor MCP."""
+"""Invalid tokens are refused by REST and MCP."""
 
 import base64
 import hmac
@@ -80,19 +80,19 @@ def with_the_public_key_as_secret(issuer: Issuer, audience: str) -> str:
     return f"{signed}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
-def by_a_stranger(issuer: Issuer, audience: str) -> str:
+def by_another_key(issuer: Issuer, audience: str) -> str:
     """Signed with another key, under the name of the provider's."""
     header = {"kid": issuer.keys[0].kid}
     return issuer.sign(issuer.claims(audience), key=rsa_key(9), header=header)
 
 
 def by_the_key_it_brings(issuer: Issuer, audience: str) -> str:
-    stranger = rsa_key(9)
-    header = {"kid": issuer.keys[0].kid, "jwk": stranger.as_dict(private=False)}
-    return issuer.sign(issuer.claims(audience), key=stranger, header=header)
+    brought = rsa_key(9)
+    header = {"kid": issuer.keys[0].kid, "jwk": brought.as_dict(private=False)}
+    return issuer.sign(issuer.claims(audience), key=brought, header=header)
 
 
-def by_an_elliptic_stranger(issuer: Issuer, audience: str) -> str:
+def by_an_elliptic_key(issuer: Issuer, audience: str) -> str:
     header = {"alg": "ES256", "kid": issuer.keys[0].kid}
     return issuer.sign(issuer.claims(audience), key=ECKey.generate_key("P-256"), header=header)
 
@@ -170,10 +170,10 @@ BAD: dict[str, Forge] = {
     "alg=None": unsigned("None"),
     "no signature": unsigned("RS256"),
     "HS256 by the public key": with_the_public_key_as_secret,
-    "a key that nobody knows": under(kid="nobody"),
-    "a stranger's key": by_a_stranger,
+    "an unknown key id": under(kid="unknown"),
+    "another's key": by_another_key,
     "the key it brings along": by_the_key_it_brings,
-    "a key of another type": by_an_elliptic_stranger,
+    "a key of another type": by_an_elliptic_key,
     "an algorithm that is not the key's": with_header({"alg": "PS256", "kid": "key-1"}),
     "a tampered payload": tampered,
     "a cut signature": short_signature,
@@ -341,7 +341,7 @@ thorough = hypothesis_settings(
 
 @thorough
 @given(header=HEADERS | VALUES, payload=CLAIMS | VALUES, signature=st.binary(max_size=300))
-def test_whatever_looks_like_a_token_is_refused_and_no_defect(
+def test_text_that_looks_like_a_token_is_refused_without_a_server_error(
     header: object, payload: object, signature: bytes
 ) -> None:
     tail = base64.urlsafe_b64encode(signature).decode().rstrip("=")
@@ -352,7 +352,7 @@ def test_whatever_looks_like_a_token_is_refused_and_no_defect(
 
 @thorough
 @given(claims=CLAIMS)
-def test_whatever_a_provider_signs_is_read_or_refused(claims: dict[str, object]) -> None:
+def test_every_signed_token_is_read_or_refused(claims: dict[str, object]) -> None:
     issuer = Issuer("https://a.example", keys=[rsa_key(1)])
     token = issuer.sign(issuer.claims("a") | claims)
     with suppress(InvalidToken):
@@ -362,7 +362,7 @@ def test_whatever_a_provider_signs_is_read_or_refused(claims: dict[str, object])
 
 @thorough
 @given(entries=st.lists(KEYS | VALUES, max_size=20))
-def test_whatever_a_key_set_holds_the_good_key_in_it_is_found(entries: list[object]) -> None:
+def test_the_valid_key_is_found_in_any_key_set(entries: list[object]) -> None:
     good = rsa_key(1).as_dict(private=False)
     assert (
         read_key_set({"keys": [*entries, {**good, "kid": "the good one"}]})[-1].kid

@@ -37,7 +37,7 @@ async def test_a_budget_set_for_a_rolled_key_limits_its_whole_line(served: Serve
         twin = await api_keys.roll(
             session, key.id, pepper=served.gateway.core.pepper, grace=timedelta(hours=1)
         )
-    # Asked for live, but the key is a test key: a limit that binds nobody would be a trap.
+    # Asked for live, but the key is a test key: a limit that binds no call would be a trap.
     await served.budget("0.000001", api_key_id=twin.id, livemode=True)
     for secret in (key, twin):
         async with served.http(secret) as http:

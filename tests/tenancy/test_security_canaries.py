@@ -1,4 +1,4 @@
-"""Secrets planted everywhere, a mixed day of work with failures, and not a byte of them outside."""
+"""Canary secrets planted everywhere do not leak during a day of mixed work with failures."""
 
 import base64
 import json
@@ -61,7 +61,7 @@ def spellings(secret: bytes) -> Iterator[bytes]:
 
 @dataclass
 class Day:
-    """What a process answered; every answer is kept whole."""
+    """A client that keeps every answer of a gateway process whole."""
 
     base_url: str
     answers: list[bytes] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Day:
 
 
 async def work(day: Day, keys: dict[str, str], stub: Stub) -> None:
-    """A bit of everything a client can do, well and badly."""
+    """Make requests of every kind, successful and failing."""
     live, user, test, admin = (keys[name] for name in ("live", "user", "test", "admin"))
     await day.ask(live, "POST", PATH, json=LOW)
     await day.ask(test, "POST", PATH, json=LOW | {"response_format": "url"})
@@ -205,7 +205,7 @@ async def test_no_secret_leaves_in_logs_answers_metrics_or_rows(
     assert leaks({"log": log, "answers": answers}, parts) == set()
 
 
-async def test_the_log_is_json_whatever_is_asked_for(
+async def test_the_log_is_json_for_every_request(
     settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
     environment = process_environment(settings) | {"GATEWAY_LOG_LEVEL": "DEBUG"}
@@ -220,7 +220,7 @@ async def test_the_log_is_json_whatever_is_asked_for(
     assert stub.calls == []
 
 
-async def test_what_is_held_in_memory_cannot_print_its_secrets(served: Served) -> None:
+async def test_objects_in_memory_cannot_print_their_secrets(served: Served) -> None:
     core = served.gateway.core
     key = await served.key()
     shown = repr((served.gateway, core, served.gateway.settings, served.gateway.links, key))

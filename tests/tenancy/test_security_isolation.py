@@ -1,4 +1,4 @@
-"""Tenants apart from each other, by the routes and by row-level security alone; modes likewise."""
+"""Tenants and modes are isolated, by the routes and by row-level security alone."""
 
 # ruff: noqa: S608 - SQL is put together here from this module's own words alone
 
@@ -209,7 +209,7 @@ async def test_another_tenants_ids_lead_nowhere(two: Two) -> None:
         assert (await http.get("/v1/credentials/openai")).json()["last4"] == SECRET_A[-4:]
 
 
-async def test_a_tenants_credential_is_used_for_nobody_else(two: Two, stub: Stub) -> None:
+async def test_a_tenants_credential_is_used_for_no_other_tenant(two: Two, stub: Stub) -> None:
     async with two.served.http(two.key_b) as http:
         await http.put("/v1/credentials/openai", json={"secret": SECRET_B})
         assert (await http.post("/v1/images/generations", json=LOW)).status_code == 200
@@ -218,7 +218,7 @@ async def test_a_tenants_credential_is_used_for_nobody_else(two: Two, stub: Stub
 
 async def test_row_level_security_alone_hides_every_row_of_another_tenant(two: Two) -> None:
     tables = await tenant_tables(two.served)
-    owned, seen_by_b, seen_by_nobody = {}, {}, {}
+    owned, seen_by_b, seen_by_no_tenant = {}, {}, {}
     for table, column in tables.items():
         count = f"SELECT count(*) FROM {table} WHERE {column} = :a"
         owned[table] = (await two.served.owner_sql(count, a=two.a))[0][0]
@@ -228,10 +228,12 @@ async def test_row_level_security_alone_hides_every_row_of_another_tenant(two: T
             seen_by_b[table] = {getattr(row, column) for row in rows} - {two.b}
     async with as_role(two.served) as connection:
         for table in tables:
-            seen_by_nobody[table] = (await connection.execute(text(f"SELECT * FROM {table}"))).all()
+            seen_by_no_tenant[table] = (
+                await connection.execute(text(f"SELECT * FROM {table}"))
+            ).all()
     assert [table for table, count in owned.items() if count == 0] == []
     assert seen_by_b == {table: set() for table in tables}
-    assert seen_by_nobody == {table: [] for table in tables}
+    assert seen_by_no_tenant == {table: [] for table in tables}
 
 
 async def test_a_row_cannot_be_planted_in_another_tenant(two: Two) -> None:

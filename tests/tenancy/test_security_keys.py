@@ -1,4 +1,4 @@
-"""Keys on every route: what opens nothing, what opens too little, and how fast a key ends."""
+"""Keys on every route: invalid keys, missing scopes, and the time until a key ends."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -47,7 +47,7 @@ ROUTE_METHODS = {"get", "head", "post", "put", "patch", "delete"}
 
 
 class Refusal(NamedTuple):
-    """What a client sees of a refusal."""
+    """The status and code of a refused request."""
 
     status: int
     code: str
@@ -85,7 +85,7 @@ def refusal_of(response: httpx2.Response) -> Refusal:
 async def refusals(
     served: Served, routes: set[tuple[str, str]], authorization: str | None
 ) -> dict[tuple[str, str], Refusal]:
-    """What each route says to this Authorization header."""
+    """The refusal of each route for this Authorization header."""
     headers = {} if authorization is None else {"Authorization": authorization}
     async with served.http() as http:
         return {
@@ -238,7 +238,7 @@ async def test_a_revoked_key_ends_on_every_gateway_within_a_second(
     assert stub.calls == []
 
 
-async def test_a_revocation_that_nobody_announced_counts_when_the_time_to_live_is_over(
+async def test_a_revocation_without_a_notification_counts_after_the_time_to_live(
     settings: Settings,
 ) -> None:
     # Thirty seconds as it is delivered; that these are counted is for the tests of the cache.

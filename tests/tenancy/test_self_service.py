@@ -75,7 +75,7 @@ async def test_a_key_without_the_scope_opens_none_of_it(served: Served) -> None:
         assert refusal(await http.put("/limits", json={"kind": "images", "value": 1})) == FORBIDDEN
 
 
-async def test_no_key_gives_what_it_does_not_have(served: Served) -> None:
+async def test_no_key_grants_a_scope_that_it_lacks(served: Served) -> None:
     some = await served.key(scopes=["tenant:admin", "images:read"], models=[GPT2])
     rich, other = await served.key(scopes=ALL), await served.key()
     model = Refusal(403, "model_not_allowed", None)

@@ -1,4 +1,4 @@
-"""Provider keys at rest and in use: whose is taken, what a moved ciphertext does, rotation."""
+"""Provider keys at rest and in use: the order of owners, moved ciphertexts, rotation."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ async def assert_nothing_bought(served: Served, stub: Stub) -> None:
 
 
 class Abandoned(Exception):
-    """What ends a transaction without a commit."""
+    """Raised to end a transaction without a commit."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ async def test_a_rejection_repeats_no_part_of_a_key_of_any_form(served: Served, 
 async def test_a_rejected_house_key_is_the_operators_trouble_alone(
     served: Served, stub: Stub
 ) -> None:
-    stub.configure(accepted_keys=["sk-somebody-elses"])
+    stub.configure(accepted_keys=["sk-another-tenants"])
     answer = await call(served, await served.key())
     assert (answer.status_code, error_of(answer)["code"]) == (503, "provider_unavailable")
     for hint in (HOUSE_KEY[:8], HOUSE_KEY[-4:], "api key", "API key", "openai", "***"):
@@ -310,7 +310,7 @@ BAD_CREDENTIALS: dict[str, Any] = {
 }
 
 
-async def test_what_is_no_key_is_refused_without_repeating_it(served: Served) -> None:
+async def test_an_invalid_provider_key_is_refused_without_repeating_it(served: Served) -> None:
     key = await served.key()
     async with served.http(key) as http:
         for name, body in BAD_CREDENTIALS.items():
@@ -371,7 +371,7 @@ async def test_the_master_key_is_rotated_while_two_gateways_serve(
         assert await rewrapping == 6
         assert await used_master_key_ids(first.gateway.database) == {master_key_id(new)}
         write_key_file(path, [new])
-        # Nobody has opened the quiet tenant's data key since the start.
+        # The quiet tenant's data key has not been opened since the start.
         assert await all_serve(stub, call(second, quiet), call(second, key)) == [
             TENANT_SECRET,
             USER_SECRET,

@@ -136,7 +136,7 @@ def generate(**changes: Any) -> Refused:
 
 
 async def refusal_of(served: Served, key: IssuedKey | str, call: Refused) -> openai.APIStatusError:
-    """What the client raises."""
+    """The exception that the client raises."""
     async with served.openai(key) as client:
         with pytest.raises(openai.APIStatusError) as caught:
             await call(client)
@@ -144,7 +144,7 @@ async def refusal_of(served: Served, key: IssuedKey | str, call: Refused) -> ope
 
 
 def said(error: openai.APIStatusError) -> tuple[type, int, str | None, str | None]:
-    """What an application looks at."""
+    """The fields of an error that an application reads."""
     return type(error), error.status_code, error.code, error.param
 
 
@@ -206,7 +206,7 @@ async def test_the_providers_refusals_raise_the_clients_own_classes_and_cost_not
         "bad_request": (openai.BadRequestError, 400, "invalid_value", "size"),
         "invalid_api_key": (openai.InternalServerError, 503, "provider_unavailable", None),
         "insufficient_quota": (openai.InternalServerError, 503, "provider_unavailable", None),
-        # The last one: for as long as the provider has said, nobody calls it.
+        # Must be the last one: the provider is not called until its retry time is over.
         "rate_limited": (openai.RateLimitError, 429, "rate_limit_exceeded", None),
     }
     errors = {}

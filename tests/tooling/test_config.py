@@ -1,4 +1,4 @@
-"""Settings: what refuses to boot, what it says then, and that no secret is ever said."""
+"""Settings that refuse to start, their messages, and that no secret is in one."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 
 
 def refusal(environment: pytest.MonkeyPatch, **variables: str) -> str:
-    """What is said when these variables refuse to boot."""
+    """The message of the refusal to start with these variables."""
     for name, value in variables.items():
         environment.setenv(name, value)
     with pytest.raises(ConfigurationError) as caught:
@@ -219,7 +219,7 @@ BAD_MASTER_KEYS = {
 }
 
 
-def test_what_is_no_master_key_is_refused_and_not_repeated(tmp_path: Path) -> None:
+def test_an_invalid_master_key_is_refused_and_not_repeated(tmp_path: Path) -> None:
     accepted = []
     for name, text in BAD_MASTER_KEYS.items():
         try:

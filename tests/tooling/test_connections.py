@@ -1,4 +1,4 @@
-"""What a client may send before its request is understood, for how long, and how many connect."""
+"""Bounds on connections: their number, and the bytes and time before a request is understood."""
 
 import asyncio
 import json
@@ -117,19 +117,19 @@ async def bounded(app: App, **changes: Any) -> AsyncIterator[Connecting]:
 
 
 def refused(reason: str) -> float:
-    """How many connections were ended for this reason, as the metric says."""
+    """The number of connections that were ended for this reason, by the metric."""
     value = REGISTRY.get_sample_value("gateway_connections_refused_total", {"reason": reason})
     return value or 0.0
 
 
 def open_connections() -> float:
-    """How many connections are open, as the metric says."""
+    """The number of open connections, by the metric."""
     return REGISTRY.get_sample_value("gateway_connections_open") or 0.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Give the server its turns until something holds."""
-    while not condition():  # noqa: ASYNC110 - the server tells nobody
+    while not condition():  # noqa: ASYNC110 - the server sends no event
         await asyncio.sleep(0)
 
 
@@ -210,7 +210,7 @@ async def test_usual_hosts_are_served(host: bytes) -> None:
         assert (await client.answer())[0] == 200
 
 
-async def test_what_a_gateway_refuses_here_it_says_as_ever(served: Served) -> None:
+async def test_a_refusal_of_the_gateway_is_unchanged_by_the_bounds(served: Served) -> None:
     async with served.http() as http:
         long = await http.get("/health", headers={"X-Long": "v" * 70_000})
         odd = await http.get("/v1/models", headers={"Host": "key@gateway"})
@@ -315,7 +315,7 @@ async def test_trailers_are_no_headers() -> None:
     app = App()
     async with bounded(app) as connect:
         client = await connect()
-        await client.send(CHUNKED, b"2\r\nab\r\n0\r\nx-gateway-user: somebody\r\n\r\n")
+        await client.send(CHUNKED, b"2\r\nab\r\n0\r\nx-gateway-user: alice\r\n\r\n")
         assert (await client.answer())[0] == 200
     assert app.bodies == [b"ab"]
     assert [name for name, _ in app.scopes[0]["headers"]] == [b"host", b"transfer-encoding"]

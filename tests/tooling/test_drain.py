@@ -74,7 +74,7 @@ async def test_a_gateway_behind_a_balancer_serves_until_that_has_heard_of_its_en
                 while (await http.get(f"{running.base_url}/ready")).status_code != 503:
                     pass
             assert (await _post(http, running.base_url, key)).status_code == 200
-        # Told once more, it waits for nobody.
+        # A second signal ends the wait.
         running.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(running.process.wait, 60) == 0
     assert len(stub.bill) == 1
@@ -88,7 +88,7 @@ async def test_a_gateway_that_is_told_to_stop_while_it_starts_does_not_go_on(
     silent = await asyncio.start_server(lambda *_: asked.set(), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     environment = process_environment(settings) | {
-        "GATEWAY_DATABASE_URL": f"postgresql://nobody@127.0.0.1:{port}/nothing"
+        "GATEWAY_DATABASE_URL": f"postgresql://unknown@127.0.0.1:{port}/nothing"
     }
     async with silent:
         with gateway_process(environment, tmp_path / "log", "--workers", workers) as running:

@@ -1,4 +1,4 @@
-"""The embedded Postgres lets in the gateway and nobody else, and sees none of its secrets."""
+"""The embedded Postgres admits only the gateway, and sees none of its secrets."""
 
 import json
 import os

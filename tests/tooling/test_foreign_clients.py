@@ -1,4 +1,4 @@
-"""Clients that others have written: each makes an image, and reads why it may not make another.
+"""Third-party clients: each makes an image and reads the reason of a refusal.
 
 `make clients` installs them; continuous integration runs it.
 """
@@ -96,7 +96,7 @@ async def broke_key(served: Served) -> IssuedKey:
 
 
 def expect_mcp(calls: Calls) -> None:
-    """What a client of MCP hands to its program."""
+    """Expect the results that an MCP client hands to its program."""
     made, refused = calls.made, calls.refused
     assert not made.get("isError")
     assert made["_meta"]["cost"]["model"] == GPT2
@@ -171,7 +171,7 @@ async def test_langchain_in_python_makes_an_image_and_reads_a_refusal(
 
 
 def expect_langchain(content: list[dict[str, Any]]) -> None:
-    """What a model gets to see: every address of an image is one that can be loaded."""
+    """Expect content that a model can use: every image address in it can be loaded."""
     images = [block for block in content if block["type"] == "image"]
     assert images
     links = [block["url"] for block in images if block.get("url")]
@@ -199,7 +199,7 @@ async def test_openais_sdk_in_typescript_makes_images_and_knows_the_errors(
         for name, error in said["errors"].items()
     } == {
         "broke": ("APIError", 402, "budget_exceeded"),
-        "stranger": ("AuthenticationError", 401, "invalid_api_key"),
+        "unknown": ("AuthenticationError", 401, "invalid_api_key"),
         "model": ("NotFoundError", 404, "model_not_found"),
         "size": ("BadRequestError", 400, "invalid_value"),
     }

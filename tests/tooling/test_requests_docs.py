@@ -86,7 +86,7 @@ def masked(text: str) -> str:
 
 
 def transcripts() -> dict[str, str]:
-    """What the page shows, by the id that is looked up."""
+    """The page's examples: the printed record by the id that is looked up."""
     blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL)
     found = {}
     for block in blocks:
@@ -141,7 +141,7 @@ def test_the_commands_take_a_key_by_name_or_last_characters(running: RunningGate
     *found, none, other = running.command.each(
         *(
             f"requests list --key {key} --json"
-            for key in ("reader", made["key"][-4:], made["id"], "nobody")
+            for key in ("reader", made["key"][-4:], made["id"], "unknown")
         ),
         f"requests list --key {running.quickstart['live_key'][-4:]} --json",
     )

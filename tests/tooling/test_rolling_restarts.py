@@ -1,4 +1,4 @@
-"""Gateways are restarted one after another under load, and no request that was taken is lost."""
+"""Gateways are restarted one after another under load, and no accepted request is lost."""
 
 import asyncio
 import itertools
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drill:
-    """How much of it; `restarts` of every replica."""
+    """The size of the drill; every replica is restarted `restarts` times."""
 
     restarts: int
     per_second: float
@@ -59,7 +59,7 @@ class Balancer:
     met: Counter[str] = field(default_factory=Counter)
 
     async def send(self, number: int) -> httpx2.Response:
-        """The answer of the first that takes the request."""
+        """The answer of the first replica that accepts the request."""
         headers = {"Authorization": f"Bearer {self.key}", "Idempotency-Key": f"drill-{number}"}
         body = image_body(f"circle {number:05d}")
         async with httpx2.AsyncClient(timeout=ANSWER_SECONDS, headers=headers) as http:
@@ -78,10 +78,10 @@ class Balancer:
                     self.met["told to go elsewhere"] += 1
                 if turn > number:  # everybody was asked
                     await until_passed(RETRY_SECONDS)
-        raise AssertionError(f"nobody took the request: {self.met}")
+        raise AssertionError(f"no replica took the request: {self.met}")
 
     async def look(self) -> None:
-        """Ask everyone whether it is ready."""
+        """Ask every replica if it is ready."""
         async with httpx2.AsyncClient(timeout=ANSWER_SECONDS) as http:
             for base_url in list(self.replicas):
                 try:
@@ -133,7 +133,7 @@ async def restart_under_load(
 async def drill(
     served: Served, settings: Settings, stub: Stub, valkey: Valkey, plan: Drill
 ) -> None:
-    """Nothing that was taken is lost, bought twice or left open, and the bill is the ledger."""
+    """Expect no accepted call to be lost, bought twice or left open; the bill is the ledger."""
     await served.budget("1000")
     await limit(served, "requests", 1_000_000)
     stub.configure(latency_seconds=plan.provider_seconds)
@@ -141,7 +141,7 @@ async def drill(
         "GATEWAY_REDIS_URL": valkey.url,
         "GATEWAY_DRAIN_SECONDS": "25",
         "GATEWAY_SHUTDOWN_DELAY_SECONDS": "1",
-        # The drill is about restarts: on a busy machine nobody may be refused for being late.
+        # The drill is about restarts: a busy machine must not refuse a request for being late.
         "GATEWAY_ADMISSION_TIMEOUT_MS": "60000",
     }
     balancer = Balancer(secret_of(await served.key()))

@@ -1,4 +1,4 @@
-"""Several workers behind one port: limits are shared, the killed replaced, and no call is lost."""
+"""Several workers behind one port share limits, replace a killed worker and lose no call."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ STOP_SECONDS = 60
 async def clients_of(
     served: Served, process: GatewayProcess, count: int
 ) -> AsyncIterator[list[httpx2.AsyncClient]]:
-    """So many clients with a connection each, so that every worker gets some of them."""
+    """Clients with one connection each, enough for every worker to get some."""
     key = await served.key()
     clients = [client_of(process.base_url, key) for _ in range(count)]
     yield clients
@@ -175,13 +175,13 @@ async def test_workers_of_two_gateways_share_a_limit(
 
 
 async def all_count(client: object, processes: int) -> bool:
-    """Whether so many processes have told Valkey that they are there."""
+    """Tell if this number of processes has registered in Valkey."""
     found = await asyncio.to_thread(client.zcard, "{image-gateway}:limits:processes")  # type: ignore[attr-defined]
     return int(found) == processes
 
 
 def workers_of(running: GatewayProcess) -> Sequence[int]:
-    """The processes that serve; Python's own helper for shared objects is none of them."""
+    """The serving processes, without Python's own helper for shared objects."""
     found = []
     for child in psutil.Process(running.process.pid).children():
         with suppress(psutil.Error):  # it has just ended
@@ -191,7 +191,7 @@ def workers_of(running: GatewayProcess) -> Sequence[int]:
 
 
 async def until_refused(running: GatewayProcess) -> None:
-    """Return once nobody is let in any more; whoever tries is told at once."""
+    """Return once new requests are refused at once."""
     async with asyncio.timeout(STOP_SECONDS):
         while True:
             try:

@@ -111,7 +111,7 @@ async def test_each_endpoint_hears_its_own_events_and_the_operators_hear_all(
     assert len(receiver.received) == len(rows)
 
 
-async def test_an_event_is_logged_once_also_where_nobody_listens(
+async def test_an_event_is_logged_once_even_without_a_webhook(
     served: Served, second: Served, logging_again: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging("INFO", "json")
@@ -124,7 +124,7 @@ async def test_an_event_is_logged_once_also_where_nobody_listens(
     assert (line["tenant_id"], line["data"]) == (str(served.tenant_id), EXCEEDED)
 
 
-async def test_what_fails_is_tried_again_later_under_the_same_id(served: Served) -> None:
+async def test_a_failed_delivery_is_retried_later_under_the_same_id(served: Served) -> None:
     async with receiving(500, 404, 302) as receiver:
         webhook = await make_webhook(served, receiver.url)
         event_id = await make_event(served)
@@ -163,7 +163,7 @@ async def test_the_waits_grow_over_about_a_day(served: Served) -> None:
     assert 80_000 < sum(RETRY_SECONDS) < 90_000
 
 
-async def test_what_nobody_takes_is_dead_and_can_be_sent_again(served: Served) -> None:
+async def test_an_undeliverable_event_is_marked_dead_and_can_be_sent_again(served: Served) -> None:
     async with receiving(*[503] * TRIES) as receiver:
         webhook = await make_webhook(served, receiver.url, tenant_id=served.tenant_id)
         event_id = await make_event(served, tenant_id=served.tenant_id)
@@ -201,7 +201,7 @@ async def test_two_workers_do_not_send_the_same_at_once(served: Served, second: 
     assert len(receiver.received) == 1
 
 
-async def test_many_events_reach_each_endpoint_once_whoever_sends_them(
+async def test_many_events_reach_each_endpoint_once_from_any_worker(
     served: Served, second: Served
 ) -> None:
     async with receiving() as receiver:
@@ -213,7 +213,7 @@ async def test_many_events_reach_each_endpoint_once_whoever_sends_them(
     assert sorted(one.headers["webhook-id"] for one in receiver.received) == sorted(ids * 3)
 
 
-async def test_what_a_worker_does_not_end_is_sent_by_another_when_its_lease_is_over(
+async def test_a_delivery_of_a_stopped_worker_is_sent_by_another_after_its_lease(
     served: Served, second: Served
 ) -> None:
     async with receiving(silent=True) as receiver:
@@ -235,7 +235,7 @@ async def test_what_a_worker_does_not_end_is_sent_by_another_when_its_lease_is_o
     assert (delivery["status"], delivery["attempts"]) == ("delivered", 2)
 
 
-async def test_what_ends_every_worker_that_tries_it_is_given_up(served: Served) -> None:
+async def test_a_delivery_that_ends_every_worker_is_given_up(served: Served) -> None:
     async with receiving() as receiver:
         webhook = await make_webhook(served, receiver.url)
         await make_event(served)
@@ -278,7 +278,7 @@ async def test_some_that_hang_do_not_take_every_place(settings: Settings, served
     assert len(slow.received) == 6
 
 
-async def test_what_is_old_is_forgotten_also_while_an_endpoint_hangs(
+async def test_old_events_are_deleted_even_while_an_endpoint_hangs(
     settings: Settings, served: Served
 ) -> None:
     patient = settings.model_copy(update={"webhook_timeout_seconds": 60})
@@ -311,7 +311,7 @@ async def test_one_that_hangs_is_given_up_after_the_timeout(
     assert outcome(delivery) == ("pending", 1, None, "timeout")
 
 
-async def test_an_endpoint_that_is_gone_is_disabled_and_what_waits_for_it_is_dead(
+async def test_an_endpoint_that_is_gone_is_disabled_and_its_deliveries_are_dead(
     served: Served,
 ) -> None:
     async with receiving(500, 410) as receiver:
@@ -350,7 +350,9 @@ async def test_a_disabled_endpoint_gets_nothing_until_it_is_enabled(served: Serv
     assert [one.headers["webhook-id"] for one in receiver.received] == [event_id]
 
 
-async def test_a_test_event_goes_to_one_endpoint_whatever_it_listens_to(served: Served) -> None:
+async def test_a_test_event_goes_to_one_endpoint_regardless_of_its_event_types(
+    served: Served,
+) -> None:
     async with receiving() as receiver, receiving() as bystander:
         webhook = await make_webhook(served, receiver.url, events=["budget.exceeded"])
         await make_webhook(served, bystander.url)
@@ -363,7 +365,7 @@ async def test_a_test_event_goes_to_one_endpoint_whatever_it_listens_to(served: 
     assert bystander.received == []
 
 
-async def test_what_is_old_is_forgotten_and_what_waits_is_not(served: Served) -> None:
+async def test_old_events_are_deleted_and_pending_ones_are_not(served: Served) -> None:
     async with receiving(204, 500) as receiver:
         await make_webhook(served, receiver.url)
         await make_event(served)

@@ -69,11 +69,14 @@ def test_the_secret_is_shown_to_people_once(running: RunningGateway) -> None:
     running.command("webhooks", "delete", listed["id"])
 
 
-def test_what_cannot_be_is_refused_in_one_sentence(running: RunningGateway) -> None:
+def test_an_invalid_webhook_command_is_refused_in_one_sentence(running: RunningGateway) -> None:
     for refused in (
         *("create ftp://127.0.0.1/", "create https://user:canary@hooks.example/"),
         *("create https://hooks.example/ --events budget.unknown", f"test {NO_ID}"),
-        *("create http://169.254.169.254/latest/", "create https://hooks.example/ --tenant nobody"),
+        *(
+            "create http://169.254.169.254/latest/",
+            "create https://hooks.example/ --tenant unknown",
+        ),
         *(f"roll {NO_ID}", f"delete {NO_ID}", f"deliveries {NO_ID}", f"redeliver {NO_ID} {NO_ID}"),
         *(f"disable {NO_ID}", f"enable {NO_ID} --tenant default"),
     ):

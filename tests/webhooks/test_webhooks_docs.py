@@ -64,7 +64,7 @@ def with_header(received: Received, name: str, value: str) -> Received:
 
 
 async def one_delivery(served: Served, **roll: int) -> tuple[list[str], Received]:
-    """What arrives at a webhook, and its secrets, after it was rolled if so told."""
+    """One received delivery and the webhook's secrets; `roll` rolls the secret first."""
     async with receiving() as receiver:
         made = await make_webhook(served, receiver.url)
         secrets = [made["secret"]]
@@ -77,7 +77,7 @@ async def one_delivery(served: Served, **roll: int) -> tuple[list[str], Received
     return secrets, received
 
 
-async def test_what_was_sent_is_taken_once(served: Served, verify: Verify) -> None:
+async def test_a_delivery_is_accepted_once(served: Served, verify: Verify) -> None:
     [secret], received = await one_delivery(served)
     assert verify(secret, received.headers, received.body) == received.event
     assert not is_taken(verify, secret, received)  # a replay

@@ -1,4 +1,4 @@
-"""Where webhooks may lead: to the public internet over TLS, and to nothing inside."""
+"""Allowed webhook targets: the public internet over TLS, and no internal address."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -70,7 +70,7 @@ async def send(sender: Sender, url: str = URL) -> Attempt:
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-async def test_what_is_no_public_https_address_is_refused_before_anything_is_asked(
+async def test_a_url_that_is_not_public_https_is_refused_before_any_request(
     served: Served, reason: Failure
 ) -> None:
     names, dialled = Names([[PUBLIC]]), Dialled()
@@ -145,7 +145,7 @@ async def test_a_name_is_looked_up_for_each_try_and_may_not_change_inside(tmp_pa
     assert len(host.requests) == 1
 
 
-async def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
+async def test_a_certificate_for_another_host_is_refused(tmp_path: Path) -> None:
     made = certificates(tmp_path, "other.example")
     async with (
         web_host(sends(b""), made.server) as host,
@@ -203,7 +203,7 @@ async def test_private_receivers_are_refused_again_once_they_are_not_allowed_any
     assert receiver.received == []
 
 
-def test_what_is_told_of_a_url_holds_neither_path_nor_query() -> None:
+def test_a_url_is_shown_without_path_and_query() -> None:
     assert shown("https://images.example/T0/B0/secret?token=x") == "https://images.example:443"
     assert shown("https://[") == "unreadable"
 
