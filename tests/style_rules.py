@@ -40,14 +40,8 @@ HEADLESS = re.compile(
 )
 """First words of a docstring that is neither an order nor the name of a thing."""
 ODD_WORDS = re.compile(r"\b(whoever|nobody|somebody|strangers?|pictures?|vouched)\b", re.IGNORECASE)
-PROSE_OF_THE_PRODUCT = (
-    "gateway/",
-    "docs/",
-    "migrations/",
-    "benchmarks/",
-    "README.md",
-    "CHANGELOG.md",
-)
+WORD_LISTS = ("tests/style_rules.py", "tests/tooling/test_style.py")
+"""The files that must spell the refused words in order to refuse them."""
 SQL_FUNCTION = re.compile(
     r"^CREATE OR REPLACE FUNCTION (\w+)\(.*?\bAS \$\$.*?\$\$;$", re.MULTILINE | re.DOTALL
 )
@@ -74,7 +68,7 @@ class Source:
         return f"{self.path}:{getattr(node, 'lineno', 1)}: {message}"
 
     def is_in(self, *places: str) -> bool:
-        """Whether this is one of `places`, or below one that ends in a slash."""
+        """Tell if this is one of `places`, or below one that ends in a slash."""
         return any(self.path == p or (p.endswith("/") and self.path.startswith(p)) for p in places)
 
     def functions(self) -> Iterator[Function]:
@@ -101,7 +95,7 @@ def last_name(node: ast.AST | None) -> str:
 
 
 def imported(tree: ast.AST) -> dict[str, str]:
-    """What each imported name stands for: `{"nap": "time.sleep"}` for an import with `as`."""
+    """The full name behind each imported name: `{"nap": "time.sleep"}` for an import with `as`."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -167,8 +161,6 @@ def missing_docstrings(source: Source) -> Iterator[str]:
 
 def headless_docstrings(source: Source) -> Iterator[str]:
     """Docstrings begin with an imperative or a noun phrase."""
-    if not source.is_in(*PROSE_OF_THE_PRODUCT):
-        return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Module | ast.ClassDef | Function):
             found = HEADLESS.match(ast.get_docstring(node) or "")
@@ -177,9 +169,9 @@ def headless_docstrings(source: Source) -> Iterator[str]:
 
 
 def odd_words(source: Source) -> Iterator[str]:
-    """Prose says image, and who it is."""
+    """Prose uses the words of the glossary and names the person or thing that it means."""
     is_prose = source.path.endswith((".py", ".md", ".sql", ".example"))
-    if not is_prose or not source.is_in(*PROSE_OF_THE_PRODUCT):
+    if not is_prose or source.is_in(*WORD_LISTS):
         return
     for number, line in enumerate(source.lines, 1):
         for found in ODD_WORDS.finditer(line):
@@ -344,7 +336,7 @@ def queried_tables(node: ast.AST, names: dict[str, str], tables: frozenset[str])
 
 
 def is_scoped(function: Function) -> bool:
-    """Whether the signature says whose rows: one tenant's or, in so many words, everyone's."""
+    """Tell if the signature names the owner of the rows: a tenant, or the operator for all."""
     return any(
         parameter.arg == "tenant_id"
         or re.search(
