@@ -13,7 +13,7 @@ import orjson
 import pydantic_core
 
 from gateway.errors import InvalidRequest, PayloadTooLarge
-from gateway.mcp_server.long_texts import Cut, cut_long_texts
+from gateway.mcp_server.long_texts import MAX_REST_BYTES, Cut, cut_long_texts
 
 LARGE_BODY_BYTES = 262_144
 MAX_PARTS = 100_000
@@ -52,9 +52,12 @@ async def read_message(content: bytearray) -> MessageBody:
 
 def _read_large(content: bytearray) -> MessageBody:
     try:
-        cut = cut_long_texts(content)
+        # What may be left after cutting may also be parsed without: it takes a quarter of the time.
+        is_cut = len(content) > MAX_REST_BYTES
+        cut = cut_long_texts(content) if is_cut else Cut(content, {})
         _check_parts(cut.rest)
         message = _parse(cut.rest)
+        content.clear()
         method = _method(message)
         arguments = _detach_arguments(message, cut) if method == "tools/call" else None
     except (ValueError, RecursionError):
