@@ -81,7 +81,7 @@ def test_a_name_in_square_brackets_is_printed_as_it_is(running: RunningGateway, 
     assert name in running.command("tenants", "list").out
 
 
-def test_a_tenant_that_cannot_be_is_refused(running: RunningGateway) -> None:
+def test_an_invalid_tenant_is_refused(running: RunningGateway) -> None:
     command = running.command
     command("tenants", "create", "").expect_refusal()
     for ended in command.each(
@@ -264,7 +264,7 @@ def test_a_narrow_terminal_shows_ids_as_a_whole(running: RunningGateway) -> None
     assert made["id"] in listed.out
 
 
-def test_a_key_that_cannot_be_is_refused(running: RunningGateway) -> None:
+def test_an_invalid_key_request_is_refused(running: RunningGateway) -> None:
     for ended in running.command.each(
         "keys create --tenant unknown",
         "keys create --tenant default --models gpt-image-99",
@@ -311,7 +311,7 @@ def test_a_stored_provider_key_pays_until_it_is_deleted(
     assert command("credentials", "list", "--tenant", "default", "--json").json() == []
 
 
-def test_a_provider_key_that_cannot_be_is_refused_and_not_repeated(
+def test_an_impossible_provider_key_is_refused_and_not_repeated(
     running: RunningGateway,
 ) -> None:
     command = running.command

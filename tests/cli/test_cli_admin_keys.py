@@ -79,7 +79,7 @@ def test_a_command_makes_an_admin_key_after_all_are_lost(running: RunningGateway
     assert status(running, made["secret"]) == 200
 
 
-def test_a_key_that_cannot_be_is_refused(running: RunningGateway) -> None:
+def test_an_invalid_key_request_is_refused(running: RunningGateway) -> None:
     create = ("admin-keys", "create", "--name")
     make_key(running, "taken")
     running.command(*create, "taken").expect_refusal()

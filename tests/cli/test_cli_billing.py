@@ -116,7 +116,7 @@ def test_budgets_of_every_owner_and_window_are_listed(running: RunningGateway) -
         f"--tenant default --limit-usd 5 --key {NO_KEY_ID}",
     ],
 )
-def test_a_budget_that_cannot_be_is_refused(running: RunningGateway, options: str) -> None:
+def test_an_invalid_budget_is_refused(running: RunningGateway, options: str) -> None:
     running.command("budgets", "set", *options.split()).expect_refusal()
 
 
@@ -183,9 +183,7 @@ def test_a_budget_of_the_house_is_set_listed_and_removed(running: RunningGateway
         "remove --house --test",
     ],
 )
-def test_commands_on_budgets_that_make_no_sense_say_how_they_are_used(
-    running: RunningGateway, line: str
-) -> None:
+def test_invalid_budget_commands_show_their_usage(running: RunningGateway, line: str) -> None:
     [ended] = running.command.each(f"budgets {line}")
     assert ended.status == 2
 
@@ -200,7 +198,7 @@ def test_commands_on_budgets_that_make_no_sense_say_how_they_are_used(
         "remove --house --window day",
     ],
 )
-def test_commands_on_budgets_that_cannot_be_are_refused(running: RunningGateway, line: str) -> None:
+def test_impossible_budget_commands_are_refused(running: RunningGateway, line: str) -> None:
     running.command("budgets", *line.split()).expect_refusal()
 
 
@@ -294,7 +292,7 @@ def test_a_csv_report_of_both_modes_is_one_table(
     assert {len(row) for row in rows} <= {len(header)}
 
 
-def test_a_report_that_cannot_be_is_refused(running: RunningGateway) -> None:
+def test_an_invalid_report_is_refused(running: RunningGateway) -> None:
     for ended in running.command.each(
         "usage --from 2026-99-99",
         "usage --from yesterday",

@@ -47,7 +47,7 @@ def states_of(ended: Finished) -> dict[str, str]:
     return {check["check"]: check["state"] for check in json.loads(ended.out)}
 
 
-def test_a_doctor_finds_a_serving_gateway_well(running: RunningGateway) -> None:
+def test_doctor_reports_a_healthy_gateway(running: RunningGateway) -> None:
     as_json, table = running.command.each("doctor --json", "doctor")
     none = {"house key": "none", "limits": "none"}
     assert states_of(as_json) == dict.fromkeys(CHECKS, "ok") | none
@@ -58,7 +58,7 @@ def test_a_doctor_finds_a_serving_gateway_well(running: RunningGateway) -> None:
     assert "canary" not in with_key.out
 
 
-def test_a_doctor_says_whether_limits_are_shared(running: RunningGateway) -> None:
+def test_doctor_reports_whether_limits_are_shared(running: RunningGateway) -> None:
     with running_valkey() as server:
         shared = running.command("doctor", "--json", GATEWAY_REDIS_URL=server.url)
         url = server.url.replace("//", "//:canary@")
@@ -83,7 +83,7 @@ def test_a_doctor_says_whether_limits_are_shared(running: RunningGateway) -> Non
     ],
     ids=lambda broken: "=".join(next(iter(broken.items()))),
 )
-def test_a_doctor_says_what_is_broken(running: RunningGateway, broken: dict[str, str]) -> None:
+def test_doctor_reports_every_defect(running: RunningGateway, broken: dict[str, str]) -> None:
     as_json = running.command("doctor", "--json", **broken)
     assert (as_json.status, as_json.err) == (1, "")
     wrong = [check for check in json.loads(as_json.out) if check["state"] == "wrong"]
@@ -93,7 +93,7 @@ def test_a_doctor_says_what_is_broken(running: RunningGateway, broken: dict[str,
     assert (table.status, table.err) == (1, "")
 
 
-async def test_a_doctor_finds_books_that_do_not_agree(database: str, tmp_path: Path) -> None:
+async def test_doctor_reports_books_that_do_not_agree(database: str, tmp_path: Path) -> None:
     command = CommandLine(
         {
             "GATEWAY_DATA_DIR": str(tmp_path),
@@ -167,7 +167,7 @@ def test_a_demo_for_programs_prints_one_json_value(running: RunningGateway, tmp_
     assert [Path(image["saved"]).exists() for image in found["images"]] == [True, True]
 
 
-def test_a_demo_that_cannot_be_is_refused(running: RunningGateway, tmp_path: Path) -> None:
+def test_an_impossible_demo_is_refused(running: RunningGateway, tmp_path: Path) -> None:
     out = ("--output-dir", str(tmp_path))
     command = running.command
     command("demo", *out, GATEWAY_DATA_DIR=str(tmp_path / "empty")).expect_refusal()

@@ -64,7 +64,7 @@ def test_estimates_are_accepted_and_doubts_voided(running: RunningGateway) -> No
     assert (void["state"], void["cost_usd"]) == ("void", "0.000000000")
 
 
-def test_a_resolution_that_cannot_be_is_refused(running: RunningGateway) -> None:
+def test_an_invalid_resolution_is_refused(running: RunningGateway) -> None:
     command = running.command
     call_id = unknown_call(running)
     for words, status in (

@@ -73,7 +73,7 @@ def test_a_command_that_reads_imports_no_server(
     assert found & SERVER_ONLY == set()
 
 
-def test_the_tree_says_of_each_command_what_the_command_says_of_itself() -> None:
+def test_the_command_tree_repeats_each_commands_own_summary() -> None:
     for name, entry in COMMANDS.items():
         assert entry.help == load(name).help.strip().splitlines()[0]
 
@@ -124,7 +124,7 @@ async def test_a_schema_of_another_release_is_named_and_left_alone(settings: Set
             pass
 
 
-async def test_nothing_can_be_changed_through_what_a_reading_command_opens(
+async def test_a_reading_command_opens_the_database_read_only(
     settings: Settings,
 ) -> None:
     async with open_reader(settings) as reader:

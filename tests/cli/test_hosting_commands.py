@@ -70,7 +70,7 @@ def test_a_tenants_choices_are_set_and_shown(running: RunningGateway) -> None:
     assert "hosted" in plain.out
 
 
-def test_a_choice_that_cannot_be_is_refused(running: RunningGateway) -> None:
+def test_an_invalid_choice_is_refused(running: RunningGateway) -> None:
     command = running.command
     for options in (
         "unknown --continuity",

@@ -244,7 +244,7 @@ async def first_output(folder: Path, *options: str) -> str:
         await process.communicate()
 
 
-async def test_a_program_that_starts_the_gateway_reads_where_it_is() -> None:
+async def test_a_program_that_starts_the_gateway_reads_its_address() -> None:
     with fresh_folder() as folder:
         for port in (free_port(), free_port()):
             event = json.loads(await first_output(folder, "--json", "--port", str(port)))

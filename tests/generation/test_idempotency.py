@@ -253,7 +253,9 @@ async def test_images_that_are_deleted_are_not_bought_again(served: Served, stub
     assert len(stub.calls) == 1
 
 
-async def test_a_paid_call_that_came_to_nothing_says_so_again(served: Served, stub: Stub) -> None:
+async def test_a_repeated_paid_call_without_an_image_gets_the_same_error(
+    served: Served, stub: Stub
+) -> None:
     key = await served.key()
     stub.faults.add(Fault("unreadable_json"))
     answers = [await post(served, key) for _ in range(2)]
@@ -350,7 +352,7 @@ async def test_a_source_that_is_gone_does_not_take_a_paid_edit_away(
     assert len(stub.calls) == 2
 
 
-async def test_a_paid_request_is_answered_again_whatever_has_gone_since(
+async def test_a_paid_request_is_answered_again_after_any_later_deletion(
     served: Served, settings: Settings, stub: Stub
 ) -> None:
     key = await served.key()

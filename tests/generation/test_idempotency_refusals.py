@@ -219,7 +219,7 @@ async def test_a_repeated_request_is_told_that_the_failing_store_has_its_images(
     assert len(stub.calls) == 1
 
 
-async def test_a_key_is_looked_up_by_itself_only_where_something_refuses(
+async def test_an_idempotency_key_is_looked_up_separately_only_before_a_refusal(
     served: Served, stub: Stub
 ) -> None:
     await limit(served, "requests", 2)

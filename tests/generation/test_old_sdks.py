@@ -72,7 +72,7 @@ async def test_openais_example_of_2023_gets_its_link(served: Served, stub: Stub)
 @pytest.mark.parametrize(
     "changes", [{"quality": "high"}, {"size": "1536x1024"}, {"style": "vivid"}]
 )
-async def test_a_request_that_is_of_another_time_is_no_old_one(
+async def test_a_request_with_newer_fields_is_not_treated_as_an_old_one(
     served: Served, changes: dict[str, Any]
 ) -> None:
     async with served.http(await served.key()) as http:
@@ -108,7 +108,7 @@ async def test_the_operator_can_give_old_sdks_the_default_model(settings: Settin
     assert response.json()["model"] == settings.default_model
 
 
-async def test_a_base_url_without_its_version_is_told_what_to_do(served: Served) -> None:
+async def test_a_base_url_without_its_version_is_refused_with_advice(served: Served) -> None:
     async with served.http(await served.key()) as http:
         answers = [
             await http.post("/images/generations", json=EXAMPLE),

@@ -30,7 +30,7 @@ BODY = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(body=BODY, indent=st.sampled_from([None, 2]), ensure_ascii=st.booleans())
-def test_a_body_says_what_its_json_says(
+def test_a_body_reads_the_same_as_its_json(
     *, body: dict[str, object], indent: int | None, ensure_ascii: bool
 ) -> None:
     content = json.dumps(body, indent=indent, ensure_ascii=ensure_ascii).encode()
@@ -71,7 +71,7 @@ def test_a_refusal_in_the_vendors_own_words_costs_nothing_however_it_is_spelled(
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[" * 100_000, b'{"error":"no"}'])
-def test_a_refusal_in_other_words_may_have_cost_something(content: bytes) -> None:
+def test_an_unknown_refusal_text_may_have_cost_something(content: bytes) -> None:
     assert refused(400, {}, content).outcome is Outcome.AMBIGUOUS
 
 
@@ -84,6 +84,6 @@ def test_a_stream_that_ends_in_an_error_may_have_cost_something_however_odd_it_i
     assert caught.value.outcome is Outcome.AMBIGUOUS
 
 
-def test_an_event_with_half_a_character_is_read() -> None:
+def test_an_event_with_a_lone_surrogate_is_read() -> None:
     event = read_event(b'{"type":"image_generation.completed","revised_prompt":"a \\ud83d"}')
     assert event == {"type": "image_generation.completed", "revised_prompt": "a \ufffd"}

@@ -91,7 +91,7 @@ async def buy_twice(odd: Odd, **changes: object) -> tuple[httpx2.Response, httpx
 @example(fields={"size": "1024\x00"}, item={"b64_json": IMAGE})
 @example(fields={}, item={"b64_json": IMAGE, "revised_prompt": "a \x00 cat"})
 @example(fields={"created": HUGE}, item={"b64_json": IMAGE, "revised_prompt": "\ud83d"})
-async def test_an_answers_cost_is_posted_and_its_key_replays_whatever_it_says(
+async def test_an_answers_cost_is_posted_and_its_key_replays_for_any_content(
     odd: Odd, fields: dict[str, object], item: dict[str, object]
 ) -> None:
     odd.provider.body = spelled(ANSWER | {"data": [item]} | fields)
@@ -106,7 +106,7 @@ async def test_an_answers_cost_is_posted_and_its_key_replays_whatever_it_says(
 
 @hypothesis_settings(many)
 @given(fields=FIELDS)
-async def test_a_streams_cost_is_posted_and_its_key_replays_whatever_it_says(
+async def test_a_streams_cost_is_posted_and_its_key_replays_for_any_content(
     odd: Odd, fields: dict[str, object]
 ) -> None:
     event = {
@@ -128,7 +128,7 @@ async def test_a_streams_cost_is_posted_and_its_key_replays_whatever_it_says(
 
 @hypothesis_settings(many)
 @given(message=TEXT, code=VALUE, param=VALUE, item=VALUE)
-async def test_a_refusal_costs_nothing_whatever_it_says(
+async def test_a_refusal_with_any_text_costs_nothing(
     odd: Odd, message: str, code: object, param: object, item: object
 ) -> None:
     odd.provider.status = b"400 Bad Request"
@@ -142,7 +142,7 @@ async def test_a_refusal_costs_nothing_whatever_it_says(
 
 @hypothesis_settings(many)
 @given(fields=FIELDS, item=VALUE)
-async def test_an_answer_without_an_image_is_posted_by_its_usage_whatever_it_says(
+async def test_an_answer_without_an_image_is_posted_by_its_usage_for_any_content(
     odd: Odd, fields: dict[str, object], item: object
 ) -> None:
     odd.provider.body = spelled(ANSWER | {"data": [{"revised_prompt": item}]} | fields)

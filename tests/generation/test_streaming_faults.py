@@ -57,7 +57,7 @@ async def until_ended(endpoint: str, count: float) -> None:
 
 
 @both_endpoints
-async def test_a_client_that_leaves_after_an_image_pays_what_it_took(
+async def test_a_client_that_leaves_after_an_image_pays_the_cost(
     lively: Served, stub: Stub, endpoint: str
 ) -> None:
     stub.faults.add(Fault("stream_hold"))
@@ -76,7 +76,7 @@ async def test_a_client_that_leaves_after_an_image_pays_what_it_took(
 
 
 @both_endpoints
-async def test_a_client_that_leaves_before_anything_came_pays_what_it_took(
+async def test_a_client_that_leaves_before_the_first_event_pays_the_cost(
     served: Served, stub: Stub, endpoint: str
 ) -> None:
     stub.faults.add(Fault(hold=True))
@@ -252,7 +252,7 @@ async def until_comment(lines: AsyncIterator[str]) -> None:
 
 @both_endpoints
 @pytest.mark.parametrize("kind", ["answer", "stream_hold"])
-async def test_a_slow_stream_shows_signs_of_life(
+async def test_a_slow_stream_sends_keep_alive_comments(
     lively: Served, stub: Stub, endpoint: str, kind: Any
 ) -> None:
     stub.faults.add(Fault(kind, hold=kind == "answer"))
@@ -269,7 +269,7 @@ async def test_a_slow_stream_shows_signs_of_life(
     await expect_one_call_each(lively, stub, requests=1)
 
 
-async def test_the_official_client_does_not_mind_signs_of_life(lively: Served, stub: Stub) -> None:
+async def test_the_official_client_accepts_keep_alive_comments(lively: Served, stub: Stub) -> None:
     stub.faults.add(Fault(delay_seconds=0.7))
     async with lively.openai(await lively.key()) as client:
         stream = await client.images.generate(
@@ -280,7 +280,7 @@ async def test_the_official_client_does_not_mind_signs_of_life(lively: Served, s
 
 
 @both_endpoints
-async def test_a_refusal_after_signs_of_life_is_an_error_event_and_costs_nothing(
+async def test_a_refusal_after_keep_alive_comments_is_an_error_event_and_costs_nothing(
     lively: Served, stub: Stub, endpoint: str
 ) -> None:
     stub.faults.add(Fault("status", preset="moderation_blocked", hold=True))
@@ -294,7 +294,7 @@ async def test_a_refusal_after_signs_of_life_is_an_error_event_and_costs_nothing
     assert (await lively.ledger_total(), stub.bill) == (0, [])
 
 
-async def test_a_client_that_leaves_among_signs_of_life_pays_what_it_took(
+async def test_a_client_that_leaves_during_keep_alive_comments_pays_the_cost(
     lively: Served, stub: Stub
 ) -> None:
     stub.faults.add(Fault(hold=True))

@@ -222,7 +222,7 @@ async def test_a_mask_without_alpha_leaves_the_original(decoder: Decoder) -> Non
     assert result.tobytes() == drawing().tobytes()
 
 
-async def test_images_of_other_sizes_are_resampled_before_they_meet(decoder: Decoder) -> None:
+async def test_images_of_other_sizes_are_resampled_before_compositing(decoder: Decoder) -> None:
     original, made = drawing("RGB", (96, 64)), Image.new("RGB", (500, 500), (1, 2, 3))
     resampled = file()
     await decoder.resample(file(encoded(original, "PNG")), resampled, width=48, height=32)

@@ -28,7 +28,7 @@ from tests.download_hosts import (
 # What is sent
 
 
-async def test_a_request_carries_nothing_but_what_it_needs(
+async def test_a_request_has_only_the_headers_that_it_needs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -142,7 +142,7 @@ GOOD_ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", GOOD_ANSWERS.values(), ids=GOOD_ANSWERS)
-async def test_a_whole_file_is_written_and_rewound_whatever_the_host_calls_it(
+async def test_a_whole_file_is_written_and_rewound_for_any_content_type(
     answer: Answer, tmp_path: Path
 ) -> None:
     async with web_host(answer) as host, trusting(host) as downloads:
@@ -161,7 +161,7 @@ async def test_a_whole_file_is_written_and_rewound_whatever_the_host_calls_it(
     ],
     ids=["silence", "a slow file", "promises"],
 )
-async def test_a_host_that_takes_its_time_is_given_up(answer: Answer) -> None:
+async def test_a_slow_host_is_given_up(answer: Answer) -> None:
     async with web_host(answer) as host, trusting(host, total_seconds=0.2) as downloads:
         assert await refusal(downloads, host.url) == DownloadProblem.TOO_SLOW
 

@@ -44,7 +44,7 @@ async def key(hosted: Hosted) -> IssuedKey:
     return await hosted.served.key()
 
 
-async def test_an_image_is_shown_with_what_it_cost_and_where_it_is(
+async def test_an_image_is_shown_with_its_cost_and_its_link(
     hosted: Hosted, key: IssuedKey, stub: Stub
 ) -> None:
     before = int(datetime.now(UTC).timestamp())
@@ -156,7 +156,7 @@ async def test_a_page_goes_on_behind_an_image_that_is_gone(hosted: Hosted, key: 
 
 
 @files_only
-async def test_twenty_images_come_unasked_and_a_model_can_be_named(
+async def test_the_default_page_has_twenty_images_and_a_model_can_be_named(
     hosted: Hosted, key: IssuedKey
 ) -> None:
     await hosted.put_all(key, [(b"x", {})] * 21)
@@ -169,7 +169,7 @@ async def test_twenty_images_come_unasked_and_a_model_can_be_named(
 
 
 @files_only
-async def test_a_page_that_cannot_be_is_refused(hosted: Hosted, key: IssuedKey) -> None:
+async def test_an_invalid_page_is_refused(hosted: Hosted, key: IssuedKey) -> None:
     wrong = {
         "limit": ("0", "101", "x", ""),
         "after": ("", "x", NO_IMAGE, f"{NO_IMAGE}\x00"),

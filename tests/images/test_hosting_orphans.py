@@ -221,7 +221,7 @@ async def test_half_written_files_are_removed(hosted: Hosted, tmp_path: Path) ->
 
 
 @files_only
-async def test_a_store_that_is_another_one_today_costs_no_row_and_no_file(
+async def test_a_store_that_was_replaced_loses_no_row_and_no_file(
     hosted: Hosted, tmp_path: Path
 ) -> None:
     """A disk that was not mounted, and is again; or an address that was wrong for a day."""
@@ -243,7 +243,7 @@ async def test_a_store_that_is_another_one_today_costs_no_row_and_no_file(
 
 
 @files_only
-async def test_more_than_is_looked_at_at_once_is_looked_at(hosted: Hosted) -> None:
+async def test_files_beyond_one_batch_are_compared_too(hosted: Hosted) -> None:
     served = hosted.served
     async with served.gateway.database.operator() as session:
         for number in range(205):

@@ -70,7 +70,7 @@ async def test_beyond_a_tenants_cap_the_oldest_images_go(hosted: Hosted) -> None
 
 
 @files_only
-async def test_a_tenant_that_may_keep_nothing_keeps_nothing(hosted: Hosted) -> None:
+async def test_a_tenant_with_a_storage_quota_of_zero_keeps_no_image(hosted: Hosted) -> None:
     await choose(hosted.served, max_image_bytes=0)
     image_id = await hosted.make(await hosted.served.key())
     await hosted.served.sweep()
@@ -109,7 +109,7 @@ async def test_a_gateway_sweeps_by_itself(settings: Settings, tmp_path: Path) ->
         await eventually(is_swept)
 
 
-def test_a_tenants_retention_goes_before_the_gateways() -> None:
+def test_a_tenants_retention_overrides_the_gateways() -> None:
     assert retention_seconds(TenantSettings(), default_seconds=100) == 100
     chosen = TenantSettings(image_retention_seconds=60)
     assert retention_seconds(chosen, default_seconds=100) == 60
@@ -176,7 +176,7 @@ async def test_choices_change_one_by_one_and_back(served: Served) -> None:
             assert await tenants.find(session, "acme") == tenant
 
 
-async def test_a_choice_that_cannot_be_is_refused(served: Served) -> None:
+async def test_an_invalid_choice_is_refused(served: Served) -> None:
     wrong: list[dict[str, Any]] = [
         {"image_retention_seconds": 59},
         {"image_retention_seconds": 315_360_001},
@@ -193,7 +193,7 @@ async def test_a_choice_that_cannot_be_is_refused(served: Served) -> None:
 
 
 @files_only
-async def test_an_image_of_which_little_is_known_is_settled_all_the_same(hosted: Hosted) -> None:
+async def test_an_image_with_few_known_properties_is_settled(hosted: Hosted) -> None:
     served, key = hosted.served, await hosted.served.key(user="alice")
     [owner] = await served.owner_sql("SELECT * FROM api_key WHERE id = :id", id=key.id)
     file = {"id": "img_1_2", "path": "p", "media_type": "image/png", "size_bytes": 1}

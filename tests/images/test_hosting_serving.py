@@ -54,7 +54,7 @@ async def test_an_image_is_served_with_all_that_a_browser_must_know(hosted: Host
         assert answer.headers["cache-control"].endswith(", immutable")
 
 
-async def test_a_made_image_is_where_its_link_says(hosted: Hosted) -> None:
+async def test_a_links_address_has_the_made_image(hosted: Hosted) -> None:
     image_id = await hosted.make(await hosted.served.key())
     assert await hosted.files() == await hosted.living()
     async with hosted.served.http(await hosted.served.key()) as http:
@@ -107,7 +107,7 @@ IGNORED = ("bytes=", "bytes=-", "bytes=9-5", "bytes=a-b", "bytes=0-1,5-6", "line
 BEHIND = (f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}", "bytes=-0", "bytes=999999999999999999-")
 
 
-async def test_a_part_is_sent_where_one_is_asked_for(hosted: Hosted) -> None:
+async def test_a_requested_range_is_sent(hosted: Hosted) -> None:
     image = await hosted.put(await hosted.served.key(), CONTENT)
     link = hosted.link(image)
     for wanted, (start, stop) in PARTS.items():
@@ -130,7 +130,7 @@ async def test_a_part_is_sent_where_one_is_asked_for(hosted: Hosted) -> None:
     assert (head.status_code, head.headers["content-length"]) == (200, str(SIZE))
 
 
-async def test_a_part_of_another_version_is_not_mixed_in(hosted: Hosted) -> None:
+async def test_a_range_of_another_version_is_not_mixed_in(hosted: Hosted) -> None:
     image = await hosted.put(await hosted.served.key(), CONTENT)
     etag = f'"{image.id}"'
     statuses = {}
@@ -140,7 +140,7 @@ async def test_a_part_of_another_version_is_not_mixed_in(hosted: Hosted) -> None
     assert list(statuses.values()) == [206, 200, 200, 200]
 
 
-async def test_nothing_is_left_of_an_image_whose_file_is_gone(hosted: Hosted) -> None:
+async def test_an_image_whose_file_is_gone_is_not_found(hosted: Hosted) -> None:
     image = await hosted.put(await hosted.served.key(), CONTENT)
     await hosted.store.delete(image.path)
     for headers in ({}, {"If-None-Match": "*"}, {"Range": "bytes=0-0"}):
@@ -263,7 +263,7 @@ async def test_a_thumbnail_does_not_outlive_an_image_deleted_meanwhile(hosted: H
         assert await hosted.files() == []
 
 
-async def test_a_store_that_is_away_is_said_to_be_away(settings: Settings) -> None:
+async def test_a_store_that_is_away_is_reported_as_away(settings: Settings) -> None:
     server = S3Server()
     async with hosted_gateway(settings, await bucket_of(server)) as hosted:
         image = await hosted.put(await hosted.served.key())

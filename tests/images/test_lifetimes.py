@@ -76,7 +76,7 @@ async def test_an_announced_date_is_taken_over(asking: Served, vendor: Vendor) -
     ("status", "answer"),
     [(500, {}), (401, {"error": {"message": "no"}}), (200, []), (200, {"data": [3]}), (200, "x")],
 )
-async def test_an_answer_that_says_nothing_changes_nothing(
+async def test_an_answer_without_dates_changes_nothing(
     asking: Served, vendor: Vendor, status: int, answer: object
 ) -> None:
     vendor.status, vendor.answer = status, answer

@@ -65,7 +65,7 @@ def test_a_range_keeps_the_shape_within_a_percent_as_far_as_it_goes(
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(MODELS), edges, edges)
-def test_turning_the_wish_turns_the_size(name: str, width: int, height: int) -> None:
+def test_a_rotated_request_maps_to_the_rotated_size(name: str, width: int, height: int) -> None:
     model = CATALOG.models[name]
     upright = parse_size(fitting_size(model, (width, height)))
     turned = parse_size(fitting_size(model, (height, width)))
@@ -74,7 +74,7 @@ def test_turning_the_wish_turns_the_size(name: str, width: int, height: int) -> 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(MODELS), edges, edges)
-def test_a_size_that_fits_fits_again(name: str, width: int, height: int) -> None:
+def test_a_fitted_size_maps_to_itself(name: str, width: int, height: int) -> None:
     model = CATALOG.models[name]
     size = fitting_size(model, (width, height))
     assert fitting_size(model, parse_size(size)) == size
@@ -106,5 +106,7 @@ def test_of_a_list_no_other_size_has_a_nearer_shape(name: str, width: int, heigh
         ("dall-e-2", (5000, 5000), "1024x1024"),
     ],
 )
-def test_known_wishes_find_known_sizes(model: str, wished: tuple[int, int], expected: str) -> None:
+def test_known_requests_map_to_known_sizes(
+    model: str, wished: tuple[int, int], expected: str
+) -> None:
     assert fitting_size(CATALOG.models[model], wished) == expected

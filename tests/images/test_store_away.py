@@ -30,7 +30,7 @@ async def hosted(settings: Settings, away: Away) -> AsyncIterator[Hosted]:
         yield running
 
 
-async def test_twenty_links_asked_of_a_store_that_goes_away_are_paid_once_and_had_later(
+async def test_twenty_links_during_a_store_outage_are_paid_once_and_delivered_later(
     hosted: Hosted, away: Away, stub: Stub
 ) -> None:
     """Calls under way find out that the store is away; what comes after them is not bought."""
@@ -122,7 +122,7 @@ async def test_a_stream_is_finished_though_the_store_is_away(
     assert len(stub.bill) == 1
 
 
-async def test_mcp_delivers_what_is_in_hand_and_refuses_what_would_be_a_link_alone(
+async def test_mcp_delivers_images_in_memory_and_refuses_link_only_results(
     hosted: Hosted, away: Away, stub: Stub
 ) -> None:
     served, key = hosted.served, await hosted.served.key()
@@ -248,7 +248,7 @@ async def test_a_store_and_a_spool_that_are_away_together_are_tried_again(
 
 
 @pytest.mark.parametrize("away", ["files"], indirect=True)
-async def test_a_stop_that_cuts_short_how_an_image_is_kept_tries_the_spool_once_more(
+async def test_a_stop_that_interrupts_storing_an_image_tries_the_spool_once_more(
     hosted: Hosted, away: Away, stub: Stub, tmp_path: Path
 ) -> None:
     served, key = hosted.served, await hosted.served.key()

@@ -221,7 +221,7 @@ def events(name: str) -> float:
 
 @files_only
 @pytest.mark.parametrize("is_mended", [True, False])
-async def test_a_stop_tries_once_more_to_keep_what_lingers_and_reports_what_is_lost(
+async def test_a_stop_tries_once_more_to_store_waiting_images_and_reports_lost_ones(
     settings: Settings, away: Away, *, is_mended: bool
 ) -> None:
     """Neither store nor spool took the image; it waits for them in memory."""

@@ -132,7 +132,7 @@ def test_a_retry_time_given_to_one_tenant_delays_no_other_tenant() -> None:
     assert refusal(circuit, 0) == (Trouble.RATE_LIMITED, 12)
 
 
-def test_a_chance_failure_beside_a_tenant_of_many_opens_nothing() -> None:
+def test_a_single_failure_beside_a_busy_tenant_opens_no_circuit() -> None:
     settings = LIMITS.model_copy(update={"circuit_failures": 10, "circuit_window_calls": 20})
     circuit = Circuit(settings, is_shared=True)
     fail(circuit, 50, ANN)

@@ -125,7 +125,7 @@ async def test_a_refusal_by_the_provider_closes_the_house_key_to_no_other_tenant
         assert (await post_image(calm)).status_code == 200
 
 
-async def test_a_bad_key_of_ones_own_is_said_to_be_bad_until_it_is_replaced(
+async def test_a_tenants_own_bad_key_is_reported_until_it_is_replaced(
     served: Served, stub: Stub
 ) -> None:
     stub.faults.add(Fault("status", status=401, times=None, key=OWN_KEY))

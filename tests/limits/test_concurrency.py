@@ -36,7 +36,7 @@ def test_one_tenant_gets_its_share_and_all_together_no_more_than_the_bound() -> 
 
 
 @pytest.mark.parametrize(("most", "share"), [(1, 1), (2, 1), (4, 2), (5, 2)])
-def test_unless_said_otherwise_one_tenant_takes_at_most_half(most: int, share: int) -> None:
+def test_by_default_one_tenant_takes_at_most_half(most: int, share: int) -> None:
     limit = Places(most, "uploads")
     with ExitStack() as running:
         for _ in range(share):

@@ -34,7 +34,7 @@ async def test_a_request_without_a_place_waits_until_one_is_free() -> None:
     assert (gate.inside, gate.waiting) == (0, 0)
 
 
-async def test_tenants_take_turns_however_many_of_one_wait() -> None:
+async def test_tenants_take_turns_even_if_many_requests_of_one_wait() -> None:
     gate = Gate("test", GateLimits(1, 1, 100, 30))
     served: list[str] = []
 

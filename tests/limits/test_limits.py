@@ -74,7 +74,7 @@ async def test_headers_say_how_the_tightest_limit_stands_and_name_all(served: Se
     assert f'"key-requests";r=0;t={refused["Retry-After"]}' in refused["RateLimit"]
 
 
-async def test_without_limits_no_header_speaks_of_them(served: Served) -> None:
+async def test_without_limits_there_are_no_limit_headers(served: Served) -> None:
     async with served.http(await served.key()) as http:
         answer = await http.post(PATH, json=BODY)
     assert answer.status_code == 200
@@ -317,7 +317,7 @@ async def test_a_tenant_at_twenty_times_its_limit_leaves_the_others_alone(served
     assert heard == [{200: 100}] * 4
 
 
-async def test_limits_that_make_no_sense_are_refused(served: Served) -> None:
+async def test_invalid_limits_are_refused(served: Served) -> None:
     other = await served.tenant("other")
     foreign = await served.key(tenant_id=other)
     wrongs: list[dict[str, Any]] = [

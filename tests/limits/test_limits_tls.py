@@ -64,7 +64,7 @@ async def test_limits_are_counted_in_a_valkey_behind_tls(
     assert secured.plain.client.keys("*limits:requests*") != []
 
 
-async def test_a_certificate_of_another_authority_is_as_if_valkey_were_away(
+async def test_a_certificate_of_another_authority_counts_as_valkey_away(
     settings: Settings, secured: Secured
 ) -> None:
     url = SecretStr(f"rediss://127.0.0.1:{secured.port}/0?ssl_ca_certs={secured.other}")
@@ -75,7 +75,7 @@ async def test_a_certificate_of_another_authority_is_as_if_valkey_were_away(
     assert secured.plain.client.keys("*") == []
 
 
-async def test_a_doctor_says_that_a_certificate_is_not_trusted_and_what_to_do(
+async def test_doctor_reports_an_untrusted_certificate_with_advice(
     settings: Settings, secured: Secured
 ) -> None:
     url = f"rediss://127.0.0.1:{secured.port}/0?ssl_ca_certs="

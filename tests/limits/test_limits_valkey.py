@@ -350,7 +350,7 @@ async def test_a_gateway_starts_without_its_valkey_and_serves(
     assert len(stub.bill) == 3
 
 
-async def test_a_wrong_password_is_as_if_valkey_were_away_and_is_logged_nowhere(
+async def test_a_wrong_password_counts_as_valkey_away_and_is_not_logged(
     settings: Settings, server: Valkey, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.client.config_set("requirepass", "right-password")

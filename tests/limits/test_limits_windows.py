@@ -108,7 +108,7 @@ async def test_every_image_of_a_request_counts() -> None:
     assert await admitted(limiter, images, images=2) == 1
 
 
-async def test_a_request_that_no_minute_can_hold_is_told_not_to_come_again() -> None:
+async def test_a_request_above_the_whole_limit_is_told_not_to_retry() -> None:
     limiter = make_limiter(FakeClock())
     with pytest.raises(LimitReached) as refused:
         async with limiter.admit(caller(per_minute(3, LimitKind.IMAGES)), images=4, house=None):
@@ -116,7 +116,7 @@ async def test_a_request_that_no_minute_can_hold_is_told_not_to_come_again() -> 
     assert (refused.value.retry_after_seconds, refused.value.retry) == (None, False)
 
 
-async def test_a_limit_of_nothing_lets_nothing_in() -> None:
+async def test_a_limit_of_zero_admits_no_request() -> None:
     limiter = make_limiter(FakeClock())
     for kind in LimitKind:
         assert await admitted(limiter, per_minute(0, kind)) == 0
@@ -199,7 +199,7 @@ async def test_a_call_that_was_not_sent_does_not_count_against_the_house_key() -
         pass  # with a key of one's own
 
 
-async def test_counters_of_callers_that_are_gone_are_let_go() -> None:
+async def test_counters_of_idle_callers_are_dropped() -> None:
     clock = FakeClock()
     local = LocalCounters(clock)
     limiter = Limiter(tenant_defaults=[], house=[], process=KEY_ID, local=local, shared=None)
@@ -212,7 +212,7 @@ async def test_counters_of_callers_that_are_gone_are_let_go() -> None:
     assert local.size == 1
 
 
-async def test_a_lease_tells_to_wait_only_where_all_are_taken_and_one_more_is_refused() -> None:
+async def test_a_lease_names_a_wait_only_when_all_are_taken() -> None:
     limiter = make_limiter(FakeClock())
     both = caller(per_minute(2), RateLimit("tenant", LimitKind.CONCURRENT, 2))
     waits: list[list[int]] = []

@@ -148,7 +148,7 @@ async def test_no_request_waits_longer_than_its_limit(settings: Settings, stub: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_an_agent_is_told_too(settings: Settings, mode: str) -> None:
+async def test_an_overload_is_a_tool_error_for_an_agent(settings: Settings, mode: str) -> None:
     async with narrow_gateway(settings) as served:
         paint = tool_message("generate_image", mode, prompt="a red fox", model=GPT2)
         async with client_of(served.base_url, await served.key()) as http:
@@ -302,7 +302,7 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
     await writer.drain()
 
 
-async def test_a_burst_of_many_is_served_as_far_as_it_goes_and_each_answer_is_true(
+async def test_a_large_burst_is_served_up_to_the_bounds_and_each_answer_is_true(
     settings: Settings, stub: Stub
 ) -> None:
     async with narrow_gateway(settings, max_wait_ms=200) as served:

@@ -115,7 +115,7 @@ async def test_refused_admin_keys_wait_longer_each_time_and_good_keys_never(
     assert {status for status, _ in await asyncio.gather(*tasks)} == {401}
 
 
-async def test_too_many_that_wait_are_refused_at_once(slowing: Served) -> None:
+async def test_requests_beyond_the_waiting_bound_are_refused_at_once(slowing: Served) -> None:
     for _ in range(4):
         await ask(slowing, bad_key())
     answers = await asyncio.gather(*(ask(slowing, bad_key()) for _ in range(100)))
@@ -230,7 +230,7 @@ async def test_an_unknown_key_is_looked_up_once(served: Served) -> None:
     assert database.calls == 3
 
 
-async def test_an_address_that_guesses_has_few_connections_for_it(served: Served) -> None:
+async def test_an_address_that_guesses_keys_gets_few_connections(served: Served) -> None:
     database = WatchedDatabase(served.gateway.database)
     lookup = KeyLookup(
         database,  # type: ignore[arg-type]  # a fake

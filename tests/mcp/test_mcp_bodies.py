@@ -51,7 +51,7 @@ async def answers(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_request_with_an_id_that_is_none_is_refused(
+async def test_a_request_with_an_invalid_id_is_refused(
     served: Served, stub: Stub, mode: str
 ) -> None:
     ids = [b"1.5", b"1.0", b"1e3", b"null", b"{}", b"[]", b"[1]", b"true", b"NaN", b"-Infinity"]
@@ -70,7 +70,7 @@ async def test_a_request_with_an_id_that_is_none_is_refused(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_notification_and_a_clients_answer_are_taken_without_one(
+async def test_a_notification_and_a_clients_response_get_no_response(
     served: Served, mode: str
 ) -> None:
     headers = Message("tools/list", {}, mode).headers
@@ -163,7 +163,7 @@ async def longest_work_of_the_loop() -> AsyncIterator[list[float]]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_thirty_megabytes_keep_the_event_loop_for_no_longer_than_others_can_wait(
+async def test_thirty_megabytes_block_the_event_loop_only_briefly(
     served: Served, stub: Stub, mode: str, tmp_path: Path
 ) -> None:
     key = secret_of(await served.key())

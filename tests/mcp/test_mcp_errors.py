@@ -162,7 +162,7 @@ REFERENCES = {
 }
 
 
-async def test_an_image_that_cannot_be_had_is_refused_by_name(served: Served, stub: Stub) -> None:
+async def test_an_unobtainable_input_image_is_refused_by_name(served: Served, stub: Stub) -> None:
     own = f"{served.gateway.settings.public_url}/images/{UNKNOWN_IMAGE}"
     links = (own, f"{own}?exp=9999999999&sig=AAAA", f"{own}?exp=x&sig=%00", f"{own}/thumbnail")
     cases: list[Case] = []

@@ -256,7 +256,7 @@ async def error_code(served: Served, key: IssuedKey, mode: str) -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_keys_and_budgets_that_do_not_reach_are_tool_errors(
+async def test_insufficient_keys_and_budgets_are_tool_errors(
     served: Served, stub: Stub, mode: str
 ) -> None:
     reader = await served.key(scopes=[Scope.IMAGES_READ])

@@ -86,7 +86,7 @@ async def test_a_body_above_the_limit_is_refused_however_it_is_sent(
         assert stub.calls == []
 
 
-async def test_without_sessions_there_is_nothing_but_post(served: Served) -> None:
+async def test_without_sessions_only_post_is_allowed(served: Served) -> None:
     async with served.http(await served.key()) as http:
         for method in ("GET", "PUT", "PATCH", "DELETE"):
             for headers in (JSON, {**JSON, **MODERN}):

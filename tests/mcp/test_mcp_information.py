@@ -244,7 +244,7 @@ async def test_money_held_by_a_running_call_is_not_shown_as_left(
     assert Decimal(budget["remaining_usd"]) == 5 - Decimal(budget["held_usd"])
 
 
-async def test_usage_is_ones_own(served: Served) -> None:
+async def test_usage_is_the_callers_own(served: Served) -> None:
     alice, bob = await served.key(user="alice"), await served.key(user="bob")
     tenant, sandbox = await served.key(), await served.key(livemode=False)
     other = await served.key(tenant_id=await served.tenant("other"))
@@ -274,7 +274,7 @@ async def test_usage_is_ones_own(served: Served) -> None:
         }
 
 
-async def test_today_is_a_day_of_the_tenants_own_calendar(served: Served) -> None:
+async def test_today_is_a_day_in_the_tenants_time_zone(served: Served) -> None:
     for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
         tenant_id = await served.tenant(zone, time_zone=zone)
         key = await served.key(tenant_id=tenant_id)

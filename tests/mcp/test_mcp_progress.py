@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-async def test_partial_images_that_cannot_be_had_are_refused(served: Served, stub: Stub) -> None:
+async def test_unsupported_partial_images_are_refused(served: Served, stub: Stub) -> None:
     for mode in MODES:
         found = {}
         async with served.http(await served.key()) as http:

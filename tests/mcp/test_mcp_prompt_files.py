@@ -286,14 +286,14 @@ def test_too_many_files_are_refused(tmp_path: Path) -> None:
     assert told.startswith("GATEWAY_PROMPTS_DIR: ")
 
 
-def test_a_folder_that_is_not_there_is_told_with_its_setting(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_with_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing", tmp_path / "file"):
         (told,) = mistakes(path)
         assert told.startswith(f"GATEWAY_PROMPTS_DIR: the folder {path} does not exist.")
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_template_is_reported(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     (tmp_path / "gone.toml").symlink_to(tmp_path / "nowhere")
     told = mistakes(tmp_path)

@@ -188,7 +188,7 @@ def test_every_use_of_a_template_reads_as_clean_prose(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEN)
-def test_everything_that_is_said_is_in_the_prompt(name: str) -> None:
+def test_every_given_argument_is_in_the_prompt(name: str) -> None:
     template = TEMPLATES[name]
     for arguments in uses(template):
         prompt = finished(template, arguments)
@@ -393,7 +393,7 @@ def test_completion_of_an_unknown_argument_is_refused() -> None:
     assert (caught.value.code, caught.value.param) == ("unknown_parameter", "colour")
 
 
-def test_the_page_of_prompts_lists_what_there_is() -> None:
+def test_the_page_of_prompts_lists_every_prompt() -> None:
     page = DOCS.read_text()
     for name, (size, arguments) in TEN.items():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]

@@ -256,7 +256,7 @@ async def test_a_providers_failure_says_what_it_means_and_buys_nothing_twice(
         await served.check_invariants()
 
 
-async def test_a_tenants_own_key_that_is_refused_is_its_own_to_mend(
+async def test_a_refused_key_of_a_tenant_is_reported_to_that_tenant(
     served: Served, stub: Stub
 ) -> None:
     key = await served.key()
@@ -293,7 +293,7 @@ async def test_a_paid_image_that_is_not_stored_is_shown_and_no_more_are_bought(
     assert usage["today"]["images"] == 3
 
 
-async def test_a_store_that_cannot_be_read_is_said_before_anything_is_bought(
+async def test_an_unreadable_store_is_reported_before_anything_is_bought(
     served: Served, stub: Stub
 ) -> None:
     key = await served.key()

@@ -137,7 +137,7 @@ async def test_storage_is_told_with_its_bounds(hosted: Hosted) -> None:
     assert full == [told_of_all] * 2
 
 
-async def test_the_last_clean_up_is_told_with_its_count_to_each_owner(hosted: Hosted) -> None:
+async def test_the_last_clean_up_is_reported_to_each_owner_with_its_count(hosted: Hosted) -> None:
     served = hosted.served
     keys = {
         "alice": await served.key(user="alice"),

@@ -58,7 +58,7 @@ async def test_the_list_goes_on_page_by_page(hosted: Hosted, count: int) -> None
         assert [IMAGE + image["id"] for image in rest.json()["data"]] == uris[2:102]
 
 
-async def test_an_image_is_listed_with_what_it_is(hosted: Hosted) -> None:
+async def test_an_image_is_listed_with_its_properties(hosted: Hosted) -> None:
     key = await hosted.served.key()
     [stored] = await hosted.put_all(key, [(image_bytes(), {"prompt": "a cat", "width": 64})])
     async with hosted.served.http(key) as http:
@@ -218,7 +218,7 @@ QUERIES = {
 }
 
 
-async def test_the_history_says_what_is_wrong_in_its_address(hosted: Hosted) -> None:
+async def test_the_history_names_the_invalid_part_of_its_address(hosted: Hosted) -> None:
     for mode in MODES:
         async with hosted.served.http(await hosted.served.key()) as http:
             found = {query: await refusal(http, HISTORY + query, mode) for query in QUERIES}
@@ -257,7 +257,7 @@ async def test_an_error_of_a_resource_names_its_address(hosted: Hosted) -> None:
                 assert (await post(http, message)).error["data"]["uri"] == uri[:500]
 
 
-async def test_addresses_that_lead_nowhere_are_said_to(hosted: Hosted) -> None:
+async def test_unknown_resource_addresses_are_not_found(hosted: Hosted) -> None:
     unknown = ("not_found", "uri")
     no_image, no_model = ("image_not_found", "image_id"), ("model_not_found", "model")
     expected = {

@@ -94,7 +94,7 @@ async def test_an_answer_without_usage_is_posted_as_an_estimate(served: Served) 
     assert cost_usd.startswith(quote.json()["cost_usd_max"])
 
 
-async def test_a_slow_image_takes_its_time_and_is_posted(served: Served) -> None:
+async def test_a_slow_image_is_waited_for_and_posted(served: Served) -> None:
     started = time.monotonic()
     async with served.http(await served.key(livemode=False)) as http:
         answer = await http.post(ROUTE, json=body("[sandbox:slow]"))
@@ -111,7 +111,7 @@ async def test_the_same_prompt_draws_the_same_image_at_the_same_price(served: Se
     assert await states(served) == [("posted", False, "sandbox")] * 2
 
 
-async def test_magic_words_mean_nothing_to_live_keys(served: Served, stub: Stub) -> None:
+async def test_magic_prompts_have_no_effect_with_live_keys(served: Served, stub: Stub) -> None:
     async with served.http(await served.key()) as http:
         answer = await http.post(ROUTE, json=body("[sandbox:moderation]"))
     assert answer.status_code == 200

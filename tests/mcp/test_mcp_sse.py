@@ -119,7 +119,7 @@ async def test_stream_and_messages_need_a_key_and_a_session_is_its_keys_alone(
     assert stub.calls == []
 
 
-async def test_a_message_that_is_none_is_refused_without_harm_to_its_session(
+async def test_an_invalid_message_is_refused_without_harm_to_its_session(
     speaking: Served, stub: Stub, capfd: pytest.CaptureFixture[str]
 ) -> None:
     long = {**LIST, "params": {"x": "x" * 300_000}}

@@ -240,7 +240,7 @@ FAILURES = {
 }
 
 
-async def test_an_answer_that_is_none_is_explained_to_the_client_and_once_on_stderr(
+async def test_an_invalid_answer_is_explained_to_the_client_and_once_on_stderr(
     tmp_path: Path,
 ) -> None:
     messages = []

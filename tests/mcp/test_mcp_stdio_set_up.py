@@ -148,7 +148,7 @@ def test_it_does_not_import_what_only_a_server_needs() -> None:
     assert ended.stdout.strip() == ""
 
 
-def test_it_stands_among_the_commands() -> None:
+def test_mcp_stdio_is_listed_among_the_commands() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "gateway", "--help"], capture_output=True, check=True, text=True
     )

@@ -79,7 +79,7 @@ async def test_a_budget_warns_once_at_each_of_its_thresholds(served: Served, stu
     }
 
 
-async def test_a_jump_over_several_thresholds_tells_of_each(served: Served, stub: Stub) -> None:
+async def test_a_jump_over_several_thresholds_warns_of_each(served: Served, stub: Stub) -> None:
     cost = await cost_nano(served, stub)
     key = await served.key(user="ann")
     await set_budget(served, limit_usd=format_usd(cost), enforcement="soft", alert_percents=[])
@@ -235,7 +235,7 @@ async def test_raises_are_in_the_audit_trail(served: Served) -> None:
         {"limit_usd": "8", "until": "soon", "window": "day"},
     ],
 )
-async def test_a_raise_that_cannot_be_is_refused(served: Served, body: dict[str, str]) -> None:
+async def test_an_invalid_raise_is_refused(served: Served, body: dict[str, str]) -> None:
     budget = await set_budget(served, limit_usd="5")
     body = {name: soon() if value == "soon" else value for name, value in body.items()}
     path = f"/tenants/{served.tenant_id}/budgets"

@@ -58,7 +58,7 @@ async def test_waiting_items_share_commits_of_bounded_size_in_order() -> None:
     assert store.batches == [[0], [1, 2, 3], [4]]
 
 
-async def test_one_that_stops_waiting_before_its_commit_takes_its_item_back() -> None:
+async def test_an_item_cancelled_before_its_commit_is_withdrawn() -> None:
     store = Store()
     tasks = await submitted(store.group(), store, 1, 2)
     tasks[1].cancel()
@@ -68,7 +68,7 @@ async def test_one_that_stops_waiting_before_its_commit_takes_its_item_back() ->
     assert (store.batches, store.abandoned) == ([[0], [2]], [])
 
 
-async def test_the_result_of_one_that_stopped_waiting_during_its_commit_is_handed_over() -> None:
+async def test_the_result_of_an_item_cancelled_during_its_commit_is_handed_over() -> None:
     store = Store()
     group = store.group()
     [task] = await submitted(group, store)

@@ -231,7 +231,7 @@ async def test_a_tenant_with_its_own_key_does_not_wait_for_the_houses_shards(
     await house.close()
 
 
-async def test_the_release_before_is_never_asked_to_come_again(house: House) -> None:
+async def test_the_previous_releases_call_of_reserve_is_never_told_to_retry(house: House) -> None:
     await house.limit(1000)
     assert await house.hold(0, 1) is not None
     wanted = {
@@ -328,7 +328,7 @@ async def test_the_houses_budget_binds_calls_with_its_credential_and_no_others(
     assert [call.key for call in stub.calls] == ["sk-of-this-tenant-alone"]
 
 
-async def test_the_house_is_warned_of_what_all_shards_have_spent_together(
+async def test_the_operator_is_warned_by_the_total_of_all_shards(
     house: House,
 ) -> None:
     await house.limit(1000)
@@ -395,7 +395,7 @@ async def told(served: Served) -> list[tuple[str, int | None, str]]:
         {"window": "month", "limit_usd": "5", "user_id": str(WORKERS[0])},
     ],
 )
-async def test_a_budget_of_the_house_that_cannot_be_is_refused(
+async def test_an_invalid_house_budget_is_refused(
     unchanged: Served, body: dict[str, object]
 ) -> None:
     async with admin(unchanged) as http:

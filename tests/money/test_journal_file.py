@@ -60,7 +60,7 @@ def test_a_slot_rests_for_a_while_and_the_journal_stays_bounded(tmp_path: Path) 
     journal.close()
 
 
-def test_a_journal_tells_what_was_written_down_and_only_once_its_worker_is_gone(
+def test_a_journal_is_read_back_only_after_its_worker_has_ended(
     tmp_path: Path,
 ) -> None:
     instance = new_id()

@@ -187,7 +187,7 @@ quick = hypothesis_settings(
 
 @quick
 @given(events=st.lists(EVENTS, max_size=6))
-async def test_events_one_after_another_lead_where_the_states_say(
+async def test_successive_events_follow_the_state_diagram(
     books: Books, events: list[Event]
 ) -> None:
     reservation_id = await books.hold()
@@ -385,7 +385,7 @@ async def test_a_price_changed_in_mid_flight_leaves_the_call_at_the_price_it_was
     assert await served.ledger_total() == stub.bill[0].cost_nano_usd
 
 
-async def test_a_hold_beyond_a_budget_is_refused_by_the_books_themselves(books: Books) -> None:
+async def test_a_hold_beyond_a_budget_is_refused_by_the_database_itself(books: Books) -> None:
     await books.served.budget("0.000001500", window="month")
     await books.hold()
     with pytest.raises(BudgetExceeded):

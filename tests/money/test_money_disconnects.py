@@ -74,7 +74,7 @@ async def test_a_client_that_leaves_before_its_request_is_whole_buys_nothing(
     assert stub.calls == []
 
 
-async def test_a_client_that_leaves_while_the_provider_works_pays_what_the_call_cost(
+async def test_a_client_that_leaves_while_the_provider_works_pays_the_cost(
     served: Served, stub: Stub
 ) -> None:
     await served.budget("1")

@@ -112,7 +112,7 @@ async def test_a_fault_buys_once_and_books_its_outcome(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"], ids=["refused", "TLS to a plain port"])
-async def test_a_connection_that_never_came_about_is_void_and_answered_502(
+async def test_a_connection_that_failed_is_void_and_answered_502(
     scheme: str, settings: Settings, stub: Stub
 ) -> None:
     port = free_port() if scheme == "http" else stub.port

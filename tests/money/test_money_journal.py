@@ -131,7 +131,7 @@ def _checked(content: bytearray) -> bytes:
     [None, "torn", _of_another_boot, _of_another_timeline, _of_the_release_before],
     ids=["gone", "torn", "of another boot", "of another timeline", "of the release before"],
 )
-async def test_a_journal_that_may_lack_something_proves_nothing(
+async def test_an_incomplete_journal_proves_nothing(
     settings: Settings,
     served: Served,
     stub: Stub,
@@ -193,7 +193,7 @@ async def cut_off(settings: Settings) -> AsyncIterator[None]:
         await run_sql(maintenance, f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS true')
 
 
-async def test_a_stop_without_postgres_keeps_the_journal_for_what_was_never_sent(
+async def test_a_stop_without_postgres_keeps_the_journal_of_unsent_calls(
     settings: Settings, stub: Stub
 ) -> None:
     """Its key could not be opened, and Postgres could not be told."""
@@ -283,7 +283,7 @@ async def test_an_answer_that_postgres_never_heard_of_is_posted_exactly(
         await served.check_invariants()
 
 
-async def test_a_live_workers_journal_is_never_judged(
+async def test_the_journal_of_a_live_worker_is_left_alone(
     settings: Settings, served: Served, stub: Stub
 ) -> None:
     """Its call is held and, for all that others know, not sent yet."""

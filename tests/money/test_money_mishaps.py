@@ -154,7 +154,7 @@ async def current_price(served: Served) -> Price:
         return next(p for p in await prices.list_prices(session) if p.model == GPT2)
 
 
-async def test_a_usage_beyond_all_measure_costs_no_other_call_its_settlement(
+async def test_an_absurdly_large_usage_stops_no_other_settlement(
     served: Served,
 ) -> None:
     """A provider's number is whatever its JSON says."""

@@ -122,7 +122,7 @@ async def test_an_odd_answer_is_booked_and_bought_once(name: str, settings: Sett
 
 
 @pytest.mark.parametrize("item", [{}, {"b64_json": ""}, {"url": "http://127.0.0.1:1/a"}])
-async def test_an_answer_without_an_image_that_says_what_it_took_is_posted(
+async def test_an_answer_with_usage_and_without_an_image_is_posted(
     item: dict[str, object], settings: Settings
 ) -> None:
     async with odd_provider(ANSWER | {"data": [item]}) as (provider, url):
@@ -138,7 +138,7 @@ async def test_an_answer_without_an_image_that_says_what_it_took_is_posted(
             await served.check_invariants()
 
 
-async def test_half_a_character_in_an_answer_does_not_cost_the_image(settings: Settings) -> None:
+async def test_a_lone_surrogate_in_an_answer_does_not_lose_the_image(settings: Settings) -> None:
     """JSON may escape what no UTF-8 can say, as where a vendor cuts a text."""
     odd = {"data": [{"b64_json": IMAGE, "revised_prompt": "a cat \ud83d"}]}
     async with odd_provider(ANSWER | odd, ensure_ascii=True) as (_, url):

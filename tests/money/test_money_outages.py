@@ -229,7 +229,7 @@ async def test_a_settlement_whose_acknowledgement_is_lost_is_posted_once(
         await eventually(booked)
 
 
-async def test_a_connection_that_went_silent_stops_neither_admissions_nor_settlements(
+async def test_a_silent_database_connection_stops_no_hold_and_no_settlement(
     settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
     """New connections work; no request may wait until TCP gives up the old ones."""

@@ -147,7 +147,7 @@ async def test_days_that_are_skipped_doubled_or_start_late_belong_to_one_period(
     assert found == []
 
 
-async def test_a_period_is_of_the_tenants_own_calendar(served: Served) -> None:
+async def test_a_period_is_in_the_tenants_time_zone(served: Served) -> None:
     tenant = await served.tenant("kiritimati", time_zone="Pacific/Kiritimati")
     key = await served.key(tenant_id=tenant)
     for window in ("day", "week", "month"):
@@ -192,7 +192,7 @@ async def test_a_call_is_charged_to_the_period_in_which_it_was_admitted(
     ]
 
 
-async def test_a_new_period_starts_with_the_whole_limit_and_where_the_last_one_ended(
+async def test_a_new_period_starts_with_the_whole_limit_at_the_end_of_the_last_one(
     served: Served, stub: Stub
 ) -> None:
     async with served.http(await served.key()) as http:

@@ -42,7 +42,7 @@ async def test_usage_without_details_is_still_exact(served: Served, stub: Stub) 
 
 
 @pytest.mark.parametrize("estimated", [False, True], ids=["unknown", "estimated"])
-async def test_an_answer_after_the_deadline_still_settles_with_the_truth(
+async def test_an_answer_after_the_deadline_still_settles_with_the_real_cost(
     served: Served, stub: Stub, *, estimated: bool
 ) -> None:
     stub.faults.add(Fault(hold=True))

@@ -70,7 +70,7 @@ async def again(served: Served) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("estimated", [False, True], ids=["unknown", "estimated"])
-async def test_the_truth_is_posted_for_good_with_its_reason(
+async def test_the_real_cost_is_posted_finally_with_its_reason(
     served: Served, stub: Stub, *, estimated: bool
 ) -> None:
     call_id = await unknown_call(served, stub, estimated=estimated)
@@ -143,7 +143,9 @@ async def test_a_void_gives_money_and_key_back(
     assert refusal(await resolve(served, call_id, "void")) == Refusal(409, "already_resolved", None)
 
 
-async def test_a_void_of_what_was_delivered_keeps_its_key(served: Served, stub: Stub) -> None:
+async def test_a_void_of_a_delivered_call_keeps_its_idempotency_key(
+    served: Served, stub: Stub
+) -> None:
     stub.faults.add(Fault("usage_missing"))
     first = await again(served)
     call_id = first.headers["x-gateway-generation-id"]
@@ -282,7 +284,7 @@ async def test_a_cost_above_the_hold_is_booked_in_full(served: Served, stub: Stu
         ({"refund": True}, Refusal(400, "unknown_parameter", "refund")),
     ],
 )
-async def test_a_resolution_that_cannot_be_is_refused(
+async def test_an_invalid_resolution_is_refused(
     unchanged: Served, changes: dict[str, Any], expected: Refusal
 ) -> None:
     body = {"verdict": "post", "cost_usd": "0.01", "reason": REASON} | changes

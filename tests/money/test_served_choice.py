@@ -46,7 +46,7 @@ def served(
         (("low", "1024x1024"), (None, "large"), None),
     ],
 )
-def test_an_answer_names_what_it_is_or_it_is_what_was_asked(
+def test_an_answer_names_its_size_and_quality_or_has_the_requested_ones(
     asked: tuple[str | None, str | None],
     answered: tuple[str | None, str | None],
     choice: tuple[str, str] | None,

@@ -30,7 +30,7 @@ def test_last_month_ends_on_the_day_before_this_month_of_the_zone(zone: str) -> 
         ("2026-07-01T12:00:00-04:00", False, datetime(2026, 7, 1, 16, tzinfo=UTC)),
     ],
 )
-def test_a_bound_is_a_moment_or_where_a_day_begins_or_ends(
+def test_a_bound_is_an_instant_or_the_start_or_end_of_a_day(
     text: str,
     is_end: bool,  # noqa: FBT001
     moment: datetime,

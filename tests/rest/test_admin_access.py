@@ -69,7 +69,7 @@ async def test_an_admin_key_reaches_no_tenants_route(served: Served) -> None:
         assert refusal(await http.delete("/v1/images/img_0")) == NO_ADMIN
 
 
-async def test_a_path_that_only_looks_like_the_operators_is_none(served: Served) -> None:
+async def test_a_path_that_resembles_an_operators_route_is_refused(served: Served) -> None:
     key = await served.key()
     async with served.http(key) as http:
         for path in (
@@ -113,7 +113,7 @@ async def test_unknown_parameters_are_refused_on_every_route(served: Served) -> 
         (b'{"name": "' + b"x" * 2_000_000 + b'"}', "payload_too_large"),
     ],
 )
-async def test_a_body_that_is_none_is_refused_on_every_route(
+async def test_an_invalid_body_is_refused_on_every_route(
     unchanged: Served, content: bytes, code: str
 ) -> None:
     async with admin(unchanged) as http:
@@ -124,7 +124,7 @@ async def test_a_body_that_is_none_is_refused_on_every_route(
                 assert refusal(answer).code == code, (method, path)
 
 
-async def test_a_method_or_path_that_is_none_is_refused_in_the_envelope(served: Served) -> None:
+async def test_an_unknown_method_or_path_is_refused_in_the_envelope(served: Served) -> None:
     async with admin(served) as http:
         for method, path, status in (
             ("DELETE", "/tenants", 405),

@@ -66,7 +66,7 @@ def same_moment(one: str, other: str) -> bool:
     return datetime.fromisoformat(one) == datetime.fromisoformat(other)
 
 
-async def test_a_tenants_life_is_told_step_by_step(served: Served) -> None:
+async def test_every_change_of_a_tenant_is_audited(served: Served) -> None:
     async with admin(served) as http:
         tenant = created(await http.post("/tenants", json={"name": "globex"}))
         path = f"/tenants/{tenant['id']}"
@@ -92,7 +92,7 @@ async def test_a_tenants_life_is_told_step_by_step(served: Served) -> None:
     ]
 
 
-async def test_a_row_says_who_when_and_in_which_request(served: Served) -> None:
+async def test_a_row_names_the_actor_the_time_and_the_request(served: Served) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     async with admin(served) as http:
         answer = await http.post("/tenants", json={"name": "globex"})
@@ -115,7 +115,7 @@ async def test_a_row_says_who_when_and_in_which_request(served: Served) -> None:
     assert before < datetime.fromisoformat(entry["at"]) < datetime.now(UTC) + timedelta(seconds=1)
 
 
-async def test_a_keys_life_is_told_step_by_step(served: Served) -> None:
+async def test_every_change_of_a_key_is_audited(served: Served) -> None:
     path = f"/tenants/{served.tenant_id}/keys"
     async with admin(served) as http:
         body = {"scopes": ["images:read"], "models": [GPT2], "livemode": False}
@@ -144,7 +144,7 @@ async def test_a_keys_life_is_told_step_by_step(served: Served) -> None:
     assert shown_key(key)["scopes"] == [Scope.IMAGES_READ]
 
 
-async def test_credentials_budgets_and_prices_are_told(served: Served) -> None:
+async def test_credentials_budgets_and_prices_are_audited(served: Served) -> None:
     path = f"/tenants/{served.tenant_id}"
     price = {"model": GPT2, "text_input": "5", "image_input": "8", "image_output": "28"}
     start = "2025-06-01T00:00:00+00:00"
@@ -297,7 +297,7 @@ async def test_the_trail_is_read_by_tenant_action_and_time(served: Served) -> No
             assert answer == Refusal(400, "invalid_value", query.partition("=")[0])
 
 
-async def test_the_first_start_is_told_too(served: Served) -> None:
+async def test_the_first_start_is_audited(served: Served) -> None:
     found = [(e["action"], e["actor"]) for e in await entries(served)]
     gateway = {"type": "gateway", "id": "gateway", "name": None}
     assert found == [("operator_key.created", gateway), ("tenant.created", gateway)]

@@ -61,7 +61,7 @@ async def test_a_budget_is_made_changed_and_removed(served: Served) -> None:
     assert gone == Refusal(404, "not_found", "budget_id")
 
 
-async def test_a_raised_budget_admits_the_very_next_call(served: Served) -> None:
+async def test_a_raised_budget_admits_the_next_call(served: Served) -> None:
     path = budgets_of(served)
     key = await served.key()
     async with admin(served) as http, served.http(key) as tenant:
@@ -170,7 +170,7 @@ async def test_budgets_of_keys_users_and_modes_stand_beside_each_other(served: S
         ({"limit": "5"}, "unknown_parameter", "limit"),
     ],
 )
-async def test_a_budget_that_cannot_be_is_refused(
+async def test_an_invalid_budget_is_refused(
     unchanged: Served, changes: dict[str, Any], code: str, param: str
 ) -> None:
     async with admin(unchanged) as http:

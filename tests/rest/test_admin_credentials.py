@@ -21,7 +21,7 @@ from tests.stub_openai import Stub
 FIRST, SECOND, OF_ALICE = "sk-canary-first-1f2e3d", "sk-canary-second-4c5b6a", "sk-alice-9z8y7x"
 
 
-async def test_a_stored_key_pays_for_the_very_next_call(served: Served, stub: Stub) -> None:
+async def test_a_stored_key_pays_for_the_next_call(served: Served, stub: Stub) -> None:
     path = f"/tenants/{served.tenant_id}/credentials"
     key, of_alice = await served.key(), await served.key(user="alice")
     async with admin(served) as http:
@@ -96,7 +96,7 @@ async def test_a_stored_credential_is_shown_without_the_secret(served: Served) -
         ("openai?user=alice", {"secret": FIRST}, Refusal(400, "unknown_parameter", "user")),
     ],
 )
-async def test_a_provider_key_that_cannot_be_is_refused_and_not_repeated(
+async def test_an_impossible_provider_key_is_refused_and_not_repeated(
     unchanged: Served, target: str, body: dict[str, Any], expected: Refusal
 ) -> None:
     path = f"/tenants/{unchanged.tenant_id}/credentials"

@@ -91,7 +91,7 @@ async def test_a_key_may_do_what_it_was_issued_for(served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["website", "Ünï & Co 日本", "x7Qa", "[red]x[/red]", "n" * 100])
-async def test_all_keys_of_a_line_have_one_name(served: Served, name: str) -> None:
+async def test_all_keys_of_a_rolled_line_have_one_name(served: Served, name: str) -> None:
     async with admin(served) as http:
         old = created(await http.post(keys_of(served), json={"name": "before"}))
         other = created(await http.post(keys_of(served), json={"name": "before"}))
@@ -151,7 +151,7 @@ PAST = "2020-01-01T00:00:00Z"
         ({"test": True}, Refusal(400, "unknown_parameter", "test")),
     ],
 )
-async def test_a_key_that_cannot_be_is_refused(
+async def test_an_invalid_key_request_is_refused(
     unchanged: Served, body: dict[str, Any], expected: Refusal
 ) -> None:
     async with admin(unchanged) as http:
@@ -221,7 +221,7 @@ async def test_a_key_rolled_without_grace_ends_at_once(served: Served) -> None:
 
 
 @pytest.mark.parametrize("grace", [-1, YEAR_SECONDS + 1, 10**30, 1.5, "24h", None, True])
-async def test_a_grace_that_cannot_be_is_refused(served: Served, grace: Any) -> None:
+async def test_an_invalid_grace_is_refused(served: Served, grace: Any) -> None:
     async with admin(served) as http:
         old = created(await http.post(keys_of(served), json={}))
         roll = f"{keys_of(served)}/{old['id']}/roll"

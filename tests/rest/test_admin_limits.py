@@ -24,7 +24,7 @@ def limits_of(served: Served) -> str:
     return f"/tenants/{served.tenant_id}/limits"
 
 
-async def test_a_limit_is_made_changed_removed_and_told(served: Served) -> None:
+async def test_a_limit_is_made_changed_removed_and_audited(served: Served) -> None:
     path = limits_of(served)
     async with admin(served) as http:
         made = created(await http.put(path, json={"kind": "images", "value": 20}))
@@ -62,7 +62,7 @@ async def test_a_limit_is_made_changed_removed_and_told(served: Served) -> None:
     ]
 
 
-async def test_a_limit_counts_for_the_very_next_request(served: Served) -> None:
+async def test_a_limit_applies_to_the_next_request(served: Served) -> None:
     path = limits_of(served)
     key = await served.key()
     async with admin(served) as http, served.http(key) as tenant:
@@ -93,7 +93,7 @@ async def test_a_limit_counts_for_the_very_next_request(served: Served) -> None:
         ({"per": "hour"}, Refusal(400, "unknown_parameter", "per")),
     ],
 )
-async def test_a_limit_that_cannot_be_is_refused(
+async def test_an_invalid_limit_is_refused(
     unchanged: Served, changes: dict[str, Any], expected: Refusal
 ) -> None:
     async with admin(unchanged) as http:

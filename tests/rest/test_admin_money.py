@@ -35,7 +35,7 @@ def soon(**distance: float) -> str:
     return (datetime.now(UTC) + timedelta(**distance)).isoformat()
 
 
-async def test_a_price_added_counts_for_the_very_next_quote(served: Served) -> None:
+async def test_an_added_price_applies_to_the_next_quote(served: Served) -> None:
     key = await served.key()
     async with admin(served) as http, served.http(key) as tenant:
         for factor in range(1, 6):
@@ -113,7 +113,7 @@ async def test_every_version_is_listed_page_by_page(served: Served) -> None:
         ({"currency": "eur"}, Refusal(400, "unknown_parameter", "currency")),
     ],
 )
-async def test_a_price_that_cannot_be_is_refused(
+async def test_an_invalid_price_is_refused(
     unchanged: Served, changes: dict[str, Any], expected: Refusal
 ) -> None:
     async with admin(unchanged) as http:
@@ -183,7 +183,7 @@ async def test_usage_is_reported_over_all_tenants_or_one(served: Served, stub: S
         ("tennant=acme", Refusal(400, "unknown_parameter", "tennant")),
     ],
 )
-async def test_a_report_that_cannot_be_is_refused(
+async def test_an_invalid_report_is_refused(
     unchanged: Served, query: str, expected: Refusal
 ) -> None:
     async with admin(unchanged) as http:
@@ -299,7 +299,7 @@ async def test_every_column_of_money_has_a_check(served: Served) -> None:
     assert {key for key in given if not any("<=" in text for text in texts[key])} == set()
 
 
-async def test_the_tables_themselves_refuse_amounts_that_cannot_be(served: Served) -> None:
+async def test_the_tables_refuse_impossible_amounts(served: Served) -> None:
     await served.budget("5", window="total")
     async with served.http(await served.key()) as tenant:
         answered(await tenant.post(GENERATIONS, json=LOW))

@@ -71,7 +71,7 @@ async def test_a_tenant_is_made_shown_and_listed(served: Served) -> None:
         ({"name": "x", "id": NO_ID}, "unknown_parameter", "id"),
     ],
 )
-async def test_a_tenant_that_cannot_be_is_refused_with_the_field(
+async def test_an_invalid_tenant_is_refused_with_the_field(
     unchanged: Served, body: dict[str, Any], code: str, param: str
 ) -> None:
     async with admin(unchanged) as http:
@@ -93,7 +93,7 @@ async def test_of_concurrent_requests_for_one_tenant_one_succeeds(served: Served
     assert len(made) == 1
 
 
-async def test_a_change_counts_for_the_very_next_request(served: Served) -> None:
+async def test_a_change_applies_to_the_next_request(served: Served) -> None:
     key = await served.key()
     path = f"/tenants/{served.tenant_id}"
     async with admin(served) as http, served.http(key) as tenant:
@@ -156,7 +156,7 @@ async def test_fields_that_a_change_does_not_name_stay_unchanged(served: Served)
         ({"max_image_bytes": 10**30}, "max_image_bytes"),
     ],
 )
-async def test_a_change_that_cannot_be_is_refused_whole(
+async def test_an_invalid_change_is_refused_as_a_whole(
     unchanged: Served, change: dict[str, Any], param: str
 ) -> None:
     path = f"/tenants/{unchanged.tenant_id}"
@@ -188,7 +188,7 @@ async def test_a_name_that_is_taken_is_refused_and_nothing_changes(served: Serve
     ]
 
 
-async def test_a_tenant_that_is_not_there_is_not_found(served: Served) -> None:
+async def test_an_unknown_tenant_is_not_found(served: Served) -> None:
     not_found = Refusal(404, "not_found", "tenant_id")
     async with admin(served) as http:
         for path in ("", "/users", "/keys", "/credentials", "/budgets"):

@@ -203,7 +203,7 @@ async def test_a_rolled_secret_signs_along_for_its_grace_and_no_longer(
     assert kept[0][0] == 1
 
 
-async def test_a_test_event_for_a_webhook_that_is_being_deleted_finds_none(
+async def test_a_test_event_during_the_deletion_of_a_webhook_is_not_found(
     served: Served, settings: Settings, owner: UUID | None
 ) -> None:
     webhook = await make_webhook(served, URL, tenant_id=owner)

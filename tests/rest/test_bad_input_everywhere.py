@@ -214,7 +214,7 @@ async def test_no_field_accepts_a_value_of_another_type(
     assert wrong == []
 
 
-async def test_a_name_that_stands_twice_is_refused_where_money_or_access_is_set(
+async def test_a_duplicate_name_is_refused_on_routes_that_set_money_or_access(
     served: Served, operations: list[Operation], clients: Clients
 ) -> None:
     for one in operations:

@@ -78,7 +78,7 @@ async def test_a_body_without_a_length_is_refused_once_it_exceeds_the_bound(
 
 
 @fronts
-async def test_a_body_that_stops_coming_is_given_up(
+async def test_a_stalled_body_is_given_up(
     settings: Settings, stub: Stub, path: str, content_type: str, beginning: bytes
 ) -> None:
     async with served_gateway(settings.model_copy(update={"upload_seconds": 0.2})) as served:

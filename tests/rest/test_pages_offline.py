@@ -31,7 +31,7 @@ async def test_the_documentation_names_no_other_host(served: Served) -> None:
     assert "@import" not in style
 
 
-async def test_the_documentation_is_no_burden(served: Served) -> None:
+async def test_the_documentation_page_and_the_schema_are_small(served: Served) -> None:
     async with served.http() as http:
         page = await http.get("/docs")
         schema = await http.get("/openapi.json")

@@ -104,7 +104,7 @@ async def test_requests_are_filtered_and_read_page_by_page(served: Served, stub:
     assert (names(rest), rest["has_more"]) == (["made"], False)
 
 
-async def test_a_filter_that_cannot_be_is_refused(served: Served) -> None:
+async def test_an_invalid_filter_is_refused(served: Served) -> None:
     async with served.http(await served.key()) as http:
         for query, param in (
             ({"after": "order-1"}, "after"),

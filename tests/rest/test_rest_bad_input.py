@@ -291,7 +291,7 @@ async def test_unknown_paths_are_not_found_in_the_envelope(served: Served, key: 
             error_of(response)
 
 
-async def test_lengths_that_lie_buy_nothing(served: Served, key: IssuedKey) -> None:
+async def test_a_false_content_length_buys_nothing(served: Served, key: IssuedKey) -> None:
     body = b'{"prompt": "a cat"}'
     # Less is declared than sent: the rest of the body is no request.
     short = await raw_answer(served, head(key, "Content-Length: 5"), body)
@@ -310,7 +310,7 @@ async def test_lengths_that_lie_buy_nothing(served: Served, key: IssuedKey) -> N
     assert status_of(answer) == 400
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_defect(
+async def test_a_client_that_leaves_in_the_middle_of_its_body_causes_no_server_error(
     served: Served, key: IssuedKey
 ) -> None:
     defects = await server_errors(served)

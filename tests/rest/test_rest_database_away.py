@@ -95,7 +95,7 @@ async def until_ready(served: Served) -> None:
             pass
 
 
-async def test_health_and_readiness_tell_the_gateway_and_postgres_apart(
+async def test_readiness_reports_postgres_away_and_health_does_not(
     far: Served, cable: Cable
 ) -> None:
     async with far.http() as http:

@@ -40,7 +40,7 @@ async def test_models_are_listed_as_openai_lists_them(served: Served) -> None:
         assert [model.id async for model in client.models.list()] == known
 
 
-async def test_a_model_that_is_none_is_not_found(served: Served) -> None:
+async def test_an_invalid_model_name_is_not_found(served: Served) -> None:
     async with served.http(await served.key()) as http:
         for name in ("dall-e-4", "gpt-image-1 ", "gpt-99", "%00", "%ed%a0%80", "x" * 3000):
             response = await http.get(f"/v1/models/{name}")
@@ -172,7 +172,9 @@ async def test_bad_bounds_and_groups_are_refused_by_name(served: Served, zone: s
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
-async def test_the_first_and_last_days_there_are_make_no_defect(served: Served, zone: str) -> None:
+async def test_the_first_and_last_possible_days_cause_no_server_error(
+    served: Served, zone: str
+) -> None:
     tenant_id = await served.tenant("far away", time_zone=zone)
     async with served.http(await served.key(tenant_id=tenant_id)) as http:
         for query in ("start=0001-01-01", "end=9999-12-30", "start=0001-01-02&end=9999-12-29"):

@@ -148,7 +148,7 @@ async def test_a_reset_is_a_reset_and_a_close_is_a_close(stub: Stub) -> None:
     assert 0 < len(rest) < int(length.split(b":")[1])
 
 
-async def test_close_unread_also_strikes_a_connection_used_before(
+async def test_close_unread_also_applies_to_a_reused_connection(
     stub: Stub, client: AsyncOpenAI
 ) -> None:
     await generate(client)
@@ -242,7 +242,7 @@ async def test_delay_and_latency_still_answer(stub: Stub, client: AsyncOpenAI) -
     assert stub.bill[0].delivered
 
 
-async def test_a_fault_strikes_only_what_it_matches_and_as_often_as_it_says(
+async def test_a_fault_applies_only_to_matching_requests_and_as_often_as_set(
     stub: Stub, client: AsyncOpenAI
 ) -> None:
     stub.faults.add(

@@ -141,7 +141,7 @@ async def test_a_request_without_a_key_is_unauthorized(stub: Stub) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, None)
 
 
-async def test_variations_are_gone_even_without_a_key_and_without_a_word(stub: Stub) -> None:
+async def test_variations_are_a_bare_404_even_without_a_key(stub: Stub) -> None:
     async with httpx2.AsyncClient() as plain:
         answer = await plain.post(f"{stub.base_url}/images/variations", content=b"anything")
     assert (answer.status_code, answer.content) == (404, b"")

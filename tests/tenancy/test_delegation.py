@@ -94,7 +94,7 @@ async def test_a_removed_budget_binds_no_longer(served: Served) -> None:
         created(await http.post("/keys", json={}))
 
 
-async def test_a_key_loosens_no_limit_that_holds_it(served: Served) -> None:
+async def test_a_key_cannot_loosen_its_own_limits(served: Served) -> None:
     alice = await served.key(scopes=ALL, user="alice")
     bob = await served.key(scopes=[Scope.TENANT_ADMIN], user="bob")
     for owner in ({"api_key_id": alice.id}, {"user_id": alice.user_id}):

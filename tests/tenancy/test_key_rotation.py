@@ -445,7 +445,7 @@ async def test_links_of_the_old_key_are_accepted_until_the_longest_has_ended(
         assert not opens(old, other)
 
 
-async def test_after_a_leak_old_links_end_at_once(served: Served) -> None:
+async def test_rolling_the_link_key_after_a_leak_ends_old_links_at_once(served: Served) -> None:
     until_time = int(time.time()) + 3600
     old = links_of(served).sign(IMAGE_ID, PATH, until_time)
     assert opens(old, served)

@@ -79,7 +79,7 @@ async def test_a_report_is_of_one_key_user_or_model(served: Served, stub: Stub) 
     assert unknown == [Refusal(404, "not_found", q) for q in ("key", "key", "user", "key", "user")]
 
 
-async def test_a_report_is_looked_for_among_what_the_caller_may_see(
+async def test_a_report_finds_names_only_within_the_callers_rights(
     served: Served, stub: Stub
 ) -> None:
     alice, bob = await served.key(name="mine", user="alice"), await served.key(user="bob")

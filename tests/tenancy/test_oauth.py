@@ -254,7 +254,7 @@ async def test_a_tool_call_with_too_little_scope_is_a_403_before_it_is_read(
     assert stub.calls == []
 
 
-async def test_before_the_headers_of_2026_a_tool_itself_says_what_it_lacks(
+async def test_before_the_headers_of_2026_the_tool_reports_its_missing_scope(
     trusting: Served, issuer: Issuer, stub: Stub
 ) -> None:
     reader = issuer.sign(issuer.claims(trusting.base_url, scope="images:read"))

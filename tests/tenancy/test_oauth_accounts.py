@@ -55,7 +55,7 @@ async def test_a_tenant_is_named_by_its_name_or_its_id(trusting: Served, issuer:
     assert {tenant for tenant, _ in await user_names(trusting)} == {"acme"}
 
 
-async def test_a_tenant_whose_name_is_anothers_id_does_not_get_in_its_way(
+async def test_a_tenant_named_like_anothers_id_does_not_hide_it(
     trusting: Served, issuer: Issuer
 ) -> None:
     await trusting.tenant(str(trusting.tenant_id))
@@ -94,7 +94,7 @@ async def test_a_tenant_is_found_as_soon_as_it_is_there(trusting: Served, issuer
     assert (await get(trusting, token)).status_code == 200
 
 
-async def test_a_disabled_users_tokens_open_nothing_and_a_deleted_user_is_made_anew(
+async def test_a_disabled_users_tokens_are_refused_and_a_deleted_user_is_made_anew(
     trusting: Served, issuer: Issuer
 ) -> None:
     token, database = token_of(trusting, issuer), trusting.gateway.database
@@ -117,7 +117,7 @@ async def test_a_disabled_users_tokens_open_nothing_and_a_deleted_user_is_made_a
     ]
 
 
-async def test_a_suspended_tenants_tokens_open_nothing_until_it_is_resumed(
+async def test_a_suspended_tenants_tokens_are_refused_until_it_is_resumed(
     trusting: Served, issuer: Issuer
 ) -> None:
     token = token_of(trusting, issuer)
@@ -325,7 +325,7 @@ async def test_a_token_is_in_no_log_no_answer_and_no_row(
 # The operator's side
 
 
-async def test_a_doctor_examines_the_provider(
+async def test_doctor_examines_the_provider(
     trusting: Served, issuer: Issuer, tmp_path: Path
 ) -> None:
     environment = process_environment(trusting.gateway.settings)
@@ -354,7 +354,7 @@ async def test_a_doctor_examines_the_provider(
         *("https://login.example.com:x/", "http://10.0.0.1/", "https://[::1"),
     ],
 )
-def test_an_issuer_that_anybody_could_play_is_not_started_with(
+def test_an_issuer_without_tls_refuses_to_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -175,7 +175,7 @@ async def test_discovery_is_that_of_openid_or_else_that_of_oauth(
     assert issuer.asked == {OIDC: 1, RFC8414: 1, JWKS: 1}
 
 
-async def test_a_provider_that_answers_otherwise_is_not_believed(
+async def test_an_unexpected_discovery_answer_of_a_provider_is_refused(
     settings: Settings, issuer: Issuer
 ) -> None:
     def described(**changes: object) -> Callable[[], AnyResponse]:

@@ -142,7 +142,7 @@ async def test_each_scope_opens_its_own_routes_and_no_others(served: Served) -> 
     assert refusal(tenants_route) == NO_SCOPE
 
 
-async def test_a_reading_key_cannot_give_itself_more(served: Served) -> None:
+async def test_a_read_only_key_cannot_extend_its_scopes(served: Served) -> None:
     async with client(served, admin_secret(served)) as http:
         reading = await make(http, "auditor", "admin:read")
         other = await make(http, "deploy")
@@ -184,7 +184,7 @@ PAST, FAR = "2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"
         ({"secret": "igw_admin_x"}, Refusal(400, "unknown_parameter", "secret")),
     ],
 )
-async def test_a_key_that_cannot_be_is_refused(
+async def test_an_invalid_key_request_is_refused(
     unchanged: Served, change: JsonObject, expected: Refusal
 ) -> None:
     async with admin(unchanged) as http:
@@ -193,7 +193,7 @@ async def test_a_key_that_cannot_be_is_refused(
         assert len(await every_page(http, KEYS)) == 1
 
 
-async def test_a_key_ends_at_its_expiry_though_it_is_cached(served: Served) -> None:
+async def test_a_cached_key_ends_at_its_expiry(served: Served) -> None:
     ends_at = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
     async with client(served, admin_secret(served)) as http:
         made = await make(http, "brief", expires_at=ends_at)
@@ -356,7 +356,7 @@ async def test_another_value_of_the_setting_revokes_the_former_ones_key_alone(
     ]
 
 
-async def test_a_replica_with_the_former_setting_undoes_nothing(settings: Settings) -> None:
+async def test_a_replica_with_the_former_setting_reverts_no_key(settings: Settings) -> None:
     one, two = (key_format.new_key("admin").reveal() for _ in range(2))
     for secret in (one, two, one, two):
         async with served_gateway(with_key(settings, secret)) as running:
@@ -453,7 +453,9 @@ async def test_the_key_of_an_earlier_release_is_known_as_the_settings(settings: 
         assert refusal(await http.get(f"{ROOT}/tenants")) == INVALID_KEY
 
 
-async def test_no_key_is_made_where_all_are_revoked(served: Served, settings: Settings) -> None:
+async def test_a_restart_makes_no_admin_key_after_all_are_revoked(
+    served: Served, settings: Settings
+) -> None:
     async with served.gateway.database.operator() as session:
         [key] = await admin_keys.list_all(session)
         await admin_keys.revoke(session, key.id, keeps_one=False)

@@ -178,7 +178,7 @@ async def tenant_tables(served: Served) -> dict[str, str]:
     return {"tenant": "id"} | {row.relname: "tenant_id" for row in rows}
 
 
-async def test_another_tenants_ids_lead_nowhere(two: Two) -> None:
+async def test_another_tenants_ids_are_not_found(two: Two) -> None:
     async with two.served.http(two.key_b) as http:
         usage = (await http.get("/v1/usage?group_by=day,model,requested_model,key,user")).json()
         budgets = (await http.get("/v1/budgets")).json()

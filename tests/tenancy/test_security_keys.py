@@ -114,7 +114,7 @@ async def test_every_route_is_in_the_table_of_routes(served: Served) -> None:
     assert {path for _, path in await every_route(served) if find_route(path) is OTHER} == set()
 
 
-async def test_a_key_that_is_none_opens_no_route(served: Served) -> None:
+async def test_an_invalid_key_opens_no_route(served: Served) -> None:
     routes = await every_route(served) - OPEN
     good = (await served.key()).secret.reveal()
     wrong_checksum = good[:-1] + ("A" if good[-1] != "A" else "B")
@@ -148,7 +148,7 @@ async def test_a_key_that_is_none_opens_no_route(served: Served) -> None:
         assert await refusals(served, routes, header) == dict.fromkeys(routes, NO_KEY), header
 
 
-async def test_a_refused_key_is_told_how_to_come_back(served: Served) -> None:
+async def test_a_refused_key_is_told_how_to_authenticate(served: Served) -> None:
     async with served.http() as http:
         response = await http.get("/v1/models")
     assert response.headers["www-authenticate"].startswith("Bearer")
@@ -203,7 +203,7 @@ async def test_a_tenants_key_opens_no_route_of_operators(served: Served) -> None
         assert answers == dict.fromkeys(routes, NO_SCOPE)
 
 
-async def test_a_suspended_tenant_opens_nothing_until_it_is_resumed(served: Served) -> None:
+async def test_a_suspended_tenants_keys_are_refused_until_it_is_resumed(served: Served) -> None:
     key = await served.key()
     async with served.http(key) as http:
         assert (await http.get("/v1/models")).status_code == 200

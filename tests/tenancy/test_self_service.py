@@ -64,7 +64,7 @@ async def test_an_administrator_issues_names_rolls_and_revokes_keys(served: Serv
     assert {e["actor"]["type"] for e in told} == {"api_key"}
 
 
-async def test_a_key_without_the_scope_opens_none_of_it(served: Served) -> None:
+async def test_a_key_without_the_scope_opens_no_such_route(served: Served) -> None:
     usual = await served.key()
     assert Scope.TENANT_ADMIN not in usual.scopes
     async with at(served, usual) as http:
@@ -142,7 +142,7 @@ async def test_a_test_key_sees_and_changes_test_mode_alone(served: Served) -> No
         assert refusal(widened) == FORBIDDEN
 
 
-async def test_another_tenants_ids_lead_nowhere(served: Served) -> None:
+async def test_another_tenants_ids_are_not_found(served: Served) -> None:
     other = await served.tenant("other")
     theirs = await served.key(tenant_id=other, scopes=ALL, user="bob")
     async with at(served, theirs) as http:
@@ -313,7 +313,9 @@ async def test_a_key_that_the_provider_refuses_is_invalid(served: Served, stub: 
     assert (tested["owner"], tested["status"]) == ("user", "invalid")
 
 
-async def test_a_provider_that_is_away_says_nothing_of_a_key(database: str, tmp_path: Path) -> None:
+async def test_an_unreachable_provider_does_not_make_a_key_invalid(
+    database: str, tmp_path: Path
+) -> None:
     async with (
         served_gateway(make_settings(database, tmp_path)) as served,
         at(served, await served.key()) as http,

@@ -171,7 +171,7 @@ async def test_the_users_key_comes_first_then_the_tenants_then_the_houses(
         assert await key_used(served, stub, alice) == next_one
 
 
-async def test_a_replaced_key_is_used_by_the_very_next_call(served: Served, stub: Stub) -> None:
+async def test_a_replaced_key_is_used_by_the_next_call(served: Served, stub: Stub) -> None:
     key = await served.key()
     # The gateway that stored it need not be told by Postgres.
     await served.owner_sql("ALTER TABLE credential DISABLE TRIGGER credential_changed")

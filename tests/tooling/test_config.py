@@ -307,7 +307,7 @@ async def test_a_storage_address_that_cannot_work_is_refused(settings: Settings,
             pass
 
 
-async def test_without_a_house_key_live_calls_say_so_once_and_test_calls_work(
+async def test_without_a_house_key_live_calls_are_refused_and_test_calls_work(
     settings: Settings, stub: Stub
 ) -> None:
     body = {"model": GPT2, "prompt": "x", "size": "1024x1024", "quality": "low"}

@@ -137,7 +137,7 @@ config_file = "other.toml"
     ]
 
 
-def test_a_setting_stands_once(environment: pytest.MonkeyPatch) -> None:
+def test_a_repeated_setting_is_refused(environment: pytest.MonkeyPatch) -> None:
     text = f'storage_url = "{CANARY}"\n[storage]\nurl = "{CANARY}"\n'
     assert "[storage] url (line 3) repeats storage_url (line 1)" in refusal(environment, text)
     twice = f'{{"storage": {{"url": "a"}}, "storage": {{"url": "{CANARY}"}}}}'

@@ -267,7 +267,7 @@ async def test_an_answer_that_takes_long_is_not_cut_off_by_the_next_request() ->
         assert (await client.answer())[0] == 0
 
 
-async def test_a_body_that_goes_on_after_its_answer_ends_its_connection() -> None:
+async def test_a_body_that_continues_after_its_answer_ends_its_connection() -> None:
     before = refused("body")
     async with bounded(App(reads_bodies=False), header_seconds=0.2) as connect:
         client = await connect()

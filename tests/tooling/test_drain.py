@@ -61,7 +61,7 @@ async def test_a_call_that_outlives_the_drain_is_told_that_its_outcome_is_unknow
     assert [row.state for row in rows] == ["unknown"]
 
 
-async def test_a_gateway_behind_a_balancer_serves_until_that_has_heard_of_its_end(
+async def test_a_gateway_behind_a_balancer_serves_during_its_shutdown_delay(
     served: Served, settings: Settings, stub: Stub, tmp_path: Path
 ) -> None:
     key = secret_of(await served.key())

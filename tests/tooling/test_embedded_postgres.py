@@ -298,7 +298,7 @@ async def test_a_pid_file_whose_number_is_another_process_now_does_not_hinder_a_
         assert await answer_of(server) == 1
 
 
-def test_a_start_that_was_killed_while_the_cluster_was_made_begins_anew(data_dir: Path) -> None:
+def test_a_start_after_a_kill_during_the_cluster_creation_succeeds(data_dir: Path) -> None:
     unfinished = data_dir / "postgres.new"
     unfinished.mkdir(parents=True)
     (unfinished / "PG_VERSION").write_text("18\n")

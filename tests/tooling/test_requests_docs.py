@@ -96,7 +96,7 @@ def transcripts() -> dict[str, str]:
     return found
 
 
-def test_the_page_shows_what_one_command_says_of_each_kind_of_failed_call(
+def test_the_page_shows_the_commands_output_for_each_kind_of_failed_call(
     running: RunningGateway,
 ) -> None:
     key = running.quickstart["test_key"]

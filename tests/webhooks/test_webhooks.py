@@ -263,7 +263,9 @@ async def test_a_slow_endpoint_holds_up_no_other(served: Served) -> None:
     assert len(slow.received) == 10
 
 
-async def test_some_that_hang_do_not_take_every_place(settings: Settings, served: Served) -> None:
+async def test_hanging_deliveries_do_not_take_every_place(
+    settings: Settings, served: Served
+) -> None:
     narrow = settings.model_copy(update={"webhook_max_parallel": 4, "webhook_timeout_seconds": 60})
     async with receiving(silent=True) as slow, receiving() as quick, served_gateway(narrow) as few:
         for receiver in (slow, slow, quick):
@@ -299,7 +301,7 @@ async def test_old_events_are_deleted_even_while_an_endpoint_hangs(
     assert len(slow.received) == 3
 
 
-async def test_one_that_hangs_is_given_up_after_the_timeout(
+async def test_a_hanging_delivery_is_given_up_after_the_timeout(
     settings: Settings, served: Served
 ) -> None:
     hurried = settings.model_copy(update={"webhook_timeout_seconds": 0.5})

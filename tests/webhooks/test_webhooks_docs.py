@@ -139,7 +139,7 @@ async def test_another_secret_is_refused(served: Served, verify: Verify) -> None
     assert is_taken(verify, secret, received)
 
 
-async def test_while_rolling_either_secret_will_do(served: Served) -> None:
+async def test_during_a_roll_either_secret_verifies(served: Served) -> None:
     secrets, received = await one_delivery(served, grace_seconds=3600)
     for secret in secrets:
         assert is_taken(new_verify(), secret, received)

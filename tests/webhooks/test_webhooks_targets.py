@@ -167,7 +167,7 @@ async def test_a_redirect_is_not_followed_wherever_it_leads() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"HTTP/9.9 nonsense\r\n\r\n", b"\0"])
-async def test_an_answer_that_is_none_is_a_failure(content: bytes) -> None:
+async def test_an_invalid_answer_is_a_failure(content: bytes) -> None:
     async with web_host(sends_raw(content)) as host, sending(allow_private=True) as sender:
         assert await send(sender, host.url) == Attempt(None, Failure.BROKEN_OFF)
 
@@ -208,7 +208,7 @@ def test_a_url_is_shown_without_path_and_query() -> None:
     assert shown("https://[") == "unreadable"
 
 
-def test_urls_are_kept_letter_by_letter() -> None:
+def test_urls_are_kept_unchanged() -> None:
     urls: Sequence[str] = (
         "https://images.example/a%2Fb?x=%20&y=1+2",
         "https://images.example:8443/",
