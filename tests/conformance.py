@@ -25,7 +25,7 @@ SEED = 20_261_121
 OPERATORS = r"^(/admin/|/metrics$)"
 NOT_BLANK = r"(?=\S)"
 LIKELY = 0.7
-"""How often an id in a path is one that exists."""
+"""The share of ids in paths that exist."""
 
 
 @dataclass(frozen=True)

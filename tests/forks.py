@@ -23,7 +23,7 @@ FORKS.set_forkserver_preload(
     [*sorted(COMMAND_MODULES), "gateway.opening", "httpcore2", "tests.forks", "pytest"]
 )
 KEPT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE")
-"""What processes have of the tests' own environment."""
+"""The variables that processes inherit from the tests' own environment."""
 
 
 class Forked:
@@ -35,11 +35,11 @@ class Forked:
         self.pid = process.pid
 
     def poll(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs."""
+        """Return the exit status, negative for a signal; None while it runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit status, once it has ended.
+        """Wait for the end and return the exit status.
 
         Raises:
             subprocess.TimeoutExpired: it runs on.
@@ -97,7 +97,7 @@ def _be_gateway(
     os.chdir(folder)
     sys.stdin = stdin.open()
     for number, file in ((1, out), (2, err)):
-        # What commands start (Postgres' own programs) writes to the descriptors.
+        # Programs that commands start (Postgres) write to the descriptors.
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     sys.stdout, sys.stderr = out.open("a", buffering=1), err.open("a", buffering=1)
     sys.argv = ["gateway", *arguments]

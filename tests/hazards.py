@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from gateway.media.decoder import ImageFacts, ImageProblem
 
 MAX_PIXELS = 40_000_000
-"""What the expected answers assume as the limit."""
+"""The limit that the expected answers assume."""
 
 SECRET = b"52.5200-north-13.4050-east"
 SCRIPT = b"<script>alert(document.domain)</script>"
@@ -33,9 +33,9 @@ class Hazard:
     content: bytes
     expected: ImageProblem | None
     image: ImageFacts | None = None
-    """Where it is accepted: its facts after cleaning, without the size of the file."""
+    """The facts of an accepted file after cleaning, without its size in bytes."""
     hidden: tuple[bytes, ...] = ()
-    """What it carries besides its pixels, which must be gone afterwards."""
+    """The bytes beside the pixels that cleaning must remove."""
 
 
 def accepted(

@@ -114,7 +114,7 @@ class Issuer:
     keys: list[Key] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
     answers: dict[str, Callable[[], AnyResponse]] = field(default_factory=dict)
-    """What a path answers instead of what it should."""
+    """Answers by path that replace the right ones."""
     codes: dict[str, Code] = field(default_factory=dict)
 
     def add_client(self, client_id: str, tenant: str | None) -> None:

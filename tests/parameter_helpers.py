@@ -9,7 +9,7 @@ from gateway.image_parameters import Kind, Parameter, parameters_of
 
 SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
 BESIDE: dict[str, dict[str, Any]] = {"output_compression": {"output_format": "webp"}}
-"""What a parameter needs beside it, in any request."""
+"""The other parameters that a parameter requires, in any request."""
 
 
 def requests_with_every_value(model: Model, operation: Operation) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ CATCH_ALL_MODULES = (
     "gateway/generation/paid_calls.py",
     "gateway/billing/",
 )
-"""Where catching everything can be right: the tops of requests, tasks and commands."""
+"""The modules that may catch everything: the tops of requests, tasks and commands."""
 
 BROAD = {"Exception", "BaseException"}
 SKIP = re.compile(r"(pytest\.)?mark\.(skip|skipif|xfail)|pytest\.(skip|importorskip)")

@@ -15,7 +15,7 @@ from tests.admin_helpers import JsonObject, admin, answered, created
 from tests.harness import Served
 
 SECONDS = 30
-"""How long anything awaited may take: on a machine that is busy with something else."""
+"""The longest wait for any event, on a busy machine."""
 EXCEEDED: JsonObject = {
     "budget_id": "7",
     "owner": "tenant",

@@ -183,7 +183,7 @@ def test_stopped_and_started_again_everything_is_as_it_was() -> None:
             assert {**keys_in(folder), "base_url": ""} == {**keys, "base_url": ""}
             again = ask(process.base_url, keys["test_key"], "GET", "/v1/usage").json()["total"]
             assert again == report
-            # Anybody who follows the printed hints must reach the server that runs now.
+            # A user who follows the printed hints must reach the server that runs now.
             command = CommandLine({"GATEWAY_DATA_DIR": str(folder / "data")}, folder)
             demo = command("demo", "--output-dir", str(folder / "images"))
             assert (demo.status, demo.err) == (0, "")

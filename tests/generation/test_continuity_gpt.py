@@ -183,7 +183,7 @@ async def test_a_tenant_without_continuity_gets_openais_own_answer(
     async with served.openai(await served.key(livemode=livemode)) as client:
         for model in RETIRED:
             with pytest.raises(openai.BadRequestError) as caught:
-                # Whatever else is wrong.
+                # The retirement is reported before any other error.
                 await client.images.generate(model=model, prompt=PROMPT, size="1x1", n=99)
             errors.append(caught.value)
         with pytest.raises(openai.BadRequestError) as caught:

@@ -21,7 +21,7 @@ from tests.image_helpers import (
 from tests.parameter_helpers import requests_with_every_value
 from tests.stub_openai import Stub
 
-# What the vendor still serves whatever the day: a test must not begin to fail with a calendar.
+# The models without a shutdown date, so that no test begins to fail on a certain day.
 LIVING = sorted(name for name, model in load_catalog().models.items() if not model.shutdown_date)
 SUNBURST, FLARE, NEWEST = "gpt-image-2.5-sunburst", "gpt-image-2.5-flare", "gpt-image-2.6-flare"
 PROMPT = "a red fox"

@@ -200,7 +200,7 @@ async def test_a_call_that_was_not_charged_may_be_repeated_with_its_key(
     served: Served, stub: Stub, status: int
 ) -> None:
     key = await served.key()
-    # Where the provider says when to come again, it is not called before.
+    # A provider that gives a retry time is not called before it, so give it none.
     stub.faults.add(Fault("status", status=status, retry_after="0"))
     refused = await post(served, key)
     assert refused.status_code >= 400

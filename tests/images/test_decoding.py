@@ -27,7 +27,7 @@ def named(hazard: Hazard) -> str:
     return hazard.name
 
 
-# What is refused, and what is left
+# Refused and cleaned files
 
 
 @pytest.mark.parametrize("hazard", hazards(), ids=named)
@@ -51,12 +51,12 @@ ODD = {
     "png of 16-bit RGB with a transparent colour": 255,
     "png of 4-bit grey with a transparent grey": 255,
 }
-"""How far samples may be from the original's; everything else stays bit for bit."""
+"""The largest difference of a sample from the original; all other files stay bit for bit."""
 
 
 @pytest.mark.parametrize(
     "hazard",
-    # Of the files with bombs in their metadata Pillow reads nothing at all.
+    # Pillow cannot read the files with bombs in their metadata.
     [h for h in hazards() if h.image and "bomb as" not in h.name],
     ids=named,
 )
@@ -133,7 +133,7 @@ async def test_a_target_that_cannot_be_written_is_not_the_images_fault(decoder: 
     assert await clean(decoder, GOOD) == (GOOD_IMAGE, GOOD)
 
 
-# Making images of images
+# Images made from images
 
 
 async def test_a_resampled_image_has_exactly_the_size_and_visible_colours_only(

@@ -24,7 +24,7 @@ from tests.download_hosts import (
     web_host,
 )
 
-# What is never asked for
+# Addresses that are never requested
 
 REFUSED = {
     DownloadProblem.NOT_HTTPS: [
@@ -179,7 +179,7 @@ async def test_an_address_that_is_refused_is_never_looked_up_or_connected_to(
     assert (names.asked, dialled.addresses) == ([], [])
 
 
-# Where names may lead
+# Addresses behind names
 
 INSIDE = [
     *("0.0.0.0", "0.1.2.3", "10.1.2.3", "100.64.0.1", "100.127.255.255"),  # noqa: S104 - refused

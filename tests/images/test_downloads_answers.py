@@ -25,7 +25,7 @@ from tests.download_hosts import (
     web_host,
 )
 
-# What is sent
+# The request
 
 
 async def test_a_request_has_only_the_headers_that_it_needs(
@@ -53,7 +53,7 @@ async def test_a_request_has_only_the_headers_that_it_needs(
     assert heads == [sorted(sent)] * 2
 
 
-# What comes back
+# The answers
 
 BAD_ANSWERS = {
     "moved for good": (

@@ -119,7 +119,7 @@ async def test_without_room_for_files_uploads_wait_and_bought_images_are_named(
     folder = tmp_path / "spool"
     folder.mkdir()
     environment = process_environment(settings) | {"TMPDIR": str(folder)}
-    # From nothing: a process decides where its files go as soon as it has imported something.
+    # `from_nothing`: the imports already choose the directory of temporary files.
     with gateway_process(environment, tmp_path / "log", from_nothing=True) as process:
         await process.until_ready()
         async with client_of(process.base_url, await served.key()) as http:

@@ -133,7 +133,7 @@ async def test_paid_images_are_in_the_store_once_it_is_back(settings: Settings, 
     assert len(stub.bill) == 2
 
 
-# What counts as an orphan
+# Orphans
 
 
 async def test_files_without_a_row_and_rows_without_a_file_go_when_they_are_old(
@@ -236,7 +236,7 @@ async def test_a_store_that_was_replaced_loses_no_row_and_no_file(
     away.rename(store)
     assert await hosted.reconcile() == (0, 0)
     assert (await hosted.living(), await hosted.files()) == ([image.path], [image.path])
-    # From here on it is known, and what is lost in it counts as lost.
+    # From now on the store is known, and a file missing from it counts as lost.
     lost = await lose(hosted)
     assert await hosted.reconcile() == (0, 1)
     assert (await hosted.row(lost)).deleted_at is not None

@@ -255,7 +255,7 @@ async def test_the_house_key_has_limits_that_all_its_tenants_share(
             assert await burst([one, two], 10) == {200: 4, 429: 6}
             refused = await one.post(PATH, json=BODY)
         assert "house-images" in error_of(refused)["message"]
-        # What the house may buy is not for tenants to read.
+        # The house's limits are not disclosed to tenants.
         assert not [name for name in refused.headers if "ratelimit" in name]
         async with served.http(await served.key(livemode=False)) as http:
             assert await burst([http], 2) == {200: 2}

@@ -288,7 +288,7 @@ async def test_while_valkey_is_away_each_process_takes_its_share(
     async with limiters(settings, server, 2) as both:
         assert await let_in(both[0], of_tenant(20), times=7) == 7
         server.kill()
-        # Of its ten it has used seven; the other one none.
+        # It has used seven of its ten; the other process has used none.
         assert await let_in(both[0], of_tenant(20), times=20) == 3
         assert await let_in(both[1], of_tenant(20), times=20) == 10
         assert await let_in(both[0], of_tenant(1, LimitKind.IMAGES), times=5) == 1

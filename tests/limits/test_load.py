@@ -109,7 +109,7 @@ async def test_a_flooding_tenant_is_refused_at_once_and_blocks_no_other(
             answers = await asyncio.gather(*tasks)
             assert statuses(answers) == {200: 4, 503: 8}
             last = await http.post(GENERATIONS, json=image_body())
-        # What was refused has counted nowhere.
+        # Refused requests have not been counted anywhere.
         assert last.headers["X-RateLimit-Remaining-Requests"] == "95"
         assert await reservations(served) == len(stub.calls) == 11
 

@@ -29,7 +29,7 @@ PER_SECOND = 30
 PHASE_SECONDS = 12
 LEASE_SECONDS = "3.0"
 TENTHS = {"tenant": 5, "user": 6, "key": 7}
-"""How much of what it asks for the poor tenant's budgets admit."""
+"""The tenths of the poor tenant's requests that its budgets admit, by owner."""
 log = logging.getLogger(__name__)
 
 

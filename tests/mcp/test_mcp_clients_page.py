@@ -21,7 +21,7 @@ from tests.harness import Served, secret_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/mcp-clients.md"
 ADDRESS = "https://images.example.com"
-# How each client writes "the value of this variable"; the key itself where it knows no such way.
+# Each client's notation for the value of a variable; the key itself if it has none.
 KEY = re.compile(
     r"\$\{(?:env:)?GATEWAY_API_KEY\}|\$GATEWAY_API_KEY|\$\{input:gateway-api-key\}|igw_live_…"
 )

@@ -214,7 +214,7 @@ async def test_an_image_can_be_changed_again_and_again(served: Served, stub: Stu
     await expect_one_call_each(served, stub, requests=4)
 
 
-# What is shown of it
+# The result
 
 
 SHOWN_WHOLE = {(900_000, 1): True, (1_000_000, 1): False, (450_000, 2): True, (600_000, 2): False}

@@ -72,7 +72,7 @@ def rendered(folder: Path, name: str, **arguments: str) -> str:
     return prompt
 
 
-# What files add
+# Added templates
 
 
 def test_a_file_adds_a_template(tmp_path: Path) -> None:

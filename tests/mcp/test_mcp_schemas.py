@@ -31,7 +31,7 @@ FITTING: dict[str, dict[str, Any]] = {
     "input_fidelity": {"model": "gpt-image-1"},
     "partial_images": {"n": 1},
 }
-"""What a value of an argument needs beside it."""
+"""The other arguments that a value of an argument requires."""
 BUYING = {"generate_image", "edit_image", "create_variation"}
 
 
@@ -122,7 +122,7 @@ async def keep(hosted: Hosted, image_id: str) -> None:
     )
 
 
-# How much a model has to read
+# The size of results
 
 
 def characters(result: CallToolResult) -> int:

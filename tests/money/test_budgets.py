@@ -172,7 +172,7 @@ async def test_a_soft_budget_refuses_nothing_and_counts_for_when_it_is_hard(
         assert (budget["enforcement"], budget["remaining_usd"]) == ("soft", "0.000000000")
         await set_budget(served, limit_usd=format_usd(quote // 2), enforcement="hard")
         assert refusal(await post_image(http)).code == "budget_exceeded"
-        # What was spent beyond it while it was soft is no breach of the books.
+        # Spending beyond it while it was soft breaks no invariant.
         await served.check_invariants()
 
 

@@ -29,7 +29,7 @@ from tests.stub_openai import Fault, Stub
 HOLD = 1_000
 """Of every reservation here, in nano-USD; a post may be above it."""
 
-# What can happen to a reservation: an outcome with its cost, or the clock.
+# The events of a reservation: an outcome with its cost, or a deadline.
 EVENTS = st.one_of(
     st.tuples(st.just(Outcome.SUCCESS), st.integers(0, 2 * HOLD)),
     st.tuples(st.just(Outcome.SUCCESS_NO_USAGE), st.just(HOLD)),

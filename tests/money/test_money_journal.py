@@ -74,7 +74,7 @@ async def killed_before_the_call(
             await http.delete("/v1/credentials/openai")
             again = await http.post(GENERATIONS, json=image_body(), headers=KEY)
         [booked, *_] = await books(served)
-        # What is surely not charged frees its key, and nothing else does.
+        # Only a call that was certainly not charged frees its key.
         assert again.status_code == (200 if booked.state == "void" else 504)
 
 
@@ -196,7 +196,7 @@ async def cut_off(settings: Settings) -> AsyncIterator[None]:
 async def test_a_stop_without_postgres_keeps_the_journal_of_unsent_calls(
     settings: Settings, stub: Stub
 ) -> None:
-    """Its key could not be opened, and Postgres could not be told."""
+    """The call's provider key could not be opened, and Postgres could not record that."""
     async with AsyncExitStack() as stack:
         async with served_gateway(settings) as served, served.http(await served.key()) as http:
             await http.put("/v1/credentials/openai", json={"secret": "sk-tenant-own-1234"})
@@ -286,7 +286,7 @@ async def test_an_answer_that_postgres_never_heard_of_is_posted_exactly(
 async def test_the_journal_of_a_live_worker_is_left_alone(
     settings: Settings, served: Served, stub: Stub
 ) -> None:
-    """Its call is held and, for all that others know, not sent yet."""
+    """Its call is held; other workers cannot know if it was sent."""
     stub.faults.add(Fault(hold=True))
     async with served.http(await served.key()) as http, served_gateway(settings) as sibling:
         call = asyncio.create_task(post_image(http))

@@ -90,7 +90,7 @@ async def unknown_zones(served: Served) -> list[str]:
 
 
 async def test_a_tenant_gets_no_zone_that_postgres_does_not_know(served: Served) -> None:
-    """Its every hold would fail, and with it the holds of others in the same commit."""
+    """Each of its holds would fail, with the other holds in the same commit."""
     accepted = []
     for zone in [*await unknown_zones(served), "localtime", "Nowhere/City"]:
         try:

@@ -47,7 +47,7 @@ async def test_a_machine_without_room_for_files_still_posts_the_cost(
     room.mkdir()
     key = await served.key()
     environment = process_environment(settings) | {"TMPDIR": str(room)}
-    # From nothing: a process decides where its files go as soon as it has imported something.
+    # `from_nothing`: the imports already choose the directory of temporary files.
     with gateway_process(environment, tmp_path / "log", from_nothing=True) as process:
         await process.until_ready()
         async with client_of(process.base_url, key) as http:

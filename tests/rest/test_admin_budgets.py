@@ -136,7 +136,7 @@ async def test_budgets_of_keys_users_and_modes_stand_beside_each_other(served: S
         ("tenant", True, None, None),
         ("tenant", False, None, None),
         ("user", False, None, alice["id"]),
-        # Of a rolled key its whole line is limited, in the key's own mode.
+        # A budget of a rolled key limits its whole line, in the key's own mode.
         ("key", False, key["id"], None),
     ]
     assert {budget["id"] for budget in held} == {budget["id"] for budget in made[1:]}

@@ -294,7 +294,7 @@ async def test_every_column_of_money_has_a_check(served: Served) -> None:
         for (table, name), found in texts.items()
         if not any(f"{name} >= 0" in text for text in found)
     } == set()
-    # What comes in from outside is bounded from above too; the rest are sums of it.
+    # Amounts from outside also have an upper bound; the others are sums of them.
     given = {key for key in texts if key[0] in {"price", "budget"}} | {("reservation", "held_nano")}
     assert {key for key in given if not any("<=" in text for text in texts[key])} == set()
 

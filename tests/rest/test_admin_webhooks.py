@@ -41,7 +41,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture(params=["house", "tenant"])
 def owner(request: pytest.FixtureRequest, served: Served) -> UUID | None:
-    """The same holds for the operator's own webhooks and for a tenant's."""
+    """The owner of the webhook: each test runs for the operator and for a tenant."""
     return None if request.param == "house" else served.tenant_id
 
 

@@ -28,7 +28,7 @@ from tests.stub_openai import Stub
 
 DEEP = "[" * 900 + "]" * 900
 TOO_DEEP = "[" * 20_000 + "]" * 20_000
-# What stands for a value, as it stands in the JSON text.
+# Invalid values, as JSON text.
 ODD_VALUES = (r'"a\u0000b"', r'"\ud800"', DEEP, TOO_DEEP, "NaN", "1e400", "-1", "true", '{"": {}}')
 ODD_LIMITS = (
     "+5",

@@ -17,7 +17,7 @@ PATHS = (PATH, "/v1/images/quotes")
 TOO_LONG = "x" * 32_001
 
 
-# What is wrong, the fields (beside a good prompt and model), and the `param` to be named.
+# The error, the fields (beside a valid prompt and model), and the `param` to be named.
 def each(name: str, values: Sequence[object]) -> list[tuple[dict[str, Any], str]]:
     """The same field with each of these values."""
     return [({name: value}, name) for value in values]

@@ -45,7 +45,7 @@ class BrokenStore(ImageStore):
     """A store with a defect."""
 
     def __init__(self) -> None:
-        """It holds nothing."""
+        """Set nothing up."""
 
     async def read(self, path: str, span: tuple[int, int] | None = None) -> Download:
         raise Defect(path)

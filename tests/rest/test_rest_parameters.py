@@ -16,7 +16,7 @@ from tests.stub_openai import Stub
 
 PATH = "/v1/images/generations"
 CATALOG = load_catalog()
-# What the vendor still serves whatever the day: a test must not begin to fail with a calendar.
+# The models without a shutdown date, so that no test begins to fail on a certain day.
 LIVING = sorted(name for name, model in CATALOG.models.items() if model.shutdown_date is None)
 
 

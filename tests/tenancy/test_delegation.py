@@ -78,7 +78,7 @@ async def test_a_key_with_a_budget_or_a_limit_gives_no_other(served: Served) -> 
             twin = created(await http.post(f"/keys/{key.id}/roll", json={}))
         # Its twin is held as it is.
         await refused_to_give(served, twin["secret"], other)
-    # What holds a user holds all of the user's keys.
+    # A limit of a user applies to all of the user's keys.
     alice = await served.key(scopes=ALL, user="alice")
     await served.budget("5", user_id=alice.user_id)
     async with at(served, alice) as http:

@@ -134,7 +134,7 @@ async def test_data_keys_are_replaced_while_two_gateways_serve(
             assert await all_serve(stub, call(gateway, alice)) == [USER_SECRET]
             assert await all_serve(stub, call(gateway, quiet)) == ["sk-quiet-canary-55556666"]
             assert sorted(await signing_secrets(gateway)) == sorted(hooks)
-        # What is stored from now on is sealed with the new keys.
+        # Secrets stored from now on are sealed with the new keys.
         await store(other, key, "sk-after-rotation-9999")
         assert await all_serve(stub, call(served, key)) == ["sk-after-rotation-9999"]
     again = await rotate_data_keys(core.database, core.vault, RESEALERS)

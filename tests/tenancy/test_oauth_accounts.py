@@ -150,7 +150,7 @@ async def test_a_tenants_choices_hold_for_its_tokens(trusting: Served, issuer: I
     chosen = TenantSettings(continuity=False, stores_prompts=True, image_retention_seconds=60)
     async with asyncio.timeout(HEARD_WITHIN_SECONDS):
         while (await provider.authenticate(token)).tenant_settings != chosen:
-            # What is cached is found without waiting: the listener must have its turn.
+            # A cached answer does not yield to the loop: the listener needs a turn.
             await trusting.owner_sql("SELECT 1")
 
 

@@ -310,7 +310,7 @@ async def test_a_key_signs_only_as_the_provider_says(trusting: Served, issuer: I
         assert refusal(await get(trusting, token)).code == "invalid_token"
 
 
-# Whatever else arrives
+# Arbitrary input
 
 VALUES = st.recursive(
     st.none()

@@ -110,7 +110,7 @@ async def test_every_route_is_known_to_need_a_key_or_to_be_open(served: Served) 
 
 
 async def test_every_route_is_in_the_table_of_routes(served: Served) -> None:
-    """Else its metrics say `other`, and its answers may be cached though they show a secret."""
+    """For a route outside it, metrics say `other` and an answer with a secret may be cached."""
     assert {path for _, path in await every_route(served) if find_route(path) is OTHER} == set()
 
 

@@ -148,7 +148,7 @@ async def drill(
     answers = await restart_under_load(balancer, environment, settings.data_dir, plan)
     log.info("%d requests, %s", len(answers), dict(balancer.met))
     assert Counter(answer.status_code for answer in answers) == {200: len(answers)}
-    # Of those that were cut off or told to go elsewhere, none had been taken.
+    # No request that was cut off or sent elsewhere had been accepted.
     assert not [answer for answer in answers if "idempotent-replayed" in answer.headers]
     assert await count_states(served) == {"posted": len(answers)}
     assert len(stub.bill) == len(answers)

@@ -226,7 +226,7 @@ async def test_a_delivery_of_a_stopped_worker_is_sent_by_another_after_its_lease
         await hasten(served)
         following = asyncio.create_task(deliver(served))
         await receiver.until(2)
-        # What the first one is told comes too late to count.
+        # The first worker's answer comes too late to count.
         receiver.statuses = [500, 204]
         receiver.opened.set()
         await asyncio.gather(begun, following)
