@@ -25,6 +25,9 @@ define INSTALL
 @$(PIP) install --no-deps --no-build-isolation -e .
 endef
 
+# Where the environment forbids bytecode, each process would compile every module anew: seven seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run dev test test-full clients mutants check generated bench drill migrate lock clean
 

@@ -1,5 +1,10 @@
 """Fixtures: one Postgres for the session, and for each test its own database, stub and gateway."""
 
+import gc
+
+# What is imported stays: collecting garbage in between took a sixth of the first test's start.
+gc.disable()
+
 import asyncio
 import os
 import shutil
@@ -9,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from testcontainers.community.postgres import PostgresContainer
 
 from gateway.config import Settings
 from gateway.db.embedded import EmbeddedPostgres
@@ -23,12 +27,21 @@ from tests.store_helpers import Away
 from tests.stub_openai import Stub, running_stub
 from tests.tls_helpers import Authority
 
+gc.freeze()
+gc.enable()
+
 MEMORY = Path("/dev/shm")  # noqa: S108 - in a new folder with a name of its own
 ROOM_BYTES = 2 * 2**30
 LONG = {
     *("test_schemathesis_operators.py", "test_schemathesis_tenants.py"),
     *("test_workers.py", "test_quickstart.py", "test_rolling_restarts.py"),
 }
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No further process for a single file, whose tests stay in one; None: one for each core."""
+    files = {argument.partition("::")[0] for argument in config.args}
+    return 0 if len(files) == 1 and files.pop().endswith(".py") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +76,9 @@ def postgres_url() -> Iterator[str]:
         yield given
         return
     if Path("/var/run/docker.sock").exists():
+        # Slow to import, and of no use without Docker.
+        from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
+
         with PostgresContainer("postgres:18", driver="asyncpg") as container:
             yield container.get_connection_url()
         return

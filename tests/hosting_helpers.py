@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,7 +17,6 @@ from uuid import UUID, uuid4
 
 import httpx2
 import orjson
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from pydantic import SecretStr
 
@@ -55,7 +55,10 @@ class S3Server:
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        from moto.server import ThreadedMotoServer  # noqa: PLC0415 - slow; few tests store in S3
+
+        self._new_server = partial(ThreadedMotoServer, "127.0.0.1", verbose=False)
+        self._server = self._new_server(port=0)
         self._failing: ThreadingHTTPServer | None = None
         self._server.start()
         self._port = int(self._server.get_host_and_port()[1])
@@ -70,7 +73,7 @@ class S3Server:
 
     def start(self) -> None:
         """Listen again, at the same port."""
-        self._server = ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
+        self._server = self._new_server(port=self._port)
         self._server.start()
 
     def fail(self) -> None:
