@@ -20,11 +20,10 @@ from gateway.db.engine import Database
 from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
 from gateway.generation.credential_tests import CredentialTests
 from gateway.generation.idempotency import Replays
-from gateway.generation.image_references import FetchLimits, InputImageFetcher
+from gateway.generation.image_references import InputImageFetcher
 from gateway.generation.intake import Intake
 from gateway.generation.model_lifetimes import Lifetimes
 from gateway.generation.pipeline import Pipeline
-from gateway.generation.pipeline_limits import PipelineLimits
 from gateway.generation.results import Results
 from gateway.library.keeping import Keeper
 from gateway.library.links import LinkSigner
@@ -144,7 +143,7 @@ async def open_gateway(
             circuits=Circuits(settings),
             limiter=limiter,
             journal=journal,
-            limits=_pipeline_limits(settings),
+            settings=settings,
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
         await warm(database, reservations, Prices(database, tables))
@@ -219,7 +218,7 @@ def _replays(
         links,
         core.catalog,
         image_ttl_seconds=core.settings.image_ttl_seconds,
-        lookup_seconds=core.settings.admission_timeout_ms / 1000,
+        lookup_seconds=core.settings.admission_seconds,
     )
 
 
@@ -230,7 +229,7 @@ def _gate(settings: Settings) -> Gate:
             most=settings.max_preparing_requests,
             most_of_one=max(1, settings.max_preparing_requests // 2),
             max_waiting=settings.max_waiting_requests,
-            wait_seconds=settings.max_wait_ms / 1000,
+            wait_seconds=settings.max_wait_seconds,
         ),
     )
 
@@ -238,15 +237,12 @@ def _gate(settings: Settings) -> Gate:
 def _fetcher(
     core: Core, store: ImageStore, links: LinkSigner, downloads: Downloads
 ) -> InputImageFetcher:
-    settings = core.settings
     return InputImageFetcher(
         database=core.database,
         store=store,
         links=links,
         downloads=downloads,
-        limits=FetchLimits(
-            settings.max_upload_bytes, settings.download_seconds, settings.max_wait_ms / 1000
-        ),
+        settings=core.settings,
     )
 
 
@@ -254,7 +250,7 @@ def _cache(settings: Settings) -> Cache[K, V]:
     return Cache(
         ttl_seconds=settings.cache_ttl_seconds,
         max_entries=settings.cache_max_entries,
-        load_seconds=settings.admission_timeout_ms / 1000,
+        load_seconds=settings.admission_seconds,
     )
 
 
@@ -295,18 +291,6 @@ def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -
         prompt_key=core.secrets.prompt_key,
         image_ttl_seconds=core.settings.image_ttl_seconds,
         image_retention_seconds=core.settings.resolved_image_retention_seconds,
-    )
-
-
-def _pipeline_limits(settings: Settings) -> PipelineLimits:
-    return PipelineLimits(
-        max_concurrent_generations=settings.max_concurrent_generations,
-        max_concurrent_generations_per_tenant=settings.resolved_max_generations_per_tenant,
-        max_concurrent_test_generations=settings.max_concurrent_test_generations,
-        admission_seconds=settings.admission_timeout_ms / 1000,
-        settle_wait_seconds=settings.settle_wait_seconds,
-        hold_margin_seconds=settings.hold_margin_seconds,
-        read_timeout_seconds=settings.provider_read_timeout_seconds,
     )
 
 

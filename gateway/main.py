@@ -39,7 +39,7 @@ from gateway.rest import (
 )
 from gateway.rest.errors import install_error_handlers
 from gateway.rest.openapi import describe
-from gateway.rest.uploads import UploadLimits, UploadReader
+from gateway.rest.uploads import UploadReader
 from gateway.telemetry import configure_logging
 from gateway.web.admission import Admission
 from gateway.web.authentication import Authentication
@@ -71,7 +71,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
                 else gateway
             )
             app.state.gateway = opened
-            app.state.uploads = UploadReader(_upload_limits(opened.settings))
+            app.state.uploads = UploadReader(opened.settings)
             sweeper = Sweeper(opened)
             sweeper.start()
             stack.push_async_callback(sweeper.close)
@@ -107,16 +107,6 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(Instrumentation)
     return app
-
-
-def _upload_limits(settings: Settings) -> UploadLimits:
-    return UploadLimits(
-        max_bytes=settings.max_upload_bytes,
-        max_json_bytes=settings.max_json_upload_bytes,
-        max_concurrent=settings.max_concurrent_uploads,
-        seconds=settings.upload_seconds,
-        queue_seconds=settings.max_wait_ms / 1000,
-    )
 
 
 def spare_garbage_collector() -> None:

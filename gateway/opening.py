@@ -38,7 +38,7 @@ async def open_core(
         database = Database(
             url,
             pool_size=settings.database_pool_size,
-            connect_timeout_seconds=settings.admission_timeout_ms / 1000,
+            connect_timeout_seconds=settings.admission_seconds,
         )
         stack.push_async_callback(database.close)
         vault = Vault(master_keys)

@@ -41,7 +41,7 @@ async def open_reader(settings: Settings) -> AsyncIterator[Reader]:
         database = Database(
             url,
             pool_size=POOL_SIZE,
-            connect_timeout_seconds=settings.admission_timeout_ms / 1000,
+            connect_timeout_seconds=settings.admission_seconds,
             read_only=True,
         )
         stack.push_async_callback(database.close)

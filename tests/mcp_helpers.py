@@ -17,7 +17,7 @@ from mcp.types import CallToolResult, ImageContent, ResourceLink, TextContent
 
 from gateway.bootstrap import open_gateway
 from gateway.config import Settings
-from gateway.generation.image_references import FetchLimits, InputImageFetcher
+from gateway.generation.image_references import InputImageFetcher
 from gateway.generation.intake import Intake
 from gateway.main import create_app
 from gateway.mcp_server.tools import TOOLS
@@ -296,9 +296,7 @@ async def served_with_downloads(settings: Settings, downloads: Downloads) -> Asy
             store=opened.store,
             links=opened.links,
             downloads=downloads,
-            limits=FetchLimits(
-                settings.max_upload_bytes, settings.download_seconds, settings.max_wait_ms / 1000
-            ),
+            settings=settings,
         )
         intake = Intake(opened.pipeline, fetcher, opened.decoder)
         gateway = replace(opened, intake=intake)

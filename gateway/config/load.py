@@ -69,6 +69,11 @@ class LoadSettings(SettingsGroup):
     )
 
     @property
+    def max_wait_seconds(self) -> float:
+        """The seconds that a request may wait in a queue before it is refused."""
+        return self.max_wait_ms / 1000
+
+    @property
     def resolved_max_generations_per_tenant(self) -> int:
         """The most generations of one tenant at once; by default half of all."""
         return self.max_concurrent_generations_per_tenant or max(

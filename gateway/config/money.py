@@ -60,3 +60,8 @@ class MoneySettings(SettingsGroup):
         description="The seconds that an `Idempotency-Key` is kept. A repeated request within them "
         "gets the first answer and is not paid for again.",
     )
+
+    @property
+    def admission_seconds(self) -> float:
+        """The seconds that a call may wait for what it needs of the database before it is made."""
+        return self.admission_timeout_ms / 1000

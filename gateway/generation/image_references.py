@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import pybase64
 
+from gateway.config import Settings
 from gateway.db.engine import Database
 from gateway.domain import Caller, ImageRequest, Scope
 from gateway.errors import (
@@ -56,15 +57,6 @@ class InputImageReference:
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """Limits on the input images of one request; see Settings for the meaning of each."""
-
-    max_bytes: int
-    seconds: float
-    queue_seconds: float
-
-
 class InputImageFetcher:
     """Fetches referenced images into files, which the given stack closes."""
 
@@ -75,20 +67,20 @@ class InputImageFetcher:
         store: ImageStore,
         links: LinkSigner,
         downloads: Downloads,
-        limits: FetchLimits,
+        settings: Settings,
     ) -> None:
         self._database = database
         self._store = store
         self._links = links
         self._downloads = downloads
-        self._limits = limits
+        self._settings = settings
         self._gate = Gate(
             "links",
             GateLimits(
                 most=LINKS_AT_ONCE,
                 most_of_one=LINKS_AT_ONCE // TENANT_SHARE,
                 max_waiting=LINKS_AT_ONCE,
-                wait_seconds=limits.queue_seconds,
+                wait_seconds=settings.max_wait_seconds,
             ),
         )
 
@@ -111,12 +103,13 @@ class InputImageFetcher:
                 image store does not respond.
         """
         check_counts(request, [one.field for one in given])
+        seconds = self._settings.download_seconds
         try:
-            async with asyncio.timeout(self._limits.seconds):
+            async with asyncio.timeout(seconds):
                 return await self._fetch_all(caller, given, files)
         except TimeoutError:
             raise InvalidRequest(
-                f"Fetching the images took longer than {self._limits.seconds:g} seconds.",
+                f"Fetching the images took longer than {seconds:g} seconds.",
                 code="invalid_image_url",
             ) from None
 
@@ -127,9 +120,9 @@ class InputImageFetcher:
         for one in given:
             upload = one if isinstance(one, Upload) else await self._fetch(caller, one, files)
             size_bytes += upload.size_bytes
-            if size_bytes > self._limits.max_bytes:
+            if size_bytes > self._settings.max_upload_bytes:
                 raise PayloadTooLarge(
-                    f"The images together are larger than {self._limits.max_bytes} bytes."
+                    f"The images together are larger than {self._settings.max_upload_bytes} bytes."
                 )
             uploads.append(upload)
         return uploads
@@ -177,8 +170,10 @@ class InputImageFetcher:
 
     async def _copy(self, path: str, file: BinaryIO) -> int:
         download = await self._store.read(path)
-        if download.size_bytes > self._limits.max_bytes:
-            raise PayloadTooLarge(f"The image is larger than {self._limits.max_bytes} bytes.")
+        if download.size_bytes > self._settings.max_upload_bytes:
+            raise PayloadTooLarge(
+                f"The image is larger than {self._settings.max_upload_bytes} bytes."
+            )
         async for chunk in download.chunks:
             file.write(chunk)
         return download.size_bytes

@@ -12,6 +12,7 @@ import structlog
 from gateway import telemetry
 from gateway.billing import quotes
 from gateway.billing.reservations import Settlement
+from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable, answered_within
 from gateway.domain import (
     Caller,
@@ -31,7 +32,6 @@ from gateway.errors import CredentialUnreadable, GatewayError, ImageUnfinished
 from gateway.generation import continuity
 from gateway.generation.failures import client_error, not_stored
 from gateway.generation.idempotency import record_error, record_for
-from gateway.generation.pipeline_limits import PipelineLimits
 from gateway.generation.provider_circuits import note_failure
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
@@ -72,18 +72,20 @@ class PaidCalls:
         providers: Mapping[str, ImageProvider],
         results: Results,
         settlements: Settlements,
-        limits: PipelineLimits,
+        settings: Settings,
     ) -> None:
         self._credentials = credentials
         self._providers = providers
         self._results = results
         self._settlements = settlements
-        self._limits = limits
+        self._settings = settings
 
     def hold_seconds(self, request: ImageRequest) -> int:
         """The longest time that a call may take in seconds; its reservation expires with it."""
-        read_timeout = self._limits.read_timeout_seconds or request.model.read_timeout_seconds
-        return int(read_timeout) + self._limits.hold_margin_seconds
+        read_timeout = (
+            self._settings.provider_read_timeout_seconds or request.model.read_timeout_seconds
+        )
+        return int(read_timeout) + self._settings.hold_margin_seconds
 
     async def make(
         self,
@@ -160,7 +162,7 @@ class PaidCalls:
         try:
             if paid.credential.sealed is None:  # the house's, for which nothing is waited
                 return await self._credentials.open(paid.credential, paid.provider)
-            async with answered_within(self._limits.admission_seconds):
+            async with answered_within(self._settings.admission_seconds):
                 return await self._credentials.open(paid.credential, paid.provider)
         except Exception as error:  # top: no call is made, so nothing stays reserved
             settling = self._settlements.settle(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))

@@ -26,6 +26,7 @@ from gateway.billing.journal import Journal
 from gateway.billing.prices import Prices
 from gateway.billing.reservations import AlreadyClaimed, ReservationRequest, Reservations
 from gateway.catalog.loading import Catalog
+from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import (
     Admitted,
@@ -41,7 +42,6 @@ from gateway.errors import GatewayError, OutcomeUnknown, Unavailable
 from gateway.generation import continuity
 from gateway.generation.idempotency import Replays, repeated
 from gateway.generation.paid_calls import SANDBOX, PaidCalls, Purchase
-from gateway.generation.pipeline_limits import PipelineLimits
 from gateway.generation.provider_circuits import provider_call
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
@@ -83,7 +83,7 @@ class Pipeline:
         circuits: Circuits,
         limiter: Limiter,
         journal: Journal | None,
-        limits: PipelineLimits,
+        settings: Settings,
     ) -> None:
         self._catalog = catalog
         self._prices = prices
@@ -94,24 +94,23 @@ class Pipeline:
         self._gate = gate
         self._circuits = circuits
         self._limiter = limiter
-        self._limits = limits
         # Test calls have places of their own: they must not take those of live ones.
         self._live_places = Places(
-            limits.max_concurrent_generations,
+            settings.max_concurrent_generations,
             "generations",
-            most_of_one=limits.max_concurrent_generations_per_tenant,
+            most_of_one=settings.resolved_max_generations_per_tenant,
         )
-        self._test_places = Places(limits.max_concurrent_test_generations, "test generations")
+        self._test_places = Places(settings.max_concurrent_test_generations, "test generations")
         self._running: set[asyncio.Task[Generation]] = set()
         self._settlements = Settlements(
-            reservations, journal, wait_seconds=limits.settle_wait_seconds
+            reservations, journal, wait_seconds=settings.settle_wait_seconds
         )
         self._paid_calls = PaidCalls(
             credentials=credentials,
             providers=providers,
             results=results,
             settlements=self._settlements,
-            limits=limits,
+            settings=settings,
         )
         self._draining = False
 

@@ -8,13 +8,13 @@ has read it. So few large ones are admitted at a time, and slow clients are time
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
+from gateway.config import Settings
 from gateway.domain import Caller
 from gateway.errors import GatewayError, IncompleteBody
 from gateway.load.concurrency import Places
@@ -33,25 +33,17 @@ ServeBody = Callable[[RequestScope, bytes, Receive, Send], Awaitable[None]]
 """Serve a request whose body has been read."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointLimits:
-    """The endpoint's bounds; see Settings for the meaning of each."""
-
-    max_body_bytes: int
-    body_seconds: float
-    send_seconds: float
-    max_concurrent: int
-    max_concurrent_large: int
-
-
 class McpEndpoint:
     """Reads and bounds a request's body, then passes the request to the protocol's library."""
 
-    def __init__(self, serve: ServeBody, limits: EndpointLimits) -> None:
+    def __init__(self, serve: ServeBody, settings: Settings, *, max_body_bytes: int) -> None:
         self._serve = serve
-        self._limits = limits
-        self._places = Places(limits.max_concurrent, "MCP requests")
-        self._large_places = Places(limits.max_concurrent_large, "large MCP requests")
+        self._settings = settings
+        self._max_body_bytes = max_body_bytes
+        self._places = Places(settings.max_concurrent_mcp_requests, "MCP requests")
+        self._large_places = Places(
+            settings.max_concurrent_large_mcp_requests, "large MCP requests"
+        )
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Serve one request. GET and DELETE are refused: the server has no sessions."""
@@ -68,7 +60,7 @@ class McpEndpoint:
                 return
             scope["state"][ARGUMENTS_STATE] = body.arguments
             with CancelScope() as serving:
-                in_time = sending_in_time(send, self._limits.send_seconds, serving)
+                in_time = sending_in_time(send, self._settings.mcp_send_seconds, serving)
                 await self._serve(scope, body.content, receive, in_time)
 
     async def _read(self, scope: RequestScope, receive: Receive, places: ExitStack) -> MessageBody:
@@ -79,8 +71,8 @@ class McpEndpoint:
         parts = body_parts(
             scope,
             receive,
-            max_bytes=self._limits.max_body_bytes,
-            seconds=self._limits.body_seconds,
+            max_bytes=self._max_body_bytes,
+            seconds=self._settings.upload_seconds,
             advice=TOO_LARGE_ADVICE,
         )
         async with aclosing(parts):

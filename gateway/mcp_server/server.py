@@ -20,7 +20,7 @@ from gateway.config import Settings
 from gateway.errors import GatewayError, InternalError
 from gateway.mcp_server import completions, prompts, resources, tools
 from gateway.mcp_server.calls import Context, protocol_error
-from gateway.mcp_server.endpoint import EndpointLimits, McpEndpoint, replaying
+from gateway.mcp_server.endpoint import McpEndpoint, replaying
 from gateway.mcp_server.prompt_files import PromptTemplate
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.mcp_server.sse import SseFront
@@ -55,15 +55,14 @@ class McpFront:
             security_settings=_transport_security(settings),
             max_request_body_size=settings.max_mcp_body_bytes,
         )
-        endpoint = McpEndpoint(replaying(StreamableHTTPASGIApp(self.manager)), _limits(settings))
+        endpoint = McpEndpoint(
+            replaying(StreamableHTTPASGIApp(self.manager)),
+            settings,
+            max_body_bytes=settings.max_mcp_body_bytes,
+        )
         self.routes = [Route(MCP_PATH, endpoint=endpoint)]
         if settings.mcp_sse:
-            sse = SseFront(
-                build_server(templates),
-                _limits(settings),
-                _transport_security(settings),
-                max_streams=settings.max_mcp_sse_streams,
-            )
+            sse = SseFront(build_server(templates), settings, _transport_security(settings))
             self.routes += sse.routes
 
 
@@ -110,16 +109,6 @@ async def _say_errors(ctx: Context, call_next: CallNext) -> HandlerResult:
             "internal_error: The gateway failed unexpectedly; the error has been logged. Do not "
             "repeat a call that makes images before reading image-history://recent.",
         ) from None
-
-
-def _limits(settings: Settings) -> EndpointLimits:
-    return EndpointLimits(
-        max_body_bytes=settings.max_mcp_body_bytes,
-        body_seconds=settings.upload_seconds,
-        send_seconds=settings.mcp_send_seconds,
-        max_concurrent=settings.max_concurrent_mcp_requests,
-        max_concurrent_large=settings.max_concurrent_large_mcp_requests,
-    )
 
 
 def _transport_security(settings: Settings) -> TransportSecuritySettings:

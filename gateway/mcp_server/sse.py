@@ -7,7 +7,6 @@ opened it; each message is authenticated and admitted as a separate request.
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from http import HTTPStatus
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError
@@ -23,6 +22,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.bootstrap import Gateway
+from gateway.config import Settings
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.load.concurrency import Places
@@ -30,7 +30,6 @@ from gateway.load.gate import leave_current_place
 from gateway.mcp_server.bodies import LARGE_BODY_BYTES
 from gateway.mcp_server.calls import Context, opened_gateway, request_of
 from gateway.mcp_server.endpoint import (
-    EndpointLimits,
     McpEndpoint,
     refuse_method,
     replay,
@@ -52,25 +51,26 @@ class SseFront:
     def __init__(
         self,
         server: Server,
-        limits: EndpointLimits,
+        settings: Settings,
         security: TransportSecuritySettings,
-        *,
-        max_streams: int,
     ) -> None:
         server.middleware.append(self._run_in_turn)
         self._server = server
-        self._limits = limits
-        self._streams = Places(max_streams, "MCP event streams")
-        self._calls = Places(limits.max_concurrent, "MCP requests")
+        self._settings = settings
+        self._streams = Places(settings.max_mcp_sse_streams, "MCP event streams")
+        self._calls = Places(settings.max_concurrent_mcp_requests, "MCP requests")
         self._security = TransportSecurityMiddleware(security)
         self._transport = SseServerTransport(
             SSE_MESSAGES_PATH, security_settings=security, max_request_body_size=LARGE_BODY_BYTES
         )
         # A message is answered before its call runs, so it may not keep more than this in memory.
-        small = replace(limits, max_body_bytes=min(limits.max_body_bytes, LARGE_BODY_BYTES))
+        max_body_bytes = min(settings.max_mcp_body_bytes, LARGE_BODY_BYTES)
         self.routes = [
             Route(SSE_PATH, endpoint=_StreamRoute(self)),
-            Route(SSE_MESSAGES_PATH, endpoint=McpEndpoint(self._post, small)),
+            Route(
+                SSE_MESSAGES_PATH,
+                endpoint=McpEndpoint(self._post, settings, max_body_bytes=max_body_bytes),
+            ),
         ]
 
     async def stream(self, scope: RequestScope, receive: Receive, send: Send) -> None:
@@ -95,7 +95,7 @@ class SseFront:
             leaving = asyncio.create_task(_cancel_when_leaving(gateway, serving))
             try:
                 async with self._transport.connect_sse(
-                    scope, receive, sending_in_time(send, self._limits.send_seconds, serving)
+                    scope, receive, sending_in_time(send, self._settings.mcp_send_seconds, serving)
                 ) as (read_stream, write_stream):
                     await self._server.run(
                         read_stream, write_stream, self._server.create_initialization_options()

@@ -63,7 +63,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
-    """Resource limits of decoding."""
+    """Resource limits of one decoder: those of input images differ from those of output images."""
 
     processes: int
     job_seconds: float

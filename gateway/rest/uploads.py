@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from gateway import telemetry
+from gateway.config import Settings
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.generation.image_references import InputImageReference, check_length, decode_data_url
@@ -62,30 +63,19 @@ class _SpoolingParser(MultiPartParser):
         self.has_ended = True
 
 
-@dataclass(frozen=True, slots=True)
-class UploadLimits:
-    """The bounds on uploads; see Settings for the meaning of each."""
-
-    max_bytes: int
-    max_json_bytes: int
-    max_concurrent: int
-    seconds: float
-    queue_seconds: float
-
-
 class UploadReader:
     """Reads bodies with input images; the files live until the given stack is closed."""
 
-    def __init__(self, limits: UploadLimits) -> None:
-        self._limits = limits
-        self._places = Places(limits.max_concurrent, "uploads")
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._places = Places(settings.max_concurrent_uploads, "uploads")
         self._parsing_json = Gate(
             "json_bodies",
             GateLimits(
                 most=PARALLEL_JSON_BODIES,
                 most_of_one=PARALLEL_JSON_BODIES,
-                max_waiting=limits.max_concurrent,
-                wait_seconds=limits.queue_seconds,
+                max_waiting=settings.max_concurrent_uploads,
+                wait_seconds=settings.max_wait_seconds,
             ),
         )
 
@@ -137,7 +127,7 @@ class UploadReader:
     ) -> Form:
         _refuse_charset(request.headers["content-type"])
         try:
-            async with self._parts(request, self._limits.max_bytes) as parts:
+            async with self._parts(request, self._settings.max_upload_bytes) as parts:
                 parser = _SpoolingParser(
                     request.headers,
                     parts,
@@ -168,7 +158,7 @@ class UploadReader:
 
     async def _read_json(self, request: Request, tenant_id: UUID, files: ExitStack) -> Form:
         with new_spool() as spooled:
-            async with self._parts(request, self._limits.max_json_bytes) as parts:
+            async with self._parts(request, self._settings.max_json_upload_bytes) as parts:
                 async for part in parts:
                     spooled.write(part)
             spooled.seek(0)
@@ -180,7 +170,10 @@ class UploadReader:
     def _parts(self, request: Request, max_bytes: int) -> aclosing[AsyncGenerator[bytes, None]]:
         return aclosing(
             body_parts(
-                request.scope, request.receive, max_bytes=max_bytes, seconds=self._limits.seconds
+                request.scope,
+                request.receive,
+                max_bytes=max_bytes,
+                seconds=self._settings.upload_seconds,
             )
         )
 

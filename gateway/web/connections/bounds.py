@@ -21,7 +21,10 @@ IPV6_SITE_BITS = 64
 
 @dataclass(frozen=True)
 class ConnectionBounds:
-    """Limits per connection before its request is understood, and the number of connections."""
+    """Limits per connection before its request is understood, and the number of connections.
+
+    Not the settings themselves: `gateway serve` sends these to its workers, without any secret.
+    """
 
     header_bytes: int
     headers: int
