@@ -39,7 +39,7 @@ LONG = {
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """No further process for a single file, whose tests stay in one; None: one for each core."""
+    """Run a single file without further processes: its tests stay in one. None: one per core."""
     files = {argument.partition("::")[0] for argument in config.args}
     return 0 if len(files) == 1 and files.pop().endswith(".py") else None
 
