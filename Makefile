@@ -29,7 +29,7 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full clients mutants check generated bench drill migrate lock clean
+.PHONY: help setup run dev test test-full clients mutants check generated bench scale drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -68,6 +68,9 @@ generated: $(DEV_READY) ## write .env.example and the generated tables in docs/ 
 
 bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts --rounds 2')
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+scale: $(DEV_READY) ## build a ledger of a year, time its readers (ARGS='--entries 10000000')
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 DRILLS := tests/tooling/test_rolling_restarts.py tests/limits/test_valkey_drill.py
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from gateway import telemetry
-from gateway.billing import ledger
+from gateway.billing import ledger, usage_sums
 from gateway.billing.dead_journals import DeadJournals, Recovered
 from gateway.billing.sweeping import BATCH, sweep
 from gateway.bootstrap import Gateway
@@ -41,6 +41,7 @@ BYTE_CAP_INTERVAL_SECONDS = 60.0
 ERASURE_INTERVAL_SECONDS = 60.0
 LIFETIMES_INTERVAL_SECONDS = 86_400.0
 REQUESTS_INTERVAL_SECONDS = 3600.0
+USAGE_INTERVAL_SECONDS = 5.0
 LIFETIMES_RETRY_SECONDS = 600.0
 ORPHAN_RETRY_SECONDS = 600.0
 SECRETS_INTERVAL_SECONDS = 60.0
@@ -72,6 +73,7 @@ class Sweeper:
             self._refresh_lifetimes,
             self._send_events,
             self._sweep_requests,
+            self._add_up_usage,
             self._retire_secrets,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
@@ -92,6 +94,7 @@ class Sweeper:
         await self._expire_beyond_caps()
         await self._delete_expired_images()
         await self._keep_requests()
+        await self._roll_up_usage()
 
     async def reconcile(self, now: datetime | None = None) -> Reconciled:
         """Compare store and rows once; remove unmatched objects that are old enough at `now`.
@@ -185,6 +188,19 @@ class Sweeper:
         dropped = await keep(self._gateway.database, days=days)
         if dropped:
             log.info("request_log_days_dropped", count=dropped)
+
+    async def _add_up_usage(self) -> None:
+        async with self._gateway.database.operator() as session:
+            is_ours = await sweeps.claim(session, "usage", seconds=USAGE_INTERVAL_SECONDS)
+        if is_ours:
+            await self._roll_up_usage()
+
+    async def _roll_up_usage(self) -> None:
+        """Add new ledger lines to the sums that reports read."""
+        await usage_sums.roll_up(self._gateway.database)
+        moved = await usage_sums.rebuild_moved_days(self._gateway.database)
+        if moved:
+            log.info("usage_days_rebuilt", tenants=moved)
 
     async def _sweep_images(self) -> None:
         async with self._gateway.database.operator() as session:

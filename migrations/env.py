@@ -14,7 +14,13 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from gateway.config import load_settings
-from gateway.db import key_tables, money_tables, request_tables, spool_table  # noqa: F401 - tables
+from gateway.db import (  # noqa: F401 - tables
+    key_tables,
+    money_tables,
+    request_tables,
+    spool_table,
+    usage_tables,
+)
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres
 from gateway.db.engine import create_engine, database_url
 from gateway.db.migrate import MIGRATION_TIMEOUT_MS, ensure_database, forget_predecessor

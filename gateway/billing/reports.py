@@ -51,24 +51,24 @@ def render_report(report: UsageReport) -> dict[str, object]:
     return {
         "object": "usage_report",
         "currency": "usd",
-        "start": report.start.isoformat(),
-        "end": report.end.isoformat(),
-        "group_by": list(report.group_by),
+        "start": report.query.period.start.isoformat(),
+        "end": report.query.period.end.isoformat(),
+        "group_by": list(report.query.group_by),
         "data": [_row(report, row) for row in report.rows],
         "total": render_sums(report.total),
     }
 
 
 def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
-    return {**dict(zip(report.columns, row.group, strict=True)), **render_sums(row)}
+    return {**dict(zip(report.query.columns, row.group, strict=True)), **render_sums(row)}
 
 
 def report_csv(report: UsageReport) -> str:
     """Render a report as CSV with a header line and without a total."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*report.columns, *render_sums(report.total)])
-    for row in report.rows if report.group_by else (report.total,):
+    writer.writerow([*report.query.columns, *render_sums(report.total)])
+    for row in report.rows if report.query.group_by else (report.total,):
         writer.writerow([*(_csv_text(value) for value in row.group), *render_sums(row).values()])
     return out.getvalue()
 

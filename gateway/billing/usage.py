@@ -1,40 +1,33 @@
-"""Usage reports: sums over ledger entries, so that report and ledger cannot disagree."""
+"""Usage reports: sums of ledger lines, so that report and ledger cannot disagree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, get_args
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, Select, Text, cast, false, func, literal_column, select
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
+from gateway.billing.usage_queries import (
+    ESTIMATED,
+    EVERYTHING,
+    OPEN,
+    GroupField,
+    Period,
+    ReportQuery,
+    UsageFilters,
+    settled,
+    unsettled,
+)
 from gateway.db.engine import OperatorSession, TenantSession
-from gateway.db.money_tables import LedgerRow, ReservationRow
-from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
+from gateway.db.tables import TenantRow
+from gateway.db.time_zones import check_time_zone
 from gateway.errors import InvalidRequest
 
-GroupField = Literal["day", "model", "requested_model", "key", "user", "tenant"]
-GROUP_FIELDS: tuple[GroupField, ...] = get_args(GroupField)
 MAX_ROWS = 10_000
-_COLUMNS: dict[GroupField, tuple[str, ...]] = {
-    "key": ("key", "key_name"),
-    "user": ("user", "user_id"),
-    "tenant": ("tenant", "tenant_id"),
-}
-"""Group fields that add columns: a name has its id beside it."""
-
-
-@dataclass(frozen=True, slots=True)
-class UsageFilters:
-    """The filters of a report; None: no filter. `key_id`: the first key of a line."""
-
-    key_id: UUID | None = None
-    user_id: UUID | None = None
-    model: str | None = None
-
-
-EVERYTHING = UsageFilters()
+QUERY_CANCELED = "57014"
+"""The SQLSTATE of a statement beyond its time limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +50,11 @@ class UsageRow:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Sums over the calls admitted in [start, end), grouped; `total` has an empty group."""
+    """Sums over the calls admitted in a period, grouped; `total` has an empty group."""
 
-    start: datetime
-    end: datetime
-    group_by: tuple[GroupField, ...]
+    query: ReportQuery
     rows: tuple[UsageRow, ...]
     total: UsageRow
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The column names of each group: the requested fields, with names beside ids."""
-        return tuple(name for field in self.group_by for name in _COLUMNS.get(field, (field,)))
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """The instants [start, end)."""
-
-    start: datetime
-    end: datetime
 
 
 def parse_period(start: str | None, end: str | None, zone: str) -> Period:
@@ -125,6 +103,20 @@ def last_month(zone: str) -> tuple[str, str]:
     return end.replace(day=1).isoformat(), end.isoformat()
 
 
+async def report_zone(
+    session: TenantSession | OperatorSession, asked: str | None, default: str
+) -> str:
+    """Return the time zone of a report: that asked for, else the default.
+
+    Raises:
+        InvalidRequest: no such time zone.
+    """
+    if asked is None:
+        return default
+    await check_time_zone(session, asked)
+    return asked
+
+
 async def tenant_zone(session: TenantSession, tenant_id: UUID) -> str:
     """Return the tenant's time zone, in which its days begin."""
     query = select(TenantRow.time_zone).where(TenantRow.id == tenant_id)
@@ -152,14 +144,15 @@ async def tenant_report(
     period: Period,
     group_by: tuple[GroupField, ...],
     filters: UsageFilters = EVERYTHING,
+    zone: str | None = None,
 ) -> UsageReport:
-    """Report a tenant's usage, by the time of admission, in days of its time zone.
+    """Report a tenant's usage, by the time of admission, in days of `zone` or of its own.
 
     Raises:
-        InvalidRequest: the period is empty, or the report has too many rows.
+        InvalidRequest: the report has too many rows or takes too long (`report_too_large`).
     """
-    asked = _Asked(tenant_id, filters, livemode, period, group_by)
-    return await _run(session, asked)
+    query = ReportQuery(tenant_id, filters, livemode, period, group_by, zone)
+    return await _run(session, query)
 
 
 async def operator_report(
@@ -169,148 +162,64 @@ async def operator_report(
     period: Period,
     group_by: tuple[GroupField, ...],
     filters: UsageFilters = EVERYTHING,
+    zone: str | None = None,
 ) -> UsageReport:
-    """Report every tenant's usage, in days of each tenant's own time zone.
+    """Report every tenant's usage, in days of `zone` or of each tenant's own time zone.
 
     Raises:
-        InvalidRequest: the period is empty, or the report has too many rows.
+        InvalidRequest: the report has too many rows or takes too long (`report_too_large`).
     """
-    return await _run(session, _Asked(None, filters, livemode, period, group_by))
+    return await _run(session, ReportQuery(None, filters, livemode, period, group_by, zone))
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A report request, for one tenant or (None) for all that the session sees."""
-
-    tenant_id: UUID | None
-    filters: UsageFilters
-    livemode: bool
-    period: Period
-    group_by: tuple[GroupField, ...]
-
-    @property
-    def width(self) -> int:
-        """The number of texts that name a group."""
-        return sum(len(_COLUMNS.get(field, (field,))) for field in self.group_by)
+async def _run(session: TenantSession | OperatorSession, query: ReportQuery) -> UsageReport:
+    try:
+        rows = await _read(session, query)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != QUERY_CANCELED:
+            raise
+        raise _too_large("takes too long") from error
+    if len(rows) > MAX_ROWS:
+        raise _too_large(f"has more than {MAX_ROWS} rows")
+    listed = tuple(rows) if query.group_by else ()
+    return UsageReport(query, listed, _total(rows))
 
 
-Entry = type[LedgerRow] | type[ReservationRow]
-_ADMITTED: dict[Entry, ColumnElement[datetime]] = {
-    # The index's expression; entries of earlier releases have no time of admission.
-    LedgerRow: func.coalesce(LedgerRow.admitted_at, LedgerRow.at),
-    ReservationRow: ReservationRow.admitted_at.expression,
-}
-_ESTIMATED: ColumnElement[bool] = literal_column("reservation.state = 'posted_est'")
-_OPEN: ColumnElement[bool] = literal_column("reservation.state IN ('held', 'unknown')")
-"""Literals, because Postgres uses the small partial indexes only with them."""
-
-
-def _ledger_sums(asked: _Asked) -> Select[*tuple[Any, ...]]:
-    tokens_in = LedgerRow.text_input_tokens + LedgerRow.image_input_tokens
-    tokens_out = LedgerRow.text_output_tokens + LedgerRow.image_output_tokens
-    query = _grouped(
-        asked.tenant_id,
-        asked,
-        LedgerRow,
-        func.coalesce(func.sum(LedgerRow.requests), 0).label("requests"),
-        func.coalesce(func.sum(LedgerRow.images), 0).label("images"),
-        func.coalesce(func.sum(tokens_in), 0).label("input_tokens"),
-        func.coalesce(func.sum(tokens_out), 0).label("output_tokens"),
-        func.coalesce(func.sum(LedgerRow.amount_nano), 0).label("cost_nano"),
-    ).where(LedgerRow.kind != "hold")
-    if not asked.group_by:
-        return query
-    # A group with only refused calls has nothing to report.
-    return query.having(
-        (func.sum(LedgerRow.requests) != 0) | (func.sum(LedgerRow.amount_nano) != 0)
+def _too_large(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"This report {reason}. Ask for a shorter period, one tenant, or fewer fields in group_by.",
+        code="report_too_large",
+        param="group_by",
     )
 
 
-def _grouped(
-    tenant_id: UUID | None, asked: _Asked, entry: Entry, *sums: ColumnElement[Any]
-) -> Select[*tuple[Any, ...]]:
-    columns = [column for field in asked.group_by for column in _group_columns(field, entry)]
-    positions: list[ColumnElement[Any]] = [
-        literal_column(str(index + 1)) for index in range(len(columns))
-    ]
-    query = (
-        select(*columns, *sums)
-        .select_from(entry)
-        .join(TenantRow, TenantRow.id == entry.tenant_id)
-        .where(
-            entry.livemode.is_(asked.livemode),
-            _ADMITTED[entry] >= asked.period.start,
-            _ADMITTED[entry] < asked.period.end,
-        )
-        .limit(MAX_ROWS + 1)
-    )
-    if tenant_id is not None:
-        query = query.where(entry.tenant_id == tenant_id)
-    if asked.filters.key_id is not None:
-        query = query.where(entry.api_key_id == asked.filters.key_id)
-    if asked.filters.user_id is not None:
-        query = query.where(entry.user_id == asked.filters.user_id)
-    if asked.filters.model is not None:
-        # Postgres refuses NUL, and no model name contains it.
-        is_name = asked.filters.model.isprintable()
-        query = query.where(entry.served_model == asked.filters.model if is_name else false())
-    if "user" in asked.group_by:
-        query = query.outerjoin(TenantUserRow, TenantUserRow.id == entry.user_id)
-    if "key" in asked.group_by:
-        query = query.outerjoin(ApiKeyRow, ApiKeyRow.id == entry.api_key_id)
-    return query.group_by(*positions).order_by(*positions) if columns else query
-
-
-def _group_columns(field: GroupField, entry: Entry) -> tuple[ColumnElement[str], ...]:
-    local = func.timezone(TenantRow.time_zone, _ADMITTED[entry])
-    columns: dict[GroupField, tuple[ColumnElement[Any], ...]] = {
-        "day": (func.to_char(local, "YYYY-MM-DD"),),
-        "model": (entry.served_model.expression,),
-        "requested_model": (entry.requested_model.expression,),
-        "key": (cast(entry.api_key_id, Text), ApiKeyRow.name.expression),
-        "user": (TenantUserRow.name.expression, cast(entry.user_id, Text)),
-        "tenant": (TenantRow.name.expression, cast(entry.tenant_id, Text)),
-    }
-    return columns[field]
-
-
-async def _run(session: TenantSession | OperatorSession, asked: _Asked) -> UsageReport:
+async def _read(session: TenantSession | OperatorSession, query: ReportQuery) -> list[UsageRow]:
+    """Read the groups in their order, one more than a report may have at the most."""
+    width = len(query.columns)
     rows: dict[tuple[str | None, ...], UsageRow] = {}
-    for row in await session.execute(_ledger_sums(asked)):
-        group = tuple(row[: asked.width])
-        rows[group] = UsageRow(
-            group=group,
-            requests=int(row.requests),
-            images=int(row.images),
-            input_tokens=int(row.input_tokens),
-            output_tokens=int(row.output_tokens),
-            cost_nano=int(row.cost_nano),
-        )
+    for row in await session.execute(settled(query, limit=MAX_ROWS + 1)):
+        sums = (int(value) for value in row[width:])
+        rows[tuple(row[:width])] = UsageRow(tuple(row[:width]), *sums)
     is_new = False
-    for condition, amount, is_open in (
-        (_ESTIMATED, ReservationRow.final_nano, False),
-        (_OPEN, ReservationRow.held_nano, True),
+    for condition, amount, add in (
+        (ESTIMATED, "final_nano", _with_estimated),
+        (OPEN, "held_nano", _with_open),
     ):
-        total = func.coalesce(func.sum(amount), 0)
-        query = _grouped(asked.tenant_id, asked, ReservationRow, total).where(condition)
-        for found in await session.execute(query):
+        statement = unsettled(query.tenant_id, query, condition, amount, limit=MAX_ROWS + 1)
+        for found in await session.execute(statement):
             group = tuple(found[:-1])
             is_new = is_new or group not in rows
             known = rows.get(group, UsageRow(group, 0, 0, 0, 0, 0))
-            nano = int(found[-1])
-            rows[group] = (
-                replace(known, open_nano=nano) if is_open else replace(known, estimated_nano=nano)
-            )
-    if len(rows) > MAX_ROWS:
-        raise InvalidRequest(
-            f"This report has more than {MAX_ROWS} rows. Ask for a shorter period or "
-            "for fewer fields in group_by.",
-            param="group_by",
-        )
-    found_rows = sorted(rows.values(), key=_in_order) if is_new else list(rows.values())
-    period, group_by = asked.period, asked.group_by
-    listed = tuple(found_rows) if group_by else ()
-    return UsageReport(period.start, period.end, group_by, listed, _total(found_rows))
+            rows[group] = add(known, int(found[-1]))
+    return sorted(rows.values(), key=_in_order) if is_new else list(rows.values())
+
+
+def _with_estimated(row: UsageRow, nano: int) -> UsageRow:
+    return replace(row, estimated_nano=nano)
+
+
+def _with_open(row: UsageRow, nano: int) -> UsageRow:
+    return replace(row, open_nano=nano)
 
 
 def _in_order(row: UsageRow) -> tuple[tuple[bool, str], ...]:

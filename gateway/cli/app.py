@@ -45,6 +45,10 @@ COMMANDS = {
         "billing:usage",
         "Report usage and cost. Default: this month, live and test separately.",
     ),
+    "usage-sums": Entry(
+        "usage_sums:usage_sums",
+        "The sums that reports read: compare them with the ledger, or make them anew.",
+    ),
     "requests": Entry("requests:requests", "Outcome, cost and provider id of each request."),
     "tenants": Entry("tenants:tenants", "Tenants: the customers that own everything."),
     "users": Entry("users:users", "Persons and applications of a tenant."),

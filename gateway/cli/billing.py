@@ -12,6 +12,7 @@ import typer
 from gateway.billing import prices as pricing
 from gateway.billing import usage as reporting
 from gateway.billing.reports import render_report, render_sums, report_csv
+from gateway.billing.usage_queries import GROUP_FIELDS, UsageFilters
 from gateway.cli.output import JsonOption, console, invoker, print_json, read, refuse, run, show
 from gateway.core import Core, Reader
 from gateway.db.engine import TenantSession
@@ -206,6 +207,7 @@ class _ReportRequest:
     key: str | None
     user: str | None
     model: str | None
+    zone: str | None
     modes: tuple[bool, ...]
 
 
@@ -218,14 +220,15 @@ def usage(
     last_month: Annotated[
         bool, typer.Option("--last-month", help="The calendar month before this one.")
     ] = False,
-    group_by: Annotated[
-        str, typer.Option(help=f"Any of {', '.join(reporting.GROUP_FIELDS)}.")
-    ] = "day,model",
+    group_by: Annotated[str, typer.Option(help=f"Any of {', '.join(GROUP_FIELDS)}.")] = "day,model",
     key: Annotated[
         str | None, typer.Option("--key", help="Only this key: id, name or last four characters.")
     ] = None,
     user: Annotated[str | None, typer.Option("--user", help="Only this user: name or id.")] = None,
     model: Annotated[str | None, typer.Option(help="Only calls served by this model.")] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Time zone of days and hours. Default: the tenant's.")
+    ] = None,
     mode: Annotated[str, typer.Option(help="live, test or all.")] = "all",
     output: Annotated[ReportFormat, typer.Option("--format", help="Output format.")] = (
         ReportFormat.TABLE
@@ -238,27 +241,33 @@ def usage(
         raise typer.BadParameter("--mode must be live, test or all")
     if last_month and (start or end):
         raise typer.BadParameter("give either --last-month or --from and --to")
-    asked = _ReportRequest(tenant, start, end, last_month, group_by, key, user, model, modes)
+    asked = _ReportRequest(tenant, start, end, last_month, group_by, key, user, model, zone, modes)
     reports = read(lambda core: _reports(core, asked))
     _print_reports(reports, ReportFormat.JSON if as_json else output)
 
 
 async def _reports(core: Reader, asked: _ReportRequest) -> list[tuple[bool, reporting.UsageReport]]:
-    grouping = reporting.parse_group_by(asked.group_by, allowed=reporting.GROUP_FIELDS)
+    grouping = reporting.parse_group_by(asked.group_by, allowed=GROUP_FIELDS)
     async with core.database.operator() as session:
         owner = None if asked.tenant is None else await lookups.find_tenant(session, asked.tenant)
-        zone = "UTC" if owner is None else owner.time_zone
+        default = "UTC" if owner is None else owner.time_zone
+        zone = await reporting.report_zone(session, asked.zone, default)
         start, end = reporting.last_month(zone) if asked.last_month else (asked.start, asked.end)
         period = reporting.parse_period(start, end, zone)
         ids = await lookups.find_key_and_user(
             session, None if owner is None else owner.id, asked.key, asked.user
         )
-        filters = reporting.UsageFilters(*ids, asked.model)
+        filters = UsageFilters(*ids, asked.model)
         reports = []
         for livemode in asked.modes:
             if owner is None:
                 report = await reporting.operator_report(
-                    session, livemode=livemode, period=period, group_by=grouping, filters=filters
+                    session,
+                    livemode=livemode,
+                    period=period,
+                    group_by=grouping,
+                    filters=filters,
+                    zone=asked.zone,
                 )
             else:
                 report = await reporting.tenant_report(
@@ -268,6 +277,7 @@ async def _reports(core: Reader, asked: _ReportRequest) -> list[tuple[bool, repo
                     period=period,
                     group_by=grouping,
                     filters=filters,
+                    zone=asked.zone,
                 )
             reports.append((livemode, report))
     return reports
@@ -284,12 +294,12 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
     for livemode, report in reports:
         if report.total.requests == 0 and len(reports) > 1:
             continue
-        total = replace(report.total, group=("total", *[None] * (len(report.columns) - 1)))
-        rows = [*report.rows, total] if report.group_by else [report.total]
+        total = replace(report.total, group=("total", *[None] * (len(report.query.columns) - 1)))
+        rows = [*report.rows, total] if report.query.group_by else [report.total]
         show(
             [
                 {
-                    **dict(zip(report.columns, row.group, strict=False)),
+                    **dict(zip(report.query.columns, row.group, strict=False)),
                     **{HEADINGS.get(name, name): value for name, value in render_sums(row).items()},
                 }
                 for row in rows

@@ -259,8 +259,7 @@ class ReservationRow(Table):
 class LedgerRow(Table):
     """One immutable ledger entry. Every kind except `hold` adds to the spent amount.
 
-    `admitted_at`: the time of the call's admission, by which reports and budgets count it; None in
-    entries of releases that did not record it, which count at their own time `at`.
+    `admitted_at`: the time of the call's admission, by which reports and budgets count it.
     """
 
     __tablename__ = "ledger"
@@ -271,7 +270,7 @@ class LedgerRow(Table):
         CheckConstraint("amount_nano >= 0 OR kind = 'adjust'", name="ledger_amount"),
         Index(
             "ledger_report",
-            *("tenant_id", "livemode", text("coalesce(admitted_at, at)")),
+            *("tenant_id", "livemode", "admitted_at"),
             postgresql_where=text("kind <> 'hold'"),
         ),
     )
@@ -281,7 +280,7 @@ class LedgerRow(Table):
     )
     seq: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     at: Mapped[datetime] = mapped_column(Timestamp)
-    admitted_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    admitted_at: Mapped[datetime] = mapped_column(Timestamp)
     tenant_id: Mapped[UUID]
     livemode: Mapped[bool]
     api_key_id: Mapped[UUID | None]

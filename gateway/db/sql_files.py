@@ -10,6 +10,8 @@ from typing import cast
 from sqlalchemy import AdaptedConnection, Connection, text
 
 FILES = (
+    "billing/sql/usage.sql",
+    "billing/sql/usage_reports.sql",
     "billing/sql/periods.sql",
     "billing/sql/alerts.sql",
     "billing/sql/claims.sql",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from gateway.billing import budgets, usage
 from gateway.billing.budgets import Budget
 from gateway.billing.reports import render_budget, render_sums
+from gateway.billing.usage_queries import UsageFilters
 from gateway.generation.parameters import parse_image_request
 from gateway.mcp_server.calls import ToolCall
 from gateway.mcp_server.model_cards import ModelCard, model_card
@@ -148,7 +149,7 @@ async def get_usage(call: ToolCall) -> CallToolResult:
                     livemode=caller.livemode,
                     period=usage.parse_period(start, None, zone),
                     group_by=(),
-                    filters=usage.UsageFilters(user_id=caller.user_id),
+                    filters=UsageFilters(user_id=caller.user_id),
                 )
             )
             for start in (today, None)
@@ -188,7 +189,7 @@ def _line(card: ModelCard) -> str:
 
 def _sums(report: usage.UsageReport) -> PeriodUsage:
     return PeriodUsage.model_validate(
-        {"start": report.start.isoformat(), **render_sums(report.total)}
+        {"start": report.query.period.start.isoformat(), **render_sums(report.total)}
     )
 
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import budgets, usage
 from gateway.billing.reports import render_report, report_csv
-from gateway.billing.usage import GroupField, UsageReport
+from gateway.billing.usage import UsageReport
+from gateway.billing.usage_queries import GROUP_FIELDS, GroupField, UsageFilters
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import Caller
 from gateway.rest.budget_objects import BudgetList, TenantBudget
@@ -21,7 +22,7 @@ from gateway.rest.schemas import UsageReportObject
 from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_key_and_user
 
 router = APIRouter(tags=["usage"])
-TENANT_FIELDS: tuple[GroupField, ...] = ("day", "model", "requested_model", "key", "user")
+TENANT_FIELDS = tuple(field for field in GROUP_FIELDS if field != "tenant")
 
 
 REPORT: dict[int | str, dict[str, object]] = {
@@ -65,6 +66,13 @@ class UsageQuery(BaseModel):
         examples=["2026-11-20"],
     )
     group_by: str = grouped(TENANT_FIELDS)
+    time_zone: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="IANA time zone of the dates, days and hours. Default: the tenant's.",
+        examples=["Europe/Madrid"],
+    )
     key: str | None = Field(
         None,
         min_length=1,
@@ -100,7 +108,9 @@ async def get_usage(
     """
     fields = usage.parse_group_by(query.group_by, allowed=TENANT_FIELDS)
     async with gateway.database.tenant(caller.tenant_id) as session:
-        zone = await usage.tenant_zone(session, caller.tenant_id)
+        zone = await usage.report_zone(
+            session, query.time_zone, await usage.tenant_zone(session, caller.tenant_id)
+        )
         report = await usage.tenant_report(
             session,
             caller.tenant_id,
@@ -108,6 +118,7 @@ async def get_usage(
             period=usage.parse_period(query.start, query.end, zone),
             group_by=fields,
             filters=await _filters_of(session, caller, query),
+            zone=query.time_zone,
         )
     return report_answer(report, query.format)
 
@@ -126,9 +137,7 @@ async def get_budgets(gateway: GatewayDep, caller: UsageReader) -> dict[str, obj
     return BudgetList(data=data).model_dump(by_alias=True)
 
 
-async def _filters_of(
-    session: TenantSession, caller: Caller, query: UsageQuery
-) -> usage.UsageFilters:
+async def _filters_of(session: TenantSession, caller: Caller, query: UsageQuery) -> UsageFilters:
     """Resolve the filters, among the keys and users that the caller may see."""
     among = KeyScope(user_id=caller.user_id, livemode=caller.livemode)
     filters = await find_filters(
@@ -145,7 +154,7 @@ async def find_filters(
     model: str | None,
     *,
     among: KeyScope = ALL_KEYS,
-) -> usage.UsageFilters:
+) -> UsageFilters:
     """Resolve a report's filters; key and user by id, name or last four characters.
 
     Raises:
@@ -153,7 +162,7 @@ async def find_filters(
         InvalidRequest: several match (code `ambiguous`).
     """
     ids = await find_key_and_user(session, tenant_id, key, user, among=among)
-    return usage.UsageFilters(*ids, model)
+    return UsageFilters(*ids, model)
 
 
 def report_answer(report: UsageReport, as_format: Literal["json", "csv"]) -> Response:

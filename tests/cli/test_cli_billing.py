@@ -263,6 +263,23 @@ def test_usage_is_cut_by_days_and_by_mode(
     assert {row["key"] for row in both[1]["data"]} == {use["key"] for use in used}
 
 
+def test_the_sums_of_usage_are_compared_with_the_ledger_and_made_anew(
+    running: RunningGateway,
+) -> None:
+    key = make_key(running, "adder")["key"]
+    for _ in range(2):
+        assert running.ask("POST", "/v1/images/generations", key, json=IMAGE).status_code == 200
+    report = "usage --tenant adder --mode test --json --group-by hour,provider"
+    before = running.command(*report.split()).json()
+    rebuilt = running.command("usage-sums", "rebuild", "--tenant", "adder")
+    assert "Added 2 ledger lines up again." in rebuilt.out
+    assert running.command(*report.split()).json() == before
+    assert running.command("usage-sums", "check", "--json").json()["differences"] == []
+    elsewhere = running.command(*report.split(), "--zone", "Asia/Kathmandu").json()
+    assert elsewhere["total"] == before["total"]
+    assert elsewhere["data"][0]["hour"] != before["data"][0]["hour"]
+
+
 def test_the_operators_usage_is_of_every_tenant(
     running: RunningGateway, used: list[dict[str, Any]]
 ) -> None:

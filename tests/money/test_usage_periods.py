@@ -5,7 +5,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.billing.usage import Period, last_month, parse_moment, parse_period
+from gateway.billing.usage import last_month, parse_moment, parse_period
+from gateway.billing.usage_queries import Period
 from gateway.errors import InvalidRequest
 
 VIENNA = "Europe/Vienna"

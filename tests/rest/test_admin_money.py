@@ -180,6 +180,8 @@ async def test_usage_is_reported_over_all_tenants_or_one(served: Served, stub: S
         ("livemode=maybe", Refusal(400, "invalid_value", "livemode")),
         ("tenant=acme", Refusal(400, "invalid_value", "tenant")),
         (f"tenant={NO_ID}", Refusal(404, "not_found", "tenant")),
+        ("time_zone=Mars/Olympus", Refusal(400, "invalid_value", "time_zone")),
+        ("time_zone=", Refusal(400, "invalid_value", "time_zone")),
         ("tennant=acme", Refusal(400, "unknown_parameter", "tennant")),
     ],
 )
@@ -273,7 +275,9 @@ async def test_open_calls_are_asked_for_by_their_state(served: Served) -> None:
 async def test_every_column_of_money_has_a_check(served: Served) -> None:
     columns = await served.owner_sql(
         "SELECT table_name, column_name FROM information_schema.columns"
+        " JOIN information_schema.tables USING (table_schema, table_name)"
         " WHERE table_schema = 'public' AND column_name LIKE '%\\_nano'"
+        " AND table_type = 'BASE TABLE'"
     )
     checks = await served.owner_sql(
         "SELECT conrelid::regclass::text AS table_name, pg_get_constraintdef(oid) AS text"

@@ -1,3 +1,37 @@
+-- Usage: the sums and the lines that are queued for them are the ledger.
+--
+-- One row for each tenant and mode whose lines and sums differ.
+CREATE OR REPLACE VIEW usage_break WITH (security_invoker = true) AS
+WITH line AS (
+    SELECT u.tenant_id, u.livemode, sum(u.calls) AS calls, sum(u.requests) AS requests,
+        sum(u.images) AS images, sum(u.amount_nano) AS amount_nano
+    FROM usage_line u
+    WHERE NOT EXISTS (
+        SELECT 1 FROM usage_pending p WHERE p.tenant_id = u.tenant_id
+            AND p.reservation_id = u.reservation_id AND p.seq = u.seq
+    )
+    GROUP BY 1, 2
+)
+SELECT grain, tenant_id, livemode FROM (
+    SELECT 'slot' AS grain, tenant_id, livemode, sum(calls) AS calls, sum(requests) AS requests,
+        sum(images) AS images, sum(amount_nano) AS amount_nano
+    FROM usage_slot GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT 'day', tenant_id, livemode, sum(calls), sum(requests), sum(images), sum(amount_nano)
+    FROM usage_day GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT 'owner_day', tenant_id, livemode, sum(calls), sum(requests), sum(images),
+        sum(amount_nano)
+    FROM usage_owner_day GROUP BY 1, 2, 3
+) kept
+FULL JOIN (
+    SELECT g.grain, l.* FROM line l CROSS JOIN (VALUES ('slot'), ('day'), ('owner_day')) g(grain)
+) l USING (grain, tenant_id, livemode)
+WHERE (kept.calls, kept.requests, kept.images, kept.amount_nano)
+    IS DISTINCT FROM (l.calls, l.requests, l.images, l.amount_nano);
+
+GRANT SELECT ON usage_break TO image_gateway_app;
+
 -- Invariants of budgets, reservations and the ledger: one row for each breach.
 --
 -- `what` names the invariant (docs/money.md), `id` the budget period or the reservation. Runs with
@@ -38,6 +72,9 @@ SELECT 'I5 held past its deadline', r.id::text FROM reservation r
 WHERE r.state = 'held' AND r.deadline_at + interval '30 seconds' < clock_timestamp()
 UNION ALL
 SELECT 'I5 unknown for more than a day', r.id::text FROM reservation r
-WHERE r.state = 'unknown' AND r.admitted_at + interval '24 hours' < clock_timestamp();
+WHERE r.state = 'unknown' AND r.admitted_at + interval '24 hours' < clock_timestamp()
+UNION ALL
+SELECT 'I6 usage by ' || replace(u.grain, '_', ' ') || ' is not the ledger', u.tenant_id::text
+FROM usage_break u;
 
 GRANT SELECT ON invariant_break TO image_gateway_app;

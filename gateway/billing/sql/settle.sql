@@ -61,6 +61,7 @@ BEGIN
         coalesce(p_text_output - b.text_output_tokens, 0),
         coalesce(p_image_output - b.image_output_tokens, 0)
     );
+    INSERT INTO usage_pending (tenant_id, reservation_id, seq) VALUES (r.tenant_id, r.id, b.seq + 1);
 END $$;
 
 -- Record the images of a call, given as JSON objects.

@@ -8,6 +8,7 @@ from fastapi import Query as InQuery
 from pydantic import Field
 
 from gateway.billing import usage
+from gateway.billing.usage_queries import GROUP_FIELDS, GroupField
 from gateway.bootstrap import Gateway
 from gateway.rest.admin.dependencies import reading_tenant
 from gateway.rest.dependencies import GatewayDep
@@ -21,7 +22,7 @@ router = APIRouter(tags=["admin: usage"])
 class OperatorsUsageQuery(UsageQuery):
     """Tenant, period, grouping and filters of a usage report."""
 
-    group_by: str = grouped(usage.GROUP_FIELDS)
+    group_by: str = grouped(GROUP_FIELDS)
     tenant: UUID | None = Field(None, description="Only this tenant, in days of its time zone.")
     livemode: bool = Field(default=True, description="false: usage of test keys.")
 
@@ -35,21 +36,22 @@ class OperatorsUsageQuery(UsageQuery):
 async def get_usage(
     gateway: GatewayDep, query: Annotated[OperatorsUsageQuery, InQuery()]
 ) -> Response:
-    """Sum the ledger of one tenant, or of all: days are then those of each tenant's time zone, and
-    the bounds those of UTC. At most 10,000 rows.
+    """Sum the ledger of one tenant, or of all: unless `time_zone` is given, days are then those of
+    each tenant's time zone, and the bounds those of UTC. At most 10,000 rows.
     """
-    group_by = usage.parse_group_by(query.group_by, allowed=usage.GROUP_FIELDS)
+    group_by = usage.parse_group_by(query.group_by, allowed=GROUP_FIELDS)
     report = await _report(gateway, query, group_by)
     return report_answer(report, query.format)
 
 
 async def _report(
-    gateway: Gateway, query: OperatorsUsageQuery, group_by: tuple[usage.GroupField, ...]
+    gateway: Gateway, query: OperatorsUsageQuery, group_by: tuple[GroupField, ...]
 ) -> usage.UsageReport:
     among = KeyScope(livemode=query.livemode)
     if query.tenant is None:
-        period = usage.parse_period(query.start, query.end, "UTC")
         async with gateway.database.operator() as session:
+            zone = await usage.report_zone(session, query.time_zone, "UTC")
+            period = usage.parse_period(query.start, query.end, zone)
             return await usage.operator_report(
                 session,
                 livemode=query.livemode,
@@ -58,9 +60,12 @@ async def _report(
                 filters=await find_filters(
                     session, None, query.key, query.user, query.model, among=among
                 ),
+                zone=query.time_zone,
             )
     async with reading_tenant(gateway, query.tenant, param="tenant") as tenant_session:
-        zone = await usage.tenant_zone(tenant_session, query.tenant)
+        zone = await usage.report_zone(
+            tenant_session, query.time_zone, await usage.tenant_zone(tenant_session, query.tenant)
+        )
         return await usage.tenant_report(
             tenant_session,
             query.tenant,
@@ -70,4 +75,5 @@ async def _report(
             filters=await find_filters(
                 tenant_session, query.tenant, query.key, query.user, query.model, among=among
             ),
+            zone=query.time_zone,
         )
