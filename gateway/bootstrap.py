@@ -42,8 +42,8 @@ from gateway.media.decoder import (
 from gateway.media.temporary_files import new_spool
 from gateway.net.downloads import Downloads, origin_of
 from gateway.oidc.identity_provider import (
-    Account,
     IdentityProvider,
+    TokenOwner,
     identity_provider_of,
 )
 from gateway.opening import open_core
@@ -114,10 +114,10 @@ async def open_gateway(
         callers: Cache[bytes, Caller | Operator] = _cache(settings)
         choices: Cache[tuple[UUID, UUID | None, str], CredentialChoice] = _cache(settings)
         tables: Cache[str, PriceTable] = _cache(settings)
-        accounts: Cache[tuple[str, str], Account] = _cache(settings)
+        token_owners: Cache[tuple[str, str], TokenOwner] = _cache(settings)
         key_lookup = _key_lookup(stack, core, callers)
 
-        clear = _clearer(core, key_lookup, callers, choices, tables, accounts)
+        clear = _clearer(core, key_lookup, callers, choices, tables, token_owners)
         await _listen(stack, database, clear)
         reservations, journal = await open_reservations(stack, settings, database)
         store = (keeper := open_keeper(settings, database, core.vault)).files
@@ -150,7 +150,7 @@ async def open_gateway(
         yield Gateway(
             core=core,
             api_keys=key_lookup,
-            identity_provider=_identity_provider(stack, settings, database, accounts),
+            identity_provider=_identity_provider(stack, settings, database, token_owners),
             pipeline=pipeline,
             gate=gate,
             limiter=limiter,
@@ -258,9 +258,9 @@ def _identity_provider(
     stack: AsyncExitStack,
     settings: Settings,
     database: Database,
-    accounts: Cache[tuple[str, str], Account],
+    token_owners: Cache[tuple[str, str], TokenOwner],
 ) -> IdentityProvider | None:
-    provider = identity_provider_of(settings, database, accounts)
+    provider = identity_provider_of(settings, database, token_owners)
     if provider is not None:
         stack.push_async_callback(provider.close)
     return provider

@@ -41,7 +41,7 @@ from gateway.rest.errors import install_error_handlers
 from gateway.rest.openapi import describe
 from gateway.rest.uploads import UploadReader
 from gateway.telemetry import configure_logging
-from gateway.web.admission import Admission
+from gateway.web.admission import AdmissionControl
 from gateway.web.authentication import Authentication
 from gateway.web.instrumentation import Instrumentation
 
@@ -103,7 +103,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     # Routes, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.extend(mcp.routes)
     # Starlette makes the last one added the outermost.
-    app.add_middleware(Admission)
+    app.add_middleware(AdmissionControl)
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(Instrumentation)
     return app

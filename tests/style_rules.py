@@ -241,6 +241,19 @@ def loose_signatures(source: Source) -> Iterator[str]:
                     yield source.at(node, f"dict[str, Any] in {node.name}: give it a type")
 
 
+def repeated_class_names(sources: Iterable[Source]) -> Iterator[str]:
+    """Public classes of the product whose name another one has: a reader could mistake them."""
+    first: dict[str, str] = {}
+    for source in sources:
+        if not source.is_in("gateway/"):
+            continue
+        for node in source.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                if node.name in first:
+                    yield source.at(node, f"{first[node.name]} has a class {node.name} too")
+                first.setdefault(node.name, source.path)
+
+
 def stray_prints(source: Source) -> Iterator[str]:
     is_command = source.is_in("gateway/cli/")
     if is_command or not source.is_in("gateway/", "migrations/"):

@@ -13,7 +13,12 @@ from gateway.db.pages import Page
 from gateway.errors import NotFound
 from gateway.money import NanoUsd, format_usd
 from gateway.request_log import queries
-from gateway.request_log.queries import LoggedRequest, Purchase, RequestDetail, RequestFilter
+from gateway.request_log.queries import (
+    LoggedRequest,
+    RequestDetail,
+    RequestFilter,
+    RequestReservation,
+)
 from gateway.request_log.rendering import render_for_operators, render_outcome
 from gateway.tenancy.lookups import find_line, find_tenant
 
@@ -162,7 +167,7 @@ def _caller(logged: LoggedRequest) -> Iterator[tuple[str, str]]:
         yield "caller", "not known: no valid key"
 
 
-def _money(logged: LoggedRequest, purchase: Purchase | None) -> Iterator[tuple[str, str]]:
+def _money(logged: LoggedRequest, purchase: RequestReservation | None) -> Iterator[tuple[str, str]]:
     row = logged.row
     if purchase is None:
         yield "cost", "nothing was reserved or bought"

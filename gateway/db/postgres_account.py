@@ -26,8 +26,8 @@ maps only some, one in which its own accounts are sparse."""
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """A user and a group by number; `is_other`: it is not the user of this process."""
+class SystemAccount:
+    """A user and a group of the system, by number; `is_other`: not the user of this process."""
 
     uid: int
     gid: int
@@ -41,9 +41,9 @@ class Account:
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
-def own_account() -> Account:
+def own_account() -> SystemAccount:
     """Return the account of this process."""
-    return Account(os.geteuid(), os.getegid(), is_other=False)
+    return SystemAccount(os.geteuid(), os.getegid(), is_other=False)
 
 
 def login_of_this_process() -> str:
@@ -67,7 +67,7 @@ def own_login() -> str:
         ) from None
 
 
-def serving_account(pgdata: Path) -> Account:
+def serving_account(pgdata: Path) -> SystemAccount:
     """Return the account of an existing cluster; one of root or the shared account is moved.
 
     Raises:
@@ -84,13 +84,13 @@ def serving_account(pgdata: Path) -> Account:
             )
         return own_account()
     if status.st_uid not in {ROOT, _uid_of(FORMER_SHARED_ACCOUNT)}:
-        return Account(status.st_uid, status.st_gid, is_other=True)
+        return SystemAccount(status.st_uid, status.st_gid, is_other=True)
     account = private_account()
     give(pgdata, account)
     return account
 
 
-def private_account() -> Account:
+def private_account() -> SystemAccount:
     """Choose an account: the process' own, or for root one that nothing else uses."""
     if os.geteuid() != ROOT:
         return own_account()
@@ -99,14 +99,14 @@ def private_account() -> Account:
             number = first + secrets.randbelow(last - first + 1)
             while _has_name(number):
                 number = first + secrets.randbelow(last - first + 1)
-            return Account(number, number, is_other=True)
+            return SystemAccount(number, number, is_other=True)
     raise ConfigurationError(
         "The embedded Postgres does not run as root, and this container has no other user numbers. "
         "Run the gateway as another user, or set GATEWAY_DATABASE_URL."
     )
 
 
-def initdb_account() -> Account:
+def initdb_account() -> SystemAccount:
     """Return a named account for `initdb`; as root, create it if it is missing.
 
     Raises:
@@ -118,10 +118,10 @@ def initdb_account() -> Account:
     if _uid_of(INITDB_ACCOUNT) is None:
         _make_account(INITDB_ACCOUNT)
     entry = pwd.getpwnam(INITDB_ACCOUNT)
-    return Account(entry.pw_uid, entry.pw_gid, is_other=True)
+    return SystemAccount(entry.pw_uid, entry.pw_gid, is_other=True)
 
 
-def give(folder: Path, account: Account) -> None:
+def give(folder: Path, account: SystemAccount) -> None:
     """Change the owner of a directory and everything in it; links are not followed."""
     for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
         for name in (*folders, *files):

@@ -14,7 +14,7 @@ import psutil  # type: ignore[import-untyped]  # ships without types
 
 from gateway.db import postgres_programs as programs
 from gateway.db.postgres_account import (
-    Account,
+    SystemAccount,
     give,
     initdb_account,
     own_login,
@@ -101,7 +101,7 @@ def initialise(pgdata: Path) -> None:
 
 
 def spawn(
-    command: list[str], account: Account, folder: int, output: int
+    command: list[str], account: SystemAccount, folder: int, output: int
 ) -> "subprocess.Popen[bytes]":
     """Start a program of Postgres in a new session, so that Ctrl-C does not reach it."""
     return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # noqa: S603 - our own
@@ -118,7 +118,7 @@ def spawn(
     )
 
 
-def write_access_rules(folder: int, account: Account) -> None:
+def write_access_rules(folder: int, account: SystemAccount) -> None:
     """Admit the user of this process and root, by the kernel's peer credentials.
 
     Written at every start: clusters of earlier versions admitted every local user.

@@ -7,7 +7,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from gateway.db.postgres_account import ROOT, Account
+from gateway.db.postgres_account import ROOT, SystemAccount
 from gateway.errors import ConfigurationError
 
 VERSION = 18
@@ -22,7 +22,7 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 """Postgres' whole environment: the gateway's own holds keys."""
 
 
-def find_programs(account: Account) -> Path:
+def find_programs(account: SystemAccount) -> Path:
     """Find a directory with `initdb` and `postgres` that this account can execute.
 
     Raises:
@@ -39,7 +39,7 @@ def find_programs(account: Account) -> Path:
 
 
 def reachable_installation(
-    installed: Path, account: Account, *, copies: Path = PUBLIC_COPIES
+    installed: Path, account: SystemAccount, *, copies: Path = PUBLIC_COPIES
 ) -> Path:
     """Return the installation if this account can enter it, else a copy by root in `copies`.
 

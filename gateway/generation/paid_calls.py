@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Purchase:
+class PaidCall:
     """The call that answers a request: what is bought, from which provider, at most at what cost.
 
     `request` is the client's, `served` the one that is bought to answer it.
@@ -89,7 +89,7 @@ class PaidCalls:
 
     async def make(
         self,
-        paid: Purchase,
+        paid: PaidCall,
         secret: SecretText,
         partials: PartialSink | None,
         call: ProviderCall,
@@ -112,7 +112,7 @@ class PaidCalls:
             self._settlements.end_as_known(paid.id)
 
     async def _call(
-        self, paid: Purchase, secret: SecretText, partials: PartialSink | None
+        self, paid: PaidCall, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
         """Make the call, timed, and note its outcome in any case."""
         self._settlements.sent(paid.id)
@@ -144,7 +144,7 @@ class PaidCalls:
             telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
 
     async def _try_twice(
-        self, paid: Purchase, secret: SecretText, partials: PartialSink | None
+        self, paid: PaidCall, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
         """Make the call; once more where the first was surely never sent."""
         provider = self._providers[paid.provider]
@@ -155,7 +155,7 @@ class PaidCalls:
                 raise
         return await provider.generate(paid.served, secret, partials)
 
-    async def open_credential(self, paid: Purchase) -> SecretText:
+    async def open_credential(self, paid: PaidCall) -> SecretText:
         """Open the credential, last thing before the call; without it the hold is given back."""
         if paid.credential.owner == SANDBOX:
             return SecretText("")
@@ -179,7 +179,7 @@ class PaidCalls:
                 f"PUT /v1/credentials/{paid.provider}; the operator has been alerted."
             ) from error
 
-    async def _fail(self, paid: Purchase, failure: ProviderFailure) -> NoReturn:
+    async def _fail(self, paid: PaidCall, failure: ProviderFailure) -> NoReturn:
         error = client_error(
             failure, house_credential=paid.credential.owner == "house", model=paid.served.model.id
         )
@@ -210,7 +210,7 @@ class PaidCalls:
         )
         raise error from failure
 
-    async def _succeed(self, paid: Purchase, answer: ProviderAnswer) -> Generation:
+    async def _succeed(self, paid: PaidCall, answer: ProviderAnswer) -> Generation:
         status, outcome = CostStatus.ACTUAL, Outcome.SUCCESS
         served = quotes.choice_served(paid.served, answer)
         cost_nano = self._cost(paid, answer.usage, images=len(answer.images))
@@ -252,14 +252,14 @@ class PaidCalls:
             kept=kept,
         )
 
-    def _estimate(self, paid: Purchase, served: Choice | None) -> NanoUsd:
+    def _estimate(self, paid: PaidCall, served: Choice | None) -> NanoUsd:
         """Estimate a call whose answer has no usage, by the choice that was made or served."""
         model, quote = paid.served.model, paid.quote
         return quotes.estimate(
             quote.terms, model, quote.price, served or model.usual, at_most=quote.amount_nano
         )
 
-    def _cost(self, paid: Purchase, usage: Usage | None, *, images: int) -> NanoUsd | None:
+    def _cost(self, paid: PaidCall, usage: Usage | None, *, images: int) -> NanoUsd | None:
         """The cost of a charged call, counted in the metrics; None where its usage is missing."""
         cost_nano = quotes.cost_of_call(paid.served, paid.quote.price, usage=usage, images=images)
         telemetry.cost_nano_usd_total.labels(
@@ -269,7 +269,7 @@ class PaidCalls:
 
     async def _keep(
         self,
-        paid: Purchase,
+        paid: PaidCall,
         answer: ProviderAnswer,
         settlement: Settlement,
         *,

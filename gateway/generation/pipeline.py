@@ -41,7 +41,7 @@ from gateway.domain import (
 from gateway.errors import GatewayError, OutcomeUnknown, Unavailable
 from gateway.generation import continuity
 from gateway.generation.idempotency import Replays, repeated
-from gateway.generation.paid_calls import SANDBOX, PaidCalls, Purchase
+from gateway.generation.paid_calls import SANDBOX, PaidCall, PaidCalls
 from gateway.generation.provider_circuits import provider_call
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
@@ -61,7 +61,7 @@ log = structlog.get_logger(__name__)
 class _Reserved:
     """A purchase that every step has admitted and whose cost is reserved."""
 
-    purchase: Purchase
+    purchase: PaidCall
     call: ProviderCall
     admission: Admission
 
@@ -260,7 +260,7 @@ class Pipeline:
             return repeated(request)
         return _Reserved(purchase, call, admission)
 
-    async def _order(self, caller: Caller, request: ImageRequest) -> Purchase:
+    async def _order(self, caller: Caller, request: ImageRequest) -> PaidCall:
         """Choose what is bought to answer the request, and with which credential."""
         await self._results.check(request)
         served = self.serve(caller, request)
@@ -272,9 +272,9 @@ class Pipeline:
         )
         current().buy(served.model.id, provider, credential.owner)
         quote = await self.quote(served)
-        return Purchase(new_id(), caller, request, served, quote, provider, credential)
+        return PaidCall(new_id(), caller, request, served, quote, provider, credential)
 
-    async def _reserve_cost(self, purchase: Purchase) -> None:
+    async def _reserve_cost(self, purchase: PaidCall) -> None:
         request, served = purchase.request, purchase.served
         await self._reservations.reserve(
             ReservationRequest(

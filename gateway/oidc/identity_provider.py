@@ -20,8 +20,8 @@ from gateway.tenancy.tenants import MAX_NAME_CHARACTERS, as_uuid, refuse_suspend
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """The rows identified by the tenant claim and the user claim."""
+class TokenOwner:
+    """The tenant and user that a token's claims name, with what applies to their requests."""
 
     tenant_id: UUID
     user_id: UUID | None
@@ -37,12 +37,12 @@ class IdentityProvider:
         self,
         database: Database,
         keys: SigningKeys,
-        accounts: Cache[tuple[str, str], Account],
+        owners: Cache[tuple[str, str], TokenOwner],
         expected: Expectations,
     ) -> None:
         self._database = database
         self._keys = keys
-        self._accounts = accounts
+        self._owners = owners
         self._expected = expected
 
     async def authenticate(self, token: str) -> Caller:
@@ -62,18 +62,18 @@ class IdentityProvider:
                 "Get a new one."
             )
         identity = read_identity(token, header, key, self._expected)
-        account = await self._accounts.get(
+        owner = await self._owners.get(
             (identity.tenant, identity.user), lambda: self._load(identity)
         )
-        if account is None:
+        if owner is None:
             name = identity.tenant[:MAX_NAME_CHARACTERS]
             raise Forbidden(
                 f"The tenant of this token, {name!r}, is unknown. "
                 "Ask the operator of this gateway to create it.",
                 code="tenant_unknown",
             )
-        refuse_suspended(account.tenant_status)
-        return _caller(account, identity.scopes, identity.expires_at)
+        refuse_suspended(owner.tenant_status)
+        return _caller(owner, identity.scopes, identity.expires_at)
 
     async def examine(self) -> int:
         """Fetch the provider's keys now; return the number of usable ones.
@@ -87,7 +87,7 @@ class IdentityProvider:
         """Close connections."""
         await self._keys.close()
 
-    async def _load(self, identity: Identity) -> tuple[Account, str] | None:
+    async def _load(self, identity: Identity) -> tuple[TokenOwner, str] | None:
         if len(identity.tenant) > MAX_NAME_CHARACTERS or not identity.tenant.isprintable():
             return None
         rows = await self._database.call(
@@ -103,7 +103,7 @@ class IdentityProvider:
         if not rows:
             return None
         row = rows[0]
-        account = Account(
+        owner = TokenOwner(
             tenant_id=row.tenant_id,
             user_id=row.user_id,
             tenant_status=row.tenant_status,
@@ -114,11 +114,11 @@ class IdentityProvider:
             ),
             limits=read_limits(row.limits),
         )
-        return account, str(row.tenant_id)
+        return owner, str(row.tenant_id)
 
 
 def identity_provider_of(
-    settings: Settings, database: Database, accounts: Cache[tuple[str, str], Account]
+    settings: Settings, database: Database, owners: Cache[tuple[str, str], TokenOwner]
 ) -> IdentityProvider | None:
     """Build the configured identity provider, if any; nothing is fetched before the first token."""
     if settings.oidc_issuer is None:
@@ -133,19 +133,19 @@ def identity_provider_of(
         max_characters=settings.oidc_max_token_characters,
     )
     keys = SigningKeys(settings.oidc_issuer, settings)
-    return IdentityProvider(database, keys, accounts, expected)
+    return IdentityProvider(database, keys, owners, expected)
 
 
-def _caller(account: Account, scopes: frozenset[str], expires_at: datetime) -> Caller:
+def _caller(owner: TokenOwner, scopes: frozenset[str], expires_at: datetime) -> Caller:
     return Caller(
-        tenant_id=account.tenant_id,
-        user_id=account.user_id,
+        tenant_id=owner.tenant_id,
+        user_id=owner.user_id,
         api_key_id=None,
         livemode=True,
         scopes=scopes,
         models=None,
         expires_at=expires_at,
-        tenant_status=account.tenant_status,
-        tenant_settings=account.tenant_settings,
-        limits=account.limits,
+        tenant_status=owner.tenant_status,
+        tenant_settings=owner.tenant_settings,
+        limits=owner.limits,
     )

@@ -50,7 +50,7 @@ class LoggedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerLine:
+class RequestLedgerLine:
     """One ledger entry of a generation."""
 
     at: datetime
@@ -62,7 +62,7 @@ class LedgerLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Purchase:
+class RequestReservation:
     """The reservation and ledger of a generation. `final_nano` is None while it is open."""
 
     id: UUID
@@ -73,7 +73,7 @@ class Purchase:
     admitted_at: datetime
     deadline_at: datetime
     resolved_at: datetime | None
-    lines: tuple[LedgerLine, ...]
+    lines: tuple[RequestLedgerLine, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class RequestDetail:
     """One request with its generation, and the number of other requests with the same id."""
 
     request: LoggedRequest
-    purchase: Purchase | None
+    purchase: RequestReservation | None
     others: int
 
 
@@ -227,7 +227,7 @@ def _meanings(request_id: str) -> list[ColumnElement[bool]]:
 
 async def _purchase(
     session: TenantSession | OperatorSession, request: RequestRow
-) -> Purchase | None:
+) -> RequestReservation | None:
     if request.generation_id is None or request.tenant_id is None:
         return None
     return await _booked(session, request.tenant_id, request.generation_id)
@@ -235,7 +235,7 @@ async def _purchase(
 
 async def _booked(
     session: TenantSession | OperatorSession, tenant_id: UUID, generation_id: UUID
-) -> Purchase | None:
+) -> RequestReservation | None:
     """Find a generation in the ledger; None if it was never reserved."""
     row = await session.scalar(
         select(ReservationRow).where(
@@ -249,7 +249,7 @@ async def _booked(
         .where(LedgerRow.tenant_id == tenant_id, LedgerRow.reservation_id == generation_id)
         .order_by(LedgerRow.seq)
     )
-    return Purchase(
+    return RequestReservation(
         id=row.id,
         state=row.state,
         outcome=row.outcome,
@@ -262,8 +262,8 @@ async def _booked(
     )
 
 
-def _line(row: LedgerRow) -> LedgerLine:
-    return LedgerLine(
+def _line(row: LedgerRow) -> RequestLedgerLine:
+    return RequestLedgerLine(
         at=row.at,
         kind=row.kind,
         amount_nano=row.amount_nano,

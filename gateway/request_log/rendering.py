@@ -1,7 +1,7 @@
 """Rendering of requests for REST and the command line; money as decimal strings."""
 
 from gateway.money import NanoUsd, format_usd
-from gateway.request_log.queries import LoggedRequest, Purchase, RequestDetail
+from gateway.request_log.queries import LoggedRequest, RequestDetail, RequestReservation
 
 COPIED = (
     *("id", "at", "livemode", "client_request_id", "trace_id", "method", "route", "tool"),
@@ -44,7 +44,7 @@ def render_outcome(detail: RequestDetail) -> dict[str, object]:
     }
 
 
-def _render_purchase(purchase: Purchase) -> dict[str, object]:
+def _render_purchase(purchase: RequestReservation) -> dict[str, object]:
     return {
         "id": purchase.id,
         "state": purchase.state,

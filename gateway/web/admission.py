@@ -19,7 +19,7 @@ from gateway.errors import GatewayError, Unavailable, envelope, response_headers
 from gateway.load.gate import Gate, Place, set_current_place
 from gateway.request_record import note_error
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
-from gateway.web.routes import Admitted, find_route
+from gateway.web.routes import AdmissionClass, find_route
 
 BODY_PATIENCE_SECONDS = 0.25
 LARGE_BODY_BYTES = 262_144
@@ -29,7 +29,7 @@ JSON_RPC_ERRORS = {True: -32600, False: -32603}
 """Invalid request, where it is the client's fault; internal error (JSON-RPC 2.0, section 5.1)."""
 
 
-class Admission:
+class AdmissionControl:
     """The middleware; the pipeline takes the place it sets from the context."""
 
     def __init__(self, app: App) -> None:
@@ -121,9 +121,9 @@ async def _enter(gateway: Gateway, caller: Caller, path: str, client: _Client) -
         Unavailable: there is none, and none for what would be bought.
     """
     needed = find_route(path).admission
-    if needed is not Admitted.ORDINARY:
+    if needed is not AdmissionClass.ORDINARY:
         gateway.pipeline.check_room(caller)
-    if needed is Admitted.UPLOAD:
+    if needed is AdmissionClass.UPLOAD:
         gateway.gate.check(caller.tenant_id)
         return None
     place = gateway.gate.take(caller.tenant_id)

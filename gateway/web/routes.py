@@ -21,7 +21,7 @@ class Access(Enum):
     OPERATOR = auto()
 
 
-class Admitted(Enum):
+class AdmissionClass(Enum):
     """The admission of a tenant's request under load."""
 
     ORDINARY = auto()
@@ -37,7 +37,7 @@ class WebRoute:
 
     path: str
     access: Access = Access.TENANT
-    admission: Admitted = Admitted.ORDINARY
+    admission: AdmissionClass = AdmissionClass.ORDINARY
     may_show_secret: bool = False
     """Answers get `Cache-Control: no-store`, from whichever layer they come."""
     is_quiet: bool = False
@@ -64,14 +64,14 @@ ROUTES = (
     WebRoute(METADATA_PATH + MCP_PATH, Access.OPEN),
     WebRoute(METRICS_PATH, Access.OPERATOR, is_quiet=True),
     WebRoute("/admin/", Access.OPERATOR, may_show_secret=True),
-    WebRoute("/v1/images/generations", admission=Admitted.PURCHASE),
-    WebRoute("/v1/images/edits", admission=Admitted.UPLOAD),
-    WebRoute("/v1/images/variations", admission=Admitted.UPLOAD),
+    WebRoute("/v1/images/generations", admission=AdmissionClass.PURCHASE),
+    WebRoute("/v1/images/edits", admission=AdmissionClass.UPLOAD),
+    WebRoute("/v1/images/variations", admission=AdmissionClass.UPLOAD),
     WebRoute("/v1/images/quotes"),
     WebRoute("/v1/images"),
     WebRoute("/v1/images/"),
-    WebRoute("/generate_image", admission=Admitted.PURCHASE),
-    WebRoute("/edit_image", admission=Admitted.UPLOAD),
+    WebRoute("/generate_image", admission=AdmissionClass.PURCHASE),
+    WebRoute("/edit_image", admission=AdmissionClass.UPLOAD),
     WebRoute("/v1/models"),
     WebRoute("/v1/models/"),
     WebRoute("/v1/usage"),
@@ -87,7 +87,7 @@ ROUTES = (
     WebRoute("/v1/webhooks", may_show_secret=True),
     WebRoute("/v1/webhooks/", may_show_secret=True),
     WebRoute("/v1/credentials/", may_show_secret=True),
-    WebRoute("/mcp/v1/tools/generate_image", admission=Admitted.PURCHASE, is_mcp=True),
+    WebRoute("/mcp/v1/tools/generate_image", admission=AdmissionClass.PURCHASE, is_mcp=True),
     WebRoute("/mcp/", is_mcp=True),
     WebRoute(MCP_PATH, is_mcp=True, speaks_json_rpc=True),
     WebRoute(SSE_PATH, is_mcp=True, speaks_json_rpc=True),

@@ -21,7 +21,7 @@ import pytest
 from gateway.db.embedded import EmbeddedPostgres
 from gateway.db.postgres_account import (
     FORMER_SHARED_ACCOUNT,
-    Account,
+    SystemAccount,
     give,
     own_account,
     private_account,
@@ -67,7 +67,7 @@ def copy_cluster(cluster: Path, data_dir: Path) -> None:
     data_dir.mkdir(mode=0o700, parents=True)
     made = shutil.copytree(cluster, data_dir / "postgres")
     status = cluster.stat()
-    give(made, Account(status.st_uid, status.st_gid, is_other=IS_ROOT))
+    give(made, SystemAccount(status.st_uid, status.st_gid, is_other=IS_ROOT))
 
 
 @contextmanager
@@ -211,13 +211,13 @@ async def test_a_cluster_that_trusted_everybody_does_so_no_longer(
             assert psutil.Process(server.pid).uids().real != former_account().uid
 
 
-def former_account() -> Account:
+def former_account() -> SystemAccount:
     """The account that gateways of earlier versions shared; root's, where there is none."""
     try:
         entry = pwd.getpwnam(FORMER_SHARED_ACCOUNT)
     except KeyError:
-        return Account(0, 0, is_other=False)
-    return Account(entry.pw_uid, entry.pw_gid, is_other=True)
+        return SystemAccount(0, 0, is_other=False)
+    return SystemAccount(entry.pw_uid, entry.pw_gid, is_other=True)
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def server_of_an_earlier_version(data_dir: Path, sockets: Path) -> Iterator[int]
     cluster = data_dir / "postgres"
     (cluster / "pg_hba.conf").write_text("local all all trust\n")
     status = cluster.stat()
-    account = Account(status.st_uid, status.st_gid, is_other=IS_ROOT)
+    account = SystemAccount(status.st_uid, status.st_gid, is_other=IS_ROOT)
     sockets.mkdir()
     give(sockets, account)
     folder = os.open(cluster, os.O_RDONLY)

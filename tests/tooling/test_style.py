@@ -118,6 +118,11 @@ def test_public_functions_take_and_return_typed_values(modules: list[Source]) ->
     expect_none(rules.loose_signatures, modules)
 
 
+def test_names_of_public_classes_are_unique(modules: list[Source]) -> None:
+    if found := "\n".join(rules.repeated_class_names(modules)):
+        pytest.fail(found, pytrace=False)
+
+
 def test_only_commands_print(modules: list[Source]) -> None:
     expect_none(rules.stray_prints, modules)
 
@@ -286,3 +291,11 @@ def test_a_planted_offence_is_found(rule: Rule, path: str, text: str) -> None:
 @pytest.mark.parametrize(("rule", "path", "text"), ACCEPTED)
 def test_good_code_is_accepted(rule: Rule, path: str, text: str) -> None:
     assert offences(rule, [Source(path, text)]) == ""
+
+
+def test_a_class_name_that_two_modules_use_is_found() -> None:
+    texts = ("class A: ...\nclass _B: ...", "\n\nclass A: ...\nclass _B: ...\nclass C: ...")
+    first, second = (Source(f"gateway/{at}.py", text) for at, text in enumerate(texts))
+    other = Source(T, "class A: ...\nclass C: ...")
+    found = list(rules.repeated_class_names([first, second, other]))
+    assert found == ["gateway/1.py:3: gateway/0.py has a class A too"]
