@@ -275,7 +275,7 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class CostFactors:
     """The inputs of a cost calculation; `quality` and `size` are None where they are open.
 
     The tokens are upper bounds, over all images of the request.
@@ -296,7 +296,7 @@ class Quote:
 
     price: Price
     amount_nano: NanoUsd
-    terms: Terms
+    terms: CostFactors
 
 
 class Outcome(StrEnum):
@@ -371,7 +371,7 @@ class CostStatus(StrEnum):
     PENDING = "pending"
 
 
-class Kept(StrEnum):
+class StorageState(StrEnum):
     """The storage state of a generation's images at the time of the answer.
 
     `pending`: neither the store nor the spool has accepted them yet; both are retried for another
@@ -414,7 +414,7 @@ class Generation:
     cost_nano: NanoUsd
     cost_status: CostStatus
     replayed: bool = False
-    kept: Kept = Kept.STORED
+    kept: StorageState = StorageState.STORED
     standings: tuple[Standing, ...] = ()
 
 

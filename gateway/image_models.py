@@ -116,7 +116,7 @@ def _divide_half_even(numerator: int, denominator: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AutoChoice:
     """The quality and size that a model uses for a request that leaves both open."""
 
     quality: str
@@ -165,7 +165,7 @@ class Model:
     read_timeout_seconds: int
     priced_as: str
     text_output_bound: int
-    usual: Choice
+    usual: AutoChoice
     tokens: TokenRule
     price: SeedPrice | None
     per_image: Mapping[str, SeedPrice] = field(default_factory=dict)

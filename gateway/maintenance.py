@@ -13,14 +13,14 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing import ledger, usage_sums
-from gateway.billing.dead_journals import DeadJournals, Recovered
+from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.sweeping import BATCH, sweep
 from gateway.bootstrap import Gateway
 from gateway.db import sweeps
 from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import StorageFailed
 from gateway.library.erasure import erase
-from gateway.library.orphans import SWEEP, Reconciled, reconcile
+from gateway.library.orphans import SWEEP, RemovedOrphans, reconcile
 from gateway.library.retention import (
     ExpiredImage,
     delete_files,
@@ -96,7 +96,7 @@ class Sweeper:
         await self._keep_requests()
         await self._roll_up_usage()
 
-    async def reconcile(self, now: datetime | None = None) -> Reconciled:
+    async def reconcile(self, now: datetime | None = None) -> RemovedOrphans:
         """Compare store and rows once; remove unmatched objects that are old enough at `now`.
 
         Raises:
@@ -109,7 +109,7 @@ class Sweeper:
             before=(now or datetime.now(UTC)) - age,
             progress=self._extend_claim,
         )
-        if done != Reconciled():
+        if done != RemovedOrphans():
             log.warning("orphans_removed", files=done.files, rows=done.rows)
         return done
 
@@ -119,7 +119,7 @@ class Sweeper:
         except (DatabaseUnavailable, OSError) as error:
             log.warning("journals_put_off", reason=type(error).__name__)
             return
-        if recovered != Recovered():
+        if recovered != RecoveredCalls():
             telemetry.alarms_total.labels("journal_recovered").inc(
                 recovered.settled + recovered.voided + recovered.unknown
             )

@@ -12,7 +12,7 @@ import httpx2
 import structlog
 
 from gateway.config import Settings
-from gateway.domain import Terms
+from gateway.domain import CostFactors
 from gateway.money import parse_usd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import (
@@ -28,7 +28,7 @@ from tests.harness import (
 GENERATIONS = "/v1/images/generations"
 QUOTES = "/v1/images/quotes"
 WAIT_SECONDS = 30
-TERMS = Terms(1, "low", "1024x1024", 100, 0, 0, 0)
+TERMS = CostFactors(1, "low", "1024x1024", 100, 0, 0, 0)
 """Of the cheap request."""
 
 

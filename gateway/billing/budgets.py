@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Row, func, select, text
 from gateway.db.audit import Action, record
 from gateway.db.engine import OperatorSession, TenantSession, one_at_a_time
 from gateway.db.money_tables import BudgetRow
-from gateway.db.owners import Owner, find_owner
+from gateway.db.owners import OwnerIds, find_owner
 from gateway.db.pages import Page, page_of
 from gateway.db.time_zones import check_time_zone
 from gateway.domain import Caller
@@ -97,7 +97,7 @@ async def set_limit(
     _check(window, limit_nano, enforcement, alert_percents)
     await one_at_a_time(session, tenant_id)
     if tenant_id is None:
-        owner = Owner(None, None, livemode=True)
+        owner = OwnerIds(None, None, livemode=True)
         if time_zone is not None:
             await check_time_zone(session, time_zone)
     else:

@@ -39,15 +39,15 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Recovered:
+class RecoveredCalls:
     """Counts of dead workers' calls: settled by their answer, voided, or become unknown."""
 
     settled: int = 0
     voided: int = 0
     unknown: int = 0
 
-    def __add__(self, other: "Recovered") -> "Recovered":
-        return Recovered(
+    def __add__(self, other: "RecoveredCalls") -> "RecoveredCalls":
+        return RecoveredCalls(
             self.settled + other.settled,
             self.voided + other.voided,
             self.unknown + other.unknown,
@@ -66,13 +66,13 @@ class DeadJournals:
         self._seen: dict[Path, int] = {}
         self._next_look: dict[Path, int] = {}
 
-    async def settle(self) -> Recovered:
+    async def settle(self) -> RecoveredCalls:
         """Settle calls by the journals of dead workers; several gateways may do so at once.
 
         Raises:
             DatabaseUnavailable: Postgres is away; unsettled calls stay for the next run.
         """
-        recovered = Recovered()
+        recovered = RecoveredCalls()
         paths = await asyncio.to_thread(self._find)
         self._seen = {path: seen for path, seen in self._seen.items() if path in paths}
         self._next_look = {path: at for path, at in self._next_look.items() if path in paths}
@@ -87,7 +87,7 @@ class DeadJournals:
                         recovered += await self._settle(journal)
             except OSError as error:  # another user's file must not block the others
                 telemetry.alarm("journal_unreadable", path=str(path), error=type(error).__name__)
-        if recovered != Recovered():
+        if recovered != RecoveredCalls():
             log.warning(
                 "journals_recovered",
                 settled=recovered.settled,
@@ -102,12 +102,12 @@ class DeadJournals:
             return []
         return sorted(self._folder.glob(f"*{SUFFIX}"))
 
-    async def _settle(self, journal: DeadJournal) -> Recovered:
+    async def _settle(self, journal: DeadJournal) -> RecoveredCalls:
         async with self._database.operator() as session:
             identity = await read_identity(session)
             rows = await _rows(session, journal)
         results = [await self._write(settlement) for settlement in _due(journal, rows, identity)]
-        recovered = sum((one for one in results if one is not None), Recovered())
+        recovered = sum((one for one in results if one is not None), RecoveredCalls())
         named = journal.sent | {settlement.id for settlement in journal.told}
         missing = named - {row.id for row in rows}
         now = int(time.monotonic())
@@ -124,7 +124,7 @@ class DeadJournals:
             journal.path.unlink(missing_ok=True)
         return recovered
 
-    async def _write(self, settlement: Settlement) -> Recovered | None:
+    async def _write(self, settlement: Settlement) -> RecoveredCalls | None:
         """Settle one call; None if Postgres refuses it, so that it stays in its journal."""
         try:
             [row] = await self._database.call(
@@ -141,14 +141,14 @@ class DeadJournals:
         if row.result == "conflict":
             report_conflict(settlement)
         if row.result != "ok":
-            return Recovered()
+            return RecoveredCalls()
         match settlement.outcome:
             case Outcome.NOT_SENT:
-                return Recovered(voided=1)
+                return RecoveredCalls(voided=1)
             case Outcome.AMBIGUOUS:
-                return Recovered(unknown=1)
+                return RecoveredCalls(unknown=1)
             case _:
-                return Recovered(settled=1)
+                return RecoveredCalls(settled=1)
 
 
 @dataclass(frozen=True, slots=True)

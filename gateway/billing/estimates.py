@@ -15,8 +15,8 @@ from gateway.billing import quotes
 from gateway.billing.prices import get_price
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.money_tables import ReservationRow
-from gateway.domain import Terms
-from gateway.image_models import Choice, Model
+from gateway.domain import CostFactors
+from gateway.image_models import AutoChoice, Model
 from gateway.money import NanoUsd
 
 MIN_CALLS = 10
@@ -61,7 +61,7 @@ async def estimates_of(
     session: OperatorSession, models: Mapping[str, Model], rows: Sequence[ReservationRow]
 ) -> dict[UUID, NanoUsd]:
     """Estimate the cost of each reservation, never above the reserved amount."""
-    usual: dict[tuple[str, str, bool], Choice] = {}
+    usual: dict[tuple[str, str, bool], AutoChoice] = {}
     amounts = {}
     for row in rows:
         model = models.get(row.served_model)
@@ -73,14 +73,14 @@ async def estimates_of(
             usual[kind] = await usual_choice(session, model, row.operation, livemode=row.livemode)
         price = await get_price(session, row.price_id)
         amounts[row.id] = quotes.estimate(
-            Terms(**row.terms), model, price, usual[kind], at_most=NanoUsd(row.held_nano)
+            CostFactors(**row.terms), model, price, usual[kind], at_most=NanoUsd(row.held_nano)
         )
     return amounts
 
 
 async def usual_choice(
     session: OperatorSession, model: Model, operation: str, *, livemode: bool
-) -> Choice:
+) -> AutoChoice:
     """Return the most frequent quality and size of the model's last 1000 settled calls.
 
     With fewer than ten such calls: the catalogue's default.
@@ -89,7 +89,7 @@ async def usual_choice(
         USUAL, {"model": model.id, "operation": operation, "livemode": livemode}
     )
     row = found.one()
-    return model.usual if row.calls < MIN_CALLS else Choice(row.quality, row.size)
+    return model.usual if row.calls < MIN_CALLS else AutoChoice(row.quality, row.size)
 
 
 async def _due(session: OperatorSession, after: timedelta, limit: int) -> Sequence[ReservationRow]:

@@ -27,7 +27,7 @@ from gateway.billing.reservations import Settlement
 from gateway.db.identity import IDENTITY_BYTES, DatabaseIdentity, identity_of
 from gateway.domain import Outcome, Usage
 from gateway.errors import Unavailable
-from gateway.image_models import Choice
+from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
 
 SUFFIX = ".journal"
@@ -379,5 +379,5 @@ def _call(slot: bytes) -> tuple[UUID, Settlement | None]:
         amount_nano=NanoUsd(nano),
         images=images,
         usage=Usage(*tokens) if has_usage else None,
-        served=Choice(quality, size) if quality else None,
+        served=AutoChoice(quality, size) if quality else None,
     )

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from math import isqrt
 
-from gateway.domain import ImageRequest, Price, ProviderAnswer, Quote, Terms, Usage
-from gateway.image_models import PARTIAL_IMAGE_TOKENS, Choice, Model, parse_size
+from gateway.domain import CostFactors, ImageRequest, Price, ProviderAnswer, Quote, Usage
+from gateway.image_models import PARTIAL_IMAGE_TOKENS, AutoChoice, Model, parse_size
 from gateway.money import NanoUsd, token_cost
 
 PROMPT_OVERHEAD_TOKENS = 32
@@ -21,10 +21,10 @@ def quote(request: ImageRequest, price: Price) -> Quote:
     return Quote(price, _bound(terms, price, _dearest_tokens(request)), terms)
 
 
-def terms_of(request: ImageRequest) -> Terms:
+def terms_of(request: ImageRequest) -> CostFactors:
     """Extract the terms that the cost of `request` depends on."""
     is_open = request.quality in {None, "auto"}, request.size in {None, "auto"}
-    return Terms(
+    return CostFactors(
         n=request.n,
         quality=None if is_open[0] else request.quality,
         size=None if is_open[1] else request.size,
@@ -37,7 +37,7 @@ def terms_of(request: ImageRequest) -> Terms:
 
 
 def estimate(
-    terms: Terms, model: Model, price: Price, usual: Choice, *, at_most: NanoUsd
+    terms: CostFactors, model: Model, price: Price, usual: AutoChoice, *, at_most: NanoUsd
 ) -> NanoUsd:
     """Compute the bound for a request, with an unspecified quality or size taken as `usual`.
 
@@ -45,27 +45,27 @@ def estimate(
     """
     if model.per_image:
         return min(NanoUsd(terms.n * price.per_image_nano), at_most)
-    choice = Choice(terms.quality or usual.quality, terms.size or usual.size)
+    choice = AutoChoice(terms.quality or usual.quality, terms.size or usual.size)
     if not _is_of(model, choice):
         return at_most
     tokens = model.tokens.output_tokens(choice.quality, *parse_size(choice.size))
     return min(_bound(terms, price, tokens), at_most)
 
 
-def choice_served(request: ImageRequest, answer: ProviderAnswer) -> Choice | None:
+def choice_served(request: ImageRequest, answer: ProviderAnswer) -> AutoChoice | None:
     """Return the quality and size of an answer; None if it names none that the model has."""
-    choice = Choice(answer.quality or request.quality or "", answer.size or request.size or "")
+    choice = AutoChoice(answer.quality or request.quality or "", answer.size or request.size or "")
     return choice if _is_of(request.model, choice) else None
 
 
-def _is_of(model: Model, choice: Choice) -> bool:
+def _is_of(model: Model, choice: AutoChoice) -> bool:
     if not _SIZE.fullmatch(choice.size):
         return False
     tokens = model.tokens
     return choice.quality in tokens.base or choice.size in tokens.fixed.get(choice.quality, ())
 
 
-def _bound(terms: Terms, price: Price, image_tokens: int) -> NanoUsd:
+def _bound(terms: CostFactors, price: Price, image_tokens: int) -> NanoUsd:
     return cost(
         Usage(
             text_input_tokens=terms.text_input_tokens,

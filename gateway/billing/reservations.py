@@ -19,7 +19,7 @@ from gateway.db.deadlines import Deadline
 from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable, Lane
 from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
 from gateway.errors import BudgetExceeded
-from gateway.image_models import Choice
+from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd, format_usd_short
 
 LANE_TIMEOUT_SECONDS = 10
@@ -94,7 +94,7 @@ class Settlement:
     usage: Usage | None = None
     stored: tuple[StoredFile, ...] = ()
     answer: Mapping[str, object] | None = field(default=None, repr=False)
-    served: Choice | None = None
+    served: AutoChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweptReservations:
     """The numbers of reservations that became unknown and of estimates that were posted."""
 
     expired: int
@@ -20,7 +20,7 @@ class Swept:
 
 async def sweep(
     database: Database, models: Mapping[str, Model], *, estimate_after_seconds: int
-) -> Swept:
+) -> SweptReservations:
     """Mark late reservations as unknown, and post the estimate of those that stayed unknown.
 
     At most `BATCH` of each. Several sweepers at once do no harm.
@@ -29,4 +29,4 @@ async def sweep(
     estimated = await estimates.estimate_unknown(
         database, models, after_seconds=estimate_after_seconds, limit=BATCH
     )
-    return Swept(expired, estimated)
+    return SweptReservations(expired, estimated)

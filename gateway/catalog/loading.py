@@ -10,7 +10,7 @@ from typing import Any
 from gateway.domain import Caller
 from gateway.errors import ConfigurationError, Forbidden, ModelRetired, NotFound
 from gateway.image_models import (
-    Choice,
+    AutoChoice,
     Continuity,
     InputRule,
     Model,
@@ -167,7 +167,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
         read_timeout_seconds=entry["read_timeout_seconds"],
         priced_as=entry["id"],
         text_output_bound=entry.get("text_output_bound", 0),
-        usual=Choice(**entry["usual"]),
+        usual=AutoChoice(**entry["usual"]),
         tokens=TokenRule(
             fixed=entry.get("tokens", {}).get("fixed", {}),
             base=entry.get("tokens", {}).get("base", {}),

@@ -17,7 +17,7 @@ from gateway.tenancy import credentials
 from gateway.vault import gateway_secrets, key_status
 from gateway.vault.key_status import KeyStatus
 from gateway.vault.rotation import (
-    Rotated,
+    RotationResult,
     retire_data_keys,
     rewrap_all,
     rotate_data_keys,
@@ -195,7 +195,7 @@ def _configured(settings: Settings) -> MasterKeys:
 
 
 def _rotate_data_keys(*, as_json: bool) -> None:
-    async def work(core: Core) -> Rotated:
+    async def work(core: Core) -> RotationResult:
         async with core.database.exclusive(ROTATION_LOCK):
             with errors.status("Replacing data keys …"):
                 done = await rotate_data_keys(core.database, core.vault, RESEALERS)

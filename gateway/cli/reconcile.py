@@ -8,10 +8,10 @@ import typer
 
 from gateway.billing import ledger
 from gateway.billing import reconciliation as calls
-from gateway.billing.dead_journals import DeadJournals, Recovered
+from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.ledger import OpenCall, OpenState
 from gateway.billing.reconciliation import CallRecord, Resolution, Verdict
-from gateway.billing.sweeping import Swept, sweep
+from gateway.billing.sweeping import SweptReservations, sweep
 from gateway.cli.output import JsonOption, console, invoker, print_json, read, run, show
 from gateway.core import Core, Reader
 from gateway.money import NanoUsd, format_usd, parse_usd
@@ -136,7 +136,7 @@ def run_sweep(as_json: JsonOption = False) -> None:
     ones.
     """
 
-    async def work(core: Core) -> tuple[Recovered, Swept]:
+    async def work(core: Core) -> tuple[RecoveredCalls, SweptReservations]:
         journals = DeadJournals(core.database, core.settings.resolved_journal_dir)
         recovered = await journals.settle()
         return recovered, await sweep(

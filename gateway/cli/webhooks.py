@@ -23,7 +23,7 @@ from gateway.core import Core, Reader
 from gateway.tenancy import lookups
 from gateway.webhooks import deliveries, endpoints
 from gateway.webhooks.deliveries import Delivery
-from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
+from gateway.webhooks.endpoints import NewSecret, Session, WebhookEndpoint
 from gateway.webhooks.events import EventType
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def create_webhook(
 def list_webhooks(tenant: OwnerOption = None, as_json: JsonOption = False) -> None:
     """List the webhooks of a tenant, or the operator's own, without secrets."""
 
-    async def work(session: Session, tenant_id: UUID | None) -> list[Endpoint]:
+    async def work(session: Session, tenant_id: UUID | None) -> list[WebhookEndpoint]:
         page = await endpoints.list_page(session, tenant_id, limit=SHOWN_AT_MOST)
         return list(page.items)
 
@@ -258,7 +258,7 @@ async def _find(session: Session, tenant_id: UUID | None, text: str) -> UUID:
 
 
 def _switch(webhook_id: str, tenant: str | None, *, disabled: bool, as_json: bool) -> None:
-    async def work(core: Core, session: Session, tenant_id: UUID | None) -> Endpoint:
+    async def work(core: Core, session: Session, tenant_id: UUID | None) -> WebhookEndpoint:
         return await endpoints.change(
             session,
             tenant_id,
@@ -317,7 +317,7 @@ def _mode(livemode: bool | None) -> str:
     return "both" if livemode is None else "live" if livemode else "test"
 
 
-def _row(endpoint: Endpoint) -> dict[str, Any]:
+def _row(endpoint: WebhookEndpoint) -> dict[str, Any]:
     return {
         **fields(endpoint, "id", "tenant_id", "url"),
         "events": None if endpoint.event_types is None else list(endpoint.event_types),

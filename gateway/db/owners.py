@@ -11,7 +11,7 @@ from gateway.errors import InvalidRequest, NotFound
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class OwnerIds:
     """An owner (a key, a user, or if neither the tenant) and the mode of its calls."""
 
     api_key_id: UUID | None
@@ -26,7 +26,7 @@ async def find_owner(
     livemode: bool,
     api_key_id: UUID | None,
     user_id: UUID | None,
-) -> Owner:
+) -> OwnerIds:
     """Find the requested owner; a key stands for its line, by the first key.
 
     Raises:
@@ -36,7 +36,7 @@ async def find_owner(
     if api_key_id is None:
         if user_id is not None:
             await check_user(session, tenant_id, user_id)
-        return Owner(None, user_id, livemode)
+        return OwnerIds(None, user_id, livemode)
     if user_id is not None:
         raise InvalidRequest("Give api_key_id or user_id, not both.", param="user_id")
     key = await session.scalar(
@@ -45,7 +45,7 @@ async def find_owner(
     if key is None:
         raise NotFound(f"This tenant has no API key {api_key_id}.", param="api_key_id")
     # A key stands for its whole line, and its calls have only the key's own mode.
-    return Owner(key.root_id, None, key.livemode)
+    return OwnerIds(key.root_id, None, key.livemode)
 
 
 async def check_user(

@@ -1,7 +1,7 @@
 """Continuity: map a retired model's request to its successor's parameters. Pure, no I/O.
 
 The client keeps the retired model's contract: its sizes, exact masks and response shape. Features
-that the successor lacks are applied to the output image afterwards (`Finish`).
+that the successor lacks are applied to the output image afterwards (`PostProcessing`).
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ STYLE_SENTENCES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class PostProcessing:
     """Post-processing of each output image: resize it to a size in pixels, apply an exact mask.
 
     Where `mask` is not fully transparent, the pixels of `original` are restored unchanged.
@@ -52,15 +52,15 @@ def serve(request: ImageRequest, serving: Model) -> ImageRequest:
     )
 
 
-def finish(request: ImageRequest, served: ImageRequest) -> Finish | None:
+def finish(request: ImageRequest, served: ImageRequest) -> PostProcessing | None:
     """Return the post-processing that the contract still requires, or None if there is none."""
     if served.model.id == request.model.id or not request.model.continuity.sizes:
         return None
     wanted = request.size or request.model.continuity.sizes[""]
     width, height = parse_size(wanted)
     if request.operation is Operation.EDIT and request.model.inputs.exact_mask:
-        return Finish(width, height, request.inputs[0], served.mask)
-    return None if wanted == served.size else Finish(width, height)
+        return PostProcessing(width, height, request.inputs[0], served.mask)
+    return None if wanted == served.size else PostProcessing(width, height)
 
 
 def _prompt(request: ImageRequest) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from gateway import telemetry
-from gateway.domain import ImageRequest, Kept, Outcome, StoredImage
+from gateway.domain import ImageRequest, Outcome, StorageState, StoredImage
 from gateway.errors import (
     ContentRefused,
     CredentialRejected,
@@ -69,11 +69,11 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
 
 
 def not_stored(
-    generation_id: UUID, request: ImageRequest, images: Sequence[StoredImage], kept: Kept
+    generation_id: UUID, request: ImageRequest, images: Sequence[StoredImage], kept: StorageState
 ) -> StorageFailed:
     """Return the error that says how to get the image without buying it again."""
     made = f"The image was made and its cost recorded as generation {generation_id}, but "
-    if kept is Kept.LOST:
+    if kept is StorageState.LOST:
         return StorageFailed(
             f"{made}it could not be stored, so there is no link to it. Ask for "
             "response_format=b64_json, which needs no storage."
@@ -85,7 +85,7 @@ def not_stored(
         again = "The same request with the same idempotency key, or GET /v1/images/{id}, returns it"
     return StorageFailed(
         f"{made} It is kept as {ids} until the store accepts it. {again}; do not buy it again."
-        if kept is Kept.SPOOLED
+        if kept is StorageState.SPOOLED
         else f"{made} The gateway tries for another minute to keep it as {ids}. {again} if that "
         "succeeds."
     )

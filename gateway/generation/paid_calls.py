@@ -19,12 +19,12 @@ from gateway.domain import (
     CostStatus,
     Generation,
     ImageRequest,
-    Kept,
     Outcome,
     PartialSink,
     ProviderAnswer,
     Quote,
     SecretText,
+    StorageState,
     StoredImage,
     Usage,
 )
@@ -35,7 +35,7 @@ from gateway.generation.idempotency import record_error, record_for
 from gateway.generation.provider_circuits import note_failure
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
-from gateway.image_models import Choice
+from gateway.image_models import AutoChoice
 from gateway.load.circuits import ProviderCall
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
@@ -239,7 +239,7 @@ class PaidCalls:
                 f"{error.message} As it was made, it is kept as {ids}." if ids else error.message
             ) from error
         images, kept, settled = await self._keep(paid, answer, settlement)
-        if paid.request.response_format == "url" and kept is not Kept.STORED:
+        if paid.request.response_format == "url" and kept is not StorageState.STORED:
             raise not_stored(paid.id, paid.request, images, kept)
         return Generation(
             id=paid.id,
@@ -252,7 +252,7 @@ class PaidCalls:
             kept=kept,
         )
 
-    def _estimate(self, paid: PaidCall, served: Choice | None) -> NanoUsd:
+    def _estimate(self, paid: PaidCall, served: AutoChoice | None) -> NanoUsd:
         """Estimate a call whose answer has no usage, by the choice that was made or served."""
         model, quote = paid.served.model, paid.quote
         return quotes.estimate(
@@ -274,7 +274,7 @@ class PaidCalls:
         settlement: Settlement,
         *,
         failed: GatewayError | None = None,
-    ) -> tuple[tuple[StoredImage, ...], Kept, bool]:
+    ) -> tuple[tuple[StoredImage, ...], StorageState, bool]:
         """Store and settle; returns the images, where they are, and whether Postgres acknowledged.
 
         At the same time: the money must not wait for a slow store, nor the answer for both.

@@ -12,9 +12,9 @@ import pybase64
 
 from gateway import telemetry
 from gateway.billing.reservations import StoredFile
-from gateway.domain import Caller, ImageRequest, Kept, ProviderAnswer, StoredImage
+from gateway.domain import Caller, ImageRequest, ProviderAnswer, StorageState, StoredImage
 from gateway.errors import ImageUnfinished
-from gateway.generation.continuity import Finish
+from gateway.generation.continuity import PostProcessing
 from gateway.library.keeping import Keeper
 from gateway.library.links import LinkSigner
 from gateway.library.prompt_hashes import prompt_hash
@@ -48,7 +48,7 @@ class Results:
         self._image_ttl_seconds = image_ttl_seconds
         self._image_retention_seconds = image_retention_seconds
 
-    async def finish(self, answer: ProviderAnswer, finish: Finish | None) -> ProviderAnswer:
+    async def finish(self, answer: ProviderAnswer, finish: PostProcessing | None) -> ProviderAnswer:
         """Apply the promised size and mask to every image.
 
         Raises:
@@ -66,7 +66,7 @@ class Results:
         size = f"{finish.width}x{finish.height}"
         return replace(answer, images=tuple(images), size=size, output_format="png")
 
-    async def _finish(self, encoded: str, finish: Finish) -> str:
+    async def _finish(self, encoded: str, finish: PostProcessing) -> str:
         with new_spool() as made, new_spool() as target:
             made.write(pybase64.b64decode(encoded, validate=True))
             made.flush()
@@ -79,7 +79,7 @@ class Results:
             target.seek(0)
             return pybase64.b64encode(target.read()).decode()
 
-    async def _draw(self, made: BinaryIO, finish: Finish, target: BinaryIO) -> None:
+    async def _draw(self, made: BinaryIO, finish: PostProcessing, target: BinaryIO) -> None:
         width, height = finish.width, finish.height
         if finish.original is None or finish.mask is None:
             await self._decoder.resample(made, target, width=width, height=height)
@@ -138,7 +138,7 @@ class Results:
         request: ImageRequest,
         answer: ProviderAnswer,
         files: list[tuple[StoredFile, bytes]],
-    ) -> tuple[tuple[StoredImage, ...], Kept]:
+    ) -> tuple[tuple[StoredImage, ...], StorageState]:
         """Keep every image; return the images and their place (store, spool or pending).
 
         Links are valid in every case; an image that is not base64 has none.
@@ -149,7 +149,7 @@ class Results:
             unstored = (
                 StoredImage(new_image_id(), encoded, None, media_type) for encoded in answer.images
             )
-            return tuple(unstored), Kept.LOST
+            return tuple(unstored), StorageState.LOST
         # Only the response format counts: an MCP preview is sent from memory, without the store.
         wants_link = request.response_format == "url"
         kept = await self._keeper.keep(

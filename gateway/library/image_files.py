@@ -9,8 +9,8 @@ from gateway.library.spool import Spool
 from gateway.library.storage import (
     STREAM_CHUNK_BYTES,
     UNANSWERED,
-    Download,
     ImageStore,
+    OpenedFile,
     StoredObject,
     image_id_of,
     image_of,
@@ -41,13 +41,13 @@ class ImageFiles(ImageStore):
         """Return the metadata of the file at `path`."""
         return await self._either(path, lambda: ImageStore.find(self, path), self._spool.find)
 
-    async def read(self, path: str, span: tuple[int, int] | None = None) -> Download:
+    async def read(self, path: str, span: tuple[int, int] | None = None) -> OpenedFile:
         """Open the file at `path`: all of it, or the bytes from `span[0]` up to `span[1]`."""
 
-        async def download(path: str) -> Download:
+        async def download(path: str) -> OpenedFile:
             content = await self._spooled(path)
             start, stop = span or (0, len(content))
-            return Download(len(content), _chunks(content[start:stop]))
+            return OpenedFile(len(content), _chunks(content[start:stop]))
 
         return await self._either(path, lambda: ImageStore.read(self, path, span), download)
 

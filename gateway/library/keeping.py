@@ -12,11 +12,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway import telemetry
 from gateway.billing.reservations import StoredFile
 from gateway.db.engine import Database, DatabaseUnavailable
-from gateway.domain import Kept
+from gateway.domain import StorageState
 from gateway.errors import ConfigurationError, NotFound, StorageFailed
 from gateway.library.image_files import ImageFiles
 from gateway.library.retention import delete_files, expire_at_once
-from gateway.library.spool import Spool, Spooled, SpoolFull
+from gateway.library.spool import Spool, SpooledImage, SpoolFull
 from gateway.library.storage import ImageStore
 from gateway.library.store_health import StoreHealth
 from gateway.vault.sealing import SealBroken
@@ -70,7 +70,7 @@ class Keeper:
 
     async def keep(
         self, generation_id: UUID, tenant_id: UUID, files: Files, *, wants_link: bool
-    ) -> Kept:
+    ) -> StorageState:
         """Store the images of one generation, or spool them.
 
         The store is retried, with backoff, only if a link is wanted: other answers contain the
@@ -84,20 +84,20 @@ class Keeper:
 
     async def _keep(
         self, generation_id: UUID, tenant_id: UUID, files: Files, *, wants_link: bool
-    ) -> Kept:
+    ) -> StorageState:
         is_tried = wants_link or not self.health.is_failing
         if is_tried and await self._put_all(files):
-            return Kept.STORED
+            return StorageState.STORED
         telemetry.alarm("storage_failed", generation=str(generation_id))
         is_spooled = await self._spooled(tenant_id, files)
         if wants_link and await self._put_until(files, seconds=self._retry_seconds):
             if is_spooled:
                 await self._finish(tenant_id, files)
-            return Kept.STORED
+            return StorageState.STORED
         if is_spooled:
-            return Kept.SPOOLED
+            return StorageState.SPOOLED
         self._linger_later(generation_id, tenant_id, files)
-        return Kept.PENDING
+        return StorageState.PENDING
 
     def _linger_later(self, generation_id: UUID, tenant_id: UUID, files: Files) -> None:
         task = asyncio.create_task(
@@ -224,7 +224,7 @@ class Keeper:
             self.health.is_spool_full = False
         return stats.images > 0
 
-    async def store_spooled(self, spooled: Spooled) -> bool:
+    async def store_spooled(self, spooled: SpooledImage) -> bool:
         """Store one spooled image; return True if it needs no further attempt now."""
         try:
             content = await self.spool.read(spooled.path)

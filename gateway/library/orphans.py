@@ -36,14 +36,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Reconciled:
+class RemovedOrphans:
     """Numbers of removed files without a row and rows without a file."""
 
     files: int = 0
     rows: int = 0
 
-    def __add__(self, other: "Reconciled") -> "Reconciled":
-        return Reconciled(self.files + other.files, self.rows + other.rows)
+    def __add__(self, other: "RemovedOrphans") -> "RemovedOrphans":
+        return RemovedOrphans(self.files + other.files, self.rows + other.rows)
 
 
 async def reconcile(
@@ -52,7 +52,7 @@ async def reconcile(
     *,
     before: datetime,
     progress: Callable[[], Awaitable[None]],
-) -> Reconciled:
+) -> RemovedOrphans:
     """Remove files and rows older than `before` that have no counterpart.
 
     `progress` is awaited once per batch of tenants. No transaction is open during store calls.
@@ -61,9 +61,9 @@ async def reconcile(
         StorageFailed: the store does not respond; its files then do not count as missing.
     """
     since = await _known_since(database, store)
-    done = Reconciled()
+    done = RemovedOrphans()
     async for tenant_id in _tenant_ids(database, progress):
-        done += Reconciled(
+        done += RemovedOrphans(
             files=await _delete_orphans(database, store, tenant_id, before=before),
             rows=await _forget_missing(database, store, tenant_id, since=since, before=before),
         )

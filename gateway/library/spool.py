@@ -51,7 +51,7 @@ class SpoolStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Spooled:
+class SpooledImage:
     """One spooled image, leased by a worker that stores it."""
 
     image_id: str
@@ -136,12 +136,12 @@ class Spool:
         async with self._database.tenant(tenant_id) as session:
             return await _described(session, tenant_id, path)
 
-    async def lease(self, *, limit: int) -> list[Spooled]:
+    async def lease(self, *, limit: int) -> list[SpooledImage]:
         """Lease images that are due, for this worker alone until the lease ends."""
         async with self._database.operator() as session:
             return await _lease(session, limit=limit)
 
-    async def put_off(self, spooled: Spooled) -> bool:
+    async def put_off(self, spooled: SpooledImage) -> bool:
         """Reschedule a failed image with backoff, or give it up.
 
         Returns True if it was given up: it is too old and was tried often enough.
@@ -216,7 +216,7 @@ async def _described(session: TenantSession, tenant_id: UUID, path: str) -> Stor
     return StoredObject(path, row.size_bytes, row.created_at)
 
 
-async def _lease(session: OperatorSession, *, limit: int) -> list[Spooled]:
+async def _lease(session: OperatorSession, *, limit: int) -> list[SpooledImage]:
     due = (
         select(SpooledImageRow.image_id)
         .where(SpooledImageRow.next_attempt_at <= func.now())
@@ -236,10 +236,10 @@ async def _lease(session: OperatorSession, *, limit: int) -> list[Spooled]:
         )
         .execution_options(synchronize_session=False)
     )
-    return [Spooled(*row) for row in found]
+    return [SpooledImage(*row) for row in found]
 
 
-async def _put_off(session: OperatorSession, spooled: Spooled) -> None:
+async def _put_off(session: OperatorSession, spooled: SpooledImage) -> None:
     delay = min(MAX_RETRY, timedelta(seconds=2 ** min(spooled.attempts, MAX_DOUBLINGS)))
     await session.execute(
         update(SpooledImageRow)
@@ -249,7 +249,7 @@ async def _put_off(session: OperatorSession, spooled: Spooled) -> None:
     )
 
 
-def _leased(spooled: Spooled) -> Sequence[ColumnElement[bool]]:
+def _leased(spooled: SpooledImage) -> Sequence[ColumnElement[bool]]:
     """Return the condition that this worker still has the lease: no further attempt was made."""
     return [
         SpooledImageRow.image_id == spooled.image_id,

@@ -61,7 +61,7 @@ class StoredObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Download:
+class OpenedFile:
     """A file being read: its total size, and the requested bytes."""
 
     size_bytes: int
@@ -119,7 +119,7 @@ class ImageStore:
         except FAILED as error:
             raise _refusal(error) from error
 
-    async def read(self, path: str, span: tuple[int, int] | None = None) -> Download:
+    async def read(self, path: str, span: tuple[int, int] | None = None) -> OpenedFile:
         """Open the file at `path`: all of it, or the bytes from `span[0]` up to `span[1]`.
 
         Raises:
@@ -131,7 +131,7 @@ class ImageStore:
             )
         except FAILED as error:
             raise _refusal(error) from error
-        return Download(result.meta["size"], _chunks(result))
+        return OpenedFile(result.meta["size"], _chunks(result))
 
     async def delete(self, path: str) -> None:
         """Delete the file at `path`, if it exists."""

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from gateway.errors import ConfigurationError, InvalidRequest
-from gateway.mcp_server.prompt_text import Chosen, PromptText
+from gateway.mcp_server.prompt_text import ChosenOption, PromptText
 
 MAX_FILE_BYTES = 65_536
 MAX_ARGUMENTS = 20
@@ -139,7 +139,7 @@ class PromptTemplate(_Table):
         for argument in self.arguments:
             value = chosen.get(argument.name)
             if value is not None and argument.choices:
-                value = Chosen(value, argument.choices[value])
+                value = ChosenOption(value, argument.choices[value])
             values[argument.name] = value
         return self.text.render(values)
 

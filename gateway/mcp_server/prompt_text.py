@@ -33,7 +33,7 @@ _PARAGRAPH = "\u2029"
 _ENDS = (".", "!", "?", "…")
 
 
-class Chosen(str):
+class ChosenOption(str):
     """A choice: it is inserted as its wording, and compared as the choice itself."""
 
     __slots__ = ("_choice",)

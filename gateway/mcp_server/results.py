@@ -13,7 +13,7 @@ from typing import Literal
 from mcp.types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
 from pydantic import BaseModel, Field
 
-from gateway.domain import Generation, Kept, StoredImage
+from gateway.domain import Generation, StorageState, StoredImage
 from gateway.errors import StorageFailed
 from gateway.generation.image_references import HOSTED_SCHEME
 from gateway.generation.results import dimensions
@@ -71,7 +71,7 @@ async def show_generation(
     result = images_made(generation)
     made = result.images
     # An image that is not stored yet is shown whole if it fits: this may be its only copy.
-    is_whole = (full_image or generation.kept is Kept.PENDING) and _fits(generation)
+    is_whole = (full_image or generation.kept is StorageState.PENDING) and _fits(generation)
     image_blocks = await asyncio.gather(
         *(_image_block(image, finisher, is_whole=is_whole) for image in generation.images)
     )
@@ -95,7 +95,7 @@ async def show_generation(
             _sentence(
                 result,
                 is_too_large=full_image and not is_whole,
-                is_pending=generation.kept is Kept.PENDING,
+                is_pending=generation.kept is StorageState.PENDING,
             ),
         ],
         structured_content=result.model_dump(mode="json"),
@@ -115,7 +115,7 @@ def images_made(generation: Generation) -> ImagesMade:
     Raises:
         StorageFailed: the provider's data is not a valid image.
     """
-    if generation.kept is Kept.LOST:
+    if generation.kept is StorageState.LOST:
         raise StorageFailed(
             f"The provider's answer was paid for as generation {generation.id}, but it is not a "
             "valid image and cannot be stored or shown."

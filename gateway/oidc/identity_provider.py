@@ -14,7 +14,7 @@ from gateway.db.engine import Database
 from gateway.domain import Caller, RateLimit, TenantSettings, new_id
 from gateway.errors import Forbidden, InvalidToken
 from gateway.oidc.signing_keys import SigningKeys
-from gateway.oidc.tokens import Expectations, Identity, read_header, read_identity
+from gateway.oidc.tokens import TokenExpectations, TokenIdentity, read_header, read_identity
 from gateway.tenancy.limit_rows import read_limits
 from gateway.tenancy.tenants import MAX_NAME_CHARACTERS, as_uuid, refuse_suspended
 
@@ -38,7 +38,7 @@ class IdentityProvider:
         database: Database,
         keys: SigningKeys,
         owners: Cache[tuple[str, str], TokenOwner],
-        expected: Expectations,
+        expected: TokenExpectations,
     ) -> None:
         self._database = database
         self._keys = keys
@@ -87,7 +87,7 @@ class IdentityProvider:
         """Close connections."""
         await self._keys.close()
 
-    async def _load(self, identity: Identity) -> tuple[TokenOwner, str] | None:
+    async def _load(self, identity: TokenIdentity) -> tuple[TokenOwner, str] | None:
         if len(identity.tenant) > MAX_NAME_CHARACTERS or not identity.tenant.isprintable():
             return None
         rows = await self._database.call(
@@ -123,7 +123,7 @@ def identity_provider_of(
     """Build the configured identity provider, if any; nothing is fetched before the first token."""
     if settings.oidc_issuer is None:
         return None
-    expected = Expectations(
+    expected = TokenExpectations(
         issuer=settings.oidc_issuer,
         audiences=settings.oidc_audiences,
         leeway_seconds=settings.oidc_leeway_seconds,

@@ -40,7 +40,7 @@ _NEW_ONE = "Get a new one from your identity provider."
 
 
 @dataclass(frozen=True, slots=True)
-class Expectations:
+class TokenExpectations:
     """The required claims of an accepted token, and the names of the claims for tenant and user."""
 
     issuer: str
@@ -61,7 +61,7 @@ class TokenHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class TokenIdentity:
     """The identity in a verified token. `tenant` is a name or an id, `user` a name."""
 
     tenant: str
@@ -128,7 +128,9 @@ def read_header(token: str, *, max_characters: int) -> TokenHeader:
     return TokenHeader(key_id, algorithm)
 
 
-def read_identity(token: str, header: TokenHeader, key: Key, expected: Expectations) -> Identity:
+def read_identity(
+    token: str, header: TokenHeader, key: Key, expected: TokenExpectations
+) -> TokenIdentity:
     """Verify the signature and every claim, and return the identity.
 
     Raises:
@@ -149,7 +151,7 @@ def read_identity(token: str, header: TokenHeader, key: Key, expected: Expectati
         registered.validate(claims)
     except JoseError as error:
         raise InvalidToken(_explain(error, expected)) from error
-    return Identity(
+    return TokenIdentity(
         tenant=_name(claims, expected.tenant_claim),
         user=_user(claims, expected.user_claim),
         scopes=_scopes(claims, expected.scope_prefix),
@@ -157,7 +159,7 @@ def read_identity(token: str, header: TokenHeader, key: Key, expected: Expectati
     )
 
 
-def _explain(error: JoseError, expected: Expectations) -> str:
+def _explain(error: JoseError, expected: TokenExpectations) -> str:
     if isinstance(error, ExpiredTokenError):
         return f"This token has expired. {_NEW_ONE}"
     if isinstance(error, MissingClaimError):

@@ -45,7 +45,7 @@ OPENAI_FILES = {"image": "image", "image[]": "image", "mask": "mask", "markup": 
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class UploadForm:
     """A parsed body: plain fields and input images, images before masks."""
 
     fields: Mapping[str, object]
@@ -86,7 +86,7 @@ class UploadReader:
         files: ExitStack,
         *,
         names: Mapping[str, str] = OPENAI_FILES,
-    ) -> Form:
+    ) -> UploadForm:
         """Read a multipart form, or JSON with `images`; `names` lists the file fields.
 
         The request's upload slot is held until the stack is closed.
@@ -110,7 +110,7 @@ class UploadReader:
 
     async def _read(
         self, request: Request, tenant_id: UUID, files: ExitStack, names: Mapping[str, str]
-    ) -> Form:
+    ) -> UploadForm:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type == "multipart/form-data":
             return await self._read_form(request, files, names)
@@ -124,7 +124,7 @@ class UploadReader:
 
     async def _read_form(
         self, request: Request, files: ExitStack, names: Mapping[str, str]
-    ) -> Form:
+    ) -> UploadForm:
         _refuse_charset(request.headers["content-type"])
         try:
             async with self._parts(request, self._settings.max_upload_bytes) as parts:
@@ -154,9 +154,9 @@ class UploadReader:
                 uploads.append(_upload(name, value, names))
             else:
                 fields[name] = _field(name, value, names)
-        return Form(fields, _images_first(uploads))
+        return UploadForm(fields, _images_first(uploads))
 
-    async def _read_json(self, request: Request, tenant_id: UUID, files: ExitStack) -> Form:
+    async def _read_json(self, request: Request, tenant_id: UUID, files: ExitStack) -> UploadForm:
         with new_spool() as spooled:
             async with self._parts(request, self._settings.max_json_upload_bytes) as parts:
                 async for part in parts:
@@ -165,7 +165,7 @@ class UploadReader:
             # A body may be a hundred megabytes of base64, so few are parsed concurrently.
             async with self._parsing_json.place(tenant_id):
                 fields, inputs = await asyncio.to_thread(_take_apart, spooled, files)
-        return Form(fields, _images_first(inputs))
+        return UploadForm(fields, _images_first(inputs))
 
     def _parts(self, request: Request, max_bytes: int) -> aclosing[AsyncGenerator[bytes, None]]:
         return aclosing(

@@ -21,7 +21,7 @@ from gateway.db.tables import CredentialRow, DataKeyRow
 from gateway.domain import Caller, SecretText, new_id
 from gateway.errors import InvalidRequest, NotConfigured, NotFound, RateLimited
 from gateway.tenancy.tenants import keep_living
-from gateway.vault.rotation import Sealed
+from gateway.vault.rotation import ResealedBatch
 from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, unseal
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
@@ -150,7 +150,9 @@ class Credentials:
         return CredentialChoice(owner, _sealed(row)), str(tenant_id)
 
 
-async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, limit: int) -> Sealed:
+async def reseal(
+    session: OperatorSession, vault: Vault, after: UUID | None, limit: int
+) -> ResealedBatch:
     """Reseal credentials after the id `after`, each under its tenant's newest data key."""
     newest = (
         select(func.max(DataKeyRow.version))
@@ -180,7 +182,7 @@ async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, lim
             TenantSession(session), row.tenant_id, SecretText(plain.decode()), *place
         )
     last = rows[-1].id if len(rows) == limit else None
-    return Sealed(len(rows) - len(unreadable), tuple(unreadable), last)
+    return ResealedBatch(len(rows) - len(unreadable), tuple(unreadable), last)
 
 
 def _sealed(row: CredentialRow) -> SealedCredential:

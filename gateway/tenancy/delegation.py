@@ -13,14 +13,14 @@ from sqlalchemy import exists, select
 
 from gateway.db.engine import TenantSession
 from gateway.db.money_tables import BudgetRow
-from gateway.db.owners import Owner
+from gateway.db.owners import OwnerIds
 from gateway.db.tables import RateLimitRow
 from gateway.domain import Caller
 from gateway.errors import Forbidden
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class KeyGrant:
     """The rights of a key to be issued. `root_id`: the line of keys that it would belong to."""
 
     scopes: Sequence[str]
@@ -30,7 +30,7 @@ class Grant:
     root_id: UUID | None = None
 
 
-async def refuse_more(session: TenantSession, caller: Caller, grant: Grant) -> None:
+async def refuse_more(session: TenantSession, caller: Caller, grant: KeyGrant) -> None:
     """Refuse a key with more rights or fewer limits than the caller's.
 
     Raises:
@@ -54,7 +54,7 @@ async def refuse_more(session: TenantSession, caller: Caller, grant: Grant) -> N
         )
 
 
-def refuse_own_bound(caller: Caller, owner: Owner) -> None:
+def refuse_own_bound(caller: Caller, owner: OwnerIds) -> None:
     """Refuse to loosen a limit that applies to the caller.
 
     Raises:

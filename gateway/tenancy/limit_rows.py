@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, func, select
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import TenantSession, one_at_a_time
-from gateway.db.owners import Owner, find_owner
+from gateway.db.owners import OwnerIds, find_owner
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import ApiKeyRow, RateLimitRow, TenantUserRow
 from gateway.domain import LimitKind, LimitOwner, RateLimit
@@ -143,7 +143,7 @@ async def get(session: TenantSession, tenant_id: UUID, limit_id: int) -> StoredL
 
 
 async def value_of(
-    session: TenantSession, tenant_id: UUID, kind: LimitKind, owner: Owner
+    session: TenantSession, tenant_id: UUID, kind: LimitKind, owner: OwnerIds
 ) -> int | None:
     """Return the value of the limit set for this owner, if any."""
     value: int | None = await session.scalar(

@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from gateway.db.engine import TenantSession, one_at_a_time
-from gateway.db.owners import Owner, find_owner
+from gateway.db.owners import OwnerIds, find_owner
 from gateway.db.pages import Page
 from gateway.domain import USUAL_KEY_SCOPES, Caller, LimitKind, Scope
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.tenancy import api_keys, erasure, limit_rows, users
 from gateway.tenancy.api_keys import IssuedKey, KeyInfo
-from gateway.tenancy.delegation import Grant, refuse_more, refuse_own_bound
+from gateway.tenancy.delegation import KeyGrant, refuse_more, refuse_own_bound
 from gateway.tenancy.limit_rows import StoredLimit
 from gateway.tenancy.users import User
 from gateway.vault.key_format import Pepper
@@ -70,7 +70,7 @@ async def issue_key(
     if expires_at is None and caller.api_key_id is not None:
         expires_at = caller.expires_at
     known = [scope for scope in scopes if scope in set(Scope)]
-    await refuse_more(session, caller, Grant(known, models, user_id, expires_at))
+    await refuse_more(session, caller, KeyGrant(known, models, user_id, expires_at))
     return await api_keys.issue(
         session,
         caller.tenant_id,
@@ -107,7 +107,7 @@ async def roll_key(
         NotFound: there is no such key, or it was revoked.
     """
     found = await get_key(session, caller, key_id)
-    grant = Grant(found.scopes, found.models, found.user_id, found.expires_at, found.root_id)
+    grant = KeyGrant(found.scopes, found.models, found.user_id, found.expires_at, found.root_id)
     await refuse_more(session, caller, grant)
     return await api_keys.roll(session, key_id, pepper=pepper, grace=grace)
 
@@ -152,7 +152,7 @@ async def revoke_key(session: TenantSession, caller: Caller, key_id: UUID) -> Ke
 
 
 async def change_user(
-    session: TenantSession, caller: Caller, user_id: UUID, changes: users.Changes
+    session: TenantSession, caller: Caller, user_id: UUID, changes: users.UserChanges
 ) -> User:
     """Rename, disable or enable a user; the user of the key in use cannot be disabled.
 
@@ -215,7 +215,7 @@ async def set_limit(
     present = await limit_rows.value_of(session, caller.tenant_id, kind, owner)
     if present is not None and value > present:
         refuse_own_bound(caller, owner)
-    whole = Owner(None, None, owner.livemode)
+    whole = OwnerIds(None, None, owner.livemode)
     ceiling = await limit_rows.value_of(session, caller.tenant_id, kind, whole)
     ceiling = tenant_default if ceiling is None else ceiling
     if ceiling is not None and value > ceiling:
@@ -268,7 +268,7 @@ async def remove_limit(session: TenantSession, caller: Caller, limit_id: int) ->
         raise NotFound(f"This tenant has no limit {limit_id}.", param="limit_id")
     if found.owner == "tenant":
         raise Forbidden("The limits of a tenant are set by the operator of this gateway.")
-    owner = Owner(found.api_key_id, found.user_id, found.livemode)
+    owner = OwnerIds(found.api_key_id, found.user_id, found.livemode)
     refuse_own_bound(caller, owner)
     await limit_rows.remove_limit(session, caller.tenant_id, limit_id)
 

@@ -30,7 +30,7 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class UserChanges:
     """Changes to a user; None: unchanged."""
 
     name: str | None = None

@@ -34,7 +34,7 @@ RETIRED_AFTER = timedelta(days=1)
 log = structlog.get_logger(__name__)
 
 
-class Secret(StrEnum):
+class SecretPurpose(StrEnum):
     """The purposes of secrets; also their names in the database."""
 
     PEPPER = "pepper"
@@ -56,7 +56,7 @@ class SecretVersion:
     accepted_until: datetime | None
 
 
-Versions = Mapping[Secret, tuple[SecretVersion, ...]]
+Versions = Mapping[SecretPurpose, tuple[SecretVersion, ...]]
 """The versions of each secret, the newest first."""
 
 
@@ -106,7 +106,7 @@ class GatewaySecrets:
         """
         rows = await database.call(
             "SELECT name FROM sealed_secret WHERE name = :name OR name LIKE :later",
-            {"name": Secret.PEPPER.value, "later": f"{Secret.PEPPER}.%"},
+            {"name": SecretPurpose.PEPPER.value, "later": f"{SecretPurpose.PEPPER}.%"},
         )
         known = {pepper.version for pepper in self.peppers}
         if {parse_name(row.name)[1] for row in rows} <= known:
@@ -126,7 +126,7 @@ class GatewaySecrets:
     @property
     def retired_peppers(self) -> tuple[Pepper, ...]:
         """Return the peppers that accept no key, kept to recognise ended admin keys."""
-        return _as_peppers(self._versions.get(Secret.RETIRED_PEPPER, ()))
+        return _as_peppers(self._versions.get(SecretPurpose.RETIRED_PEPPER, ()))
 
     def link_keys(self, now: float) -> list[bytes]:
         """Return the keys whose links are accepted at `now` (Unix seconds), the newest first."""
@@ -141,18 +141,18 @@ class GatewaySecrets:
     @property
     def webhook_keys(self) -> list[bytes]:
         """Return the keys of the operator's webhook secrets, the newest first."""
-        return [version.value for version in self._versions[Secret.WEBHOOK_KEY]]
+        return [version.value for version in self._versions[SecretPurpose.WEBHOOK_KEY]]
 
     @property
     def prompt_key(self) -> bytes:
         """Return the key of prompt hashes, which never rolls so that equal prompts hash equal."""
-        return self._versions[Secret.PROMPT_KEY][0].value
+        return self._versions[SecretPurpose.PROMPT_KEY][0].value
 
     def _keep(self, versions: Versions) -> None:
         self._versions = versions
         self._read_at = time.monotonic()
-        self._links = versions[Secret.LINK_KEY]
-        self.peppers = _as_peppers(versions[Secret.PEPPER])
+        self._links = versions[SecretPurpose.LINK_KEY]
+        self.peppers = _as_peppers(versions[SecretPurpose.PEPPER])
 
     async def _refresh_for_ever(self, database: Database) -> None:
         while True:
@@ -174,25 +174,31 @@ async def open_secrets(session: OperatorSession, vault: Vault) -> GatewaySecrets
     """Read every version of each secret; create the first if there is none."""
     versions = await _read(session, vault)
     # Only if there is no version at all: the first one may have been retired.
-    missing = {Secret.PEPPER, Secret.LINK_KEY, Secret.WEBHOOK_KEY} - versions.keys()
+    missing = {
+        SecretPurpose.PEPPER,
+        SecretPurpose.LINK_KEY,
+        SecretPurpose.WEBHOOK_KEY,
+    } - versions.keys()
     for secret in missing:
         await vault.gateway_secret(session, secret)
     versions = await _read(session, vault) if missing else versions
     # Before this key was a separate secret, prompt hashes used the first link key.
-    if Secret.PROMPT_KEY not in versions:
-        await vault.keep_secret(session, Secret.PROMPT_KEY, versions[Secret.LINK_KEY][-1].value)
+    if SecretPurpose.PROMPT_KEY not in versions:
+        await vault.keep_secret(
+            session, SecretPurpose.PROMPT_KEY, versions[SecretPurpose.LINK_KEY][-1].value
+        )
         versions = await _read(session, vault)
     return GatewaySecrets(vault, versions)
 
 
 async def _read(session: OperatorSession, vault: Vault) -> Versions:
-    found: dict[Secret, list[SecretVersion]] = {}
+    found: dict[SecretPurpose, list[SecretVersion]] = {}
     for row in await session.scalars(
         select(SealedSecretRow).execution_options(populate_existing=True)
     ):
         name, version = parse_name(row.name)
-        if name in set(Secret):
-            found.setdefault(Secret(name), []).append(
+        if name in set(SecretPurpose):
+            found.setdefault(SecretPurpose(name), []).append(
                 SecretVersion(
                     version,
                     vault.open_secret(row.name, row.sealed, row.master_key_id),
@@ -214,15 +220,15 @@ async def list_versions(session: OperatorSession, vault: Vault) -> Versions:
 
 async def roll_pepper(session: OperatorSession, vault: Vault) -> int:
     """Add a pepper and return its version. Each key is rehashed with it at its next use."""
-    version = await _add(session, vault, Secret.PEPPER, used_from=datetime.now(UTC))
-    await _record(session, Action.GATEWAY_SECRET_ROLLED, Secret.PEPPER, version=version)
+    version = await _add(session, vault, SecretPurpose.PEPPER, used_from=datetime.now(UTC))
+    await _record(session, Action.GATEWAY_SECRET_ROLLED, SecretPurpose.PEPPER, version=version)
     return version
 
 
 async def roll_webhook_key(session: OperatorSession, vault: Vault) -> int:
     """Add a key for the operator's webhook secrets, which the caller must reseal with it."""
-    version = await _add(session, vault, Secret.WEBHOOK_KEY, used_from=datetime.now(UTC))
-    await _record(session, Action.GATEWAY_SECRET_ROLLED, Secret.WEBHOOK_KEY, version=version)
+    version = await _add(session, vault, SecretPurpose.WEBHOOK_KEY, used_from=datetime.now(UTC))
+    await _record(session, Action.GATEWAY_SECRET_ROLLED, SecretPurpose.WEBHOOK_KEY, version=version)
     return version
 
 
@@ -240,17 +246,17 @@ async def roll_link_key(
     await session.execute(
         update(SealedSecretRow)
         .where(
-            _is_version_of(Secret.LINK_KEY),
+            _is_version_of(SecretPurpose.LINK_KEY),
             SealedSecretRow.accepted_until.is_(None) | (SealedSecretRow.accepted_until > ends_at),
         )
         .values(accepted_until=ends_at)
         .execution_options(synchronize_session=False)
     )
-    version = await _add(session, vault, Secret.LINK_KEY, used_from=used_from)
+    version = await _add(session, vault, SecretPurpose.LINK_KEY, used_from=used_from)
     await _record(
         session,
         Action.GATEWAY_SECRET_ROLLED,
-        Secret.LINK_KEY,
+        SecretPurpose.LINK_KEY,
         version=version,
         old_links_until=ends_at,
     )
@@ -305,7 +311,7 @@ async def end_webhook_keys(session: OperatorSession, *, before_version: int) -> 
     """Expire older webhook keys in an hour: nothing is sealed with them any more."""
     ends_at = datetime.now(UTC) + timedelta(hours=1)
     for row in await session.scalars(
-        select(SealedSecretRow).where(_is_version_of(Secret.WEBHOOK_KEY))
+        select(SealedSecretRow).where(_is_version_of(SecretPurpose.WEBHOOK_KEY))
     ):
         if parse_name(row.name)[1] < before_version and row.accepted_until is None:
             row.accepted_until = ends_at
@@ -317,7 +323,9 @@ async def newest_pepper_version(session: OperatorSession) -> int:
 
 
 async def _peppers(session: OperatorSession) -> list[SealedSecretRow]:
-    rows = await session.scalars(select(SealedSecretRow).where(_is_version_of(Secret.PEPPER)))
+    rows = await session.scalars(
+        select(SealedSecretRow).where(_is_version_of(SecretPurpose.PEPPER))
+    )
     return sorted(rows, key=lambda row: parse_name(row.name)[1], reverse=True)
 
 
@@ -334,12 +342,12 @@ async def _retire(
         version = parse_name(row.name)[1]
         if await _knows_admin_keys(session, version):
             value = vault.open_secret(row.name, row.sealed, row.master_key_id)
-            await vault.keep_secret(session, f"{Secret.RETIRED_PEPPER}.{version}", value)
+            await vault.keep_secret(session, f"{SecretPurpose.RETIRED_PEPPER}.{version}", value)
         await session.delete(row)
         await _record(
             session,
             Action.GATEWAY_SECRET_RETIRED,
-            Secret.PEPPER,
+            SecretPurpose.PEPPER,
             version=version,
             ended_keys=ended_keys,
         )
@@ -357,7 +365,7 @@ def _as_peppers(versions: Sequence[SecretVersion]) -> tuple[Pepper, ...]:
 
 
 async def _add(
-    session: OperatorSession, vault: Vault, secret: Secret, *, used_from: datetime
+    session: OperatorSession, vault: Vault, secret: SecretPurpose, *, used_from: datetime
 ) -> int:
     names = await session.scalars(select(SealedSecretRow.name).where(_is_version_of(secret)))
     version = max(parse_name(name)[1] for name in names) + 1
@@ -375,7 +383,7 @@ async def _record(session: OperatorSession, action: Action, secret: str, **after
     await record(session, action, tenant_id=None, object_id=secret, after=after)
 
 
-def _is_version_of(secret: Secret) -> ColumnElement[bool]:
+def _is_version_of(secret: SecretPurpose) -> ColumnElement[bool]:
     return (SealedSecretRow.name == secret.value) | SealedSecretRow.name.startswith(f"{secret}.")
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from gateway.db.engine import OperatorSession
 from gateway.db.key_tables import KeyRotationRow, OperatorKeyRow, SealedSecretRow
 from gateway.db.tables import ApiKeyRow, DataKeyRow
-from gateway.vault.gateway_secrets import Secret, parse_name
+from gateway.vault.gateway_secrets import SecretPurpose, parse_name
 
 KEY_TABLES = (ApiKeyRow, OperatorKeyRow)
 
@@ -136,9 +136,9 @@ async def _secrets(session: OperatorSession) -> list[KeyStatus]:
             str(version),
             _age_days(row.created_at),
             "retired: recognises ended admin keys"
-            if name == Secret.RETIRED_PEPPER
+            if name == SecretPurpose.RETIRED_PEPPER
             else _state(row, now, is_newest=(name, version + 1) not in rows),
-            by_pepper.get(version, 0) if name == Secret.PEPPER else None,
+            by_pepper.get(version, 0) if name == SecretPurpose.PEPPER else None,
         )
         for (name, version), row in sorted(rows.items())
     ]

@@ -26,7 +26,7 @@ KEPT_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class ResealedBatch:
     """One batch of resealed secrets; the next batch starts after the id `last`.
 
     `unreadable`: ids of secrets that do not open. They and their data key are kept unchanged.
@@ -38,7 +38,7 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
-class Rotated:
+class RotationResult:
     """The result of a rotation of data keys; `resumed` if it continued an earlier one."""
 
     tenants: int
@@ -47,13 +47,13 @@ class Rotated:
     resumed: bool
 
 
-Resealer = Callable[[OperatorSession, Vault, UUID | None, int], Awaitable[Sealed]]
+Resealer = Callable[[OperatorSession, Vault, UUID | None, int], Awaitable[ResealedBatch]]
 """A function that reseals one batch of secrets of one kind under the newest data keys."""
 
 
 async def rotate_data_keys(
     database: Database, vault: Vault, resealers: Sequence[Resealer]
-) -> Rotated:
+) -> RotationResult:
     """Give every tenant a new data key and reseal its secrets; resume a stopped rotation."""
     rotation_id, started_at, resumed = await _begin(database)
     tenants = secrets = 0
@@ -80,7 +80,7 @@ async def rotate_data_keys(
             .where(KeyRotationRow.id == rotation_id)
             .values(finished_at=func.clock_timestamp())
         )
-    return Rotated(tenants, secrets, tuple(unreadable), resumed)
+    return RotationResult(tenants, secrets, tuple(unreadable), resumed)
 
 
 async def _begin(database: Database) -> tuple[UUID, datetime, bool]:

@@ -24,11 +24,11 @@ from gateway.db.tables import (
 from gateway.domain import new_id
 from gateway.errors import Conflict, NotFound
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import Endpoint, Session
+from gateway.webhooks.endpoints import Session, WebhookEndpoint
 from gateway.webhooks.events import Event, EventType, event_of
 from gateway.webhooks.sealing import SealedSecret
-from gateway.webhooks.sender import Attempt
-from gateway.webhooks.targets import Failure
+from gateway.webhooks.sender import DeliveryAttempt
+from gateway.webhooks.targets import DeliveryFailure
 
 RETRY_SECONDS = (5, 60, 300, 1800, 7200, 14_400, 28_800, 32_400)
 """Delays before retries, nearly a day in total; after the last one a delivery is dead."""
@@ -54,7 +54,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ClaimedDelivery:
     """A delivery claimed by this worker; `attempt` counts from one."""
 
     id: UUID
@@ -101,7 +101,7 @@ async def claim(
     lease_seconds: float,
     busy: Sequence[UUID],
     under_way: Sequence[UUID],
-) -> list[Claim]:
+) -> list[ClaimedDelivery]:
     """Claim due deliveries: one per endpoint, none for `busy` ones, `under_way` ones last."""
     values = {
         "limit": limit,
@@ -143,7 +143,7 @@ async def claim(
             SealedSecret(row.id, row.tenant_id, row.endpoint_id, row.data_key_version, row.sealed)
         )
     return [
-        Claim(
+        ClaimedDelivery(
             id=delivery.id,
             attempt=delivery.attempts,
             endpoint_id=delivery.endpoint_id,
@@ -156,7 +156,9 @@ async def claim(
     ]
 
 
-async def note_delivered(session: OperatorSession, claimed: Claim, attempt: Attempt) -> None:
+async def note_delivered(
+    session: OperatorSession, claimed: ClaimedDelivery, attempt: DeliveryAttempt
+) -> None:
     """Record a successful attempt; it overrides any result that was recorded meanwhile."""
     await session.execute(
         update(WebhookDeliveryRow)
@@ -172,13 +174,15 @@ async def note_delivered(session: OperatorSession, claimed: Claim, attempt: Atte
     )
 
 
-async def note_failed(session: OperatorSession, claimed: Claim, attempt: Attempt) -> bool:
+async def note_failed(
+    session: OperatorSession, claimed: ClaimedDelivery, attempt: DeliveryAttempt
+) -> bool:
     """Record a failed attempt and schedule a retry; return True if it was the last attempt.
 
     Records nothing if the lease had ended and another worker has started a new attempt.
     """
     delay = _delay(claimed.attempt)
-    is_last = delay is None or attempt.failure is Failure.GONE
+    is_last = delay is None or attempt.failure is DeliveryFailure.GONE
     noted = await session.scalar(
         update(WebhookDeliveryRow)
         .where(
@@ -361,7 +365,7 @@ async def redeliver(
     return _delivery(row, event_type or "")
 
 
-def _refuse_disabled(endpoint: Endpoint) -> None:
+def _refuse_disabled(endpoint: WebhookEndpoint) -> None:
     if endpoint.disabled_at is not None:
         raise Conflict("This webhook is disabled. Enable it first.", code="webhook_disabled")
 

@@ -17,12 +17,12 @@ from gateway.db.engine import Database
 from gateway.errors import ConfigurationError
 from gateway.vault.sealing import SealBroken
 from gateway.webhooks import deliveries, endpoints
-from gateway.webhooks.deliveries import Claim
+from gateway.webhooks.deliveries import ClaimedDelivery
 from gateway.webhooks.events import announce, body_of
 from gateway.webhooks.sealing import Sealing
-from gateway.webhooks.sender import Attempt, Sender
+from gateway.webhooks.sender import DeliveryAttempt, Sender
 from gateway.webhooks.signatures import sign
-from gateway.webhooks.targets import Failure, shown
+from gateway.webhooks.targets import DeliveryFailure, shown
 
 BATCH = 100
 PRUNE_BATCH = 1000
@@ -130,10 +130,10 @@ class Dispatcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("webhook_attempt_broke", exc_info=error)
 
-    async def _deliver(self, claimed: Claim) -> None:
+    async def _deliver(self, claimed: ClaimedDelivery) -> None:
         if claimed.attempt > deliveries.TRIES:
             # The last attempt has no result: it may have crashed its worker.
-            attempt = Attempt(None, Failure.ABANDONED)
+            attempt = DeliveryAttempt(None, DeliveryFailure.ABANDONED)
         else:
             attempt = await self._attempt(claimed)
         is_dead, buried = False, None
@@ -141,14 +141,14 @@ class Dispatcher:
             if attempt.failure is None:
                 await deliveries.note_delivered(session, claimed, attempt)
             else:
-                if attempt.failure is Failure.GONE:
+                if attempt.failure is DeliveryFailure.GONE:
                     buried = await endpoints.disable_gone(
                         session, claimed.tenant_id, claimed.endpoint_id, told_by=claimed.id
                     )
                 is_dead = await deliveries.note_failed(session, claimed, attempt)
         _report(claimed, attempt, is_dead=is_dead, buried=buried)
 
-    async def _attempt(self, claimed: Claim) -> Attempt:
+    async def _attempt(self, claimed: ClaimedDelivery) -> DeliveryAttempt:
         timestamp = int(time.time())
         message_id, body = str(claimed.event.id), body_of(claimed.event)
         try:
@@ -159,7 +159,7 @@ class Dispatcher:
                 webhook=str(claimed.endpoint_id),
                 error=type(error).__name__,
             )
-            return Attempt(None, Failure.SECRET_UNREADABLE)
+            return DeliveryAttempt(None, DeliveryFailure.SECRET_UNREADABLE)
         signature = sign(secrets, message_id=message_id, timestamp=timestamp, body=body)
         headers = {
             "Content-Type": "application/json",
@@ -184,7 +184,9 @@ class Dispatcher:
             is_ours = done >= PRUNE_BATCH
 
 
-def _report(claimed: Claim, attempt: Attempt, *, is_dead: bool, buried: int | None) -> None:
+def _report(
+    claimed: ClaimedDelivery, attempt: DeliveryAttempt, *, is_dead: bool, buried: int | None
+) -> None:
     outcome = "delivered" if attempt.failure is None else "dead" if is_dead else "failed"
     telemetry.webhook_attempts_total.labels(outcome).inc()
     if attempt.failure is None:

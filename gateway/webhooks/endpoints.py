@@ -18,7 +18,7 @@ from gateway.tenancy.tenants import UNCHANGED, Unchanged
 from gateway.webhooks.events import EventType
 from gateway.webhooks.sealing import Sealing
 from gateway.webhooks.signatures import new_secret
-from gateway.webhooks.targets import Failure, TargetRefused, read_target, shown
+from gateway.webhooks.targets import DeliveryFailure, TargetRefused, read_target, shown
 
 Session = TenantSession | OperatorSession
 MAX_DESCRIPTION_CHARACTERS = 200
@@ -37,7 +37,7 @@ class SecretInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class WebhookEndpoint:
     """A receiver of events. None in `event_types`: all types; None in `livemode`: both modes."""
 
     id: UUID
@@ -57,7 +57,7 @@ class Endpoint:
 class NewSecret:
     """An endpoint with its new secret, which is shown only once."""
 
-    endpoint: Endpoint
+    endpoint: WebhookEndpoint
     secret: SecretText
 
 
@@ -117,7 +117,7 @@ async def create(
 
 async def get(
     session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, kept: bool = False
-) -> Endpoint:
+) -> WebhookEndpoint:
     """Return the endpoint with this id; `kept` locks it against deletion in this transaction.
 
     Raises:
@@ -134,7 +134,7 @@ async def list_page(
     limit: int,
     after: UUID | None = None,
     test_only: bool = False,
-) -> Page[Endpoint]:
+) -> Page[WebhookEndpoint]:
     """List one page of the tenant's or the operator's endpoints, newest first, after `after`.
 
     `test_only`: only those that receive events of test calls alone.
@@ -164,7 +164,7 @@ async def change(
     description: str | None = None,
     disabled: bool | None = None,
     allow_private: bool,
-) -> Endpoint:
+) -> WebhookEndpoint:
     """Change an endpoint. Disabling it marks its pending deliveries dead.
 
     Raises:
@@ -185,7 +185,7 @@ async def change(
         row.disabled_at = func.now() if disabled else None
         row.disabled_reason = "operator" if disabled else None
         if disabled:
-            await _bury(session, tenant_id, endpoint_id, Failure.DISABLED)
+            await _bury(session, tenant_id, endpoint_id, DeliveryFailure.DISABLED)
     after = await _flushed(session, tenant_id, row)
     if after != before:
         row.updated_at = func.clock_timestamp()
@@ -218,7 +218,7 @@ async def disable_gone(
     before = await _flushed(session, tenant_id, row)
     row.disabled_at, row.disabled_reason = func.now(), "gone"
     row.updated_at = func.clock_timestamp()
-    count = await _bury(session, tenant_id, endpoint_id, Failure.GONE, but=told_by)
+    count = await _bury(session, tenant_id, endpoint_id, DeliveryFailure.GONE, but=told_by)
     after = await _flushed(session, tenant_id, row)
     await record(
         session,
@@ -337,7 +337,7 @@ async def _bury(
     session: Session,
     tenant_id: UUID | None,
     endpoint_id: UUID,
-    reason: Failure,
+    reason: DeliveryFailure,
     *,
     but: UUID | None = None,
 ) -> int:
@@ -357,7 +357,9 @@ async def _bury(
     return len(buried.all())
 
 
-async def _flushed(session: Session, tenant_id: UUID | None, row: WebhookEndpointRow) -> Endpoint:
+async def _flushed(
+    session: Session, tenant_id: UUID | None, row: WebhookEndpointRow
+) -> WebhookEndpoint:
     """Flush changes, and return the endpoint as stored with its valid secrets."""
     await session.flush()
     await session.refresh(row)
@@ -374,7 +376,7 @@ async def _flushed(session: Session, tenant_id: UUID | None, row: WebhookEndpoin
         .order_by(WebhookSecretRow.id)
         .execution_options(populate_existing=True)
     )
-    return Endpoint(
+    return WebhookEndpoint(
         id=row.id,
         tenant_id=row.tenant_id,
         url=row.url,
@@ -419,7 +421,7 @@ def _check_description(text: str) -> str:
     return text
 
 
-def _shown(endpoint: Endpoint) -> dict[str, object]:
+def _shown(endpoint: WebhookEndpoint) -> dict[str, object]:
     """Render an endpoint for the audit trail; of its URL only scheme, host and port.
 
     `updated_at` shows a change of the rest of the URL.

@@ -15,12 +15,12 @@ from gateway.domain import SecretText, new_id
 from gateway.tenancy.tenants import keep_living
 from gateway.vault.gateway_secrets import (
     GatewaySecrets,
-    Secret,
+    SecretPurpose,
     end_webhook_keys,
     list_versions,
     roll_webhook_key,
 )
-from gateway.vault.rotation import Sealed
+from gateway.vault.rotation import ResealedBatch
 from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, seal, unseal
 
 KIND = "webhook_secret"
@@ -99,7 +99,9 @@ class Sealing:
         )
 
 
-async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, limit: int) -> Sealed:
+async def reseal(
+    session: OperatorSession, vault: Vault, after: UUID | None, limit: int
+) -> ResealedBatch:
     """Reseal tenants' secrets after the id `after` under their tenants' newest data keys."""
     newest = (
         select(func.max(DataKeyRow.version))
@@ -132,12 +134,12 @@ async def reseal(session: OperatorSession, vault: Vault, after: UUID | None, lim
             TenantSession(session), tenant_id, SecretText(plain.decode()), *place
         )
     last = rows[-1].id if len(rows) == limit else None
-    return Sealed(len(rows) - len(unreadable), tuple(unreadable), last)
+    return ResealedBatch(len(rows) - len(unreadable), tuple(unreadable), last)
 
 
 async def reseal_house(
     session: OperatorSession, vault: Vault, after: UUID | None, limit: int
-) -> Sealed:
+) -> ResealedBatch:
     """Reseal the operator's own secrets under a new key, in one transaction: they are few.
 
     `after` and `limit` belong to the common signature and are not used.
@@ -157,7 +159,7 @@ async def reseal_house(
     ).all()
     version = await roll_webhook_key(session, vault)
     versions = await list_versions(session, vault)
-    keys = [version.value for version in versions[Secret.WEBHOOK_KEY]]
+    keys = [version.value for version in versions[SecretPurpose.WEBHOOK_KEY]]
     unreadable = []
     for row in rows:
         found = _sealed(row)
@@ -167,7 +169,7 @@ async def reseal_house(
             unreadable.append(row.id)
     if not unreadable:
         await end_webhook_keys(session, before_version=version)
-    return Sealed(len(rows) - len(unreadable), tuple(unreadable), None)
+    return ResealedBatch(len(rows) - len(unreadable), tuple(unreadable), None)
 
 
 async def _read_again(database: Database, found: SealedSecret) -> SealedSecret:

@@ -15,18 +15,18 @@ from gateway.net.outbound import (
     SystemResolver,
     open_session,
 )
-from gateway.webhooks.targets import Failure, TargetRefused, guard, read_target
+from gateway.webhooks.targets import DeliveryFailure, TargetRefused, guard, read_target
 
 SUCCESS = range(200, 300)
 REDIRECTS = range(300, 400)
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class DeliveryAttempt:
     """The result of one attempt; `failure` is None if it was delivered."""
 
     status: int | None
-    failure: Failure | None
+    failure: DeliveryFailure | None
 
 
 class Sender:
@@ -56,7 +56,7 @@ class Sender:
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
-    async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Attempt:
+    async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> DeliveryAttempt:
         """Post `body`. Redirects are not followed; only the status of the answer is read."""
         try:
             address = read_target(url, allow_private=self._allow_private)
@@ -66,14 +66,14 @@ class Sender:
                     address, data=body, headers=headers, allow_redirects=False
                 ) as answer,
             ):
-                return Attempt(answer.status, _failure_of(answer.status))
+                return DeliveryAttempt(answer.status, _failure_of(answer.status))
         except TargetRefused as refused:
-            return Attempt(None, refused.reason)
+            return DeliveryAttempt(None, refused.reason)
         except TimeoutError:
-            return Attempt(None, Failure.TIMEOUT)
+            return DeliveryAttempt(None, DeliveryFailure.TIMEOUT)
         except aiohttp.ClientError as error:
             # Only the type is kept: the error's text quotes the whole address.
-            return Attempt(None, _classify(error))
+            return DeliveryAttempt(None, _classify(error))
 
     async def close(self) -> None:
         """Close connections."""
@@ -81,18 +81,18 @@ class Sender:
         self._system_resolver.close()
 
 
-def _failure_of(status: int) -> Failure | None:
+def _failure_of(status: int) -> DeliveryFailure | None:
     if status in SUCCESS:
         return None
     if status in REDIRECTS:
-        return Failure.REDIRECT
-    return Failure.GONE if status == HTTPStatus.GONE else Failure.BAD_STATUS
+        return DeliveryFailure.REDIRECT
+    return DeliveryFailure.GONE if status == HTTPStatus.GONE else DeliveryFailure.BAD_STATUS
 
 
-def _classify(error: aiohttp.ClientError) -> Failure:
+def _classify(error: aiohttp.ClientError) -> DeliveryFailure:
     if isinstance(error, aiohttp.ClientSSLError):
-        return Failure.BAD_CERTIFICATE
+        return DeliveryFailure.BAD_CERTIFICATE
     if isinstance(error, aiohttp.ClientConnectorError):
         is_refused = isinstance(error.os_error, AddressRefused)
-        return Failure.PRIVATE_ADDRESS if is_refused else Failure.UNREACHABLE
-    return Failure.BROKEN_OFF
+        return DeliveryFailure.PRIVATE_ADDRESS if is_refused else DeliveryFailure.UNREACHABLE
+    return DeliveryFailure.BROKEN_OFF

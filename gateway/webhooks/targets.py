@@ -24,7 +24,7 @@ _SHORT_NAME = re.compile(r"[a-z](?:[a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII | re.IG
 MAX_PORT = 65_535
 
 
-class Failure(StrEnum):
+class DeliveryFailure(StrEnum):
     """The reasons of failed attempts."""
 
     BAD_URL = "bad_url"
@@ -45,7 +45,7 @@ class Failure(StrEnum):
 class TargetRefused(Exception):
     """A refused target. `message` never quotes the URL: it may hold a secret."""
 
-    def __init__(self, reason: Failure, message: str) -> None:
+    def __init__(self, reason: DeliveryFailure, message: str) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -68,19 +68,19 @@ def read_target(url: str, *, allow_private: bool) -> URL:
         raise _bad_url() from None
     if has_user(address) or address.raw_fragment:
         raise TargetRefused(
-            Failure.BAD_URL,
+            DeliveryFailure.BAD_URL,
             "The URL must not contain a user name, a password or a #fragment. Receivers "
             "authenticate events by their signature.",
         )
     if address.scheme != "https" and not (allow_private and address.scheme == "http"):
-        raise TargetRefused(Failure.NOT_HTTPS, "The URL must begin with https://.")
+        raise TargetRefused(DeliveryFailure.NOT_HTTPS, "The URL must begin with https://.")
     host = address.raw_host
     if not host or not 0 < (address.port or 0) <= MAX_PORT:
         raise _bad_url()
     if is_literal(host):
         if not guard(allow_private=allow_private)(host):
             raise TargetRefused(
-                Failure.PRIVATE_ADDRESS,
+                DeliveryFailure.PRIVATE_ADDRESS,
                 "The URL leads to an address that is not on the public internet. Give a public "
                 "one, or ask the operator to set GATEWAY_WEBHOOK_ALLOW_PRIVATE.",
             )
@@ -99,5 +99,5 @@ def shown(url: str) -> str:
 
 def _bad_url() -> TargetRefused:
     return TargetRefused(
-        Failure.BAD_URL, "The URL is invalid. Give one such as https://example.com/hooks"
+        DeliveryFailure.BAD_URL, "The URL is invalid. Give one such as https://example.com/hooks"
     )

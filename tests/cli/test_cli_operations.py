@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gateway.vault.gateway_secrets import Secret
+from gateway.vault.gateway_secrets import SecretPurpose
 from tests.cli.test_cli_manners import CommandLine, Finished, RunningGateway, fresh_folder
 from tests.cli.test_cli_manners import running_gateway as start_gateway
 from tests.harness import MASTER_KEY, run_sql
@@ -184,7 +184,7 @@ def test_a_demo_that_cannot_save_is_refused(running: RunningGateway, tmp_path: P
 
 # master-key
 
-OWN_SECRETS = set(Secret) - {Secret.RETIRED_PEPPER}
+OWN_SECRETS = set(SecretPurpose) - {SecretPurpose.RETIRED_PEPPER}
 """A new gateway has one version of each; a retired pepper exists only after `retire-pepper`."""
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
-from gateway.mcp_server.prompt_text import Chosen, PromptText
+from gateway.mcp_server.prompt_text import ChosenOption, PromptText
 
 words = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
 hostile = st.text(st.sampled_from("{}%[]|=: ab.no\"'\n"), max_size=40)
@@ -65,7 +65,7 @@ def test_parts_are_there_as_a_whole_or_leave_nothing(
     ],
 )
 def test_conditions_and_filters_leave_the_rest_in_order(text: str, expected: str) -> None:
-    values = {"a": "A", "b": "B", "s": "So!", "x": Chosen("1", "one"), "gone": None}
+    values = {"a": "A", "b": "B", "s": "So!", "x": ChosenOption("1", "one"), "gone": None}
     assert PromptText(text).render(values) == expected
 
 

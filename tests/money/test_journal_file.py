@@ -22,7 +22,7 @@ from gateway.billing.reservations import Settlement
 from gateway.db.identity import DatabaseIdentity
 from gateway.domain import Outcome, Usage, new_id
 from gateway.errors import Unavailable
-from gateway.image_models import Choice
+from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
 
 HERE = DatabaseIdentity(system=7_713_374_756_031_322_907, timeline=3, database=5, reservations=9)
@@ -73,7 +73,7 @@ def test_a_journal_is_read_back_only_after_its_worker_has_ended(
         NanoUsd(2**62),
         images=10,
         usage=Usage(1, 2, 3, 2**40),
-        served=Choice("xhigh", "3840x2160"),
+        served=AutoChoice("xhigh", "3840x2160"),
     )
     refused = Settlement(new_id(), Outcome.SUCCESS_NO_USAGE, NanoUsd(7))
     for call in (sent, lost, told.id, refused.id, settled):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.billing.estimates import USUAL, usual_choice
-from gateway.image_models import Choice
+from gateway.image_models import AutoChoice
 from gateway.money import parse_usd
 from tests.harness import GPT2, Served
 from tests.money_helpers import GENERATIONS, age_unknown, books, image_body, post_image
@@ -83,7 +83,7 @@ async def test_only_calls_of_the_same_mode_and_operation_count(served: Served, s
             for livemode in (True, False)
         }
     assert found == {
-        ("generation", False): Choice("low", "1024x1024"),
+        ("generation", False): AutoChoice("low", "1024x1024"),
         ("generation", True): model.usual,
         ("edit", False): model.usual,
         ("edit", True): model.usual,

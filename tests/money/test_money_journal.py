@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError
 
-from gateway.billing.dead_journals import DeadJournals, Recovered
+from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.journal import (
     taken,
 )
@@ -331,7 +331,7 @@ async def test_journals_on_a_file_system_of_several_machines_are_left_alone(
     """Nothing shows there that their workers have ended."""
     folder = settings.resolved_journal_dir
     async with killed_before_the_call(settings, served, tmp_path) as journal:
-        for kind, recovered in (("nfs4", Recovered()), ("ext4", Recovered(voided=1))):
+        for kind, recovered in (("nfs4", RecoveredCalls()), ("ext4", RecoveredCalls(voided=1))):
             mounts = [Mount(Path("/"), kind)]
             dead = DeadJournals(served.gateway.database, folder, mounts=lambda: mounts)  # noqa: B023
             assert await dead.settle() == recovered

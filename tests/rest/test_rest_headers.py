@@ -15,7 +15,7 @@ import pytest
 
 from gateway.bootstrap import Gateway
 from gateway.config import Settings
-from gateway.library.storage import Download, ImageStore
+from gateway.library.storage import ImageStore, OpenedFile
 from gateway.main import create_app
 from gateway.money import format_usd
 from gateway.tenancy.api_keys import IssuedKey
@@ -47,7 +47,7 @@ class BrokenStore(ImageStore):
     def __init__(self) -> None:
         """Set nothing up."""
 
-    async def read(self, path: str, span: tuple[int, int] | None = None) -> Download:
+    async def read(self, path: str, span: tuple[int, int] | None = None) -> OpenedFile:
         raise Defect(path)
 
 

@@ -18,7 +18,7 @@ from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from gateway.domain import Scope
 from gateway.errors import InvalidToken
 from gateway.oidc.signing_keys import read_key_set
-from gateway.oidc.tokens import Expectations, read_header, read_identity
+from gateway.oidc.tokens import TokenExpectations, read_header, read_identity
 from tests.harness import Served
 from tests.identity_provider import Issuer, rsa_key
 from tests.oauth_helpers import GENERATIONS, JSON, LIST_TOOLS, LOW, Refused, challenge, get, refusal
@@ -333,7 +333,7 @@ KEYS = st.dictionaries(
     st.sampled_from(["kty", "n", "e", "crv", "x", "y", "use", "alg", "kid", "key_ops", "x5c"]),
     VALUES,
 )
-EXPECTED = Expectations("https://a.example", ("a",), 30, "tenant", "sub", "", 16_384)
+EXPECTED = TokenExpectations("https://a.example", ("a",), 30, "tenant", "sub", "", 16_384)
 thorough = hypothesis_settings(
     max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )

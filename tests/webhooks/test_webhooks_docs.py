@@ -13,7 +13,7 @@ from gateway.config import Settings
 from gateway.domain import SecretText
 from gateway.webhooks.events import EventType
 from gateway.webhooks.signatures import sign
-from gateway.webhooks.targets import Failure
+from gateway.webhooks.targets import DeliveryFailure
 from tests.admin_helpers import ROOT, JsonObject, admin_secret, answered, commands, created
 from tests.harness import Served
 from tests.webhook_helpers import (
@@ -185,7 +185,7 @@ async def test_every_command_of_the_page_succeeds(served: Served, owner: str) ->
 
 
 def test_every_event_and_every_failure_is_on_the_page() -> None:
-    for name in (*EventType, *Failure):
+    for name in (*EventType, *DeliveryFailure):
         assert f"`{name}`" in PAGE
 
 

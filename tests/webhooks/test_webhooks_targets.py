@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.webhooks import endpoints
-from gateway.webhooks.sender import Attempt, Sender
-from gateway.webhooks.targets import Failure, TargetRefused, read_target, shown
+from gateway.webhooks.sender import DeliveryAttempt, Sender
+from gateway.webhooks.targets import DeliveryFailure, TargetRefused, read_target, shown
 from tests.admin_helpers import Refusal, refusal
 from tests.download_hosts import (
     NAME,
@@ -33,19 +33,19 @@ from tests.webhook_helpers import (
 
 URL = f"https://{NAME}/hooks"
 REFUSED = {
-    Failure.NOT_HTTPS: [
+    DeliveryFailure.NOT_HTTPS: [
         "",
         "http://images.example/",
         "ftp://images.example/",
         "file:///etc/passwd",
     ],
-    Failure.BAD_URL: [
+    DeliveryFailure.BAD_URL: [
         *("https://", "https://localhost/", "https://2130706433/", "https://0x7f.1/"),
         *("https://user:password@images.example/", "https://user@images.example/"),
         *("https://images.example/#part", "https://images.example:0/"),
         *("https://images.example/ ", "https://images.example/\x00", "https://a\\@127.0.0.1/"),
     ],
-    Failure.PRIVATE_ADDRESS: [
+    DeliveryFailure.PRIVATE_ADDRESS: [
         *("https://127.0.0.1/", "https://10.0.0.1:8443/", "https://[::1]/", "https://[fd00::1]/"),
         *("https://169.254.169.254/latest/", "https://[::ffff:127.0.0.1]/", "https://0.0.0.0/"),
     ],
@@ -65,18 +65,18 @@ async def sending(**options: Any) -> AsyncIterator[Sender]:
     await sender.close()
 
 
-async def send(sender: Sender, url: str = URL) -> Attempt:
+async def send(sender: Sender, url: str = URL) -> DeliveryAttempt:
     return await sender.send(url, b"{}", {"webhook-id": "1"})
 
 
 @pytest.mark.parametrize("reason", REFUSED)
 async def test_a_url_that_is_not_public_https_is_refused_before_any_request(
-    served: Served, reason: Failure
+    served: Served, reason: DeliveryFailure
 ) -> None:
     names, dialled = Names([[PUBLIC]]), Dialled()
     async with sending(resolver=names, open_socket=dialled) as sender:
         for url in REFUSED[reason]:
-            assert await send(sender, url) == Attempt(None, reason), url
+            assert await send(sender, url) == DeliveryAttempt(None, reason), url
             answer = await ask(served, "POST", "/webhooks", json={"url": url})
             assert refusal(answer) == Refusal(400, reason, "url"), url
             assert "password@" not in answer.text
@@ -89,7 +89,7 @@ async def test_a_name_that_leads_inside_is_not_connected_to(address: str) -> Non
     dialled = Dialled()
     for answers in ([address], [PUBLIC, address]):
         async with sending(resolver=Names([answers]), open_socket=dialled) as sender:
-            assert await send(sender) == Attempt(None, Failure.PRIVATE_ADDRESS)
+            assert await send(sender) == DeliveryAttempt(None, DeliveryFailure.PRIVATE_ADDRESS)
     assert dialled.addresses == []
 
 
@@ -101,11 +101,11 @@ async def test_a_clouds_metadata_is_out_of_reach_even_where_private_networks_are
     async with sending(
         resolver=Names([[address]]), open_socket=dialled, allow_private=True
     ) as sender:
-        assert await send(sender) == Attempt(None, Failure.PRIVATE_ADDRESS)
+        assert await send(sender) == DeliveryAttempt(None, DeliveryFailure.PRIVATE_ADDRESS)
         literal = f"[{address}]" if ":" in address else address
         for scheme in ("http", "https"):
             attempt = await send(sender, f"{scheme}://{literal}/latest/meta-data/")
-            assert attempt == Attempt(None, Failure.PRIVATE_ADDRESS)
+            assert attempt == DeliveryAttempt(None, DeliveryFailure.PRIVATE_ADDRESS)
     assert dialled.addresses == []
 
 
@@ -116,7 +116,7 @@ async def test_the_operator_may_allow_private_networks(address: str) -> None:
         resolver=Names([[address]]), open_socket=dialled, allow_private=True
     ) as sender:
         for url in (URL, "http://receiver:8080/hooks"):
-            assert await send(sender, url) == Attempt(None, Failure.UNREACHABLE)
+            assert await send(sender, url) == DeliveryAttempt(None, DeliveryFailure.UNREACHABLE)
     assert dialled.addresses == [(address, 443), (address, 8080)]
 
 
@@ -127,7 +127,7 @@ async def test_it_arrives_over_tls_at_the_address_that_was_checked(tmp_path: Pat
         async with sending(
             resolver=Names([[PUBLIC]]), open_socket=dialled, ssl_context=made.client
         ) as sender:
-            assert await send(sender) == Attempt(201, None)
+            assert await send(sender) == DeliveryAttempt(201, None)
     assert dialled.addresses == [(PUBLIC, 443)]
     [request] = host.requests
     assert request.startswith(b"POST /hooks HTTP/1.1\r\n")
@@ -139,8 +139,8 @@ async def test_a_name_is_looked_up_for_each_try_and_may_not_change_inside(tmp_pa
     async with web_host(sends(b""), made.server) as host:
         dialled = Dialled(host.port)
         async with sending(resolver=names, open_socket=dialled, ssl_context=made.client) as sender:
-            assert await send(sender) == Attempt(200, None)
-            assert await send(sender) == Attempt(None, Failure.PRIVATE_ADDRESS)
+            assert await send(sender) == DeliveryAttempt(200, None)
+            assert await send(sender) == DeliveryAttempt(None, DeliveryFailure.PRIVATE_ADDRESS)
     assert (names.asked, dialled.addresses) == ([NAME, NAME], [(PUBLIC, 443)])
     assert len(host.requests) == 1
 
@@ -153,7 +153,7 @@ async def test_a_certificate_for_another_host_is_refused(tmp_path: Path) -> None
             resolver=Names([[PUBLIC]]), open_socket=Dialled(host.port), ssl_context=made.client
         ) as sender,
     ):
-        assert await send(sender) == Attempt(None, Failure.BAD_CERTIFICATE)
+        assert await send(sender) == DeliveryAttempt(None, DeliveryFailure.BAD_CERTIFICATE)
     assert host.requests == []
 
 
@@ -162,14 +162,16 @@ async def test_a_redirect_is_not_followed_wherever_it_leads() -> None:
         receiver.location = inside.url
         async with sending(allow_private=True) as sender:
             for status in (301, 302, 303, 307, 308):
-                assert await send(sender, receiver.url) == Attempt(status, Failure.REDIRECT)
+                assert await send(sender, receiver.url) == DeliveryAttempt(
+                    status, DeliveryFailure.REDIRECT
+                )
     assert inside.received == []
 
 
 @pytest.mark.parametrize("content", [b"", b"HTTP/9.9 nonsense\r\n\r\n", b"\0"])
 async def test_an_invalid_answer_is_a_failure(content: bytes) -> None:
     async with web_host(sends_raw(content)) as host, sending(allow_private=True) as sender:
-        assert await send(sender, host.url) == Attempt(None, Failure.BROKEN_OFF)
+        assert await send(sender, host.url) == DeliveryAttempt(None, DeliveryFailure.BROKEN_OFF)
 
 
 async def test_an_endless_answer_is_not_read() -> None:
@@ -180,7 +182,7 @@ async def test_an_endless_answer_is_not_read() -> None:
             await writer.drain()
 
     async with web_host(floods) as host, sending(allow_private=True) as sender:
-        assert await send(sender, host.url) == Attempt(200, None)
+        assert await send(sender, host.url) == DeliveryAttempt(200, None)
 
 
 async def test_private_receivers_are_refused_again_once_they_are_not_allowed_any_more(

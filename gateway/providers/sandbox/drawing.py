@@ -14,7 +14,7 @@ from PIL import Image
 
 from gateway.providers.sandbox.canvas import parse_colour
 from gateway.providers.sandbox.caption import PROMPT_CHARS_READ, lay_out_caption, write_caption
-from gateway.providers.sandbox.inputs import Inputs, work_in
+from gateway.providers.sandbox.inputs import EditInputs, work_in
 from gateway.providers.sandbox.scenery import PALETTES, RIDGES, Palette, choose, paint_scene
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -31,7 +31,7 @@ def paint(
     index: int,
     size: tuple[int, int],
     transparent: bool,
-    inputs: Inputs | None = None,
+    inputs: EditInputs | None = None,
 ) -> Image.Image:
     """Return an image of exactly `size`, RGB, or RGBA if `transparent`.
 

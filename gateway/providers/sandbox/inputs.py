@@ -23,7 +23,7 @@ MARGIN_SHARE = 0.03
 
 
 @dataclass(frozen=True)
-class Inputs:
+class EditInputs:
     """The input images of an edit, all RGBA; `first` has the size of the output image.
 
     `area`, of mode L, is 255 where the first input is to change (None: there is no mask). `others`
@@ -43,7 +43,7 @@ async def open_inputs(
     mask: BinaryIO | None,
     markup: BinaryIO | None,
     size: tuple[int, int],
-) -> Inputs:
+) -> EditInputs:
     """Read the files of an edit, at least one."""
 
     async def read(file: BinaryIO, width: int, height: int) -> Image.Image:
@@ -55,7 +55,7 @@ async def open_inputs(
     if mask is not None:
         clear = [255] + [0] * 255
         area = (await read(mask, *size)).getchannel("A").point(clear)
-    return Inputs(
+    return EditInputs(
         first=await read(first, *size),
         area=area,
         markup=None if markup is None else await read(markup, *size),
@@ -64,7 +64,7 @@ async def open_inputs(
 
 
 def work_in(
-    scene: Image.Image, inputs: Inputs, *, index: int, plate_top: int, plate_colour: Colour
+    scene: Image.Image, inputs: EditInputs, *, index: int, plate_top: int, plate_colour: Colour
 ) -> Image.Image:
     """Return the first input with the scene in the masked area, or blended over all of it.
 

@@ -27,7 +27,7 @@ from gateway.domain import (
 from gateway.image_models import INPUT_PATCH, PARTIAL_IMAGE_TOKENS, parse_size
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.sandbox.drawing import OutputFormat, coarsen, encode, paint
-from gateway.providers.sandbox.inputs import Inputs, PixelReader, open_inputs
+from gateway.providers.sandbox.inputs import EditInputs, PixelReader, open_inputs
 
 OK = 200
 SLOW_SECONDS = 5.0
@@ -99,7 +99,7 @@ class _Job:
     output_format: OutputFormat
     created: int
 
-    async def open_inputs(self, read_pixels: PixelReader) -> Inputs | None:
+    async def open_inputs(self, read_pixels: PixelReader) -> EditInputs | None:
         request = self.request
         if not request.inputs:
             return None
@@ -111,7 +111,7 @@ class _Job:
             size=parse_size(self.size),
         )
 
-    def paint(self, index: int, inputs: Inputs | None) -> Image.Image:
+    def paint(self, index: int, inputs: EditInputs | None) -> Image.Image:
         # JPEG has no alpha channel.
         transparent = self.background == "transparent" and self.output_format != "jpeg"
         return paint(

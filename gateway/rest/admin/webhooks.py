@@ -42,7 +42,7 @@ from gateway.rest.refusals import refused_with
 from gateway.tenancy.tenants import as_uuid
 from gateway.web.authentication import require_scope
 from gateway.webhooks import deliveries, endpoints
-from gateway.webhooks.endpoints import Endpoint, NewSecret, Session
+from gateway.webhooks.endpoints import NewSecret, Session, WebhookEndpoint
 
 routes = APIRouter()
 NO_TENANT = UUID(int=0)
@@ -311,7 +311,7 @@ def _mode(
     return False
 
 
-def _render(endpoint: Endpoint) -> WebhookObject:
+def _render(endpoint: WebhookEndpoint) -> WebhookObject:
     return WebhookObject(
         id=endpoint.id,
         tenant_id=endpoint.tenant_id,

@@ -81,7 +81,7 @@ async def change_user(
     """Change a user. Keys and tokens of a disabled user are refused with 403 `user_disabled`. Needs
     a live key.
     """
-    changes = users.Changes(**body.model_dump(exclude_unset=True))
+    changes = users.UserChanges(**body.model_dump(exclude_unset=True))
     async with changing_tenant(gateway, caller.tenant_id, actor) as session:
         changed = await self_service.change_user(session, caller, user_id, changes)
     return UserObject.model_validate(changed)
