@@ -138,7 +138,7 @@ class InputImageFetcher:
         try:
             path = await self._own_path(caller, reference)
             if path is None:
-                async with self._gate.place(caller.tenant_id):
+                async with self._gate.slot(caller.tenant_id):
                     size_bytes = await self._download(reference, file)
             else:
                 size_bytes = await self._copy(path, file)

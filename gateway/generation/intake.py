@@ -7,7 +7,7 @@ from gateway.domain import Caller, ImageRequest, RepeatedClaim
 from gateway.generation.image_references import InputImageFetcher, InputImageReference
 from gateway.generation.input_images import Upload, add_inputs
 from gateway.generation.pipeline import Pipeline
-from gateway.load.gate import leave_current_place
+from gateway.load.gate import leave_current_slot
 from gateway.media.decoder import Decoder
 
 
@@ -33,8 +33,8 @@ class Intake:
         Raises:
             GatewayError: from `Pipeline.look_up`, `InputImageFetcher.fetch` or `add_inputs`.
         """
-        # To fetch and check images takes its time; the pipeline takes another place.
-        leave_current_place()
+        # To fetch and check images takes its time; the pipeline takes another slot.
+        leave_current_slot()
         request = await self._pipeline.look_up(caller, request)
         if isinstance(request.idempotency, RepeatedClaim):
             return request

@@ -47,8 +47,8 @@ from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
 from gateway.limits.enforcement import Admission, Limiter
 from gateway.load.circuits import Circuits, ProviderCall
-from gateway.load.concurrency import Places
-from gateway.load.gate import Gate, Place, current_place
+from gateway.load.concurrency import Bulkhead
+from gateway.load.gate import Gate, GateSlot, current_slot
 from gateway.providers.base import ImageProvider
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
@@ -94,13 +94,13 @@ class Pipeline:
         self._gate = gate
         self._circuits = circuits
         self._limiter = limiter
-        # Test calls have places of their own: they must not take those of live ones.
-        self._live_places = Places(
+        # Test calls have slots of their own: they must not take those of live ones.
+        self._live_slots = Bulkhead(
             settings.max_concurrent_generations,
             "generations",
             most_of_one=settings.resolved_max_generations_per_tenant,
         )
-        self._test_places = Places(settings.max_concurrent_test_generations, "test generations")
+        self._test_slots = Bulkhead(settings.max_concurrent_test_generations, "test generations")
         self._running: set[asyncio.Task[Generation]] = set()
         self._settlements = Settlements(
             reservations, journal, wait_seconds=settings.settle_wait_seconds
@@ -124,7 +124,7 @@ class Pipeline:
 
         A caller that is cancelled stops waiting; the call goes on and is settled. `progress` takes
         the admission and, where the request asks for a stream, the partial images. The request's
-        place inside the gate is left when its call goes out; without one it waits for one.
+        slot inside the gate is left when its call goes out; without one it waits for one.
 
         Raises:
             Unavailable: too many at once, shutting down, no credential, no price, no database.
@@ -134,10 +134,10 @@ class Pipeline:
         current().requested_model = request.requested_model
         with ExitStack() as undo:
             undo.callback(request.close)
-            place = current_place() or await self._gate.enter(caller.tenant_id)
-            undo.callback(place.leave)
+            slot = current_slot() or await self._gate.enter(caller.tenant_id)
+            undo.callback(slot.leave)
             undo.enter_context(self._room(caller).taken(caller.tenant_id))
-            task = asyncio.create_task(self._generate(caller, request, place, progress))
+            task = asyncio.create_task(self._generate(caller, request, slot, progress))
             ending = undo.pop_all()
         current().hold()
         task.add_done_callback(lambda _: ending.close())
@@ -196,10 +196,10 @@ class Pipeline:
         """Raise `Unavailable` where a generation would not be begun now."""
         self._room(caller).check(caller.tenant_id)
 
-    def _room(self, caller: Caller) -> Places:
+    def _room(self, caller: Caller) -> Bulkhead:
         if self._draining:
             raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
-        return self._live_places if caller.livemode else self._test_places
+        return self._live_slots if caller.livemode else self._test_slots
 
     def _ended(self, task: asyncio.Task[Generation]) -> None:
         self._running.discard(task)
@@ -215,18 +215,18 @@ class Pipeline:
         self,
         caller: Caller,
         request: ImageRequest,
-        place: Place,
+        slot: GateSlot,
         progress: ProgressSink | None,
     ) -> Generation:
         claim = request.idempotency
         if isinstance(claim, RepeatedClaim):
-            return await self._replays.replay(caller, request, claim, found=place.leave)
+            return await self._replays.replay(caller, request, claim, found=slot.leave)
         async with AsyncExitStack() as steps:
             reserved = await self._reserve(caller, request, steps)
             if isinstance(reserved, _Reserved):
-                return await self._buy(reserved, place, progress)
+                return await self._buy(reserved, slot, progress)
         # After the steps, which have given back by now what they took for a new request.
-        return await self._replays.replay(caller, request, reserved, found=place.leave)
+        return await self._replays.replay(caller, request, reserved, found=slot.leave)
 
     async def _reserve(
         self, caller: Caller, request: ImageRequest, steps: AsyncExitStack
@@ -292,7 +292,7 @@ class Pipeline:
         )
 
     async def _buy(
-        self, reserved: _Reserved, place: Place, progress: ProgressSink | None
+        self, reserved: _Reserved, slot: GateSlot, progress: ProgressSink | None
     ) -> Generation:
         purchase, standings = reserved.purchase, reserved.admission.standings
         if progress is not None:
@@ -300,6 +300,6 @@ class Pipeline:
         current().generation_id = purchase.id
         secret = await self._paid_calls.open_credential(purchase)
         reserved.admission.mark_sent()
-        place.leave()
+        slot.leave()
         generation = await self._paid_calls.make(purchase, secret, progress, reserved.call)
         return replace(generation, standings=standings) if standings else generation

@@ -12,8 +12,8 @@ TENANT_SHARE = 2
 """By default a tenant takes at most every second slot, so that others find some."""
 
 
-class Places:
-    """A bounded number of places for one kind of work; `what` names the work in refusals."""
+class Bulkhead:
+    """The bounded slots of one kind of work; `what` names the work in refusals."""
 
     def __init__(self, most: int, what: str, *, most_of_one: int | None = None) -> None:
         self._most = most
@@ -29,7 +29,7 @@ class Places:
             raise Unavailable(f"Too many {self._what} at once. Try again.", retry_after_seconds=1)
 
     def take(self, tenant_id: UUID) -> None:
-        """Take one of the places, to give it back later.
+        """Take one of the slots, to give it back later.
 
         Raises:
             Unavailable: see `check`.
@@ -39,7 +39,7 @@ class Places:
         self._taken[tenant_id] += 1
 
     def give_back(self, tenant_id: UUID) -> None:
-        """Free a place that was taken."""
+        """Free a slot that was taken."""
         self._count -= 1
         self._taken[tenant_id] -= 1
         if not self._taken[tenant_id]:
@@ -47,7 +47,7 @@ class Places:
 
     @contextmanager
     def taken(self, tenant_id: UUID) -> Iterator[None]:
-        """Hold one of the places for the length of the block.
+        """Hold one of the slots for the length of the block.
 
         Raises:
             Unavailable: see `check`.

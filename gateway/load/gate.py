@@ -32,8 +32,8 @@ class GateLimits:
     wait_seconds: float
 
 
-class Place:
-    """Being inside, until `leave`."""
+class GateSlot:
+    """One slot inside the gate, held until `leave`."""
 
     __slots__ = ("_entered", "_gate", "_owner")
 
@@ -54,29 +54,29 @@ class Place:
             gate.left(self._owner, self._entered)
 
 
-_current: ContextVar[Place | None] = ContextVar("place", default=None)
+_current: ContextVar[GateSlot | None] = ContextVar("slot", default=None)
 
 
-def current_place() -> Place | None:
+def current_slot() -> GateSlot | None:
     """The place of the request that is being served; None where it has none, or has left it."""
-    place = _current.get()
-    return None if place is None or place.is_left else place
+    slot = _current.get()
+    return None if slot is None or slot.is_left else slot
 
 
-def set_current_place(place: Place | None) -> None:
-    """Make a place the request's, for this task and those that it starts."""
-    _current.set(place)
+def set_current_slot(slot: GateSlot | None) -> None:
+    """Make a slot the request's, for this task and those that it starts."""
+    _current.set(slot)
 
 
-def leave_current_place() -> None:
-    """Leave the request's place, if it has one: what follows waits for something else."""
-    place = _current.get()
-    if place is not None:
-        place.leave()
+def leave_current_slot() -> None:
+    """Leave the request's slot, if it has one: what follows waits for something else."""
+    slot = _current.get()
+    if slot is not None:
+        slot.leave()
 
 
 class Gate:
-    """Lets in, keeps waiting or refuses; `name` is what the metrics call it."""
+    """A fair, bounded semaphore with a bounded queue; `name` is its label in the metrics."""
 
     def __init__(
         self, name: str, limits: GateLimits, *, clock: Callable[[], float] = time.monotonic
@@ -85,7 +85,7 @@ class Gate:
         self._clock = clock
         self._inside: Counter[Hashable] = Counter()
         self._count = 0
-        self._queues: dict[Hashable, deque[asyncio.Future[Place]]] = {}
+        self._queues: dict[Hashable, deque[asyncio.Future[GateSlot]]] = {}
         self._waiting = 0
         self._stay_seconds = 0.0
         self._is_closed = False
@@ -103,27 +103,27 @@ class Gate:
         return self._waiting
 
     @asynccontextmanager
-    async def place(self, owner: Hashable) -> AsyncIterator[Place]:
-        """Be inside for the length of the block, or until its place is left.
+    async def slot(self, owner: Hashable) -> AsyncIterator[GateSlot]:
+        """Be inside for the length of the block, or until its slot is left.
 
         Raises:
             Unavailable: see `join`.
         """
-        place = await self.enter(owner)
+        slot = await self.enter(owner)
         try:
-            yield place
+            yield slot
         finally:
-            place.leave()
+            slot.leave()
 
-    async def enter(self, owner: Hashable) -> Place:
+    async def enter(self, owner: Hashable) -> GateSlot:
         """Go in, after a wait where one is needed.
 
         Raises:
             Unavailable: see `join`.
         """
-        place = self.take(owner)
-        if place is not None:
-            return place
+        slot = self.take(owner)
+        if slot is not None:
+            return slot
         joined = self.join(owner)
         try:
             return await joined
@@ -138,7 +138,7 @@ class Gate:
         if not self._has_room(owner):
             self._refuse_long_wait(owner)
 
-    def take(self, owner: Hashable) -> Place | None:
+    def take(self, owner: Hashable) -> GateSlot | None:
         """Go in where there is room; None where one would have to wait.
 
         Raises:
@@ -148,23 +148,23 @@ class Gate:
             raise self._refusal(CLOSING)
         return self._let_in(owner) if self._has_room(owner) else None
 
-    def join(self, owner: Hashable) -> "asyncio.Future[Place]":
-        """Wait for a place. What comes of it is the caller's to leave, or to `abandon`.
+    def join(self, owner: Hashable) -> "asyncio.Future[GateSlot]":
+        """Wait for a slot. The caller must leave the slot, or `abandon` the wait.
 
         Raises:
             Unavailable: the wait would be too long; the future raises it where it was.
         """
         self._refuse_long_wait(owner)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Place] = loop.create_future()
+        future: asyncio.Future[GateSlot] = loop.create_future()
         self._queues.setdefault(owner, deque()).append(future)
         self._waiting += 1
         timer = loop.call_later(self._limits.wait_seconds, self._refuse, owner, future, BUSY)
         future.add_done_callback(lambda _: timer.cancel())
         return future
 
-    def abandon(self, owner: Hashable, future: "asyncio.Future[Place]") -> None:
-        """Wait no longer; a place that was given meanwhile goes to the next."""
+    def abandon(self, owner: Hashable, future: "asyncio.Future[GateSlot]") -> None:
+        """Wait no longer; a slot that was given meanwhile goes to the next."""
         if future.done() and not future.cancelled():
             if future.exception() is None:
                 future.result().leave()
@@ -178,14 +178,14 @@ class Gate:
         self.end_waiting()
 
     def end_waiting(self) -> None:
-        """Refuse requests that wait or would have to; free places are still given."""
+        """Refuse requests that wait or would have to; free slots are still given."""
         self._is_ending = True
         for owner, queue in list(self._queues.items()):
             for future in list(queue):
                 self._refuse(owner, future, CLOSING)
 
     def left(self, owner: Hashable, entered: float) -> None:
-        """Free a place that was left (`Place.leave`)."""
+        """Free a slot that was left (`GateSlot.leave`)."""
         # One that stayed for very long says little of how long the next ones will.
         stayed = min(self._clock() - entered, self._limits.wait_seconds)
         self._stay_seconds += (stayed - self._stay_seconds) / REMEMBERED_STAYS
@@ -218,10 +218,10 @@ class Gate:
         if not self._may_wait(owner):
             raise self._refusal(BUSY)
 
-    def _let_in(self, owner: Hashable) -> Place:
+    def _let_in(self, owner: Hashable) -> GateSlot:
         self._count += 1
         self._inside[owner] += 1
-        return Place(self, owner, self._clock())
+        return GateSlot(self, owner, self._clock())
 
     def _let_next_in(self) -> None:
         """The first of the owner whose turn it is, unless it has its share; then the next one's."""
@@ -236,12 +236,12 @@ class Gate:
                     future.set_result(self._let_in(owner))
                     return
 
-    def _refuse(self, owner: Hashable, future: "asyncio.Future[Place]", message: str) -> None:
+    def _refuse(self, owner: Hashable, future: "asyncio.Future[GateSlot]", message: str) -> None:
         if not future.done():
             self._forget(owner, future)
             future.set_exception(self._refusal(message))
 
-    def _forget(self, owner: Hashable, future: "asyncio.Future[Place]") -> None:
+    def _forget(self, owner: Hashable, future: "asyncio.Future[GateSlot]") -> None:
         queue = self._queues.get(owner)
         if queue is not None and future in queue:
             queue.remove(future)

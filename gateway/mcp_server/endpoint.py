@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint
 from gateway.config import Settings
 from gateway.domain import Caller
 from gateway.errors import GatewayError, IncompleteBody
-from gateway.load.concurrency import Places
+from gateway.load.concurrency import Bulkhead
 from gateway.mcp_server.bodies import LARGE_BODY_BYTES, MessageBody, read_message
 from gateway.mcp_server.calls import ARGUMENTS_STATE
 from gateway.web.admission import as_json_rpc
@@ -40,8 +40,8 @@ class McpEndpoint:
         self._serve = serve
         self._settings = settings
         self._max_body_bytes = max_body_bytes
-        self._places = Places(settings.max_concurrent_mcp_requests, "MCP requests")
-        self._large_places = Places(
+        self._slots = Bulkhead(settings.max_concurrent_mcp_requests, "MCP requests")
+        self._large_slots = Bulkhead(
             settings.max_concurrent_large_mcp_requests, "large MCP requests"
         )
 
@@ -50,9 +50,9 @@ class McpEndpoint:
         if scope["method"] != "POST":
             await refuse_method(send, allowed="POST")
             return
-        with ExitStack() as places:
+        with ExitStack() as slots:
             try:
-                body = await self._read(scope, receive, places)
+                body = await self._read(scope, receive, slots)
             except IncompleteBody:
                 return  # no one to answer; the request record tells that the client left
             except GatewayError as error:
@@ -63,10 +63,10 @@ class McpEndpoint:
                 in_time = sending_in_time(send, self._settings.mcp_send_seconds, serving)
                 await self._serve(scope, body.content, receive, in_time)
 
-    async def _read(self, scope: RequestScope, receive: Receive, places: ExitStack) -> MessageBody:
-        """Read the body. The slots stay taken until `places` closes."""
+    async def _read(self, scope: RequestScope, receive: Receive, slots: ExitStack) -> MessageBody:
+        """Read the body. The slots stay taken until `slots` closes."""
         caller: Caller = scope["state"]["caller"]
-        places.enter_context(self._places.taken(caller.tenant_id))
+        slots.enter_context(self._slots.taken(caller.tenant_id))
         content, is_large = bytearray(), False
         parts = body_parts(
             scope,
@@ -79,11 +79,11 @@ class McpEndpoint:
             async for part in parts:
                 content += part
                 if not is_large and len(content) > LARGE_BODY_BYTES:
-                    places.enter_context(self._large_places.taken(caller.tenant_id))
+                    slots.enter_context(self._large_slots.taken(caller.tenant_id))
                     is_large = True
         body = await read_message(content)
         if body.method == READ_RESOURCE and not is_large:
-            places.enter_context(self._large_places.taken(caller.tenant_id))
+            slots.enter_context(self._large_slots.taken(caller.tenant_id))
         return body
 
 

@@ -25,8 +25,8 @@ from gateway.bootstrap import Gateway
 from gateway.config import Settings
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, Unavailable
-from gateway.load.concurrency import Places
-from gateway.load.gate import leave_current_place
+from gateway.load.concurrency import Bulkhead
+from gateway.load.gate import leave_current_slot
 from gateway.mcp_server.bodies import LARGE_BODY_BYTES
 from gateway.mcp_server.calls import Context, opened_gateway, request_of
 from gateway.mcp_server.endpoint import (
@@ -57,8 +57,8 @@ class SseFront:
         server.middleware.append(self._run_in_turn)
         self._server = server
         self._settings = settings
-        self._streams = Places(settings.max_mcp_sse_streams, "MCP event streams")
-        self._calls = Places(settings.max_concurrent_mcp_requests, "MCP requests")
+        self._streams = Bulkhead(settings.max_mcp_sse_streams, "MCP event streams")
+        self._calls = Bulkhead(settings.max_concurrent_mcp_requests, "MCP requests")
         self._security = TransportSecurityMiddleware(security)
         self._transport = SseServerTransport(
             SSE_MESSAGES_PATH, security_settings=security, max_request_body_size=LARGE_BODY_BYTES
@@ -81,7 +81,7 @@ class SseFront:
             await refusal(scope, receive, send)
             return
         # The stream is idle from here on, and its calls take slots of their own.
-        leave_current_place()
+        leave_current_slot()
         try:
             with self._streams.taken(caller.tenant_id):
                 await self._listen(scope, receive, send)
@@ -115,7 +115,7 @@ class SseFront:
             error = InvalidRequest("The body is not a JSON-RPC message.", code="invalid_json")
             await send_error(error, send, content=as_json_rpc(error))
             return
-        leave_current_place()
+        leave_current_slot()
         scope["user"] = _owner(scope)
         record = current()
         scope["state"][RECORD_STATE] = record if isinstance(message, JSONRPCRequest) else None

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from gateway.errors import Unavailable
-from gateway.load.gate import Gate, GateLimits, Place
+from gateway.load.gate import Gate, GateLimits, GateSlot
 from gateway.media.metadata.common import MAX_EDGE_PIXELS, ImageProblem, UnusableImage
 
 __all__ = [
@@ -174,16 +174,16 @@ class Decoder:
         owner: Hashable = None,
     ) -> ImageFacts:
         try:
-            place = await self._gate.enter(owner)
+            slot = await self._gate.enter(owner)
         except Unavailable:
             raise DecoderBusy("No decoder process becomes free in time.") from None
-        future = self._submit(json.dumps(job).encode() + b"\n", sources, target, place)
+        future = self._submit(json.dumps(job).encode() + b"\n", sources, target, slot)
         facts = await asyncio.wrap_future(future)
         target.seek(0)
         return facts
 
     def _submit(
-        self, job: bytes, sources: Sequence[BinaryIO], target: BinaryIO, place: Place
+        self, job: bytes, sources: Sequence[BinaryIO], target: BinaryIO, slot: GateSlot
     ) -> "Future[ImageFacts]":
         """Hand the job to a thread, which returns process and descriptors when it is done.
 
@@ -198,7 +198,7 @@ class Decoder:
                 os.close(descriptor)
             self._idle.append(process)
             with suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(place.leave)
+                loop.call_soon_threadsafe(slot.leave)
 
         with ExitStack() as undo:
             undo.callback(give_back, None)

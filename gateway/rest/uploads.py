@@ -25,7 +25,7 @@ from gateway.generation.image_references import InputImageReference, check_lengt
 from gateway.generation.input_images import Upload
 from gateway.generation.parameters import unknown_parameter
 from gateway.image_parameters import PARAMETERS, Kind
-from gateway.load.concurrency import Places
+from gateway.load.concurrency import Bulkhead
 from gateway.load.gate import Gate, GateLimits
 from gateway.media.temporary_files import new_spool
 from gateway.web.bodies import body_parts, refuse_compressed
@@ -68,7 +68,7 @@ class UploadReader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._places = Places(settings.max_concurrent_uploads, "uploads")
+        self._slots = Bulkhead(settings.max_concurrent_uploads, "uploads")
         self._parsing_json = Gate(
             "json_bodies",
             GateLimits(
@@ -98,7 +98,7 @@ class UploadReader:
         """
         refuse_compressed(request.scope)
         # Held until the images have been fetched and checked: each request may keep large files.
-        files.enter_context(self._places.taken(caller.tenant_id))
+        files.enter_context(self._slots.taken(caller.tenant_id))
         try:
             return await self._read(request, caller.tenant_id, files, names)
         except OSError as error:
@@ -163,7 +163,7 @@ class UploadReader:
                     spooled.write(part)
             spooled.seek(0)
             # A body may be a hundred megabytes of base64, so few are parsed concurrently.
-            async with self._parsing_json.place(tenant_id):
+            async with self._parsing_json.slot(tenant_id):
                 fields, inputs = await asyncio.to_thread(_take_apart, spooled, files)
         return UploadForm(fields, _images_first(inputs))
 

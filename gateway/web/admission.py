@@ -1,7 +1,7 @@
 """Admission control: bounded concurrency with a fair, bounded queue, else 503.
 
 After authentication, so that tenants take turns, and before routes and bodies. Operators and
-requests without a key are always admitted. A place is left at the provider call or with the answer;
+requests without a key are always admitted. A slot is left at the provider call or with the answer;
 a request that waits for its client, for images or for a provider has none, and takes another later.
 """
 
@@ -16,7 +16,7 @@ import orjson
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import GatewayError, Unavailable, envelope, response_headers
-from gateway.load.gate import Gate, Place, set_current_place
+from gateway.load.gate import Gate, GateSlot, set_current_slot
 from gateway.request_record import note_error
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
 from gateway.web.routes import AdmissionClass, find_route
@@ -30,13 +30,13 @@ JSON_RPC_ERRORS = {True: -32600, False: -32603}
 
 
 class AdmissionControl:
-    """The middleware; the pipeline takes the place it sets from the context."""
+    """The middleware; the pipeline takes the slot it sets from the context."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its place, or refuse it at once."""
+        """Pass the request on with its slot, or refuse it at once."""
         state = scope.get("state", {})
         caller = state.get("caller")
         if not isinstance(caller, Caller):
@@ -45,24 +45,24 @@ class AdmissionControl:
         gateway: Gateway = state["gateway"]
         client = _Client(receive, send)
         try:
-            place = await _enter(gateway, caller, scope["path"], client)
+            slot = await _enter(gateway, caller, scope["path"], client)
         except Unavailable as error:
             await _refuse(error, scope, send)
             return
-        if place is None:
+        if slot is None:
             await self._app(scope, receive, send)
             return
-        client.place = place
-        set_current_place(place)
+        client.slot = slot
+        set_current_slot(slot)
         try:
             await self._app(scope, client.receive, client.send)
         finally:
-            place.leave()
-            set_current_place(None)
+            slot.leave()
+            set_current_slot(None)
 
 
 class _Client:
-    """The request's client: its place must not be kept by waiting for it."""
+    """The request's client: its slot must not be kept by waiting for it."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -71,17 +71,17 @@ class _Client:
         self._received_bytes = 0
         self._patience_seconds = BODY_PATIENCE_SECONDS
         self._has_come = False
-        self.place: Place | None = None
+        self.slot: GateSlot | None = None
 
     async def receive(self) -> Message:
-        """The next part of the body; the place is left where it is slow, or large."""
+        """The next part of the body; the slot is left where it is slow, or large."""
         if self._kept:
             return self._kept.popleft()
-        if self._has_come or self.place is None:
+        if self._has_come or self.slot is None:
             return await self._receive()
         loop = asyncio.get_running_loop()
         began = loop.time()
-        patience = loop.call_later(self._patience_seconds, self.place.leave)
+        patience = loop.call_later(self._patience_seconds, self.slot.leave)
         try:
             message = await self._receive()
         finally:
@@ -90,13 +90,13 @@ class _Client:
         self._patience_seconds = max(0.0, self._patience_seconds - (loop.time() - began))
         self._take_note(message)
         if self._received_bytes > LARGE_BODY_BYTES:
-            self.place.leave()
+            self.slot.leave()
         return message
 
     async def send(self, message: Message) -> None:
-        """Send the answer, with which the place is left."""
-        if self.place is not None and message["type"] == "http.response.body":
-            self.place.leave()
+        """Send the answer, with which the slot is left."""
+        if self.slot is not None and message["type"] == "http.response.body":
+            self.slot.leave()
         await self._send(message)
 
     async def leaves(self) -> None:
@@ -114,8 +114,8 @@ class _Client:
         self._has_come = not message.get("more_body", False)
 
 
-async def _enter(gateway: Gateway, caller: Caller, path: str, client: _Client) -> Place | None:
-    """The request's place; None for uploads, which get theirs in the pipeline.
+async def _enter(gateway: Gateway, caller: Caller, path: str, client: _Client) -> GateSlot | None:
+    """The request's slot; None for uploads, which get theirs in the pipeline.
 
     Raises:
         Unavailable: there is none, and none for what would be bought.
@@ -126,12 +126,12 @@ async def _enter(gateway: Gateway, caller: Caller, path: str, client: _Client) -
     if needed is AdmissionClass.UPLOAD:
         gateway.gate.check(caller.tenant_id)
         return None
-    place = gateway.gate.take(caller.tenant_id)
-    return place or await _wait(gateway.gate, caller.tenant_id, client)
+    slot = gateway.gate.take(caller.tenant_id)
+    return slot or await _wait(gateway.gate, caller.tenant_id, client)
 
 
-async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> Place:
-    """A place, after a wait.
+async def _wait(gate: Gate, tenant_id: UUID, client: _Client) -> GateSlot:
+    """A slot, after a wait.
 
     Raises:
         Unavailable: the wait is too long, or the client has left meanwhile.

@@ -7,12 +7,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from gateway.errors import Unavailable
-from gateway.load.concurrency import Places
+from gateway.load.concurrency import Bulkhead
 
 ANN, BOB, EVE = UUID(int=1), UUID(int=2), UUID(int=3)
 
 
-def is_refused(limit: Places, tenant_id: UUID) -> bool:
+def is_refused(limit: Bulkhead, tenant_id: UUID) -> bool:
     try:
         with limit.taken(tenant_id):
             return False
@@ -21,7 +21,7 @@ def is_refused(limit: Places, tenant_id: UUID) -> bool:
 
 
 def test_one_tenant_gets_its_share_and_all_together_no_more_than_the_bound() -> None:
-    limit = Places(3, "uploads", most_of_one=2)
+    limit = Bulkhead(3, "uploads", most_of_one=2)
     for _ in range(3):  # what is given back can be taken again, each time
         with ExitStack() as running:
             running.enter_context(limit.taken(ANN))
@@ -37,7 +37,7 @@ def test_one_tenant_gets_its_share_and_all_together_no_more_than_the_bound() -> 
 
 @pytest.mark.parametrize(("most", "share"), [(1, 1), (2, 1), (4, 2), (5, 2)])
 def test_by_default_one_tenant_takes_at_most_half(most: int, share: int) -> None:
-    limit = Places(most, "uploads")
+    limit = Bulkhead(most, "uploads")
     with ExitStack() as running:
         for _ in range(share):
             running.enter_context(limit.taken(ANN))
@@ -46,14 +46,14 @@ def test_by_default_one_tenant_takes_at_most_half(most: int, share: int) -> None
 
 
 def test_work_that_fails_gives_its_place_back() -> None:
-    limit = Places(1, "uploads")
+    limit = Bulkhead(1, "uploads")
     with pytest.raises(RuntimeError), limit.taken(ANN):
         raise RuntimeError
     assert not is_refused(limit, ANN)
 
 
 def test_a_refusal_is_counted_and_takes_no_place() -> None:
-    limit = Places(1, "counted things")
+    limit = Bulkhead(1, "counted things")
 
     def counted() -> float:
         return REGISTRY.get_sample_value("gateway_shed_total", {"gate": "counted things"}) or 0

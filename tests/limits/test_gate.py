@@ -1,4 +1,4 @@
-"""The gate: bounded places, a bounded wait, and turns between tenants."""
+"""The gate: bounded slots, a bounded wait, and turns between tenants."""
 
 import asyncio
 from collections import Counter
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Unavailable
-from gateway.load.gate import Gate, GateLimits, Place
+from gateway.load.gate import Gate, GateLimits, GateSlot
 from tests.limits_helpers import FakeClock
 
 LIMITS = GateLimits(most=2, most_of_one=2, max_waiting=100, wait_seconds=30)
@@ -28,7 +28,7 @@ async def test_a_request_without_a_place_waits_until_one_is_free() -> None:
     await settle()
     assert (gate.inside, gate.waiting, third.done()) == (2, 1, False)
     first.leave()
-    first.leave()  # leaving twice frees no place of another
+    first.leave()  # leaving twice frees no slot of another
     (await third).leave()
     second.leave()
     assert (gate.inside, gate.waiting) == (0, 0)
@@ -39,13 +39,13 @@ async def test_tenants_take_turns_even_if_many_requests_of_one_wait() -> None:
     served: list[str] = []
 
     async def visit(owner: str) -> None:
-        async with gate.place(owner):
+        async with gate.slot(owner):
             served.append(owner)
 
-    place = await gate.enter("a")
+    slot = await gate.enter("a")
     visits = [asyncio.create_task(visit(owner)) for owner in ("a", "a", "a", "b", "c", "b")]
     await settle()
-    place.leave()
+    slot.leave()
     await asyncio.gather(*visits)
     assert served == ["a", "b", "c", "a", "b", "a"]
 
@@ -59,12 +59,12 @@ async def test_one_tenant_never_takes_more_than_its_share_of_places_or_of_the_wa
         await gate.enter("a")
     others = [await gate.enter("b") for _ in range(2)]
     assert (gate.inside, gate.waiting) == (4, 3)
-    # Its own places go to its own: the share of the others stays theirs.
+    # Its own slots go to its own: the share of the others stays theirs.
     inside[0].leave()
     await settle()
     assert [task.done() for task in waiting] == [True, False, False]
-    for place in (*others, inside[1]):
-        place.leave()
+    for slot in (*others, inside[1]):
+        slot.leave()
     for task in waiting:
         (await task).leave()
     assert (gate.inside, gate.waiting) == (0, 0)
@@ -74,10 +74,10 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
     clock = FakeClock()
     gate = Gate("test", GateLimits(1, 1, 100, wait_seconds=1), clock=clock)
     for _ in range(100):  # each stays for 0.4 seconds
-        place = await gate.enter("a")
+        slot = await gate.enter("a")
         clock.now += 0.4
-        place.leave()
-    place = await gate.enter("a")
+        slot.leave()
+    slot = await gate.enter("a")
     waiting = [asyncio.create_task(gate.enter("a")) for _ in range(2)]
     await settle()
     with pytest.raises(Unavailable) as refused:
@@ -86,28 +86,28 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
     # Another tenant's turn comes sooner than the third of this one's.
     with pytest.raises(Unavailable):
         gate.check("a")
-    place.leave()
+    slot.leave()
     for task in waiting:
         (await task).leave()
 
 
 async def test_a_wait_ends_at_its_limit_even_if_no_place_is_freed() -> None:
     gate = Gate("test", GateLimits(1, 1, 100, wait_seconds=0.01))
-    place = await gate.enter("a")
+    slot = await gate.enter("a")
     with pytest.raises(Unavailable):
         await gate.enter("b")
     assert gate.waiting == 0
-    place.leave()
+    slot.leave()
     (await gate.enter("b")).leave()
 
 
 async def test_a_request_that_stops_waiting_takes_no_place() -> None:
     gate = Gate("test", GateLimits(1, 1, 100, 30))
-    place = await gate.enter("a")
+    slot = await gate.enter("a")
     tasks = [asyncio.create_task(gate.enter("a")) for _ in range(3)]
     await settle()
     tasks[0].cancel()  # while it waits
-    place.leave()  # the next one is given the place …
+    slot.leave()  # the next one is given the slot …
     tasks[1].cancel()  # … and leaves in the same moment
     (await tasks[2]).leave()
     ended = await asyncio.gather(*tasks[:2], return_exceptions=True)
@@ -117,14 +117,14 @@ async def test_a_request_that_stops_waiting_takes_no_place() -> None:
 
 async def test_closing_releases_waiting_requests_and_admits_no_new_wait() -> None:
     gate = Gate("test", GateLimits(1, 1, 100, 30))
-    place = await gate.enter("a")
+    slot = await gate.enter("a")
     waiting = asyncio.create_task(gate.enter("b"))
     await settle()
     gate.end_waiting()
     for refused in (waiting, gate.enter("c")):
         with pytest.raises(Unavailable):
             await refused
-    place.leave()
+    slot.leave()
     (await gate.enter("c")).leave()
     gate.close()
     with pytest.raises(Unavailable):
@@ -146,9 +146,9 @@ def test_no_sequence_of_requests_exceeds_or_loses_a_place(
 
 async def _come_and_go(steps: list[tuple[str, str, int]]) -> None:
     gate = Gate("test", SHARED)
-    tasks: dict[asyncio.Task[Place], str] = {}
+    tasks: dict[asyncio.Task[GateSlot], str] = {}
 
-    def inside() -> list[asyncio.Task[Place]]:
+    def inside() -> list[asyncio.Task[GateSlot]]:
         ended = [task for task in tasks if task.done() and not task.cancelled()]
         return [task for task in ended if task.exception() is None]
 
@@ -169,7 +169,7 @@ async def _come_and_go(steps: list[tuple[str, str, int]]) -> None:
         assert (gate.inside, gate.waiting) == (shares.total(), waiting.total())
         assert gate.inside <= SHARED.most
         assert all(count <= SHARED.most_of_one for count in shares.values())
-        if gate.inside < SHARED.most:  # no request waits beside a place that it could have
+        if gate.inside < SHARED.most:  # no request waits beside a slot that it could have
             assert all(shares[owner] == SHARED.most_of_one for owner in waiting)
     while inside():
         for task in inside():
