@@ -17,8 +17,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from gateway.db.tables import Table, Timestamp
 
 
-class UsageSums:
-    """The sums of every usage table: those of the ledger's lines, and the number of calls.
+class UsageSumColumns:
+    """The columns with sums: those of the ledger's lines, and the number of calls.
 
     `calls` counts failed calls too, `requests` only charged ones.
     """
@@ -38,7 +38,7 @@ def not_negative(table: str) -> CheckConstraint:
     return CheckConstraint("amount_nano >= 0", name=f"{table}_not_negative")
 
 
-class UsageSlotRow(UsageSums, Table):
+class UsageSlotRow(UsageSumColumns, Table):
     """Calls admitted in a quarter of an hour: every time zone's days consist of whole ones."""
 
     __tablename__ = "usage_slot"
@@ -56,7 +56,7 @@ class UsageSlotRow(UsageSums, Table):
     credential: Mapped[str] = mapped_column(Text, primary_key=True)
 
 
-class UsageDayRow(UsageSums, Table):
+class UsageDayRow(UsageSumColumns, Table):
     """Calls admitted on a day of the tenant's time zone."""
 
     __tablename__ = "usage_day"
@@ -77,7 +77,7 @@ class UsageDayRow(UsageSums, Table):
     credential: Mapped[str] = mapped_column(Text, primary_key=True)
 
 
-class UsageOwnerDayRow(UsageSums, Table):
+class UsageOwnerDayRow(UsageSumColumns, Table):
     """Calls of a key and user, admitted on a day of the tenant's time zone."""
 
     __tablename__ = "usage_owner_day"
