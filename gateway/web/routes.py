@@ -1,6 +1,6 @@
 """The table of routes: for each, the required key, the label, and the kind of admission.
 
-The fronts implement the routes; the layers around them read this table.
+The fronts implement the routes; the layers around them read this table. docs/routes.md shows it.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ class WebRoute:
     @property
     def label(self) -> str:
         """The value in metrics and logs, from a closed set, so that clients cannot add to it."""
-        return self.path + "{id}" if self.path.endswith("/") else self.path
+        is_prefix = self.path.endswith("/") and self.path != "/"
+        return self.path + "{id}" if is_prefix else self.path
 
 
 ROUTES = (

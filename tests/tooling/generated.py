@@ -1,4 +1,4 @@
-"""The files and parts of pages that are written from the code: settings and parameters.
+"""The files and parts of pages that are written from the code: settings, parameters, routes.
 
 `python -m tests.tooling.generated` writes them; with `--check` it only says which are stale.
 """
@@ -6,14 +6,14 @@
 import sys
 from pathlib import Path
 
-from tests.tooling import parameter_pages, settings_pages
+from tests.tooling import parameter_pages, route_pages, settings_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def rendered() -> dict[Path, str]:
     """The text that each file should have."""
-    return settings_pages.rendered() | parameter_pages.rendered()
+    return settings_pages.rendered() | parameter_pages.rendered() | route_pages.rendered()
 
 
 def main() -> None:
