@@ -55,11 +55,7 @@ class Catalog:
         """
         model = self._models.get(name)
         if model is None:
-            raise NotFound(
-                f"The model '{name}' does not exist here. GET /v1/models lists those that do.",
-                code="model_not_found",
-                param="model",
-            )
+            raise unknown_model(name)
         if caller.models is not None and name not in caller.models:
             raise Forbidden(
                 f"This API key may not use the model '{name}'. "
@@ -107,6 +103,15 @@ class Catalog:
         is_hosted = model.provider == LEGACY
         is_alive = is_hosted or not model.is_retired(self._today())
         return is_alive or caller.tenant_settings.continuity
+
+
+def unknown_model(name: str) -> NotFound:
+    """Build the refusal of a model that the catalogue does not have."""
+    return NotFound(
+        f"The model '{name}' does not exist here. GET /v1/models lists those that do.",
+        code="model_not_found",
+        param="model",
+    )
 
 
 def load_catalog(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from gateway import telemetry
-from gateway.domain import ImageRequest, Outcome, StorageState, StoredImage
+from gateway.domain import Outcome, StorageState
 from gateway.errors import (
     ContentRefused,
     CredentialRejected,
@@ -68,10 +68,21 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             return InvalidRequest(message, code=failure.code, param=failure.param)
 
 
+def kept_unfinished(error: ImageUnfinished, image_ids: Sequence[str]) -> ImageUnfinished:
+    """Return the error of unfinished images with the ids under which they are kept, if any."""
+    if not image_ids:
+        return error
+    ids = ", ".join(image_ids)
+    return ImageUnfinished(f"{error.message} As it was made, it is kept as {ids}.")
+
+
 def not_stored(
-    generation_id: UUID, request: ImageRequest, images: Sequence[StoredImage], kept: StorageState
+    generation_id: UUID, image_ids: Sequence[str], kept: StorageState, *, has_key: bool
 ) -> StorageFailed:
-    """Return the error that says how to get the image without buying it again."""
+    """Return the error that says how to get the images without buying them again.
+
+    `has_key`: the request has an idempotency key, under which it may be repeated.
+    """
     made = f"The image was made and its cost recorded as generation {generation_id}, but "
     if kept is StorageState.LOST:
         return StorageFailed(
@@ -79,9 +90,9 @@ def not_stored(
             "response_format=b64_json, which needs no storage."
         )
     made += "the image store does not respond, so no link can be given yet."
-    ids = ", ".join(image.id for image in images)
+    ids = ", ".join(image_ids)
     again = "GET /v1/images/{id} returns it"
-    if request.idempotency is not None:
+    if has_key:
         again = "The same request with the same idempotency key, or GET /v1/images/{id}, returns it"
     return StorageFailed(
         f"{made} It is kept as {ids} until the store accepts it. {again}; do not buy it again."

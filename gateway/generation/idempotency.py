@@ -255,7 +255,7 @@ class Replays:
             # Cost and file are written at the same time: the file may still be on its way.
             age = datetime.now(UTC) - row.created_at
             if age < timedelta(seconds=STORE_TIMEOUT_SECONDS):
-                raise _in_flight() from None
+                raise in_flight() from None
             raise _not_stored(generation.id) from None
         return b""
 
@@ -289,7 +289,8 @@ def _claimed(
     )
 
 
-def _in_flight() -> IdempotencyInFlight:
+def in_flight() -> IdempotencyInFlight:
+    """Build the refusal of a repeated request whose first one is still running."""
     return IdempotencyInFlight(
         "The request with this idempotency key is still being worked on. Ask again later.",
         retry_after_seconds=RETRY_AFTER_SECONDS,
@@ -306,16 +307,20 @@ def _not_stored(generation_id: UUID) -> NotFound:
 
 def _refuse_other(row: ReservationRow, claim: IdempotencyClaim) -> None:
     if row.request_hash != claim.request_hash:
-        raise IdempotencyConflict(
-            "This idempotency key was used for another request. Send the same request, or "
-            "another key.",
-            param="idempotency_key",
-        )
+        raise used_otherwise()
+
+
+def used_otherwise() -> IdempotencyConflict:
+    """Build the refusal of a key that another request was sent with."""
+    return IdempotencyConflict(
+        "This idempotency key was used for another request. Send the same request, or another key.",
+        param="idempotency_key",
+    )
 
 
 def _answer_of(row: ReservationRow) -> Mapping[str, Any]:
     if row.answer is None and row.state == "held":
-        raise _in_flight()
+        raise in_flight()
     if row.answer is None:
         raise _unanswered(row)
     answer: Mapping[str, Any] = row.answer

@@ -30,7 +30,7 @@ from gateway.domain import (
 )
 from gateway.errors import CredentialUnreadable, GatewayError, ImageUnfinished
 from gateway.generation import continuity
-from gateway.generation.failures import client_error, not_stored
+from gateway.generation.failures import client_error, kept_unfinished, not_stored
 from gateway.generation.idempotency import record_error, record_for
 from gateway.generation.provider_circuits import note_failure
 from gateway.generation.results import Results
@@ -234,13 +234,12 @@ class PaidCalls:
         except ImageUnfinished as error:
             telemetry.alarm("image_unfinished", generation=str(paid.id), error=error.message)
             images, _, _ = await self._keep(paid, answer, settlement, failed=error)
-            ids = ", ".join(image.id for image in images if image.url is not None)
-            raise ImageUnfinished(
-                f"{error.message} As it was made, it is kept as {ids}." if ids else error.message
-            ) from error
+            ids = [image.id for image in images if image.url is not None]
+            raise kept_unfinished(error, ids) from error
         images, kept, settled = await self._keep(paid, answer, settlement)
         if paid.request.response_format == "url" and kept is not StorageState.STORED:
-            raise not_stored(paid.id, paid.request, images, kept)
+            has_key = paid.request.idempotency is not None
+            raise not_stored(paid.id, [image.id for image in images], kept, has_key=has_key)
         return Generation(
             id=paid.id,
             request=paid.request,

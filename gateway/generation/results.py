@@ -59,10 +59,7 @@ class Results:
         try:
             images = await asyncio.gather(*(self._finish(image, finish) for image in answer.images))
         except (binascii.Error, OSError, UnusableImage, DecoderBusy, DecoderFailed) as error:
-            raise ImageUnfinished(
-                "The image was made and its cost recorded, but it could not be resized to "
-                f"{finish.width}x{finish.height}: {type(error).__name__}."
-            ) from error
+            raise unfinished(finish.width, finish.height, type(error).__name__) from error
         size = f"{finish.width}x{finish.height}"
         return replace(answer, images=tuple(images), size=size, output_format="png")
 
@@ -169,3 +166,11 @@ def dimensions(size: str | None) -> tuple[int | None, int | None]:
     """Parse a size as providers write it into width and height; None if it is not one."""
     form = _SIZE_FORM.fullmatch(size or "")
     return (None, None) if form is None else (int(form[1]), int(form[2]))
+
+
+def unfinished(width: int, height: int, reason: str) -> ImageUnfinished:
+    """Build the error of an image that was bought and cannot be brought to its promised size."""
+    return ImageUnfinished(
+        "The image was made and its cost recorded, but it could not be resized to "
+        f"{width}x{height}: {reason}."
+    )

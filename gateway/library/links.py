@@ -90,11 +90,7 @@ class LinkSigner:
         if form is None or form[1] != image_id:
             raise _bad_link()
         if expires < now:
-            raise Forbidden(
-                "This image link has expired. The application that made the image can make a "
-                "new link.",
-                code="link_expired",
-            )
+            raise expired_link()
         return path
 
     def own_path(self, url: str, *, now: int) -> str | None:
@@ -119,6 +115,14 @@ def _signature(key: bytes, image_id: str, path: str, expires_at: int, kind: Link
     message = f"{kind}\x1f{path}\x1f{expires_at}" if kind else f"{path}\x1f{expires_at}"
     mac = hmac.digest(key, message.encode(), hashlib.sha256)[:MAC_BYTES]
     return base64.urlsafe_b64encode(mac + place.encode()).rstrip(b"=").decode()
+
+
+def expired_link() -> Forbidden:
+    """Build the refusal of a link that was signed here, and is too old."""
+    return Forbidden(
+        "This image link has expired. The application that made the image can make a new link.",
+        code="link_expired",
+    )
 
 
 def _bad_link() -> Forbidden:

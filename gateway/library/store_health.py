@@ -73,16 +73,7 @@ class StoreHealth:
             return
         if await self._is_back():
             return
-        raise Unavailable(
-            "The image store does not respond, so no link to an image can be given. Nothing was "
-            "bought. Try again later, or request the image itself with response_format=b64_json "
-            "(in MCP: full_image)."
-            if not self.is_spool_full
-            else "The image store does not respond, and no more images can be kept until it does. "
-            "Nothing was bought. Try again later.",
-            code="storage_unavailable",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
+        raise store_away(is_spool_full=self.is_spool_full)
 
     async def _is_back(self) -> bool:
         """Probe if a probe is due; concurrent requests do not wait for it."""
@@ -91,3 +82,17 @@ class StoreHealth:
             async with self._probing:
                 await self.probe()
         return not self.is_failing
+
+
+def store_away(*, is_spool_full: bool) -> Unavailable:
+    """Build the refusal of a request whose images could not be delivered."""
+    return Unavailable(
+        "The image store does not respond, and no more images can be kept until it does. Nothing "
+        "was bought. Try again later."
+        if is_spool_full
+        else "The image store does not respond, so no link to an image can be given. Nothing was "
+        "bought. Try again later, or request the image itself with response_format=b64_json (in "
+        "MCP: full_image).",
+        code="storage_unavailable",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )

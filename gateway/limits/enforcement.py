@@ -262,22 +262,35 @@ def _refusal(
     """The error for the limit that is longest in the way, so that trying again is of use."""
     waits = [(one.wait_ms, demand) for demand, one in zip(demands, found, strict=True)]
     waited_ms, demand = max(waits, key=lambda one: NEVER_MS if one[0] is None else one[0])
-    limit, (things, when) = demand.limit, _KINDS[demand.limit.kind]
+    limit = demand.limit
     telemetry.limited_total.labels(limit.owner, limit.kind).inc()
+    return limit_reached(
+        limit,
+        standings,
+        cost=demand.cost,
+        wait_seconds=None if waited_ms is None else max(1, -(-waited_ms // 1000)),
+    )
+
+
+def limit_reached(
+    limit: RateLimit, standings: tuple[Standing, ...], *, cost: int, wait_seconds: int | None
+) -> LimitReached:
+    """Build the refusal by a limit; `wait_seconds` is None if it never has room for `cost`."""
+    things, when = _KINDS[limit.kind]
     if limit.owner == "house":
         # How much the house may buy is the operator's business alone.
         said = "all calls with the gateway's own provider key together. A key of your own helps"
     else:
         said = f"{_OWNERS[limit.owner]} may make {limit.value} {things} {when}"
-    if waited_ms is None:
+    if wait_seconds is None:
         return LimitReached(
-            f"Limit {limit.name} is in the way: {said}, and this request asks for {demand.cost}.",
+            f"Limit {limit.name} is in the way: {said}, and this request asks for {cost}.",
             standings=standings,
             reason=f"limit {limit.name}",
         )
     return LimitReached(
         f"Limit {limit.name} reached: {said}.",
-        retry_after_seconds=max(1, -(-waited_ms // 1000)),
+        retry_after_seconds=wait_seconds,
         standings=standings,
         reason=f"limit {limit.name}",
     )

@@ -40,5 +40,10 @@ def parse_range(
         if last and int(last) < start:
             return None
     if start >= stop:
-        raise RangeNotSatisfiable(f"The file has {size_bytes} bytes.")
+        raise beyond_end(size_bytes)
     return start, stop
+
+
+def beyond_end(size_bytes: int) -> RangeNotSatisfiable:
+    """Build the refusal of a range that begins after the end of the file."""
+    return RangeNotSatisfiable(f"The file has {size_bytes} bytes.")

@@ -53,13 +53,16 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
         raise error
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in {"body", "query", "path"}]
+    return error_response(invalid_field(".".join(where), first["msg"], first["type"]))
+
+
+def invalid_field(where: str, complaint: str, kind: str) -> InvalidRequest:
+    """Build the refusal of a field that pydantic complains of; `kind` is its type of error."""
     code = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
-    return error_response(
-        InvalidRequest(
-            f"{'.'.join(where) or 'The request'}: {first['msg']}.",
-            code=code.get(first["type"], "invalid_value"),
-            param=".".join(where) or None,
-        )
+    return InvalidRequest(
+        f"{where or 'The request'}: {complaint}.",
+        code=code.get(kind, "invalid_value"),
+        param=where or None,
     )
 
 

@@ -139,11 +139,28 @@ def complete(schema: Description) -> Description:
                 body["schema"] = _shared_body(body["schema"], schemas)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    for one in schemas.values():
+        _restore_nulls(one.get("examples", ()), {"items": one}, schemas)
     used = {tag for item in _operations(schema) for tag in item.get("tags", ())}
     schema["tags"] = [
         {"name": name, "description": text} for name, text in TAGS.items() if name in used
     ]
     return schema
+
+
+def _restore_nulls(example: object, schema: Description, schemas: Description) -> None:
+    """Put required fields that are null back into an example: FastAPI drops every null."""
+    schema = next((one for one in schema.get("anyOf", ()) if one != {"type": "null"}), schema)
+    if "$ref" in schema:
+        schema = schemas[schema["$ref"].removeprefix(SCHEMAS)]
+    if isinstance(example, list):
+        for item in example:
+            _restore_nulls(item, schema.get("items", {}), schemas)
+    if isinstance(example, dict):
+        for name, field in schema.get("properties", {}).items():
+            if name in schema.get("required", ()):
+                example.setdefault(name, None)
+            _restore_nulls(example.get(name), field, schemas)
 
 
 def _operations(schema: Description) -> Iterator[Description]:

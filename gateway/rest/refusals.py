@@ -1,34 +1,38 @@
-"""The documentation of refusals: one shared response per status, with examples of its codes."""
+"""The documentation of refusals: one shared response per status, with examples of its codes.
+
+Each example is built by the code that refuses, so that it has the words of a real answer.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
 
-from gateway.errors import (
-    BudgetExceeded,
-    Conflict,
-    ContentRefused,
-    CredentialRejected,
-    Forbidden,
-    GatewayError,
-    IdempotencyConflict,
-    IdempotencyInFlight,
-    ImageUnfinished,
-    InsufficientScope,
-    InvalidRequest,
-    NotConfigured,
-    NotFound,
-    OutcomeUnknown,
-    PayloadTooLarge,
-    ProviderUnreachable,
-    RangeNotSatisfiable,
-    RateLimited,
-    StorageFailed,
-    Unauthenticated,
-    Unavailable,
-    envelope,
-)
+from gateway.billing.reservations import budget_refusal
+from gateway.catalog.loading import unknown_model
+from gateway.db.engine import DatabaseUnavailable
+from gateway.domain import LimitKind, RateLimit, Scope, StorageState
+from gateway.errors import GatewayError, Unavailable, envelope
+from gateway.generation.failures import client_error, kept_unfinished, not_stored
+from gateway.generation.idempotency import in_flight, used_otherwise
+from gateway.generation.parameters import above_maximum, unknown_parameter
+from gateway.generation.results import unfinished
+from gateway.library.links import expired_link
+from gateway.library.store_health import store_away
+from gateway.limits.enforcement import limit_reached
+from gateway.load.gate import BUSY
+from gateway.money import parse_usd
+from gateway.providers.sandbox.provider import magic_failure
+from gateway.rest.byte_ranges import beyond_end
+from gateway.rest.errors import invalid_field
+from gateway.tenancy.credentials import no_credential
+from gateway.tenancy.key_lookup import unknown_key
+from gateway.tenancy.tenants import name_taken, not_active, unknown_tenant
+from gateway.web.authentication import insufficient_scope
+from gateway.web.bodies import body_too_large
 
 JsonSchema = dict[str, object]
+IMAGE_ID = "img_19aa8c1e5d0_0123456789abcdef0123456789abcdef"
 ON_EVERY_REFUSAL = ("X-Request-Id", "X-Client-Request-Id", "X-Gateway-Generation-Id")
 """The third is sent if money was reserved for the request before it was refused."""
 
@@ -43,26 +47,26 @@ class DocumentedRefusal:
     headers: Sequence[str] = ()
 
 
+def _of_provider(magic_word: str) -> GatewayError:
+    """Build the refusal after a provider's failure, as the sandbox triggers it."""
+    return client_error(magic_failure(magic_word), house_credential=False, model="")
+
+
 REFUSALS: Mapping[int, DocumentedRefusal] = {
     400: DocumentedRefusal(
         "BadRequest",
         "The request itself is invalid; `param` names the field. Change it before a retry.",
         (
-            InvalidRequest("Unknown parameter: 'sise'.", code="unknown_parameter", param="sise"),
-            InvalidRequest(
-                "Invalid 'n': integer above maximum value. Expected a value <= 10, but got 11 "
-                "instead.",
-                code="integer_above_max_value",
-                param="n",
-            ),
-            InvalidRequest("limit: Input should be less than or equal to 100.", param="limit"),
-            ContentRefused("Your request was rejected by the safety system."),
+            unknown_parameter("sise"),
+            above_maximum("n", 11, 10),
+            invalid_field("limit", "Input should be less than or equal to 100", "less_than_equal"),
+            _of_provider("[sandbox:moderation]"),
         ),
     ),
     401: DocumentedRefusal(
         "Unauthenticated",
         "The key is missing, malformed, unknown, revoked or expired.",
-        (Unauthenticated("This API key is unknown, or it was revoked."),),
+        (unknown_key(),),
         ("WWW-Authenticate",),
     ),
     402: DocumentedRefusal(
@@ -70,9 +74,12 @@ REFUSALS: Mapping[int, DocumentedRefusal] = {
         "The worst-case cost of this call exceeds the rest of a budget; the message names the "
         "budget and when it resets. Nothing was bought.",
         (
-            BudgetExceeded(
-                "The tenant's budget per month of 50.00 USD has 0.002 USD left, less than this "
-                "call can cost at most. It begins anew at 2026-12-01T00:00:00+00:00."
+            budget_refusal(
+                "tenant",
+                "month",
+                limit_nano=parse_usd("50"),
+                available_nano=parse_usd("0.002"),
+                resets_at=datetime(2026, 12, 1, tzinfo=UTC),
             ),
         ),
         ("X-Should-Retry",),
@@ -81,21 +88,18 @@ REFUSALS: Mapping[int, DocumentedRefusal] = {
         "Forbidden",
         "The key is valid but lacks permission; or an image link is invalid or has expired.",
         (
-            InsufficientScope(
-                "This API key lacks the scope images:write; it has: images:read.",
-                scopes=("images:write",),
-            ),
-            Forbidden("This tenant is suspended.", code="tenant_suspended"),
-            Forbidden("The user of this key is disabled.", code="user_disabled"),
-            Forbidden("This image link has expired.", code="link_expired"),
+            insufficient_scope("API key", [Scope.IMAGES_READ], needed=[Scope.IMAGES_WRITE]),
+            not_active("suspended"),
+            not_active("user_disabled"),
+            expired_link(),
         ),
     ),
     404: DocumentedRefusal(
         "NotFound",
         "The object does not exist, or this key may not see it.",
         (
-            NotFound("The model 'dall-e-4' does not exist.", code="model_not_found", param="model"),
-            NotFound("There is no tenant 019aa5f2-7c00-7000-8000-000000000000.", param="tenant_id"),
+            unknown_model("dall-e-4"),
+            unknown_tenant(UUID("019aa5f2-7c00-7000-8000-000000000000")),
         ),
     ),
     409: DocumentedRefusal(
@@ -103,42 +107,42 @@ REFUSALS: Mapping[int, DocumentedRefusal] = {
         "The first request with this idempotency key is still being processed; or the object to "
         "create exists already.",
         (
-            IdempotencyInFlight("A request with this idempotency key is still being answered."),
-            Conflict("There is a tenant 'acme' already.", param="name"),
+            in_flight(),
+            name_taken("acme"),
         ),
         ("Retry-After", "X-Should-Retry"),
     ),
     413: DocumentedRefusal(
         "PayloadTooLarge",
         "The body is larger than the gateway reads.",
-        (PayloadTooLarge("The request body is larger than 1048576 bytes."),),
+        (body_too_large(1_048_576),),
     ),
     416: DocumentedRefusal(
         "RangeNotSatisfiable",
         "The file ends before the range begins; `Content-Range` has its size.",
-        (RangeNotSatisfiable("The file has 1024 bytes."),),
+        (beyond_end(1024),),
         ("Content-Range",),
     ),
     422: DocumentedRefusal(
         "IdempotencyConflict",
         "The idempotency key was used for another request. Nothing was bought.",
-        (
-            IdempotencyConflict(
-                "This idempotency key was used for another request.", param="idempotency_key"
-            ),
-        ),
+        (used_otherwise(),),
         ("X-Should-Retry",),
     ),
     424: DocumentedRefusal(
         "CredentialRejected",
         "The provider refused the tenant's own key. The house credential is not used instead.",
-        (CredentialRejected("The provider refused your own openai key."),),
+        (_of_provider("[sandbox:credential]"),),
         ("X-Should-Retry",),
     ),
     429: DocumentedRefusal(
         "RateLimited",
         "A limit of the gateway, named in the message, or of the provider. Nothing was bought.",
-        (RateLimited("The key's limit of 60 requests a minute is reached."),),
+        (
+            limit_reached(
+                RateLimit("key", LimitKind.REQUESTS, 60), standings=(), cost=1, wait_seconds=1
+            ),
+        ),
         ("Retry-After", "X-Should-Retry", "RateLimit", "RateLimit-Policy"),
     ),
     500: DocumentedRefusal(
@@ -146,30 +150,29 @@ REFUSALS: Mapping[int, DocumentedRefusal] = {
         "The image was made and paid for but cannot be delivered as requested; or the gateway has "
         "a defect, logged under `X-Request-Id`. Do not retry.",
         (
-            StorageFailed("The image was made and could not be stored."),
-            ImageUnfinished("The image was made and could not be brought to the asked size."),
+            not_stored(
+                UUID("019aa5f6-4d00-7000-8000-000000000000"),
+                [IMAGE_ID],
+                StorageState.SPOOLED,
+                has_key=False,
+            ),
+            kept_unfinished(unfinished(512, 512, "UnusableImage"), [IMAGE_ID]),
         ),
         ("X-Should-Retry",),
     ),
     502: DocumentedRefusal(
         "ProviderUnreachable",
         "The connection to the provider failed. Nothing was bought.",
-        (ProviderUnreachable("The provider cannot be reached."),),
+        (_of_provider("[sandbox:unreachable]"),),
     ),
     503: DocumentedRefusal(
         "Unavailable",
         "The gateway cannot serve this now, or lacks a setting. Nothing was bought.",
         (
-            Unavailable("The gateway is at its limit.", retry_after_seconds=1),
-            Unavailable(
-                "The gateway's database is not available right now.", code="database_unavailable"
-            ),
-            Unavailable(
-                "The image store does not respond, so no link to an image can be given.",
-                code="storage_unavailable",
-                retry_after_seconds=10,
-            ),
-            NotConfigured("No openai key is configured.", code="no_credential"),
+            Unavailable(BUSY, retry_after_seconds=1),
+            DatabaseUnavailable(),
+            store_away(is_spool_full=False),
+            no_credential("openai"),
         ),
         ("Retry-After", "X-Should-Retry"),
     ),
@@ -177,7 +180,7 @@ REFUSALS: Mapping[int, DocumentedRefusal] = {
         "OutcomeUnknown",
         "The provider may have made and billed the image; the ledger will show it. Do not retry "
         "without the same idempotency key.",
-        (OutcomeUnknown("The outcome of this call is not known."),),
+        (_of_provider("[sandbox:unknown]"),),
         ("X-Should-Retry",),
     ),
 }

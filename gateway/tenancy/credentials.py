@@ -96,13 +96,7 @@ class Credentials:
         if choice is not None and choice.owner != "house":
             return choice
         if provider not in self._house:
-            raise NotConfigured(
-                f"No {provider} key is configured: store your own with "
-                f"PUT /v1/credentials/{provider} or `gateway credentials set`, "
-                "or let the operator set OPENAI_API_KEY. "
-                "Test keys (igw_test_…) work without one.",
-                code="no_credential",
-            )
+            raise no_credential(provider)
         return CredentialChoice("house")
 
     async def open(self, choice: CredentialChoice, provider: str) -> SecretText:
@@ -345,6 +339,16 @@ async def delete(
         tenant_id=tenant_id,
         object_id=row.id,
         before=_shown(row),
+    )
+
+
+def no_credential(provider: str) -> NotConfigured:
+    """Build the refusal of a live call for which there is no key of the provider."""
+    return NotConfigured(
+        f"No {provider} key is configured: store your own with PUT /v1/credentials/{provider} or "
+        "`gateway credentials set`, or let the operator set OPENAI_API_KEY. Test keys "
+        "(igw_test_…) work without one.",
+        code="no_credential",
     )
 
 

@@ -18,9 +18,8 @@ from gateway.db.tables import (
     TenantUserRow,
     WebhookEndpointRow,
 )
-from gateway.errors import NotFound
 from gateway.tenancy import tenants, users
-from gateway.tenancy.tenants import Tenant
+from gateway.tenancy.tenants import Tenant, unknown_tenant
 from gateway.tenancy.users import User
 from gateway.vault.sealing import shred
 
@@ -39,7 +38,7 @@ async def delete_tenant(session: OperatorSession, tenant_id: UUID) -> Tenant:
     # Reservations refer to this row: the lock must not block those of other tenants.
     row = await session.get(TenantRow, tenant_id, with_for_update={"key_share": True})
     if row is None:
-        raise NotFound(f"There is no tenant {tenant_id}.", param="tenant_id")
+        raise unknown_tenant(tenant_id)
     before = await tenants.get(session, tenant_id)
     await _revoke_keys(session, tenant_id, true())
     await session.execute(delete(CredentialRow).where(CredentialRow.tenant_id == tenant_id))

@@ -96,7 +96,7 @@ class KeyLookup:
             )
         caller = await self._cached(text, kind, address)
         if caller is None:
-            raise Unauthenticated("This API key is unknown, or it was revoked.")
+            raise unknown_key()
         # For a refused key too, so that its tenant can look up the reason.
         current().identify(caller)
         if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
@@ -201,3 +201,8 @@ class KeyLookup:
         row = rows[0]
         operator = Operator(row.id, row.name, frozenset(row.scopes), row.expires_at)
         return operator, "operator_key", row.digest
+
+
+def unknown_key() -> Unauthenticated:
+    """Build the refusal of a key that was never issued, or was revoked: both look the same."""
+    return Unauthenticated("This API key is unknown, or it was revoked.")

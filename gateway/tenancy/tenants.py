@@ -83,7 +83,7 @@ async def create(session: OperatorSession, name: str, *, time_zone: str = "UTC")
     )
     tenant_id = made.scalar_one_or_none()
     if tenant_id is None:
-        raise _name_taken(name)
+        raise name_taken(name)
     tenant = await get(session, tenant_id)
     await record(
         session,
@@ -105,7 +105,7 @@ async def get(
     """
     row = await session.get(TenantRow, tenant_id)
     if row is None:
-        raise NotFound(f"There is no tenant {tenant_id}.", param=param)
+        raise unknown_tenant(tenant_id, param=param)
     return _tenant(row)
 
 
@@ -216,7 +216,7 @@ async def _update(session: OperatorSession, tenant_id: UUID, changes: Mapping[st
             )
     except IntegrityError:
         # Everything else was checked above: only the name can have been taken meanwhile.
-        raise _name_taken(str(changes["name"])) from None
+        raise name_taken(str(changes["name"])) from None
 
 
 async def _check_changes(session: OperatorSession, changes: Mapping[str, object]) -> None:
@@ -259,7 +259,7 @@ async def keep_living(session: OperatorSession | TenantSession, tenant_id: UUID)
         TenantRow, tenant_id, with_for_update={"read": True}, populate_existing=True
     )
     if row is None:
-        raise NotFound(f"There is no tenant {tenant_id}.", param="tenant_id")
+        raise unknown_tenant(tenant_id)
     _refuse_deleted(row)
 
 
@@ -275,8 +275,18 @@ def _refuse_deleted(row: TenantRow) -> None:
 def refuse_suspended(status: str) -> None:
     """Raise `Forbidden` if the status of a tenant or a user refuses all its requests."""
     if status != "active":
-        code, message = _REFUSALS.get(status, _REFUSALS["suspended"])
-        raise Forbidden(message, code=code)
+        raise not_active(status)
+
+
+def not_active(status: str) -> Forbidden:
+    """Build the refusal of every request of a tenant or a user with this status."""
+    code, message = _REFUSALS.get(status, _REFUSALS["suspended"])
+    return Forbidden(message, code=code)
+
+
+def unknown_tenant(tenant_id: UUID, *, param: str | None = "tenant_id") -> NotFound:
+    """Build the refusal of a tenant's id that does not exist."""
+    return NotFound(f"There is no tenant {tenant_id}.", param=param)
 
 
 def check_name(name: str) -> None:
@@ -296,7 +306,8 @@ def as_uuid(text: str) -> UUID | None:
         return None
 
 
-def _name_taken(name: str) -> Conflict:
+def name_taken(name: str) -> Conflict:
+    """Build the refusal of a name that another tenant has."""
     return Conflict(f"There is a tenant {name!r} already.", param="name")
 
 

@@ -5,7 +5,7 @@ paths. With an identity provider, refusals carry the challenges of RFC 6750 and 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from gateway.bootstrap import Gateway
 from gateway.config import Settings
@@ -195,10 +195,17 @@ def _header(scope: RequestScope, name: bytes) -> str:
 
 def _insufficient(caller: Caller, *scopes: Scope) -> InsufficientScope:
     what = "token" if caller.api_key_id is None else "API key"
+    return insufficient_scope(what, caller.scopes, needed=scopes)
+
+
+def insufficient_scope(
+    what: str, scopes: Collection[str], *, needed: Sequence[Scope]
+) -> InsufficientScope:
+    """Build the refusal of an API key or token that has these scopes and none of those needed."""
     return InsufficientScope(
-        f"This {what} lacks the scope {' or '.join(scopes)}; it has: "
-        f"{', '.join(sorted(caller.scopes)) or 'none'}.",
-        scopes=scopes,
+        f"This {what} lacks the scope {' or '.join(needed)}; it has: "
+        f"{', '.join(sorted(scopes)) or 'none'}.",
+        scopes=needed,
     )
 
 

@@ -26,7 +26,7 @@ async def body_parts(
     """
     announced = _values(scope, CONTENT_LENGTH)
     if any(length.isdigit() and int(length) > max_bytes for length in announced):
-        raise _too_large(max_bytes, advice)
+        raise body_too_large(max_bytes, advice)
     deadline = asyncio.get_running_loop().time() + seconds
     received_bytes, is_complete = 0, False
     while not is_complete:
@@ -41,7 +41,7 @@ async def body_parts(
         part = message.get("body", b"")
         received_bytes += len(part)
         if received_bytes > max_bytes:
-            raise _too_large(max_bytes, advice)
+            raise body_too_large(max_bytes, advice)
         is_complete = not message.get("more_body", False)
         if part:
             yield part
@@ -72,7 +72,8 @@ def refuse_compressed(scope: RequestScope) -> None:
         )
 
 
-def _too_large(max_bytes: int, advice: str) -> PayloadTooLarge:
+def body_too_large(max_bytes: int, advice: str = "") -> PayloadTooLarge:
+    """Build the refusal of a body that is longer than the gateway reads."""
     return PayloadTooLarge(f"The request body is larger than {max_bytes} bytes.{advice}")
 
 

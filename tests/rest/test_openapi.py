@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
 from tests.harness import Served
 
 MULTIPART = {"/v1/images/edits", "/v1/images/variations", "/edit_image"}
@@ -79,6 +81,32 @@ async def test_concurrent_requests_for_the_description_get_the_same(served: Serv
         answers = await asyncio.gather(*(http.get("/openapi.json") for _ in range(5)))
     assert len({answer.content for answer in answers}) == 1
     assert answers[0].json()["components"]["securitySchemes"].keys() == {"key", "admin_key"}
+
+
+def examples(part: object) -> Iterator[tuple[dict[str, Any], object]]:
+    """Each schema that has examples, with each of them; a media type's have the schema beside."""
+    if isinstance(part, list):
+        for item in part:
+            yield from examples(item)
+    if isinstance(part, dict):
+        found = part.get("examples", [])
+        for one in found if isinstance(found, list) else found.values():
+            yield (part, one) if isinstance(found, list) else (part["schema"], one["value"])
+        for name, item in part.items():
+            if name != "examples":
+                yield from examples(item)
+
+
+async def test_every_example_fits_the_schema_beside_it(served: Served) -> None:
+    async with served.http() as http:
+        document = (await http.get("/openapi.json")).json()
+    found = [
+        (schema.get("schema", schema) | {"components": document["components"]}, one)
+        for schema, one in examples(document)
+    ]
+    assert len(found) > 100
+    for schema, one in found:
+        Draft202012Validator(schema).validate(one)
 
 
 async def test_every_operation_says_who_may_call_it_and_how_it_refuses(served: Served) -> None:

@@ -155,17 +155,9 @@ class Sandbox:
         del credential
         if MAGIC_SLOW in request.prompt:
             await asyncio.sleep(SLOW_SECONDS)
-        for word, (outcome, reason, message, code) in _FAILURES.items():
+        for word in _FAILURES:
             if word in request.prompt:
-                retry_after = 1 if reason is Reason.RATE_LIMITED else None
-                raise ProviderFailure(
-                    outcome,
-                    reason,
-                    message,
-                    code=code,
-                    retry_after_seconds=retry_after,
-                    reply=_reply(_STATUSES[reason]) if reason in _STATUSES else None,
-                )
+                raise magic_failure(word)
         return await self._draw_all(_read(request), partials)
 
     async def close(self) -> None:
@@ -196,6 +188,19 @@ class Sandbox:
             output_format=job.output_format,
             reply=_reply(OK),
         )
+
+
+def magic_failure(word: str) -> ProviderFailure:
+    """Build the failure that a magic word such as `[sandbox:unknown]` triggers."""
+    outcome, reason, message, code = _FAILURES[word]
+    return ProviderFailure(
+        outcome,
+        reason,
+        message,
+        code=code,
+        retry_after_seconds=1 if reason is Reason.RATE_LIMITED else None,
+        reply=_reply(_STATUSES[reason]) if reason in _STATUSES else None,
+    )
 
 
 def _reply(status: int) -> ProviderReply:
