@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from gateway.catalog.loading import load_catalog
 from gateway.domain import Operation
 from gateway.image_models import Model
-from gateway.image_parameters import Kind, Parameter, parameters_of
+from gateway.image_parameters import PARAMETERS, Kind, Parameter, parameters_of
 
+CATALOG = load_catalog()
 SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
 BESIDE: dict[str, dict[str, Any]] = {"output_compression": {"output_format": "webp"}}
 """The other parameters that a parameter requires, in any request."""
@@ -25,6 +27,13 @@ def requests_with_every_value(model: Model, operation: Operation) -> list[dict[s
         if parameter.of_every_model or parameter.name in model.parameters
         for value in values_of(parameter, model)
     ]
+
+
+def model_for(name: str) -> dict[str, str]:
+    """A model beside a parameter that not every model accepts; nothing beside another argument."""
+    if all(one.of_every_model for one in PARAMETERS if one.name == name):
+        return {}
+    return {"model": next(one.id for one in CATALOG.models.values() if name in one.parameters)}
 
 
 def values_of(parameter: Parameter, model: Model) -> Iterator[str | int | bool]:

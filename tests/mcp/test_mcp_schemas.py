@@ -13,6 +13,7 @@ from tests.harness import GPT2, Served
 from tests.hosting_helpers import Hosted
 from tests.image_helpers import data_url, png
 from tests.mcp_helpers import MODES, Message, call, content_of, post
+from tests.parameter_helpers import model_for
 
 MAX_TOKENS = 25_000
 CHARACTERS_PER_TOKEN = 2
@@ -27,11 +28,6 @@ WHOLE: dict[str, dict[str, Any]] = {
     "estimate_cost": MAKE,
     "get_usage": {},
 }
-FITTING: dict[str, dict[str, Any]] = {
-    "input_fidelity": {"model": "gpt-image-1"},
-    "partial_images": {"n": 1},
-}
-"""The other arguments that a value of an argument requires."""
 BUYING = {"generate_image", "edit_image", "create_variation"}
 
 
@@ -106,7 +102,7 @@ async def test_every_announced_example_choice_default_and_bound_is_accepted(
                     Draft202012Validator(schema).validate(value)
                     if argument == "image":
                         await keep(hosted, value.removeprefix("generated-images://"))
-                    arguments = WHOLE[name] | FITTING.get(argument, {}) | {argument: value}
+                    arguments = WHOLE[name] | model_for(argument) | {argument: value}
                     result = await call(client, name, **arguments)
                     tried.append((name, argument, value))
                     assert not result.is_error, (tried[-1], result.content)
