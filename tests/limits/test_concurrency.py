@@ -35,6 +35,15 @@ def test_one_tenant_gets_its_share_and_all_together_no_more_than_the_bound() -> 
         assert not is_refused(limit, ANN)
 
 
+def test_a_tenant_that_gives_one_place_back_keeps_its_others() -> None:
+    limit = Bulkhead(5, "uploads", most_of_one=2)
+    limit.take(ANN)
+    limit.take(ANN)
+    limit.give_back(ANN)
+    limit.take(ANN)
+    assert is_refused(limit, ANN)
+
+
 @pytest.mark.parametrize(("most", "share"), [(1, 1), (2, 1), (4, 2), (5, 2)])
 def test_by_default_one_tenant_takes_at_most_half(most: int, share: int) -> None:
     limit = Bulkhead(most, "uploads")

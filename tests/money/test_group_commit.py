@@ -91,6 +91,16 @@ async def test_one_item_that_cannot_be_committed_spoils_no_other() -> None:
     assert store.batches == [[0], [1, 2, 3], [1], [2], [3]]
 
 
+async def test_of_two_items_one_that_cannot_be_committed_spoils_not_the_other() -> None:
+    store = Store()
+    store.refuses = {2: ValueError("2")}
+    tasks = await submitted(store.group(), store, 1, 2)
+    store.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert answers[:2] == ["result 0", "result 1"]
+    assert isinstance(answers[2], ValueError)
+
+
 async def test_while_the_database_is_away_a_whole_batch_fails_and_none_is_retried() -> None:
     store = Store()
     store.refuses = {2: Unavailable("away", retry_after_seconds=1)}

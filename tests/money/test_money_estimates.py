@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.billing.estimates import USUAL, usual_choice
+from gateway.billing.sweeping import SweptReservations, sweep
 from gateway.image_models import AutoChoice
 from gateway.money import parse_usd
 from tests.harness import GPT2, Served
@@ -44,6 +45,24 @@ async def bound(served: Served, quality: str, size: str) -> int:
         body = image_body(quality=quality, size=size)
         answer = await http.post("/v1/images/quotes", json=body)
     return parse_usd(answer.json()["cost_usd_max"])
+
+
+async def test_a_sweep_tells_how_many_calls_it_estimated(served: Served, stub: Stub) -> None:
+    for _ in range(2):
+        stub.faults.add(Fault("reset_after_headers"))
+        async with served.http(await served.key()) as http:
+            assert (await post_image(http)).status_code == 504
+    await age_unknown(served)
+    swept = [
+        await sweep(
+            served.gateway.database, served.gateway.core.catalog.models, estimate_after_seconds=60
+        )
+        for _ in range(2)
+    ]
+    assert swept == [
+        SweptReservations(expired=0, estimated=2),
+        SweptReservations(expired=0, estimated=0),
+    ]
 
 
 async def test_an_open_quality_and_size_are_estimated_as_most_frequent(
