@@ -64,7 +64,8 @@ def _argument(parameter: Parameter, tool: ToolArgument) -> Schema:
     if parameter.kind is Kind.PROMPT:
         schema["minLength"] = parameter.minimum
     if parameter.kind is Kind.INTEGER:
-        schema |= {"minimum": parameter.minimum, "maximum": parameter.maximum}
+        bounds = {"minimum": parameter.minimum, "maximum": parameter.maximum}
+        schema |= {name: bound for name, bound in bounds.items() if bound is not None}
     if tool.choices:
         schema["enum"] = list(tool.choices)
     if tool.default is not None:
