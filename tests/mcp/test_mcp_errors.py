@@ -84,6 +84,7 @@ MISSING, UNKNOWN = "missing_required_parameter", "unknown_parameter"
 KEY = "idempotency_key"
 SEVENTEEN, HUNDRED = [IMAGE] * 17, [IMAGE] * 100
 HOLES_IN_JPEG = {"background": "transparent", "output_format": "jpeg"}
+OLD_TWICE = {"model": "dall-e-3", "quality": "standard", "n": 2}
 WRONG: list[Case] = [
     ("generate_image", {"prompt": None}, MISSING, "prompt"),
     ("edit_image", {"prompt": None}, MISSING, "prompt"),
@@ -108,7 +109,7 @@ WRONG: list[Case] = [
     ("generate_image", {"n": 0}, "integer_below_min_value", "n"),
     ("generate_image", {"n": 11}, "integer_above_max_value", "n"),
     ("generate_image", {"n": 10**400}, "integer_above_max_value", "n"),
-    ("estimate_cost", {"model": "dall-e-3", "n": 2}, "integer_above_max_value", "n"),
+    ("estimate_cost", OLD_TWICE, "integer_above_max_value", "n"),
     ("generate_image", {"size": "1000x1000"}, "invalid_value", "size"),
     ("generate_image", {"quality": "best"}, "invalid_value", "quality"),
     ("generate_image", HOLES_IN_JPEG, "invalid_value", "background"),
