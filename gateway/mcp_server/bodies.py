@@ -14,8 +14,8 @@ import pydantic_core
 
 from gateway.errors import InvalidRequest, PayloadTooLarge
 from gateway.mcp_server.long_texts import MAX_REST_BYTES, Cut, cut_long_texts
+from gateway.web.bodies import LARGE_BODY_BYTES
 
-LARGE_BODY_BYTES = 262_144
 MAX_PARTS = 100_000
 """Limit on commas and brackets, also within strings: each may become an object of a hundred
 bytes."""

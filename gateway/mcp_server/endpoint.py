@@ -18,10 +18,10 @@ from gateway.config import Settings
 from gateway.domain import Caller
 from gateway.errors import GatewayError, IncompleteBody
 from gateway.load.concurrency import Bulkhead
-from gateway.mcp_server.bodies import LARGE_BODY_BYTES, MessageBody, read_message
+from gateway.mcp_server.bodies import MessageBody, read_message
 from gateway.mcp_server.calls import ARGUMENTS_STATE
 from gateway.web.admission import as_json_rpc
-from gateway.web.bodies import body_parts
+from gateway.web.bodies import LARGE_BODY_BYTES, body_parts
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 
 log = structlog.get_logger(__name__)

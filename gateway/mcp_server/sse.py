@@ -27,7 +27,6 @@ from gateway.domain import Caller
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.load.concurrency import Bulkhead
 from gateway.load.gate import leave_current_slot
-from gateway.mcp_server.bodies import LARGE_BODY_BYTES
 from gateway.mcp_server.calls import Context, opened_gateway, request_of
 from gateway.mcp_server.endpoint import (
     McpEndpoint,
@@ -37,6 +36,7 @@ from gateway.mcp_server.endpoint import (
 )
 from gateway.request_record import RequestRecord, current, set_current
 from gateway.web.admission import as_json_rpc
+from gateway.web.bodies import LARGE_BODY_BYTES
 from gateway.web.instrumentation import Message, Receive, RequestScope, Send, send_error
 from gateway.web.routes import SSE_MESSAGES_PATH, SSE_PATH
 

@@ -18,11 +18,11 @@ from gateway.domain import Caller
 from gateway.errors import GatewayError, Unavailable, envelope, response_headers
 from gateway.load.gate import Gate, GateSlot, set_current_slot
 from gateway.request_record import note_error
+from gateway.web.bodies import LARGE_BODY_BYTES
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
 from gateway.web.routes import AdmissionClass, find_route
 
 BODY_PATIENCE_SECONDS = 0.25
-LARGE_BODY_BYTES = 262_144
 WAITING_BODY_BYTES = 65_536
 """The part of a body that is read while its request waits: a thousand may wait."""
 JSON_RPC_ERRORS = {True: -32600, False: -32603}

@@ -10,6 +10,8 @@ from contextlib import aclosing
 from gateway.errors import BodyTooSlow, IncompleteBody, InvalidRequest, PayloadTooLarge
 from gateway.web.instrumentation import Receive, RequestScope
 
+LARGE_BODY_BYTES = 262_144
+"""A longer body is large: its request leaves its slot, and MCP parses it off the event loop."""
 CONTENT_LENGTH, CONTENT_ENCODING = b"content-length", b"content-encoding"
 
 
