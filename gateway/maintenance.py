@@ -56,7 +56,6 @@ class Sweeper:
         self._journals = DeadJournals(gateway.database, gateway.settings.resolved_journal_dir)
         self._tasks: list[asyncio.Task[None]] = []
         self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
-        self._invariants_checked = time.monotonic()
         self._lifetimes_due = time.monotonic()
 
     def start(self) -> None:
@@ -74,6 +73,7 @@ class Sweeper:
             self._send_events,
             self._sweep_requests,
             self._add_up_usage,
+            self._check_invariants,
             self._retire_secrets,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
@@ -95,6 +95,7 @@ class Sweeper:
         await self._delete_expired_images()
         await self._keep_requests()
         await self._roll_up_usage()
+        await self._check_invariants()
 
     async def reconcile(self, now: datetime | None = None) -> RemovedOrphans:
         """Compare store and rows once; remove unmatched objects that are old enough at `now`.
@@ -169,12 +170,17 @@ class Sweeper:
             age = timedelta(0) if live.oldest is None else now - live.oldest
             telemetry.open_nano_usd.labels(state).set(live.amount_nano)
             telemetry.open_age_seconds.labels(state).set(max(0.0, age.total_seconds()))
-        if time.monotonic() - self._invariants_checked > INVARIANT_INTERVAL_SECONDS:
-            self._invariants_checked = time.monotonic()
-            breaks = await ledger.invariant_breaks(database)
-            telemetry.invariant_breaks.set(len(breaks))
-            for found in breaks:
-                telemetry.alarm("invariant_break", what=found.what, id=found.id)
+
+    async def _check_invariants(self) -> None:
+        """Check the books once an hour, in one worker: it reads the whole ledger."""
+        database = self._gateway.database
+        async with database.operator() as session:
+            if not await sweeps.claim(session, "invariants", seconds=INVARIANT_INTERVAL_SECONDS):
+                return
+        breaks = await ledger.invariant_breaks(database)
+        telemetry.invariant_breaks.set(len(breaks))
+        for found in breaks:
+            telemetry.alarm("invariant_break", what=found.what, id=found.id)
 
     async def _sweep_requests(self) -> None:
         async with self._gateway.database.operator() as session:

@@ -93,7 +93,8 @@ CREATE TABLE usage_stale (
 );
 INSERT INTO usage_pending (tenant_id, reservation_id, seq)
 SELECT tenant_id, reservation_id, seq FROM ledger WHERE kind <> 'hold';
-INSERT INTO sweep (name) VALUES ('usage');
+INSERT INTO sweep (name, due_at) VALUES
+    ('usage', now()), ('invariants', now() + interval '1 hour');
 
 DO $$
 DECLARE

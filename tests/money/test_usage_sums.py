@@ -9,6 +9,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.billing import usage, usage_sums
 from gateway.billing.usage_queries import (
@@ -224,6 +225,10 @@ async def test_a_report_of_too_many_groups_is_refused_and_says_what_to_do(served
     assert fewer.json()["total"]["requests"] == 10_001
 
 
+def alarms() -> float:
+    return REGISTRY.get_sample_value("gateway_alarms_total", {"kind": "invariant_break"}) or 0
+
+
 async def test_sums_that_differ_from_the_ledger_are_an_invariant_break(served: Served) -> None:
     async with served.http(await served.key()) as http:
         await post_image(http)
@@ -236,4 +241,10 @@ async def test_sums_that_differ_from_the_ledger_are_an_invariant_break(served: S
         await served.owner_sql(f"UPDATE {table} SET amount_nano = amount_nano + 1")  # noqa: S608
         [found] = await served.owner_sql("SELECT what, id FROM invariant_break")
         assert (found.what, UUID(found.id)) == (what, served.tenant_id)
+        await served.owner_sql("UPDATE sweep SET due_at = now() WHERE name = 'invariants'")
+        before = alarms()
+        for _ in range(2):  # once an hour, in one of the workers
+            await served.sweep()
+        assert alarms() == before + 1
+        assert REGISTRY.get_sample_value("gateway_invariant_breaks") == 1
         await served.owner_sql(f"UPDATE {table} SET amount_nano = amount_nano - 1")  # noqa: S608
