@@ -19,7 +19,7 @@ import asyncpg
 
 from benchmarks.rows import save
 from gateway.billing import usage
-from gateway.billing.usage_queries import GroupField, Period
+from gateway.billing.usage_queries import EVERYTHING, GroupField, Period, ReportQuery
 from gateway.db.embedded import EmbeddedPostgres
 from gateway.db.engine import APP_ROLE, Database
 from gateway.db.migrate import ensure_database, migrate
@@ -31,6 +31,7 @@ SPENDERS = 200
 EPOCH = datetime(2025, 12, 1, tzinfo=UTC)
 ROLL_UP_LINES = 20_000
 ROUNDS = 20
+LIVE = True
 
 TENANTS = """
 INSERT INTO tenant (id, name, time_zone)
@@ -149,20 +150,20 @@ def reports() -> dict[str, Work]:
     year = Period(EPOCH, last + timedelta(days=30))
 
     def tenant(tenant_id: UUID, period: Period, *group_by: GroupField) -> Work:
+        asked = ReportQuery(tenant_id, EVERYTHING, LIVE, period, group_by)
+
         async def work(database: Database) -> object:
             async with database.tenant(tenant_id) as session:
-                return await usage.tenant_report(
-                    session, tenant_id, livemode=True, period=period, group_by=group_by
-                )
+                return await usage.report(session, asked)
 
         return work
 
     def operator(period: Period, *group_by: GroupField) -> Work:
+        asked = ReportQuery(None, EVERYTHING, LIVE, period, group_by)
+
         async def work(database: Database) -> object:
             async with database.operator() as session:
-                return await usage.operator_report(
-                    session, livemode=True, period=period, group_by=group_by
-                )
+                return await usage.report(session, asked)
 
         return work
 

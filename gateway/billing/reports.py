@@ -2,9 +2,11 @@
 
 import csv
 import io
+from collections.abc import Sequence
 
 from gateway.billing import budgets
 from gateway.billing.usage import UsageReport, UsageRow
+from gateway.billing.usage_queries import ReportQuery
 from gateway.money import format_usd, format_usd_short
 
 
@@ -54,22 +56,29 @@ def render_report(report: UsageReport) -> dict[str, object]:
         "start": report.query.period.start.isoformat(),
         "end": report.query.period.end.isoformat(),
         "group_by": list(report.query.group_by),
-        "data": [_row(report, row) for row in report.rows],
+        "data": [render_row(report.query, row) for row in report.rows],
         "total": render_sums(report.total),
     }
 
 
-def _row(report: UsageReport, row: UsageRow) -> dict[str, int | str | None]:
-    return {**dict(zip(report.query.columns, row.group, strict=True)), **render_sums(row)}
+def render_row(query: ReportQuery, row: UsageRow) -> dict[str, int | str | None]:
+    """Render one row of a report, with the names of its group."""
+    return {**dict(zip(query.columns, row.group, strict=True)), **render_sums(row)}
 
 
-def report_csv(report: UsageReport) -> str:
-    """Render a report as CSV with a header line and without a total."""
+def csv_header(query: ReportQuery) -> str:
+    """Render the first line of a report as CSV, with its line end."""
+    return _csv_line([*query.columns, *render_sums(UsageRow((), 0, 0, 0, 0, 0))])
+
+
+def csv_row(row: UsageRow) -> str:
+    """Render one row of a report as CSV, with its line end."""
+    return _csv_line([*(_csv_text(value) for value in row.group), *render_sums(row).values()])
+
+
+def _csv_line(cells: Sequence[int | str]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*report.query.columns, *render_sums(report.total)])
-    for row in report.rows if report.query.group_by else (report.total,):
-        writer.writerow([*(_csv_text(value) for value in row.group), *render_sums(row).values()])
+    csv.writer(out, lineterminator="\n").writerow(cells)
     return out.getvalue()
 
 

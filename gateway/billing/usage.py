@@ -1,6 +1,6 @@
 """Usage reports: sums of ledger lines, so that report and ledger cannot disagree."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
@@ -11,12 +11,10 @@ from sqlalchemy.exc import DBAPIError
 
 from gateway.billing.usage_queries import (
     ESTIMATED,
-    EVERYTHING,
     OPEN,
     GroupField,
     Period,
     ReportQuery,
-    UsageFilters,
     settled,
     unsettled,
 )
@@ -26,6 +24,7 @@ from gateway.db.time_zones import check_time_zone
 from gateway.errors import InvalidRequest
 
 MAX_ROWS = 10_000
+MAX_EXPORTED_ROWS = 1_000_000
 QUERY_CANCELED = "57014"
 """The SQLSTATE of a statement beyond its time limit."""
 
@@ -136,82 +135,87 @@ def parse_group_by(text: str, *, allowed: Sequence[GroupField]) -> tuple[GroupFi
     return fields
 
 
-async def tenant_report(
-    session: TenantSession,
-    tenant_id: UUID,
-    *,
-    livemode: bool,
-    period: Period,
-    group_by: tuple[GroupField, ...],
-    filters: UsageFilters = EVERYTHING,
-    zone: str | None = None,
-) -> UsageReport:
-    """Report a tenant's usage, by the time of admission, in days of `zone` or of its own.
+async def report(session: TenantSession | OperatorSession, query: ReportQuery) -> UsageReport:
+    """Report usage by the time of admission.
 
     Raises:
         InvalidRequest: the report has too many rows or takes too long (`report_too_large`).
     """
-    query = ReportQuery(tenant_id, filters, livemode, period, group_by, zone)
-    return await _run(session, query)
-
-
-async def operator_report(
-    session: OperatorSession,
-    *,
-    livemode: bool,
-    period: Period,
-    group_by: tuple[GroupField, ...],
-    filters: UsageFilters = EVERYTHING,
-    zone: str | None = None,
-) -> UsageReport:
-    """Report every tenant's usage, in days of `zone` or of each tenant's own time zone.
-
-    Raises:
-        InvalidRequest: the report has too many rows or takes too long (`report_too_large`).
-    """
-    return await _run(session, ReportQuery(None, filters, livemode, period, group_by, zone))
-
-
-async def _run(session: TenantSession | OperatorSession, query: ReportQuery) -> UsageReport:
-    try:
-        rows = await _read(session, query)
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != QUERY_CANCELED:
-            raise
-        raise _too_large("takes too long") from error
+    rows = [row async for row in _rows(session, query, limit=MAX_ROWS + 1)]
     if len(rows) > MAX_ROWS:
-        raise _too_large(f"has more than {MAX_ROWS} rows")
+        raise _too_large(
+            f"has more than {MAX_ROWS} rows", "Ask for format=csv or jsonl, a shorter period"
+        )
+    if any(row.requests == row.cost_nano == 0 for row in rows):  # in the second part
+        rows.sort(key=lambda row: _in_order(row.group))
     listed = tuple(rows) if query.group_by else ()
     return UsageReport(query, listed, _total(rows))
 
 
-def _too_large(reason: str) -> InvalidRequest:
+async def export(
+    session: TenantSession | OperatorSession, query: ReportQuery
+) -> AsyncIterator[UsageRow]:
+    """Yield the rows of a report one by one; without groups, its total.
+
+    Raises:
+        InvalidRequest: it has more rows than can be exported, or takes too long
+            (`report_too_large`).
+    """
+    count = 0
+    async for row in _rows(session, query, limit=MAX_EXPORTED_ROWS + 1):
+        count += 1
+        if count > MAX_EXPORTED_ROWS:
+            raise _too_large(f"has more than {MAX_EXPORTED_ROWS} rows", "Ask for a shorter period")
+        yield row
+
+
+def _too_large(reason: str, advice: str) -> InvalidRequest:
     return InvalidRequest(
-        f"This report {reason}. Ask for a shorter period, one tenant, or fewer fields in group_by.",
+        f"This report {reason}. {advice}, one tenant, or fewer fields in group_by.",
         code="report_too_large",
         param="group_by",
     )
 
 
-async def _read(session: TenantSession | OperatorSession, query: ReportQuery) -> list[UsageRow]:
-    """Read the groups in their order, one more than a report may have at the most."""
-    width = len(query.columns)
+async def _rows(
+    session: TenantSession | OperatorSession, query: ReportQuery, *, limit: int
+) -> AsyncIterator[UsageRow]:
+    """Yield at most `limit` groups, sorted in each of two parts: settled ones, then others."""
+    try:
+        unsettled_rows = await _unsettled(session, query, limit)
+        width = len(query.columns)
+        async for row in await session.stream(settled(query, limit=limit)):
+            group = tuple(row[:width])
+            known = unsettled_rows.pop(group, None)
+            sums = UsageRow(group, *(int(value) for value in row[width:]))
+            yield (
+                sums
+                if known is None
+                else replace(sums, estimated_nano=known.estimated_nano, open_nano=known.open_nano)
+            )
+        for group in sorted(unsettled_rows, key=_in_order):
+            yield unsettled_rows[group]
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != QUERY_CANCELED:
+            raise
+        raise _too_large("takes too long", "Ask for a shorter period") from error
+
+
+async def _unsettled(
+    session: TenantSession | OperatorSession, query: ReportQuery, limit: int
+) -> dict[tuple[str | None, ...], UsageRow]:
+    """Read the estimated and the open part of each group that has one."""
     rows: dict[tuple[str | None, ...], UsageRow] = {}
-    for row in await session.execute(settled(query, limit=MAX_ROWS + 1)):
-        sums = (int(value) for value in row[width:])
-        rows[tuple(row[:width])] = UsageRow(tuple(row[:width]), *sums)
-    is_new = False
     for condition, amount, add in (
         (ESTIMATED, "final_nano", _with_estimated),
         (OPEN, "held_nano", _with_open),
     ):
-        statement = unsettled(query.tenant_id, query, condition, amount, limit=MAX_ROWS + 1)
+        statement = unsettled(query.tenant_id, query, condition, amount, limit=limit)
         for found in await session.execute(statement):
-            group = tuple(found[:-1])
-            is_new = is_new or group not in rows
-            known = rows.get(group, UsageRow(group, 0, 0, 0, 0, 0))
-            rows[group] = add(known, int(found[-1]))
-    return sorted(rows.values(), key=_in_order) if is_new else list(rows.values())
+            group, nano = tuple(found[:-1]), int(found[-1])
+            if nano:
+                rows[group] = add(rows.get(group, UsageRow(group, 0, 0, 0, 0, 0)), nano)
+    return rows
 
 
 def _with_estimated(row: UsageRow, nano: int) -> UsageRow:
@@ -222,8 +226,8 @@ def _with_open(row: UsageRow, nano: int) -> UsageRow:
     return replace(row, open_nano=nano)
 
 
-def _in_order(row: UsageRow) -> tuple[tuple[bool, str], ...]:
-    return tuple((text is None, text or "") for text in row.group)
+def _in_order(group: tuple[str | None, ...]) -> tuple[tuple[bool, str], ...]:
+    return tuple((text is None, text or "") for text in group)
 
 
 def _total(rows: Sequence[UsageRow]) -> UsageRow:

@@ -111,8 +111,8 @@ class Period:
 
         No call is admitted in the future.
         """
-        is_over = self.end < datetime.now(UTC)
-        return self.end if is_over else self.end + timedelta(days=3)
+        now = datetime.now(UTC)
+        return self.end if self.end < now else now + timedelta(days=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class ReportQuery:
     filters: UsageFilters
     livemode: bool
     period: Period
-    group_by: tuple[GroupField, ...]
+    group_by: tuple[GroupField, ...] = ()
     zone: str | None = None
 
     @property

@@ -1,5 +1,6 @@
 """Commands for prices and usage reports."""
 
+import sys
 import tomllib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -7,15 +8,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 
 from gateway.billing import prices as pricing
 from gateway.billing import usage as reporting
-from gateway.billing.reports import render_report, render_sums, report_csv
-from gateway.billing.usage_queries import GROUP_FIELDS, UsageFilters
+from gateway.billing.reports import csv_header, csv_row, render_report, render_row, render_sums
+from gateway.billing.usage_queries import GROUP_FIELDS, ReportQuery, UsageFilters
 from gateway.cli.output import JsonOption, console, invoker, print_json, read, refuse, run, show
 from gateway.core import Core, Reader
-from gateway.db.engine import TenantSession
+from gateway.db.engine import OperatorSession
 from gateway.domain import Price
 from gateway.image_models import SeedPrice
 from gateway.money import format_usd_short, parse_usd
@@ -34,6 +36,7 @@ class ReportFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    JSONL = "jsonl"
 
 
 @prices.command("list")
@@ -242,56 +245,59 @@ def usage(
     if last_month and (start or end):
         raise typer.BadParameter("give either --last-month or --from and --to")
     asked = _ReportRequest(tenant, start, end, last_month, group_by, key, user, model, zone, modes)
-    reports = read(lambda core: _reports(core, asked))
-    _print_reports(reports, ReportFormat.JSON if as_json else output)
+    if output in {ReportFormat.CSV, ReportFormat.JSONL} and not as_json:
+        read(lambda core: _export(core, asked, output))
+    else:
+        reports = read(lambda core: _reports(core, asked))
+        _print_reports(reports, ReportFormat.JSON if as_json else output)
 
 
-async def _reports(core: Reader, asked: _ReportRequest) -> list[tuple[bool, reporting.UsageReport]]:
+async def _queries(session: OperatorSession, asked: _ReportRequest) -> list[ReportQuery]:
+    """Resolve the names in a request; one query for each mode."""
     grouping = reporting.parse_group_by(asked.group_by, allowed=GROUP_FIELDS)
+    owner = None if asked.tenant is None else await lookups.find_tenant(session, asked.tenant)
+    default = "UTC" if owner is None else owner.time_zone
+    zone = await reporting.report_zone(session, asked.zone, default)
+    start, end = reporting.last_month(zone) if asked.last_month else (asked.start, asked.end)
+    period = reporting.parse_period(start, end, zone)
+    tenant_id = None if owner is None else owner.id
+    ids = await lookups.find_key_and_user(session, tenant_id, asked.key, asked.user)
+    filters = UsageFilters(*ids, asked.model)
+    return [
+        ReportQuery(tenant_id, filters, livemode, period, grouping, asked.zone)
+        for livemode in asked.modes
+    ]
+
+
+async def _reports(core: Reader, asked: _ReportRequest) -> list[reporting.UsageReport]:
     async with core.database.operator() as session:
-        owner = None if asked.tenant is None else await lookups.find_tenant(session, asked.tenant)
-        default = "UTC" if owner is None else owner.time_zone
-        zone = await reporting.report_zone(session, asked.zone, default)
-        start, end = reporting.last_month(zone) if asked.last_month else (asked.start, asked.end)
-        period = reporting.parse_period(start, end, zone)
-        ids = await lookups.find_key_and_user(
-            session, None if owner is None else owner.id, asked.key, asked.user
-        )
-        filters = UsageFilters(*ids, asked.model)
-        reports = []
-        for livemode in asked.modes:
-            if owner is None:
-                report = await reporting.operator_report(
-                    session,
-                    livemode=livemode,
-                    period=period,
-                    group_by=grouping,
-                    filters=filters,
-                    zone=asked.zone,
-                )
-            else:
-                report = await reporting.tenant_report(
-                    TenantSession(session),
-                    owner.id,
-                    livemode=livemode,
-                    period=period,
-                    group_by=grouping,
-                    filters=filters,
-                    zone=asked.zone,
-                )
-            reports.append((livemode, report))
-    return reports
+        return [await reporting.report(session, query) for query in await _queries(session, asked)]
 
 
-def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: ReportFormat) -> None:
+async def _export(core: Reader, asked: _ReportRequest, output: ReportFormat) -> None:
+    """Print every row as it is read; in CSV, a column tells live from test if both are asked."""
+    tells_mode = len(asked.modes) > 1
+    async with core.database.operator() as session:
+        for number, query in enumerate(await _queries(session, asked)):
+            mode = str(query.livemode).lower()
+            if output is ReportFormat.CSV and number == 0:
+                sys.stdout.write("livemode," * tells_mode + csv_header(query))
+            async for row in reporting.export(session, query):
+                if output is ReportFormat.CSV:
+                    sys.stdout.write(f"{mode}," * tells_mode + csv_row(row))
+                else:
+                    line = {"livemode": query.livemode, **render_row(query, row)}
+                    sys.stdout.write(orjson.dumps(line).decode() + "\n")
+
+
+def _print_reports(reports: list[reporting.UsageReport], output: ReportFormat) -> None:
     if output is ReportFormat.JSON:
-        rendered = [{"livemode": live, **render_report(report)} for live, report in reports]
+        rendered = [
+            {"livemode": report.query.livemode, **render_report(report)} for report in reports
+        ]
         print_json(rendered[0] if len(rendered) == 1 else rendered)
         return
-    if output is ReportFormat.CSV:
-        console.out(_csv(reports), end="")
-        return
-    for livemode, report in reports:
+    for report in reports:
         if report.total.requests == 0 and len(reports) > 1:
             continue
         total = replace(report.total, group=("total", *[None] * (len(report.query.columns) - 1)))
@@ -305,21 +311,9 @@ def _print_reports(reports: list[tuple[bool, reporting.UsageReport]], output: Re
                 for row in rows
             ],
             as_json=False,
-            title="Live" if livemode else "Test keys (sandbox: nothing was paid)",
+            title="Live" if report.query.livemode else "Test keys (sandbox: nothing was paid)",
             right=("requests", "images", "tokens_in", "tokens_out", *MONEY),
         )
         console.print()
-    if not any(report.total.requests for _, report in reports):
+    if not any(report.total.requests for report in reports):
         console.print("No usage in this period.")
-
-
-def _csv(reports: list[tuple[bool, reporting.UsageReport]]) -> str:
-    """Render one table; a column tells live from test if both are present."""
-    if len(reports) == 1:
-        return report_csv(reports[0][1])
-    lines: list[str] = []
-    for livemode, report in reports:
-        header, *rows = report_csv(report).splitlines()
-        lines = lines or [f"livemode,{header}"]
-        lines += [f"{str(livemode).lower()},{row}" for row in rows]
-    return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from gateway.billing import budgets, usage
 from gateway.billing.budgets import Budget
 from gateway.billing.reports import render_budget, render_sums
-from gateway.billing.usage_queries import UsageFilters
+from gateway.billing.usage_queries import ReportQuery, UsageFilters
 from gateway.generation.parameters import parse_image_request
 from gateway.mcp_server.calls import ToolCall
 from gateway.mcp_server.model_cards import ModelCard, model_card
@@ -143,13 +143,14 @@ async def get_usage(call: ToolCall) -> CallToolResult:
         today = datetime.now(ZoneInfo(zone)).date().isoformat()
         sums = [
             _sums(
-                await usage.tenant_report(
+                await usage.report(
                     session,
-                    caller.tenant_id,
-                    livemode=caller.livemode,
-                    period=usage.parse_period(start, None, zone),
-                    group_by=(),
-                    filters=UsageFilters(user_id=caller.user_id),
+                    ReportQuery(
+                        caller.tenant_id,
+                        UsageFilters(user_id=caller.user_id),
+                        caller.livemode,
+                        usage.parse_period(start, None, zone),
+                    ),
                 )
             )
             for start in (today, None)

@@ -1,20 +1,23 @@
 """Usage reports and budgets of the caller's tenant."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import budgets, usage
-from gateway.billing.reports import render_report, report_csv
-from gateway.billing.usage import UsageReport
-from gateway.billing.usage_queries import GROUP_FIELDS, GroupField, UsageFilters
+from gateway.billing.reports import csv_header, csv_row, render_report, render_row
+from gateway.billing.usage import UsageRow
+from gateway.billing.usage_queries import GROUP_FIELDS, GroupField, ReportQuery, UsageFilters
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.domain import Caller
+from gateway.media.temporary_files import new_spool
 from gateway.rest.budget_objects import BudgetList, TenantBudget
 from gateway.rest.dependencies import GatewayDep, UsageReader
 from gateway.rest.refusals import refused_with
@@ -22,6 +25,7 @@ from gateway.rest.schemas import UsageReportObject
 from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_key_and_user
 
 router = APIRouter(tags=["usage"])
+PART_BYTES = 262_144
 TENANT_FIELDS = tuple(field for field in GROUP_FIELDS if field != "tenant")
 
 
@@ -34,7 +38,8 @@ REPORT: dict[int | str, dict[str, object]] = {
                 "example": "model,requests,images,input_tokens,output_tokens,cost_usd,"
                 "estimated_usd,open_usd\n"
                 "gpt-image-2,4,4,52,784,0.023680000,0.000000000,0.005920000\n",
-            }
+            },
+            "application/jsonl": {"schema": {"type": "string"}},
         },
     }
 }
@@ -90,7 +95,9 @@ class UsageQuery(BaseModel):
     model: str | None = Field(
         None, min_length=1, max_length=255, description="Only calls served by this model."
     )
-    format: Literal["json", "csv"] = "json"
+    format: Literal["json", "csv", "jsonl"] = Field(
+        "json", description="`csv` and `jsonl` (a JSON object per line) have up to 1,000,000 rows."
+    )
 
 
 @router.get(
@@ -111,16 +118,15 @@ async def get_usage(
         zone = await usage.report_zone(
             session, query.time_zone, await usage.tenant_zone(session, caller.tenant_id)
         )
-        report = await usage.tenant_report(
-            session,
+        asked = ReportQuery(
             caller.tenant_id,
-            livemode=caller.livemode,
-            period=usage.parse_period(query.start, query.end, zone),
-            group_by=fields,
-            filters=await _filters_of(session, caller, query),
-            zone=query.time_zone,
+            await _filters_of(session, caller, query),
+            caller.livemode,
+            usage.parse_period(query.start, query.end, zone),
+            fields,
+            query.time_zone,
         )
-    return report_answer(report, query.format)
+        return await report_answer(session, asked, query.format)
 
 
 @router.get(
@@ -165,12 +171,44 @@ async def find_filters(
     return UsageFilters(*ids, model)
 
 
-def report_answer(report: UsageReport, as_format: Literal["json", "csv"]) -> Response:
-    """Render the report as JSON or CSV."""
-    if as_format == "csv":
-        return Response(
-            report_csv(report),
-            media_type="text/csv; charset=utf-8",
-            headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
-        )
-    return Response(orjson.dumps(render_report(report)), media_type="application/json")
+async def report_answer(
+    session: TenantSession | OperatorSession,
+    query: ReportQuery,
+    as_format: Literal["json", "csv", "jsonl"],
+) -> Response:
+    """Answer a report as JSON, or as a file of any length.
+
+    The file is complete before the answer begins: a slow reader keeps no connection to Postgres,
+    and an error is still an error's status.
+    """
+    if as_format == "json":
+        content = orjson.dumps(render_report(await usage.report(session, query)))
+        return Response(content, media_type="application/json")
+    with ExitStack() as undo:
+        file = undo.enter_context(new_spool())
+        if as_format == "csv":
+            file.write(csv_header(query).encode())
+        async for row in usage.export(session, query):
+            line = csv_row(row).encode() if as_format == "csv" else _json_line(query, row)
+            file.write(line)
+        undo.pop_all()
+    length = file.tell()
+    file.seek(0)
+    return StreamingResponse(
+        _parts(file),
+        media_type="text/csv; charset=utf-8" if as_format == "csv" else "application/jsonl",
+        headers={
+            "Content-Disposition": f'attachment; filename="usage.{as_format}"',
+            "Content-Length": str(length),
+        },
+    )
+
+
+def _json_line(query: ReportQuery, row: UsageRow) -> bytes:
+    return orjson.dumps(render_row(query, row), option=orjson.OPT_APPEND_NEWLINE)
+
+
+async def _parts(file: BinaryIO) -> AsyncIterator[bytes]:
+    with file:
+        while part := file.read(PART_BYTES):
+            yield part

@@ -1,6 +1,9 @@
 """The sums that reports read are the ledger, to the nano-dollar, whatever is rolled up when."""
 
 import asyncio
+import csv
+import io
+import json
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,6 +16,7 @@ from prometheus_client import REGISTRY
 
 from gateway.billing import usage, usage_sums
 from gateway.billing.usage_queries import (
+    EVERYTHING,
     GROUP_FIELDS,
     GroupField,
     Period,
@@ -113,19 +117,12 @@ async def check(
     served: Served, query: ReportQuery, lines: Sequence[Any], zones: dict[UUID, str]
 ) -> None:
     """Compare a report with the ledger's lines, summed in Python."""
-    options = {
-        "livemode": query.livemode,
-        "period": query.period,
-        "group_by": query.group_by,
-        "filters": query.filters,
-        "zone": query.zone,
-    }
-    async with served.gateway.database.operator() as session:
-        if query.tenant_id is None:
-            report = await usage.operator_report(session, **options)  # type: ignore[arg-type]
-    if query.tenant_id is not None:
+    if query.tenant_id is None:
+        async with served.gateway.database.operator() as session:
+            report = await usage.report(session, query)
+    else:
         async with served.gateway.database.tenant(query.tenant_id) as session:
-            report = await usage.tenant_report(session, query.tenant_id, **options)  # type: ignore[arg-type]
+            report = await usage.report(session, query)
     assert reported_sums(report) == expected_sums(lines, query, zones), query
 
 
@@ -192,9 +189,8 @@ async def test_reports_are_right_while_calls_are_made_and_sums_are_written(serve
         while not done.is_set():
             before = await served.ledger_total()
             async with database.tenant(served.tenant_id) as session:
-                found = await usage.tenant_report(
-                    session, served.tenant_id, livemode=True, period=period, group_by=("day",)
-                )
+                query = ReportQuery(served.tenant_id, EVERYTHING, True, period, ("day",))  # noqa: FBT003
+                found = await usage.report(session, query)
             assert before <= found.total.cost_nano <= await served.ledger_total()
             seen.add(found.total.cost_nano)
         return len(seen)
@@ -205,7 +201,7 @@ async def test_reports_are_right_while_calls_are_made_and_sums_are_written(serve
     await served.check_invariants()
 
 
-async def test_a_report_of_too_many_groups_is_refused_and_says_what_to_do(served: Served) -> None:
+async def test_a_report_of_too_many_groups_is_a_file_or_refused(served: Served) -> None:
     key = await served.key()
     owner = Owner(served.tenant_id, key.id)
     begin = datetime(2025, 1, 1, tzinfo=UTC)
@@ -218,11 +214,18 @@ async def test_a_report_of_too_many_groups_is_refused_and_says_what_to_do(served
     async with served.http(key) as http:
         refused = await http.get("/v1/usage?start=2025-01-01&group_by=hour")
         fewer = await http.get("/v1/usage?start=2025-01-01&group_by=day")
+        table = await http.get("/v1/usage?start=2025-01-01&group_by=hour&format=csv")
+        lines = await http.get("/v1/usage?start=2025-01-01&group_by=hour&format=jsonl")
     assert refused.status_code == 400
     error = error_of(refused)
     assert (error["code"], error["param"]) == ("report_too_large", "group_by")
     assert "fewer fields in group_by" in error["message"]
     assert fewer.json()["total"]["requests"] == 10_001
+    rows = list(csv.DictReader(io.StringIO(table.text)))
+    assert len(rows) == 10_001
+    objects = [json.loads(line) for line in lines.text.splitlines()]
+    assert [{name: str(value) for name, value in one.items()} for one in objects] == rows
+    assert lines.headers["content-type"] == "application/jsonl"
 
 
 def alarms() -> float:

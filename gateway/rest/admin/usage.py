@@ -8,8 +8,7 @@ from fastapi import Query as InQuery
 from pydantic import Field
 
 from gateway.billing import usage
-from gateway.billing.usage_queries import GROUP_FIELDS, GroupField
-from gateway.bootstrap import Gateway
+from gateway.billing.usage_queries import GROUP_FIELDS, ReportQuery
 from gateway.rest.admin.dependencies import reading_tenant
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.refusals import refused_with
@@ -37,43 +36,36 @@ async def get_usage(
     gateway: GatewayDep, query: Annotated[OperatorsUsageQuery, InQuery()]
 ) -> Response:
     """Sum the ledger of one tenant, or of all: unless `time_zone` is given, days are then those of
-    each tenant's time zone, and the bounds those of UTC. At most 10,000 rows.
+    each tenant's time zone, and the bounds those of UTC. JSON has at most 10,000 rows.
     """
     group_by = usage.parse_group_by(query.group_by, allowed=GROUP_FIELDS)
-    report = await _report(gateway, query, group_by)
-    return report_answer(report, query.format)
-
-
-async def _report(
-    gateway: Gateway, query: OperatorsUsageQuery, group_by: tuple[GroupField, ...]
-) -> usage.UsageReport:
     among = KeyScope(livemode=query.livemode)
     if query.tenant is None:
         async with gateway.database.operator() as session:
-            zone = await usage.report_zone(session, query.time_zone, "UTC")
-            period = usage.parse_period(query.start, query.end, zone)
-            return await usage.operator_report(
-                session,
-                livemode=query.livemode,
-                period=period,
-                group_by=group_by,
-                filters=await find_filters(
-                    session, None, query.key, query.user, query.model, among=among
+            asked = ReportQuery(
+                None,
+                await find_filters(session, None, query.key, query.user, query.model, among=among),
+                query.livemode,
+                usage.parse_period(
+                    query.start,
+                    query.end,
+                    await usage.report_zone(session, query.time_zone, "UTC"),
                 ),
-                zone=query.time_zone,
+                group_by,
+                query.time_zone,
             )
+            return await report_answer(session, asked, query.format)
     async with reading_tenant(gateway, query.tenant, param="tenant") as tenant_session:
-        zone = await usage.report_zone(
-            tenant_session, query.time_zone, await usage.tenant_zone(tenant_session, query.tenant)
-        )
-        return await usage.tenant_report(
-            tenant_session,
+        own_zone = await usage.tenant_zone(tenant_session, query.tenant)
+        zone = await usage.report_zone(tenant_session, query.time_zone, own_zone)
+        asked = ReportQuery(
             query.tenant,
-            livemode=query.livemode,
-            period=usage.parse_period(query.start, query.end, zone),
-            group_by=group_by,
-            filters=await find_filters(
+            await find_filters(
                 tenant_session, query.tenant, query.key, query.user, query.model, among=among
             ),
-            zone=query.time_zone,
+            query.livemode,
+            usage.parse_period(query.start, query.end, zone),
+            group_by,
+            query.time_zone,
         )
+        return await report_answer(tenant_session, asked, query.format)
