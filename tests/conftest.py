@@ -38,6 +38,7 @@ LONG = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)  # `make mutants` runs without xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Run a single file without further processes: its tests stay in one. None: one per core."""
     files = {argument.partition("::")[0] for argument in config.args}

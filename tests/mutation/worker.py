@@ -86,6 +86,8 @@ class Worker:
         code = os.waitstatus_to_exitcode(status)
         if code in {pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.USAGE_ERROR}:
             raise SystemExit(f"No tests in {' '.join(tests)}.")
+        if code == pytest.ExitCode.INTERNAL_ERROR:  # else every mutant would count as found
+            raise SystemExit(f"pytest could not run {' '.join(tests)}.")
         if code == NOT_PATCHABLE:
             return "not patchable"
         return "survived" if code == pytest.ExitCode.OK else "found"
