@@ -17,7 +17,7 @@ from tests.admin_helpers import (
     entries,
     refusal,
 )
-from tests.harness import Served
+from tests.harness import Served, error_of
 from tests.money_helpers import post_image, quote_nano
 from tests.stub_openai import Fault, Stub
 
@@ -138,6 +138,18 @@ async def test_the_first_refusal_of_a_period_is_told_and_no_other(
         "resets_at": None,
     }
     assert stub.calls == []
+
+
+@pytest.mark.parametrize("owner", ["tenant", "user", "key"])
+async def test_a_refusal_names_the_owner_of_the_short_budget(served: Served, owner: str) -> None:
+    key = await served.key(user="ann")
+    [user] = await served.owner_sql("SELECT id FROM tenant_user")
+    owners = {"tenant": {}, "user": {"user_id": str(user.id)}, "key": {"api_key_id": str(key.id)}}
+    await set_budget(served, limit_usd="0", **owners[owner])
+    async with served.http(key) as http:
+        refused = await post_image(http)
+    assert refused.status_code == 402
+    assert error_of(refused)["message"].startswith(f"The {owner}'s budget per month ")
 
 
 async def test_a_higher_limit_is_warned_of_anew(served: Served, stub: Stub) -> None:

@@ -212,6 +212,18 @@ async def test_an_overdraft_of_one_shard_counts_for_that_shard_alone(house: Hous
     await house.close()
 
 
+async def test_no_number_of_changes_makes_an_old_allotment_valid_again(house: House) -> None:
+    await house.limit(1000)
+    held = [await house.hold(0, amount) for amount in (1, 10, 10)]  # the first divides the limit
+    await house.limit(1000, "soft")
+    await house.limit(1000, "hard")
+    for reservation_id in held[1:]:
+        assert reservation_id is not None
+        await house.settle(0, reservation_id, 490)  # more than was held
+    assert [await house.hold(worker, 100) for worker in range(8)] == [None] * 8
+    await house.close()
+
+
 async def test_a_tenant_with_its_own_key_does_not_wait_for_the_houses_shards(
     house: House,
 ) -> None:
@@ -351,6 +363,21 @@ async def test_the_operator_is_warned_by_the_total_of_all_shards(
         ("budget.threshold_reached", 80, format_usd(992)),
         ("budget.exceeded", None, format_usd(992)),
     ]
+    await house.close()
+
+
+async def test_a_threshold_between_two_nano_dollars_is_reached_by_the_higher_one(
+    house: House,
+) -> None:
+    await house.limit(101)
+    warned = []
+    for amount in (50, 1):
+        held = await house.hold(0, amount)
+        assert held is not None
+        await house.settle(0, held, amount)
+        await house.served.sweep()
+        warned.append(await told(house.served))
+    assert warned == [[], [("budget.threshold_reached", 50, format_usd(51))]]
     await house.close()
 
 

@@ -94,9 +94,13 @@ class Books:
                 reservation_id, Resolution(VERDICTS[kind], "a test", NanoUsd(amount))
             )
         else:
-            usage = Usage(1, 0, 0, amount) if kind is Outcome.SUCCESS else None
+            outcome = Outcome(kind)
             settlement = Settlement(
-                reservation_id, Outcome(kind), NanoUsd(amount), images=1, usage=usage
+                reservation_id,
+                outcome,
+                NanoUsd(amount),
+                images=4 if outcome in {Outcome.SUCCESS, Outcome.SUCCESS_NO_USAGE} else 0,
+                usage=Usage(2, 3, 5, amount) if outcome is Outcome.SUCCESS else None,
             )
             await self._writers[number % 2].settle(settlement)
 
@@ -258,6 +262,64 @@ async def test_two_gateways_that_resolve_the_same_reservation_write_one_ending(
         "SELECT count(*) FROM ledger WHERE kind <> 'hold' GROUP BY reservation_id"
     )
     assert [row[0] for row in rows] == [1] * 30
+    await books.close()
+
+
+# Successive events, and the lines behind the hold: kind, nano-USD, requests, images, and the tokens
+# of text input, image input, text output and image output.
+LINES: list[tuple[list[Event], list[tuple[str, *tuple[int, ...]]]]] = [
+    ([(Outcome.SUCCESS, 700)], [("post", 700, 1, 4, 2, 3, 5, 700)]),
+    ([(Outcome.REJECTED, 0)], [("void", 0, 0, 0, 0, 0, 0, 0)]),
+    ([(Outcome.SUCCESS_NO_USAGE, HOLD)], [("post_est", HOLD, 1, 4, 0, 0, 0, 0)]),
+    (
+        [(Outcome.SUCCESS_NO_USAGE, HOLD), (Outcome.SUCCESS, 300)],
+        [("post_est", HOLD, 1, 4, 0, 0, 0, 0), ("adjust", -700, 0, 0, 2, 3, 5, 300)],
+    ),
+    (
+        [(Outcome.NOT_SENT, 0), (Outcome.SUCCESS, 300)],
+        [("void", 0, 0, 0, 0, 0, 0, 0), ("adjust", 300, 1, 4, 2, 3, 5, 300)],
+    ),
+    (
+        [("late", 0), ("sweep", 0), (Outcome.SUCCESS, 300)],
+        [("post_est", HOLD, 1, 0, 0, 0, 0, 0), ("adjust", -700, 0, 4, 2, 3, 5, 300)],
+    ),
+    ([("late", 0), ("operator posts", 600)], [("post", 600, 1, 0, 0, 0, 0, 0)]),
+    ([("late", 0), ("operator voids", 0)], [("void", 0, 0, 0, 0, 0, 0, 0)]),
+    (
+        [(Outcome.SUCCESS_NO_USAGE, HOLD), ("operator posts", 600)],
+        [("post_est", HOLD, 1, 4, 0, 0, 0, 0), ("adjust", -400, 0, 0, 0, 0, 0, 0)],
+    ),
+    (
+        [(Outcome.SUCCESS_NO_USAGE, HOLD), ("operator voids", 0)],
+        [("post_est", HOLD, 1, 4, 0, 0, 0, 0), ("adjust", -HOLD, -1, -4, 0, 0, 0, 0)],
+    ),
+    # A repetition without usage and without images adds nothing.
+    (
+        [(Outcome.SUCCESS_NO_USAGE, HOLD), (Outcome.SUCCESS_NO_USAGE, 900)],
+        [("post_est", HOLD, 1, 4, 0, 0, 0, 0)],
+    ),
+    (
+        [(Outcome.REJECTED, 0), (Outcome.SUCCESS_NO_USAGE, HOLD)],
+        [("void", 0, 0, 0, 0, 0, 0, 0)],
+    ),
+]
+
+
+async def test_every_line_holds_exactly_the_counts_that_its_event_added(books: Books) -> None:
+    found = []
+    for events, _ in LINES:
+        reservation_id = await books.hold()
+        for event in events:
+            await books.happen(reservation_id, event)
+        rows = await books.served.owner_sql(
+            "SELECT kind, amount_nano, requests, images, text_input_tokens, image_input_tokens,"
+            " text_output_tokens, image_output_tokens FROM ledger WHERE reservation_id = :id"
+            " ORDER BY seq",
+            id=reservation_id,
+        )
+        found.append((events, [tuple(row) for row in rows]))
+    hold = ("hold", HOLD, 0, 0, 0, 0, 0, 0)
+    assert found == [(events, [hold, *lines]) for events, lines in LINES]
     await books.close()
 
 
