@@ -29,7 +29,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\bFOR UPDATE\b(?! OF)", ""),
         (r"\bNOT (?=IN\b|EXISTS\b)", ""),
         (r"(?<![\w.:])0(?![\w.:])", "1"),
-        (r"(?<![\w.:])(?<!SELECT )1(?![\w.:])", "2"),
+        # Of these three, the rows count and not the value: EXISTS, locks, a count of changed rows.
+        (r"(?<![\w.:])(?<!SELECT )(?<!PERFORM )(?<!RETURNING )1(?![\w.:])", "2"),
     )
 )
 
