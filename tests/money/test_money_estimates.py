@@ -14,18 +14,17 @@ from tests.money_helpers import GENERATIONS, age_unknown, books, image_body, pos
 from tests.stub_openai import Fault, Stub
 
 
-def left_open(quality: str | None = None) -> dict[str, object]:
-    """The cheap request without a size and, unless it is given, a quality."""
+def left_open(**named: str) -> dict[str, object]:
+    """The cheap request without a quality and a size, except those that are named."""
     body = image_body()
-    named = {} if quality is None else {"quality": quality}
     return {name: body[name] for name in ("model", "prompt")} | named
 
 
-async def lost_call(served: Served, stub: Stub, *, quality: str | None = None) -> tuple[int, int]:
-    """Hold and estimate of a call of open size whose outcome is unknown."""
+async def lost_call(served: Served, stub: Stub, **named: str) -> tuple[int, int]:
+    """Hold and estimate of a call whose outcome is unknown, of open quality and size."""
     stub.faults.add(Fault("reset_after_headers"))
     async with served.http(await served.key()) as http:
-        assert (await http.post(GENERATIONS, json=left_open(quality))).status_code == 504
+        assert (await http.post(GENERATIONS, json=left_open(**named))).status_code == 504
     await age_unknown(served)
     await served.sweep()
     [booked] = [one for one in await books(served) if one.outcome == "estimated"]
@@ -83,11 +82,42 @@ async def test_with_fewer_than_ten_calls_the_catalogue_says_the_usual(
     assert estimated == await bound(served, "medium", "1024x1024")
 
 
-async def test_a_named_size_and_quality_are_estimated_as_named(served: Served, stub: Stub) -> None:
+@pytest.mark.parametrize(
+    ("named", "quality", "size"),
+    [
+        ({"quality": "high"}, "high", "1024x1024"),
+        ({"size": "1024x1536"}, "low", "1024x1536"),
+        ({"quality": "auto", "size": "1024x1536"}, "low", "1024x1536"),
+        ({"quality": "medium", "size": "auto"}, "medium", "1024x1024"),
+    ],
+)
+async def test_a_named_quality_or_size_is_estimated_as_named(
+    served: Served, stub: Stub, named: dict[str, str], quality: str, size: str
+) -> None:
     await settle_calls(served, 10)
-    held, estimated = await lost_call(served, stub, quality="high")
-    assert estimated == await bound(served, "high", "1024x1024")
+    held, estimated = await lost_call(served, stub, **named)
+    assert estimated == await bound(served, quality, size)
     assert estimated < held
+
+
+@pytest.mark.parametrize("missing", ["model", "terms"])
+async def test_a_call_that_can_no_longer_be_estimated_costs_its_hold(
+    served: Served, stub: Stub, missing: str
+) -> None:
+    """Its model has left the catalogue, or it is older than the record of what its cost was of."""
+    stub.faults.add(Fault("reset_after_headers"))
+    async with served.http(await served.key()) as http:
+        assert (await http.post(GENERATIONS, json=left_open())).status_code == 504
+    await age_unknown(served)
+    models = served.gateway.core.catalog.models
+    if missing == "model":
+        models = {name: model for name, model in models.items() if name != GPT2}
+    else:
+        await served.owner_sql("UPDATE reservation SET terms = NULL")
+    swept = await sweep(served.gateway.database, models, estimate_after_seconds=60)
+    assert swept == SweptReservations(expired=0, estimated=1)
+    [booked] = await books(served)
+    assert (booked.state, booked.final_nano) == ("posted_est", booked.held_nano)
 
 
 async def test_only_calls_of_the_same_mode_and_operation_count(served: Served, stub: Stub) -> None:

@@ -11,7 +11,8 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.billing import prices
+from gateway.billing import ledger, prices
+from gateway.billing.reservations import budget_refusal
 from gateway.db.engine import create_engine, database_url
 from gateway.image_models import SeedPrice
 from tests.harness import GPT2, Served, error_of
@@ -76,6 +77,33 @@ async def test_one_key_on_two_routes_of_one_operation_is_two_requests(
     assert first.status_code == 200
     assert (other.status_code, error_of(other)["code"]) == (422, "idempotency_conflict")
     assert len(stub.calls) == 1
+
+
+async def test_old_keys_are_forgotten_in_as_many_batches_as_it_takes(
+    served: Served, stub: Stub
+) -> None:
+    async with served.http(await served.key()) as http:
+        for number in range(3):
+            key = {"Idempotency-Key": f"order-{number}"}
+            answer = await http.post(GENERATIONS, json={"prompt": "a fox"}, headers=key)
+            assert answer.status_code == 200
+    await served.owner_sql("UPDATE reservation SET admitted_at = admitted_at - interval '25 hours'")
+    database = served.gateway.database
+    assert await ledger.forget_claims(database, after_seconds=86_400, limit=2) == 3
+    [left] = await served.owner_sql("SELECT count(idempotency_key) FROM reservation")
+    assert left[0] == 0
+
+
+def test_a_refusal_by_a_budget_tells_the_time_until_its_reset() -> None:
+    now = datetime.now(UTC)
+    waits = [
+        budget_refusal(
+            "tenant", "day", limit_nano=1, available_nano=0, resets_at=resets_at
+        ).retry_after_seconds
+        for resets_at in (now + timedelta(days=1), now, None)
+    ]
+    # Of a reset that is just now, still one second: a client must not ask again without a pause.
+    assert waits in ([86_399, 1, None], [86_400, 1, None])
 
 
 @asynccontextmanager

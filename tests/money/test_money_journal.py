@@ -14,17 +14,19 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError
 
 from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
-from gateway.billing.journal import (
-    taken,
-)
+from gateway.billing.journal import Journal, taken
 from gateway.billing.journal_folders import Mount
+from gateway.billing.reservations import Settlement
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable
+from gateway.domain import Outcome, new_id
+from gateway.money import NanoUsd
 from tests.harness import GatewayProcess, Served, run_sql, served_gateway
 from tests.money.test_money_crashes import locked, victim
 from tests.money_helpers import (
     GENERATIONS,
     Booked,
+    age_unknown,
     books,
     budget_rows,
     client_of,
@@ -281,6 +283,46 @@ async def test_an_answer_that_postgres_never_heard_of_is_posted_exactly(
     assert tuple(choice) == ("low", "1024x1024")
     with suppress(DatabaseUnavailable):  # the other gateway's connections were ended too
         await served.check_invariants()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "states"),
+    [
+        (Outcome.SUCCESS, ("unknown", "posted")),
+        (Outcome.REJECTED, ("unknown", "void")),
+        (Outcome.NOT_SENT, ("unknown", "void")),
+        (Outcome.SUCCESS, ("posted_est", "posted")),
+        (Outcome.REJECTED, ("posted_est", "posted_est")),
+        (Outcome.SUCCESS, ("posted", "posted")),
+    ],
+)
+async def test_a_recorded_outcome_is_settled_unless_the_books_know_more(
+    served: Served, stub: Stub, tmp_path: Path, outcome: Outcome, states: tuple[str, str]
+) -> None:
+    before, after = states
+    if before != "posted":
+        stub.faults.add(Fault("reset_after_headers"))
+    async with served.http(await served.key()) as http:
+        await post_image(http)
+    if before == "posted_est":
+        await age_unknown(served)
+        await served.sweep()
+    await until_states(served, {before: 1})
+    [known] = await books(served)
+    [row] = await served.owner_sql("SELECT id FROM reservation")
+    cost = 4711 if outcome is Outcome.SUCCESS else 0
+    journal = Journal(tmp_path, new_id(), None)
+    journal.sent(row.id)
+    journal.told(Settlement(row.id, outcome, NanoUsd(cost), images=1))
+    journal.close()
+    recovered = await DeadJournals(served.gateway.database, tmp_path).settle()
+    [booked] = await books(served)
+    if before == after:
+        assert (recovered, booked) == (RecoveredCalls(), known)
+    else:
+        is_void = outcome is Outcome.NOT_SENT
+        assert recovered == RecoveredCalls(settled=not is_void, voided=is_void)
+        assert (booked.state, booked.final_nano) == (after, cost)
 
 
 async def test_the_journal_of_a_live_worker_is_left_alone(

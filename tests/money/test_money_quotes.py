@@ -1,6 +1,7 @@
 """M4: the hold is an upper bound of the cost, judged by the stub's own arithmetic."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
@@ -8,13 +9,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gateway.billing.quotes import quote
+from gateway.billing.quotes import estimate, quote
 from gateway.catalog.loading import load_catalog
 from gateway.domain import Caller, Price, new_id
 from gateway.generation.parameters import parse_image_request
-from gateway.image_models import Model
+from gateway.image_models import AutoChoice, Model
+from gateway.money import NanoUsd
 from tests.harness import Served
-from tests.money_helpers import GENERATIONS, books, budget_rows
+from tests.money_helpers import GENERATIONS, TERMS, books, budget_rows
 from tests.stub_openai import Stub, StubConfig
 from tests.stub_openai.usage import cost_nano_usd
 from tests.stub_openai.validation import read_call
@@ -122,6 +124,17 @@ def test_every_quality_at_the_largest_and_widest_sizes_stays_within_its_hold(mod
                     body["quality"] = quality
                 held, cost = hold_and_cost(body, StubConfig())
                 assert cost <= held, body
+
+
+@pytest.mark.parametrize(("at_most", "estimated"), [(39, 39), (40, 40), (41, 40)])
+def test_an_estimate_by_the_image_is_no_more_than_was_reserved(
+    at_most: int, estimated: int
+) -> None:
+    model = CATALOG.models["dall-e-2"]
+    price = Price(1, model.id, datetime(2020, 1, 1, tzinfo=UTC), 0, 0, 0, 0, per_image_nano=20)
+    usual = AutoChoice("standard", "1024x1024")
+    terms = replace(TERMS, n=2)
+    assert estimate(terms, model, price, usual, at_most=NanoUsd(at_most)) == estimated
 
 
 SERVED = [

@@ -1,7 +1,6 @@
 """An operator resolves open calls: with the real cost, the estimate, or as void."""
 
 import asyncio
-from decimal import Decimal
 from typing import Any
 
 import httpx2
@@ -261,11 +260,18 @@ async def test_of_concurrent_resolutions_of_one_call_one_succeeds(
     assert len(await entries(served, action="call.resolved")) == 1
 
 
-async def test_a_cost_above_the_hold_is_booked_in_full(served: Served, stub: Stub) -> None:
+@pytest.mark.parametrize("above_nano", [0, 1, 2_500_000_000])
+async def test_a_cost_above_the_hold_is_booked_in_full_and_is_an_alarm(
+    served: Served, stub: Stub, above_nano: int
+) -> None:
     call_id = await unknown_call(served, stub)
-    shown = answered(await resolve(served, call_id, "post", "2.5"))
-    assert Decimal(shown["held_usd"]) < Decimal(1)
-    assert [row[2:] for row in await budget_rows(served)] == [(2_500_000_000, 0)]
+    [open_call] = await books(served)
+    cost = open_call.held_nano + above_nano
+    with capture_logs() as lines:
+        answered(await resolve(served, call_id, "post", format_usd(cost)))
+    assert [row[2:] for row in await budget_rows(served)] == [(cost, 0)]
+    alarms = [line["nano"] for line in lines if line.get("kind") == "bound_breach"]
+    assert alarms == ([above_nano] if above_nano else [])
 
 
 @pytest.mark.asyncio(loop_scope="module")
