@@ -39,6 +39,7 @@ from tests.stub_openai import Fault, Stub
 
 WAIT_SECONDS = 30
 SHORT_LEASE = 1.5
+PROCESSES = "{image-gateway}:limits:processes"
 LEASES = f"{{image-gateway}}:limits:concurrent:tenant:{TENANT_ID}:live"
 
 
@@ -329,6 +330,25 @@ async def test_a_valkey_that_was_emptied_hears_again_of_the_places_that_are_take
         await is_let_in(limiter, of_tenant(5))  # any request tells that it was forgotten
         await until(lambda: server.client.zcard(LEASES) == 1)
         assert not await is_let_in(limiter, one_place)
+
+
+async def test_a_valkey_that_failed_is_used_again_long_before_the_next_heartbeat(
+    settings: Settings, server: Valkey
+) -> None:
+    async with limiters(settings, server, 1, limit_lease_seconds=600) as (limiter,):
+        server.kill()
+        assert await is_let_in(limiter, of_tenant(5))
+        assert limiter.processes is None
+        server.start_again()
+        await until_shared(limiter)
+
+
+async def test_a_gateway_that_ends_no_longer_counts_as_one_that_shares(
+    settings: Settings, server: Valkey
+) -> None:
+    async with limiters(settings, server, 1, limit_lease_seconds=600):
+        assert server.client.zcard(PROCESSES) == 1
+    assert server.client.zcard(PROCESSES) == 0
 
 
 async def test_a_gateway_ends_in_time_while_its_valkey_does_not_answer(

@@ -230,6 +230,23 @@ async def test_an_unknown_key_is_looked_up_once(served: Served) -> None:
     assert database.calls == 3
 
 
+async def test_a_key_of_another_form_or_checksum_is_never_looked_up(served: Served) -> None:
+    database = WatchedDatabase(served.gateway.database)
+    lookup = KeyLookup(
+        database,  # type: ignore[arg-type]  # a fake
+        served.gateway.core.secrets,
+        Cache(ttl_seconds=30, max_entries=100, load_seconds=5),
+        RefusedKeys(served.gateway.database, max_delay_seconds=0),
+    )
+    good = bad_key("live")
+    mistyped = good[:-1] + ("1" if good.endswith("0") else "0")
+    bodies = ["igw_guest_" + good[9:-6], good[:-7], good[:-6] + "0", "igw_live_" + "é" * 30]
+    for key in (mistyped, *(body + key_format.checksum(body) for body in bodies), "sk-1", ""):
+        with pytest.raises(Unauthenticated):
+            await lookup.authenticate(key, address="192.0.2.1")
+    assert database.calls == 0
+
+
 async def test_an_address_that_guesses_keys_gets_few_connections(served: Served) -> None:
     database = WatchedDatabase(served.gateway.database)
     lookup = KeyLookup(

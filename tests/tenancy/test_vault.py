@@ -87,6 +87,11 @@ async def sealed(served: Served) -> Sealed:
     return made
 
 
+def test_the_id_of_a_master_key_never_changes() -> None:
+    """The databases of earlier releases name their master key by it."""
+    assert master_key_id(bytes(range(32))) == "a1538faadf64"
+
+
 def test_a_ciphertext_opens_in_its_own_place_only() -> None:
     key, place = new_master_key(), ("tenant", "credential", 7, "openai", 1)
     ciphertext = seal(key, b"secret", *place)
