@@ -39,7 +39,12 @@ REPORT: dict[int | str, dict[str, object]] = {
                 "estimated_usd,open_usd\n"
                 "gpt-image-2,4,4,52,784,0.023680000,0.000000000,0.005920000\n",
             },
-            "application/jsonl": {"schema": {"type": "string"}},
+            "application/jsonl": {
+                "schema": {"type": "string"},
+                "example": '{"model":"gpt-image-2","requests":4,"images":4,"input_tokens":52,'
+                '"output_tokens":784,"cost_usd":"0.023680000","estimated_usd":"0.000000000",'
+                '"open_usd":"0.005920000"}\n',
+            },
         },
     }
 }

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.billing import usage_sums
 from gateway.db.engine import APP_ROLE, create_engine, database_url
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served
@@ -90,6 +91,11 @@ SPOOLED = """
 INSERT INTO image_spool (image_id, tenant_id, path, data_key_version, sealed, size_bytes)
 VALUES ('img_' || gen_random_uuid(), :tenant_id, 'a.png', 1, '\\x00', 1)
 """
+PENDING = """
+INSERT INTO usage_pending (tenant_id, reservation_id, seq)
+VALUES (:tenant_id, gen_random_uuid(), 1)
+"""
+STALE = "INSERT INTO usage_stale (tenant_id) VALUES (:tenant_id)"
 MONEY = {
     "budget_period": "spent_nano",
     "reservation": "held_nano",
@@ -122,7 +128,10 @@ async def two(served: Served) -> Two:
         await http.put("/v1/credentials/openai", json={"secret": SECRET_A})
         made = await http.post("/v1/images/generations", json={**LOW, "response_format": "url"})
         assert made.status_code == 200
+    await usage_sums.roll_up(served.gateway.database)
     for tenant_id in (served.tenant_id, b):
+        await served.owner_sql(PENDING, tenant_id=tenant_id)
+        await served.owner_sql(STALE, tenant_id=tenant_id)
         await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
         await served.owner_sql(CLEANED_UP, tenant_id=tenant_id)
         await served.owner_sql(SPOOLED, tenant_id=tenant_id)
