@@ -31,7 +31,7 @@ COMPLETED = {"generations": "image_generation.completed", "edits": "image_edit.c
 @pytest.fixture
 async def lively(settings: Settings) -> AsyncIterator[Served]:
     """A gateway that sends keep-alive comments often and soon times out its provider."""
-    changes = {"stream_keepalive_seconds": 0.2, "provider_read_timeout_seconds": 3.0}
+    changes = {"stream_keepalive_seconds": 0.2, "provider_read_timeout_seconds": 6.0}
     async with served_gateway(settings.model_copy(update=changes)) as served:
         yield served
         await served.check_invariants()
