@@ -146,8 +146,7 @@ async def report(session: TenantSession | OperatorSession, query: ReportQuery) -
         raise _too_large(
             f"has more than {MAX_ROWS} rows", "Ask for format=csv or jsonl, a shorter period"
         )
-    if any(row.requests == row.cost_nano == 0 for row in rows):  # in the second part
-        rows.sort(key=lambda row: _in_order(row.group))
+    rows.sort(key=lambda row: _in_order(row.group))  # settled groups and others in one order
     listed = tuple(rows) if query.group_by else ()
     return UsageReport(query, listed, _total(rows))
 

@@ -48,7 +48,7 @@ class UploadSettings(SettingsGroup):
         default=20.0, gt=0, description="The seconds that an image may wait for a decoder."
     )
     decoder_memory_bytes: int = Field(
-        default=335_544_320,
+        default=402_653_184,
         ge=134_217_728,
         description="The memory, in bytes, of one decoder of input images beyond the interpreter's "
         "own. The default decodes PNG and JPEG of 40 million pixels and WebP of 14 million; larger "

@@ -71,7 +71,7 @@ async def test_an_image_that_cannot_fit_is_refused_before_it_is_decoded(
     [
         ("PNG", (8000, 5000), {}, "decoded"),
         ("JPEG", (8000, 5000), {"progressive": True}, "decoded"),
-        ("JPEG", (6000, 4000), {"exif": on_its_side()}, "decoded"),
+        ("JPEG", (8000, 5000), {"exif": on_its_side()}, "decoded"),
         ("WEBP", (4000, 3000), {}, "decoded"),
         ("WEBP", (6000, 4000), {}, "refused"),
     ],
