@@ -20,8 +20,14 @@ from tests.image_helpers import (
 )
 from tests.stub_openai import Stub
 
-SUNBURST, GPT2 = "gpt-image-2.5-sunburst", "gpt-image-2"
-CLOSING = ["gpt-image-1-mini", "gpt-image-1.5", "gpt-image-1.5-2025-12-16", "chatgpt-image-latest"]
+SUNBURST = "gpt-image-2.5-sunburst"
+SUCCESSORS = {
+    "gpt-image-1-mini": "gpt-image-2.6-flare",
+    "gpt-image-1.5": "gpt-image-2.6-sunburst",
+    "gpt-image-1.5-2025-12-16": "gpt-image-2.6-sunburst",
+    "chatgpt-image-latest": "gpt-image-2.6-sunburst",
+}
+CLOSING = list(SUCCESSORS)
 PROMPT = "a red fox in the forest"
 LAST_DAY, SHUTDOWN = date(2026, 11, 30), date(2026, 12, 1)
 WORDS: dict[str, Any] = {
@@ -117,7 +123,7 @@ async def test_a_closing_model_serves_itself_on_its_last_day(
         await expect_one_call_each(served, stub, requests=2)
     assert (models_of(raw), models_of(edited)) == ((model, model), (model, model))
     assert raw.headers["sunset"] == "Tue, 01 Dec 2026 00:00:00 GMT"
-    assert raw.headers["link"] == f'</v1/models/{GPT2}>; rel="successor-version"'
+    assert raw.headers["link"] == f'</v1/models/{SUCCESSORS[model]}>; rel="successor-version"'
     assert [call.json and call.json["model"] for call in stub.calls] == [model, None]
     assert [call.form and call.form["input_fidelity"] for call in stub.calls] == [None, "low"]
 
@@ -132,10 +138,11 @@ async def test_a_closed_model_is_served_by_its_successor_from_the_day_it_is_shut
         edited = await client.images.with_raw_response.edit(
             model=model, image=png(), prompt=PROMPT, size="1024x1024", input_fidelity="low"
         )
-    assert (models_of(raw), models_of(edited)) == ((model, GPT2), (model, GPT2))
+    successor = SUCCESSORS[model]
+    assert (models_of(raw), models_of(edited)) == ((model, successor), (model, successor))
     assert [call.json or call.form for call in stub.calls] == [
-        {"model": GPT2, "prompt": PROMPT, "n": 1, **WORDS},
-        {"model": GPT2, "prompt": PROMPT, "n": "1", "size": "1024x1024"},
+        {"model": successor, "prompt": PROMPT, "n": 1, **WORDS},
+        {"model": successor, "prompt": PROMPT, "n": "1", "size": "1024x1024"},
     ]
     await expect_books_to_agree(winter, stub, key, images=2)
     await expect_one_call_each(winter, stub, requests=2)
@@ -243,14 +250,14 @@ async def test_the_list_shows_retired_models_with_their_dates_and_successors(
 ) -> None:
     shown = {}
     async with winter.http(await winter.key()) as http:
-        for model in (*RETIRED, *CLOSING, GPT2):
+        for model in (*RETIRED, *CLOSING, SUNBURST):
             found = (await http.get(f"/v1/models/{model}")).json()
             shown[model] = found["shutdown_date"], found["successor"]
     assert shown == {
         "dall-e-2": ("2026-05-12", SUNBURST),
         "dall-e-3": ("2026-05-12", SUNBURST),
         "gpt-image-1": ("2026-10-23", SUNBURST),
-        **dict.fromkeys(CLOSING, ("2026-12-01", GPT2)),
-        GPT2: (None, None),
+        **{name: ("2026-12-01", successor) for name, successor in SUCCESSORS.items()},
+        SUNBURST: (None, None),
     }
     assert stub.calls == []

@@ -33,7 +33,7 @@ from tests.stub_openai import Fault, Stub
 PATH = "/v1/images/generations"
 LOW = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
 REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
-CLOSING = "gpt-image-1.5"
+CLOSING, SUCCESSOR = "gpt-image-1.5", "gpt-image-2.6-sunburst"
 BEFORE, AFTER = date(2026, 11, 20), date(2026, 12, 1)
 
 
@@ -147,9 +147,9 @@ async def test_a_closing_model_says_so_wherever_it_serves(settings: Settings, st
     assert {name: response.headers[name] for name in ("deprecation", "sunset", "link")} == {
         "deprecation": "@1780358400",  # 2026-06-02T00:00:00Z
         "sunset": "Tue, 01 Dec 2026 00:00:00 GMT",
-        "link": f'</v1/models/{GPT2}>; rel="successor-version"',
+        "link": f'</v1/models/{SUCCESSOR}>; rel="successor-version"',
     }
-    assert (shown["shutdown_date"], shown["successor"]) == ("2026-12-01", GPT2)
+    assert (shown["shutdown_date"], shown["successor"]) == ("2026-12-01", SUCCESSOR)
     assert [call.json["model"] for call in stub.calls if call.json] == [CLOSING]
 
 
@@ -164,9 +164,10 @@ async def test_a_model_is_served_by_its_successor_from_the_day_it_closes(
         shown = (await http.get(f"/v1/models/{CLOSING}")).json()
     assert response.status_code == 200
     told = x_gateway(response)
-    assert (told["x-gateway-requested-model"], told["x-gateway-served-model"]) == (CLOSING, GPT2)
-    assert (shown["id"], shown["served_model"]) == (CLOSING, GPT2)
-    assert [call.json["model"] for call in stub.calls if call.json] == [GPT2]
+    assert told["x-gateway-requested-model"] == CLOSING
+    assert told["x-gateway-served-model"] == SUCCESSOR
+    assert (shown["id"], shown["served_model"]) == (CLOSING, SUCCESSOR)
+    assert [call.json["model"] for call in stub.calls if call.json] == [SUCCESSOR]
 
 
 RETRY_HEADERS = ("retry-after", "x-should-retry")
