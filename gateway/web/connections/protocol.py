@@ -22,8 +22,12 @@ PIECE_BYTES = 16_384
 """The loop delivers up to sixteen times as much at once; bounds are checked after each piece."""
 LINGER_SECONDS = 1.0
 """Closing at once, with unread bytes, would reset the connection and lose the refusal."""
+FREE_FRAMING_BYTES = 16_384
 BODY_BYTES_PER_FRAMING_BYTE = 4
-"""Body bytes per framing byte of a chunked body, after the first `header_bytes` of framing."""
+"""Body bytes per framing byte of a chunked body, after the first `FREE_FRAMING_BYTES` of framing.
+
+Each chunk costs the event loop some microseconds, whatever its size.
+"""
 # RFC 9112, section 3.2, with the names that DNS and containers have; one address, or IPv6 in [].
 _HOST = re.compile(rb"(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _WATCHED = frozenset({b"expect", b"host"})
@@ -176,7 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._registry.expect(self, self.loop.time())
         elif was_in_body and self._is_in_body and self.cycle is cycle:
             self._framing_bytes += len(piece) - (self._body_bytes - body_bytes)
-            allowed = self._bounds.header_bytes + self._body_bytes // BODY_BYTES_PER_FRAMING_BYTE
+            allowed = FREE_FRAMING_BYTES + self._body_bytes // BODY_BYTES_PER_FRAMING_BYTE
             if self._framing_bytes > allowed:
                 self._refuse(self._refusals.framing)
 
