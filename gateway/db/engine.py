@@ -1,7 +1,8 @@
 """Connections to Postgres: transactions bound to one tenant, and single-statement calls.
 
 Every connection uses the role `image_gateway_app`, which owns nothing. Row-level security shows
-it the rows of the tenant set for the transaction, and no rows if none is set.
+it the rows of the tenant set for the transaction, and no rows if none is set. A transaction of
+operators becomes `image_gateway_operator`, which sees all rows.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 import orjson
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import Row, TextClause, func, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -24,6 +25,9 @@ from gateway.db.deadlines import Deadline
 from gateway.errors import ConfigurationError, Unavailable
 
 APP_ROLE = "image_gateway_app"
+OPERATOR_ROLE = "image_gateway_operator"
+AS_TENANT = text("SELECT set_config('gateway.tenant_id', :tenant_id, true)")
+AS_OPERATOR = text(f"SET LOCAL ROLE {OPERATOR_ROLE}")
 CONNECT_TIMEOUT_SECONDS = 2.0
 STATEMENT_TIMEOUT_MS = 10_000
 UNDERSTOOD_PARAMETERS = frozenset({"sslmode", "host"})
@@ -165,7 +169,7 @@ class Database:
         """
         async with (
             self._shares.taken(tenant_id),
-            self._transaction("gateway.tenant_id", str(tenant_id), by) as session,
+            self._transaction(AS_TENANT.bindparams(tenant_id=str(tenant_id)), by) as session,
         ):
             yield TenantSession(session)
 
@@ -178,22 +182,17 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres is away.
         """
-        async with self._transaction("gateway.operator", "on", by) as session:
+        async with self._transaction(AS_OPERATOR, by) as session:
             yield OperatorSession(session)
 
     @asynccontextmanager
-    async def _transaction(
-        self, setting: str, value: str, by: Actor
-    ) -> AsyncIterator[AsyncSession]:
+    async def _transaction(self, begin: TextClause, by: Actor) -> AsyncIterator[AsyncSession]:
         try:
             async with (
                 AsyncSession(self._engine, expire_on_commit=False, info={ACTOR: by}) as session,
                 session.begin(),
             ):
-                await session.execute(
-                    text("SELECT set_config(:setting, :value, true)"),
-                    {"setting": setting, "value": value},
-                )
+                await session.execute(begin)
                 yield session
         except (DBAPIError, *LOST_CONNECTION) as error:
             raise_if_lost(error, read_only=self._read_only)

@@ -24,6 +24,8 @@ FILES = (
     "db/sql/changes.sql",
 )
 """In the order of application: a function comes before its callers."""
+ISOLATION = "db/sql/isolation.sql"
+"""Roles, rights and policies: applied always, since any revision may create a table."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NOTE = text(
@@ -33,7 +35,7 @@ _NOTE = text(
 
 
 def read_sql_file(name: str) -> str:
-    """Read the text of one of `FILES`."""
+    """Read the text of one of `FILES`, or of `ISOLATION`."""
     return (_PACKAGE / name).read_text(encoding="utf-8")
 
 
@@ -54,6 +56,7 @@ def apply_sql_files(connection: Connection) -> list[str]:
         run_script(connection, content)
         connection.execute(_NOTE, {"file": name, "digest": digest})
         changed.append(name)
+    run_script(connection, read_sql_file(ISOLATION))
     return changed
 
 

@@ -18,7 +18,7 @@ from gateway.billing import prices
 from gateway.billing.reconciliation import Resolution, Verdict, resolve
 from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
 from gateway.billing.sweeping import sweep
-from gateway.db.engine import APP_ROLE, create_engine, database_url
+from gateway.db.engine import APP_ROLE, AS_OPERATOR, AS_TENANT, create_engine, database_url
 from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
 from gateway.errors import BudgetExceeded, Conflict
 from gateway.money import NanoUsd
@@ -397,17 +397,13 @@ async def test_the_serving_role_may_not_change_what_was_booked(
     url = served.gateway.settings.database_url
     assert url is not None
     engine = create_engine(database_url(url.get_secret_value()), role=APP_ROLE)
-    setting, value = (
-        ("gateway.operator", "on")
-        if mode == "operator"
-        else ("gateway.tenant_id", str(served.tenant_id))
-    )
+    begin = AS_OPERATOR
+    if mode == "tenant":
+        begin = AS_TENANT.bindparams(tenant_id=str(served.tenant_id))
     refused: list[str | None] = []
     for statement in FORBIDDEN:
         async with engine.connect() as connection:
-            await connection.execute(
-                text("SELECT set_config(:name, :value, false)"), {"name": setting, "value": value}
-            )
+            await connection.execute(begin)
             with pytest.raises(DBAPIError) as caught:
                 await connection.execute(text(statement))
             refused.append(getattr(caught.value.orig, "sqlstate", None))

@@ -344,7 +344,7 @@ async def test_the_trail_holds_no_secret(served: Served) -> None:
 async def test_the_serving_role_can_only_add_and_read(served: Served) -> None:
     change = "UPDATE audit SET action = 'tenant.updated'"
     for statement in (change, "DELETE FROM audit", "TRUNCATE audit"):
-        assert await state_of(served, statement, operator="on") == DENIED
+        assert await state_of(served, statement, as_operator=True) == DENIED
     insert = (
         "INSERT INTO audit (id, actor_type, actor_id, action, tenant_id, object_id{})"
         " VALUES (gen_random_uuid(), 'cli', 'eve', 'tenant.created', :tenant, 'x'{})"
@@ -360,7 +360,7 @@ async def test_the_serving_role_can_only_add_and_read(served: Served) -> None:
         )
         assert state == expected
     backdated = insert.format(", at", ", now() - interval '1 year'")
-    assert await state_of(served, backdated, operator="on", tenant=own) == DENIED
+    assert await state_of(served, backdated, as_operator=True, tenant=own) == DENIED
 
 
 async def test_not_even_its_owner_can_change_the_trail(served: Served) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.billing import usage_sums
-from gateway.db.engine import APP_ROLE, create_engine, database_url
+from gateway.db.engine import APP_ROLE, AS_OPERATOR, create_engine, database_url
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served
 from tests.limits_helpers import limit
@@ -163,14 +163,15 @@ async def state_of(
     statement: str,
     *,
     tenant_id: UUID | None = None,
-    operator: str | None = None,
+    as_operator: bool = False,
     **parameters: object,
 ) -> str:
     """The SQLSTATE with which the serving role is refused; empty where it is not."""
-    given = {"tenant_id": tenant_id, "operator": operator}
-    configuration = {name: str(value) for name, value in given.items() if value is not None}
+    configuration = {} if tenant_id is None else {"tenant_id": str(tenant_id)}
     try:
         async with as_role(served, **configuration) as connection:
+            if as_operator:
+                await connection.execute(AS_OPERATOR)
             await connection.execute(text(statement), parameters)
     except DBAPIError as error:
         return str(getattr(error.orig, "sqlstate", None))
@@ -235,7 +236,8 @@ async def test_row_level_security_alone_hides_every_row_of_another_tenant(two: T
         for table, column in tables.items():
             rows = await connection.execute(text(f"SELECT * FROM {table}"))
             seen_by_b[table] = {getattr(row, column) for row in rows} - {two.b}
-    async with as_role(two.served) as connection:
+    # The setting of operators in earlier releases has no effect any more.
+    async with as_role(two.served, operator="on") as connection:
         for table in tables:
             seen_by_no_tenant[table] = (
                 await connection.execute(text(f"SELECT * FROM {table}"))
@@ -243,6 +245,40 @@ async def test_row_level_security_alone_hides_every_row_of_another_tenant(two: T
     assert [table for table, count in owned.items() if count == 0] == []
     assert seen_by_b == {table: set() for table in tables}
     assert seen_by_no_tenant == {table: [] for table in tables}
+
+
+async def test_operators_see_every_tenants_rows_and_only_after_becoming_operators(two: Two) -> None:
+    tables = await tenant_tables(two.served)
+    async with as_role(two.served, tenant_id=str(two.b)) as connection:
+        await connection.execute(AS_OPERATOR)
+        seen = {
+            table: {
+                getattr(row, column)
+                for row in await connection.execute(text(f"SELECT * FROM {table}"))
+            }
+            for table, column in tables.items()
+        }
+    assert {table for table, owners in seen.items() if two.a not in owners} == set()
+    [rights] = await two.served.owner_sql(
+        "SELECT pg_has_role('image_gateway_app', 'image_gateway_operator', 'MEMBER') AS may_become,"
+        " pg_has_role('image_gateway_app', 'image_gateway_operator', 'USAGE') AS inherits"
+    )
+    assert (rights.may_become, rights.inherits) == (True, False)
+
+
+async def test_row_level_security_is_a_plain_equality_or_no_condition(two: Two) -> None:
+    """The planner can estimate both, and neither hides a statement's own condition from it."""
+    rows = await two.served.owner_sql(
+        "SELECT c.relname, p.polname, pg_get_expr(p.polqual, p.polrelid) AS condition"
+        " FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid"
+    )
+    found = {(row.relname, row.polname): row.condition for row in rows}
+    setting = "(NULLIF(current_setting('gateway.tenant_id'::text, true), ''::text))::uuid"
+    expected = {}
+    for table, column in (await tenant_tables(two.served)).items():
+        expected[table, "tenant_isolation"] = f"({column} = {setting})"
+        expected[table, "operator"] = expected[table, "owner"] = "true"
+    assert found == expected
 
 
 async def test_a_row_cannot_be_planted_in_another_tenant(two: Two) -> None:
@@ -305,7 +341,7 @@ async def test_the_serving_role_cannot_touch_money_even_as_operator(two: Two) ->
             f"DELETE FROM {table}",
             f"TRUNCATE {table} CASCADE",
         ):
-            assert await state_of(two.served, statement, operator="on") == DENIED, statement
+            assert await state_of(two.served, statement, as_operator=True) == DENIED, statement
 
 
 async def test_the_request_log_is_read_through_its_table_alone_and_never_edited(two: Two) -> None:
@@ -321,7 +357,7 @@ async def test_the_request_log_is_read_through_its_table_alone_and_never_edited(
         "SELECT add_request_log_day(current_date)",
     ]
     for statement in statements:
-        assert await state_of(two.served, statement, operator="on") == DENIED, statement
+        assert await state_of(two.served, statement, as_operator=True) == DENIED, statement
 
 
 async def test_live_and_test_mode_never_see_each_others_usage(served: Served, stub: Stub) -> None:

@@ -17,7 +17,7 @@ from gateway.db.engine import create_engine, database_url
 from gateway.db.migrate import migrate
 from gateway.db.request_tables import RequestRow
 from gateway.db.revisions import migrations_dir, newest_revision
-from gateway.db.sql_files import FILES, read_sql_file
+from gateway.db.sql_files import FILES, ISOLATION, read_sql_file
 from gateway.errors import ConfigurationError
 from tests.harness import PostgresServer, run_sql
 
@@ -62,14 +62,14 @@ def test_the_wheel_carries_every_migration(tmp_path: Path) -> None:
     }
     assert expected - set(names) == set()
     assert "gateway/catalog/catalog.toml" in names
-    assert {f"gateway/{name}" for name in FILES} - set(names) == set()
+    assert {f"gateway/{name}" for name in (*FILES, ISOLATION)} - set(names) == set()
     assert "gateway/migrations/baseline.sql" in names
 
 
 def test_every_sql_file_of_the_package_is_applied() -> None:
     package = ROOT / "gateway"
     found = {str(path.relative_to(package)) for path in package.rglob("*.sql")}
-    assert found == set(FILES)
+    assert found == {*FILES, ISOLATION}
 
 
 async def test_the_functions_in_the_database_are_those_of_the_files(database: str) -> None:
