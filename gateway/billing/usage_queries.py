@@ -107,12 +107,14 @@ class Period:
 
     @property
     def read_end(self) -> datetime:
-        """Return an end with the same calls, from which no part of a day need be cut off.
+        """Return an end with the same calls, from which no part of a quarter need be cut off.
 
         No call is admitted in the future.
         """
         now = datetime.now(UTC)
-        return self.end if self.end < now else now + timedelta(days=3)
+        if self.end < now:
+            return self.end
+        return now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class ReportQuery:
 
     @property
     def source(self) -> Literal["day", "owner_day", "slot", "line"]:
-        """The coarsest sums that can answer it; see the SQL function `usage_ranges`."""
+        """The coarsest sums that can answer it; see the SQL function `usage_between`."""
         fields = frozenset(self.group_by)
         by_hour = "hour" in fields
         is_owned = bool(fields & OWNERS or self.filters.key_id or self.filters.user_id)

@@ -42,7 +42,10 @@ class UsageSlotRow(UsageSumColumns, Table):
     """Calls admitted in a quarter of an hour: every time zone's days consist of whole ones."""
 
     __tablename__ = "usage_slot"
-    __table_args__ = (not_negative("usage_slot"),)
+    __table_args__ = (
+        not_negative("usage_slot"),
+        Index("usage_slot_of_all", "slot", "livemode"),
+    )
 
     tenant_id: Mapped[UUID] = mapped_column(
         ForeignKey("tenant.id", ondelete="RESTRICT"), primary_key=True
@@ -57,7 +60,11 @@ class UsageSlotRow(UsageSumColumns, Table):
 
 
 class UsageDayRow(UsageSumColumns, Table):
-    """Calls admitted on a day of the tenant's time zone."""
+    """Calls admitted on a day of the tenant's time zone.
+
+    `zone`: that time zone, so that a report of all tenants need not look each up. Wrong only for
+    tenants in `usage_stale`.
+    """
 
     __tablename__ = "usage_day"
     __table_args__ = (
@@ -70,6 +77,7 @@ class UsageDayRow(UsageSumColumns, Table):
     )
     livemode: Mapped[bool] = mapped_column(primary_key=True)
     day: Mapped[date] = mapped_column(primary_key=True)
+    zone: Mapped[str] = mapped_column(Text)
     requested_model: Mapped[str] = mapped_column(Text, primary_key=True)
     served_model: Mapped[str] = mapped_column(Text, primary_key=True)
     provider: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -78,7 +86,7 @@ class UsageDayRow(UsageSumColumns, Table):
 
 
 class UsageOwnerDayRow(UsageSumColumns, Table):
-    """Calls of a key and user, admitted on a day of the tenant's time zone."""
+    """Calls of a key and user, admitted on a day of the tenant's time zone, `zone`."""
 
     __tablename__ = "usage_owner_day"
     __table_args__ = (
@@ -98,6 +106,7 @@ class UsageOwnerDayRow(UsageSumColumns, Table):
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     livemode: Mapped[bool]
     day: Mapped[date]
+    zone: Mapped[str] = mapped_column(Text)
     api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     requested_model: Mapped[str] = mapped_column(Text)

@@ -5,12 +5,7 @@ CREATE OR REPLACE VIEW usage_break WITH (security_invoker = true) AS
 WITH line AS (
     SELECT u.tenant_id, u.livemode, sum(u.calls) AS calls, sum(u.requests) AS requests,
         sum(u.images) AS images, sum(u.amount_nano) AS amount_nano
-    FROM usage_line u
-    WHERE NOT EXISTS (
-        SELECT 1 FROM usage_pending p WHERE p.tenant_id = u.tenant_id
-            AND p.reservation_id = u.reservation_id AND p.seq = u.seq
-    )
-    GROUP BY 1, 2
+    FROM usage_summed u GROUP BY 1, 2
 )
 SELECT grain, tenant_id, livemode FROM (
     SELECT 'slot' AS grain, tenant_id, livemode, sum(calls) AS calls, sum(requests) AS requests,

@@ -15,7 +15,23 @@ SELECT l.tenant_id, l.livemode, l.admitted_at, l.reservation_id,
 FROM ledger l JOIN reservation r ON r.id = l.reservation_id
 WHERE l.kind <> 'hold';
 
-GRANT SELECT ON usage_line TO image_gateway_app;
+-- The same with the types of sums: what a report adds to them.
+CREATE OR REPLACE VIEW usage_addend WITH (security_invoker = true) AS
+SELECT u.tenant_id, u.livemode, u.admitted_at, u.reservation_id, u.seq, u.api_key_id, u.user_id,
+    u.requested_model, u.served_model, u.provider, u.operation, u.credential,
+    u.served_quality, u.served_size, u.calls::bigint, u.requests::bigint, u.images::bigint,
+    u.text_input_tokens::bigint, u.image_input_tokens::bigint, u.text_output_tokens::bigint,
+    u.image_output_tokens::bigint, u.amount_nano::bigint
+FROM usage_line u;
+
+-- Those that are in the sums already.
+CREATE OR REPLACE VIEW usage_summed WITH (security_invoker = true) AS
+SELECT u.* FROM usage_addend u WHERE NOT EXISTS (
+    SELECT 1 FROM usage_pending p WHERE p.tenant_id = u.tenant_id
+        AND p.reservation_id = u.reservation_id AND p.seq = u.seq
+);
+
+GRANT SELECT ON usage_line, usage_addend, usage_summed TO image_gateway_app;
 
 -- The quarter of an hour that contains an instant.
 CREATE OR REPLACE FUNCTION usage_slot_of(p_at timestamptz) RETURNS timestamptz
@@ -44,7 +60,7 @@ BEGIN
         RETURNING reservation_id, seq
     ), line AS MATERIALIZED (
         SELECT u.*, usage_slot_of(u.admitted_at) AS slot,
-            (u.admitted_at AT TIME ZONE t.time_zone)::date AS day
+            t.time_zone AS zone, (u.admitted_at AT TIME ZONE t.time_zone)::date AS day
         FROM taken q JOIN usage_line u ON u.reservation_id = q.reservation_id AND u.seq = q.seq
         JOIN tenant t ON t.id = u.tenant_id
     ), slots AS (
@@ -74,12 +90,12 @@ BEGIN
     ), days AS (
         INSERT INTO usage_day AS d (
             tenant_id, livemode, day, requested_model, served_model, provider, operation,
-            credential, calls, requests, images, text_input_tokens, image_input_tokens,
+            credential, zone, calls, requests, images, text_input_tokens, image_input_tokens,
             text_output_tokens, image_output_tokens, amount_nano
         )
         SELECT
             tenant_id, livemode, day, requested_model, served_model, provider, operation,
-            credential,
+            credential, min(zone),
             sum(calls), sum(requests), sum(images), sum(text_input_tokens),
             sum(image_input_tokens), sum(text_output_tokens), sum(image_output_tokens),
             sum(amount_nano)
@@ -98,12 +114,12 @@ BEGIN
     ), owner_days AS (
         INSERT INTO usage_owner_day AS o (
             tenant_id, livemode, day, api_key_id, user_id, requested_model, served_model, provider,
-            operation, credential, calls, requests, images, text_input_tokens, image_input_tokens,
-            text_output_tokens, image_output_tokens, amount_nano
+            operation, credential, zone, calls, requests, images, text_input_tokens,
+            image_input_tokens, text_output_tokens, image_output_tokens, amount_nano
         )
         SELECT
             tenant_id, livemode, day, api_key_id, user_id, requested_model, served_model, provider,
-            operation, credential,
+            operation, credential, min(zone),
             sum(calls), sum(requests), sum(images), sum(text_input_tokens),
             sum(image_input_tokens), sum(text_output_tokens), sum(image_output_tokens),
             sum(amount_nano)
@@ -136,11 +152,11 @@ BEGIN
     DELETE FROM usage_day WHERE tenant_id = p_tenant_id;
     INSERT INTO usage_day (
         tenant_id, livemode, day, requested_model, served_model, provider, operation, credential,
-        calls, requests, images, text_input_tokens, image_input_tokens, text_output_tokens,
+        zone, calls, requests, images, text_input_tokens, image_input_tokens, text_output_tokens,
         image_output_tokens, amount_nano
     )
     SELECT s.tenant_id, s.livemode, (s.slot AT TIME ZONE v_zone)::date,
-        s.requested_model, s.served_model, s.provider, s.operation, s.credential,
+        s.requested_model, s.served_model, s.provider, s.operation, s.credential, v_zone,
         sum(s.calls), sum(s.requests), sum(s.images), sum(s.text_input_tokens),
         sum(s.image_input_tokens), sum(s.text_output_tokens), sum(s.image_output_tokens),
         sum(s.amount_nano)
@@ -149,19 +165,15 @@ BEGIN
     -- Lines and their place in the queue are written together: one statement sees both or neither.
     INSERT INTO usage_owner_day (
         tenant_id, livemode, day, api_key_id, user_id, requested_model, served_model, provider,
-        operation, credential, calls, requests, images, text_input_tokens, image_input_tokens,
+        operation, credential, zone, calls, requests, images, text_input_tokens, image_input_tokens,
         text_output_tokens, image_output_tokens, amount_nano
     )
     SELECT u.tenant_id, u.livemode, (u.admitted_at AT TIME ZONE v_zone)::date, u.api_key_id,
         u.user_id, u.requested_model, u.served_model, u.provider, u.operation, u.credential,
-        sum(u.calls), sum(u.requests), sum(u.images), sum(u.text_input_tokens),
+        v_zone, sum(u.calls), sum(u.requests), sum(u.images), sum(u.text_input_tokens),
         sum(u.image_input_tokens), sum(u.text_output_tokens), sum(u.image_output_tokens),
         sum(u.amount_nano)
-    FROM usage_line u
-    WHERE u.tenant_id = p_tenant_id AND NOT EXISTS (
-        SELECT 1 FROM usage_pending p WHERE p.tenant_id = u.tenant_id
-            AND p.reservation_id = u.reservation_id AND p.seq = u.seq
-    )
+    FROM usage_summed u WHERE u.tenant_id = p_tenant_id
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10;
 END $$;
 
