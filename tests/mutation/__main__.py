@@ -11,69 +11,27 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
-from queue import SimpleQueue
 
-from tests.mutation.copies import Answer, Worker, running_worker, sql_definitions
-from tests.mutation.mutants import Mutant
+from tests.mutation.attempts import (
+    MISSED,
+    UNFINISHED,
+    Finders,
+    Job,
+    Result,
+    first_look,
+    second_look,
+)
+from tests.mutation.copies import Worker, running_worker, sql_definitions
 from tests.mutation.python_source import python_mutants
 from tests.mutation.sql_source import sql_mutants
-from tests.mutation.targets import Target, known_survivors, read_targets
+from tests.mutation.targets import known_survivors, read_targets
 
 ROOT = Path(__file__).resolve().parents[2]
 GOAL_PERCENT = 95
-UNFINISHED = "unfinished"
-MISSED = frozenset({"survived", UNFINISHED, "unsound"})
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One mutant and what it takes to try it."""
-
-    mutant: Mutant
-    target: Target
-    definition: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The outcome of one mutant, and what it took."""
-
-    job: Job
-    answer: Answer
-
-
-class Finders:
-    """The tests that found the latest mutants of each source: they often find its next one.
-
-    Each must pass without a mutant.
-    """
-
-    KEPT = 4
-
-    def __init__(self) -> None:
-        self._latest: dict[str, list[str]] = {}
-        self._sound: set[str] = set()
-
-    def of(self, source: str) -> list[str]:
-        """Ids of tests, the latest first."""
-        return list(self._latest.get(source, ()))
-
-    def add(self, source: str, test: str) -> None:
-        """Remember a test that found a mutant."""
-        others = [other for other in self.of(source) if other != test]
-        self._latest[source] = [test, *others][: self.KEPT]
-
-    def is_sound(self, test: str, worker: Worker) -> bool:
-        """The test passes where nothing is changed."""
-        if test not in self._sound and worker.run(None, "", [test]).outcome == "survived":
-            self._sound.add(test)
-        return test in self._sound
 
 
 def main() -> None:
@@ -84,13 +42,14 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-")))
         workers = [
-            stack.enter_context(
-                running_worker(ROOT, folder / f"copy-{number}", seconds=options.seconds)
-            )
+            stack.enter_context(running_worker(ROOT, folder / f"copy-{number}"))
             for number in range(options.workers)
         ]
         definitions = asyncio.run(sql_definitions(workers[0].owner_url))
-        jobs = [job for job in _jobs(definitions) if _is_wanted(job, options.only)]
+        every = list(_jobs(definitions))
+        for name in survivors.keys() - {job.mutant.identity for job in every}:
+            print(f"In survivors.toml, but no mutant any more: {name}")
+        jobs = [job for job in every if _is_wanted(job, options)]
         chosen = _sample(jobs, options.sample, options.seed)
         known = [job for job in chosen if job.mutant.identity in survivors]
         print(f"{len(chosen)} of {len(jobs)} mutants, {len(known)} of them known survivors.")
@@ -98,7 +57,7 @@ def main() -> None:
             print("\n".join(job.mutant.identity for job in chosen))
             return
         left = [job for job in chosen if job.mutant.identity not in survivors]
-        results = list(_try_all(workers, left))
+        results = list(_try_all(workers, left, options))
     ignored = frozenset({UNFINISHED} if options.ignore_unfinished else ())
     _report(results, options.goal, ignored=ignored)
 
@@ -108,8 +67,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=0, help="how many (0: all)")
     parser.add_argument("--seed", type=int, default=1, help="which ones")
     parser.add_argument("--only", action="append", help="mutants whose name contains this")
+    parser.add_argument("--again", type=Path, help="mutants missed in this output of a run")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--seconds", type=int, default=120, help="time limit of one run")
+    parser.add_argument(
+        "--second-seconds", type=int, default=1_200, help="the same in the second look; 0: none"
+    )
     parser.add_argument("--goal", type=int, default=GOAL_PERCENT, help="percent to be found")
     parser.add_argument(
         "--ignore-unfinished", action="store_true", help="judge only runs that ended in time"
@@ -129,8 +92,11 @@ def _jobs(definitions: dict[str, str]) -> Iterator[Job]:
                 yield Job(mutant, target, definitions[name])
 
 
-def _is_wanted(job: Job, only: Sequence[str] | None) -> bool:
-    return not only or any(text in job.mutant.identity for text in only)
+def _is_wanted(job: Job, options: argparse.Namespace) -> bool:
+    name = job.mutant.identity
+    if options.only and not any(text in name for text in options.only):
+        return False
+    return not options.again or f": {name}\n" in options.again.read_text()
 
 
 def _sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
@@ -151,42 +117,21 @@ def _sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
     return in_turn[:count]
 
 
-def _try_all(workers: Sequence[Worker], jobs: Sequence[Job]) -> Iterator[Result]:
-    idle: SimpleQueue[Worker] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-    finders = Finders()
-
-    def attempt(job: Job) -> Result:
-        worker = idle.get()
-        try:
-            return Result(job, _try(worker, job, finders))
-        finally:
-            idle.put(worker)
-
-    with ThreadPoolExecutor(len(workers)) as pool:
-        for result in pool.map(attempt, jobs):
-            answer, mutant = result.answer, result.job.mutant
-            print(
-                f"{answer.outcome:9} {answer.seconds:6.1f} s  "
-                f"{mutant.source}:{mutant.line}  {mutant.change}  {answer.finder}",
-                flush=True,
-            )
+def _try_all(
+    workers: Sequence[Worker], jobs: Sequence[Job], options: argparse.Namespace
+) -> Iterator[Result]:
+    finders, missed = Finders(), []
+    for result in first_look(workers, jobs, finders, options.seconds):
+        print(result, flush=True)
+        if result.answer.outcome in MISSED and options.second_seconds:
+            missed.append(result)
+        else:
             yield result
-
-
-def _try(worker: Worker, job: Job, finders: Finders) -> Answer:
-    """Run the likeliest tests, and all of the target's where they pass."""
-    mutant, source = job.mutant, job.mutant.source
-    likely = finders.of(source)
-    answer = worker.run(mutant, job.definition, likely) if likely else None
-    if answer is None or answer.outcome == "survived":
-        answer = worker.run(mutant, job.definition, job.target.tests)
-    if answer.finder and not finders.is_sound(answer.finder, worker):
-        return replace(answer, outcome="unsound")
-    if answer.finder:
-        finders.add(source, answer.finder)
-    return answer
+    if missed:
+        print(f"\n{len(missed)} missed: a second look, with more tests.", flush=True)
+    for result in second_look(workers[0], missed, finders, options.second_seconds):
+        print(result, flush=True)
+        yield result
 
 
 def _report(results: Sequence[Result], goal_percent: int, *, ignored: frozenset[str]) -> None:

@@ -45,26 +45,32 @@ class Worker:
     copy: Path
     owner_url: str
 
-    def run(self, mutant: Mutant | None, definition: str, tests: Sequence[str]) -> Answer:
-        """Run the tests with the mutant; the first failure ends the run.
+    def run(
+        self, mutant: Mutant | None, definition: str, tests: Sequence[str], *, seconds: int
+    ) -> Answer:
+        """Run the tests with the mutant, `seconds` at most; the first failure ends the run.
 
         `definition` is the unchanged SQL function of a mutant in SQL.
         """
         if mutant is None or mutant.language != "sql":
-            return self._ask(mutant, tests)
+            return self._ask(mutant, tests, seconds)
         try:
             asyncio.run(_define(self.owner_url, mutant.apply(definition.encode()).decode()))
         except DBAPIError:
             return Answer("invalid", finder="", seconds=0)
         try:
-            return self._ask(None, tests)
+            return self._ask(None, tests, seconds)
         finally:
             asyncio.run(_define(self.owner_url, definition))
 
-    def _ask(self, mutant: Mutant | None, tests: Sequence[str]) -> Answer:
+    def _ask(self, mutant: Mutant | None, tests: Sequence[str], seconds: int) -> Answer:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        job = {"mutant": None if mutant is None else asdict(mutant), "tests": list(tests)}
+        job = {
+            "mutant": None if mutant is None else asdict(mutant),
+            "tests": list(tests),
+            "seconds": seconds,
+        }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -79,7 +85,7 @@ class Worker:
 
 
 @contextmanager
-def running_worker(root: Path, copy: Path, *, seconds: int) -> Iterator[Worker]:
+def running_worker(root: Path, copy: Path) -> Iterator[Worker]:
     """Copy the checkout at `root`, and start a Postgres and a worker for it."""
     _copy_tree(root, copy)
     in_memory = MEMORY if os.access(MEMORY, os.W_OK) else None
@@ -90,7 +96,7 @@ def running_worker(root: Path, copy: Path, *, seconds: int) -> Iterator[Worker]:
     asyncio.run(PostgresServer(url).prepare())
     python = _environment(copy)
     process = subprocess.Popen(
-        [python, "-m", "tests.mutation.worker", str(copy), str(seconds)],
+        [python, "-m", "tests.mutation.worker", str(copy)],
         cwd=copy,
         text=True,
         stdin=subprocess.PIPE,

@@ -9,10 +9,14 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Sources (glob patterns) and SQL functions that the same tests look after."""
+    """Sources (glob patterns) and SQL functions that the same tests look after.
+
+    `tests`: the nearest files, in this order; `wider`: folders with all that may notice.
+    """
 
     name: str
     tests: tuple[str, ...]
+    wider: tuple[str, ...]
     sources: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
 
@@ -24,6 +28,7 @@ def read_targets() -> list[Target]:
         Target(
             entry["name"],
             tests=tuple(entry["tests"]),
+            wider=tuple(entry.get("wider", content["wider"])),
             sources=tuple(entry.get("sources", ())),
             functions=tuple(entry.get("functions", ())),
         )

@@ -35,9 +35,8 @@ NOT_PATCHABLE = 100
 class Worker:
     """Tries one mutant at a time."""
 
-    def __init__(self, copy: Path, seconds: int) -> None:
+    def __init__(self, copy: Path) -> None:
         self._copy = copy
-        self._seconds = seconds
         self._finder = copy.parent / f"{copy.name}.finder"
         self._gateway = ImportedGateway()
         os.environ[reporter.FILE] = str(self._finder)
@@ -47,29 +46,32 @@ class Worker:
         started = time.monotonic()
         self._finder.unlink(missing_ok=True)
         if job["mutant"] is None:
-            outcome = self._run(job["tests"])
+            outcome = self._run(job["tests"], job["seconds"])
         else:
-            outcome = self._try(Mutant(**job["mutant"]), job["tests"])
+            outcome = self._try(Mutant(**job["mutant"]), job["tests"], job["seconds"])
         finder = self._finder.read_text() if self._finder.exists() else ""
         if finder:  # though what comes after the test took too long
             outcome = "found"
         seconds = round(time.monotonic() - started, 1)
         return {"outcome": outcome, "finder": finder, "seconds": seconds}
 
-    def _try(self, mutant: Mutant, tests: list[str]) -> str:
+    def _try(self, mutant: Mutant, tests: list[str], seconds: int) -> str:
         path = self._copy / mutant.source
         original = path.read_bytes()
         changed = mutant.apply(original)
         _write(path, changed)
         try:
-            outcome = self._run(tests, patch_from=(path, original, changed))
-            return self._run(tests, anew=True) if outcome == "not patchable" else outcome
+            outcome = self._run(tests, seconds, patch_from=(path, original, changed))
+            if outcome == "not patchable":
+                return self._run(tests, seconds, anew=True)
+            return outcome
         finally:
             _write(path, original)
 
     def _run(
         self,
         tests: list[str],
+        seconds: int,
         *,
         patch_from: tuple[Path, bytes, bytes] | None = None,
         anew: bool = False,
@@ -80,7 +82,7 @@ class Worker:
             if anew:
                 os.execv(sys.executable, [sys.executable, "-m", "pytest", *QUICK, *tests])  # noqa: S606
             self._run_tests(tests, patch_from)
-        status = _wait(child, self._seconds)
+        status = _wait(child, seconds)
         if status is None:
             return "unfinished"
         code = os.waitstatus_to_exitcode(status)
@@ -114,10 +116,10 @@ class Worker:
 
 def main() -> None:
     """Work until standard input ends."""
-    copy, seconds = Path(sys.argv[1]), int(sys.argv[2])
+    copy = Path(sys.argv[1])
     os.chdir(copy)
     _import_tests(copy / "tests")
-    worker = Worker(copy, seconds)
+    worker = Worker(copy)
     for line in sys.stdin:
         sys.stdout.write(json.dumps(worker.answer(json.loads(line))) + "\n")
         sys.stdout.flush()
