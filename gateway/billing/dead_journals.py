@@ -7,7 +7,7 @@ if the database was restored to an earlier state since its worker began (see `ga
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +58,17 @@ class DeadJournals:
     """The journals in one folder, with the time at which each dead worker's was first seen."""
 
     def __init__(
-        self, database: Database, folder: Path, *, mounts: Mounts = mounts_of_machine
+        self,
+        database: Database,
+        folder: Path,
+        *,
+        mounts: Mounts = mounts_of_machine,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._folder = folder
         self._mounts = mounts
+        self._clock = clock
         self._seen: dict[Path, int] = {}
         self._next_look: dict[Path, int] = {}
 
@@ -77,7 +83,7 @@ class DeadJournals:
         self._seen = {path: seen for path, seen in self._seen.items() if path in paths}
         self._next_look = {path: at for path, at in self._next_look.items() if path in paths}
         for path in paths:
-            if time.monotonic() < self._next_look.get(path, 0):
+            if self._clock() < self._next_look.get(path, 0):
                 continue
             try:
                 with ExitStack() as stack:
@@ -110,7 +116,7 @@ class DeadJournals:
         recovered = sum((one for one in results if one is not None), RecoveredCalls())
         named = journal.sent | {settlement.id for settlement in journal.told}
         missing = named - {row.id for row in rows}
-        now = int(time.monotonic())
+        now = int(self._clock())
         first_seen = self._seen.setdefault(journal.path, now)
         is_known = now - first_seen > KEEP_SECONDS
         pause = MISSING_INTERVAL_SECONDS if missing and is_known else INTERVAL_SECONDS

@@ -72,7 +72,6 @@ def _hash(
         image.file.seek(0)
         while chunk := image.file.read(CHUNK_BYTES):
             digest.update(chunk)
-        image.file.seek(0)
         named.append([image.field, digest.hexdigest()])
     try:
         canonical = orjson.dumps([route, fields, named], option=orjson.OPT_SORT_KEYS)

@@ -77,6 +77,15 @@ def test_one_pixel_too_many_is_too_many(form: str) -> None:
     assert refused.value.problem == ImageProblem.TOO_MANY_PIXELS
 
 
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 4), (4, 0)])
+def test_an_image_without_pixels_is_unreadable(width: int, height: int) -> None:
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = png(chunk(b"IHDR", header), idat(bytes(height * (1 + width))), IEND)
+    with pytest.raises(UnusableImage) as refused:
+        strip_metadata(content, max_pixels=MAX_PIXELS)
+    assert refused.value.problem == ImageProblem.UNREADABLE
+
+
 @pytest.mark.parametrize("form", CLEAN)
 def test_a_file_cut_off_anywhere_is_refused(form: str) -> None:
     content = CLEAN[form]

@@ -149,7 +149,10 @@ async def test_a_refusal_names_the_owner_of_the_short_budget(served: Served, own
     async with served.http(key) as http:
         refused = await post_image(http)
     assert refused.status_code == 402
-    assert error_of(refused)["message"].startswith(f"The {owner}'s budget per month ")
+    assert error_of(refused)["message"].startswith(
+        f"The {owner}'s budget per month of 0.00 USD has 0.00 USD left, less than this call can "
+        "cost at most. It resets at "
+    )
 
 
 async def test_a_higher_limit_is_warned_of_anew(served: Served, stub: Stub) -> None:

@@ -44,12 +44,14 @@ class House:
             for worker in workers
         ]
 
-    async def limit(self, limit_nano: int, enforcement: str | None = None) -> None:
+    async def limit(
+        self, limit_nano: int, enforcement: str | None = None, *, window: str = "total"
+    ) -> None:
         async with self.served.gateway.database.operator() as session:
             await budgets.set_limit(
                 session,
                 None,
-                window="total",
+                window=window,
                 limit_nano=NanoUsd(limit_nano),
                 enforcement=enforcement,
             )
@@ -209,6 +211,17 @@ async def test_an_overdraft_of_one_shard_counts_for_that_shard_alone(house: Hous
     assert await house.hold(0, 5000) is not None
     await house.limit(2000, "hard")
     assert [await house.hold(worker, 100) for worker in range(8)] == [None] * 8
+    await house.close()
+
+
+async def test_two_house_budgets_of_the_same_limit_have_each_their_own_rest(house: House) -> None:
+    await house.limit(1000)
+    assert await house.hold(0, 900) is not None
+    await house.limit(1000, window="month")  # begins with nothing used
+    assert await house.hold(0, 1) is not None  # divides both
+    held = [await house.hold(number % 8, 9) for number in range(24)]
+    assert sum(one is not None for one in held) == 11
+    await house.served.check_invariants()
     await house.close()
 
 

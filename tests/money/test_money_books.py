@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from structlog.testing import capture_logs
 
 from gateway.billing import prices
 from gateway.billing.reconciliation import Resolution, Verdict, resolve
@@ -320,6 +321,30 @@ async def test_every_line_holds_exactly_the_counts_that_its_event_added(books: B
         found.append((events, [tuple(row) for row in rows]))
     hold = ("hold", HOLD, 0, 0, 0, 0, 0, 0)
     assert found == [(events, [hold, *lines]) for events, lines in LINES]
+    await books.close()
+
+
+async def test_a_budget_records_by_how_much_costs_exceeded_their_holds(books: Books) -> None:
+    histories: list[tuple[list[Event], int]] = [
+        ([(Outcome.SUCCESS, 0)], 0),
+        ([(Outcome.SUCCESS, HOLD)], 0),
+        ([(Outcome.SUCCESS, HOLD + 1)], 1),
+        ([(Outcome.AMBIGUOUS, 0), (Outcome.SUCCESS, HOLD + 20)], 20),
+        # Its hold was given back before: all of the cost is beyond what is held.
+        ([(Outcome.REJECTED, 0), (Outcome.SUCCESS, 300)], 300),
+        ([(Outcome.SUCCESS_NO_USAGE, HOLD), (Outcome.SUCCESS, HOLD - 400)], 0),
+        ([(Outcome.SUCCESS_NO_USAGE, HOLD), (Outcome.SUCCESS, HOLD + 4_000)], 4_000),
+    ]
+    total = 0
+    for events, breach in histories:
+        reservation_id = await books.hold()
+        with capture_logs() as lines:
+            for event in events:
+                await books.happen(reservation_id, event)
+        alarms = [line["nano"] for line in lines if line.get("kind") == "bound_breach"]
+        total += breach
+        rows = await books.served.owner_sql("SELECT breach_nano FROM budget_period")
+        assert (alarms, {row.breach_nano for row in rows}) == ([breach] if breach else [], {total})
     await books.close()
 
 
