@@ -29,13 +29,13 @@ INSERT INTO reservation (
 )
 SELECT c.id, :tenant_id, c.livemode, c.api_key_id, c.user_id, '{}', c.operation, c.model, c.model,
     c.provider, c.credential, (SELECT min(id) FROM price), c.cost_nano,
-    CASE WHEN c.is_failed THEN 'void' ELSE 'posted' END,
+    CASE WHEN c.is_failed THEN 'void' WHEN c.is_estimated THEN 'posted_est' ELSE 'posted' END,
     CASE WHEN c.is_failed THEN 0 ELSE c.cost_nano END, 'success', gen_random_uuid(), c.at, c.at,
     c.at, c.quality, c.size
 FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS c(
     id uuid, livemode boolean, api_key_id uuid, user_id uuid, operation text, model text,
-    provider text, credential text, cost_nano bigint, is_failed boolean, at timestamptz,
-    quality text, size text)
+    provider text, credential text, cost_nano bigint, is_failed boolean, is_estimated boolean,
+    at timestamptz, quality text, size text)
 """
 LINES = """
 INSERT INTO ledger (
@@ -45,7 +45,8 @@ INSERT INTO ledger (
 )
 SELECT r.id, s.seq, r.admitted_at, r.admitted_at, r.tenant_id, r.livemode, r.api_key_id,
     r.user_id, r.requested_model, r.served_model,
-    CASE WHEN s.seq = 0 THEN 'hold' WHEN r.state = 'void' THEN 'void' ELSE 'post' END,
+    CASE WHEN s.seq = 0 THEN 'hold' WHEN r.state = 'void' THEN 'void'
+        WHEN r.state = 'posted_est' THEN 'post_est' ELSE 'post' END,
     CASE WHEN s.seq = 0 THEN r.held_nano ELSE r.final_nano END,
     CASE WHEN s.seq = 0 OR r.state = 'void' THEN 0 ELSE 1 END,
     CASE WHEN s.seq = 0 OR r.state = 'void' THEN 0 ELSE 2 END, s.seq, 2 * s.seq, 3 * s.seq,
@@ -58,7 +59,7 @@ SELECT tenant_id, reservation_id, seq FROM ledger
 WHERE kind <> 'hold' AND reservation_id = ANY (:ids)
 """
 READ = """
-SELECT l.*, r.provider, r.operation, r.credential, r.served_quality AS quality,
+SELECT l.*, r.state, r.provider, r.operation, r.credential, r.served_quality AS quality,
     r.served_size AS size FROM ledger l JOIN reservation r ON r.id = l.reservation_id
 WHERE l.kind <> 'hold'
 """
@@ -89,6 +90,7 @@ def calls_of(
             "credential": chance.choice(CREDENTIALS),
             "cost_nano": chance.randrange(1, 10**9),
             "is_failed": chance.random() < 0.1,
+            "is_estimated": chance.random() < 0.1,
             "at": moment.isoformat(),
             "quality": chance.choice(QUALITIES),
             "size": "1024x1024",
@@ -100,8 +102,10 @@ def calls_of(
 def expected_sums(
     lines: Sequence[Any], query: ReportQuery, zones: dict[UUID, str]
 ) -> dict[tuple[str | None, ...], tuple[int, ...]]:
-    """Sum the ledger's lines in Python: by group ids, requests, images, both tokens and cost."""
-    sums: dict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0] * 5)
+    """Sum the ledger's lines in Python: by group ids, requests, images, both tokens, cost and
+    the estimated part of it.
+    """
+    sums: dict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0] * 6)
     for line in lines:
         if not _is_asked_for(line, query):
             continue
@@ -113,6 +117,7 @@ def expected_sums(
             line.text_input_tokens + line.image_input_tokens,
             line.text_output_tokens + line.image_output_tokens,
             line.amount_nano,
+            line.amount_nano if line.state == "posted_est" else 0,
         )
         sums[group] = [old + new for old, new in zip(sums[group], values, strict=True)]
     return {group: tuple(found) for group, found in sums.items() if found[0] or found[4]}
@@ -134,6 +139,7 @@ def reported_sums(report: UsageReport) -> dict[tuple[str | None, ...], tuple[int
             row.input_tokens,
             row.output_tokens,
             row.cost_nano,
+            row.estimated_nano,
         )
     return {group: sums for group, sums in found.items() if sums[0] or sums[4]}
 

@@ -152,7 +152,10 @@ async def report(session: TenantSession | OperatorSession, query: ReportQuery) -
 
 
 async def export(
-    session: TenantSession | OperatorSession, query: ReportQuery
+    session: TenantSession | OperatorSession,
+    query: ReportQuery,
+    *,
+    max_rows: int = MAX_EXPORTED_ROWS,
 ) -> AsyncIterator[UsageRow]:
     """Yield the rows of a report one by one; without groups, its total.
 
@@ -161,10 +164,10 @@ async def export(
             (`report_too_large`).
     """
     count = 0
-    async for row in _rows(session, query, limit=MAX_EXPORTED_ROWS + 1):
+    async for row in _rows(session, query, limit=max_rows + 1):
         count += 1
-        if count > MAX_EXPORTED_ROWS:
-            raise _too_large(f"has more than {MAX_EXPORTED_ROWS} rows", "Ask for a shorter period")
+        if count > max_rows:
+            raise _too_large(f"has more than {max_rows} rows", "Ask for a shorter period")
         yield row
 
 

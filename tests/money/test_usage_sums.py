@@ -77,12 +77,23 @@ async def owners_of(served: Served) -> list[Owner]:
     return found
 
 
+def any_moment(chance: random.Random) -> datetime:
+    """Pick an instant near a turn: any minute, or the edge of a quarter, or of a zone's day."""
+    moment = chance.choice(TURNS) + timedelta(minutes=chance.randrange(-2880, 2880))
+    match chance.randrange(4):
+        case 0:
+            return moment
+        case 1:
+            moment = moment.replace(minute=moment.minute // 15 * 15)
+        case _:
+            local = moment.astimezone(ZoneInfo(chance.choice(ZONES)))
+            moment = local.replace(hour=0, minute=0).astimezone(UTC)
+    return moment + timedelta(microseconds=chance.choice([-1, 0, 0, 1]))
+
+
 async def fill(served: Served, owners: list[Owner], chance: random.Random, each: int) -> None:
     for owner in owners:
-        moments = [
-            chance.choice(TURNS) + timedelta(minutes=chance.randrange(-2880, 2880))
-            for _ in range(each)
-        ]
+        moments = [any_moment(chance) for _ in range(each)]
         await write_calls(served, owner, calls_of(owner, moments, chance))
 
 
@@ -93,8 +104,15 @@ def any_query(owners: list[Owner], chance: random.Random) -> ReportQuery:
     turn, zone = chance.choice(TURNS), ZoneInfo(chance.choice(ZONES))
     day = turn.astimezone(zone).replace(hour=0, minute=0, tzinfo=None)
     whole = [(day + timedelta(days=n)).replace(tzinfo=zone) for n in (-2, -1, 0, 1, 2)]
-    free = [turn + timedelta(minutes=chance.randrange(-2880, 2880)) for _ in range(3)]
-    bounds = [*whole, *free, datetime(2024, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=zone)]
+    free = [any_moment(chance) for _ in range(3)]
+    near = [turn + timedelta(minutes=chance.randrange(-2880, 2880)) for _ in range(2)]
+    bounds = [
+        *whole,
+        *free,
+        *near,
+        datetime(2024, 1, 1, tzinfo=UTC),
+        datetime(2027, 1, 1, tzinfo=zone),
+    ]
     start, end = sorted(
         (one.astimezone(UTC) for one in chance.sample(bounds, k=2)), key=datetime.timestamp
     )
@@ -145,23 +163,40 @@ async def test_every_report_is_the_ledger_at_every_stage_of_the_sums(
     await check_some()
     await database.call("SELECT roll_up_usage(70)")  # a worker that is killed afterwards
     await check_some()
-    await usage_sums.roll_up(database)
+    assert await usage_sums.roll_up(database) == 20 * len(owners) - 70
     await check_some()
     await served.owner_sql(LATE_TRUTH, more=12_345)
     await fill(served, owners, chance, each=5)
     await check_some()
-    await usage_sums.roll_up(database)
-    moved = chance.choice(owners).tenant_id
+    assert await usage_sums.roll_up(database) == 20 + 5 * len(owners)
+    moved, other = chance.sample(sorted({owner.tenant_id for owner in owners}), k=2)
+    for tenant_id in (moved, other):
+        async with database.operator() as session:
+            [row] = await served.owner_sql("SELECT * FROM tenant WHERE id = :id", id=tenant_id)
+            zone = chance.choice([zone for zone in ZONES if zone != row.time_zone])
+            await tenants.set_settings(session, str(tenant_id), time_zone=zone)
+    await fill(served, owners, chance, each=2)
+    await check_some()
     async with database.operator() as session:
-        await tenants.set_settings(session, str(moved), time_zone=chance.choice(ZONES))
+        lines = await usage_sums.recompute(session, moved)
+    assert lines == await pending(served, moved)
     await check_some()
-    await usage_sums.rebuild_moved_days(database)
+    assert await usage_sums.rebuild_moved_days(database) == 1
     await check_some()
     async with database.operator() as session:
-        await usage_sums.recompute(session, moved)
-    await check_some()
+        assert await usage_sums.count_pending(session) == lines + 2 * (len(owners) - 2)
     await usage_sums.roll_up(database)
+    assert await usage_sums.rebuild_moved_days(database) == 0
     await check_some()
+    async with database.operator() as session:
+        assert await usage_sums.count_pending(session) == 0
+        assert await usage_sums.differences(session) == []
+
+
+async def pending(served: Served, tenant_id: UUID) -> int:
+    """Count a tenant's ledger lines that are queued: all of them, where it is to be recomputed."""
+    lines = await served.owner_sql(READ)
+    return sum(line.tenant_id == tenant_id for line in lines)
 
 
 async def test_reports_are_right_while_calls_are_made_and_sums_are_written(served: Served) -> None:
@@ -214,6 +249,7 @@ async def test_a_report_of_too_many_groups_is_a_file_or_refused(served: Served) 
     async with served.http(key) as http:
         refused = await http.get("/v1/usage?start=2025-01-01&group_by=hour")
         fewer = await http.get("/v1/usage?start=2025-01-01&group_by=day")
+        most = await http.get("/v1/usage?start=2025-01-01T01:00:00&group_by=hour")
         table = await http.get("/v1/usage?start=2025-01-01&group_by=hour&format=csv")
         lines = await http.get("/v1/usage?start=2025-01-01&group_by=hour&format=jsonl")
     assert refused.status_code == 400
@@ -221,6 +257,7 @@ async def test_a_report_of_too_many_groups_is_a_file_or_refused(served: Served) 
     assert (error["code"], error["param"]) == ("report_too_large", "group_by")
     assert "fewer fields in group_by" in error["message"]
     assert fewer.json()["total"]["requests"] == 10_001
+    assert len(most.json()["data"]) == 10_000
     rows = list(csv.DictReader(io.StringIO(table.text)))
     assert len(rows) == 10_001
     objects = [json.loads(line) for line in lines.text.splitlines()]

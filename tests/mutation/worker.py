@@ -26,8 +26,9 @@ QUICK = (
     *("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line", "-W", "ignore"),
     # It collects garbage at the end: a second, with all that is imported.
     *("-p", "tests.mutation.reporter", "-p", "no:unraisableexception"),
-    "--timeout=30",  # a test that hangs has noticed
 )
+HANGS_AFTER_SECONDS = 30
+"""At least; a test that takes half of its run's time hangs, and has noticed."""
 NOT_PATCHABLE = 100
 """The exit status of a child, beside pytest's own."""
 
@@ -79,9 +80,10 @@ class Worker:
         child = os.fork()
         if child == 0:
             self._be_child()
+            options = [*QUICK, f"--timeout={max(HANGS_AFTER_SECONDS, seconds // 2)}", *tests]
             if anew:
-                os.execv(sys.executable, [sys.executable, "-m", "pytest", *QUICK, *tests])  # noqa: S606
-            self._run_tests(tests, patch_from)
+                os.execv(sys.executable, [sys.executable, "-m", "pytest", *options])  # noqa: S606
+            self._run_tests(options, patch_from)
         status = _wait(child, seconds)
         if status is None:
             return "unfinished"
@@ -102,12 +104,12 @@ class Worker:
         os.dup2(log, sys.stderr.fileno())
         os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
 
-    def _run_tests(self, tests: list[str], patch_from: tuple[Path, bytes, bytes] | None) -> None:
+    def _run_tests(self, options: list[str], patch_from: tuple[Path, bytes, bytes] | None) -> None:
         """In the child: never returns."""
         try:
             if patch_from is not None:
                 self._gateway.patch(*patch_from)
-            code = int(pytest.main([*QUICK, *tests]))
+            code = int(pytest.main(options))
         except NotPatchableError:
             code = NOT_PATCHABLE
         sys.stdout.flush()

@@ -20,6 +20,8 @@ _HTML = (
     b"<hr><center>cloudflare</center>\r\n</body>\r\n</html>\r\n"
 )
 _LAST_CHUNK = b"0\r\n\r\n"
+CLOCK_IS_BEHIND_SECONDS = 7
+"""So that the provider's time of an image can be told from the gateway's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def render_images(
         tail = b',"usage":' + _usage(call.usage, usage_form) + b"}"
     if call.safety_identifier is not None:
         tail = b',"safety_identifier":' + orjson.dumps(call.safety_identifier) + tail
-    created = b'{"created":%d' % time.time()
+    created = b'{"created":%d' % (time.time() - CLOCK_IS_BEHIND_SECONDS)
     length = len(created) + len(start) + len(end) + len(tail)
     head = _success_head(length) + request_id.encode() + b"\r\n\r\n"
     return Answer(head, (created, start, end, tail))

@@ -1,0 +1,221 @@
+"""Usage reports: which sums they read, which groups they show, in which order, and their limits."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from sqlalchemy import text
+
+from gateway.billing import usage, usage_sums
+from gateway.billing.usage_queries import (
+    EVERYTHING,
+    GroupField,
+    Period,
+    ReportQuery,
+    UsageFilters,
+)
+from gateway.config import Settings
+from gateway.db.engine import OperatorSession
+from gateway.errors import InvalidRequest
+from tests.admin_helpers import answered
+from tests.harness import Served, error_of
+from tests.money.test_money_crashes import locked, waiting_for_locks
+from tests.money_helpers import eventually, post_image
+from tests.stub_openai import Fault, Stub
+from tests.usage_helpers import Owner, calls_of, write_calls
+
+VIENNA = ZoneInfo("Europe/Vienna")
+BEGIN = datetime(2026, 3, 27, tzinfo=VIENNA)
+DAY, SLOT, OWNER_DAY = 1, 1_000, 1_000_000
+"""Added to the cost of every sum of a kind, so that a report shows how many of each it read."""
+
+
+def report_query(
+    tenant_id: UUID,
+    *group_by: GroupField,
+    begin: datetime = BEGIN,
+    end: datetime = BEGIN + timedelta(days=4),
+    zone: str | None = None,
+    filters: UsageFilters = EVERYTHING,
+) -> ReportQuery:
+    return ReportQuery(
+        tenant_id,
+        filters,
+        livemode=True,
+        period=Period(begin.astimezone(UTC), end.astimezone(UTC)),
+        group_by=group_by,
+        zone=zone,
+    )
+
+
+async def statement_limit(session: OperatorSession) -> object:
+    return await session.scalar(text("SHOW statement_timeout"))
+
+
+async def report(served: Served, query: ReportQuery) -> usage.UsageReport:
+    assert query.tenant_id is not None
+    async with served.gateway.database.tenant(query.tenant_id) as session:
+        return await usage.report(session, query)
+
+
+async def write(served: Served, moments: Sequence[datetime], **same: object) -> Owner:
+    """Write a call of 100 nano-USD at each moment, of a tenant in Vienna and one of its users."""
+    tenant_id = await served.tenant("vienna", time_zone="Europe/Vienna")
+    key = await served.key(tenant_id=tenant_id, user="ann")
+    [row] = await served.owner_sql("SELECT user_id FROM api_key WHERE id = :id", id=key.id)
+    owner = Owner(tenant_id, key.id, row.user_id)
+    alike = {
+        "livemode": True,
+        "operation": "edit",
+        "model": "gpt-image-2",
+        "provider": "openai",
+        "credential": "house",
+        "cost_nano": 100,
+        "is_failed": False,
+        "is_estimated": False,
+        **same,
+    }
+    calls = [{**call, **alike} for call in calls_of(owner, moments, random.Random(0))]
+    await write_calls(served, owner, calls)
+    return owner
+
+
+async def test_a_report_reads_the_coarsest_sums_that_can_answer_it(served: Served) -> None:
+    """Days where they are whole, else quarters; days of key and user; lines for what images are."""
+    days = [BEGIN + timedelta(days=number) for number in range(4)]
+    hours = (0, 9, 23)
+    owner = await write(served, [day + timedelta(hours=hour) for day in days for hour in hours])
+    await usage_sums.roll_up(served.gateway.database)
+    for table, mark in (("usage_day", DAY), ("usage_slot", SLOT), ("usage_owner_day", OWNER_DAY)):
+        changed = f"UPDATE {table} SET amount_nano = amount_nano + {mark}"  # noqa: S608 - constants
+        await served.owner_sql(changed)
+    of_key = UsageFilters(key_id=owner.api_key_id)
+    of_user = UsageFilters(user_id=owner.user_id)
+    of_model = UsageFilters(model="gpt-image-2")
+    tenant, morning = owner.tenant_id, BEGIN + timedelta(hours=6)
+    evening = BEGIN + timedelta(days=3, hours=18)
+    expected = {
+        report_query(tenant): 4 * DAY,
+        report_query(tenant, "day", "model"): 4 * DAY,
+        report_query(tenant, "month", filters=of_model): 4 * DAY,
+        report_query(tenant, "key"): 4 * OWNER_DAY,
+        report_query(tenant, "day", "user"): 4 * OWNER_DAY,
+        report_query(tenant, "day", filters=of_key): 4 * OWNER_DAY,
+        report_query(tenant, filters=of_user): 4 * OWNER_DAY,
+        report_query(tenant, "hour"): 12 * SLOT,
+        report_query(tenant, "day", zone="Asia/Kathmandu"): 12 * SLOT,
+        # The first and the last day are not whole: nine and eleven, and midnight and nine.
+        report_query(tenant, "day", begin=morning, end=evening): 2 * DAY + 4 * SLOT,
+        report_query(tenant, "key", begin=morning, end=evening): 2 * OWNER_DAY,
+        report_query(tenant, "hour", begin=morning, end=evening): 10 * SLOT,
+        report_query(tenant, "hour", "key"): 0,
+        report_query(tenant, "quality"): 0,
+        report_query(tenant, "size", filters=of_user): 0,
+    }
+    found = {}
+    for query in expected:
+        answer = await report(served, query)
+        found[query] = answer.total.cost_nano - 100 * answer.total.requests
+    assert found == expected
+    for table, mark in (("usage_day", DAY), ("usage_slot", SLOT), ("usage_owner_day", OWNER_DAY)):
+        restored = f"UPDATE {table} SET amount_nano = amount_nano - {mark}"  # noqa: S608
+        await served.owner_sql(restored)
+
+
+async def test_free_calls_are_a_group_and_refused_ones_are_none(served: Served) -> None:
+    owner = await write(served, [BEGIN], cost_nano=0)
+    failed = calls_of(owner, [BEGIN + timedelta(days=1)], random.Random(0))
+    await write_calls(
+        served, owner, [{**failed[0], "livemode": True, "is_failed": True, "cost_nano": 7}]
+    )
+    found = await report(served, report_query(owner.tenant_id, "day"))
+    assert [(row.group, row.requests, row.cost_nano) for row in found.rows] == [
+        (("2026-03-27",), 1, 0)
+    ]
+
+
+async def test_groups_are_in_one_order_whether_settled_or_not(served: Served, stub: Stub) -> None:
+    """By their texts, those without one last."""
+    for name, is_settled in (("ben", True), ("ann", False), ("cid", True), (None, True)):
+        if not is_settled:
+            stub.faults.add(Fault("reset_after_headers"))
+        async with served.http(await served.key(user=name)) as http:
+            await post_image(http)
+            found = answered(await http.get("/v1/usage?group_by=user"))
+    assert [row["user"] for row in found["data"]] == ["ann", "ben", "cid", None]
+    [first, *_] = found["data"]
+    held = first.pop("open_usd")
+    assert float(held) > 0
+    assert set(first.values()) == {"ann", first["user_id"], 0, "0.000000000"}
+
+
+async def test_estimates_count_in_the_period_of_their_admission_and_for_their_tenant(
+    served: Served,
+) -> None:
+    begin, end = BEGIN, BEGIN + timedelta(days=1)
+    tick = timedelta(microseconds=1)
+    owner = await write(served, [begin - tick, begin, end - tick, end], is_estimated=True)
+    other = await served.tenant("other", time_zone="UTC")
+    found = await report(served, report_query(owner.tenant_id, "day", begin=begin, end=end))
+    assert [(row.group, row.requests, row.estimated_nano) for row in found.rows] == [
+        (("2026-03-27",), 2, 200)
+    ]
+    utc = await report(
+        served, report_query(owner.tenant_id, "day", begin=begin, end=end, zone="UTC")
+    )
+    assert [(row.group, row.estimated_nano) for row in utc.rows] == [
+        (("2026-03-26",), 100),
+        (("2026-03-27",), 100),
+    ]
+    assert (await report(served, report_query(other, "day"))).total.estimated_nano == 0
+
+
+async def test_an_export_ends_at_its_limit(served: Served) -> None:
+    owner = await write(served, [BEGIN + timedelta(hours=hour) for hour in range(5)])
+    query = report_query(owner.tenant_id, "hour")
+
+    async def exported(most: int) -> int:
+        async with served.gateway.database.tenant(owner.tenant_id) as session:
+            return len([row async for row in usage.export(session, query, max_rows=most)])
+
+    assert await exported(5) == 5
+    with pytest.raises(InvalidRequest) as refused:
+        await exported(4)
+    assert refused.value.code == "report_too_large"
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [("pg_cancel_backend", 400, "report_too_large"), ("pg_terminate_backend", 503, None)],
+    ids=["out of time", "connection lost"],
+)
+async def test_a_report_that_takes_too_long_is_refused_as_too_large(
+    settings: Settings, served: Served, end: str, status: int, code: str | None
+) -> None:
+    async with (
+        served.http(await served.key()) as http,
+        locked(settings, "LOCK TABLE usage_day IN ACCESS EXCLUSIVE MODE"),
+    ):
+        asked = asyncio.create_task(http.get("/v1/usage?group_by=day"))
+        await eventually(lambda: waiting_for_locks(served))
+        # A statement beyond its time limit is cancelled in the same way.
+        await served.owner_sql(
+            f"SELECT {end}(pid) FROM pg_stat_activity"  # noqa: S608 - one of two names
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        answer = await asked
+    assert answer.status_code == status
+    assert code in {None, error_of(answer)["code"]}
+
+
+async def test_work_on_all_sums_may_take_longer_than_a_request(served: Served) -> None:
+    async with served.gateway.database.operator() as session:
+        assert await usage_sums.recompute(session, served.tenant_id) == 0
+        assert await statement_limit(session) == "10min"
+    async with served.gateway.database.operator() as session:
+        assert await usage_sums.differences(session) == []
+        assert await statement_limit(session) == "10min"
