@@ -32,6 +32,7 @@ KEEP_SECONDS = 60
 """Longer than a statement already sent by the worker can take to commit a reservation."""
 KEEP_MISSING_SECONDS = 604_800
 """Retention of a journal whose calls have no rows here: it may belong to another database."""
+SECOND_NS = 1_000_000_000
 INTERVAL_SECONDS = 10
 MISSING_INTERVAL_SECONDS = 60
 """Pause before a journal is read again; reading a long one takes half a second."""
@@ -63,7 +64,7 @@ class DeadJournals:
         folder: Path,
         *,
         mounts: Mounts = mounts_of_machine,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._database = database
         self._folder = folder
@@ -83,7 +84,7 @@ class DeadJournals:
         self._seen = {path: seen for path, seen in self._seen.items() if path in paths}
         self._next_look = {path: at for path, at in self._next_look.items() if path in paths}
         for path in paths:
-            if self._clock() < self._next_look.get(path, 0):
+            if self._now() < self._next_look.get(path, 0):
                 continue
             try:
                 with ExitStack() as stack:
@@ -102,6 +103,9 @@ class DeadJournals:
             )
         return recovered
 
+    def _now(self) -> int:
+        return self._clock() // SECOND_NS
+
     def _find(self) -> list[Path]:
         """List every journal; none if locks do not show which workers of other machines live."""
         if unsuitable_kind(self._folder, self._mounts) is not None:
@@ -116,7 +120,7 @@ class DeadJournals:
         recovered = sum((one for one in results if one is not None), RecoveredCalls())
         named = journal.sent | {settlement.id for settlement in journal.told}
         missing = named - {row.id for row in rows}
-        now = int(self._clock())
+        now = self._now()
         first_seen = self._seen.setdefault(journal.path, now)
         is_known = now - first_seen > KEEP_SECONDS
         pause = MISSING_INTERVAL_SECONDS if missing and is_known else INTERVAL_SECONDS

@@ -31,7 +31,9 @@ class DeadWorker:
         self._sent_before = Reservations(
             served.gateway.database, instance=instance, max_batch=64, admission_timeout_ms=60_000
         )
-        self._readers = DeadJournals(served.gateway.database, folder, clock=lambda: self.now)
+        self._readers = DeadJournals(
+            served.gateway.database, folder, clock=lambda: self.now * 1_000_000_000
+        )
 
     async def commit_late(self) -> UUID:
         """Commit a reservation that the journal does not name."""
