@@ -9,16 +9,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import noisy, overload, parts, senders, table
+from benchmarks import noisy, overload, parts, senders, table, tenants
 from benchmarks.rows import print_rows, save
 
-MEASUREMENTS = ("table", "parts", "overload", "noisy", "senders")
+MEASUREMENTS = ("table", "parts", "tenants", "overload", "noisy", "senders")
 
 
 def main() -> None:
     """Run the requested measurements, print them, and save the figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["table", "parts"], help=", ".join(MEASUREMENTS))
+    parser.add_argument(
+        "what", nargs="*", default=["table", "parts", "tenants"], help=", ".join(MEASUREMENTS)
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of floor and gateway")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the number of requests")
     options = parser.parse_args()
@@ -46,6 +48,10 @@ def measure(what: str, rounds: int, scale: float) -> None:
                 found = asyncio.run(parts.measure(folder, rounds, scale))
                 parts.print_parts(found)
                 save("parts", parts=found)
+            case "tenants":
+                rows = asyncio.run(tenants.measure(folder, rounds, scale))
+                print_rows(rows)
+                save("tenants", rows=rows)
             case "overload":
                 save("overload", figures=asyncio.run(overload.measure(folder, scale)))
             case "senders":
