@@ -103,7 +103,7 @@ def cpu_seconds(running: subprocess.Popen[bytes]) -> float:
     """Add up the CPU time of the gateway and its descendants so far, Postgres included."""
     head = psutil.Process(running.pid)
     times = [one.cpu_times() for one in (head, *head.children(recursive=True))]
-    return sum(time.user + time.system for time in times)
+    return float(sum(time.user + time.system for time in times))
 
 
 async def prepare(folder: Path, count: int) -> list[str]:
@@ -135,13 +135,19 @@ async def _write(connection: asyncpg.Connection, pepper: Pepper, count: int) -> 
     await connection.copy_records_to_table(
         "api_key",
         records=(
-            (key_id, tenant, key_id, key_format.digest(pepper, key), pepper.version, key[-4:], True,
-             list(USUAL_KEY_SCOPES))
+            (key_id, tenant, key_id, key[-4:], True, list(USUAL_KEY_SCOPES))
             for key_id, tenant, key in zip(key_ids, tenants, keys, strict=True)
         ),
-        columns=("id", "tenant_id", "root_id", "digest", "pepper_version", "last4", "livemode",
-                 "scopes"),
-    )  # fmt: skip
+        columns=("id", "tenant_id", "root_id", "last4", "livemode", "scopes"),
+    )
+    await connection.copy_records_to_table(
+        "key_directory",
+        records=(
+            (key_format.digest(pepper, key), tenant, key_id, pepper.version)
+            for key_id, tenant, key in zip(key_ids, tenants, keys, strict=True)
+        ),
+        columns=("digest", "tenant_id", "api_key_id", "pepper_version"),
+    )
     await connection.copy_records_to_table(
         "rate_limit",
         records=((tenant, True, "requests", AMPLE) for tenant in tenants),

@@ -1,12 +1,12 @@
 """Open and close the gateway's resources, in one place and in order."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, BinaryIO
-from uuid import UUID
 
 from gateway.billing.opening import open_reservations
 from gateway.billing.prices import Prices, PriceTable
@@ -17,7 +17,7 @@ from gateway.config import Settings, proxy_for
 from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
-from gateway.domain import Caller, Operator, Outcome, SecretText, new_id
+from gateway.domain import Outcome, SecretText, new_id
 from gateway.generation.credential_tests import CredentialTests
 from gateway.generation.idempotency import Replays
 from gateway.generation.image_references import InputImageFetcher
@@ -52,11 +52,13 @@ from gateway.providers.openai.images import OpenAIImages
 from gateway.providers.sandbox.inputs import PixelReader
 from gateway.providers.sandbox.provider import Sandbox
 from gateway.request_log.writer import RequestLog, open_request_log
-from gateway.tenancy.credentials import CredentialChoice, Credentials
-from gateway.tenancy.key_lookup import KeyLookup
+from gateway.tenancy.credentials import Credentials
+from gateway.tenancy.key_lookup import CallerCaches, KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
 
+OPERATOR_KEY_SECONDS = 30.0
+"""The accuracy of an admin key's `last_used_at`, which is written when its cache entry expires."""
 MAX_DOWNLOAD_BYTES = 52_428_800
 """The largest input image that any model accepts."""
 
@@ -111,13 +113,13 @@ async def open_gateway(
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings, today=today))
         database = core.database
-        callers: Cache[bytes, Caller | Operator] = _cache(settings)
-        choices: Cache[tuple[UUID, UUID | None, str], CredentialChoice] = _cache(settings)
+        callers = _caller_caches(settings)
         tables: Cache[str, PriceTable] = _cache(settings)
         token_owners: Cache[tuple[str, str], TokenOwner] = _cache(settings)
         key_lookup = _key_lookup(stack, core, callers)
 
-        clear = _clearer(core, key_lookup, callers, choices, tables, token_owners)
+        caches = (callers.by_key, callers.operators, callers.credentials, tables, token_owners)
+        clear = _clearer(core, key_lookup, *caches)
         await _listen(stack, database, clear)
         reservations, journal = await open_reservations(stack, settings, database)
         store = (keeper := open_keeper(settings, database, core.vault)).files
@@ -129,7 +131,7 @@ async def open_gateway(
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
         openai_images = _openai_images(settings, settings.openai_base_url)
-        credentials = Credentials(database, core.vault, house, choices)
+        credentials = Credentials(database, core.vault, house, callers.credentials)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
             catalog=core.catalog,
@@ -146,7 +148,7 @@ async def open_gateway(
             settings=settings,
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
-        await warm(database, reservations, Prices(database, tables))
+        await warm(database, reservations, Prices(database, tables), key_lookup.warm)
         yield Gateway(
             core=core,
             api_keys=key_lookup,
@@ -177,9 +179,7 @@ async def _listen(
     await listener.start()
 
 
-def _key_lookup(
-    stack: AsyncExitStack, core: Core, callers: Cache[bytes, Caller | Operator]
-) -> KeyLookup:
+def _key_lookup(stack: AsyncExitStack, core: Core, callers: CallerCaches) -> KeyLookup:
     refused_keys = RefusedKeys(
         core.database, max_delay_seconds=core.settings.refused_key_max_delay_seconds
     )
@@ -246,9 +246,15 @@ def _fetcher(
     )
 
 
-def _cache(settings: Settings) -> Cache[K, V]:
+def _caller_caches(settings: Settings) -> CallerCaches:
+    return CallerCaches(
+        _cache(settings), _cache(settings, ttl_seconds=OPERATOR_KEY_SECONDS), _cache(settings)
+    )
+
+
+def _cache(settings: Settings, *, ttl_seconds: float = math.inf) -> Cache[K, V]:
     return Cache(
-        ttl_seconds=settings.cache_ttl_seconds,
+        ttl_seconds=min(ttl_seconds, settings.cache_ttl_seconds),
         max_entries=settings.cache_max_entries,
         load_seconds=settings.admission_seconds,
     )

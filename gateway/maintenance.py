@@ -17,6 +17,7 @@ from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.sweeping import BATCH, sweep
 from gateway.bootstrap import Gateway
 from gateway.db import sweeps
+from gateway.db.cache import forget_recorded
 from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import StorageFailed
 from gateway.library.erasure import erase
@@ -189,11 +190,16 @@ class Sweeper:
             await self._keep_requests()
 
     async def _keep_requests(self) -> None:
-        """Create the request log's next partitions, and drop those past their retention."""
+        """Create the request log's next partitions, and drop those past their retention.
+
+        Recorded changes that every gateway has read by now are deleted too.
+        """
         days = self._gateway.settings.request_log_retention_days
         dropped = await keep(self._gateway.database, days=days)
         if dropped:
             log.info("request_log_days_dropped", count=dropped)
+        async with self._gateway.database.operator() as session:
+            await forget_recorded(session)
 
     async def _add_up_usage(self) -> None:
         async with self._gateway.database.operator() as session:

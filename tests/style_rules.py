@@ -19,6 +19,7 @@ CATCH_ALL_MODULES = (
     "gateway/maintenance.py",
     "gateway/generation/paid_calls.py",
     "gateway/billing/",
+    "gateway/db/group_commit.py",
 )
 """The modules that may catch everything: the tops of requests, tasks and commands."""
 

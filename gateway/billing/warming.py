@@ -1,5 +1,6 @@
 """Warm-up of a worker, so that its first requests need not wait for it."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from gateway.billing.prices import Prices
@@ -7,12 +8,20 @@ from gateway.billing.reservations import Reservations
 from gateway.db.engine import Database, DatabaseUnavailable
 
 
-async def warm(database: Database, reservations: Reservations, prices: Prices) -> None:
+async def warm(
+    database: Database,
+    reservations: Reservations,
+    prices: Prices,
+    look_up: Callable[[], Awaitable[None]],
+) -> None:
     """Open connections, prepare the money path's statements, and load the prices.
+
+    `look_up` prepares the look-up of keys.
 
     A database that is unavailable at this moment is reported by /ready.
     """
     with suppress(DatabaseUnavailable):
         await database.warm()
         await reservations.warm()
+        await look_up()
         await prices.load()

@@ -29,11 +29,15 @@ class DatabaseSettings(SettingsGroup):
         "processes below Postgres's `max_connections`.",
     )
     cache_ttl_seconds: float = Field(
-        default=30.0,
+        default=600.0,
         gt=0,
-        description="The longest time, in seconds, that a cached key, price or budget is used "
-        "without being read again. Postgres also announces changes at once.",
+        description="The longest time, in seconds, that a cached key, limit, credential or price "
+        "is used without being read again. Postgres announces changes at once, and records them "
+        "for gateways that miss an announcement, which read the records every five seconds.",
     )
     cache_max_entries: int = Field(
-        default=100_000, ge=100, description="The number of entries per cache and process."
+        default=100_000,
+        ge=100,
+        description="The number of entries per cache and process; the least recently used one goes "
+        "first. A caller takes about a kilobyte.",
     )

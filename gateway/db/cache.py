@@ -1,7 +1,7 @@
 """Caches of look-ups in this process, invalidated when the row behind them changes.
 
-Postgres announces changes (NOTIFY, from triggers); the time to live is the backstop for a lost
-notification.
+Postgres announces changes (NOTIFY, from triggers) and records them in the table `change`, which is
+polled for those whose notification was lost. The time to live is the last backstop.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from typing import Generic, TypeVar
 
 import asyncpg
 import structlog
+from sqlalchemy import text
 
 from gateway.db.deadlines import Deadline
-from gateway.db.engine import Database, DatabaseUnavailable
+from gateway.db.engine import Database, DatabaseUnavailable, OperatorSession
 from gateway.errors import Unavailable
 
 K = TypeVar("K", bound=Hashable)
@@ -22,11 +23,22 @@ V = TypeVar("V")
 
 CHANNEL = "gateway_changed"
 RECONNECT_SECONDS = 1.0
-HEARTBEAT_SECONDS = 5.0
+POLL_SECONDS = 5.0
+POLL_TIMEOUT_SECONDS = 5.0
+MAX_RECORDED = 1000
+"""More changes at once clear every cache."""
+KEPT_SECONDS = 3600.0
 LISTEN_ERRORS = (
     *(Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError),
     *(OSError, TimeoutError),
 )
+# The first poll has no horizon: it returns a single row, with the horizon of the second.
+_RECORDED = """
+    SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon, c.id, c.tag
+    FROM (SELECT) once LEFT JOIN change c ON c.xid >= $1::bigint
+    LIMIT $2
+"""
+_FORGET = text("DELETE FROM change WHERE at < clock_timestamp() - make_interval(secs => :seconds)")
 log = structlog.get_logger(__name__)
 
 
@@ -81,8 +93,7 @@ class Cache(Generic[K, V]):
             self._forget(key)
             return None
         # The row that was read may lack a change announced during the read.
-        if epoch == self._epoch:
-            self._keep(key, *found)
+        self.keep_read(key, *found, epoch=epoch)
         return found[0]
 
     def _loaded(self, key: K, task: "asyncio.Task[V | None]") -> None:
@@ -95,6 +106,16 @@ class Cache(Generic[K, V]):
     def __len__(self) -> int:
         """Count the cached values."""
         return len(self._entries)
+
+    @property
+    def epoch(self) -> int:
+        """The number of changes so far, for `keep_read`."""
+        return self._epoch
+
+    def keep_read(self, key: K, value: V, tag: str, *, epoch: int) -> None:
+        """Cache a value that was read since `epoch`, unless a change has been announced since."""
+        if epoch == self._epoch:
+            self._keep(key, value, tag)
 
     def clear(self, tag: str | None = None) -> None:
         """Drop the values with this tag, or all values."""
@@ -124,12 +145,51 @@ class Cache(Generic[K, V]):
                 del self._keys_by_tag[entry[1]]
 
 
-class ChangeListener:
-    """A listener to Postgres' change notifications, which invalidates the caches."""
+class RecordedChanges:
+    """The changes that become visible in the table `change`, in whatever order they commit.
 
-    def __init__(self, database: Database, clear: Callable[[str | None], None]) -> None:
+    Ids do not commit in order, so each poll reads every change of a transaction that was not
+    finished at the poll before, and leaves out those that it has returned.
+    """
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._horizon: int | None = None
+        self._known: frozenset[int] = frozenset()
+
+    async def poll(self) -> set[str | None]:
+        """Return the tags of new changes, or {None} for too many; the first poll returns none."""
+        rows = await self._connection.fetch(
+            _RECORDED, self._horizon, MAX_RECORDED + 1, timeout=POLL_TIMEOUT_SECONDS
+        )
+        found = {row["id"]: row["tag"] for row in rows if row["id"] is not None}
+        new = found.keys() - self._known
+        self._horizon, self._known = rows[0]["horizon"], frozenset(found)
+        return {None} if len(rows) > MAX_RECORDED else {found[one] for one in new}
+
+
+async def forget_recorded(session: OperatorSession) -> None:
+    """Delete the changes that every gateway has read by now."""
+    await session.execute(_FORGET, {"seconds": KEPT_SECONDS})
+
+
+class ChangeListener:
+    """A listener to Postgres' change notifications, which invalidates the caches.
+
+    Every `poll_seconds` it reads the recorded changes, which also tells whether the connection is
+    alive.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clear: Callable[[str | None], None],
+        *,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
         self._database = database
         self._clear = clear
+        self._poll_seconds = poll_seconds
         self._task: asyncio.Task[None] | None = None
         self._attempted = asyncio.Event()
 
@@ -163,14 +223,17 @@ class ChangeListener:
         connection.add_termination_listener(lambda _connection: lost.set())
         try:
             await connection.add_listener(CHANNEL, self._heard)
+            changes = RecordedChanges(connection)
+            await changes.poll()
             # Changes before this connection were not received.
             self._clear(None)
             self._attempted.set()
             while not lost.is_set():
                 try:
-                    await asyncio.wait_for(lost.wait(), HEARTBEAT_SECONDS)
+                    await asyncio.wait_for(lost.wait(), self._poll_seconds)
                 except TimeoutError:
-                    await connection.execute("SELECT 1", timeout=HEARTBEAT_SECONDS)
+                    for tag in await changes.poll():
+                        self._clear(tag)
         finally:
             self._clear(None)
             connection.terminate()

@@ -1,13 +1,52 @@
-"""The tables of the gateway's own keys: admin keys, sealed secrets, rotations of data keys."""
+"""The directory of API keys, and the gateway's own keys: admin keys, secrets, rotations."""
 
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import ARRAY, CheckConstraint, LargeBinary, SmallInteger, Text, func, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    Identity,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from gateway.db.tables import Table, Timestamp
+
+
+class KeyDirectoryRow(Table):
+    """The tenant and id of the API key with this HMAC, looked up before the tenant is known."""
+
+    __tablename__ = "key_directory"
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    tenant_id: Mapped[UUID]
+    api_key_id: Mapped[UUID]
+    pepper_version: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+
+
+class ChangeRow(Table):
+    """An announced change, for gateways that did not hear the announcement.
+
+    `xid`: the transaction that made it, which orders changes by the visibility of their commits.
+    """
+
+    __tablename__ = "change"
+    __table_args__ = (Index("change_xid", "xid"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    xid: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("pg_current_xact_id()::text::bigint")
+    )
+    at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
+    tag: Mapped[str] = mapped_column(Text)
 
 
 class OperatorKeyRow(Table):

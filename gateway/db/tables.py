@@ -88,7 +88,7 @@ class TenantUserRow(Table):
 
 
 class ApiKeyRow(Table):
-    """An issued API key; only its HMAC is stored.
+    """An issued API key; its HMAC is in `KeyDirectoryRow`.
 
     `root_id`: the first key of a line of rolled keys; it stands for all in budgets and reports.
     All keys of a line have the same name, if any.
@@ -106,8 +106,6 @@ class ApiKeyRow(Table):
     user_id: Mapped[UUID | None]
     root_id: Mapped[UUID]
     name: Mapped[str | None] = mapped_column(Text)
-    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
-    pepper_version: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
     last4: Mapped[str] = mapped_column(Text)
     livemode: Mapped[bool]
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, any_, func, literal, or_, select, update
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.key_tables import KeyDirectoryRow
 from gateway.db.owners import check_user
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import ApiKeyRow, TenantUserRow
@@ -82,7 +83,8 @@ async def issue(
     await keep_living(session, tenant_id)
     if user_id is not None:
         await check_user(session, tenant_id, user_id)
-    secret, row = _new_key(
+    secret, row = _add_key(
+        session,
         tenant_id,
         pepper=pepper,
         livemode=livemode,
@@ -92,7 +94,6 @@ async def issue(
         models=models,
         expires_at=expires_at,
     )
-    session.add(row)
     await session.flush()
     await record(
         session,
@@ -246,7 +247,8 @@ async def roll(
     if old is None:
         raise NotFound(f"There is no usable API key {key_id}.", param="key_id")
     before = _shown(old)
-    secret, twin = _new_key(
+    secret, twin = _add_key(
+        session,
         old.tenant_id,
         pepper=pepper,
         livemode=old.livemode,
@@ -257,7 +259,6 @@ async def roll(
         expires_at=old.expires_at,
         root_id=old.root_id,
     )
-    session.add(twin)
     ends_at = datetime.now(UTC) + grace
     old.expires_at = min(old.expires_at or ends_at, ends_at)
     await session.flush()
@@ -272,7 +273,8 @@ async def roll(
     return _issued(twin, secret)
 
 
-def _new_key(
+def _add_key(
+    session: TenantSession | OperatorSession,
     tenant_id: UUID,
     *,
     pepper: Pepper,
@@ -284,7 +286,7 @@ def _new_key(
     expires_at: datetime | None,
     root_id: UUID | None = None,
 ) -> tuple[SecretText, ApiKeyRow]:
-    """Generate a secret, and the row that holds only its digest."""
+    """Generate a secret; add the key's row, and its digest to the directory."""
     secret = key_format.new_key("live" if livemode else "test")
     key_id = new_id()
     row = ApiKeyRow(
@@ -293,8 +295,6 @@ def _new_key(
         user_id=user_id,
         root_id=root_id or key_id,
         name=name,
-        digest=key_format.digest(pepper, secret.reveal()),
-        pepper_version=pepper.version,
         last4=secret.reveal()[-4:],
         livemode=livemode,
         scopes=sorted(set(scopes)),
@@ -302,6 +302,13 @@ def _new_key(
         expires_at=expires_at,
         revoked_at=None,
     )
+    entry = KeyDirectoryRow(
+        digest=key_format.digest(pepper, secret.reveal()),
+        tenant_id=tenant_id,
+        api_key_id=key_id,
+        pepper_version=pepper.version,
+    )
+    session.add_all((row, entry))
     return secret, row
 
 

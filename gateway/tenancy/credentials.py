@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Literal
 from uuid import UUID
 
+import orjson
 from sqlalchemy import Select, func, select, true
 
 from gateway.db.audit import Action, record
@@ -22,7 +24,7 @@ from gateway.domain import Caller, SecretText, new_id
 from gateway.errors import InvalidRequest, NotConfigured, NotFound, RateLimited
 from gateway.tenancy.tenants import keep_living
 from gateway.vault.rotation import ResealedBatch
-from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, unseal
+from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, WrappedKey, unseal
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
 PROVIDERS = ("openai",)
@@ -60,6 +62,13 @@ class SealedCredential:
     version: int
     data_key_version: int
     sealed: bytes
+    data_key: WrappedKey | None = None
+    """The data key that opens it, if it was read together with it."""
+
+
+OwnCredentials = Mapping[str, SealedCredential]
+"""A caller's credentials by provider: the user's, else the tenant's."""
+NO_CREDENTIALS: OwnCredentials = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +87,12 @@ class Credentials:
         database: Database,
         vault: Vault,
         house: Mapping[str, SecretText],
-        choices: Cache[tuple[UUID, UUID | None, str], CredentialChoice],
+        owned: Cache[tuple[UUID, UUID | None], OwnCredentials],
     ) -> None:
         self._database = database
         self._vault = vault
         self._house = house
-        self._choices = choices
+        self._owned = owned
 
     async def choose(self, caller: Caller, provider: str) -> CredentialChoice:
         """Choose the user's credential, else the tenant's, else the house credential.
@@ -91,10 +100,10 @@ class Credentials:
         Raises:
             NotConfigured: there is none (code `no_credential`).
         """
-        key = (caller.tenant_id, caller.user_id, provider)
-        choice = await self._choices.get(key, lambda: self._load(*key))
-        if choice is not None and choice.owner != "house":
-            return choice
+        key = (caller.tenant_id, caller.user_id)
+        owned = await self._owned.get(key, lambda: self._load(*key)) or NO_CREDENTIALS
+        if (found := owned.get(provider)) is not None:
+            return CredentialChoice("tenant" if found.user_id is None else "user", found)
         if provider not in self._house:
             raise no_credential(provider)
         return CredentialChoice("house")
@@ -112,7 +121,12 @@ class Credentials:
 
     async def _open(self, found: SealedCredential) -> SecretText:
         return await self._vault.open_for_tenant(
-            self._database, found.tenant_id, found.data_key_version, found.sealed, *_place(found)
+            self._database,
+            found.tenant_id,
+            found.data_key_version,
+            found.sealed,
+            *_place(found),
+            wrapped=found.data_key,
         )
 
     async def _read_again(self, tenant_id: UUID, found: SealedCredential) -> SealedCredential:
@@ -124,24 +138,33 @@ class Credentials:
             )
         return found if row is None else _sealed(row)
 
-    async def _load(
-        self, tenant_id: UUID, user_id: UUID | None, provider: str
-    ) -> tuple[CredentialChoice, str]:
-        async with self._database.tenant(tenant_id) as session:
-            row = await session.scalar(
-                select(CredentialRow)
-                .where(
-                    CredentialRow.tenant_id == tenant_id,
-                    CredentialRow.provider == provider,
-                    (CredentialRow.user_id == user_id) | CredentialRow.user_id.is_(None),
-                )
-                .order_by(CredentialRow.user_id.is_(None))
-                .limit(1)
-            )
-        if row is None:
-            return CredentialChoice("house"), str(tenant_id)
-        owner: Owner = "tenant" if row.user_id is None else "user"
-        return CredentialChoice(owner, _sealed(row)), str(tenant_id)
+    async def _load(self, tenant_id: UUID, user_id: UUID | None) -> tuple[OwnCredentials, str]:
+        rows = await self._database.call(
+            "SELECT credentials_of(:tenant_id, :user_id) AS credentials",
+            {"tenant_id": tenant_id, "user_id": user_id},
+        )
+        return read_credentials(tenant_id, rows[0].credentials), str(tenant_id)
+
+
+def read_credentials(tenant_id: UUID, text: str | None) -> OwnCredentials:
+    """Parse the result of the SQL function `credentials_of`."""
+    if text is None:
+        return NO_CREDENTIALS
+    owned: dict[str, SealedCredential] = {}
+    # The tenant's first, so that the user's replace them.
+    for fields in sorted(orjson.loads(text), key=lambda one: one["user_id"] is not None):
+        wrapped, user_id = fields["wrapped"], fields["user_id"]
+        owned[fields["provider"]] = SealedCredential(
+            UUID(fields["id"]),
+            tenant_id,
+            None if user_id is None else UUID(user_id),
+            fields["provider"],
+            fields["version"],
+            fields["data_key_version"],
+            bytes.fromhex(fields["sealed"]),
+            wrapped and WrappedKey(bytes.fromhex(wrapped), fields["master_key_id"]),
+        )
+    return owned
 
 
 async def reseal(

@@ -3,16 +3,19 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import UUID
 
 import structlog
 
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, DatabaseUnavailable
-from gateway.domain import Caller, Operator, TenantSettings
+from gateway.domain import Caller, Operator
 from gateway.errors import Unauthenticated
 from gateway.request_record import current
-from gateway.tenancy.limit_rows import read_limits
+from gateway.tenancy.caller_lookup import CallerLookup
+from gateway.tenancy.credentials import OwnCredentials
 from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.tenancy.tenants import refuse_suspended
 from gateway.vault import key_format
@@ -51,6 +54,15 @@ class UnknownKeys:
         self._until.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class CallerCaches:
+    """The caches that a look-up of a key fills."""
+
+    by_key: Cache[bytes, Caller | Operator]
+    operators: Cache[bytes, Caller | Operator]
+    credentials: Cache[tuple[UUID, UUID | None], OwnCredentials]
+
+
 class KeyLookup:
     """The look-up of the caller or operator of a key."""
 
@@ -58,18 +70,29 @@ class KeyLookup:
         self,
         database: Database,
         secrets: GatewaySecrets,
-        callers: Cache[bytes, Caller | Operator],
+        callers: CallerCaches,
         refused: RefusedKeys,
     ) -> None:
         self._database = database
         self._secrets = secrets
-        self._callers = callers
+        self._callers = callers.by_key
+        self._operators = callers.operators
+        self._credentials = callers.credentials
         self._refused = refused
+        self._lookup = CallerLookup(database)
         self._unknown = UnknownKeys()
 
     def clear(self) -> None:
         """Clear the negative cache: one of its keys may have been issued."""
         self._unknown.clear()
+
+    async def warm(self) -> None:
+        """Have Postgres prepare the look-up.
+
+        Raises:
+            DatabaseUnavailable: Postgres is away.
+        """
+        await self._lookup.warm()
 
     async def authenticate(self, text: str, *, address: str = "") -> Caller | Operator:
         """Authenticate a key that was sent from `address`.
@@ -124,7 +147,8 @@ class KeyLookup:
                         return None
 
         epoch = self._unknown.epoch
-        caller = await self._callers.get(digest, load)
+        cache = self._operators if kind == "admin" else self._callers
+        caller = await cache.get(digest, load)
         if caller is None:
             self._unknown.add(digest, epoch=epoch)
         return caller
@@ -158,32 +182,15 @@ class KeyLookup:
     async def _load_caller(
         self, digests: Sequence[bytes]
     ) -> tuple[Caller | Operator, str, bytes] | None:
-        rows = await self._database.call(
-            "SELECT c.*, k.digest, limits_of(c.tenant_id, c.id, c.user_id, c.livemode) AS limits"
-            " FROM unnest(CAST(:digests AS bytea[])) AS k(digest)"
-            " CROSS JOIN LATERAL find_caller(k.digest) c",
-            {"digests": list(digests)},
-        )
-        if not rows or rows[0].revoked_at is not None:
+        epoch = self._credentials.epoch
+        found = await self._lookup.find(digests)
+        if found is None:
             return None
-        row = rows[0]
-        caller = Caller(
-            tenant_id=row.tenant_id,
-            user_id=row.user_id,
-            api_key_id=row.id,
-            livemode=row.livemode,
-            scopes=frozenset(row.scopes),
-            models=None if row.models is None else frozenset(row.models),
-            expires_at=row.expires_at,
-            tenant_status=row.tenant_status,
-            tenant_settings=TenantSettings(
-                continuity=row.continuity,
-                stores_prompts=row.stores_prompts,
-                image_retention_seconds=row.image_retention_seconds,
-            ),
-            limits=read_limits(row.limits),
-        )
-        return caller, str(row.tenant_id), row.digest
+        caller, tag = found.caller, str(found.caller.tenant_id)
+        if found.credentials is not None:
+            owner = (caller.tenant_id, caller.user_id)
+            self._credentials.keep_read(owner, found.credentials, tag, epoch=epoch)
+        return caller, tag, found.digest
 
     async def _load_operator(
         self, digests: Sequence[bytes]

@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, func, or_, select, update
 
 from gateway.db.engine import OperatorSession
-from gateway.db.key_tables import KeyRotationRow, OperatorKeyRow, SealedSecretRow
+from gateway.db.key_tables import (
+    KeyDirectoryRow,
+    KeyRotationRow,
+    OperatorKeyRow,
+    SealedSecretRow,
+)
 from gateway.db.tables import ApiKeyRow, DataKeyRow
 from gateway.vault.gateway_secrets import SecretPurpose, parse_name
-
-KEY_TABLES = (ApiKeyRow, OperatorKeyRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,15 @@ async def count_on_old_peppers(session: OperatorSession, newest: int) -> int:
 
 async def end_keys_on_old_peppers(session: OperatorSession, newest: int) -> int:
     """Revoke the usable keys that match only under an older pepper; return their number."""
+    old = select(KeyDirectoryRow.api_key_id).where(KeyDirectoryRow.pepper_version < newest)
     ended = 0
-    for table in KEY_TABLES:
+    for table, is_old in (
+        (ApiKeyRow, ApiKeyRow.id.in_(old)),
+        (OperatorKeyRow, OperatorKeyRow.pepper_version < newest),
+    ):
         rows = await session.scalars(
             update(table)
-            .where(table.pepper_version < newest, _is_usable(table))
+            .where(is_old, _is_usable(table))
             .values(revoked_at=func.now())
             .returning(table.id)
             .execution_options(synchronize_session=False)
@@ -59,14 +66,24 @@ async def end_keys_on_old_peppers(session: OperatorSession, newest: int) -> int:
 
 
 async def _keys_by_pepper(session: OperatorSession) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for table in KEY_TABLES:
-        rows = await session.execute(
-            select(table.pepper_version, func.count())
-            .where(_is_usable(table))
-            .group_by(table.pepper_version)
+    api_keys = (
+        select(KeyDirectoryRow.pepper_version, func.count())
+        .join(
+            ApiKeyRow,
+            (ApiKeyRow.tenant_id == KeyDirectoryRow.tenant_id)
+            & (ApiKeyRow.id == KeyDirectoryRow.api_key_id),
         )
-        for version, count in rows:
+        .where(_is_usable(ApiKeyRow))
+        .group_by(KeyDirectoryRow.pepper_version)
+    )
+    admin_keys = (
+        select(OperatorKeyRow.pepper_version, func.count())
+        .where(_is_usable(OperatorKeyRow))
+        .group_by(OperatorKeyRow.pepper_version)
+    )
+    counts: dict[int, int] = {}
+    for query in (api_keys, admin_keys):
+        for version, count in await session.execute(query):
             counts[version] = counts.get(version, 0) + count
     return counts
 

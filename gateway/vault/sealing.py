@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -192,6 +193,14 @@ def _parse_keys(texts: Sequence[str], source: str) -> dict[str, bytes]:
     return keys
 
 
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A data key in its stored form."""
+
+    wrapped: bytes = field(repr=False)
+    master_key_id: str
+
+
 class DataKeyMissing(SealBroken):
     """A replaced data key: the ciphertext is stale, and the row holds a newer one."""
 
@@ -256,19 +265,35 @@ class Vault:
         return version, seal(key, content, tenant_id, *place)
 
     async def open_for_tenant(
-        self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
+        self,
+        database: Database,
+        tenant_id: UUID,
+        version: int,
+        sealed: bytes,
+        *place: object,
+        wrapped: WrappedKey | None = None,
     ) -> SecretText:
         """Open a tenant's secret; load the data key from Postgres if it is not in memory.
+
+        `wrapped`: the data key as it was read together with the secret.
 
         Raises:
             DataKeyMissing: the data key was replaced; read the row again.
             SealBroken: the ciphertext was moved from the place that it was sealed for.
         """
-        content = await self.open_bytes_for_tenant(database, tenant_id, version, sealed, *place)
+        content = await self.open_bytes_for_tenant(
+            database, tenant_id, version, sealed, *place, wrapped=wrapped
+        )
         return SecretText(content.decode())
 
     async def open_bytes_for_tenant(
-        self, database: Database, tenant_id: UUID, version: int, sealed: bytes, *place: object
+        self,
+        database: Database,
+        tenant_id: UUID,
+        version: int,
+        sealed: bytes,
+        *place: object,
+        wrapped: WrappedKey | None = None,
     ) -> bytes:
         """Open a tenant's bytes; load the data key from Postgres if it is not in memory.
 
@@ -278,8 +303,11 @@ class Vault:
         """
 
         async def load() -> tuple[bytes, str]:
-            async with database.tenant(tenant_id) as session:
-                key = await self.data_key(session, tenant_id, version)
+            if wrapped is not None and wrapped.master_key_id in self.master_keys.ids:
+                key = self._unwrap(tenant_id, version, wrapped.wrapped, wrapped.master_key_id)
+            else:
+                async with database.tenant(tenant_id) as session:
+                    key = await self.data_key(session, tenant_id, version)
             tag = str(tenant_id)
             # An expired key would otherwise stay in memory until its next use.
             loop = asyncio.get_running_loop()

@@ -15,7 +15,13 @@ from gateway.db.engine import Database, DatabaseUnavailable, OperatorSession
 from gateway.domain import new_id
 from gateway.errors import Unauthenticated
 from gateway.tenancy import admin_keys, refused_keys
-from gateway.tenancy.key_lookup import MAX_UNKNOWN, UNKNOWN_SECONDS, KeyLookup, UnknownKeys
+from gateway.tenancy.key_lookup import (
+    MAX_UNKNOWN,
+    UNKNOWN_SECONDS,
+    CallerCaches,
+    KeyLookup,
+    UnknownKeys,
+)
 from gateway.tenancy.refused_keys import RefusedKeys, source_of
 from gateway.vault import key_format
 from tests.admin_helpers import ROOT, admin_secret, entries
@@ -27,23 +33,20 @@ HEARD_WITHIN_SECONDS = 5
 
 
 class WatchedDatabase:
-    """A database that counts single-statement calls and can be made to fail."""
+    """A database that counts statements and the keys of each, and can be made to fail."""
 
     def __init__(self, real: Database) -> None:
         self._real = real
-        self._at_once = 0
         self.calls = 0
         self.most_at_once = 0
         self.is_away = False
 
     async def call(self, statement: str, parameters: Mapping[str, object] | None = None) -> Any:
         self.calls += 1
-        self._at_once += 1
-        self.most_at_once = max(self.most_at_once, self._at_once)
-        try:
-            return await self._real.call(statement, parameters)
-        finally:
-            self._at_once -= 1
+        digests = (parameters or {}).get("digests", [])
+        assert isinstance(digests, list)
+        self.most_at_once = max(self.most_at_once, len(digests))
+        return await self._real.call(statement, parameters)
 
     def operator(self) -> AbstractAsyncContextManager[OperatorSession]:
         if self.is_away:
@@ -59,6 +62,14 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def caches() -> CallerCaches:
+    return CallerCaches(
+        Cache(ttl_seconds=30, max_entries=100, load_seconds=5),
+        Cache(ttl_seconds=30, max_entries=100, load_seconds=5),
+        Cache(ttl_seconds=30, max_entries=100, load_seconds=5),
+    )
 
 
 def bad_key(kind: key_format.Kind = "admin") -> str:
@@ -213,7 +224,7 @@ async def test_an_unknown_key_is_looked_up_once(served: Served) -> None:
     lookup = KeyLookup(
         database,  # type: ignore[arg-type]  # a fake
         served.gateway.core.secrets,
-        Cache(ttl_seconds=30, max_entries=100, load_seconds=5),
+        caches(),
         RefusedKeys(served.gateway.database, max_delay_seconds=0),
     )
     for kind in ("live", "admin"):
@@ -235,7 +246,7 @@ async def test_a_key_of_another_form_or_checksum_is_never_looked_up(served: Serv
     lookup = KeyLookup(
         database,  # type: ignore[arg-type]  # a fake
         served.gateway.core.secrets,
-        Cache(ttl_seconds=30, max_entries=100, load_seconds=5),
+        caches(),
         RefusedKeys(served.gateway.database, max_delay_seconds=0),
     )
     good = bad_key("live")
@@ -247,12 +258,12 @@ async def test_a_key_of_another_form_or_checksum_is_never_looked_up(served: Serv
     assert database.calls == 0
 
 
-async def test_an_address_that_guesses_keys_gets_few_connections(served: Served) -> None:
+async def test_few_keys_of_an_address_that_guesses_are_looked_up_at_once(served: Served) -> None:
     database = WatchedDatabase(served.gateway.database)
     lookup = KeyLookup(
         database,  # type: ignore[arg-type]  # a fake
         served.gateway.core.secrets,
-        Cache(ttl_seconds=30, max_entries=100, load_seconds=5),
+        caches(),
         RefusedKeys(served.gateway.database, max_delay_seconds=0),
     )
 
@@ -285,8 +296,11 @@ async def test_a_key_that_was_unknown_works_as_soon_as_it_is_made(
                 session, "late", pepper=pepper, origin="command", secret=admin_key
             )
         await served.owner_sql(
-            "INSERT INTO api_key (id, root_id, tenant_id, digest, last4, livemode, scopes)"
-            " SELECT :new, :new, tenant_id, :digest, last4, livemode, scopes FROM api_key"
+            "WITH entry AS ("
+            " INSERT INTO key_directory (digest, tenant_id, api_key_id)"
+            " SELECT :digest, tenant_id, :new FROM api_key WHERE id = :model)"
+            " INSERT INTO api_key (id, root_id, tenant_id, last4, livemode, scopes)"
+            " SELECT :new, :new, tenant_id, last4, livemode, scopes FROM api_key"
             " WHERE id = :model",
             new=new_id(),
             digest=key_format.digest(pepper, live_key),

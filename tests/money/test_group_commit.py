@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.billing.group_commit import GroupCommit
+from gateway.db.group_commit import GroupCommit
 from gateway.errors import Unavailable
 
 

@@ -314,7 +314,7 @@ async def test_the_trail_holds_no_secret(served: Served) -> None:
         await http.put(f"{path}/credentials/openai", json={"secret": SECOND})
         answers = [await http.get("/audit"), await http.get(f"{path}/keys")]
     rows = await served.owner_sql(
-        "SELECT encode(digest, 'hex') AS hidden FROM api_key"
+        "SELECT encode(digest, 'hex') AS hidden FROM key_directory"
         " UNION ALL SELECT encode(digest, 'hex') FROM operator_key"
         " UNION ALL SELECT encode(sealed, 'hex') FROM credential"
         " UNION ALL SELECT encode(wrapped, 'hex') FROM data_key"

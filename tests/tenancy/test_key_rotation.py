@@ -156,9 +156,15 @@ async def test_a_stale_ciphertext_is_read_again(served: Served) -> None:
     caller = await served.gateway.api_keys.authenticate(key.secret.reveal())
     assert isinstance(caller, Caller)
     chosen = await deaf.choose(caller, "openai")
+    async with core.database.tenant(served.tenant_id) as session:
+        _, tested = await credentials.start_test(
+            session, served.tenant_id, user_id=None, provider="openai"
+        )
     await rotate_data_keys(core.database, core.vault, RESEALERS)
     assert await let_old_keys_go(served) == 1
-    assert await deaf.choose(caller, "openai") is chosen
+    assert await deaf.choose(caller, "openai") == chosen
+    # By the resealed row, and by the data key that was read with it.
+    assert (await deaf.open(tested, "openai")).reveal() == TENANT_SECRET
     assert (await deaf.open(chosen, "openai")).reveal() == TENANT_SECRET
 
 
@@ -245,7 +251,7 @@ async def test_an_opened_data_key_leaves_memory(served: Served) -> None:
 async def peppers_of(served: Served) -> list[int]:
     """Under which pepper each key of tenants and operators is known."""
     rows = await served.owner_sql(
-        "SELECT pepper_version FROM api_key UNION ALL SELECT pepper_version FROM operator_key"
+        "SELECT pepper_version FROM key_directory UNION ALL SELECT pepper_version FROM operator_key"
     )
     return sorted(row.pepper_version for row in rows)
 

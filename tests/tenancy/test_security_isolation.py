@@ -27,8 +27,9 @@ NEW_ID = "gen_random_uuid()"
 # As tenant B: each would put a row into tenant A.
 PLANTS = {
     "tenant_user": f"(id, tenant_id, name) VALUES ({NEW_ID}, :a, 'mallory')",
-    "api_key": f"(id, tenant_id, digest, last4, livemode, scopes)"
-    f" VALUES ({NEW_ID}, :a, '\\x00', 'xxxx', true, '{{images:write}}')",
+    "api_key": f"(id, tenant_id, last4, livemode, scopes)"
+    f" VALUES ({NEW_ID}, :a, 'xxxx', true, '{{images:write}}')",
+    "key_directory": f"(digest, tenant_id, api_key_id) VALUES ('\\x00', :a, {NEW_ID})",
     "credential": "(id, tenant_id, provider, version, data_key_version, sealed, last4)"
     f" VALUES ({NEW_ID}, :a, 'openai', 1, 1, '\\x00', 'xxxx')",
     "data_key": "(tenant_id, version, wrapped, master_key_id) VALUES (:a, 2, '\\x00', 'x')",
@@ -56,8 +57,8 @@ REFERENCES = {
     "a limit for his user": "INSERT INTO rate_limit"
     " (tenant_id, user_id, livemode, kind, value) VALUES (:b, :alice, true, 'images', 1)",
     "a key for his user": "INSERT INTO api_key"
-    " (id, tenant_id, user_id, digest, last4, livemode, scopes)"
-    f" VALUES ({NEW_ID}, :b, :alice, '\\x00', 'xxxx', true, '{{}}')",
+    " (id, tenant_id, user_id, root_id, last4, livemode, scopes)"
+    f" VALUES ({NEW_ID}, :b, :alice, {NEW_ID}, 'xxxx', true, '{{}}')",
     "a credential for his user": "INSERT INTO credential"
     " (id, tenant_id, user_id, provider, version, data_key_version, sealed, last4)"
     f" VALUES ({NEW_ID}, :b, :alice, 'openai', 1, 1, '\\x00', 'xxxx')",

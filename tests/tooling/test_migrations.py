@@ -97,16 +97,28 @@ async def test_a_changed_file_is_applied_again_and_an_unchanged_one_is_not(
     await postgres.drop(url)
 
 
+KEYS = """
+    SELECT id, tenant_id, user_id, root_id, name, digest, pepper_version, last4, livemode, scopes,
+        models, expires_at, revoked_at, created_at
+    FROM api_key ORDER BY id
+"""
+KEYS_BY_DIRECTORY = """api_key JOIN (
+    SELECT tenant_id, api_key_id AS id, digest, pepper_version FROM key_directory
+) d USING (tenant_id, id)"""
+
+
 async def test_a_database_of_the_last_revision_before_the_baseline_is_adopted_with_its_data(
     postgres: PostgresServer, database: str
 ) -> None:
     url = await postgres.create(template="template0")
     await _restore(url, gzip.decompress(BEFORE_THE_BASELINE.read_bytes()).decode())
-    tables = ("tenant", "api_key", "budget", "budget_period", "reservation", "ledger", "image")
+    tables = ("tenant", "budget", "budget_period", "reservation", "ledger", "image")
     before = {table: await run_sql(url, f"TABLE {table} ORDER BY 1, 2") for table in tables}
+    keys = await run_sql(url, KEYS)
     assert await migrate(database_url(url)) == newest_revision()
     after = {table: await run_sql(url, f"TABLE {table} ORDER BY 1, 2") for table in tables}
     assert after == before
+    assert await run_sql(url, KEYS.replace("api_key", KEYS_BY_DIRECTORY)) == keys
     assert [row.state for row in after["reservation"]] == ["posted", "void", "posted_est", "held"]
     assert await run_sql(url, FUNCTIONS) == await run_sql(database, FUNCTIONS)
     settled = await run_sql(

@@ -1,21 +1,28 @@
--- Notifications of changed rows, which invalidate the gateways' caches, and append-only tables.
+-- Announcements of changed rows, which invalidate the gateways' caches, and append-only tables.
+
+-- Announce a tag, and record it: gateways that miss the notification read the record.
+CREATE OR REPLACE FUNCTION announce(p_tag text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('gateway_changed', p_tag);
+    INSERT INTO change (tag) VALUES (p_tag);
+END $$;
 
 -- Announce the tag of the cached look-ups of a row: its tenant, or the table's name.
 CREATE OR REPLACE FUNCTION notify_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_TABLE_NAME IN ('price', 'operator_key') THEN
-        PERFORM pg_notify('gateway_changed', TG_TABLE_NAME);
+        PERFORM announce(TG_TABLE_NAME);
     ELSIF TG_TABLE_NAME = 'tenant' THEN
-        PERFORM pg_notify('gateway_changed', NEW.id::text);
+        PERFORM announce(NEW.id::text);
     ELSE
-        PERFORM pg_notify('gateway_changed', coalesce(NEW.tenant_id, OLD.tenant_id)::text);
+        PERFORM announce(coalesce(NEW.tenant_id, OLD.tenant_id)::text);
     END IF;
     RETURN NULL;
 END $$;
 
 CREATE OR REPLACE FUNCTION notify_table() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('gateway_changed', TG_TABLE_NAME);
+    PERFORM announce(TG_TABLE_NAME);
     RETURN NULL;
 END $$;
 
@@ -37,9 +44,8 @@ CREATE OR REPLACE TRIGGER price_changed AFTER INSERT ON price
 CREATE OR REPLACE TRIGGER sealed_secret_changed AFTER INSERT OR DELETE OR UPDATE ON sealed_secret
     FOR EACH ROW EXECUTE FUNCTION notify_table();
 
--- A key that is rehashed with a new pepper stays the same key: nothing to announce.
 CREATE OR REPLACE TRIGGER api_key_changed AFTER UPDATE ON api_key
-    FOR EACH ROW WHEN (OLD.digest = NEW.digest) EXECUTE FUNCTION notify_changed();
+    FOR EACH ROW EXECUTE FUNCTION notify_changed();
 -- A new key may be in the negative cache of a gateway that has just refused it.
 CREATE OR REPLACE TRIGGER api_key_issued AFTER INSERT ON api_key
     FOR EACH ROW EXECUTE FUNCTION notify_table();
