@@ -48,6 +48,7 @@ from gateway.oidc.identity_provider import (
 )
 from gateway.opening import open_core
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
+from gateway.providers.connections import ProviderConnections
 from gateway.providers.openai.images import OpenAIImages
 from gateway.providers.sandbox.inputs import PixelReader
 from gateway.providers.sandbox.provider import Sandbox
@@ -302,11 +303,14 @@ def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -
 
 def _openai_images(settings: Settings, base_url: str) -> OpenAIImages:
     return OpenAIImages(
+        ProviderConnections(
+            base_url=base_url,
+            proxy=proxy_for(base_url),
+            connect_timeout_seconds=settings.provider_connect_timeout_seconds,
+            max_connections=settings.provider_max_connections,
+        ),
         base_url=base_url,
-        proxy=proxy_for(base_url),
-        connect_timeout_seconds=settings.provider_connect_timeout_seconds,
         read_timeout_seconds=settings.provider_read_timeout_seconds,
-        max_connections=settings.provider_max_connections,
         max_answer_bytes=settings.provider_max_answer_bytes,
         downloads=Downloads(
             max_bytes=MAX_DOWNLOAD_BYTES,

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain import Outcome
+from gateway.catalog.loading import load_catalog
+from gateway.domain import ImageRequest, Outcome
 from gateway.providers.base import ProviderFailure
-from gateway.providers.openai.answers import read_body, read_event, refused
+from gateway.providers.openai.answers import read_body, read_partial, refused, stream_failed
 
 BASE64 = st.text("ABCabc0189+/=", max_size=40)
 IMAGE = st.one_of(BASE64, st.text(max_size=20), st.none(), st.integers(0, 3))
@@ -79,11 +80,17 @@ def test_an_unknown_refusal_text_may_have_cost_something(content: bytes) -> None
 def test_a_stream_that_ends_in_an_error_may_have_cost_something_however_odd_it_is(
     error: str,
 ) -> None:
-    with pytest.raises(ProviderFailure) as caught:
-        read_event(f'{{"type":"error","error":{error}}}'.encode())
-    assert caught.value.outcome is Outcome.AMBIGUOUS
+    assert stream_failed(json.loads(error)).outcome is Outcome.AMBIGUOUS
 
 
-def test_an_event_with_a_lone_surrogate_is_read() -> None:
-    event = read_event(b'{"type":"image_generation.completed","revised_prompt":"a \\ud83d"}')
-    assert event == {"type": "image_generation.completed", "revised_prompt": "a \ufffd"}
+def test_an_event_with_lone_surrogates_is_read() -> None:
+    request = ImageRequest(
+        model=load_catalog().models["gpt-image-2"], requested_model="", prompt=""
+    )
+    event = json.loads(
+        b'{"type":"image_generation.partial_image","partial_image_index":0,'
+        b'"b64_json":"AA\\ud83d","quality":"a \\ud83d"}'
+    )
+    partial = read_partial(event, request)
+    assert partial is not None
+    assert (partial.base64, partial.quality) == ("AA\ufffd", "a \ufffd")

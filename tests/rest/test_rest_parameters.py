@@ -160,8 +160,7 @@ async def test_nothing_of_the_clients_request_but_its_fields_goes_upstream(
     call = stub.calls[0]
     assert (call.path, call.key, call.json) == (PATH, HOUSE_KEY, upstream(**body))
     assert secret_of(key) not in str(call)
-    assert "evil" not in str(call.stainless)
-    assert "from-the-client" not in str(call.stainless)
+    assert call.stainless.keys() <= {"traceparent"}
 
 
 @pytest.mark.parametrize("livemode", [True, False])

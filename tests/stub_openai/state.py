@@ -12,6 +12,8 @@ from tests.stub_openai.bill import Bill
 from tests.stub_openai.config import StubConfig
 from tests.stub_openai.faults import FaultQueue
 
+KEPT_HEADERS = (b"x-stainless-", b"openai-", b"cookie", b"idempotency-key", b"traceparent")
+
 
 class Resettable(Protocol):
     """The one method of a connection that a shutdown needs."""
@@ -37,7 +39,7 @@ class Call:
     form: dict[str, str] | None
     files: tuple[tuple[str, str, int], ...]
     stainless: dict[str, str]
-    """The x-stainless-*, idempotency-key and traceparent headers, names in lower case."""
+    """The headers that begin with one of KEPT_HEADERS, names in lower case."""
     in_flight: int
     """The number of requests in flight when this one arrived, itself included."""
 
@@ -106,7 +108,7 @@ class State:
         kept = {
             name.lower().decode("latin-1"): value.decode("latin-1")
             for name, value in headers or ()
-            if name.lower().startswith((b"x-stainless-", b"idempotency-key", b"traceparent"))
+            if name.lower().startswith(KEPT_HEADERS)
         }
         self.calls.append(
             Call(

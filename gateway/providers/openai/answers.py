@@ -89,7 +89,7 @@ def _integer(digits: str) -> int | None:
 def _whole(value: object) -> object:
     """Replace lone surrogates, which UTF-8 cannot encode."""
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return _well_formed(value)
     if isinstance(value, list):
         return [_whole(item) for item in value]
     if isinstance(value, dict):
@@ -97,13 +97,19 @@ def _whole(value: object) -> object:
     return value
 
 
+def _well_formed(text: str) -> str:
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _clean(text: str) -> str:
-    """Remove NULs, which Postgres cannot store.
+    """Remove NULs, which Postgres cannot store, and replace lone surrogates, which UTF-8 cannot.
 
     Every text that leaves this module passes here: it may be stored with the call's cost, and must
     not prevent that.
     """
-    return text.replace("\x00", "")
+    return _well_formed(text).replace("\x00", "")
 
 
 def _cut_images(content: bytes) -> tuple[bytes, list[str]]:
@@ -179,7 +185,7 @@ def read_partial(event: Mapping[str, object], request: ImageRequest) -> PartialI
         return None
     return PartialImage(
         index=index,
-        base64=encoded,
+        base64=_well_formed(encoded),
         created=_created(event.get("created_at")),
         size=_optional_text(event, "size"),
         quality=_optional_text(event, "quality"),
@@ -195,7 +201,7 @@ def _answer(
     request: ImageRequest,
     reply: ProviderReply | None,
 ) -> ProviderAnswer:
-    texts = tuple(image for image in images if isinstance(image, str) and image)
+    texts = tuple(_well_formed(image) for image in images if isinstance(image, str) and image)
     usage = read_usage(body.get("usage"), has_inputs=bool(request.inputs))
     if not texts or len(texts) < len(images):
         raise unreadable(usage)
@@ -362,26 +368,19 @@ def _retry_after(headers: Mapping[str, str]) -> int | None:
     return min(int(text), MAX_RETRY_AFTER_SECONDS)
 
 
-def read_event(data: bytes) -> Mapping[str, object]:
-    """Parse one event of a stream; anything but an object counts as an empty event.
+def read_event(event: object) -> Mapping[str, object]:
+    """Return one parsed event of a stream; anything but an object counts as an empty event."""
+    return event if isinstance(event, dict) else {}
 
-    Raises:
-        ProviderFailure: the event is malformed, or reports an error, which does not include the
-            usage.
-    """
-    try:
-        event = _parse_loosely(data)
-    except ValueError as error:
-        raise unreadable() from error
-    if not isinstance(event, dict):
-        return {}
-    if failure := event.get("error"):
-        code = _optional_text(failure, "code") if isinstance(failure, dict) else None
-        reason = Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN
-        raise ProviderFailure(
-            Outcome.AMBIGUOUS, reason, "The provider failed while the image was being made."
-        )
-    return event
+
+def stream_failed(body: object) -> ProviderFailure:
+    """Return the failure of a stream that reports an error, which does not include the usage."""
+    code = _optional_text(body, "code") if isinstance(body, dict) else None
+    return ProviderFailure(
+        Outcome.AMBIGUOUS,
+        Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN,
+        "The provider failed while the image was being made.",
+    )
 
 
 def interrupted(*, sent: bool) -> ProviderFailure:

@@ -1,0 +1,200 @@
+"""The transport below OpenAI's SDK: the gateway's pooled connections, as httpx2 asks for them.
+
+The SDK's own transport reports a connection that was reset after the request was written as a
+connect timeout, and reads answers of any length.
+"""
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator
+from functools import lru_cache
+from typing import cast
+
+import aiohttp
+import httpx2
+from httpx2._client import UseClientDefault
+from httpx2._types import (
+    AuthTypes,
+    CookieTypes,
+    HeaderTypes,
+    QueryParamTypes,
+    RequestContent,
+    RequestData,
+    RequestExtensions,
+    RequestFiles,
+    TimeoutTypes,
+)
+from yarl import URL
+
+from gateway.domain import ProviderReply
+from gateway.providers.connections import (
+    ProviderConnections,
+    current_sending,
+    note_interruption,
+    read_limited,
+)
+from gateway.telemetry import redact
+
+MAX_ERROR_BYTES = 1_048_576
+MAX_URLS = 64
+SUCCESS = range(200, 300)
+REQUEST_ID_HEADER = "x-request-id"
+# https://platform.openai.com/docs/api-reference/debugging-requests
+REPLY_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_READ_HEADERS = ("Content-Type", "Retry-After")
+"""The headers that the SDK or this package reads; each one of dozens costs time to convert."""
+
+
+class PooledTransport(httpx2.AsyncBaseTransport):
+    """Sends requests over pooled connections and bounds the answers."""
+
+    def __init__(self, connections: ProviderConnections, *, max_answer_bytes: int) -> None:
+        self._connections = connections
+        self._max_answer_bytes = max_answer_bytes
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request.
+
+        Raises:
+            httpx2.ConnectError: it never had a connection to be written to.
+            httpx2.ReadError: it may have been sent, and no answer came.
+        """
+        try:
+            response = await self._connections.send(
+                request.method,
+                _address(str(request.url)),
+                headers=dict(request.headers.items()),
+                content=_content(request),
+                read_seconds=request.extensions["timeout"]["read"],
+            )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _interrupted(error) from None
+        current_sending().reply = _reply(response)
+        limit = self._max_answer_bytes if response.status in SUCCESS else MAX_ERROR_BYTES
+        given = ((name, response.headers.get(name)) for name in _READ_HEADERS)
+        return httpx2.Response(
+            response.status,
+            headers=[(name, value) for name, value in given if value is not None],
+            stream=_Body(response, limit),
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._connections.close()
+
+
+class PooledClient(httpx2.AsyncClient):
+    """httpx2's client, without the parts that the SDK's calls must not use, or need not.
+
+    No cookies: one tenant's must not be sent with another's key. No redirects: one would send the
+    prompt elsewhere, and could buy twice. No parsing of the same few URLs at each call.
+    """
+
+    def __init__(self, transport: PooledTransport) -> None:
+        super().__init__(transport=transport, trust_env=False)
+        self._pooled = transport
+
+    def build_request(
+        self,
+        method: str,
+        url: httpx2.URL | str,
+        *,
+        content: RequestContent | None = None,
+        data: RequestData | None = None,
+        files: RequestFiles | None = None,
+        json: object = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        cookies: CookieTypes | None = None,
+        timeout: TimeoutTypes | UseClientDefault = httpx2.USE_CLIENT_DEFAULT,
+        extensions: RequestExtensions | None = None,
+    ) -> httpx2.Request:
+        """Build a request from these arguments alone, without a client's defaults."""
+        del cookies
+        limits = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
+        return httpx2.Request(
+            method,
+            _parsed(str(url)),
+            content=content,
+            data=data,
+            files=files,
+            json=json,
+            params=params,
+            headers=headers,
+            extensions={**(extensions or {}), "timeout": limits.as_dict()},
+        )
+
+    async def send(
+        self,
+        request: httpx2.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = httpx2.USE_CLIENT_DEFAULT,
+        follow_redirects: bool | UseClientDefault = httpx2.USE_CLIENT_DEFAULT,
+    ) -> httpx2.Response:
+        """Send a request; read the answer, unless it is to be streamed.
+
+        Raises:
+            httpx2.TransportError: no answer, or one that broke off.
+            AnswerTooLong: the answer exceeds its limit.
+        """
+        del auth, follow_redirects
+        response = await self._pooled.handle_async_request(request)
+        response.request = request
+        if not stream:
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+        return response
+
+
+class _Body(httpx2.AsyncByteStream):
+    """The body of an answer; closing it gives its connection back, or ends it if bytes remain."""
+
+    def __init__(self, response: aiohttp.ClientResponse, max_bytes: int) -> None:
+        self._response = response
+        self._max_bytes = max_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in read_limited(self._response, self._max_bytes):
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _interrupted(error) from None
+
+    async def aclose(self) -> None:
+        self._response.release()
+        await self._response.wait_for_close()
+
+
+@lru_cache(maxsize=MAX_URLS)
+def _parsed(url: str) -> httpx2.URL:
+    return httpx2.URL(url)
+
+
+@lru_cache(maxsize=MAX_URLS)
+def _address(url: str) -> URL:
+    return URL(url, encoded=True)
+
+
+def _content(request: httpx2.Request) -> bytes | AsyncIterable[bytes] | None:
+    """Return the body: whole where httpx2 holds it so, in pieces where it reads files."""
+    if isinstance(request.stream, httpx2.ByteStream):
+        return request.content or None
+    return cast("AsyncIterable[bytes]", request.stream)
+
+
+def _interrupted(error: Exception) -> httpx2.TransportError:
+    """Return httpx2's error for a broken connection, without aiohttp's, which may quote the key."""
+    sending = current_sending()
+    note_interruption(error, sending)
+    if sending.had_connection:
+        return httpx2.ReadError("The connection broke.")
+    return httpx2.ConnectError("No connection could be made.")
+
+
+def _reply(response: aiohttp.ClientResponse) -> ProviderReply:
+    """Return the status and OpenAI's id of the call, dropping a malformed id (untrusted text)."""
+    given = response.headers.get(REQUEST_ID_HEADER, "")
+    is_usual = REPLY_ID.fullmatch(given) is not None
+    return ProviderReply(response.status, redact(given) if is_usual else None)
