@@ -4,6 +4,7 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
+from starlette.convertors import Convertor, register_url_convertor
 
 from gateway.bootstrap import Gateway
 from gateway.library import history
@@ -22,14 +23,29 @@ from gateway.rest.schemas import (
 )
 
 router = APIRouter(tags=["history"])
-# The prefix keeps this route from matching `generations` and its siblings.
-ONE_IMAGE = "/v1/images/img_{rest}"
-Rest = Annotated[
+
+
+class ImageIdConvertor(Convertor[str]):
+    """An image id in a path, by its prefix: it does not match `generations` and its siblings."""
+
+    regex = "img_[^/]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("image_id", ImageIdConvertor())
+
+ONE_IMAGE = "/v1/images/{image_id:image_id}"
+ImageId = Annotated[
     str,
     Path(
-        description="The part of the image's id after `img_`.",
-        examples=["19aa5f27c00_9f86d081884c7d65"],
-        json_schema_extra={"pattern": "^[0-9a-z_]{1,100}$"},
+        description="The image's id.",
+        examples=["img_19aa5f27c00_9f86d081884c7d65"],
+        json_schema_extra={"pattern": "^img_[0-9a-z_]{1,100}$"},
     ),
 ]
 
@@ -57,19 +73,18 @@ async def list_images(
 
 
 @router.get(ONE_IMAGE, summary="Show an image")
-async def get_image(rest: Rest, gateway: GatewayDep, caller: ImageFiles) -> ImageObject:
+async def get_image(image_id: ImageId, gateway: GatewayDep, caller: ImageFiles) -> ImageObject:
     """Return an image's metadata, with fresh links."""
     async with gateway.database.tenant(caller.tenant_id) as session:
-        image = await history.find_image(session, caller, f"img_{rest}")
+        image = await history.find_image(session, caller, image_id)
     return render_image(gateway, image)
 
 
 @router.delete(ONE_IMAGE, summary="Delete an image", responses=refused_with(500))
 async def delete_image(
-    rest: Rest, gateway: GatewayDep, caller: ImageWriter, actor: ActorDep
+    image_id: ImageId, gateway: GatewayDep, caller: ImageWriter, actor: ActorDep
 ) -> ImageDeleted:
     """Delete image, thumbnail and prompt permanently; the cost stays in the ledger."""
-    image_id = f"img_{rest}"
     await history.delete_image(gateway.database, gateway.store, caller, image_id, by=actor)
     return ImageDeleted(id=image_id)
 

@@ -131,7 +131,7 @@ async def vary_image(
 
 @router.post(
     "/v1/images/quotes",
-    summary="What a request can cost at most",
+    summary="Quote the maximum cost of a request",
     response_model=QuoteAnswer,
     responses=refused_with(404),
     openapi_extra=documented(json=IMAGE_BODY),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastapi.routing import iter_route_contexts
-from starlette.routing import Mount
+from starlette.routing import Mount, compile_path
 
 from gateway.config import Settings
 from gateway.main import create_app
@@ -57,7 +57,7 @@ def _served() -> dict[WebRoute, Served]:
     found: dict[WebRoute, Served] = {}
     for context in iter_route_contexts(create_app(settings).routes):
         is_mount = isinstance(context.original_route, Mount)
-        path = f"{context.path}/" if is_mount else context.path or ""
+        path = f"{context.path}/" if is_mount else compile_path(context.path or "/")[1]
         methods = context.methods or {"POST" if path in POSTED else "GET"}
         of_path = found.setdefault(find_route(path), {}).setdefault(path, set())
         of_path |= methods
