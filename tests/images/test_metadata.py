@@ -64,6 +64,11 @@ def test_the_orientation_is_found_with_and_without_its_prefix(orientation: int) 
     assert exif_orientation(data.removeprefix(b"Exif\0\0")) == orientation
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_an_orientation_that_there_is_not_is_none(orientation: int) -> None:
+    assert exif_orientation(exif(orientation)) == 1
+
+
 @pytest.mark.parametrize("form", CLEAN)
 def test_a_file_without_metadata_stays_byte_for_byte(form: str) -> None:
     assert strip_metadata(CLEAN[form], max_pixels=MAX_PIXELS).content == CLEAN[form]

@@ -25,12 +25,16 @@ from tests.mutation.attempts import (
     first_look,
     second_look,
 )
-from tests.mutation.copies import Worker, running_worker, sql_definitions
+from tests.mutation.copies import (
+    Worker,
+    refused_definitions,
+    running_worker,
+    sql_definitions,
+)
 from tests.mutation.python_source import python_mutants
 from tests.mutation.sql_source import sql_mutants
-from tests.mutation.targets import known_survivors, read_targets
+from tests.mutation.targets import ROOT, known_survivors, read_targets
 
-ROOT = Path(__file__).resolve().parents[2]
 GOAL_PERCENT = 95
 
 
@@ -49,7 +53,8 @@ def main() -> None:
         every = list(_jobs(definitions))
         for name in survivors.keys() - {job.mutant.identity for job in every}:
             print(f"In survivors.toml, but no mutant any more: {name}")
-        jobs = [job for job in every if _is_wanted(job, options)]
+        wanted = [job for job in every if _is_wanted(job, options)]
+        jobs = asyncio.run(_accepted(workers[0].owner_url, wanted))
         chosen = _sample(jobs, options.sample, options.seed)
         known = [job for job in chosen if job.mutant.identity in survivors]
         print(f"{len(chosen)} of {len(jobs)} mutants, {len(known)} of them known survivors.")
@@ -83,13 +88,23 @@ def _options() -> argparse.Namespace:
 
 def _jobs(definitions: dict[str, str]) -> Iterator[Job]:
     for target in read_targets():
-        for pattern in target.sources:
-            for path in sorted(ROOT.glob(pattern)):
-                for mutant in python_mutants(path, ROOT):
-                    yield Job(mutant, target)
+        for path in target.modules:
+            for mutant in python_mutants(path, ROOT):
+                yield Job(mutant, target)
         for name in target.functions:
             for mutant in sql_mutants(name, definitions[name]):
                 yield Job(mutant, target, definitions[name])
+
+
+async def _accepted(owner_url: str, jobs: Sequence[Job]) -> list[Job]:
+    """Leave out what Postgres refuses as a definition: no test is needed to find that."""
+    changed = {
+        job.mutant: job.mutant.apply(job.definition.encode()).decode()
+        for job in jobs
+        if job.mutant.language == "sql"
+    }
+    refused = await refused_definitions(owner_url, set(changed.values()))
+    return [job for job in jobs if changed.get(job.mutant) not in refused]
 
 
 def _is_wanted(job: Job, options: argparse.Namespace) -> bool:

@@ -8,7 +8,7 @@ import subprocess
 import sysconfig
 import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +30,8 @@ class Answer:
     """The result of one run of tests."""
 
     outcome: str
-    """`found`, `survived`, `unfinished` (out of time, nothing failed until then), `unsound` (the
-    test fails without the mutant too) or `invalid` (Postgres refuses the changed function)."""
+    """`found`, `survived`, `unfinished` (out of time, nothing failed until then) or `unsound` (the
+    test fails without the mutant too)."""
     finder: str
     """The id of the test that failed."""
     seconds: float
@@ -54,10 +54,7 @@ class Worker:
         """
         if mutant is None or mutant.language != "sql":
             return self._ask(mutant, tests, seconds)
-        try:
-            asyncio.run(_define(self.owner_url, mutant.apply(definition.encode()).decode()))
-        except DBAPIError:
-            return Answer("invalid", finder="", seconds=0)
+        asyncio.run(_define(self.owner_url, mutant.apply(definition.encode()).decode()))
         try:
             return self._ask(None, tests, seconds)
         finally:
@@ -145,6 +142,23 @@ async def sql_definitions(owner_url: str) -> dict[str, str]:
             return {str(name): str(definition) for name, definition in rows.all()}
     finally:
         await engine.dispose()
+
+
+async def refused_definitions(owner_url: str, definitions: Iterable[str]) -> set[str]:
+    """Try each definition of a function, and undo it; return those that Postgres refuses."""
+    engine = create_engine(database_url(owner_url).set(database=TEMPLATE), role=None)
+    refused = set()
+    try:
+        async with engine.connect() as connection:
+            for definition in definitions:
+                try:
+                    await connection.exec_driver_sql(definition)
+                except DBAPIError:
+                    refused.add(definition)
+                await connection.rollback()
+    finally:
+        await engine.dispose()
+    return refused
 
 
 async def _define(owner_url: str, function: str) -> None:

@@ -209,6 +209,7 @@ BAD_MASTER_KEYS = {
     "long": base64.urlsafe_b64encode(os.urandom(33)).decode(),
     "zeros": base64.urlsafe_b64encode(bytes(32)).decode(),
     "repeated": base64.urlsafe_b64encode(b"ab" * 16).decode(),
+    "of seven bytes": base64.urlsafe_b64encode((bytes(range(7)) * 5)[:32]).decode(),
     "hexadecimal": os.urandom(32).hex(),
     "no base64": "!" * 44,
     "not ASCII": "é" * 44,
