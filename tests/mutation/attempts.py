@@ -18,6 +18,8 @@ SURVIVED, UNFINISHED, UNSOUND = "survived", "unfinished", "unsound"
 MISSED = frozenset({SURVIVED, UNFINISHED, UNSOUND})
 FAR_WITHIN = 4
 """A run out of time is due to the mutant if, without it, the tests take this fraction of it."""
+LONG_SECONDS = 30
+"""As long as a test can take before it counts as one that hangs."""
 MOST_UNSOUND = 8
 """Tests that fail with nothing changed and are left out; with more, the machine is not well."""
 
@@ -63,7 +65,11 @@ class Finders:
         return list(self._latest.get(source, ()))
 
     def judge(self, job: Job, answer: Answer, worker: Worker, seconds: int) -> Answer:
-        """Return the answer, `unsound` where its test fails with nothing changed."""
+        """Return the answer, `unsound` where its test fails for another reason than the mutant.
+
+        It must pass with nothing changed; and fail twice if it took long, which a busy machine can
+        be the reason of.
+        """
         test = answer.finder
         if not test:
             return answer
@@ -71,6 +77,10 @@ class Finders:
             if worker.run(None, "", [test], seconds=seconds).outcome != SURVIVED:
                 return replace(answer, outcome=UNSOUND)
             self._sound.add(test)
+        if answer.seconds > LONG_SECONDS:
+            again = worker.run(job.mutant, job.definition, [test], seconds=seconds)
+            if again.outcome == SURVIVED:
+                return replace(answer, outcome=UNSOUND)
         source = job.mutant.source
         others = [other for other in self.of(source) if other != test]
         self._latest[source] = [test, *others][: self.KEPT]

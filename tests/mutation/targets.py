@@ -28,6 +28,7 @@ class Target:
 def read_targets() -> list[Target]:
     """The targets of targets.toml, in its order."""
     content = tomllib.loads((HERE / "targets.toml").read_text())
+    named = {name for entry in content["targets"] for name in entry.get("functions", ())}
     return [
         Target(
             entry["name"],
@@ -36,7 +37,12 @@ def read_targets() -> list[Target]:
             modules=_files(entry.get("sources", ())),
             functions=(
                 *entry.get("functions", ()),
-                *(name for path in _files(entry.get("scripts", ())) for name in functions_of(path)),
+                *(
+                    name
+                    for path in _files(entry.get("scripts", ()))
+                    for name in functions_of(path)
+                    if name not in named
+                ),
             ),
         )
         for entry in content["targets"]
