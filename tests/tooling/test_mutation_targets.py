@@ -1,4 +1,4 @@
-"""What `make mutants` changes: all of the code of money, with tests that are there."""
+"""The targets of `make mutants`: all of the code of money, with tests that exist."""
 
 from tests.mutation.targets import ROOT, functions_of, known_survivors, left_out, read_targets
 
