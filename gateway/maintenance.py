@@ -98,8 +98,12 @@ class Sweeper:
         await self._roll_up_usage()
         await self._check_invariants()
 
-    async def reconcile(self, now: datetime | None = None) -> RemovedOrphans:
+    async def reconcile(
+        self, now: datetime | None = None, *, whole: bool = False
+    ) -> RemovedOrphans:
         """Compare store and rows once; remove unmatched objects that are old enough at `now`.
+
+        `whole`: compare everything, not only what may have changed.
 
         Raises:
             StorageFailed: the store does not answer.
@@ -110,6 +114,7 @@ class Sweeper:
             self._gateway.store,
             before=(now or datetime.now(UTC)) - age,
             progress=self._extend_claim,
+            whole=whole,
         )
         if done != RemovedOrphans():
             log.warning("orphans_removed", files=done.files, rows=done.rows)

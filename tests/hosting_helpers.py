@@ -162,9 +162,12 @@ class Hosted:
         [row] = await self.served.owner_sql("SELECT * FROM image WHERE id = :id", id=image_id)
         return row
 
-    async def reconcile(self, *, later: timedelta = HOURS_LATER) -> tuple[int, int]:
+    async def reconcile(
+        self, *, later: timedelta = HOURS_LATER, whole: bool = True
+    ) -> tuple[int, int]:
         """Compare store and rows as if time had passed; return the removed files and rows."""
-        done = await Sweeper(self.served.gateway).reconcile(datetime.now(UTC) + later)
+        sweeper = Sweeper(self.served.gateway)
+        done = await sweeper.reconcile(datetime.now(UTC) + later, whole=whole)
         return done.files, done.rows
 
     async def get(self, url: str, method: str = "GET", **options: Any) -> httpx2.Response:

@@ -264,8 +264,8 @@ class AppliedSqlRow(Table):
 class SweepRow(Table):
     """Periodic work and the time at which it is next due.
 
-    `store_mark` and `store_since` belong to the sweep of orphans: the store seen last, and
-    since when.
+    The last columns belong to the sweep of orphans: the store seen last and since when, the time up
+    to which files and rows were compared, and the last comparison of everything.
     """
 
     __tablename__ = "sweep"
@@ -274,6 +274,8 @@ class SweepRow(Table):
     due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     store_mark: Mapped[str | None] = mapped_column(Text)
     store_since: Mapped[datetime | None] = mapped_column(Timestamp)
+    compared_to: Mapped[datetime | None] = mapped_column(Timestamp)
+    whole_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class AuditRow(Table):

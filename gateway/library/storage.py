@@ -42,6 +42,7 @@ _CLIENT: "ClientConfig" = {
 }
 _RETRY: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
 _ID_FORM = re.compile(r"img_[0-9a-z_]{1,100}", re.ASCII)
+_DAY_FORM = re.compile(r"[0-9a-f-]{36}/[0-9]{4}/(0[1-9]|1[0-2])/(0[1-9]|[12][0-9]|3[01])", re.ASCII)
 _FILE_FORM = re.compile(
     r"([0-9a-f-]{36}/[0-9]{4}/[0-9]{2}/[0-9]{2}/img_[0-9a-z_]+\.(?:png|jpeg|webp))"
     rf"(?:{re.escape(THUMBNAIL_SUFFIX)})?",
@@ -150,6 +151,17 @@ class ImageStore:
                 yield [_object(meta) for meta in found]
         except FAILED as error:
             raise StorageFailed(UNANSWERED) from error
+
+    async def days(self, tenant_id: UUID) -> Sequence[str]:
+        """Return the folders of the tenant's days with images, unordered."""
+        found = [str(tenant_id)]
+        try:
+            for _level in ("year", "month", "day"):
+                listings = [await self.objects.list_with_delimiter_async(one) for one in found]
+                found = [one.rstrip("/") for each in listings for one in each["common_prefixes"]]
+        except FAILED as error:
+            raise StorageFailed(UNANSWERED) from error
+        return [folder for folder in found if _DAY_FORM.fullmatch(folder)]
 
     async def delete_unfinished(self, folder: str, before: datetime) -> int:
         """Remove partial files of killed processes; return the number.

@@ -3,16 +3,28 @@
 import asyncio
 import os
 import time
-from datetime import timedelta
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from gateway.billing import usage_sums
 from gateway.config import Settings
 from gateway.errors import StorageFailed
+from gateway.library import orphans
 from gateway.library.links import LinkKind
-from gateway.library.storage import image_path, new_image_id, thumbnail_path
+from gateway.library.orphans import RemovedOrphans
+from gateway.library.storage import (
+    ImageStore,
+    StoredObject,
+    image_path,
+    new_image_id,
+    tenant_of,
+    thumbnail_path,
+)
 from gateway.tenancy import tenants
 from tests.harness import error_of
 from tests.hosting_helpers import (
@@ -142,13 +154,13 @@ async def test_files_without_a_row_and_rows_without_a_file_go_when_they_are_old(
     key = await hosted.served.key()
     kept = await hosted.put(key)
     await hosted.get(hosted.link(kept, LinkKind.THUMBNAIL))
-    orphans = [new_path(hosted), thumbnail_path(new_path(hosted))]
-    for path in orphans:
+    added = [new_path(hosted), thumbnail_path(new_path(hosted))]
+    for path in added:
         await hosted.store.put(path, b"x")
     lost = await lose(hosted)
     whole = sorted([kept.path, thumbnail_path(kept.path)])
     assert await hosted.reconcile(later=NOW) == (0, 0)
-    assert await hosted.files() == sorted([*whole, *orphans])
+    assert await hosted.files() == sorted([*whole, *added])
     assert await hosted.reconcile() == (2, 1)
     assert (await hosted.files(), await hosted.living()) == (whole, [kept.path])
     assert (await hosted.row(lost)).deleted_at is not None
@@ -260,3 +272,87 @@ async def test_files_beyond_one_batch_are_compared_too(hosted: Hosted) -> None:
     assert await hosted.reconcile(later=HOURS_LATER) == (1050, 1050)
     assert await hosted.files(last) == await hosted.living()
     assert len(await hosted.living()) == 50
+
+
+class CountingStore(ImageStore):
+    """A store that counts the listings of each folder and the look-ups of single files."""
+
+    def __init__(self, store: ImageStore) -> None:
+        super().__init__(store.objects, store.local)
+        self.listed: Counter[str] = Counter()
+        self.looked_up = 0
+
+    async def list(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
+        self.listed[folder] += 1
+        async for files in super().list(folder):
+            yield files
+
+    async def find(self, path: str) -> StoredObject:
+        self.looked_up += 1
+        return await super().find(path)
+
+
+async def compare(store: CountingStore, hosted: Hosted, *, whole: bool) -> RemovedOrphans:
+    async def progress() -> None:
+        pass
+
+    before = datetime.now(UTC) + HOURS_LATER
+    database = hosted.served.gateway.database
+    return await orphans.reconcile(database, store, before=before, progress=progress, whole=whole)
+
+
+@files_only
+async def test_each_folder_is_listed_once_however_many_images_it_holds(hosted: Hosted) -> None:
+    key = await hosted.served.key()
+    stored = await hosted.put_all(key, [(b"x", {})] * (2 * orphans.ROWS_AT_ONCE + 100))
+    await hosted.store.delete(stored[0].path)
+    store = CountingStore(hosted.store)
+    assert await compare(store, hosted, whole=True) == RemovedOrphans(rows=1)
+    assert store.listed == {stored[0].path.rpartition("/")[0]: 1}
+    assert store.looked_up == 1
+
+
+@files_only
+async def test_only_tenants_with_new_calls_are_compared_until_the_next_whole_comparison(
+    hosted: Hosted,
+) -> None:
+    served = hosted.served
+    quiet = await served.tenant("quiet")
+    quiet_key, busy_key = await served.key(tenant_id=quiet), await served.key()
+    old, lost = await hosted.put(quiet_key), await hosted.put(quiet_key)
+    await usage_sums.roll_up(served.gateway.database)
+    assert await hosted.reconcile() == (0, 0)
+    # As if all this were of yesterday.
+    await served.owner_sql("UPDATE usage_slot SET slot = slot - interval '1 day'")
+    await hosted.store.delete(lost.path)
+    await hosted.put(busy_key)
+    store = CountingStore(hosted.store)
+    assert await compare(store, hosted, whole=False) == RemovedOrphans()
+    assert {tenant_of(folder) for folder in store.listed} == {served.tenant_id}
+    assert {old.path, lost.path} <= set(await hosted.living())
+    await served.owner_sql("UPDATE sweep SET whole_at = now() - interval '8 days'")
+    assert await compare(store, hosted, whole=False) == RemovedOrphans(rows=1)
+    assert (await hosted.row(lost.id)).deleted_at is not None
+
+
+@files_only
+async def test_a_file_that_had_to_stay_is_compared_again(hosted: Hosted, tmp_path: Path) -> None:
+    served = hosted.served
+    await hosted.put(await served.key())
+    assert await hosted.reconcile() == (0, 0)
+    await served.owner_sql(
+        "UPDATE reservation SET state = 'unknown', final_nano = NULL, resolved_at = NULL,"
+        " admitted_at = now() - interval '2 days 1 minute'"
+    )
+    path = new_path(hosted)
+    past = datetime.now(UTC) - timedelta(days=2)
+    path = f"{hosted.tenant_id}/{past:%Y/%m/%d}/{path.rpartition('/')[2]}"
+    await hosted.store.put(path, b"x")
+    os.utime(tmp_path / "store" / path, (past.timestamp(), past.timestamp()))
+    await served.owner_sql("UPDATE sweep SET compared_to = now() - interval '2 days 3 hours'")
+    assert await hosted.reconcile(whole=False) == (0, 0)
+    await served.owner_sql(
+        "UPDATE reservation SET state = 'posted_est', outcome = 'estimated', final_nano = 5000000,"
+        " resolved_at = now() - interval '1 day', admitted_at = now() - interval '2 days 1 minute'"
+    )
+    assert await hosted.reconcile(whole=False) == (1, 0)
