@@ -45,21 +45,18 @@ RETURNS TABLE (first_day date, end_day date, is_cut boolean) LANGUAGE sql STABLE
     ) d
 $$;
 
--- The ends of a period that no kept sum covers: parts of a quarter; of a day, with key and user.
---
--- No day has more than two days' hours. Whole days need no ends: nothing is read then.
-CREATE OR REPLACE FUNCTION usage_edges(p_start timestamptz, p_end timestamptz, p_source text)
-RETURNS TABLE (low timestamptz, high timestamptz) LANGUAGE sql STABLE AS $$
-    SELECT e.low, e.high FROM (
-        SELECT least(p_end, CASE p_source WHEN 'owner_day' THEN p_start + interval '2 days'
-                ELSE usage_slot_of(p_start + interval '15 minutes' - interval '1 microsecond')
-            END) AS head_end,
-            CASE p_source WHEN 'owner_day' THEN p_end - interval '2 days'
-                ELSE usage_slot_of(p_end) END AS tail_start
-    ) p CROSS JOIN LATERAL (VALUES
-        (p_start, p.head_end), (greatest(p.head_end, p.tail_start), p_end)
-    ) e(low, high)
-    WHERE e.low < e.high AND p_source <> 'line'
+-- Where lines are read at the begin of a period, and from where at its end: the parts of a quarter,
+-- or, with key and user, the hours that a day has at most. Without these parts nothing is read.
+CREATE OR REPLACE FUNCTION usage_head_end(p_start timestamptz, p_source text) RETURNS timestamptz
+LANGUAGE sql STABLE AS $$
+    SELECT CASE p_source WHEN 'owner_day' THEN p_start + interval '2 days'
+        ELSE usage_slot_of(p_start + interval '15 minutes' - interval '1 microsecond') END
+$$;
+
+CREATE OR REPLACE FUNCTION usage_tail_start(p_end timestamptz, p_source text) RETURNS timestamptz
+LANGUAGE sql STABLE AS $$
+    SELECT CASE p_source WHEN 'owner_day' THEN p_end - interval '2 days'
+        ELSE usage_slot_of(p_end) END
 $$;
 
 -- The sums that make up a report, not grouped yet; at_local is where each begins, in local time.
@@ -115,8 +112,9 @@ CREATE OR REPLACE FUNCTION usage_between(
     JOIN span s ON s.zone = o.zone
     WHERE p_source = 'day' AND (SELECT bool_or(is_cut) FROM span)
         AND (p_tenant_id IS NULL OR q.tenant_id = p_tenant_id) AND q.livemode = p_livemode
-        AND q.slot >= p_start AND q.slot < usage_slot_of(p_end)
-        AND (q.slot < p_start + interval '2 days' OR q.slot >= p_end - interval '2 days')
+        AND ((q.slot >= p_start AND q.slot < least(p_start + interval '2 days', usage_slot_of(p_end)))
+            OR (q.slot >= greatest(p_end - interval '2 days', p_start)
+                AND q.slot < usage_slot_of(p_end)))
         AND o.by_day AND ((q.slot AT TIME ZONE o.zone)::date < s.first_day
             OR (q.slot AT TIME ZONE o.zone)::date >= greatest(s.first_day, s.end_day))
     UNION ALL
@@ -136,11 +134,14 @@ CREATE OR REPLACE FUNCTION usage_between(
         u.served_model, u.provider, u.operation, u.credential, u.served_quality, u.served_size,
         u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
         u.text_output_tokens, u.image_output_tokens, u.amount_nano
-    FROM usage_edges(p_start, p_end, p_source) e
-    JOIN usage_summed u ON u.admitted_at >= e.low AND u.admitted_at < e.high
-    JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = u.tenant_id
+    FROM usage_summed u JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = u.tenant_id
     LEFT JOIN span s ON s.zone = o.zone
-    WHERE (p_source <> 'owner_day' OR (SELECT bool_or(is_cut) FROM span))
+    WHERE p_source <> 'line' AND (p_source <> 'owner_day' OR (SELECT bool_or(is_cut) FROM span))
+        AND (usage_head_end(p_start, p_source) > p_start OR usage_tail_start(p_end, p_source) < p_end)
+        AND ((u.admitted_at >= p_start
+                AND u.admitted_at < least(usage_head_end(p_start, p_source), p_end))
+            OR (u.admitted_at >= greatest(usage_tail_start(p_end, p_source), p_start)
+                AND u.admitted_at < p_end))
         AND (p_tenant_id IS NULL OR u.tenant_id = p_tenant_id) AND u.livemode = p_livemode
         AND (p_source <> 'owner_day' OR (
             o.by_day AND ((u.admitted_at AT TIME ZONE o.zone)::date < s.first_day
