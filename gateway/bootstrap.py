@@ -17,6 +17,7 @@ from gateway.config import Settings, proxy_for
 from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
+from gateway.db.pools import Beside
 from gateway.domain import Outcome, SecretText, new_id
 from gateway.generation.credential_tests import CredentialTests
 from gateway.generation.idempotency import Replays
@@ -98,8 +99,13 @@ class Gateway:
 
     @property
     def database(self) -> Database:
-        """The pool of serving connections."""
+        """The pool of connections for tenants' requests."""
         return self.core.database
+
+    @property
+    def operators_database(self) -> Database:
+        """The pool of connections for operators' requests."""
+        return self.core.database.beside(Beside.OPERATORS)
 
 
 @asynccontextmanager
@@ -127,7 +133,9 @@ async def open_gateway(
         links = LinkSigner(core.secrets, settings.public_url.rstrip("/"))
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
-        webhooks = open_dispatcher(settings, database, core.webhook_sealing)
+        webhooks = open_dispatcher(
+            settings, database.beside(Beside.BACKGROUND), core.webhook_sealing
+        )
         house, request_log = _house_credentials(settings), open_request_log(settings, database)
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)

@@ -19,6 +19,7 @@ from gateway.bootstrap import Gateway
 from gateway.db import sweeps
 from gateway.db.cache import forget_recorded
 from gateway.db.engine import DatabaseUnavailable
+from gateway.db.pools import Beside
 from gateway.errors import StorageFailed
 from gateway.library.erasure import erase
 from gateway.library.orphans import SWEEP, RemovedOrphans, reconcile
@@ -54,7 +55,8 @@ class Sweeper:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._journals = DeadJournals(gateway.database, gateway.settings.resolved_journal_dir)
+        self._database = gateway.database.beside(Beside.BACKGROUND)
+        self._journals = DeadJournals(self._database, gateway.settings.resolved_journal_dir)
         self._tasks: list[asyncio.Task[None]] = []
         self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
         self._lifetimes_due = time.monotonic()
@@ -90,7 +92,7 @@ class Sweeper:
         """Run each due job once."""
         await self._sweep_money()
         await self._send_events()
-        await erase(self._gateway.database)
+        await erase(self._database)
         await self._drain_spool()
         await self._expire_beyond_caps()
         await self._delete_expired_images()
@@ -110,7 +112,7 @@ class Sweeper:
         """
         age = timedelta(seconds=self._gateway.settings.orphan_age_seconds)
         done = await reconcile(
-            self._gateway.database,
+            self._database,
             self._gateway.store,
             before=(now or datetime.now(UTC)) - age,
             progress=self._extend_claim,
@@ -132,7 +134,7 @@ class Sweeper:
             )
 
     async def _sweep_money(self) -> None:
-        database = self._gateway.database
+        database = self._database
         await self._settle_journals()
         swept = await sweep(
             database,
@@ -165,7 +167,7 @@ class Sweeper:
                 log.exception("sweep_failed", work=work.__name__)
 
     async def _measure(self) -> None:
-        database = self._gateway.database
+        database = self._database
         async with database.operator() as session:
             sums = await ledger.sum_open(session)
         now = datetime.now(UTC)
@@ -179,7 +181,7 @@ class Sweeper:
 
     async def _check_invariants(self) -> None:
         """Check the books once an hour, in one worker: it reads the whole ledger."""
-        database = self._gateway.database
+        database = self._database
         async with database.operator() as session:
             if not await sweeps.claim(session, "invariants", seconds=INVARIANT_INTERVAL_SECONDS):
                 return
@@ -189,7 +191,7 @@ class Sweeper:
             telemetry.alarm("invariant_break", what=found.what, id=found.id)
 
     async def _sweep_requests(self) -> None:
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             is_ours = await sweeps.claim(session, "request_log", seconds=REQUESTS_INTERVAL_SECONDS)
         if is_ours:
             await self._keep_requests()
@@ -200,40 +202,40 @@ class Sweeper:
         Recorded changes that every gateway has read by now are deleted too.
         """
         days = self._gateway.settings.request_log_retention_days
-        dropped = await keep(self._gateway.database, days=days)
+        dropped = await keep(self._database, days=days)
         if dropped:
             log.info("request_log_days_dropped", count=dropped)
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             await forget_recorded(session)
 
     async def _add_up_usage(self) -> None:
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             is_ours = await sweeps.claim(session, "usage", seconds=USAGE_INTERVAL_SECONDS)
         if is_ours:
             await self._roll_up_usage()
 
     async def _roll_up_usage(self) -> None:
         """Add new ledger lines to the sums that reports read."""
-        await usage_sums.roll_up(self._gateway.database)
-        moved = await usage_sums.rebuild_moved_days(self._gateway.database)
+        await usage_sums.roll_up(self._database)
+        moved = await usage_sums.rebuild_moved_days(self._database)
         if moved:
             log.info("usage_days_rebuilt", tenants=moved)
 
     async def _sweep_images(self) -> None:
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             is_ours = await sweeps.claim(session, "byte_caps", seconds=BYTE_CAP_INTERVAL_SECONDS)
             erases = await sweeps.claim(session, ERASURES, seconds=ERASURE_INTERVAL_SECONDS)
         if is_ours:
             await self._expire_beyond_caps()
         if erases:
-            await erase(self._gateway.database)
+            await erase(self._database)
         await self._delete_expired_images()
 
     async def _drain_spool(self) -> None:
         await self._gateway.keeper.drain()
 
     async def _expire_beyond_caps(self) -> None:
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             expired = await expire_beyond_caps(session)
         if expired:
             log.info("images_beyond_cap", count=expired)
@@ -244,7 +246,7 @@ class Sweeper:
         A file without a row would never be found. A failed deletion does not block the next ones.
         No transaction is open during calls to the store; two sweepers at one image are harmless.
         """
-        database = self._gateway.database
+        database = self._database
         last, began = None, datetime.now(UTC)
         while True:
             async with database.operator() as session:
@@ -270,14 +272,14 @@ class Sweeper:
     async def _sweep_orphans(self) -> None:
         """Compare store and rows when due. One worker does it, and renews its claim meanwhile."""
         interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             if not await sweeps.claim(session, SWEEP, seconds=interval_seconds):
                 return
         try:
             await self.reconcile()
         except StorageFailed:
             telemetry.alarm("orphan_sweep_failed")
-            async with self._gateway.database.operator() as session:
+            async with self._database.operator() as session:
                 await sweeps.put_off(session, SWEEP, seconds=ORPHAN_RETRY_SECONDS)
 
     async def _refresh_lifetimes(self) -> None:
@@ -289,7 +291,7 @@ class Sweeper:
 
     async def _retire_secrets(self) -> None:
         """Remove key versions that are no longer used, once a minute, in one worker."""
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             if not await sweeps.claim(session, "secrets", seconds=SECRETS_INTERVAL_SECONDS):
                 return
             # Not this worker's newest: it may have failed to open a later one.
@@ -302,5 +304,5 @@ class Sweeper:
 
     async def _extend_claim(self) -> None:
         interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
-        async with self._gateway.database.operator() as session:
+        async with self._database.operator() as session:
             await sweeps.put_off(session, SWEEP, seconds=interval_seconds)

@@ -12,8 +12,9 @@ from gateway.billing import prices
 from gateway.catalog.loading import load_catalog, utc_today
 from gateway.config import Settings
 from gateway.core import Core
+from gateway.db.addresses import database_url
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_dir
-from gateway.db.engine import APP_ROLE, Database, database_url
+from gateway.db.engine import APP_ROLE, Database
 from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
 from gateway.errors import ConfigurationError
 from gateway.telemetry import redact

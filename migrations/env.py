@@ -21,8 +21,8 @@ from gateway.db import (  # noqa: F401 - tables
     spool_table,
     usage_tables,
 )
+from gateway.db.addresses import create_engine, database_url
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres
-from gateway.db.engine import create_engine, database_url
 from gateway.db.migrate import MIGRATION_TIMEOUT_MS, ensure_database, forget_predecessor
 from gateway.db.sql_files import apply_sql_files
 from gateway.db.tables import Table

@@ -29,7 +29,8 @@ from gateway.billing import budgets, ledger
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.catalog.loading import utc_today
 from gateway.config import Settings
-from gateway.db.engine import TenantSession, create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
+from gateway.db.engine import TenantSession
 from gateway.db.migrate import migrate
 from gateway.main import create_app
 from gateway.maintenance import Sweeper

@@ -22,7 +22,8 @@ from pydantic import SecretStr
 
 from gateway.billing.reservations import Reservations, Settlement, StoredFile
 from gateway.config import Settings
-from gateway.db.engine import Database, database_url
+from gateway.db.addresses import database_url
+from gateway.db.engine import Database
 from gateway.domain import Outcome
 from gateway.library.links import LinkKind
 from gateway.library.storage import ImageStore, image_path, new_image_id, open_store

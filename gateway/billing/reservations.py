@@ -14,8 +14,9 @@ import orjson
 import structlog
 
 from gateway import telemetry
+from gateway.db.addresses import STATEMENT_TIMEOUT_MS
 from gateway.db.deadlines import Deadline
-from gateway.db.engine import STATEMENT_TIMEOUT_MS, Database, DatabaseUnavailable, Lane
+from gateway.db.engine import Database, DatabaseUnavailable, Lane
 from gateway.db.group_commit import GroupCommit
 from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
 from gateway.errors import BudgetExceeded

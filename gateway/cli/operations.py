@@ -16,6 +16,8 @@ from gateway.cli.output import (
 )
 from gateway.config import Settings, load_settings
 from gateway.core import Core
+from gateway.db.connection_limit import connection_limit
+from gateway.db.pools import connections_of_worker
 from gateway.errors import ConfigurationError, GatewayError, NotFound, StorageFailed
 from gateway.library.storage import new_image_id, open_store
 from gateway.mcp_server.prompt_templates import load_templates
@@ -70,6 +72,7 @@ async def _examine(settings: Settings, note: Note) -> None:
         if settings.uses_embedded_postgres:
             kind = f"{settings.data_dir.absolute()}: embedded"
         note("database", "ok", f"{kind} Postgres at revision {gateway.core.revision}")
+        await _examine_connections(gateway, note)
         await _examine_ledger(gateway, note)
         keys = gateway.core.vault.master_keys
         note("master key", "ok", f"{', '.join(keys.ids)} from {keys.path or 'GATEWAY_MASTER_KEY'}")
@@ -90,6 +93,23 @@ async def _examine(settings: Settings, note: Note) -> None:
         note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
         if gateway.identity_provider is not None:
             await _examine_identity_provider(gateway.identity_provider, settings, note)
+
+
+async def _examine_connections(gateway: Gateway, note: Note) -> None:
+    """Compare the connections that all workers may open with those that Postgres admits."""
+    workers = gateway.settings.workers
+    each = connections_of_worker(gateway.settings.database_pool_size)
+    async with gateway.database.operator() as session:
+        admitted = await connection_limit(session)
+    said = (
+        f"{workers} worker{'' if workers == 1 else 's'} of this gateway open at most {each} "
+        f"connections each, {workers * each} together; Postgres admits {admitted}"
+    )
+    if workers * each > admitted:
+        advice = "raise its max_connections, or lower GATEWAY_WORKERS or GATEWAY_DATABASE_POOL_SIZE"
+        note("connections", "wrong", f"{said}: {advice}")
+    else:
+        note("connections", "ok", said)
 
 
 async def _examine_store(gateway: Gateway, note: Note) -> None:

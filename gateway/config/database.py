@@ -25,8 +25,9 @@ class DatabaseSettings(SettingsGroup):
         default=8,
         ge=2,
         le=100,
-        description="The number of Postgres connections per process. Keep the sum over all "
-        "processes below Postgres's `max_connections`.",
+        description="The number of Postgres connections per process for tenants' requests. 15 more "
+        "serve reports, operators, background work and money (docs/load.md): keep the sum over all "
+        "processes below Postgres's `max_connections`; `gateway doctor` checks it.",
     )
     cache_ttl_seconds: float = Field(
         default=600.0,

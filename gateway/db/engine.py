@@ -13,28 +13,21 @@ from uuid import UUID
 from weakref import WeakValueDictionary
 
 import asyncpg
-import orjson
 from sqlalchemy import Row, TextClause, func, select, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.db.actors import THE_GATEWAY, Actor
+from gateway.db.addresses import create_engine, database_url, open_connection
 from gateway.db.deadlines import Deadline
-from gateway.errors import ConfigurationError, Unavailable
+from gateway.db.pools import SPARED, Beside
+from gateway.errors import Unavailable
 
 APP_ROLE = "image_gateway_app"
 OPERATOR_ROLE = "image_gateway_operator"
 AS_TENANT = text("SELECT set_config('gateway.tenant_id', :tenant_id, true)")
 AS_OPERATOR = text(f"SET LOCAL ROLE {OPERATOR_ROLE}")
-CONNECT_TIMEOUT_SECONDS = 2.0
-STATEMENT_TIMEOUT_MS = 10_000
-UNDERSTOOD_PARAMETERS = frozenset({"sslmode", "host"})
-IGNORED_PARAMETERS = frozenset(
-    {"channel_binding", "connect_timeout", "application_name", "options"}
-)
-"""Parameters in the URLs of hosted databases that the driver does not need."""
 CONFLICT_ATTEMPTS = 5
 
 ACTOR = "actor"
@@ -50,8 +43,6 @@ LOST_CLASSES = frozenset({"08", "40", "53", "55", "57"})
 and operator intervention (shutdown, cancel): nothing was committed, or the outcome is unknown."""
 READ_ONLY = "25006"
 """The SQLSTATE of a primary that has become a standby: nothing was committed."""
-SPARED = 2
-"""Connections reserved for transactions other than tenants' own."""
 DEFECT_CLASSES = frozenset({"22", "23", "42", "P0"})
 """SQLSTATE classes that a retry cannot fix: data, constraint, syntax or privilege, assertion."""
 LANE_ERRORS = (
@@ -88,15 +79,15 @@ async def answered_within(seconds: float) -> AsyncIterator[None]:
 
 
 class _Shares:
-    """A bulkhead for the pool: at most half for one tenant, and not the last ones for all tenants.
+    """A bulkhead for the pool: at most so many connections for one tenant, and for all of them.
 
-    A tenant with slow reports leaves connections to the others, and look-ups before a call (keys,
+    A tenant with slow pages leaves connections to the others, and look-ups before a call (keys,
     prices) find a connection even while many tenants read.
     """
 
-    def __init__(self, pool_size: int, *, wait_seconds: float) -> None:
-        self._together = asyncio.Semaphore(max(1, pool_size - SPARED))
-        self._of_one = max(1, pool_size // 2)
+    def __init__(self, *, together: int, of_one: int, wait_seconds: float) -> None:
+        self._together = asyncio.Semaphore(max(1, together))
+        self._of_one = max(1, of_one)
         self._wait_seconds = wait_seconds
         self._own: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -118,24 +109,59 @@ class _Shares:
 
 
 class Database:
-    """The pool of serving connections."""
+    """A pool of serving connections, with small ones beside it for work that must not fill it.
+
+    The pool itself is for tenants' requests, which wait for no one else's work.
+    """
 
     def __init__(
-        self, url: str, *, pool_size: int, connect_timeout_seconds: float, read_only: bool = False
+        self,
+        url: str,
+        *,
+        pool_size: int,
+        connect_timeout_seconds: float,
+        read_only: bool = False,
+        work: Beside | None = None,
     ) -> None:
+        self._settings = (url, connect_timeout_seconds, read_only)
         self._url = database_url(url)
         self._read_only = read_only
         self._pool_size = pool_size
+        self._work = work
+        self._beside: dict[Beside, Database] = {}
+        wait_seconds = connect_timeout_seconds if work is None else work.wait_seconds
         self._engine = create_engine(
             self._url,
             role=APP_ROLE,
             pool_size=pool_size,
-            pool_timeout=connect_timeout_seconds,
+            pool_timeout=wait_seconds,
             connect_timeout_seconds=connect_timeout_seconds,
             read_only=read_only,
         )
-        self._shares = _Shares(pool_size, wait_seconds=connect_timeout_seconds)
         self._calls = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._shares = _Shares(
+            together=pool_size - SPARED if work is None else pool_size,
+            of_one=pool_size // 2 if work is None else work.of_one_tenant,
+            wait_seconds=wait_seconds,
+        )
+
+    def beside(self, work: Beside | None) -> "Database":
+        """Return the pool for work of this kind, else (None) this one.
+
+        Its connections are opened when they are first used.
+        """
+        if work is None or self._work is not None:
+            return self
+        if work not in self._beside:
+            url, connect_timeout_seconds, read_only = self._settings
+            self._beside[work] = Database(
+                url,
+                pool_size=work.connections,
+                connect_timeout_seconds=connect_timeout_seconds,
+                read_only=read_only,
+                work=work,
+            )
+        return self._beside[work]
 
     async def warm(self) -> None:
         """Open every connection of the pool, so that a burst of first requests does not wait.
@@ -153,8 +179,10 @@ class Database:
             raise
 
     async def close(self) -> None:
-        """Close every connection of the pool."""
+        """Close every connection of the pool, and of those beside it."""
         await self._engine.dispose()
+        for other in self._beside.values():
+            await other.close()
 
     @asynccontextmanager
     async def tenant(
@@ -234,10 +262,8 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres is away.
         """
-        arguments = dict(self._url.translate_connect_args(username="user"))
-        arguments |= _connect_arguments(self._url, role=APP_ROLE, read_only=self._read_only)
         try:
-            return await asyncpg.connect(**arguments)
+            return await open_connection(self._url, role=APP_ROLE, read_only=self._read_only)
         except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
             raise DatabaseUnavailable from error
 
@@ -317,83 +343,3 @@ def raise_if_lost(error: BaseException, *, read_only: bool = False) -> None:
         lost = error.connection_invalidated or (lost and not state) or is_lost_state
     if lost:
         raise DatabaseUnavailable from error
-
-
-def database_url(url: str) -> URL:
-    """Convert any usual form of a Postgres URL to one for asyncpg.
-
-    Raises:
-        ConfigurationError: not a Postgres URL. The message omits it: it holds a password.
-    """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # Their messages quote the URL with its password.
-        raise ConfigurationError("GATEWAY_DATABASE_URL is not a database URL") from None
-    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
-        raise ConfigurationError("GATEWAY_DATABASE_URL must start with postgresql://")
-    unknown = sorted(set(parsed.query) - UNDERSTOOD_PARAMETERS - IGNORED_PARAMETERS)
-    if unknown:
-        raise ConfigurationError(
-            f"GATEWAY_DATABASE_URL has an unsupported parameter: {unknown[0]}. "
-            f"Supported: {', '.join(sorted(UNDERSTOOD_PARAMETERS))}."
-        )
-    kept = parsed.difference_update_query(IGNORED_PARAMETERS)
-    return kept.set(drivername="postgresql+asyncpg")
-
-
-def _connect_arguments(
-    url: URL,
-    *,
-    role: str | None,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
-    read_only: bool = False,
-) -> dict[str, Any]:
-    """Build the arguments of asyncpg beside user, password, host and database."""
-    settings = {
-        "application_name": "image-gateway",
-        "statement_timeout": str(statement_timeout_ms),
-        "idle_in_transaction_session_timeout": "15000",
-    }
-    if read_only:
-        settings["default_transaction_read_only"] = "on"
-    if role is not None and url.username != role:
-        settings["role"] = role
-    arguments: dict[str, Any] = {"server_settings": settings, "timeout": connect_timeout_seconds}
-    # Users paste libpq's name; asyncpg calls the same parameter `ssl`.
-    if sslmode := url.query.get("sslmode"):
-        arguments["ssl"] = sslmode
-    if host := url.query.get("host"):
-        arguments["host"] = host
-    return arguments
-
-
-def create_engine(
-    url: URL,
-    *,
-    role: str | None,
-    pool_size: int = 1,
-    pool_timeout: float = 10.0,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
-    read_only: bool = False,
-) -> AsyncEngine:
-    """Create an engine whose connections use `role`, or the user of the URL."""
-    return create_async_engine(
-        url.difference_update_query(["sslmode", "host"]),
-        connect_args=_connect_arguments(
-            url,
-            role=role,
-            connect_timeout_seconds=connect_timeout_seconds,
-            statement_timeout_ms=statement_timeout_ms,
-            read_only=read_only,
-        ),
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=pool_timeout,
-        pool_use_lifo=True,
-        # Parameters can be digests or ciphertexts, which an error must not carry into a log.
-        hide_parameters=True,
-        json_serializer=lambda value: orjson.dumps(value).decode(),
-    )

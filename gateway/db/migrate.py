@@ -5,7 +5,8 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, inspect, text
 
-from gateway.db.engine import APP_ROLE, create_engine
+from gateway.db.addresses import create_engine
+from gateway.db.engine import APP_ROLE
 from gateway.db.revisions import migrations_dir, newest_revision
 from gateway.db.sql_files import apply_sql_files
 from gateway.errors import ConfigurationError

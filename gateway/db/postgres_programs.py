@@ -133,6 +133,8 @@ def postgres_command(programs: Path, pgdata: str, socket_dir: str) -> list[str]:
         "unix_socket_directories": socket_dir,
         "unix_socket_permissions": "0700",
         "port": "5432",
+        # Enough for a dozen workers: see `gateway.db.pools`.
+        "max_connections": "300",
     }
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     return [str(programs / "postgres"), "-D", pgdata, *options]

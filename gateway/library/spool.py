@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from gateway.billing.reservations import StoredFile
 from gateway.config import StorageSettings
 from gateway.db.engine import Database, OperatorSession, TenantSession
+from gateway.db.pools import Beside
 from gateway.db.spool_table import SpooledImageRow
 from gateway.db.tables import ImageRow
 from gateway.errors import NotFound
@@ -65,6 +66,7 @@ class Spool:
 
     def __init__(self, database: Database, vault: Vault, settings: StorageSettings) -> None:
         self._database = database
+        self._background = database.beside(Beside.BACKGROUND)
         self._vault = vault
         self._settings = settings
         self._writing = asyncio.Semaphore(PARALLEL_WRITES)
@@ -138,7 +140,7 @@ class Spool:
 
     async def lease(self, *, limit: int) -> list[SpooledImage]:
         """Lease images that are due, for this worker alone until the lease ends."""
-        async with self._database.operator() as session:
+        async with self._background.operator() as session:
             return await _lease(session, limit=limit)
 
     async def put_off(self, spooled: SpooledImage) -> bool:
@@ -146,7 +148,7 @@ class Spool:
 
         Returns True if it was given up: it is too old and was tried often enough.
         """
-        async with self._database.operator() as session:
+        async with self._background.operator() as session:
             if spooled.attempts >= GIVE_UP_ATTEMPTS and await _forget_old(
                 session, self._settings.spool_seconds, *_leased(spooled)
             ):
@@ -159,7 +161,7 @@ class Spool:
 
         The caller must delete their files from the store again.
         """
-        async with self._database.tenant(tenant_id) as session:
+        async with self._background.tenant(tenant_id) as session:
             await forget_spooled(session, image_ids)
             dead = await session.scalars(
                 select(ImageRow.id).where(
@@ -170,7 +172,7 @@ class Spool:
 
     async def forget_dead(self) -> int:
         """Remove images that were deleted or have expired; return the number."""
-        async with self._database.operator() as session:
+        async with self._background.operator() as session:
             return await _forget_dead(session)
 
     async def forget_old(self) -> int:
@@ -178,13 +180,13 @@ class Spool:
 
         Leased images are left to their worker.
         """
-        async with self._database.operator() as session:
+        async with self._background.operator() as session:
             is_due = SpooledImageRow.next_attempt_at <= func.now()
             return await _forget_old(session, self._settings.spool_seconds, is_due)
 
     async def stats(self) -> SpoolStats:
         """Return number, size and highest age of the spooled images."""
-        async with self._database.operator() as session:
+        async with self._background.operator() as session:
             return await _stats(session)
 
 

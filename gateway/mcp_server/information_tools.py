@@ -11,6 +11,7 @@ from gateway.billing import budgets, usage
 from gateway.billing.budgets import Budget
 from gateway.billing.reports import render_budget, render_sums
 from gateway.billing.usage_queries import ReportQuery, UsageFilters
+from gateway.db.pools import Beside
 from gateway.generation.parameters import parse_image_request
 from gateway.mcp_server.calls import ToolCall
 from gateway.mcp_server.model_cards import ModelCard, model_card
@@ -138,7 +139,7 @@ async def get_usage(call: ToolCall) -> CallToolResult:
     Free.
     """
     caller = call.caller
-    async with call.gateway.database.tenant(caller.tenant_id) as session:
+    async with call.gateway.database.beside(Beside.REPORTS).tenant(caller.tenant_id) as session:
         zone = await usage.tenant_zone(session, caller.tenant_id)
         today = datetime.now(ZoneInfo(zone)).date().isoformat()
         sums = [

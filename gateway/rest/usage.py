@@ -16,6 +16,7 @@ from gateway.billing.reports import csv_header, csv_row, render_report, render_r
 from gateway.billing.usage import UsageRow
 from gateway.billing.usage_queries import GROUP_FIELDS, GroupField, ReportQuery, UsageFilters
 from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.pools import Beside
 from gateway.domain import Caller
 from gateway.media.temporary_files import new_spool
 from gateway.rest.budget_objects import BudgetList, TenantBudget
@@ -119,7 +120,7 @@ async def get_usage(
     sees that user's usage, any other key the whole tenant's; test and live usage never mix.
     """
     fields = usage.parse_group_by(query.group_by, allowed=TENANT_FIELDS)
-    async with gateway.database.tenant(caller.tenant_id) as session:
+    async with gateway.database.beside(Beside.REPORTS).tenant(caller.tenant_id) as session:
         zone = await usage.report_zone(
             session, query.time_zone, await usage.tenant_zone(session, caller.tenant_id)
         )

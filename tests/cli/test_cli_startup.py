@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.cli.app import COMMANDS, load
 from gateway.config import Settings
-from gateway.db.engine import create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
 from gateway.errors import ConfigurationError
 from gateway.reading import open_reader
 from tests.cli.test_cli_manners import CommandLine

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from gateway.config import Settings
-from gateway.db.engine import create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
 from gateway.library.spool import GIVE_UP_ATTEMPTS
 from tests.harness import Served, error_of, process_environment, served_gateway
 from tests.hosting_helpers import Hosted, hosted_gateway, listed, store_of

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from gateway.billing import budgets, prices
 from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
-from gateway.db.engine import create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
 from gateway.domain import Caller, Outcome, Price, Quote, new_id
 from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd

@@ -19,7 +19,8 @@ from gateway.billing import prices
 from gateway.billing.reconciliation import Resolution, Verdict, resolve
 from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
 from gateway.billing.sweeping import sweep
-from gateway.db.engine import APP_ROLE, AS_OPERATOR, AS_TENANT, create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
+from gateway.db.engine import APP_ROLE, AS_OPERATOR, AS_TENANT
 from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
 from gateway.errors import BudgetExceeded, Conflict
 from gateway.money import NanoUsd

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from gateway.config import Settings
-from gateway.db.engine import create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
 from tests.harness import GatewayProcess, Served
 from tests.money_helpers import (
     age_unknown,

@@ -16,8 +16,8 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from gateway.db.addresses import create_engine, database_url
 from gateway.db.embedded import EmbeddedPostgres
-from gateway.db.engine import create_engine, database_url
 from tests.harness import TEMPLATE, TEMPLATE_READY, PostgresServer
 from tests.mutation.mutants import Mutant
 

@@ -12,7 +12,8 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from gateway.config import Settings
-from gateway.db.engine import Database, DatabaseUnavailable, create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
+from gateway.db.engine import Database, DatabaseUnavailable
 from gateway.request_log.writer import RequestLog
 from gateway.request_record import RequestRecord
 from tests.harness import Served, make_settings, served_gateway

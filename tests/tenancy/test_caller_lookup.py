@@ -7,8 +7,9 @@ from typing import Any
 
 import asyncpg
 
+from gateway.db.addresses import database_url
 from gateway.db.cache import Cache, RecordedChanges
-from gateway.db.engine import Database, database_url
+from gateway.db.engine import Database
 from gateway.domain import Caller
 from gateway.tenancy.credentials import Credentials
 from gateway.tenancy.key_lookup import CallerCaches, KeyLookup

@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from gateway.config import Settings
+from gateway.db.addresses import database_url
 from gateway.db.cache import Cache
-from gateway.db.engine import database_url
 from gateway.domain import Caller
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.library.links import LinkSigner

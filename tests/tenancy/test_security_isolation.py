@@ -15,7 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.billing import usage_sums
-from gateway.db.engine import APP_ROLE, AS_OPERATOR, create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
+from gateway.db.engine import APP_ROLE, AS_OPERATOR
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served
 from tests.limits_helpers import limit

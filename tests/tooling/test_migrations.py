@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from hatchling.builders.wheel import WheelBuilder
 from sqlalchemy import Connection
 
-from gateway.db.engine import create_engine, database_url
+from gateway.db.addresses import create_engine, database_url
 from gateway.db.migrate import migrate
 from gateway.db.request_tables import RequestRow
 from gateway.db.revisions import migrations_dir, newest_revision

@@ -101,7 +101,7 @@ async def create_admin_key(
     body: Annotated[AdminKeyBody, Depends(JsonBody(AdminKeyBody))],
 ) -> IssuedAdminKeyObject:
     """Create an admin key. The answer contains its secret, which is not shown again."""
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         issued = await admin_keys.create(
             session,
             body.name,
@@ -119,7 +119,7 @@ async def list_admin_keys(
     gateway: GatewayDep, query: Annotated[PageQuery, InQuery()]
 ) -> Listed[AdminKeyObject]:
     """List admin keys, newest first, including revoked and expired ones."""
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         page = await admin_keys.list_page(session, limit=query.limit, after=query.after)
     data = [AdminKeyObject.model_validate(key) for key in page.items]
     return Listed[AdminKeyObject].of(data, has_more=page.has_more)
@@ -130,7 +130,7 @@ async def list_admin_keys(
 )
 async def get_admin_key(admin_key_id: UUID, gateway: GatewayDep) -> AdminKeyObject:
     """Return its name, scopes, times and last four characters."""
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         return AdminKeyObject.model_validate(await admin_keys.get(session, admin_key_id))
 
 
@@ -150,7 +150,7 @@ async def roll_admin_key(
     """Create a successor with the same name, scopes and expiry and a new secret; the old key ends
     after the grace period. The answer contains the new secret, which is not shown again.
     """
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         twin = await admin_keys.roll(
             session,
             admin_key_id,
@@ -175,7 +175,7 @@ async def revoke_admin_key(
     the list. The last usable key with the scope `admin` cannot be revoked here (`409
     last_admin_key`): create another first, or revoke it by command on the server.
     """
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         revoked = await admin_keys.revoke(session, admin_key_id, keeps_one=True)
     gateway.clear_caches("operator_key")
     return AdminKeyObject.model_validate(revoked)

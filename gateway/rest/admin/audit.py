@@ -89,7 +89,7 @@ async def list_audit(
     """
     start = parse_moment(query.start, "start", "UTC", is_end=False) if query.start else None
     end = parse_moment(query.end, "end", "UTC", is_end=True) if query.end else None
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         page = await list_entries(
             session,
             limit=query.limit,

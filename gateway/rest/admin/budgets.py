@@ -257,7 +257,7 @@ async def put_house_budget(
     """Set a budget for all live calls of all tenants that use a house credential. There is one for
     each window: setting it again changes its limit.
     """
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         budget = await budgets.set_limit(
             session,
             None,
@@ -276,7 +276,7 @@ async def list_house_budgets(
     gateway: GatewayDep, query: Annotated[NumberedPageQuery, InQuery()]
 ) -> Listed[HouseBudgetObject]:
     """List budgets, newest first, with the amounts spent and reserved in the current period."""
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         page = await budgets.list_page(session, None, limit=query.limit, after=query.after)
     data = [HouseBudgetObject.of(budget) for budget in page.items]
     return Listed[HouseBudgetObject].of(data, has_more=page.has_more)
@@ -297,7 +297,7 @@ async def raise_house_budget(
     """Apply a higher limit until the given time, from the next call on; afterwards the usual limit
     applies.
     """
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         return HouseBudgetObject.of(await _raise(session, None, budget_id, body))
 
 
@@ -308,7 +308,7 @@ async def end_house_raise(
     budget_id: RowId, gateway: GatewayDep, actor: ActorDep
 ) -> HouseBudgetObject:
     """End a raise now; the usual limit applies again."""
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         return HouseBudgetObject.of(await budgets.end_raise(session, None, budget_id))
 
 
@@ -320,7 +320,7 @@ async def end_house_raise(
 )
 async def remove_house_budget(budget_id: RowId, gateway: GatewayDep, actor: ActorDep) -> Response:
     """Remove a budget, from the next call on."""
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         await budgets.remove(session, None, budget_id)
     return Response(status_code=204)
 

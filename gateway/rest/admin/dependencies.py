@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from gateway.bootstrap import Gateway
 from gateway.db.actors import Actor
 from gateway.db.engine import TenantSession
+from gateway.db.pools import Beside
 from gateway.errors import InvalidRequest
 from gateway.rest.dependencies import GatewayDep, read_json_object
 from gateway.rest.openapi import SCHEMAS
@@ -64,28 +65,36 @@ NoQuery = Depends(no_query)
 
 @asynccontextmanager
 async def reading_tenant(
-    gateway: Gateway, tenant_id: UUID, *, param: str = "tenant_id"
+    gateway: Gateway,
+    tenant_id: UUID,
+    *,
+    param: str = "tenant_id",
+    work: Beside | None = Beside.OPERATORS,
 ) -> AsyncIterator[TenantSession]:
     """Open a transaction that sees one tenant, named in the request's `param`.
+
+    `work`: the pool of connections; None, that of tenants' own requests.
 
     Raises:
         NotFound: there is no such tenant.
     """
-    async with gateway.database.tenant(tenant_id) as session:
+    async with gateway.database.beside(work).tenant(tenant_id) as session:
         await tenants.get(session, tenant_id, param=param)
         yield session
 
 
 @asynccontextmanager
 async def changing_tenant(
-    gateway: Gateway, tenant_id: UUID, actor: Actor
+    gateway: Gateway, tenant_id: UUID, actor: Actor, *, work: Beside | None = Beside.OPERATORS
 ) -> AsyncIterator[TenantSession]:
     """Open a transaction that changes one tenant; the very next request sees the change.
+
+    `work`: as in `reading_tenant`.
 
     Raises:
         NotFound: there is no such tenant, or it was deleted.
     """
-    async with gateway.database.tenant(tenant_id, by=actor) as session:
+    async with gateway.database.beside(work).tenant(tenant_id, by=actor) as session:
         await tenants.keep_living(session, tenant_id)
         yield session
     gateway.clear_caches(str(tenant_id))

@@ -110,7 +110,7 @@ async def list_prices(
     """List price versions, latest addition first. For each model, the version with the latest start
     in the past applies; calls are settled with the version that they were reserved with.
     """
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         page = await prices.list_page(
             session, limit=query.limit, after=query.after, model=query.model
         )
@@ -135,7 +135,7 @@ async def add_price(
     removed; a further version with a later start replaces it.
     """
     prices.check_name(body.model, gateway.core.catalog.models)
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         added = await prices.add(
             session,
             body.model,

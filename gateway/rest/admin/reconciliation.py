@@ -244,7 +244,7 @@ async def get_reconciliation(gateway: GatewayDep) -> ReconciliationObject:
     ledger.
     """
     invariants = await _check(gateway)
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         sums = await ledger.sum_open(session)
     return ReconciliationObject(
         open=[
@@ -266,7 +266,7 @@ async def list_open_calls(
     gateway: GatewayDep, query: Annotated[OpenCallsQuery, InQuery()]
 ) -> Listed[OpenCallObject]:
     """List calls of one state, newest first."""
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         page = await ledger.list_open(
             session, state=query.state, limit=query.limit, after=query.after
         )
@@ -282,7 +282,7 @@ async def list_open_calls(
 )
 async def get_call(gateway: GatewayDep, call_id: CallId) -> CallObject:
     """Return a call of any state, open or not."""
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         found = await reconciliation.show(session, gateway.core.catalog.models, call_id)
     return _render_record(found)
 
@@ -305,7 +305,7 @@ async def resolve_call(
     change at once.
     """
     cost_nano = None if body.cost_usd is None else parse_usd(body.cost_usd)
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         resolved = await reconciliation.resolve(
             session,
             gateway.core.catalog.models,
@@ -318,7 +318,7 @@ async def resolve_call(
 async def _check(gateway: Gateway) -> InvariantsObject:
     try:
         found = await ledger.invariant_breaks(
-            gateway.database, limit=MAX_BREAKS, timeout_seconds=CHECK_SECONDS
+            gateway.operators_database, limit=MAX_BREAKS, timeout_seconds=CHECK_SECONDS
         )
     except DatabaseUnavailable:
         # Too slow, or unavailable: the following query reports the second case.

@@ -58,7 +58,7 @@ async def list_requests(
     gateway: GatewayDep, query: Annotated[OperatorsRequestQuery, InQuery()]
 ) -> Listed[OperatorsRequestObject]:
     """List requests, newest first, over all tenants."""
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         page = await queries.list_all(
             session,
             query.chosen("UTC"),
@@ -76,7 +76,7 @@ async def get_request(request_id: RequestId, gateway: GatewayDep) -> OperatorsRe
     """Find a request by the gateway's id, the client's own (the newest of several), or the
     generation's id.
     """
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         detail = await queries.find_any(session, request_id)
     return OperatorsRequestDetail.model_validate(
         render_for_operators(detail.request) | render_outcome(detail)

@@ -143,7 +143,7 @@ async def create_tenant(
     """Create a tenant, without users, keys or budgets; without a budget its spending is not
     limited.
     """
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         made = await tenants.create(session, body.name, time_zone=body.time_zone)
     return TenantObject.model_validate(made)
 
@@ -153,7 +153,7 @@ async def list_tenants(
     gateway: GatewayDep, query: Annotated[TenantsQuery, InQuery()]
 ) -> Listed[TenantObject]:
     """List tenants, newest first."""
-    async with gateway.database.operator() as session:
+    async with gateway.operators_database.operator() as session:
         page = await tenants.list_page(
             session, limit=query.limit, after=query.after, name=query.name
         )
@@ -164,7 +164,7 @@ async def list_tenants(
 @router.get("/{tenant_id}", summary="Show a tenant", dependencies=[NoQuery])
 async def get_tenant(tenant_id: UUID, gateway: GatewayDep) -> TenantObject:
     """Return the tenant with this id."""
-    async with gateway.database.tenant(tenant_id) as session:
+    async with gateway.operators_database.tenant(tenant_id) as session:
         return TenantObject.model_validate(await tenants.get(session, tenant_id))
 
 
@@ -184,7 +184,7 @@ async def change_tenant(
     """Change a tenant, from the next request on; a new time zone from the end of each budget's
     period.
     """
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         changed = await tenants.set_settings(
             session, str(tenant_id), **body.model_dump(exclude_unset=True)
         )
@@ -198,7 +198,7 @@ async def delete_tenant(tenant_id: UUID, gateway: GatewayDep, actor: ActorDep) -
     images, prompts and the names of tenant, users and keys are erased. Ledger and audit trail are
     kept. Repeating it changes nothing.
     """
-    async with gateway.database.operator(by=actor) as session:
+    async with gateway.operators_database.operator(by=actor) as session:
         deleted = await erasure.delete_tenant(session, tenant_id)
     gateway.clear_caches(str(tenant_id))
     return TenantObject.model_validate(deleted)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gateway.billing import usage
 from gateway.billing.usage_queries import GROUP_FIELDS, ReportQuery
+from gateway.db.pools import Beside
 from gateway.rest.admin.dependencies import reading_tenant
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.refusals import refused_with
@@ -41,7 +42,7 @@ async def get_usage(
     group_by = usage.parse_group_by(query.group_by, allowed=GROUP_FIELDS)
     among = KeyScope(livemode=query.livemode)
     if query.tenant is None:
-        async with gateway.database.operator() as session:
+        async with gateway.database.beside(Beside.OPERATORS_REPORTS).operator() as session:
             asked = ReportQuery(
                 None,
                 await find_filters(session, None, query.key, query.user, query.model, among=among),
@@ -55,7 +56,9 @@ async def get_usage(
                 query.time_zone,
             )
             return await report_answer(session, asked, query.format)
-    async with reading_tenant(gateway, query.tenant, param="tenant") as tenant_session:
+    async with reading_tenant(
+        gateway, query.tenant, param="tenant", work=Beside.OPERATORS_REPORTS
+    ) as tenant_session:
         own_zone = await usage.tenant_zone(tenant_session, query.tenant)
         zone = await usage.report_zone(tenant_session, query.time_zone, own_zone)
         asked = ReportQuery(

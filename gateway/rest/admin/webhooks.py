@@ -17,6 +17,7 @@ from fastapi import Query as InQuery
 
 from gateway.bootstrap import Gateway
 from gateway.db.actors import Actor
+from gateway.db.pools import Beside
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import Forbidden, NotFound
 from gateway.rest.admin.dependencies import (
@@ -52,12 +53,14 @@ NO_TENANT = UUID(int=0)
 class WebhookOwner:
     """The owner of the webhooks of a request: a tenant, or the operator (None).
 
+    `work`: the pool of connections, as in `reading_tenant`.
     `test_only`: the caller's key is a test key, which sees and creates webhooks for test calls
     only.
     """
 
     tenant_id: UUID | None
     test_only: bool = False
+    work: Beside | None = Beside.OPERATORS
 
 
 async def whose(request: Request) -> WebhookOwner:
@@ -69,7 +72,7 @@ async def whose(request: Request) -> WebhookOwner:
     caller: Caller | Operator = request.state.caller
     if isinstance(caller, Caller):
         require_scope(caller, Scope.TENANT_ADMIN)
-        return WebhookOwner(caller.tenant_id, test_only=not caller.livemode)
+        return WebhookOwner(caller.tenant_id, test_only=not caller.livemode, work=None)
     tenant: str | None = request.path_params.get("tenant_id")
     # `known_tenant` refuses an invalid UUID, regardless of which of the two runs first.
     return WebhookOwner(None if tenant is None else as_uuid(tenant) or NO_TENANT)
@@ -268,10 +271,10 @@ async def _reading(
     gateway: Gateway, owner: WebhookOwner, webhook_id: UUID | None = None
 ) -> AsyncIterator[tuple[Session, UUID | None]]:
     if owner.tenant_id is None:
-        async with gateway.database.operator() as session:
+        async with gateway.operators_database.operator() as session:
             yield session, None
     else:
-        async with reading_tenant(gateway, owner.tenant_id) as tenant_session:
+        async with reading_tenant(gateway, owner.tenant_id, work=owner.work) as tenant_session:
             await _check_mode(tenant_session, owner, webhook_id)
             yield tenant_session, owner.tenant_id
 
@@ -281,10 +284,12 @@ async def _changing(
     gateway: Gateway, owner: WebhookOwner, actor: Actor, webhook_id: UUID | None = None
 ) -> AsyncIterator[tuple[Session, UUID | None]]:
     if owner.tenant_id is None:
-        async with gateway.database.operator(by=actor) as session:
+        async with gateway.operators_database.operator(by=actor) as session:
             yield session, None
     else:
-        async with changing_tenant(gateway, owner.tenant_id, actor) as tenant_session:
+        async with changing_tenant(
+            gateway, owner.tenant_id, actor, work=owner.work
+        ) as tenant_session:
             await _check_mode(tenant_session, owner, webhook_id)
             yield tenant_session, owner.tenant_id
 

@@ -13,8 +13,6 @@ from gateway.rest.admin.dependencies import (
     JsonBody,
     NoQuery,
     body_of,
-    changing_tenant,
-    reading_tenant,
 )
 from gateway.rest.admin.keys import (
     IssuedKeyObject,
@@ -28,6 +26,7 @@ from gateway.rest.admin.keys import (
 from gateway.rest.admin.schemas import Instant, Listed, PageQuery, left_as_it_is
 from gateway.rest.dependencies import ActorDep, GatewayDep, TenantAdmin
 from gateway.rest.refusals import refused_with
+from gateway.rest.tenant.transactions import changing_own, reading_own
 from gateway.tenancy import api_keys, self_service
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -89,7 +88,7 @@ async def issue_key(
     creates keys of that user, and a key with budgets or limits of its own cannot create keys.
     """
     check_key(gateway, body)
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         issued = await self_service.issue_key(
             session,
             caller,
@@ -110,7 +109,7 @@ async def list_keys(
 ) -> Listed[KeyObject]:
     """List keys, newest first, including revoked and expired ones."""
     livemode = self_service.mode_of(caller, livemode=query.livemode)
-    async with reading_tenant(gateway, caller.tenant_id) as session:
+    async with reading_own(gateway, caller.tenant_id) as session:
         page = await api_keys.list_page(
             session, caller.tenant_id, limit=query.limit, after=query.after, livemode=livemode
         )
@@ -121,7 +120,7 @@ async def list_keys(
 @router.get("/{key_id}", summary="Show a key, without its secret", dependencies=[NoQuery])
 async def get_key(key_id: UUID, gateway: GatewayDep, caller: TenantAdmin) -> KeyObject:
     """Return the key with this id."""
-    async with reading_tenant(gateway, caller.tenant_id) as session:
+    async with reading_own(gateway, caller.tenant_id) as session:
         return KeyObject.model_validate(await self_service.get_key(session, caller, key_id))
 
 
@@ -139,7 +138,7 @@ async def rename_key(
     body: Annotated[KeyChange, Depends(JsonBody(KeyChange))],
 ) -> KeyObject:
     """Rename a key and all keys of its line; reports about the past show the new name too."""
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         renamed = await self_service.rename_key(session, caller, key_id, body.name)
     return KeyObject.model_validate(renamed)
 
@@ -161,7 +160,7 @@ async def roll_key(
     """Create a successor with the same budgets and a new secret; the old key ends after the grace
     period. The answer contains the new secret, which is not shown again.
     """
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         twin = await self_service.roll_key(
             session,
             caller,
@@ -181,6 +180,6 @@ async def revoke_key(
     """Revoke a key, from the next request on. The last key with `tenant:admin` cannot be revoked.
     It stays in the list.
     """
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         revoked = await self_service.revoke_key(session, caller, key_id)
     return KeyObject.model_validate(revoked)

@@ -12,13 +12,12 @@ from gateway.rest.admin.dependencies import (
     JsonBody,
     NoQuery,
     body_of,
-    changing_tenant,
-    reading_tenant,
 )
 from gateway.rest.admin.limits import LimitBody, LimitObject, render_limit
 from gateway.rest.admin.schemas import Listed, NumberedPageQuery, RowId, left_as_it_is
 from gateway.rest.dependencies import ActorDep, GatewayDep, TenantAdmin
 from gateway.rest.refusals import refused_with
+from gateway.rest.tenant.transactions import changing_own, reading_own
 from gateway.tenancy import self_service
 
 router = APIRouter(prefix="/v1/limits", tags=["limits"])
@@ -59,7 +58,7 @@ async def put_limit(
     mode and kind: setting it again changes its value. It applies from the next request on.
     """
     kind = LimitKind(body.kind)
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         stored = await self_service.set_limit(
             session,
             caller,
@@ -79,7 +78,7 @@ async def list_limits(
     gateway: GatewayDep, caller: TenantAdmin, query: Annotated[LimitsQuery, InQuery()]
 ) -> Listed[LimitObject]:
     """List limits, newest first. If none is set for the tenant, the gateway's defaults apply."""
-    async with reading_tenant(gateway, caller.tenant_id) as session:
+    async with reading_own(gateway, caller.tenant_id) as session:
         page = await self_service.list_limits(
             session, caller, livemode=query.livemode, limit=query.limit, after=query.after
         )
@@ -97,7 +96,7 @@ async def remove_limit(
     limit_id: RowId, gateway: GatewayDep, caller: TenantAdmin, actor: ActorDep
 ) -> Response:
     """Remove a limit. The tenant's own limits still apply."""
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         await self_service.remove_limit(session, caller, limit_id)
     return Response(status_code=204)
 

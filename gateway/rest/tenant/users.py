@@ -10,13 +10,12 @@ from gateway.rest.admin.dependencies import (
     JsonBody,
     NoQuery,
     body_of,
-    changing_tenant,
-    reading_tenant,
 )
 from gateway.rest.admin.schemas import Listed
 from gateway.rest.admin.users import UserBody, UserChange, UserObject, UsersQuery
 from gateway.rest.dependencies import ActorDep, GatewayDep, TenantAdmin
 from gateway.rest.refusals import refused_with
+from gateway.rest.tenant.transactions import changing_own, reading_own
 from gateway.tenancy import self_service, users
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
@@ -39,7 +38,7 @@ async def create_user(
     """Create a user. The first token of the operator's identity provider for a new user also
     creates it.
     """
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         made = await users.create_user(session, caller.tenant_id, body.name)
     return UserObject.model_validate(made)
 
@@ -49,7 +48,7 @@ async def list_users(
     gateway: GatewayDep, caller: TenantAdmin, query: Annotated[UsersQuery, InQuery()]
 ) -> Listed[UserObject]:
     """List users, newest first."""
-    async with reading_tenant(gateway, caller.tenant_id) as session:
+    async with reading_own(gateway, caller.tenant_id) as session:
         page = await users.list_users(
             session, caller.tenant_id, limit=query.limit, after=query.after, name=query.name
         )
@@ -60,7 +59,7 @@ async def list_users(
 @router.get("/{user_id}", summary="Show a user", dependencies=[NoQuery])
 async def get_user(user_id: UUID, gateway: GatewayDep, caller: TenantAdmin) -> UserObject:
     """Return the user with this id, even if deleted."""
-    async with reading_tenant(gateway, caller.tenant_id) as session:
+    async with reading_own(gateway, caller.tenant_id) as session:
         return UserObject.model_validate(await users.get(session, caller.tenant_id, user_id))
 
 
@@ -82,7 +81,7 @@ async def change_user(
     a live key.
     """
     changes = users.UserChanges(**body.model_dump(exclude_unset=True))
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         changed = await self_service.change_user(session, caller, user_id, changes)
     return UserObject.model_validate(changed)
 
@@ -94,6 +93,6 @@ async def delete_user(
     """Delete a user. The user's keys are revoked, and name, provider keys, images and prompts
     erased. Ledger and audit trail are kept. Repeating it changes nothing. Needs a live key.
     """
-    async with changing_tenant(gateway, caller.tenant_id, actor) as session:
+    async with changing_own(gateway, caller.tenant_id, actor) as session:
         deleted = await self_service.delete_user(session, caller, user_id)
     return UserObject.model_validate(deleted)

@@ -1,0 +1,31 @@
+"""Sizes of the pools of connections, and the number that one worker opens."""
+
+from enum import Enum
+
+SPARED = 2
+"""Connections of the pool of requests that are reserved for look-ups, not for tenants' pages."""
+LANES = 4
+"""Connections for holds and settlements, each for one kind of statement."""
+LISTENERS = 1
+
+
+class Beside(Enum):
+    """Kinds of work with a pool of their own: connections, those of one tenant, seconds to wait."""
+
+    REPORTS = (3, 1, 30.0)
+    """Tenants' reports: one at a time for each."""
+    OPERATORS = (2, 2, 10.0)
+    """Operators' pages and changes."""
+    OPERATORS_REPORTS = (2, 2, 30.0)
+    BACKGROUND = (3, 3, 30.0)
+    """Periodic work."""
+
+    def __init__(self, connections: int, of_one_tenant: int, wait_seconds: float) -> None:
+        self.connections = connections
+        self.of_one_tenant = of_one_tenant
+        self.wait_seconds = wait_seconds
+
+
+def connections_of_worker(pool_size: int) -> int:
+    """Return the most connections that a worker opens, with `pool_size` of them for requests."""
+    return pool_size + sum(work.connections for work in Beside) + LANES + LISTENERS
