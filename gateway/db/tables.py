@@ -209,6 +209,11 @@ class ImageRow(Table):
             *("tenant_id", "user_id", "livemode", "created_at", "id"),
             postgresql_where=text("deleted_at IS NULL AND user_id IS NOT NULL"),
         ),
+        Index(
+            "image_model_history",
+            *("tenant_id", "livemode", "requested_model", "created_at", "id"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
         Index("image_reservation", "reservation_id"),
         Index("image_expiry", "expires_at", postgresql_where=text("deleted_at IS NULL")),
     )
@@ -218,6 +223,7 @@ class ImageRow(Table):
     livemode: Mapped[bool]
     user_id: Mapped[UUID | None]
     reservation_id: Mapped[UUID] = mapped_column(ForeignKey("reservation.id", ondelete="RESTRICT"))
+    requested_model: Mapped[str] = mapped_column(Text)
     path: Mapped[str] = mapped_column(Text)
     media_type: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)

@@ -93,7 +93,7 @@ async def list_images(
     """
     query = _query(caller).where(*_living())
     if model is not None:
-        query = query.where(ReservationRow.requested_model == model)
+        query = query.where(ImageRow.requested_model == model)
     if since is not None:
         query = query.where(ImageRow.created_at >= since)
     if after is not None:
