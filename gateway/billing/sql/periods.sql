@@ -84,7 +84,11 @@ BEGIN
     FOR v_attempt IN 1 .. 2 LOOP
         v_ids := ARRAY(
             SELECT x.id FROM budget_period x
-            WHERE x.budget_id = p_budget AND x.period_start <= p_at AND p_at < x.period_end
+            -- Periods do not overlap: only the newest that has begun can be the current one, and
+            -- the index finds it without the earlier ones.
+            WHERE x.budget_id = p_budget AND p_at < x.period_end AND x.period_start = (
+                    SELECT max(y.period_start) FROM budget_period y
+                    WHERE y.budget_id = p_budget AND y.period_start <= p_at)
                 AND (x.tenant_id IS NOT NULL OR p_shard IS NULL OR x.shard = p_shard)
         );
         IF cardinality(v_ids) > 0 THEN
