@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import httpx2
 import openai
 from mcp import Client
@@ -220,13 +221,29 @@ async def run_sql(url: str, statement: str, **parameters: Any) -> Sequence[Row[A
 
 
 @asynccontextmanager
+async def owner_connections(
+    settings: Settings, count: int
+) -> AsyncIterator[Sequence[asyncpg.Connection]]:
+    """Connections of the schema's owner."""
+    assert settings.database_url is not None
+    url = database_url(settings.database_url.get_secret_value())
+    address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    opened = [await asyncpg.connect(address) for _ in range(count)]
+    try:
+        yield opened
+    finally:
+        for connection in opened:
+            await connection.close()
+
+
+@asynccontextmanager
 async def served_gateway(
     settings: Settings, *, today: Callable[[], date] = utc_today, port: int = 0
 ) -> AsyncIterator[Served]:
     """Serve a gateway in this process until the block ends; `today` decides which models live."""
     async with open_gateway(settings, today=today) as gateway:
         async with gateway.database.operator() as session:
-            found = [t for t in await tenants.list_all(session) if t.name == "acme"]
+            found = (await tenants.list_page(session, limit=1, name="acme")).items
             tenant = found[0] if found else await tenants.create(session, "acme")
         bounds = ConnectionBounds.of(settings)
         app = create_app(settings, gateway)

@@ -1,5 +1,6 @@
 """Commands for tenants and their options."""
 
+import shlex
 from enum import StrEnum
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from gateway.cli.output import (
     show,
 )
 from gateway.core import Core, Reader
+from gateway.db.pages import Page
 from gateway.tenancy import erasure, lookups
 from gateway.tenancy import tenants as tenancy
 from gateway.tenancy.tenants import UNCHANGED, Tenant
@@ -60,18 +62,26 @@ def create_tenant(
 
 
 @tenants.command("list")
-def list_tenants(as_json: JsonOption = False) -> None:
-    """List all tenants."""
+def list_tenants(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number.")] = 100,
+    after: Annotated[
+        str | None, typer.Option(help="Only tenants whose name sorts behind this one.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List tenants by name."""
 
-    async def work(core: Reader) -> list[Tenant]:
+    async def work(core: Reader) -> Page[Tenant]:
         async with core.database.operator() as session:
-            return await tenancy.list_all(session)
+            return await tenancy.list_by_name(session, limit=limit, after=after)
 
-    found = read(work)
+    page = read(work)
     if as_json:
-        print_json(found)
-    else:
-        show([_row(tenant) for tenant in found], as_json=False, empty="No tenants yet.")
+        print_json(page.items)
+        return
+    show([_row(tenant) for tenant in page.items], as_json=False, empty="No tenants.")
+    if page.has_more:
+        console.print(f"For the next tenants: --after {shlex.quote(page.items[-1].name)}")
 
 
 def _row(tenant: Tenant) -> dict[str, object]:

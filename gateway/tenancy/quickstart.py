@@ -47,7 +47,7 @@ async def make_first_keys(
         admin_key = made = issued.secret
     else:
         return None
-    if settings.uses_embedded_postgres and not await tenants.list_all(session):
+    if settings.uses_embedded_postgres and not await tenants.has_any(session):
         quickstart = {"base_url": settings.public_url, "admin_key": admin_key.reveal()}
         quickstart |= await _default_tenant(session, pepper)
         _write_quickstart(settings.quickstart_file, quickstart)

@@ -124,11 +124,19 @@ async def find(session: OperatorSession, name_or_id: str) -> Tenant:
     return _tenant(row)
 
 
-async def list_all(session: OperatorSession) -> list[Tenant]:
-    """List every tenant, by name."""
-    return [
-        _tenant(row) for row in await session.scalars(select(TenantRow).order_by(TenantRow.name))
-    ]
+async def has_any(session: OperatorSession) -> bool:
+    """Tell if there is a tenant."""
+    return await session.scalar(select(TenantRow.id).limit(1)) is not None
+
+
+async def list_by_name(
+    session: OperatorSession, *, limit: int, after: str | None = None
+) -> Page[Tenant]:
+    """List one page of tenants by name, those behind the name `after`."""
+    query = select(TenantRow).order_by(TenantRow.name).limit(limit + 1)
+    if after is not None:
+        query = query.where(TenantRow.name > after)
+    return page_of([_tenant(row) for row in await session.scalars(query)], limit)
 
 
 async def list_page(

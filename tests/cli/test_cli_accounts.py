@@ -72,6 +72,23 @@ def test_tenants_are_made_and_listed(running: RunningGateway) -> None:
         assert tenant["id"] in table.out
 
 
+def test_tenants_are_listed_in_pages(running: RunningGateway) -> None:
+    for number in range(3):
+        running.command("tenants", "create", f"paged {number}")
+    whole = [one["name"] for one in running.command("tenants", "list", "--json").json()]
+    pages: list[str] = []
+    while len(pages) < len(whole):
+        after = ["--after", pages[-1]] if pages else []
+        page = running.command("tenants", "list", "--limit", "2", "--json", *after).json()
+        assert len(page) <= 2
+        pages += [one["name"] for one in page]
+    assert pages == whole
+    assert (
+        "--after 'paged 0'"
+        in running.command("tenants", "list", "--limit", "1", "--after", "paged").out
+    )
+
+
 @pytest.mark.parametrize("name", ["[red]brackets[/red]", "[/]"])
 def test_a_name_in_square_brackets_is_printed_as_it_is(running: RunningGateway, name: str) -> None:
     for arguments in (("tenants", "create", name), ("tenants", "suspend", name)):

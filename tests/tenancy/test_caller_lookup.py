@@ -1,13 +1,9 @@
 """Callers that are not cached are found in few statements, with everything a request needs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import asyncpg
-
-from gateway.db.addresses import database_url
 from gateway.db.cache import Cache, RecordedChanges
 from gateway.db.engine import Database
 from gateway.domain import Caller
@@ -15,7 +11,7 @@ from gateway.tenancy.credentials import Credentials
 from gateway.tenancy.key_lookup import CallerCaches, KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
 from gateway.vault.sealing import Vault
-from tests.harness import Served
+from tests.harness import Served, owner_connections
 from tests.limits_helpers import limit
 
 TENANTS = 20
@@ -65,20 +61,6 @@ class Worker:
         found = await self.keys.authenticate(key)
         assert isinstance(found, Caller)
         return found
-
-
-@asynccontextmanager
-async def connections(served: Served, count: int) -> AsyncIterator[Sequence[asyncpg.Connection]]:
-    """Connections of the schema's owner."""
-    assert served.gateway.settings.database_url is not None
-    url = database_url(served.gateway.settings.database_url.get_secret_value())
-    address = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    opened = [await asyncpg.connect(address) for _ in range(count)]
-    try:
-        yield opened
-    finally:
-        for connection in opened:
-            await connection.close()
 
 
 async def test_first_requests_of_many_tenants_share_a_statement(served: Served) -> None:
@@ -138,7 +120,7 @@ async def test_a_credential_changed_while_the_key_is_read_is_read_again(served: 
 
 async def test_changes_are_read_in_whatever_order_they_commit(served: Served) -> None:
     add = "INSERT INTO change (tag) VALUES ($1)"
-    async with connections(served, 3) as (reading, slow, quick):
+    async with owner_connections(served.gateway.settings, 3) as (reading, slow, quick):
         changes = RecordedChanges(reading)
         unfinished = slow.transaction()
         await unfinished.start()
