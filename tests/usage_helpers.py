@@ -58,6 +58,7 @@ INSERT INTO usage_pending (tenant_id, reservation_id, seq)
 SELECT tenant_id, reservation_id, seq FROM ledger
 WHERE kind <> 'hold' AND reservation_id = ANY (:ids)
 """
+STATUSES = {"posted": "charged", "posted_est": "estimated", "void": "failed"}
 READ = """
 SELECT l.*, r.state, r.provider, r.operation, r.credential, r.served_quality AS quality,
     r.served_size AS size FROM ledger l JOIN reservation r ON r.id = l.reservation_id
@@ -102,10 +103,12 @@ def calls_of(
 def expected_sums(
     lines: Sequence[Any], query: ReportQuery, zones: dict[UUID, str]
 ) -> dict[tuple[str | None, ...], tuple[int, ...]]:
-    """Sum the ledger's lines in Python: by group ids, requests, images, both tokens, cost and
-    the estimated part of it.
+    """Sum the ledger's lines in Python: by group ids, requests, images, both tokens, cost, the
+    estimated part of it, and failed requests.
     """
-    sums: dict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0] * 6)
+    sums: dict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0] * 7)
+    if not query.group_by:
+        sums[()] = [0] * 7  # one row, even of nothing
     for line in lines:
         if not _is_asked_for(line, query):
             continue
@@ -118,15 +121,16 @@ def expected_sums(
             line.text_output_tokens + line.image_output_tokens,
             line.amount_nano,
             line.amount_nano if line.state == "posted_est" else 0,
+            (line.seq == 1) - line.requests,
         )
         sums[group] = [old + new for old, new in zip(sums[group], values, strict=True)]
-    return {group: tuple(found) for group, found in sums.items() if found[0] or found[4]}
+    return {group: tuple(found) for group, found in sums.items()}
 
 
 def reported_sums(report: UsageReport) -> dict[tuple[str | None, ...], tuple[int, ...]]:
     """Return a report's sums in the form of `expected_sums`: ids without names."""
     rows = report.rows if report.query.group_by else (report.total,)
-    found = {}
+    found: dict[tuple[str | None, ...], tuple[int, ...]] = {}
     for row in rows:
         named = dict(zip(report.query.columns, row.group, strict=False))
         group = tuple(
@@ -140,8 +144,9 @@ def reported_sums(report: UsageReport) -> dict[tuple[str | None, ...], tuple[int
             row.output_tokens,
             row.cost_nano,
             row.estimated_nano,
+            row.failed_requests,
         )
-    return {group: sums for group, sums in found.items() if sums[0] or sums[4]}
+    return found
 
 
 async def write_calls(served: Served, owner: Owner, calls: list[dict[str, Any]]) -> None:
@@ -176,6 +181,9 @@ def _text(field: str, line: Any, local: datetime) -> str | None:
         "user": "user_id",
         "tenant": "tenant_id",
         "model": "served_model",
+        "credential_owner": "credential",
     }
+    if field == "status":
+        return STATUSES[line.state]
     value = getattr(line, column.get(field, field))
     return None if value is None else str(value)

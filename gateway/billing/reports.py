@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from gateway.billing import budgets
-from gateway.billing.usage import UsageReport, UsageRow
+from gateway.billing.usage import UsageReport, UsageRow, cursor_of
 from gateway.billing.usage_queries import ReportQuery
 from gateway.money import format_usd, format_usd_short
 
@@ -39,6 +39,9 @@ def render_sums(row: UsageRow) -> dict[str, int | str]:
     """Render the sums of a report or of one of its groups; money as decimal strings."""
     return {
         "requests": row.requests,
+        "failed_requests": row.failed_requests,
+        "estimated_requests": row.estimated_requests,
+        "open_requests": row.open_requests,
         "images": row.images,
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
@@ -58,6 +61,8 @@ def render_report(report: UsageReport) -> dict[str, object]:
         "group_by": list(report.query.group_by),
         "data": [render_row(report.query, row) for row in report.rows],
         "total": render_sums(report.total),
+        "has_more": report.has_more,
+        "next_after": cursor_of(report.rows[-1].group) if report.has_more else None,
     }
 
 
@@ -68,7 +73,7 @@ def render_row(query: ReportQuery, row: UsageRow) -> dict[str, int | str | None]
 
 def csv_header(query: ReportQuery) -> str:
     """Render the first line of a report as CSV, with its line end."""
-    return _csv_line([*query.columns, *render_sums(UsageRow((), 0, 0, 0, 0, 0))])
+    return _csv_line([*query.columns, *render_sums(UsageRow(()))])
 
 
 def csv_row(row: UsageRow) -> str:

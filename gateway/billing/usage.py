@@ -1,11 +1,14 @@
 """Usage reports: sums of ledger lines, so that report and ledger cannot disagree."""
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import orjson
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
@@ -24,36 +27,52 @@ from gateway.db.time_zones import check_time_zone
 from gateway.errors import InvalidRequest
 
 MAX_ROWS = 10_000
+"""Groups of a report in one answer."""
 MAX_EXPORTED_ROWS = 1_000_000
+"""Groups of a report that is sent as a file or page by page."""
 QUERY_CANCELED = "57014"
 """The SQLSTATE of a statement beyond its time limit."""
+
+
+Group = tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
     """One group of a report; `group` has one text per column. Money in nano-USD.
 
-    `estimated_nano` is the estimated part of `cost_nano`; `open_nano` is reserved for calls of
-    unknown cost, and not part of `cost_nano`.
+    `requests` were charged, `failed_requests` were not. `estimated_requests` and `estimated_nano`
+    are the estimated part of `requests` and `cost_nano`. `open_requests` are under way or of
+    unknown outcome, and in none of the others; `open_nano` is reserved for them.
     """
 
-    group: tuple[str | None, ...]
-    requests: int
-    images: int
-    input_tokens: int
-    output_tokens: int
-    cost_nano: int
+    group: Group
+    requests: int = 0
+    images: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nano: int = 0
+    failed_requests: int = 0
+    estimated_requests: int = 0
     estimated_nano: int = 0
+    open_requests: int = 0
     open_nano: int = 0
+
+
+_SUMMED = tuple(field.name for field in fields(UsageRow) if field.name != "group")
 
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Sums over the calls admitted in a period, grouped; `total` has an empty group."""
+    """Sums over the calls admitted in a period, grouped; `total` has an empty group.
+
+    `rows` are a page of the groups, `total` the sums of all; `has_more`: further groups follow.
+    """
 
     query: ReportQuery
     rows: tuple[UsageRow, ...]
     total: UsageRow
+    has_more: bool = False
 
 
 def parse_period(start: str | None, end: str | None, zone: str) -> Period:
@@ -135,20 +154,59 @@ def parse_group_by(text: str, *, allowed: Sequence[GroupField]) -> tuple[GroupFi
     return fields
 
 
-async def report(session: TenantSession | OperatorSession, query: ReportQuery) -> UsageReport:
-    """Report usage by the time of admission.
+async def report(
+    session: TenantSession | OperatorSession,
+    query: ReportQuery,
+    *,
+    after: Group | None = None,
+    limit: int = MAX_ROWS,
+) -> UsageReport:
+    """Report usage by the time of admission: the first `limit` groups after the group `after`.
 
     Raises:
-        InvalidRequest: the report has too many rows or takes too long (`report_too_large`).
+        InvalidRequest: the report has too many groups or takes too long (`report_too_large`).
     """
-    rows = [row async for row in _rows(session, query, limit=MAX_ROWS + 1)]
-    if len(rows) > MAX_ROWS:
-        raise _too_large(
-            f"has more than {MAX_ROWS} rows", "Ask for format=csv or jsonl, a shorter period"
+    last = None if after is None else _in_order(after)
+    page: list[UsageRow] = []
+    sums = [0] * len(_SUMMED)
+    has_more = False
+    async for row in export(session, query):
+        sums = [total + getattr(row, name) for total, name in zip(sums, _SUMMED, strict=True)]
+        if last is None or _in_order(row.group) > last:
+            page.append(row)
+        if len(page) > 2 * limit:
+            # Of more groups than a page, only its own are kept.
+            page = _first(page, limit)
+            has_more = True
+    has_more = has_more or len(page) > limit
+    rows = tuple(_first(page, limit)) if query.group_by else ()
+    return UsageReport(query, rows, UsageRow((), *sums), has_more=has_more and bool(query.group_by))
+
+
+def cursor_of(group: Group) -> str:
+    """Render a group as the text that `parse_cursor` reads."""
+    return urlsafe_b64encode(orjson.dumps(group)).decode().rstrip("=")
+
+
+def parse_cursor(text: str, query: ReportQuery) -> Group:
+    """Parse the position of a page in a report.
+
+    Raises:
+        InvalidRequest: it is not one that a report with these groups has returned.
+    """
+    try:
+        group = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except ValueError:
+        group = None
+    if (
+        not isinstance(group, list)
+        or len(group) != len(query.columns)
+        or not all(value is None or isinstance(value, str) for value in group)
+    ):
+        raise InvalidRequest(
+            "after must be the `next_after` of a report with the same group_by.", param="after"
         )
-    rows.sort(key=lambda row: _in_order(row.group))  # settled groups and others in one order
-    listed = tuple(rows) if query.group_by else ()
-    return UsageReport(query, listed, _total(rows))
+    return tuple(group)
 
 
 async def export(
@@ -160,8 +218,7 @@ async def export(
     """Yield the rows of a report one by one; without groups, its total.
 
     Raises:
-        InvalidRequest: it has more rows than can be exported, or takes too long
-            (`report_too_large`).
+        InvalidRequest: it has too many groups, or takes too long (`report_too_large`).
     """
     count = 0
     async for row in _rows(session, query, limit=max_rows + 1):
@@ -184,62 +241,57 @@ async def _rows(
 ) -> AsyncIterator[UsageRow]:
     """Yield at most `limit` groups, sorted in each of two parts: settled ones, then others."""
     try:
-        unsettled_rows = await _unsettled(session, query, limit)
+        others = await _unsettled(session, query, limit)
         width = len(query.columns)
         async for row in await session.stream(settled(query, limit=limit)):
             group = tuple(row[:width])
-            known = unsettled_rows.pop(group, None)
-            sums = UsageRow(group, *(int(value) for value in row[width:]))
-            yield (
-                sums
-                if known is None
-                else replace(sums, estimated_nano=known.estimated_nano, open_nano=known.open_nano)
-            )
-        for group in sorted(unsettled_rows, key=_in_order):
-            yield unsettled_rows[group]
+            known = others.pop(group, _Unsettled())
+            yield _row(group, [int(value) for value in row[width:]], known)
+        for group in sorted(others, key=_in_order):
+            yield _row(group, [], others[group])
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != QUERY_CANCELED:
             raise
         raise _too_large("takes too long", "Ask for a shorter period") from error
 
 
+@dataclass(slots=True)
+class _Unsettled:
+    """Number and nano-USD of a group's estimated and of its open calls."""
+
+    estimated: tuple[int, int] = (0, 0)
+    open: tuple[int, int] = (0, 0)
+
+
+def _row(group: Group, settled_sums: Sequence[int], others: _Unsettled) -> UsageRow:
+    return replace(
+        UsageRow(group, *settled_sums),
+        estimated_requests=others.estimated[0],
+        estimated_nano=others.estimated[1],
+        open_requests=others.open[0],
+        open_nano=others.open[1],
+    )
+
+
 async def _unsettled(
     session: TenantSession | OperatorSession, query: ReportQuery, limit: int
-) -> dict[tuple[str | None, ...], UsageRow]:
+) -> dict[Group, _Unsettled]:
     """Read the estimated and the open part of each group that has one."""
-    rows: dict[tuple[str | None, ...], UsageRow] = {}
-    for condition, amount, add in (
-        (ESTIMATED, "final_nano", _with_estimated),
-        (OPEN, "held_nano", _with_open),
-    ):
-        statement = unsettled(query.tenant_id, query, condition, amount, limit=limit)
-        for found in await session.execute(statement):
-            group, nano = tuple(found[:-1]), int(found[-1])
-            if nano:
-                rows[group] = add(rows.get(group, UsageRow(group, 0, 0, 0, 0, 0)), nano)
-    return rows
+    rows: dict[Group, _Unsettled] = defaultdict(_Unsettled)
+    statement = unsettled(query.tenant_id, query, ESTIMATED, "final_nano", limit=limit)
+    for *group, calls, nano in await session.execute(statement):
+        if calls:
+            rows[tuple(group)].estimated = (int(calls), int(nano))
+    statement = unsettled(query.tenant_id, query, OPEN, "held_nano", limit=limit)
+    for *group, calls, nano in await session.execute(statement):
+        if calls:
+            rows[tuple(group)].open = (int(calls), int(nano))
+    return dict(rows)
 
 
-def _with_estimated(row: UsageRow, nano: int) -> UsageRow:
-    return replace(row, estimated_nano=nano)
+def _first(rows: list[UsageRow], limit: int) -> list[UsageRow]:
+    return sorted(rows, key=lambda row: _in_order(row.group))[:limit]
 
 
-def _with_open(row: UsageRow, nano: int) -> UsageRow:
-    return replace(row, open_nano=nano)
-
-
-def _in_order(group: tuple[str | None, ...]) -> tuple[tuple[bool, str], ...]:
+def _in_order(group: Group) -> tuple[tuple[bool, str], ...]:
     return tuple((text is None, text or "") for text in group)
-
-
-def _total(rows: Sequence[UsageRow]) -> UsageRow:
-    return UsageRow(
-        group=(),
-        requests=sum(row.requests for row in rows),
-        images=sum(row.images for row in rows),
-        input_tokens=sum(row.input_tokens for row in rows),
-        output_tokens=sum(row.output_tokens for row in rows),
-        cost_nano=sum(row.cost_nano for row in rows),
-        estimated_nano=sum(row.estimated_nano for row in rows),
-        open_nano=sum(row.open_nano for row in rows),
-    )

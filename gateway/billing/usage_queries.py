@@ -43,9 +43,10 @@ GroupField = Literal[
     "requested_model",
     "provider",
     "operation",
-    "credential",
+    "credential_owner",
     "quality",
     "size",
+    "status",
     "key",
     "user",
     "tenant",
@@ -63,9 +64,9 @@ TIMES: dict[GroupField, str] = {
     "hour": 'YYYY-MM-DD"T"HH24:00',
 }
 IDS: dict[GroupField, str] = {"key": "api_key_id", "user": "user_id", "tenant": "tenant_id"}
-PLAIN: dict[GroupField, str] = {"model": "served_model"}
+PLAIN: dict[GroupField, str] = {"model": "served_model", "credential_owner": "credential"}
 """Group fields whose column has another name than the field."""
-LINES: frozenset[GroupField] = frozenset({"quality", "size"})
+LINES: frozenset[GroupField] = frozenset({"quality", "size", "status"})
 """Fields that change when a late answer arrives, so that no sum is kept by them."""
 OWNERS: frozenset[GroupField] = frozenset({"key", "user"})
 
@@ -160,26 +161,24 @@ def settled(query: ReportQuery, *, limit: int) -> Select[*tuple[Any, ...]]:
         "input_tokens": tokens_in,
         "output_tokens": tokens_out,
         "cost_nano": rows.c.amount_nano,
+        "failed_requests": rows.c.calls - rows.c.requests,
     }
     grouped = _grouped(query, rows, sums)
-    if query.group_by:
-        # A group with only refused calls has nothing to report.
-        grouped = grouped.having(
-            (func.sum(rows.c.requests) != 0) | (func.sum(rows.c.amount_nano) != 0)
-        )
     return _named(query.tenant_id, query, grouped.subquery("sums"), tuple(sums), limit)
 
 
 def unsettled(
     tenant_id: UUID | None, query: ReportQuery, condition: TextClause, amount: str, *, limit: int
 ) -> Select[*tuple[Any, ...]]:
-    """Select the groups' names and a sum of the reservations that meet a condition."""
+    """Select the groups' names, and number and sum of the reservations that meet a condition."""
     zone = TenantRow.time_zone if query.zone is None else literal(query.zone)
     rows = (
         select(
             *(getattr(ReservationRow, name) for name in (*_IDENTIFIERS, *_TEXTS)),
             ReservationRow.served_quality.label("quality"),
             ReservationRow.served_size.label("size"),
+            func.usage_status(ReservationRow.state).label("status"),
+            literal(1).label("calls"),
             getattr(ReservationRow, amount),
             func.timezone(zone, ReservationRow.admitted_at).label("at_local"),
         )
@@ -194,8 +193,9 @@ def unsettled(
     if tenant_id is not None:
         rows = rows.where(ReservationRow.tenant_id == tenant_id)
     inside = rows.subquery("calls")
-    grouped = _grouped(query, inside, {amount: inside.c[amount]})
-    return _named(query.tenant_id, query, grouped.subquery("sums"), (amount,), limit)
+    sums = {"calls": inside.c.calls, amount: inside.c[amount]}
+    grouped = _grouped(query, inside, sums)
+    return _named(query.tenant_id, query, grouped.subquery("sums"), tuple(sums), limit)
 
 
 def _usage_between(query: ReportQuery) -> Subquery:
@@ -216,7 +216,7 @@ def _usage_between(query: ReportQuery) -> Subquery:
         call = call.bindparams(bindparam("zone", query.zone, Text))
     return call.columns(
         *(column(name, Uuid) for name in _IDENTIFIERS),
-        *(column(name, Text) for name in (*_TEXTS, "quality", "size")),
+        *(column(name, Text) for name in (*_TEXTS, "quality", "size", "status")),
         *(column(name, BigInteger) for name in _SUMS),
         column("at_local", TIMESTAMP),
     ).subquery("used")

@@ -26,7 +26,14 @@ from gateway.tenancy import lookups
 prices = typer.Typer(help="Price versions; immutable, new ones are added.", no_args_is_help=True)
 
 
-HEADINGS = {"input_tokens": "tokens_in", "output_tokens": "tokens_out"}
+HEADINGS = {
+    "failed_requests": "failed",
+    "estimated_requests": "estimated",
+    "open_requests": "open",
+    "input_tokens": "tokens_in",
+    "output_tokens": "tokens_out",
+}
+COUNTS = ("requests", "failed", "estimated", "open")
 MONEY = ("cost_usd", "estimated_usd", "open_usd")
 
 
@@ -271,7 +278,10 @@ async def _queries(session: OperatorSession, asked: _ReportRequest) -> list[Repo
 
 async def _reports(core: Reader, asked: _ReportRequest) -> list[reporting.UsageReport]:
     async with core.database.operator() as session:
-        return [await reporting.report(session, query) for query in await _queries(session, asked)]
+        return [
+            await reporting.report(session, query, limit=reporting.MAX_EXPORTED_ROWS)
+            for query in await _queries(session, asked)
+        ]
 
 
 async def _export(core: Reader, asked: _ReportRequest, output: ReportFormat) -> None:
@@ -290,6 +300,10 @@ async def _export(core: Reader, asked: _ReportRequest, output: ReportFormat) -> 
                     sys.stdout.write(orjson.dumps(line).decode() + "\n")
 
 
+def _has_calls(total: reporting.UsageRow) -> bool:
+    return bool(total.requests or total.failed_requests or total.open_requests)
+
+
 def _print_reports(reports: list[reporting.UsageReport], output: ReportFormat) -> None:
     if output is ReportFormat.JSON:
         rendered = [
@@ -298,7 +312,7 @@ def _print_reports(reports: list[reporting.UsageReport], output: ReportFormat) -
         print_json(rendered[0] if len(rendered) == 1 else rendered)
         return
     for report in reports:
-        if report.total.requests == 0 and len(reports) > 1:
+        if not _has_calls(report.total) and len(reports) > 1:
             continue
         total = replace(report.total, group=("total", *[None] * (len(report.query.columns) - 1)))
         rows = [*report.rows, total] if report.query.group_by else [report.total]
@@ -312,8 +326,8 @@ def _print_reports(reports: list[reporting.UsageReport], output: ReportFormat) -
             ],
             as_json=False,
             title="Live" if report.query.livemode else "Test keys (sandbox: nothing was paid)",
-            right=("requests", "images", "tokens_in", "tokens_out", *MONEY),
+            right=(*COUNTS, "images", "tokens_in", "tokens_out", *MONEY),
         )
         console.print()
-    if not any(report.total.requests for report in reports):
+    if not any(_has_calls(report.total) for report in reports):
         console.print("No usage in this period.")

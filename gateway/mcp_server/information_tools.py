@@ -47,13 +47,18 @@ class PeriodUsage(BaseModel):
     """Requests, images, tokens and cost of a period in the tenant's time zone."""
 
     start: str
-    requests: int
+    requests: int = Field(description="Calls that were charged, at a known or an estimated cost.")
+    failed_requests: int = Field(description="Calls that were not charged.")
+    estimated_requests: int = Field(description="Those of `requests` whose cost is estimated.")
+    open_requests: int = Field(
+        description="Calls under way, or of unknown outcome; in no other count."
+    )
     images: int
     input_tokens: int
     output_tokens: int
     cost_usd: str
     estimated_usd: str = Field(description="The estimated part of `cost_usd`.")
-    open_usd: str = Field(description="Reserved for calls of unknown cost; not in `cost_usd`.")
+    open_usd: str = Field(description="Reserved for `open_requests`; not in `cost_usd`.")
 
 
 class BudgetLeft(BaseModel):

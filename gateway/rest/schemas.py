@@ -172,21 +172,36 @@ class ModelList(BaseModel):
 class UsageSums(BaseModel):
     """Sums over ledger entries."""
 
-    requests: int
+    requests: int = Field(description="Calls that were charged, at a known or an estimated cost.")
+    failed_requests: int = Field(description="Calls that were not charged.")
+    estimated_requests: int = Field(description="Those of `requests` whose cost is estimated.")
+    open_requests: int = Field(
+        description="Calls under way, or of unknown outcome; in no other count."
+    )
     images: int
     input_tokens: int
     output_tokens: int
     cost_usd: str
     estimated_usd: str = Field(description="The estimated part of `cost_usd`.")
-    open_usd: str = Field(description="Reserved for calls of unknown cost; not in `cost_usd`.")
+    open_usd: str = Field(description="Reserved for `open_requests`; not in `cost_usd`.")
 
 
 class UsageRowObject(UsageSums):
     """The sums of one group, with the fields of `group_by`."""
 
+    month: str | None = None
     day: str | None = None
+    hour: str | None = None
     model: str | None = None
     requested_model: str | None = None
+    provider: str | None = None
+    operation: str | None = None
+    credential_owner: str | None = Field(
+        None, description="Whose provider key paid: `house`, `tenant`, `user` or `sandbox`."
+    )
+    quality: str | None = None
+    size: str | None = None
+    status: Literal["charged", "estimated", "failed", "in_progress", "unknown"] | None = None
     key: str | None = Field(None, description="Id of the key (the first of its line).")
     key_name: str | None = None
     user: str | None = Field(None, description="Name of the user.")
@@ -197,6 +212,9 @@ class UsageRowObject(UsageSums):
 
 SUMS: dict[str, JsonValue] = {
     "requests": 4,
+    "failed_requests": 1,
+    "estimated_requests": 0,
+    "open_requests": 1,
     "images": 4,
     "input_tokens": 52,
     "output_tokens": 784,
@@ -220,6 +238,8 @@ class UsageReportObject(BaseModel):
                     "group_by": ["model"],
                     "data": [{"model": "gpt-image-2", **SUMS}],
                     "total": SUMS,
+                    "has_more": False,
+                    "next_after": None,
                 }
             ]
         }
@@ -231,7 +251,9 @@ class UsageReportObject(BaseModel):
     end: datetime
     group_by: list[str]
     data: list[UsageRowObject]
-    total: UsageSums
+    total: UsageSums = Field(description="The sums of all groups, on whichever page.")
+    has_more: bool
+    next_after: str | None = Field(description="`after` of the next page.")
 
 
 class Health(BaseModel):

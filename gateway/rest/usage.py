@@ -1,7 +1,8 @@
 """Usage reports and budgets of the caller's tenant."""
 
+import errno
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Annotated, BinaryIO, Literal
 from uuid import UUID
@@ -18,6 +19,7 @@ from gateway.billing.usage_queries import GROUP_FIELDS, GroupField, ReportQuery,
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.pools import Beside
 from gateway.domain import Caller
+from gateway.errors import InvalidRequest, Unavailable
 from gateway.media.temporary_files import new_spool
 from gateway.rest.budget_objects import BudgetList, TenantBudget
 from gateway.rest.dependencies import GatewayDep, UsageReader
@@ -27,7 +29,22 @@ from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_key_and_user
 
 router = APIRouter(tags=["usage"])
 PART_BYTES = 262_144
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a file system that is full, for everyone or for this process."""
 TENANT_FIELDS = tuple(field for field in GROUP_FIELDS if field != "tenant")
+
+
+class TemporaryFilesFull(Unavailable):
+    """A report as a file that the gateway has no room for."""
+
+    code = "temporary_files_full"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway has no room for the file of this report. Ask for JSON, a page at a time, "
+            "or tell its operator that the directory of temporary files is full.",
+            retry_after_seconds=60,
+        )
 
 
 REPORT: dict[int | str, dict[str, object]] = {
@@ -36,13 +53,14 @@ REPORT: dict[int | str, dict[str, object]] = {
         "content": {
             "text/csv": {
                 "schema": {"type": "string"},
-                "example": "model,requests,images,input_tokens,output_tokens,cost_usd,"
-                "estimated_usd,open_usd\n"
-                "gpt-image-2,4,4,52,784,0.023680000,0.000000000,0.005920000\n",
+                "example": "model,requests,failed_requests,estimated_requests,open_requests,"
+                "images,input_tokens,output_tokens,cost_usd,estimated_usd,open_usd\n"
+                "gpt-image-2,4,1,0,1,4,52,784,0.023680000,0.000000000,0.005920000\n",
             },
             "application/jsonl": {
                 "schema": {"type": "string"},
-                "example": '{"model":"gpt-image-2","requests":4,"images":4,"input_tokens":52,'
+                "example": '{"model":"gpt-image-2","requests":4,"failed_requests":1,'
+                '"estimated_requests":0,"open_requests":1,"images":4,"input_tokens":52,'
                 '"output_tokens":784,"cost_usd":"0.023680000","estimated_usd":"0.000000000",'
                 '"open_usd":"0.005920000"}\n',
             },
@@ -102,7 +120,16 @@ class UsageQuery(BaseModel):
         None, min_length=1, max_length=255, description="Only calls served by this model."
     )
     format: Literal["json", "csv", "jsonl"] = Field(
-        "json", description="`csv` and `jsonl` (a JSON object per line) have up to 1,000,000 rows."
+        "json",
+        description="`json` is a page of groups; `csv` and `jsonl` (a JSON object per line) have "
+        "all of them, up to 1,000,000.",
+    )
+    limit: int = Field(usage.MAX_ROWS, ge=1, le=usage.MAX_ROWS, description="Groups of a page.")
+    after: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="Only groups after this one: the `next_after` of an earlier page.",
     )
 
 
@@ -132,7 +159,7 @@ async def get_usage(
             fields,
             query.time_zone,
         )
-        return await report_answer(session, asked, query.format)
+        return await report_answer(session, asked, query)
 
 
 @router.get(
@@ -178,36 +205,57 @@ async def find_filters(
 
 
 async def report_answer(
-    session: TenantSession | OperatorSession,
-    query: ReportQuery,
-    as_format: Literal["json", "csv", "jsonl"],
+    session: TenantSession | OperatorSession, query: ReportQuery, asked: UsageQuery
 ) -> Response:
-    """Answer a report as JSON, or as a file of any length.
+    """Answer a report as a page of JSON, or as a file of any length.
 
     The file is complete before the answer begins: a slow reader keeps no connection to Postgres,
     and an error is still an error's status.
+
+    Raises:
+        InvalidRequest: it is too large (`report_too_large`), or `after` is not a position in it.
+        TemporaryFilesFull: there is no room for the file.
     """
-    if as_format == "json":
-        content = orjson.dumps(render_report(await usage.report(session, query)))
-        return Response(content, media_type="application/json")
+    if asked.format == "json":
+        after = None if asked.after is None else usage.parse_cursor(asked.after, query)
+        page = await usage.report(session, query, after=after, limit=asked.limit)
+        return Response(orjson.dumps(render_report(page)), media_type="application/json")
+    if asked.after is not None:
+        raise InvalidRequest("after takes format=json: files have all groups.", param="after")
     with ExitStack() as undo:
         file = undo.enter_context(new_spool())
-        if as_format == "csv":
-            file.write(csv_header(query).encode())
-        async for row in usage.export(session, query):
-            line = csv_row(row).encode() if as_format == "csv" else _json_line(query, row)
-            file.write(line)
+        try:
+            await _write(file, session, query, asked.format)
+        except OSError as error:
+            with suppress(OSError):
+                file.close()  # which writes what is left, and fails again
+            if error.errno not in NO_ROOM:
+                raise
+            raise TemporaryFilesFull from error
         undo.pop_all()
     length = file.tell()
     file.seek(0)
     return StreamingResponse(
         _parts(file),
-        media_type="text/csv; charset=utf-8" if as_format == "csv" else "application/jsonl",
+        media_type="text/csv; charset=utf-8" if asked.format == "csv" else "application/jsonl",
         headers={
-            "Content-Disposition": f'attachment; filename="usage.{as_format}"',
+            "Content-Disposition": f'attachment; filename="usage.{asked.format}"',
             "Content-Length": str(length),
         },
     )
+
+
+async def _write(
+    file: BinaryIO,
+    session: TenantSession | OperatorSession,
+    query: ReportQuery,
+    as_format: Literal["csv", "jsonl"],
+) -> None:
+    if as_format == "csv":
+        file.write(csv_header(query).encode())
+    async for row in usage.export(session, query):
+        file.write(csv_row(row).encode() if as_format == "csv" else _json_line(query, row))
+    file.flush()
 
 
 def _json_line(query: ReportQuery, row: UsageRow) -> bytes:

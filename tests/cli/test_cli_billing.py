@@ -15,7 +15,8 @@ from tests.cli.test_cli_manners import IMAGE, RunningGateway, running_gateway
 from tests.harness import error_of
 
 MONEY = ["cost_usd", "estimated_usd", "open_usd"]
-SUMS = ["requests", "images", "input_tokens", "output_tokens", *MONEY]
+COUNTS = ["requests", "failed_requests", "estimated_requests", "open_requests"]
+SUMS = [*COUNTS, "images", "input_tokens", "output_tokens", *MONEY]
 MODEL = "gpt-image-2.5-flare"
 DEAR = ("--text-input", "50", "--image-input", "80", "--image-output", "300")
 NO_KEY_ID = "01a1f8d9-0000-7000-8000-000000000000"

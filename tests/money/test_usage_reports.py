@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import resource
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -24,7 +26,7 @@ from gateway.errors import InvalidRequest
 from tests.admin_helpers import answered
 from tests.harness import Served, error_of
 from tests.money.test_money_crashes import locked, waiting_for_locks
-from tests.money_helpers import eventually, post_image
+from tests.money_helpers import age_unknown, eventually, post_image
 from tests.stub_openai import Fault, Stub
 from tests.usage_helpers import Owner, calls_of, write_calls
 
@@ -126,16 +128,25 @@ async def test_a_report_reads_the_coarsest_sums_that_can_answer_it(served: Serve
         await served.owner_sql(restored)
 
 
-async def test_free_calls_are_a_group_and_refused_ones_are_none(served: Served) -> None:
+async def test_free_and_failed_calls_are_groups_too(served: Served) -> None:
     owner = await write(served, [BEGIN], cost_nano=0)
     failed = calls_of(owner, [BEGIN + timedelta(days=1)], random.Random(0))
     await write_calls(
         served, owner, [{**failed[0], "livemode": True, "is_failed": True, "cost_nano": 7}]
     )
     found = await report(served, report_query(owner.tenant_id, "day"))
-    assert [(row.group, row.requests, row.cost_nano) for row in found.rows] == [
-        (("2026-03-27",), 1, 0)
-    ]
+    assert found.rows == (
+        usage.UsageRow(
+            ("2026-03-27",),
+            requests=1,
+            images=2,
+            input_tokens=3,
+            output_tokens=7,
+        ),
+        # The tokens are those that the test has written.
+        replace(found.rows[1], group=("2026-03-28",), requests=0, cost_nano=0, failed_requests=1),
+    )
+    assert found.total.failed_requests == 1
 
 
 async def test_groups_are_in_one_order_whether_settled_or_not(served: Served, stub: Stub) -> None:
@@ -148,8 +159,8 @@ async def test_groups_are_in_one_order_whether_settled_or_not(served: Served, st
             found = answered(await http.get("/v1/usage?group_by=user"))
     assert [row["user"] for row in found["data"]] == ["ann", "ben", "cid", None]
     [first, *_] = found["data"]
-    held = first.pop("open_usd")
-    assert float(held) > 0
+    held, count = first.pop("open_usd"), first.pop("open_requests")
+    assert (float(held) > 0, count) == (True, 1)
     assert set(first.values()) == {"ann", first["user_id"], 0, "0.000000000"}
 
 
@@ -172,6 +183,87 @@ async def test_estimates_count_in_the_period_of_their_admission_and_for_their_te
         (("2026-03-27",), 100),
     ]
     assert (await report(served, report_query(other, "day"))).total.estimated_nano == 0
+
+
+async def test_calls_are_counted_by_what_became_of_them(served: Served, stub: Stub) -> None:
+    """In every report, and as groups."""
+    async with served.http(await served.key()) as http:
+        stub.faults.add(Fault("reset_after_headers"))
+        await post_image(http)
+        await age_unknown(served)
+        await served.sweep()
+        await post_image(http)
+        stub.faults.add(Fault("status", status=400))
+        await post_image(http)
+        stub.faults.add(Fault("reset_after_headers"))
+        await post_image(http)
+        whole = answered(await http.get("/v1/usage?start=2020-01-01"))["total"]
+        found = answered(await http.get("/v1/usage?start=2020-01-01&group_by=status"))
+    counts = ("requests", "failed_requests", "estimated_requests", "open_requests")
+    assert [whole[name] for name in counts] == [2, 1, 1, 1]
+    assert {row["status"]: [row[name] for name in counts] for row in found["data"]} == {
+        "charged": [1, 0, 0, 0],
+        "estimated": [1, 0, 1, 0],
+        "failed": [0, 1, 0, 0],
+        "unknown": [0, 0, 0, 1],
+    }
+    assert found["total"] == whole
+
+
+async def test_pages_of_a_report_have_each_group_once_and_the_total_of_all(served: Served) -> None:
+    """With groups of ids that are null, and of calls that are not settled."""
+    owner = await write(served, [BEGIN + timedelta(hours=hour) for hour in range(25)])
+    await write_calls(
+        served,
+        Owner(owner.tenant_id),
+        calls_of(
+            Owner(owner.tenant_id),
+            [BEGIN + timedelta(hours=hour) for hour in range(7)],
+            random.Random(1),
+        ),
+    )
+    query = report_query(owner.tenant_id, "user", "day", "hour", "model")
+    whole = await report(served, query)
+    for limit in (1, 4, len(whole.rows) - 1, len(whole.rows)):
+        rows: list[usage.UsageRow] = []
+        after = None
+        while True:
+            async with served.gateway.database.tenant(owner.tenant_id) as session:
+                page = await usage.report(session, query, after=after, limit=limit)
+            assert page.total == whole.total
+            rows += page.rows
+            if not page.has_more:
+                break
+            assert len(page.rows) == limit
+            after = usage.parse_cursor(usage.cursor_of(page.rows[-1].group), query)
+        assert tuple(rows) == whole.rows
+
+
+@pytest.mark.parametrize("after", ["x", "bnVsbA", "WzFd", "W10", "WyJhIiwiYiJd", "\u00e9"])
+async def test_a_position_of_another_report_is_refused(served: Served, after: str) -> None:
+    async with served.http(await served.key()) as http:
+        answer = await http.get("/v1/usage", params={"group_by": "model", "after": after})
+        file = await http.get(
+            "/v1/usage",
+            params={"group_by": "model", "after": usage.cursor_of(("a",)), "format": "csv"},
+        )
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "after")
+    assert (file.status_code, error_of(file)["param"]) == (400, "after")
+
+
+async def test_a_file_that_the_disk_has_no_room_for_is_a_clear_refusal(served: Served) -> None:
+    owner = await write(served, [BEGIN + timedelta(hours=hour) for hour in range(80)])
+    async with served.http(await served.key(tenant_id=owner.tenant_id)) as http:
+        path = "/v1/usage?start=2026-03-27&end=2026-04-01&group_by=hour&format=csv"
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+        try:
+            refused = await http.get(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        answer = await http.get(path)
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "temporary_files_full")
+    assert answer.status_code == 200
 
 
 async def test_an_export_ends_at_its_limit(served: Served) -> None:

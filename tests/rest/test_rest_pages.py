@@ -16,7 +16,8 @@ from tests.stub_openai import Fault, Stub
 PATH = "/v1/images/generations"
 LOW = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
 MONEY = ("cost_usd", "estimated_usd", "open_usd")
-SUMS = ("requests", "images", "input_tokens", "output_tokens", *MONEY)
+COUNTS = ("requests", "failed_requests", "estimated_requests", "open_requests")
+SUMS = (*COUNTS, "images", "input_tokens", "output_tokens", *MONEY)
 EVERY_FIELD = "day,model,requested_model,key,user"
 
 
@@ -94,6 +95,9 @@ async def test_usage_adds_up_to_the_providers_bill_to_the_nano(served: Served, s
     bill = stub.bill
     assert report["total"] == {
         "requests": len(bill),
+        "failed_requests": 2,
+        "estimated_requests": 0,
+        "open_requests": 0,
         "images": sum(line.n for line in bill),
         "input_tokens": sum(line.input_text_tokens for line in bill),
         "output_tokens": sum(line.output_tokens for line in bill),
@@ -195,7 +199,7 @@ async def test_an_empty_report_has_its_header_and_a_total_of_nothing(served: Ser
     async with served.http(await served.key()) as http:
         table = (await http.get("/v1/usage?format=csv")).text
         grouped = (await http.get("/v1/usage?format=csv&group_by=day,model")).text
-    assert table == f"{','.join(SUMS)}\n0,0,0,0{',0.000000000' * len(MONEY)}\n"
+    assert table == f"{','.join(SUMS)}\n{'0,' * len(COUNTS)}0,0,0{',0.000000000' * len(MONEY)}\n"
     assert grouped.splitlines()[0] == f"day,model,{','.join(SUMS)}"
     assert all(len(row) == 2 + len(SUMS) for row in csv.reader(io.StringIO(grouped)))
 

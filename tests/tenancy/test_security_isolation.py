@@ -207,6 +207,9 @@ async def test_another_tenants_ids_are_not_found(two: Two) -> None:
     assert usage["data"] == []
     assert usage["total"] == {
         "requests": 0,
+        "failed_requests": 0,
+        "estimated_requests": 0,
+        "open_requests": 0,
         "images": 0,
         "input_tokens": 0,
         "output_tokens": 0,

@@ -5,14 +5,21 @@
 -- lines into the sums, in one commit. A report adds sums and queued lines in one statement: it
 -- counts each line once, whatever else commits at the time.
 
+-- What became of a call, as reports name it.
+CREATE OR REPLACE FUNCTION usage_status(p_state text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE p_state WHEN 'held' THEN 'in_progress' WHEN 'posted' THEN 'charged'
+        WHEN 'posted_est' THEN 'estimated' WHEN 'void' THEN 'failed' ELSE p_state END
+$$;
+
 -- The ledger's lines with what reports group by. A line counts at the admission of its call.
 CREATE OR REPLACE VIEW usage_line WITH (security_invoker = true) AS
 SELECT l.tenant_id, l.livemode, l.admitted_at, l.reservation_id,
     l.seq, l.api_key_id, l.user_id, l.requested_model, l.served_model, r.provider, r.operation,
     r.credential, r.served_quality, r.served_size, (l.seq = 1)::int AS calls, l.requests, l.images,
     l.text_input_tokens, l.image_input_tokens, l.text_output_tokens, l.image_output_tokens,
-    l.amount_nano
-FROM ledger l JOIN reservation r ON r.id = l.reservation_id
+    l.amount_nano, usage_status(r.state) AS status
+FROM ledger l JOIN reservation r ON r.id = l.reservation_id AND r.tenant_id = l.tenant_id
 WHERE l.kind <> 'hold';
 
 -- The same with the types of sums: what a report adds to them.
@@ -21,7 +28,7 @@ SELECT u.tenant_id, u.livemode, u.admitted_at, u.reservation_id, u.seq, u.api_ke
     u.requested_model, u.served_model, u.provider, u.operation, u.credential,
     u.served_quality, u.served_size, u.calls::bigint, u.requests::bigint, u.images::bigint,
     u.text_input_tokens::bigint, u.image_input_tokens::bigint, u.text_output_tokens::bigint,
-    u.image_output_tokens::bigint, u.amount_nano::bigint
+    u.image_output_tokens::bigint, u.amount_nano::bigint, u.status
 FROM usage_line u;
 
 -- Those that are in the sums already.

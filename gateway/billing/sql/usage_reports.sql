@@ -70,7 +70,7 @@ CREATE OR REPLACE FUNCTION usage_between(
 ) RETURNS TABLE (
     tenant_id uuid, at_local timestamp, api_key_id uuid, user_id uuid, requested_model text,
     served_model text, provider text, operation text, credential text, quality text, size text,
-    calls bigint, requests bigint, images bigint, text_input_tokens bigint,
+    status text, calls bigint, requests bigint, images bigint, text_input_tokens bigint,
     image_input_tokens bigint, text_output_tokens bigint, image_output_tokens bigint,
     amount_nano bigint
 ) LANGUAGE sql STABLE AS $$
@@ -83,7 +83,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     )
     SELECT
         d.tenant_id, d.day::timestamp, NULL::uuid, NULL::uuid, d.requested_model, d.served_model,
-        d.provider, d.operation, d.credential, NULL::text, NULL::text, d.calls, d.requests,
+        d.provider, d.operation, d.credential, NULL::text, NULL::text, NULL::text, d.calls, d.requests,
         d.images, d.text_input_tokens, d.image_input_tokens, d.text_output_tokens,
         d.image_output_tokens, d.amount_nano
     FROM usage_day d JOIN span s ON s.zone = d.zone
@@ -94,7 +94,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     UNION ALL
     SELECT
         d.tenant_id, d.day::timestamp, d.api_key_id, d.user_id, d.requested_model, d.served_model,
-        d.provider, d.operation, d.credential, NULL::text, NULL::text, d.calls, d.requests,
+        d.provider, d.operation, d.credential, NULL::text, NULL::text, NULL::text, d.calls, d.requests,
         d.images, d.text_input_tokens, d.image_input_tokens, d.text_output_tokens,
         d.image_output_tokens, d.amount_nano
     FROM usage_owner_day d JOIN span s ON s.zone = d.zone
@@ -105,7 +105,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     UNION ALL
     SELECT
         q.tenant_id, q.slot AT TIME ZONE o.zone, NULL::uuid, NULL::uuid, q.requested_model,
-        q.served_model, q.provider, q.operation, q.credential, NULL::text, NULL::text, q.calls,
+        q.served_model, q.provider, q.operation, q.credential, NULL::text, NULL::text, NULL::text, q.calls,
         q.requests, q.images, q.text_input_tokens, q.image_input_tokens, q.text_output_tokens,
         q.image_output_tokens, q.amount_nano
     FROM usage_slot q JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = q.tenant_id
@@ -120,7 +120,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     UNION ALL
     SELECT
         q.tenant_id, q.slot AT TIME ZONE o.zone, NULL::uuid, NULL::uuid, q.requested_model,
-        q.served_model, q.provider, q.operation, q.credential, NULL::text, NULL::text, q.calls,
+        q.served_model, q.provider, q.operation, q.credential, NULL::text, NULL::text, NULL::text, q.calls,
         q.requests, q.images, q.text_input_tokens, q.image_input_tokens, q.text_output_tokens,
         q.image_output_tokens, q.amount_nano
     FROM usage_slot q JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = q.tenant_id
@@ -132,7 +132,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     SELECT
         u.tenant_id, u.admitted_at AT TIME ZONE o.zone, u.api_key_id, u.user_id, u.requested_model,
         u.served_model, u.provider, u.operation, u.credential, u.served_quality, u.served_size,
-        u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
+        u.status, u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
         u.text_output_tokens, u.image_output_tokens, u.amount_nano
     FROM usage_summed u JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = u.tenant_id
     LEFT JOIN span s ON s.zone = o.zone
@@ -150,7 +150,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     SELECT
         u.tenant_id, u.admitted_at AT TIME ZONE o.zone, u.api_key_id, u.user_id, u.requested_model,
         u.served_model, u.provider, u.operation, u.credential, u.served_quality, u.served_size,
-        u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
+        u.status, u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
         u.text_output_tokens, u.image_output_tokens, u.amount_nano
     FROM usage_summed u JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = u.tenant_id
     WHERE (p_source = 'line' OR (p_source = 'owner_day' AND NOT o.by_day
@@ -161,7 +161,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     SELECT
         u.tenant_id, u.admitted_at AT TIME ZONE o.zone, u.api_key_id, u.user_id, u.requested_model,
         u.served_model, u.provider, u.operation, u.credential, u.served_quality, u.served_size,
-        u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
+        u.status, u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
         u.text_output_tokens, u.image_output_tokens, u.amount_nano
     FROM usage_pending p CROSS JOIN LATERAL (
         -- The limit keeps Postgres from reading the whole ledger where it expects a long queue.

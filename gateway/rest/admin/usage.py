@@ -37,7 +37,7 @@ async def get_usage(
     gateway: GatewayDep, query: Annotated[OperatorsUsageQuery, InQuery()]
 ) -> Response:
     """Sum the ledger of one tenant, or of all: unless `time_zone` is given, days are then those of
-    each tenant's time zone, and the bounds those of UTC. JSON has at most 10,000 rows.
+    each tenant's time zone, and the bounds those of UTC.
     """
     group_by = usage.parse_group_by(query.group_by, allowed=GROUP_FIELDS)
     among = KeyScope(livemode=query.livemode)
@@ -55,7 +55,7 @@ async def get_usage(
                 group_by,
                 query.time_zone,
             )
-            return await report_answer(session, asked, query.format)
+            return await report_answer(session, asked, query)
     async with reading_tenant(
         gateway, query.tenant, param="tenant", work=Beside.OPERATORS_REPORTS
     ) as tenant_session:
@@ -71,4 +71,4 @@ async def get_usage(
             group_by,
             query.time_zone,
         )
-        return await report_answer(tenant_session, asked, query.format)
+        return await report_answer(tenant_session, asked, query)
