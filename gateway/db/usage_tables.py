@@ -5,7 +5,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
-    CheckConstraint,
     ForeignKey,
     Index,
     SmallInteger,
@@ -33,19 +32,11 @@ class UsageSumColumns:
     amount_nano: Mapped[int] = mapped_column(BigInteger)
 
 
-def not_negative(table: str) -> CheckConstraint:
-    """Build the check of every usage table: a line is never added before the one that it alters."""
-    return CheckConstraint("amount_nano >= 0", name=f"{table}_not_negative")
-
-
 class UsageSlotRow(UsageSumColumns, Table):
     """Calls admitted in a quarter of an hour: every time zone's days consist of whole ones."""
 
     __tablename__ = "usage_slot"
-    __table_args__ = (
-        not_negative("usage_slot"),
-        Index("usage_slot_of_all", "slot", "livemode"),
-    )
+    __table_args__ = (Index("usage_slot_of_all", "slot", "livemode"),)
 
     tenant_id: Mapped[UUID] = mapped_column(
         ForeignKey("tenant.id", ondelete="RESTRICT"), primary_key=True
@@ -67,10 +58,7 @@ class UsageDayRow(UsageSumColumns, Table):
     """
 
     __tablename__ = "usage_day"
-    __table_args__ = (
-        not_negative("usage_day"),
-        Index("usage_day_of_all", "day", "livemode"),
-    )
+    __table_args__ = (Index("usage_day_of_all", "day", "livemode"),)
 
     tenant_id: Mapped[UUID] = mapped_column(
         ForeignKey("tenant.id", ondelete="RESTRICT"), primary_key=True
@@ -96,7 +84,6 @@ class UsageOwnerDayRow(UsageSumColumns, Table):
             name="usage_owner_day_group",
             postgresql_nulls_not_distinct=True,
         ),
-        not_negative("usage_owner_day"),
         Index("usage_owner_day_of_all", "day", "livemode"),
     )
     __mapper_args__ = {  # noqa: RUF012 - as SQLAlchemy declares it

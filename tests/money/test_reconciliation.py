@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from gateway.billing import usage_sums
 from gateway.money import format_usd
 from tests.admin_helpers import (
     NO_ID,
@@ -60,6 +61,19 @@ async def resolve(
     body |= {} if cost_usd is None else {"cost_usd": cost_usd}
     async with admin(served) as http:
         return await http.post(f"/reconciliation/{call_id}/resolve", json=body)
+
+
+async def test_an_estimate_corrected_downwards_stays_in_the_sums(
+    served: Served, stub: Stub
+) -> None:
+    call_id = await unknown_call(served, stub, estimated=True)
+    database = served.gateway.database
+    await usage_sums.roll_up(database)
+    answered(await resolve(served, call_id, "post", "0.0001"))
+    await usage_sums.roll_up(database)
+    async with database.operator() as session:
+        assert await usage_sums.count_pending(session) == 0
+        assert await usage_sums.differences(session) == []
 
 
 async def again(served: Served) -> httpx2.Response:
