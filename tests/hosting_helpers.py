@@ -216,13 +216,14 @@ class Hosted:
         reservation_id = await self.reserve(owner)
         async with reservations_of(self.settings) as reservations:
             settled = await reservations.settle(
+                owner.tenant_id,
                 Settlement(
                     reservation_id,
                     Outcome.SUCCESS,
                     NanoUsd(5_000_000),
                     images=len(stored),
                     stored=tuple(stored),
-                )
+                ),
             )
         assert settled == "ok"
 

@@ -97,7 +97,7 @@ async def books(served: Served) -> list[Booked]:
     rows = await served.owner_sql(
         "SELECT r.state, r.outcome, r.held_nano, r.final_nano, coalesce(array_agg(l.kind || ' ' ||"
         " l.amount_nano ORDER BY l.seq) FILTER (WHERE l.kind <> 'hold'), '{}') AS lines"
-        " FROM reservation r JOIN ledger l ON l.reservation_id = r.id GROUP BY r.id"
+        " FROM reservation r JOIN ledger l ON l.reservation_id = r.id GROUP BY r.tenant_id, r.id"
         " ORDER BY r.admitted_at, r.id"
     )
     return [
@@ -161,12 +161,13 @@ async def age_unknown(served: Served) -> None:
 async def budget_rows(served: Served) -> list[tuple[str, int, int, int]]:
     """Every budget period: owner, limit, spent, held (nano-USD)."""
     rows = await served.owner_sql(
-        "SELECT CASE WHEN b.api_key_id IS NOT NULL THEN 'key' WHEN b.user_id IS NOT NULL"
-        " THEN 'user' WHEN b.tenant_id IS NOT NULL THEN 'tenant' ELSE 'house' END AS owner,"
-        " b.limit_nano, sum(p.spent_nano)::bigint AS spent_nano,"
-        " sum(p.held_nano)::bigint AS held_nano"
-        " FROM budget_period p JOIN budget b ON b.id = p.budget_id"
-        " GROUP BY b.id, p.period_start ORDER BY min(p.id)"
+        "SELECT * FROM (SELECT CASE WHEN b.api_key_id IS NOT NULL THEN 'key' WHEN b.user_id IS NOT"
+        " NULL THEN 'user' ELSE 'tenant' END AS owner, b.limit_nano, p.spent_nano, p.held_nano"
+        " FROM budget_period p JOIN budget b ON b.id = p.budget_id ORDER BY p.id) own"
+        " UNION ALL SELECT * FROM (SELECT 'house', b.limit_nano, sum(p.spent_nano)::bigint,"
+        " sum(p.held_nano)::bigint FROM house_budget_period p"
+        " JOIN house_budget b ON b.id = p.budget_id GROUP BY b.id, p.period_start"
+        " ORDER BY min(p.id)) house"
     )
     return [(row.owner, row.limit_nano, row.spent_nano, row.held_nano) for row in rows]
 

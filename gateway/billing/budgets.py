@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, func, select, text
+from sqlalchemy import Row, func, select, text
 
 from gateway.db.audit import Action, record
 from gateway.db.engine import OperatorSession, TenantSession, one_at_a_time
-from gateway.db.money_tables import BudgetRow
+from gateway.db.money_tables import BudgetRow, HouseBudgetRow
 from gateway.db.owners import OwnerIds, find_owner
 from gateway.db.pages import Page, page_of
 from gateway.db.time_zones import check_time_zone
@@ -104,30 +104,16 @@ async def set_limit(
         owner = await find_owner(
             session, tenant_id, livemode=livemode, api_key_id=api_key_id, user_id=user_id
         )
-    row = await session.scalar(
-        select(BudgetRow).where(
-            _of(tenant_id),
-            BudgetRow.api_key_id.is_not_distinct_from(owner.api_key_id),
-            BudgetRow.user_id.is_not_distinct_from(owner.user_id),
-            BudgetRow.livemode.is_(owner.livemode),
-            BudgetRow.period == window,
-        )
-    )
+    row = await _find_owned(session, tenant_id, owner, window)
     before = None if row is None or row.removed_at is not None else _shown(row)
     if row is None:
-        row = BudgetRow(
-            tenant_id=tenant_id,
-            api_key_id=owner.api_key_id,
-            user_id=owner.user_id,
-            livemode=owner.livemode,
-            period=window,
-        )
+        row = _new_row(tenant_id, owner, window)
     if before is None:
         row.enforcement, row.alert_percents = "hard", [50, 80, 100]
-        row.time_zone = "UTC" if tenant_id is None else None
+    if isinstance(row, HouseBudgetRow):
+        row.time_zone = time_zone or (row.time_zone if before is not None else "UTC")
     row.limit_nano, row.removed_at, row.updated_at = limit_nano, None, func.now()
     row.enforcement = enforcement or row.enforcement
-    row.time_zone = time_zone or row.time_zone
     if alert_percents is not None:
         row.alert_percents = sorted(set(alert_percents))
     session.add(row)
@@ -231,25 +217,63 @@ def _check(
         )
 
 
-async def _find(session: Session, tenant_id: UUID | None, budget_id: int) -> BudgetRow:
-    await one_at_a_time(session, tenant_id)
-    row = await session.scalar(
+async def _find_owned(
+    session: Session, tenant_id: UUID | None, owner: OwnerIds, window: str
+) -> BudgetRow | HouseBudgetRow | None:
+    if tenant_id is None:
+        return await session.scalar(select(HouseBudgetRow).where(HouseBudgetRow.period == window))
+    return await session.scalar(
         select(BudgetRow).where(
-            _of(tenant_id),
-            BudgetRow.id == budget_id,
-            BudgetRow.removed_at.is_(None),
+            BudgetRow.tenant_id == tenant_id,
+            BudgetRow.api_key_id.is_not_distinct_from(owner.api_key_id),
+            BudgetRow.user_id.is_not_distinct_from(owner.user_id),
+            BudgetRow.livemode.is_(owner.livemode),
+            BudgetRow.period == window,
         )
     )
+
+
+def _new_row(tenant_id: UUID | None, owner: OwnerIds, window: str) -> BudgetRow | HouseBudgetRow:
+    if tenant_id is None:
+        return HouseBudgetRow(period=window)
+    return BudgetRow(
+        tenant_id=tenant_id,
+        api_key_id=owner.api_key_id,
+        user_id=owner.user_id,
+        livemode=owner.livemode,
+        period=window,
+    )
+
+
+async def _find(
+    session: Session, tenant_id: UUID | None, budget_id: int
+) -> BudgetRow | HouseBudgetRow:
+    await one_at_a_time(session, tenant_id)
+    row: BudgetRow | HouseBudgetRow | None
+    if tenant_id is None:
+        row = await session.scalar(
+            select(HouseBudgetRow).where(
+                HouseBudgetRow.id == budget_id, HouseBudgetRow.removed_at.is_(None)
+            )
+        )
+    else:
+        row = await session.scalar(
+            select(BudgetRow).where(
+                BudgetRow.tenant_id == tenant_id,
+                BudgetRow.id == budget_id,
+                BudgetRow.removed_at.is_(None),
+            )
+        )
     if row is None:
-        owner = "The operator" if tenant_id is None else "This tenant"
-        raise NotFound(f"{owner} has no budget {budget_id}.", param="budget_id")
+        owner_name = "The operator" if tenant_id is None else "This tenant"
+        raise NotFound(f"{owner_name} has no budget {budget_id}.", param="budget_id")
     return row
 
 
 async def _change_raise(
     session: Session,
     tenant_id: UUID | None,
-    row: BudgetRow,
+    row: BudgetRow | HouseBudgetRow,
     to_nano: int | None,
     until: datetime | None,
 ) -> Budget:
@@ -267,46 +291,52 @@ async def _change_raise(
     return await _one(session, tenant_id, row.id)
 
 
-# A budget of the operator has several rows (shards) per period.
-_SELECT = """
-    SELECT b.id, b.tenant_id, b.api_key_id, k.name AS api_key_name, b.user_id,
-        u.name AS user_name, b.livemode, b.period, b.limit_nano,
-        b.enforcement, b.alert_percents, b.raised_to_nano, b.raised_until, b.time_zone,
-        b.raised_until > clock_timestamp() AS is_raised,
-        coalesce(bp.spent_nano, 0) AS spent_nano, coalesce(bp.held_nano, 0) AS held_nano,
-        nullif(coalesce(bp.period_start, p.starts_at), '-infinity') AS period_start,
-        nullif(coalesce(bp.period_end, p.ends_at), 'infinity') AS resets_at
+_COLUMNS = """
+    b.id, b.period, b.limit_nano, b.enforcement, b.alert_percents, b.raised_to_nano, b.raised_until,
+    b.raised_until > clock_timestamp() AS is_raised,
+    coalesce(bp.spent_nano, 0) AS spent_nano, coalesce(bp.held_nano, 0) AS held_nano,
+    nullif(coalesce(bp.period_start, p.starts_at), '-infinity') AS period_start,
+    nullif(coalesce(bp.period_end, p.ends_at), 'infinity') AS resets_at
+"""
+_OF_TENANT = f"""
+    SELECT 'tenant' AS owner, b.api_key_id, k.name AS api_key_name, b.user_id,
+        u.name AS user_name, b.livemode, NULL AS time_zone, {_COLUMNS}
     FROM budget b
-    LEFT JOIN tenant t ON t.id = b.tenant_id
-    LEFT JOIN api_key k ON k.id = b.api_key_id
-    LEFT JOIN tenant_user u ON u.id = b.user_id
-    CROSS JOIN LATERAL period_bounds(
-        b.period, clock_timestamp(), coalesce(b.time_zone, t.time_zone)) p
+    JOIN tenant t ON t.id = b.tenant_id
+    LEFT JOIN api_key k ON k.tenant_id = b.tenant_id AND k.id = b.api_key_id
+    LEFT JOIN tenant_user u ON u.tenant_id = b.tenant_id AND u.id = b.user_id
+    CROSS JOIN LATERAL period_bounds(b.period, clock_timestamp(), t.time_zone) p
+    LEFT JOIN budget_period bp ON bp.tenant_id = b.tenant_id AND bp.budget_id = b.id
+        AND bp.period_start <= clock_timestamp() AND clock_timestamp() < bp.period_end
+    WHERE b.removed_at IS NULL AND b.tenant_id = :tenant_id
+"""  # noqa: S608 - constants
+# A budget of the operator has several rows (shards) per period.
+_OF_HOUSE = f"""
+    SELECT 'house' AS owner, NULL AS api_key_id, NULL AS api_key_name, NULL AS user_id,
+        NULL AS user_name, true AS livemode, b.time_zone, {_COLUMNS}
+    FROM house_budget b
+    CROSS JOIN LATERAL period_bounds(b.period, clock_timestamp(), b.time_zone) p
     CROSS JOIN LATERAL (
         SELECT sum(x.spent_nano)::bigint AS spent_nano, sum(x.held_nano)::bigint AS held_nano,
             min(x.period_start) AS period_start, min(x.period_end) AS period_end
-        FROM budget_period x WHERE x.budget_id = b.id
+        FROM house_budget_period x WHERE x.budget_id = b.id
             AND x.period_start <= clock_timestamp() AND clock_timestamp() < x.period_end
     ) bp
-    WHERE b.removed_at IS NULL AND b.tenant_id
-"""
-_ALL = " ORDER BY b.livemode DESC, b.api_key_id NULLS FIRST, b.user_id NULLS FIRST, b.id"
+    WHERE b.removed_at IS NULL
+"""  # noqa: S608 - constants
+_ALL = " ORDER BY livemode DESC, api_key_id NULLS FIRST, user_id NULLS FIRST, id"
 _ONE = " AND b.id = :id"
 _PAGE = " AND b.id < :below ORDER BY b.id DESC LIMIT :limit"
-
-
-def _of(tenant_id: UUID | None) -> ColumnElement[bool]:
-    return BudgetRow.tenant_id.is_(None) if tenant_id is None else BudgetRow.tenant_id == tenant_id
 
 
 async def _select(
     session: Session, tenant_id: UUID | None, which: str, **values: int
 ) -> list[Budget]:
     if tenant_id is None:
-        found = await session.execute(text(f"{_SELECT} IS NULL{which}"), values)
+        found = await session.execute(text(f"{_OF_HOUSE}{which}"), values)
     else:
         owned = {"tenant_id": tenant_id, **values}
-        found = await session.execute(text(f"{_SELECT} = :tenant_id{which}"), owned)
+        found = await session.execute(text(f"{_OF_TENANT}{which}"), owned)
     return [_budget(row) for row in found]
 
 
@@ -331,13 +361,7 @@ async def _one(session: Session, tenant_id: UUID | None, budget_id: int) -> Budg
 def _budget(row: Row[Any]) -> Budget:
     return Budget(
         id=row.id,
-        owner="key"
-        if row.api_key_id
-        else "user"
-        if row.user_id
-        else "tenant"
-        if row.tenant_id
-        else "house",
+        owner="key" if row.api_key_id else "user" if row.user_id else row.owner,
         api_key_id=row.api_key_id,
         api_key_name=row.api_key_name,
         user_id=row.user_id,
@@ -357,21 +381,29 @@ def _budget(row: Row[Any]) -> Budget:
     )
 
 
-def _shown(row: BudgetRow) -> dict[str, object]:
+def _shown(row: BudgetRow | HouseBudgetRow) -> dict[str, object]:
     """Render a budget for the audit trail."""
-    shown: dict[str, object] = {
-        "api_key_id": row.api_key_id,
-        "user_id": row.user_id,
-        "livemode": row.livemode,
+    owner: dict[str, object] = {"api_key_id": None, "user_id": None, "livemode": True}
+    zone: dict[str, object] = {}
+    if isinstance(row, HouseBudgetRow):
+        zone = {"time_zone": row.time_zone}
+    else:
+        owner = {"api_key_id": row.api_key_id, "user_id": row.user_id, "livemode": row.livemode}
+    raised = row.raised_to_nano is not None and row.raised_until is not None
+    return {
+        **owner,
         "window": row.period,
         "limit_usd": format_usd_short(row.limit_nano),
         "enforcement": row.enforcement,
         "alert_percents": row.alert_percents,
-        "raise": None
-        if row.raised_to_nano is None or row.raised_until is None
-        else {"limit_usd": format_usd_short(row.raised_to_nano), "until": row.raised_until},
+        "raise": {
+            "limit_usd": format_usd_short(row.raised_to_nano or 0),
+            "until": row.raised_until,
+        }
+        if raised
+        else None,
+        **zone,
     }
-    return shown if row.time_zone is None else {**shown, "time_zone": row.time_zone}
 
 
 async def for_caller(session: TenantSession, caller: Caller) -> list[Budget]:

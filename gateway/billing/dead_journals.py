@@ -15,7 +15,7 @@ from uuid import UUID
 
 import orjson
 import structlog
-from sqlalchemy import ARRAY, ColumnElement, Uuid, any_, literal, literal_column, or_, select
+from sqlalchemy import ARRAY, ColumnElement, Uuid, and_, any_, literal, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
 from gateway import telemetry
@@ -24,7 +24,7 @@ from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitabl
 from gateway.billing.reservations import Settlement, report_conflict, settlement_fields
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.identity import DatabaseIdentity, read_identity
-from gateway.db.money_tables import ReservationRow
+from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.domain import Outcome
 from gateway.money import NanoUsd
 
@@ -116,7 +116,11 @@ class DeadJournals:
         async with self._database.operator() as session:
             identity = await read_identity(session)
             rows = await _rows(session, journal)
-        results = [await self._write(settlement) for settlement in _due(journal, rows, identity)]
+        tenants = {row.id: row.tenant_id for row in rows}
+        results = [
+            await self._write(tenants[settlement.id], settlement)
+            for settlement in _due(journal, rows, identity)
+        ]
         recovered = sum((one for one in results if one is not None), RecoveredCalls())
         named = journal.sent | {settlement.id for settlement in journal.told}
         missing = named - {row.id for row in rows}
@@ -134,14 +138,14 @@ class DeadJournals:
             journal.path.unlink(missing_ok=True)
         return recovered
 
-    async def _write(self, settlement: Settlement) -> RecoveredCalls | None:
+    async def _write(self, tenant_id: UUID, settlement: Settlement) -> RecoveredCalls | None:
         """Settle one call; None if Postgres refuses it, so that it stays in its journal."""
         try:
             [row] = await self._database.call(
                 "SELECT result FROM settle(CAST(:settlements AS jsonb))",
                 {
                     "settlements": orjson.dumps(
-                        [settlement_fields(settlement)], default=str
+                        [settlement_fields(tenant_id, settlement)], default=str
                     ).decode()
                 },
             )
@@ -165,6 +169,7 @@ class DeadJournals:
 class _Call:
     """The fields of a reservation that decide if its settlement is still to be written."""
 
+    tenant_id: UUID
     id: UUID
     state: str
     outcome: str | None
@@ -174,20 +179,33 @@ class _Call:
 async def _rows(session: OperatorSession, journal: DeadJournal) -> list[_Call]:
     """Load the calls named in the journal, and its worker's open calls."""
     named = [*journal.sent, *(settlement.id for settlement in journal.told)]
+    calls = select(
+        *(ReservationRow.tenant_id, ReservationRow.id, ReservationRow.state),
+        *(ReservationRow.outcome, ReservationRow.instance),
+    )
     # Literals, because Postgres uses the partial index of open reservations only with them.
     is_open: ColumnElement[bool] = literal_column("state IN ('held', 'unknown')")
-    found = await session.execute(
-        select(
-            ReservationRow.id, ReservationRow.state, ReservationRow.outcome, ReservationRow.instance
-        ).where(
-            or_(
+    found = [
+        *await session.execute(calls.where(is_open, ReservationRow.instance == journal.instance))
+    ]
+    if named:
+        # A journal has no tenants: the ledger's hold lines name them. Their index knows ranges.
+        line = (
+            select(LedgerRow.tenant_id, LedgerRow.reservation_id)
+            .where(
+                LedgerRow.reservation_id.between(min(named), max(named)),
                 # One array: a journal can name more calls than a statement takes parameters.
-                ReservationRow.id == any_(literal(named, ARRAY(Uuid))),
-                is_open & (ReservationRow.instance == journal.instance),
+                LedgerRow.reservation_id == any_(literal(named, ARRAY(Uuid))),
+                LedgerRow.seq == 0,
             )
+            .cte("line")
         )
-    )
-    return [_Call(*row) for row in found]
+        own = and_(
+            line.c.tenant_id == ReservationRow.tenant_id,
+            line.c.reservation_id == ReservationRow.id,
+        )
+        found += await session.execute(calls.join(line, own))
+    return list({row.id: _Call(*row) for row in found}.values())
 
 
 def _due(

@@ -47,8 +47,14 @@ async def estimate_unknown(
     if not amounts:
         return 0
     settlements = [
-        {"id": row_id, "kind": "post_est", "amount_nano": nano, "outcome": "estimated"}
-        for row_id, nano in sorted(amounts.items())
+        {
+            "tenant_id": row.tenant_id,
+            "id": row.id,
+            "kind": "post_est",
+            "amount_nano": amounts[row.id],
+            "outcome": "estimated",
+        }
+        for row in rows
     ]
     settled = await database.call(
         "SELECT result FROM settle(CAST(:settlements AS jsonb))",

@@ -43,7 +43,7 @@ _BY_END = text("""
         AND right(replace(r.id::text, '-', ''), :length) = :digits
     LIMIT 2
 """)
-_RESOLVE = text("SELECT * FROM resolve_reservation(:id, :kind, :amount_nano)")
+_RESOLVE = text("SELECT * FROM resolve_reservation(:tenant_id, :id, :kind, :amount_nano)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,9 @@ async def find_call(session: OperatorSession, text_of_id: str) -> UUID:
     lowest, highest = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
     found = set(
         await session.scalars(
-            select(ReservationRow.id).where(ReservationRow.id.between(lowest, highest)).limit(2)
+            select(LedgerRow.reservation_id)
+            .where(LedgerRow.reservation_id.between(lowest, highest), LedgerRow.seq == 0)
+            .limit(2)
         )
     )
     by_end = await session.scalars(_BY_END, {"digits": digits, "length": len(digits)})
@@ -140,7 +142,9 @@ async def show(session: OperatorSession, models: Mapping[str, Model], call_id: U
     row = await _get(session, call_id)
     tenant = await session.get_one(TenantRow, row.tenant_id)
     lines = await session.scalars(
-        select(LedgerRow).where(LedgerRow.reservation_id == call_id).order_by(LedgerRow.seq)
+        select(LedgerRow)
+        .where(LedgerRow.tenant_id == row.tenant_id, LedgerRow.reservation_id == call_id)
+        .order_by(LedgerRow.seq)
     )
     entries = await list_entries_of(
         session, row.tenant_id, Action.CALL_RESOLVED, call_id, since=row.admitted_at
@@ -191,7 +195,12 @@ async def resolve(
         amount_nano = await _estimate(session, models, row)
     found = await session.execute(
         _RESOLVE,
-        {"id": call_id, "kind": resolution.verdict, "amount_nano": amount_nano},
+        {
+            "tenant_id": row.tenant_id,
+            "id": call_id,
+            "kind": resolution.verdict,
+            "amount_nano": amount_nano,
+        },
     )
     done = found.one()
     if done.result != "ok":
@@ -226,7 +235,17 @@ def _checked(reason: str) -> str:
 
 
 async def _get(session: OperatorSession, call_id: UUID) -> ReservationRow:
-    row = await session.get(ReservationRow, call_id)
+    # The id alone is in no index of reservations; the ledger's hold line names the tenant.
+    owner = (
+        select(LedgerRow.tenant_id)
+        .where(LedgerRow.reservation_id == call_id, LedgerRow.seq == 0)
+        .limit(1)
+    )
+    row = await session.scalar(
+        select(ReservationRow).where(
+            ReservationRow.tenant_id == owner.scalar_subquery(), ReservationRow.id == call_id
+        )
+    )
     if row is None:
         raise NotFound(f"There is no call {call_id}.", param="id")
     return row

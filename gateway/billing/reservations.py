@@ -99,6 +99,14 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class _Owned:
+    """A settlement and the tenant that owns its reservation."""
+
+    tenant_id: UUID
+    settlement: Settlement
+
+
+@dataclass(frozen=True, slots=True)
 class _Lookup:
     """An idempotency key to look up."""
 
@@ -115,7 +123,7 @@ class _Answer:
     the sum over all shards must decide.
     """
 
-    refusal: BudgetExceeded | DatabaseUnavailable | AlreadyClaimed | None
+    refusal: BudgetExceeded | AlreadyClaimed | None
     is_undecided: bool = False
 
 
@@ -143,7 +151,7 @@ class Reservations:
         self._whole_holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
             "reserve_whole", self._reserve_whole, max_batch=max_batch, abandoned=self._abandoned
         )
-        self._settlements: GroupCommit[Settlement, str] = GroupCommit(
+        self._settlements: GroupCommit[_Owned, str] = GroupCommit(
             "settle", self._settle_batch, max_batch=max_batch
         )
         # A read, but one statement serves all concurrent look-ups just as well.
@@ -179,7 +187,7 @@ class Reservations:
                 if answer.is_undecided:
                     answer = await self._whole_holds.submit(request)
         except Exception as error:  # top: the reservation may be committed
-            self._undo_later(request.id)
+            self._undo_later(request.caller.tenant_id, request.id)
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailable from error
             raise
@@ -198,15 +206,15 @@ class Reservations:
         except TimeoutError as error:
             raise DatabaseUnavailable from error
 
-    async def settle(self, settlement: Settlement) -> str:
-        """Record the outcome of a call; retry until Postgres acknowledges it.
+    async def settle(self, tenant_id: UUID, settlement: Settlement) -> str:
+        """Record the outcome of a tenant's call; retry until Postgres acknowledges it.
 
         Returns `ok`, or `already` if an earlier attempt was committed without acknowledgement.
         """
         attempt = 0
         while True:
             try:
-                return await self._settlements.submit(settlement)
+                return await self._settlements.submit(_Owned(tenant_id, settlement))
             except DatabaseUnavailable:
                 delay_ms = SETTLE_BACKOFF_MS[min(attempt, len(SETTLE_BACKOFF_MS) - 1)]
                 if attempt % LOG_EVERY_ATTEMPTS == 0:
@@ -233,13 +241,13 @@ class Reservations:
     def _abandoned(self, request: ReservationRequest, answer: _Answer) -> None:
         """Void a reservation that was committed after its request had been refused."""
         if answer.refusal is None and not answer.is_undecided:
-            self._undo_later(request.id)
+            self._undo_later(request.caller.tenant_id, request.id)
 
-    def _undo_later(self, reservation_id: UUID) -> None:
+    def _undo_later(self, tenant_id: UUID, reservation_id: UUID) -> None:
         if len(self._undoing) >= MAX_UNDOING:
             self._is_undone = False  # the journal stays, and a sweep voids it
             return
-        task = asyncio.create_task(self._undo(reservation_id))
+        task = asyncio.create_task(self._undo(tenant_id, reservation_id))
         self._undoing.add(task)
         task.add_done_callback(self._ended)
 
@@ -249,16 +257,16 @@ class Reservations:
             self._is_undone = False
             telemetry.alarm("settle_refused", error=type(error).__name__)
 
-    async def _undo(self, reservation_id: UUID) -> None:
+    async def _undo(self, tenant_id: UUID, reservation_id: UUID) -> None:
         """Void a reservation that may or may not be committed; its call was never made.
 
         A statement still running on the server ends within its own timeout, so one more look
         after that timeout is final.
         """
         void = Settlement(reservation_id, Outcome.NOT_SENT, NanoUsd(0))
-        if await self.settle(void) == "missing":
+        if await self.settle(tenant_id, void) == "missing":
             await asyncio.sleep(STATEMENT_TIMEOUT_MS / 1000)
-            await self.settle(void)
+            await self.settle(tenant_id, void)
 
     async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
         return await self._ask(self._hold_lane, requests, whole=False)
@@ -269,8 +277,8 @@ class Reservations:
     async def _ask(
         self, lane: Lane, requests: Sequence[ReservationRequest], *, whole: bool
     ) -> list[_Answer]:
-        # One order of keys in every batch, so that two batches cannot deadlock.
-        ordered = sorted(requests, key=_claim_order)
+        # One order of tenants and keys in every batch, so that two batches cannot deadlock.
+        ordered = sorted(requests, key=_order)
         rows = await lane.fetch(
             "SELECT * FROM reserve($1::jsonb, $2, $3)",
             _to_json([_hold_fields(request) for request in ordered]),
@@ -288,9 +296,12 @@ class Reservations:
         claimed = {row["number"] for row in rows}
         return [number in claimed for number in range(len(lookups))]
 
-    async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[str]:
+    async def _settle_batch(self, batch: Sequence[_Owned]) -> list[str]:
+        # Tenant by tenant, so that each statement within touches one tenant's rows.
+        ordered = sorted(batch, key=lambda one: one.tenant_id)
         rows = await self._settle_lane.fetch(
-            "SELECT * FROM settle($1::jsonb)", _to_json([settlement_fields(s) for s in settlements])
+            "SELECT * FROM settle($1::jsonb)",
+            _to_json([settlement_fields(one.tenant_id, one.settlement) for one in ordered]),
         )
         for row in rows:
             if row["breach"] > 0:
@@ -298,9 +309,11 @@ class Reservations:
                     "bound_breach", reservation=str(row["settled_id"]), nano=row["breach"]
                 )
             if row["result"] == "conflict":
-                report_conflict(next(s for s in settlements if s.id == row["settled_id"]))
+                report_conflict(
+                    next(o.settlement for o in batch if o.settlement.id == row["settled_id"])
+                )
         results = {row["settled_id"]: row["result"] for row in rows}
-        return [str(results[settlement.id]) for settlement in settlements]
+        return [str(results[one.settlement.id]) for one in batch]
 
 
 def report_conflict(settlement: Settlement) -> None:
@@ -313,13 +326,13 @@ def report_conflict(settlement: Settlement) -> None:
     )
 
 
-def _claim_order(request: ReservationRequest) -> tuple[str, ...]:
-    """Sort by the columns that identify a claim (index `reservation_claim`)."""
+def _order(request: ReservationRequest) -> tuple[str, ...]:
+    """Sort by tenant, then by the columns that identify a claim (`idempotency_claim_owner`)."""
     claim, caller = request.idempotency, request.caller
     if claim is None:
-        return ()
-    owner = (str(caller.tenant_id), str(caller.user_id), str(caller.livemode))
-    return (claim.key, *owner, request.operation)
+        return (str(caller.tenant_id),)
+    owner = (str(caller.user_id), str(caller.livemode))
+    return (str(caller.tenant_id), claim.key, *owner, request.operation)
 
 
 def _answer(row: Mapping[str, Any]) -> _Answer:
@@ -330,8 +343,6 @@ def _answer(row: Mapping[str, Any]) -> _Answer:
             return _Answer(None, is_undecided=True)
         case "claimed":
             return _Answer(AlreadyClaimed())
-        case "again":
-            return _Answer(DatabaseUnavailable())
     return _Answer(
         budget_refusal(
             row["owner"],
@@ -407,9 +418,10 @@ def _hold_fields(request: ReservationRequest) -> dict[str, object]:
     }
 
 
-def settlement_fields(settlement: Settlement) -> dict[str, object]:
+def settlement_fields(tenant_id: UUID, settlement: Settlement) -> dict[str, object]:
     """Render a settlement for the SQL function `settle`."""
     fields: dict[str, object] = {
+        "tenant_id": tenant_id,
         "id": settlement.id,
         "kind": KIND_BY_OUTCOME[settlement.outcome],
         "amount_nano": settlement.amount_nano,

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from gateway.db.tables import Table, Timestamp, own_user
+from gateway.db.tables import Table, Timestamp, own_reservation, own_user, tenant_key
 
 
 class PriceRow(Table):
@@ -55,15 +55,50 @@ class PriceRow(Table):
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
 
-class BudgetRow(Table):
-    """A money limit of a tenant, one of its users or one of its keys, per window.
-
-    Without a tenant it is the operator's: it applies to all calls with a house credential, and has
-    its own time zone.
+class BudgetColumns:
+    """The terms of a money limit.
 
     A removed budget stays for its periods, in which calls may still be settled; its limit is then
     the highest possible, so that it limits nothing.
     """
+
+    period: Mapped[str] = mapped_column(Text)
+    limit_nano: Mapped[int] = mapped_column(BigInteger)
+    enforcement: Mapped[str] = mapped_column(Text, server_default="hard")
+    alert_percents: Mapped[list[int]] = mapped_column(
+        ARRAY(SmallInteger), server_default="{50,80,100}"
+    )
+    raised_to_nano: Mapped[int | None] = mapped_column(BigInteger)
+    raised_until: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    removed_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+def budget_checks(table: str) -> tuple[CheckConstraint, ...]:
+    """Build the checks of `BudgetColumns`."""
+    return (
+        CheckConstraint("period IN ('day', 'week', 'month', 'total')", name=f"{table}_period_name"),
+        CheckConstraint("limit_nano BETWEEN 0 AND 1000000000000000000", name=f"{table}_limit"),
+        CheckConstraint(
+            "removed_at IS NULL OR limit_nano = 1000000000000000000", name=f"{table}_removed"
+        ),
+        CheckConstraint("enforcement IN ('hard', 'soft')", name=f"{table}_enforcement"),
+        CheckConstraint(
+            "cardinality(alert_percents) <= 10"
+            " AND 1 <= ALL (alert_percents) AND 100 >= ALL (alert_percents)",
+            name=f"{table}_alert_percents",
+        ),
+        CheckConstraint(
+            "(raised_to_nano IS NULL) = (raised_until IS NULL)"
+            " AND raised_to_nano BETWEEN 0 AND 1000000000000000000",
+            name=f"{table}_raise",
+        ),
+    )
+
+
+class BudgetRow(BudgetColumns, Table):
+    """A money limit of a tenant, one of its users or one of its keys, per window."""
 
     __tablename__ = "budget"
     __table_args__ = (
@@ -83,80 +118,42 @@ class BudgetRow(Table):
             name="budget_own_key",
             ondelete="RESTRICT",
         ),
-        CheckConstraint("period IN ('day', 'week', 'month', 'total')", name="budget_period_name"),
-        CheckConstraint("limit_nano BETWEEN 0 AND 1000000000000000000", name="budget_limit"),
         CheckConstraint("api_key_id IS NULL OR user_id IS NULL", name="budget_one_owner"),
-        CheckConstraint(
-            "removed_at IS NULL OR limit_nano = 1000000000000000000", name="budget_removed"
-        ),
-        CheckConstraint("enforcement IN ('hard', 'soft')", name="budget_enforcement"),
-        CheckConstraint(
-            "cardinality(alert_percents) <= 10"
-            " AND 1 <= ALL (alert_percents) AND 100 >= ALL (alert_percents)",
-            name="budget_alert_percents",
-        ),
-        CheckConstraint(
-            "(raised_to_nano IS NULL) = (raised_until IS NULL)"
-            " AND raised_to_nano BETWEEN 0 AND 1000000000000000000",
-            name="budget_raise",
-        ),
-        CheckConstraint(
-            "(tenant_id IS NULL) = (time_zone IS NOT NULL) AND (tenant_id IS NOT NULL"
-            " OR (api_key_id IS NULL AND user_id IS NULL AND livemode))",
-            name="budget_house",
-        ),
+        *budget_checks("budget"),
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    tenant_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     livemode: Mapped[bool]
-    period: Mapped[str] = mapped_column(Text)
-    limit_nano: Mapped[int] = mapped_column(BigInteger)
-    enforcement: Mapped[str] = mapped_column(Text, server_default="hard")
-    alert_percents: Mapped[list[int]] = mapped_column(
-        ARRAY(SmallInteger), server_default="{50,80,100}"
+
+
+class HouseBudgetRow(BudgetColumns, Table):
+    """A money limit of the operator over all live calls with a house credential, per window.
+
+    `division` numbers the divisions of its limit among its shards.
+    """
+
+    __tablename__ = "house_budget"
+    __table_args__ = (
+        UniqueConstraint("period", name="house_budget_window"),
+        *budget_checks("house_budget"),
     )
-    raised_to_nano: Mapped[int | None] = mapped_column(BigInteger)
-    raised_until: Mapped[datetime | None] = mapped_column(Timestamp)
-    time_zone: Mapped[str | None] = mapped_column(Text)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    time_zone: Mapped[str] = mapped_column(Text)
     division: Mapped[int] = mapped_column(server_default="0")
-    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    removed_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
-class BudgetPeriodRow(Table):
+class PeriodColumns:
     """The spent and held amounts of one budget in one period.
 
     `ceiling_nano` is the highest limit in force during the period, `breach_nano` the excess of
     actual costs over their reservations, `soft_nano` the amount reserved while the budget was soft:
-    spent + held never exceeds their sum. Budgets of the operator have several shards per period.
-    Each has a part (`allotted_nano`) of the limit that was in force at the division
-    (`allotted_of_nano`), valid while the budget's `division` equals `allotted_division`.
+    spent + held never exceeds their sum.
     """
 
-    __tablename__ = "budget_period"
-    __table_args__ = (
-        UniqueConstraint("budget_id", "period_start", "shard", name="budget_period_start"),
-        CheckConstraint("spent_nano >= 0 AND held_nano >= 0", name="budget_period_not_negative"),
-        CheckConstraint("ceiling_nano >= 0 AND breach_nano >= 0", name="budget_period_bounds"),
-        CheckConstraint("shard = 0 OR tenant_id IS NULL", name="budget_period_shard"),
-        CheckConstraint(
-            "allotted_nano >= 0 AND allotted_of_nano >= 0 AND soft_nano >= 0",
-            name="budget_period_allotted",
-        ),
-        CheckConstraint(
-            "alerted_of_nano >= 0 AND exceeded_of_nano >= 0", name="budget_period_told"
-        ),
-        {"postgresql_with": {"fillfactor": "50"}},
-    )
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    budget_id: Mapped[int] = mapped_column(ForeignKey("budget.id", ondelete="RESTRICT"))
-    tenant_id: Mapped[UUID | None]
-    shard: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     period_start: Mapped[datetime] = mapped_column(Timestamp)
     period_end: Mapped[datetime] = mapped_column(Timestamp)
     ceiling_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -164,17 +161,74 @@ class BudgetPeriodRow(Table):
     held_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     breach_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     soft_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    allotted_nano: Mapped[int | None] = mapped_column(BigInteger)
-    allotted_of_nano: Mapped[int | None] = mapped_column(BigInteger)
-    allotted_division: Mapped[int | None]
     alerted_percent: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     alerted_of_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     exceeded_of_nano: Mapped[int | None] = mapped_column(BigInteger)
 
 
+def period_checks(table: str) -> tuple[CheckConstraint, ...]:
+    """Build the checks of `PeriodColumns`."""
+    return (
+        CheckConstraint("spent_nano >= 0 AND held_nano >= 0", name=f"{table}_not_negative"),
+        CheckConstraint("ceiling_nano >= 0 AND breach_nano >= 0", name=f"{table}_bounds"),
+        CheckConstraint("alerted_of_nano >= 0 AND exceeded_of_nano >= 0", name=f"{table}_told"),
+    )
+
+
+class BudgetPeriodRow(PeriodColumns, Table):
+    """One period of a tenant's budget."""
+
+    __tablename__ = "budget_period"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "budget_id", "period_start", name="budget_period_start"),
+        ForeignKeyConstraint(
+            ["tenant_id", "budget_id"],
+            ["budget.tenant_id", "budget.id"],
+            name="budget_period_own_budget",
+            ondelete="RESTRICT",
+        ),
+        CheckConstraint("soft_nano >= 0", name="budget_period_soft"),
+        *period_checks("budget_period"),
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    budget_id: Mapped[int] = mapped_column(BigInteger)
+
+
+class HouseBudgetPeriodRow(PeriodColumns, Table):
+    """One shard of a period of the operator's budget.
+
+    It has a part (`allotted_nano`) of the limit that was in force at the division
+    (`allotted_of_nano`), valid while the budget's `division` equals `allotted_division`.
+    """
+
+    __tablename__ = "house_budget_period"
+    __table_args__ = (
+        UniqueConstraint("shard", "budget_id", "period_start", name="house_budget_period_start"),
+        CheckConstraint("shard BETWEEN 0 AND 7", name="house_budget_period_shard"),
+        CheckConstraint(
+            "allotted_nano >= 0 AND allotted_of_nano >= 0 AND soft_nano >= 0",
+            name="house_budget_period_allotted",
+        ),
+        *period_checks("house_budget_period"),
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    shard: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    budget_id: Mapped[int] = mapped_column(ForeignKey("house_budget.id", ondelete="RESTRICT"))
+    allotted_nano: Mapped[int | None] = mapped_column(BigInteger)
+    allotted_of_nano: Mapped[int | None] = mapped_column(BigInteger)
+    allotted_division: Mapped[int | None]
+
+
 class ReservationRow(Table):
     """The reserved part of budgets for one paid provider call, and the call's outcome.
 
+    `periods`: the tenant's budget periods in which it counts; `house_periods` in `house_shard`: the
+    operator's.
     `terms`: the terms of its cost, for the estimate (`gateway.billing.estimates.Terms`).
     `served_quality` and `served_size`: those of the images that the provider made.
     """
@@ -197,7 +251,9 @@ class ReservationRow(Table):
             "deadline_at",
             postgresql_where=text("state IN ('held', 'unknown')"),
         ),
-        Index("reservation_tenant", "tenant_id", "admitted_at"),
+        CheckConstraint(
+            "(house_shard IS NULL) = (house_periods IS NULL)", name="reservation_house"
+        ),
         Index("reservation_estimated", "id", postgresql_where=text("state = 'posted_est'")),
         CheckConstraint(
             "length(served_quality) <= 20 AND length(served_size) <= 20", name="reservation_served"
@@ -210,30 +266,17 @@ class ReservationRow(Table):
                 "state = 'posted' AND served_quality IS NOT NULL AND served_size IS NOT NULL"
             ),
         ),
-        CheckConstraint(
-            "length(idempotency_key) BETWEEN 1 AND 255", name="reservation_idempotency_key"
-        ),
-        Index(
-            "reservation_claim",
-            *("tenant_id", "idempotency_key", "operation", "livemode", "user_id"),
-            unique=True,
-            postgresql_nulls_not_distinct=True,
-            postgresql_where=text("idempotency_key IS NOT NULL"),
-        ),
-        Index(
-            "reservation_claimed_at",
-            "admitted_at",
-            postgresql_where=text("idempotency_key IS NOT NULL"),
-        ),
         {"postgresql_with": {"fillfactor": "80"}},
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     livemode: Mapped[bool]
     api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     periods: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    house_shard: Mapped[int | None] = mapped_column(SmallInteger)
+    house_periods: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
     operation: Mapped[str] = mapped_column(Text)
     requested_model: Mapped[str] = mapped_column(Text)
     served_model: Mapped[str] = mapped_column(Text)
@@ -248,12 +291,37 @@ class ReservationRow(Table):
     admitted_at: Mapped[datetime] = mapped_column(Timestamp)
     deadline_at: Mapped[datetime] = mapped_column(Timestamp)
     resolved_at: Mapped[datetime | None] = mapped_column(Timestamp)
-    idempotency_key: Mapped[str | None] = mapped_column(Text)
-    request_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
-    answer: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     terms: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     served_quality: Mapped[str | None] = mapped_column(Text)
     served_size: Mapped[str | None] = mapped_column(Text)
+
+
+class IdempotencyClaimRow(Table):
+    """An idempotency key of a call, and the answer to repeated requests. Deleted after its time."""
+
+    __tablename__ = "idempotency_claim"
+    __table_args__ = (
+        UniqueConstraint(
+            *("key", "tenant_id", "operation", "livemode", "user_id"),
+            name="idempotency_claim_owner",
+            postgresql_nulls_not_distinct=True,
+        ),
+        # Deferred, because the claim is made before its reservation.
+        own_reservation("idempotency_claim", deferrable=True, initially="DEFERRED"),
+        CheckConstraint("length(key) BETWEEN 1 AND 255", name="idempotency_claim_key"),
+        Index("idempotency_claim_at", "claimed_at"),
+        {"postgresql_with": {"fillfactor": "70"}},
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    reservation_id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID | None]
+    livemode: Mapped[bool]
+    operation: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = mapped_column(Text)
+    request_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    claimed_at: Mapped[datetime] = mapped_column(Timestamp)
 
 
 class LedgerRow(Table):
@@ -273,15 +341,20 @@ class LedgerRow(Table):
             *("tenant_id", "livemode", "admitted_at"),
             postgresql_where=text("kind <> 'hold'"),
         ),
+        own_reservation("ledger"),
+        Index(
+            "ledger_reservation",
+            "reservation_id",
+            postgresql_using="brin",
+            postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
+        ),
     )
 
-    reservation_id: Mapped[UUID] = mapped_column(
-        ForeignKey("reservation.id", ondelete="RESTRICT"), primary_key=True
-    )
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    reservation_id: Mapped[UUID] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     at: Mapped[datetime] = mapped_column(Timestamp)
     admitted_at: Mapped[datetime] = mapped_column(Timestamp)
-    tenant_id: Mapped[UUID]
     livemode: Mapped[bool]
     api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]

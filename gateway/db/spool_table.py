@@ -6,7 +6,6 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    ForeignKey,
     Index,
     LargeBinary,
     SmallInteger,
@@ -15,7 +14,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from gateway.db.tables import Table, Timestamp
+from gateway.db.tables import Table, Timestamp, tenant_key
 
 
 class SpooledImageRow(Table):
@@ -31,8 +30,8 @@ class SpooledImageRow(Table):
         Index("image_spool_due", "next_attempt_at"),
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     image_id: Mapped[str] = mapped_column(Text, primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     path: Mapped[str] = mapped_column(Text)
     data_key_version: Mapped[int] = mapped_column(SmallInteger)
     sealed: Mapped[bytes] = mapped_column(LargeBinary)

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
 
 Timestamp = TIMESTAMP(timezone=True)
 
@@ -29,12 +29,28 @@ class Table(DeclarativeBase):
     """Base of every table."""
 
 
+def tenant_key() -> MappedColumn[UUID]:
+    """Build the tenant's column of a table, the first of its primary key."""
+    return mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"), primary_key=True)
+
+
+def own_reservation(table: str, **options: str | bool) -> ForeignKeyConstraint:
+    """Build a foreign key to a reservation of the same tenant."""
+    return ForeignKeyConstraint(
+        ["tenant_id", "reservation_id"],
+        ["reservation.tenant_id", "reservation.id"],
+        name=f"{table}_own_reservation",
+        ondelete="RESTRICT",
+        **options,  # type: ignore[arg-type]  # passed through
+    )
+
+
 def own_user(table: str) -> ForeignKeyConstraint:
     """Build a foreign key to a user of the same tenant, which refuses other tenants' users."""
     return ForeignKeyConstraint(
         ["tenant_id", "user_id"],
         ["tenant_user.tenant_id", "tenant_user.id"],
-        name=f"{table}own_user",
+        name=f"{table}_own_user",
         ondelete="RESTRICT",
     )
 
@@ -71,16 +87,16 @@ class TenantUserRow(Table):
     __tablename__ = "tenant_user"
     __table_args__ = (
         UniqueConstraint("tenant_id", "name", name="tenant_user_name"),
-        UniqueConstraint("tenant_id", "id", name="tenant_user_of_tenant"),
         CheckConstraint("status IN ('active', 'disabled', 'deleted')", name="tenant_user_status"),
         CheckConstraint(
             "(status = 'deleted') = (deleted_at IS NOT NULL)", name="tenant_user_deleted"
         ),
         Index("tenant_user_erased", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index("tenant_user_id", "id"),
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     name: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text, server_default="active")
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
@@ -96,13 +112,13 @@ class ApiKeyRow(Table):
 
     __tablename__ = "api_key"
     __table_args__ = (
-        UniqueConstraint("tenant_id", "id", name="api_key_of_tenant"),
         own_user("api_key"),
         Index("api_key_tenant", "tenant_id", "created_at"),
+        Index("api_key_id", "id"),
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     user_id: Mapped[UUID | None]
     root_id: Mapped[UUID]
     name: Mapped[str | None] = mapped_column(Text)
@@ -120,9 +136,7 @@ class DataKeyRow(Table):
 
     __tablename__ = "data_key"
 
-    tenant_id: Mapped[UUID] = mapped_column(
-        ForeignKey("tenant.id", ondelete="RESTRICT"), primary_key=True
-    )
+    tenant_id: Mapped[UUID] = tenant_key()
     version: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     wrapped: Mapped[bytes] = mapped_column(LargeBinary)
     master_key_id: Mapped[str] = mapped_column(Text)
@@ -144,8 +158,8 @@ class CredentialRow(Table):
         own_user("credential"),
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     user_id: Mapped[UUID | None]
     provider: Mapped[str] = mapped_column(Text)
     version: Mapped[int]
@@ -183,8 +197,8 @@ class RateLimitRow(Table):
         CheckConstraint("api_key_id IS NULL OR user_id IS NULL", name="rate_limit_one_owner"),
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     api_key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]
     livemode: Mapped[bool]
@@ -214,15 +228,16 @@ class ImageRow(Table):
             *("tenant_id", "livemode", "requested_model", "created_at", "id"),
             postgresql_where=text("deleted_at IS NULL"),
         ),
-        Index("image_reservation", "reservation_id"),
+        own_reservation("image"),
+        Index("image_reservation", "tenant_id", "reservation_id"),
         Index("image_expiry", "expires_at", postgresql_where=text("deleted_at IS NULL")),
     )
 
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(Text, primary_key=True)
-    tenant_id: Mapped[UUID]
     livemode: Mapped[bool]
     user_id: Mapped[UUID | None]
-    reservation_id: Mapped[UUID] = mapped_column(ForeignKey("reservation.id", ondelete="RESTRICT"))
+    reservation_id: Mapped[UUID]
     requested_model: Mapped[str] = mapped_column(Text)
     path: Mapped[str] = mapped_column(Text)
     media_type: Mapped[str] = mapped_column(Text)
@@ -249,8 +264,8 @@ class ImageCleanupRow(Table):
         CheckConstraint("images > 0", name="image_cleanup_images"),
     )
 
+    tenant_id: Mapped[UUID] = tenant_key()
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenant.id", ondelete="RESTRICT"))
     livemode: Mapped[bool]
     user_id: Mapped[UUID | None]
     cleaned_at: Mapped[datetime] = mapped_column(Timestamp)

@@ -1,6 +1,6 @@
 """Idempotency: a request that is sent again with its key is answered from the first one.
 
-The claim is part of the reservation (docs/decisions/0011), so none exists without reserved cost.
+The claim is committed with its reservation (docs/decisions/0011): none is without reserved cost.
 It is released where the call was surely not charged; an unknown outcome is never bought again.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 from uuid import UUID
 
 import pybase64
-from sqlalchemy import Select, select
+from sqlalchemy import Select, and_, select
 
 from gateway.billing.reservations import Reservations, StoredFile
 from gateway.catalog.loading import Catalog
 from gateway.db.engine import Database, answered_within
-from gateway.db.money_tables import ReservationRow
+from gateway.db.money_tables import IdempotencyClaimRow, ReservationRow
 from gateway.db.tables import ImageRow
 from gateway.domain import (
     Caller,
@@ -170,9 +170,12 @@ class Replays:
             answered_within(self._lookup_seconds),
             self._database.tenant(caller.tenant_id) as session,
         ):
-            row = await session.scalar(_claimed(caller, request.operation, claim))
-            if row is None:
+            found_claim = (
+                await session.execute(_claimed(caller, request.operation, claim))
+            ).one_or_none()
+            if found_claim is None:
                 raise _released()
+            row, kept = found_claim
             images = await session.scalars(
                 select(ImageRow).where(
                     ImageRow.tenant_id == caller.tenant_id, ImageRow.reservation_id == row.id
@@ -181,7 +184,7 @@ class Replays:
             stored = {image.id: image for image in images}
         found()
         try:
-            return await self._generation(row, stored, request, claim)
+            return await self._generation(row, kept, stored, request, claim)
         except GatewayError as error:
             error.replayed = True
             raise
@@ -189,13 +192,14 @@ class Replays:
     async def _generation(
         self,
         row: ReservationRow,
+        kept: IdempotencyClaimRow,
         stored: Mapping[str, ImageRow],
         request: ImageRequest,
         claim: IdempotencyClaim,
     ) -> Generation:
-        _refuse_other(row, claim)
+        _refuse_other(kept, claim)
         _note(row)
-        answer = _answer_of(row)
+        answer = _answer_of(row, kept)
         if not answer["images"]:
             raise _not_stored(row.id)
         with_bytes = claim.wants_bytes or request.response_format == "b64_json"
@@ -279,13 +283,24 @@ def _note(row: ReservationRow) -> None:
 
 def _claimed(
     caller: Caller, operation: Operation, claim: IdempotencyClaim
-) -> Select[ReservationRow]:
-    return select(ReservationRow).where(
-        ReservationRow.tenant_id == caller.tenant_id,
-        ReservationRow.user_id.is_not_distinct_from(caller.user_id),
-        ReservationRow.livemode.is_(caller.livemode),
-        ReservationRow.operation == operation.value,
-        ReservationRow.idempotency_key == claim.key,
+) -> Select[ReservationRow, IdempotencyClaimRow]:
+    kept = IdempotencyClaimRow
+    return (
+        select(ReservationRow, kept)
+        .join(
+            kept,
+            and_(
+                kept.tenant_id == ReservationRow.tenant_id,
+                kept.reservation_id == ReservationRow.id,
+            ),
+        )
+        .where(
+            kept.tenant_id == caller.tenant_id,
+            kept.user_id.is_not_distinct_from(caller.user_id),
+            kept.livemode.is_(caller.livemode),
+            kept.operation == operation.value,
+            kept.key == claim.key,
+        )
     )
 
 
@@ -305,8 +320,8 @@ def _not_stored(generation_id: UUID) -> NotFound:
     )
 
 
-def _refuse_other(row: ReservationRow, claim: IdempotencyClaim) -> None:
-    if row.request_hash != claim.request_hash:
+def _refuse_other(kept: IdempotencyClaimRow, claim: IdempotencyClaim) -> None:
+    if kept.request_hash != claim.request_hash:
         raise used_otherwise()
 
 
@@ -318,12 +333,12 @@ def used_otherwise() -> IdempotencyConflict:
     )
 
 
-def _answer_of(row: ReservationRow) -> Mapping[str, Any]:
-    if row.answer is None and row.state == "held":
+def _answer_of(row: ReservationRow, kept: IdempotencyClaimRow) -> Mapping[str, Any]:
+    if kept.answer is None and row.state == "held":
         raise in_flight()
-    if row.answer is None:
+    if kept.answer is None:
         raise _unanswered(row)
-    answer: Mapping[str, Any] = row.answer
+    answer: Mapping[str, Any] = kept.answer
     error = answer.get("error")
     if error is not None:
         kind = _RECORDED_ERRORS.get(error["code"], ImageUnfinished)

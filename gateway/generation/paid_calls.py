@@ -115,7 +115,7 @@ class PaidCalls:
         self, paid: PaidCall, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
         """Make the call, timed, and note its outcome in any case."""
-        self._settlements.sent(paid.id)
+        self._settlements.sent(paid.caller.tenant_id, paid.id)
         started = time.perf_counter()
         outcome, reply = Outcome.AMBIGUOUS, None
         try:
@@ -165,7 +165,8 @@ class PaidCalls:
             async with answered_within(self._settings.admission_seconds):
                 return await self._credentials.open(paid.credential, paid.provider)
         except Exception as error:  # top: no call is made, so nothing stays reserved
-            settling = self._settlements.settle(Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0)))
+            unsent = Settlement(paid.id, Outcome.NOT_SENT, NanoUsd(0))
+            settling = self._settlements.settle(paid.caller.tenant_id, unsent)
             await self._settlements.acknowledged(settling)
             if isinstance(error, DatabaseUnavailable):
                 raise
@@ -200,7 +201,8 @@ class PaidCalls:
             usage=failure.usage,
             answer=answer,
         )
-        await self._settlements.acknowledged(self._settlements.settle(settlement))
+        settling = self._settlements.settle(paid.caller.tenant_id, settlement)
+        await self._settlements.acknowledged(settling)
         log.info(
             "generation_failed",
             generation=str(paid.id),
@@ -227,7 +229,7 @@ class PaidCalls:
             usage=answer.usage,
             served=served,
         )
-        self._settlements.know(settlement)
+        self._settlements.know(paid.caller.tenant_id, settlement)
         try:
             finish = continuity.finish(paid.request, paid.served)
             answer = await self._results.finish(answer, finish)
@@ -281,11 +283,12 @@ class PaidCalls:
         files = self._results.files(paid.caller, paid.request, answer)
         stored = tuple(file for file, _ in files)
         settling = self._settlements.settle(
+            paid.caller.tenant_id,
             replace(
                 settlement,
                 stored=stored,
                 answer=record_for(paid.caller, paid.request, answer, stored, failed),
-            )
+            ),
         )
         images, kept = await self._results.store(paid.id, paid.caller, paid.request, answer, files)
         settled = await self._settlements.acknowledged(settling)

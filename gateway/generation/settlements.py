@@ -1,6 +1,7 @@
 """Settlement of paid calls, also where a later step of the request fails."""
 
 import asyncio
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
@@ -23,38 +24,39 @@ class Settlements:
         self._reservations = reservations
         self._journal = journal
         self._wait_seconds = wait_seconds
-        self._known: dict[UUID, Settlement] = {}
+        self._known: dict[UUID, tuple[UUID, Settlement]] = {}
         self._running: dict[asyncio.Task[str], Settlement] = {}
 
-    def sent(self, reservation_id: UUID) -> None:
-        """Note that a call is about to go out, of unknown outcome until it is known.
+    def sent(self, tenant_id: UUID, reservation_id: UUID) -> None:
+        """Note that a tenant's call is about to go out, of unknown outcome until it is known.
 
         Raises:
             Unavailable: it cannot be noted. The call must not be made; its hold is given back.
         """
-        self._known[reservation_id] = Settlement(reservation_id, Outcome.NOT_SENT, NanoUsd(0))
+        unsent = Settlement(reservation_id, Outcome.NOT_SENT, NanoUsd(0))
+        self._known[reservation_id] = (tenant_id, unsent)
         if self._journal is not None:
             self._journal.sent(reservation_id)
-        self._known[reservation_id] = Settlement(reservation_id, Outcome.AMBIGUOUS, NanoUsd(0))
+        self._known[reservation_id] = (tenant_id, replace(unsent, outcome=Outcome.AMBIGUOUS))
 
-    def know(self, settlement: Settlement) -> None:
+    def know(self, tenant_id: UUID, settlement: Settlement) -> None:
         """Remember how a call is to be settled should it end here and now."""
-        self._known[settlement.id] = settlement
+        self._known[settlement.id] = (tenant_id, settlement)
         if self._journal is not None:
             self._journal.told(settlement)
 
     def end_as_known(self, reservation_id: UUID) -> None:
         """Settle a call as it is known, unless it has been settled."""
-        settlement = self._known.get(reservation_id)
-        if settlement is not None:
-            self.settle(settlement)
+        known = self._known.get(reservation_id)
+        if known is not None:
+            self.settle(*known)
 
-    def settle(self, settlement: Settlement) -> asyncio.Task[str]:
+    def settle(self, tenant_id: UUID, settlement: Settlement) -> asyncio.Task[str]:
         """Begin to settle; the task ends when Postgres has acknowledged."""
-        known = self._known.pop(settlement.id, None)
+        _, known = self._known.pop(settlement.id, (tenant_id, None))
         if self._journal is not None and (known is None or known.outcome is not settlement.outcome):
             self._journal.told(settlement)
-        task = asyncio.create_task(self._reservations.settle(settlement))
+        task = asyncio.create_task(self._reservations.settle(tenant_id, settlement))
         self._running[task] = settlement
         task.add_done_callback(self._settled)
         return task

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, and_, func, select, tuple_, update
 
 from gateway import telemetry
 from gateway.db.actors import Actor
@@ -232,7 +232,10 @@ async def _expire(session: TenantSession, caller: Caller, image_id: str) -> str:
 def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
     images = (
         select(func.sum(LedgerRow.images))
-        .where(LedgerRow.reservation_id == ImageRow.reservation_id)
+        .where(
+            LedgerRow.tenant_id == ImageRow.tenant_id,
+            LedgerRow.reservation_id == ImageRow.reservation_id,
+        )
         .scalar_subquery()
     )
     return (
@@ -244,7 +247,13 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
             *(ReservationRow.operation, ReservationRow.state, ReservationRow.final_nano),
             images.label("generation_images"),
         )
-        .join(ReservationRow, ReservationRow.id == ImageRow.reservation_id)
+        .join(
+            ReservationRow,
+            and_(
+                ReservationRow.tenant_id == ImageRow.tenant_id,
+                ReservationRow.id == ImageRow.reservation_id,
+            ),
+        )
         .where(*_own(caller))
     )
 

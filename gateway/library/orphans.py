@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import and_, exists, func, select, text, tuple_
+from sqlalchemy import ColumnElement, and_, exists, func, literal_column, select, text, tuple_
 
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.money_tables import ReservationRow
@@ -298,10 +298,11 @@ async def _settled(
     of_tenant = select(func.min(ReservationRow.admitted_at)).where(
         ReservationRow.tenant_id == tenant_id
     )
-    is_open = ReservationRow.state.in_(["held", "unknown"])
+    # Literals, because Postgres uses the small partial indexes only with them.
+    is_open: ColumnElement[bool] = literal_column("state IN ('held', 'unknown')")
     may_be_corrected = and_(
         ReservationRow.outcome == "estimated",
-        ReservationRow.state == "posted_est",
+        ReservationRow.state == literal_column("'posted_est'"),
         ReservationRow.resolved_at > before,
         ReservationRow.admitted_at.between(min(times) - LONGEST_CALL, max(times) + CLOCK_SKEW),
     )

@@ -179,7 +179,7 @@ async def rename(
         NotFound: there is no such key that this session sees.
     """
     name = checked_name(name)
-    row = await session.get(ApiKeyRow, key_id, with_for_update=True)
+    row = await session.scalar(select(ApiKeyRow).where(ApiKeyRow.id == key_id).with_for_update())
     if row is None:
         raise NotFound(f"There is no API key {key_id}.", param="key_id")
     before = _shown(row)
@@ -207,7 +207,7 @@ async def revoke(session: OperatorSession | TenantSession, key_id: UUID) -> KeyI
     Raises:
         NotFound: there is no such key that this session sees.
     """
-    row = await session.get(ApiKeyRow, key_id, with_for_update=True)
+    row = await session.scalar(select(ApiKeyRow).where(ApiKeyRow.id == key_id).with_for_update())
     if row is None:
         raise NotFound(f"There is no API key {key_id}.", param="key_id")
     before = _shown(row)

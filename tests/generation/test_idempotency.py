@@ -301,10 +301,12 @@ async def test_a_day_later_the_key_is_free_again(served: Served, stub: Stub) -> 
     assert (await post(served, key)).status_code == 200
     database = served.gateway.database
     assert await ledger.forget_claims(database, after_seconds=86_400, limit=10) == 0
-    await served.owner_sql("UPDATE reservation SET admitted_at = admitted_at - interval '25 hours'")
+    await served.owner_sql(
+        "UPDATE idempotency_claim SET claimed_at = claimed_at - interval '25 hours'"
+    )
     await served.sweep()
     assert "idempotent-replayed" not in (await post(served, key)).headers
-    rows = await served.owner_sql("SELECT count(*) FROM reservation WHERE answer IS NOT NULL")
+    rows = await served.owner_sql("SELECT count(*) FROM idempotency_claim WHERE answer IS NOT NULL")
     assert (len(stub.calls), rows[0][0]) == (2, 1)
 
 

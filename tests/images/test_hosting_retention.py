@@ -198,6 +198,7 @@ async def test_an_image_with_few_known_properties_is_settled(hosted: Hosted) -> 
     [owner] = await served.owner_sql("SELECT * FROM api_key WHERE id = :id", id=key.id)
     file = {"id": "img_1_2", "path": "p", "media_type": "image/png", "size_bytes": 1}
     settlement = {
+        "tenant_id": str(owner.tenant_id),
         "id": str(await hosted.reserve(owner)),
         "kind": "post",
         "amount_nano": 5,

@@ -206,7 +206,8 @@ async def test_a_raise_admits_more_until_it_ends(served: Served) -> None:
         assert (await post_image(http)).status_code == 200
         # As if its time had come.
         [last] = await served.owner_sql(
-            "SELECT limit_at(b, b.raised_until) = b.limit_nano AS is_usual FROM budget b"
+            "SELECT limit_at(limit_nano, raised_to_nano, raised_until, raised_until) = limit_nano"
+            " AS is_usual FROM budget"
         )
         assert last.is_usual
         await served.owner_sql("UPDATE budget SET raised_until = clock_timestamp()")

@@ -77,7 +77,8 @@ class House:
 
     async def settle(self, worker: int, reservation_id: UUID, amount_nano: int) -> None:
         await self._workers[worker].settle(
-            Settlement(reservation_id, Outcome.SUCCESS, NanoUsd(amount_nano), images=1)
+            self._caller.tenant_id,
+            Settlement(reservation_id, Outcome.SUCCESS, NanoUsd(amount_nano), images=1),
         )
 
     async def start_anew(self) -> None:
@@ -86,8 +87,8 @@ class House:
             "ALTER TABLE ledger DISABLE TRIGGER USER",
             "DELETE FROM ledger",
             "DELETE FROM reservation",
-            "DELETE FROM budget_period",
-            "DELETE FROM budget",
+            "DELETE FROM house_budget_period",
+            "DELETE FROM house_budget",
             "ALTER TABLE ledger ENABLE TRIGGER USER",
         ):
             await self.served.owner_sql(statement)
@@ -169,7 +170,7 @@ async def test_each_worker_holds_on_a_shard_of_its_own(house: House) -> None:
     assert await house.hold(0, 1) is not None  # divides the limit
     for worker in range(8):
         assert await house.hold(worker, 10 + worker) is not None
-    rows = await house.served.owner_sql("SELECT held_nano FROM budget_period ORDER BY shard")
+    rows = await house.served.owner_sql("SELECT held_nano FROM house_budget_period ORDER BY shard")
     assert [row.held_nano for row in rows] == [11, *range(11, 18)]
     await house.close()
 
@@ -179,7 +180,7 @@ async def test_workers_that_start_together_are_spread_over_the_shards(served: Se
     await together.limit(1000)
     for worker in range(12):
         assert await together.hold(worker, 10) is not None
-    rows = await served.owner_sql("SELECT 1 FROM budget_period WHERE held_nano > 0")
+    rows = await served.owner_sql("SELECT 1 FROM house_budget_period WHERE held_nano > 0")
     assert len(rows) > 2
     await together.close()
 
@@ -246,7 +247,9 @@ async def test_a_tenant_with_its_own_key_does_not_wait_for_the_houses_shards(
     assert url is not None
     engine = create_engine(database_url(url.get_secret_value()), role=None)
     async with engine.begin() as connection:
-        await connection.execute(text("SELECT 1 FROM budget_period WHERE shard = 5 FOR UPDATE"))
+        await connection.execute(
+            text("SELECT 1 FROM house_budget_period WHERE shard = 5 FOR UPDATE")
+        )
         waiting = asyncio.create_task(house.hold(0, 500))
         for _ in range(3):
             assert await house.hold(0, 100, credential="tenant") is not None
@@ -399,7 +402,7 @@ async def test_a_settlement_after_a_house_period_still_warns(house: House) -> No
     held = await house.hold(0, 500)
     assert held is not None
     await house.served.owner_sql(
-        "UPDATE budget_period SET period_end = clock_timestamp() - interval '1 minute'"
+        "UPDATE house_budget_period SET period_end = clock_timestamp() - interval '1 minute'"
     )
     await house.settle(0, held, 500)
     await house.served.sweep()

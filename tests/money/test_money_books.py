@@ -104,7 +104,7 @@ class Books:
                 images=4 if outcome in {Outcome.SUCCESS, Outcome.SUCCESS_NO_USAGE} else 0,
                 usage=Usage(2, 3, 5, amount) if outcome is Outcome.SUCCESS else None,
             )
-            await self._writers[number % 2].settle(settlement)
+            await self._writers[number % 2].settle(self.caller.tenant_id, settlement)
 
     async def resolve(self, reservation_id: UUID, resolution: Resolution) -> None:
         """Resolve a reservation as an operator, unless it is no longer open."""
@@ -355,9 +355,9 @@ SELECT p.id, p.spent_nano, p.held_nano,
     coalesce(sum(l.amount_nano) FILTER (WHERE l.kind = 'hold' AND NOT EXISTS (
         SELECT 1 FROM ledger x WHERE x.reservation_id = r.id AND x.kind <> 'hold')), 0) AS held
 FROM budget_period p
-LEFT JOIN reservation r ON p.id = ANY (r.periods)
+LEFT JOIN reservation r ON r.tenant_id = p.tenant_id AND p.id = ANY (r.periods)
 LEFT JOIN ledger l ON l.reservation_id = r.id
-GROUP BY p.id ORDER BY p.id
+GROUP BY p.tenant_id, p.id ORDER BY p.id
 """
 
 
@@ -402,6 +402,11 @@ FORBIDDEN = [
     "DELETE FROM budget_period",
     "INSERT INTO budget_period (budget_id, tenant_id) SELECT id, tenant_id FROM budget",
     "DELETE FROM budget",
+    "UPDATE house_budget_period SET spent_nano = 0",
+    "DELETE FROM house_budget_period",
+    "DELETE FROM house_budget",
+    "UPDATE idempotency_claim SET answer = NULL",
+    "DELETE FROM idempotency_claim",
     "UPDATE budget SET period = 'total'",
     "UPDATE price SET image_output_nano = 0",
     "DELETE FROM price",

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
 import orjson
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.billing import ledger, prices
@@ -53,11 +54,11 @@ async def test_two_settlements_of_one_call_at_once_resolve_it_once(
     stub.faults.add(Fault("close_before_billing"))
     async with served.http(await served.key()) as http:
         assert (await post_image(http)).status_code == 504
-    [row] = await served.owner_sql("SELECT id FROM reservation")
+    [row] = await served.owner_sql("SELECT tenant_id, id FROM reservation")
     async with _connection(served) as first, _connection(served) as second:
         await first.begin()
-        assert await _settle(first, row.id, kind="post", amount_nano=500) == "ok"
-        late = asyncio.create_task(_settle(second, row.id, kind="post_est", amount_nano=900))
+        assert await _settle(first, row, kind="post", amount_nano=500) == "ok"
+        late = asyncio.create_task(_settle(second, row, kind="post_est", amount_nano=900))
         await _until_it_waits(served, late)
         await first.commit()
         assert await late == "already"
@@ -87,10 +88,12 @@ async def test_old_keys_are_forgotten_in_as_many_batches_as_it_takes(
             key = {"Idempotency-Key": f"order-{number}"}
             answer = await http.post(GENERATIONS, json={"prompt": "a fox"}, headers=key)
             assert answer.status_code == 200
-    await served.owner_sql("UPDATE reservation SET admitted_at = admitted_at - interval '25 hours'")
+    await served.owner_sql(
+        "UPDATE idempotency_claim SET claimed_at = claimed_at - interval '25 hours'"
+    )
     database = served.gateway.database
     assert await ledger.forget_claims(database, after_seconds=86_400, limit=2) == 3
-    [left] = await served.owner_sql("SELECT count(idempotency_key) FROM reservation")
+    [left] = await served.owner_sql("SELECT count(*) FROM idempotency_claim")
     assert left[0] == 0
 
 
@@ -118,8 +121,9 @@ async def _connection(served: Served) -> AsyncIterator[AsyncConnection]:
         await engine.dispose()
 
 
-async def _settle(connection: AsyncConnection, reservation_id: object, **fields: object) -> str:
-    settlement = {"id": str(reservation_id), "outcome": "success", "images": 1, **fields}
+async def _settle(connection: AsyncConnection, call: Row[Any], **fields: object) -> str:
+    owned = {"tenant_id": str(call.tenant_id), "id": str(call.id)}
+    settlement = {**owned, "outcome": "success", "images": 1, **fields}
     rows = await connection.execute(
         text("SELECT result FROM settle(CAST(:settlements AS jsonb))"),
         {"settlements": orjson.dumps([settlement]).decode()},

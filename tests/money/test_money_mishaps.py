@@ -170,7 +170,10 @@ async def test_an_absurdly_large_usage_stops_no_other_settlement(
     usages = [huge or Usage(10, 0, 0, 10), *[Usage(10, 0, 0, 10)] * 4]
     settling = [
         asyncio.create_task(
-            reservations.settle(Settlement(held.id, Outcome.SUCCESS, cost(usage, price), 1, usage))
+            reservations.settle(
+                served.tenant_id,
+                Settlement(held.id, Outcome.SUCCESS, cost(usage, price), 1, usage),
+            )
         )
         for held, usage in zip(holds, usages, strict=True)
     ]

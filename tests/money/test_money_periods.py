@@ -205,7 +205,7 @@ async def test_a_new_period_starts_with_the_whole_limit_at_the_end_of_the_last_o
     assert len(stub.calls) == 2
     rows = await served.owner_sql(
         "SELECT period_start, period_end,"
-        " current_periods(budget_id, period_start, NULL) = ARRAY[id] AS has_its_start"
+        " current_periods(tenant_id, ARRAY[budget_id], period_start) = ARRAY[id] AS has_its_start"
         " FROM budget_period ORDER BY id"
     )
     assert rows[0].period_end == rows[1].period_start

@@ -14,9 +14,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.billing import usage_sums
+from gateway.billing import budgets, usage_sums
 from gateway.db.addresses import create_engine, database_url
 from gateway.db.engine import APP_ROLE, AS_OPERATOR
+from gateway.money import NanoUsd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served
 from tests.limits_helpers import limit
@@ -100,11 +101,15 @@ VALUES (:tenant_id, gen_random_uuid(), 1)
 STALE = "INSERT INTO usage_stale (tenant_id) VALUES (:tenant_id)"
 MONEY = {
     "budget_period": "spent_nano",
+    "house_budget_period": "spent_nano",
+    "idempotency_claim": "answer",
     "reservation": "held_nano",
     "ledger": "amount_nano",
     "price": "text_input_nano",
     "image": "size_bytes",
 }
+HOUSE = ("house_budget", "house_budget_period")
+"""The operator's own rows, hidden from every tenant."""
 ALLOWED, DENIED = "", "42501"
 
 
@@ -128,7 +133,11 @@ async def two(served: Served) -> Two:
     await limit(served, "requests", 50)
     async with served.http(key_a) as http:
         await http.put("/v1/credentials/openai", json={"secret": SECRET_A})
-        made = await http.post("/v1/images/generations", json={**LOW, "response_format": "url"})
+        made = await http.post(
+            "/v1/images/generations",
+            json={**LOW, "response_format": "url"},
+            headers={"Idempotency-Key": "one"},
+        )
         assert made.status_code == 200
     await usage_sums.roll_up(served.gateway.database)
     for tenant_id in (served.tenant_id, b):
@@ -283,7 +292,30 @@ async def test_row_level_security_is_a_plain_equality_or_no_condition(two: Two) 
     for table, column in (await tenant_tables(two.served)).items():
         expected[table, "tenant_isolation"] = f"({column} = {setting})"
         expected[table, "operator"] = expected[table, "owner"] = "true"
+    for table in HOUSE:
+        expected[table, "operator"] = expected[table, "owner"] = "true"
     assert found == expected
+
+
+async def test_no_tenant_sees_the_operators_budgets(two: Two) -> None:
+    async with two.served.gateway.database.operator() as session:
+        await budgets.set_limit(session, None, window="total", limit_nano=NanoUsd(10**12))
+    async with two.served.http(two.key_b) as http:
+        assert (await http.post("/v1/images/generations", json=LOW)).status_code == 200
+    counts = {}
+    for is_operator in (False, True):
+        async with as_role(two.served, tenant_id=str(two.a)) as connection:
+            if is_operator:
+                await connection.execute(AS_OPERATOR)
+            for table in HOUSE:
+                found = await connection.execute(text(f"SELECT count(*) FROM {table}"))
+                counts[table, is_operator] = found.scalar_one()
+    assert counts == {
+        ("house_budget", False): 0,
+        ("house_budget_period", False): 0,
+        ("house_budget", True): 1,
+        ("house_budget_period", True): 8,
+    }
 
 
 async def test_a_row_cannot_be_planted_in_another_tenant(two: Two) -> None:

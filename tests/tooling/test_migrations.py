@@ -24,6 +24,30 @@ from tests.harness import PostgresServer, run_sql
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_THE_BASELINE = ROOT / "tests" / "data" / "before_the_baseline.sql.gz"
 """A dump of the last revision before the baseline, with calls in every state."""
+CARRIED = {
+    "tenant": "TABLE tenant ORDER BY id",
+    "budget": "SELECT id, tenant_id, api_key_id, user_id, livemode, period, limit_nano, created_at,"
+    " removed_at, enforcement, alert_percents FROM budget WHERE tenant_id IS NOT NULL ORDER BY id",
+    "budget_period": "SELECT id, budget_id, tenant_id, period_start, period_end, ceiling_nano,"
+    " spent_nano, held_nano, breach_nano, soft_nano FROM budget_period"
+    " WHERE tenant_id IS NOT NULL ORDER BY id",
+    "reservation": "SELECT id, tenant_id, livemode, api_key_id, user_id, operation,"
+    " requested_model, served_model, provider, credential, price_id, held_nano, state, final_nano,"
+    " outcome, instance, admitted_at, deadline_at, resolved_at, terms FROM reservation ORDER BY id",
+    "ledger": "SELECT reservation_id, seq, at, admitted_at, tenant_id, livemode, api_key_id,"
+    " user_id, kind, amount_nano, requests, images, text_input_tokens, image_output_tokens"
+    " FROM ledger ORDER BY 1, 2",
+    "audit": "TABLE audit ORDER BY id",
+}
+OLD_CLAIMS = (
+    "SELECT tenant_id, id AS reservation_id, idempotency_key AS key, operation, livemode, user_id,"
+    " request_hash, answer, admitted_at AS claimed_at FROM reservation"
+    " WHERE idempotency_key IS NOT NULL ORDER BY id"
+)
+CLAIMS = (
+    "SELECT tenant_id, reservation_id, key, operation, livemode, user_id, request_hash, answer,"
+    " claimed_at FROM idempotency_claim ORDER BY reservation_id"
+)
 FUNCTIONS = (
     "SELECT p.proname AS name, pg_get_function_identity_arguments(p.oid) AS arguments,"
     " pg_get_functiondef(p.oid) AS definition FROM pg_proc p"
@@ -118,21 +142,35 @@ async def test_a_database_of_the_last_revision_before_the_baseline_is_adopted_wi
 ) -> None:
     url = await postgres.create(template="template0")
     await _restore(url, gzip.decompress(BEFORE_THE_BASELINE.read_bytes()).decode())
-    tables = ("tenant", "budget", "budget_period", "reservation", "ledger")
-    before = {table: await run_sql(url, f"TABLE {table} ORDER BY 1, 2") for table in tables}
+    before = {table: await run_sql(url, query) for table, query in CARRIED.items()}
+    claims = await run_sql(url, OLD_CLAIMS)
     keys, images = await run_sql(url, KEYS), await run_sql(url, IMAGES)
     assert await migrate(database_url(url)) == newest_revision()
-    after = {table: await run_sql(url, f"TABLE {table} ORDER BY 1, 2") for table in tables}
+    after = {table: await run_sql(url, query) for table, query in CARRIED.items()}
     assert after == before
     assert await run_sql(url, KEYS.replace("api_key", KEYS_BY_DIRECTORY)) == keys
     assert await run_sql(url, IMAGES) == images
     assert await run_sql(url, IMAGES.replace("r.requested", "i.requested")) == images
     assert [row.state for row in after["reservation"]] == ["posted", "void", "posted_est", "held"]
+    assert await run_sql(url, CLAIMS) == claims
+    assert len(claims) > 1
+    house = await run_sql(
+        url,
+        "SELECT p.budget_id, p.shard, p.spent_nano, p.held_nano FROM house_budget_period p"
+        " JOIN house_budget b ON b.id = p.budget_id AND b.limit_nano = 50000000000 ORDER BY 2",
+    )
+    of_first = (2, 0, 13_000_001, 40_000_000)
+    assert [tuple(row) for row in house] == [of_first, *((2, shard, 0, 0) for shard in range(1, 8))]
+    charged = await run_sql(
+        url, "SELECT DISTINCT periods, house_shard, house_periods FROM reservation"
+    )
+    assert [tuple(row) for row in charged] == [([1], 0, [2])]
     assert await run_sql(url, FUNCTIONS) == await run_sql(database, FUNCTIONS)
     settled = await run_sql(
         url,
         "SELECT result, breach FROM settle(CAST(:settlements AS jsonb))",
-        settlements='[{"id": "01900000-0000-7000-8000-000000000104", "kind": "post",'
+        settlements=f'[{{"tenant_id": "{after["reservation"][0].tenant_id}",'
+        ' "id": "01900000-0000-7000-8000-000000000104", "kind": "post",'
         ' "amount_nano": 6000001, "outcome": "success", "images": 1}]',
     )
     assert [tuple(row) for row in settled] == [("ok", 0)]

@@ -1,13 +1,16 @@
--- Idempotency: a key is claimed by the reservation that was made with it.
+-- Idempotency: a key is claimed by the reservation that was made with it, in the same commit.
+--
+-- Claims are rows of their own: most calls have none, and they are deleted days later while the
+-- reservation stays.
 
 -- Tell if a key has been claimed by this tenant and user, in this mode, for this operation.
 CREATE OR REPLACE FUNCTION is_claimed(
     p_tenant_id uuid, p_user_id uuid, p_livemode boolean, p_operation text, p_key text
 ) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT EXISTS (
-        SELECT 1 FROM reservation o
-        WHERE o.tenant_id = p_tenant_id AND o.user_id IS NOT DISTINCT FROM p_user_id
-            AND o.livemode = p_livemode AND o.operation = p_operation AND o.idempotency_key = p_key
+        SELECT 1 FROM idempotency_claim c
+        WHERE c.tenant_id = p_tenant_id AND c.user_id IS NOT DISTINCT FROM p_user_id
+            AND c.livemode = p_livemode AND c.operation = p_operation AND c.key = p_key
     )
 $$;
 
@@ -32,12 +35,14 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp 
 DECLARE
     v_count bigint;
 BEGIN
-    UPDATE reservation SET idempotency_key = NULL, request_hash = NULL, answer = NULL
-    WHERE id IN (
-        SELECT r.id FROM reservation r
-        WHERE r.idempotency_key IS NOT NULL AND r.state NOT IN ('held', 'unknown')
-            AND r.admitted_at < clock_timestamp() - make_interval(secs => p_seconds)
-        ORDER BY r.admitted_at LIMIT p_most FOR UPDATE SKIP LOCKED
+    DELETE FROM idempotency_claim
+    WHERE (tenant_id, reservation_id) IN (
+        SELECT c.tenant_id, c.reservation_id
+        FROM idempotency_claim c
+        JOIN reservation r ON r.tenant_id = c.tenant_id AND r.id = c.reservation_id
+        WHERE c.claimed_at < clock_timestamp() - make_interval(secs => p_seconds)
+            AND r.state NOT IN ('held', 'unknown')
+        ORDER BY c.claimed_at LIMIT p_most FOR UPDATE OF c SKIP LOCKED
     );
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
@@ -47,9 +52,8 @@ END $$;
 CREATE OR REPLACE FUNCTION erase_answers(p_tenant_id uuid, p_user_id uuid) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
     WITH erased AS (
-        UPDATE reservation SET answer = jsonb_set(answer, '{revised_prompts}', '[]')
+        UPDATE idempotency_claim SET answer = jsonb_set(answer, '{revised_prompts}', '[]')
         WHERE tenant_id = p_tenant_id AND (p_user_id IS NULL OR user_id = p_user_id)
-            AND idempotency_key IS NOT NULL
             AND jsonb_array_length(answer -> 'revised_prompts') > 0
         RETURNING 1
     ) SELECT count(*) FROM erased

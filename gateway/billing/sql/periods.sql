@@ -1,8 +1,10 @@
--- Budgets and their periods: the budgets that apply to a request, and their current periods.
+-- Budgets and their periods: the bounds of periods, and the current periods of budgets, locked.
 --
--- A period is a row of budget_period: the bounds of one day, week, month or total, and the amounts
--- spent and held in it. A tenant's budget has one row per period. The operator's budget over all
--- tenants has eight, its shards, so that gateways do not queue for one row.
+-- A period is the bounds of one day, week, month or total, and the amounts spent and held in it. A
+-- tenant's budget has one row per period, in budget_period. The operator's budget over all tenants
+-- has eight in house_budget_period, its shards, so that gateways do not queue for one row.
+--
+-- Every statement touches the rows of one tenant, or those of the operator's budgets.
 
 -- The rows of one period of an operator's budget.
 CREATE OR REPLACE FUNCTION shard_count() RETURNS int LANGUAGE sql IMMUTABLE AS $$
@@ -10,10 +12,11 @@ CREATE OR REPLACE FUNCTION shard_count() RETURNS int LANGUAGE sql IMMUTABLE AS $
 $$;
 
 -- The limit in force at a moment; a raise applies until it ends. In nano-dollars.
-CREATE OR REPLACE FUNCTION limit_at(p_budget budget, p_at timestamptz) RETURNS bigint
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN p_budget.raised_until > p_at
-        THEN greatest(p_budget.limit_nano, p_budget.raised_to_nano) ELSE p_budget.limit_nano END
+CREATE OR REPLACE FUNCTION limit_at(
+    p_limit_nano bigint, p_raised_to_nano bigint, p_raised_until timestamptz, p_at timestamptz
+) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_raised_until > p_at
+        THEN greatest(p_limit_nano, p_raised_to_nano) ELSE p_limit_nano END
 $$;
 
 -- The start and the end of the day, week, month or total that a moment lies in, in a time zone.
@@ -44,74 +47,179 @@ BEGIN
     END IF;
 END $$;
 
--- The ids of every budget that applies to a caller: the tenant's, the user's, the key's, and the
--- operator's if the house credential is used.
-CREATE OR REPLACE FUNCTION applying_budgets(
-    p_tenant_id uuid, p_api_key_id uuid, p_user_id uuid, p_livemode boolean, p_credential text
-) RETURNS bigint[] LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    v_ids bigint[] := ARRAY(
-        SELECT b.id FROM budget b
-        WHERE b.tenant_id = p_tenant_id AND b.livemode = p_livemode
-            AND (b.api_key_id IS NULL OR b.api_key_id = p_api_key_id)
-            AND (b.user_id IS NULL OR b.user_id = p_user_id)
-    );
-BEGIN
-    IF p_credential = 'house' THEN
-        RETURN v_ids || ARRAY(
-            SELECT b.id FROM budget b WHERE b.tenant_id IS NULL AND b.livemode = p_livemode
-        );
-    END IF;
-    RETURN v_ids;
-END $$;
-
--- The ids of a budget's rows at a moment; creates them if there are none.
+-- Create the period of a tenant's budget that contains a moment.
 --
--- p_shard picks one shard of the operator's budget, NULL all of them. Takes no locks on rows that
--- exist; if two sessions create a row at once, one of them succeeds.
-CREATE OR REPLACE FUNCTION current_periods(p_budget bigint, p_at timestamptz, p_shard int)
-RETURNS bigint[] LANGUAGE plpgsql
-SET search_path = pg_catalog, public, pg_temp
-SET enable_seqscan = off AS $$
+-- If two sessions create it at once, one of them succeeds.
+CREATE OR REPLACE FUNCTION add_period(p_tenant_id uuid, p_budget bigint, p_at timestamptz)
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    v_ids bigint[];
-    v_tenant uuid;
-    v_window text;
-    v_zone text;
     v_start timestamptz;
     v_end timestamptz;
 BEGIN
+    SELECT p.starts_at, p.ends_at INTO v_start, v_end
+    FROM budget b JOIN tenant t ON t.id = b.tenant_id
+    CROSS JOIN LATERAL period_bounds(b.period, p_at, t.time_zone) p
+    WHERE b.tenant_id = p_tenant_id AND b.id = p_budget;
+    -- After a change of the time zone, the new period must not overlap one that exists: every
+    -- moment lies in exactly one.
+    SELECT greatest(v_start, max(x.period_end) FILTER (WHERE x.period_end <= p_at)),
+        least(v_end, min(x.period_start) FILTER (WHERE x.period_start > p_at))
+    INTO v_start, v_end
+    FROM budget_period x WHERE x.tenant_id = p_tenant_id AND x.budget_id = p_budget;
+    INSERT INTO budget_period (tenant_id, budget_id, period_start, period_end)
+    VALUES (p_tenant_id, p_budget, v_start, v_end) ON CONFLICT DO NOTHING;
+END $$;
+
+-- Create the shards of the period of an operator's budget that contains a moment.
+CREATE OR REPLACE FUNCTION add_house_period(p_budget bigint, p_at timestamptz) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_start timestamptz;
+    v_end timestamptz;
+BEGIN
+    SELECT p.starts_at, p.ends_at INTO v_start, v_end
+    FROM house_budget b CROSS JOIN LATERAL period_bounds(b.period, p_at, b.time_zone) p
+    WHERE b.id = p_budget;
+    -- As in add_period. All shards have the same periods.
+    SELECT greatest(v_start, max(x.period_end) FILTER (WHERE x.period_end <= p_at)),
+        least(v_end, min(x.period_start) FILTER (WHERE x.period_start > p_at))
+    INTO v_start, v_end
+    FROM house_budget_period x WHERE x.shard = 0 AND x.budget_id = p_budget;
+    INSERT INTO house_budget_period (shard, budget_id, period_start, period_end)
+    SELECT s.shard, p_budget, v_start, v_end FROM generate_series(0, shard_count() - 1) AS s(shard)
+    ON CONFLICT DO NOTHING;
+END $$;
+
+-- The ids of the current periods of a tenant's budgets; creates missing ones. Takes no locks on
+-- periods that exist.
+CREATE OR REPLACE FUNCTION current_periods(
+    p_tenant_id uuid, p_budgets bigint[], p_at timestamptz
+) RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids bigint[];
+BEGIN
     FOR v_attempt IN 1 .. 2 LOOP
+        -- Periods do not overlap: only the newest that has begun can be the current one, and the
+        -- index finds it without the earlier ones.
         v_ids := ARRAY(
-            SELECT x.id FROM budget_period x
-            -- Periods do not overlap: only the newest that has begun can be the current one, and
-            -- the index finds it without the earlier ones.
-            WHERE x.budget_id = p_budget AND p_at < x.period_end AND x.period_start = (
+            SELECT x.id FROM unnest(p_budgets) AS u(id)
+            JOIN budget_period x ON x.tenant_id = p_tenant_id AND x.budget_id = u.id
+                AND p_at < x.period_end AND x.period_start = (
                     SELECT max(y.period_start) FROM budget_period y
-                    WHERE y.budget_id = p_budget AND y.period_start <= p_at)
-                AND (x.tenant_id IS NOT NULL OR p_shard IS NULL OR x.shard = p_shard)
+                    WHERE y.tenant_id = p_tenant_id AND y.budget_id = u.id
+                        AND y.period_start <= p_at)
         );
-        IF cardinality(v_ids) > 0 THEN
+        IF cardinality(v_ids) = cardinality(p_budgets) THEN
             RETURN v_ids;
         END IF;
-        SELECT b.tenant_id, b.period, b.time_zone INTO v_tenant, v_window, v_zone
-        FROM budget b WHERE b.id = p_budget;
-        IF v_tenant IS NOT NULL THEN
-            SELECT t.time_zone INTO v_zone FROM tenant t WHERE t.id = v_tenant;
-        END IF;
-        SELECT starts_at, ends_at INTO v_start, v_end FROM period_bounds(v_window, p_at, v_zone);
-        -- After a change of the time zone, the new period must not overlap one that exists:
-        -- every moment lies in exactly one.
-        SELECT greatest(v_start, max(x.period_end) FILTER (WHERE x.period_end <= p_at)),
-            least(v_end, min(x.period_start) FILTER (WHERE x.period_start > p_at))
-        INTO v_start, v_end FROM budget_period x WHERE x.budget_id = p_budget;
-        INSERT INTO budget_period (budget_id, tenant_id, shard, period_start, period_end)
-        SELECT p_budget, v_tenant, s.shard, v_start, v_end
-        FROM generate_series(0, CASE WHEN v_tenant IS NULL THEN shard_count() - 1 ELSE 0 END)
-            AS s(shard)
-        ON CONFLICT DO NOTHING;
+        PERFORM add_period(p_tenant_id, u.id, p_at) FROM unnest(p_budgets) AS u(id)
+        WHERE u.id NOT IN (
+            SELECT x.budget_id FROM budget_period x
+            WHERE x.tenant_id = p_tenant_id AND x.id = ANY (v_ids));
     END LOOP;
-    RAISE EXCEPTION 'budget % has no period at %', p_budget, p_at;
+    RAISE EXCEPTION 'a budget of tenant % has no period at %', p_tenant_id, p_at;
+END $$;
+
+-- The same of the operator's budgets, in these shards.
+CREATE OR REPLACE FUNCTION current_house_periods(
+    p_shards int[], p_budgets bigint[], p_at timestamptz
+) RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids bigint[];
+BEGIN
+    FOR v_attempt IN 1 .. 2 LOOP
+        v_ids := ARRAY(
+            SELECT x.id FROM unnest(p_budgets) AS u(id) CROSS JOIN unnest(p_shards) AS s(shard)
+            JOIN house_budget_period x ON x.shard = s.shard AND x.budget_id = u.id
+                AND p_at < x.period_end AND x.period_start = (
+                    SELECT max(y.period_start) FROM house_budget_period y
+                    WHERE y.shard = s.shard AND y.budget_id = u.id AND y.period_start <= p_at)
+        );
+        IF cardinality(v_ids) = cardinality(p_budgets) * cardinality(p_shards) THEN
+            RETURN v_ids;
+        END IF;
+        PERFORM add_house_period(u.id, p_at) FROM unnest(p_budgets) AS u(id)
+        WHERE u.id NOT IN (
+            SELECT x.budget_id FROM house_budget_period x
+            WHERE x.shard = ANY (p_shards) AND x.id = ANY (v_ids));
+    END LOOP;
+    RAISE EXCEPTION 'a budget of the operator has no period at %', p_at;
+END $$;
+
+-- Lock the current periods of those budgets of a tenant that apply to one of its callers: the
+-- tenant's own, its users' and its keys'. Locks: budget_period, by id.
+CREATE OR REPLACE FUNCTION lock_tenant_periods(
+    p_tenant_id uuid, p_keys uuid[], p_users uuid[], p_livemodes boolean[], p_at timestamptz
+) RETURNS locked_period[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids bigint[];
+    v_budgets bigint[] := ARRAY(
+        SELECT b.id FROM budget b
+        WHERE b.tenant_id = p_tenant_id AND b.livemode = ANY (p_livemodes)
+            AND (b.api_key_id IS NULL OR b.api_key_id = ANY (p_keys))
+            AND (b.user_id IS NULL OR b.user_id = ANY (p_users))
+    );
+BEGIN
+    IF v_budgets = '{}' THEN
+        RETURN '{}';
+    END IF;
+    v_ids := current_periods(p_tenant_id, v_budgets, p_at);
+    RETURN ARRAY(
+        SELECT ROW(
+            b.tenant_id, b.api_key_id, b.user_id, b.livemode, NULL, l.id, b.id, b.period,
+            l.period_end, b.enforcement = 'soft', NULL, f.limit_nano,
+            f.limit_nano - l.spent_nano - l.held_nano, 0,
+            coalesce(l.exceeded_of_nano >= f.limit_nano, false))::locked_period
+        FROM (
+            SELECT * FROM budget_period x WHERE x.tenant_id = p_tenant_id AND x.id = ANY (v_ids)
+            ORDER BY x.id FOR UPDATE
+        ) l
+        JOIN budget b ON b.tenant_id = p_tenant_id AND b.id = l.budget_id
+        CROSS JOIN LATERAL (
+            SELECT limit_at(b.limit_nano, b.raised_to_nano, b.raised_until, p_at) AS limit_nano
+        ) f
+        ORDER BY l.id
+    );
+END $$;
+
+-- Lock the current periods of the operator's budgets: one shard of each, or all (p_shard NULL). In
+-- the latter case the first shard of each has the remainder of them all.
+-- Locks: house_budget_period, by shard and id.
+CREATE OR REPLACE FUNCTION lock_house_periods(p_at timestamptz, p_shard int)
+RETURNS locked_period[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids bigint[];
+    v_budgets bigint[] := ARRAY(SELECT b.id FROM house_budget b);
+    v_shards int[] := CASE WHEN p_shard IS NOT NULL THEN ARRAY[p_shard]
+        ELSE ARRAY(SELECT generate_series(0, shard_count() - 1)) END;
+BEGIN
+    IF v_budgets = '{}' THEN
+        RETURN '{}';
+    END IF;
+    v_ids := current_house_periods(v_shards, v_budgets, p_at);
+    RETURN ARRAY(
+        SELECT ROW(
+            NULL, NULL, NULL, true, l.shard, l.id, b.id, b.period, l.period_end,
+            b.enforcement = 'soft', b.division, f.limit_nano,
+            CASE
+                WHEN p_shard IS NULL THEN f.limit_nano
+                    - sum(l.spent_nano + l.held_nano) OVER (PARTITION BY l.budget_id)
+                -- An allotment is valid only for the limit that is in force.
+                WHEN l.allotted_of_nano = f.limit_nano AND l.allotted_division = b.division
+                    THEN l.allotted_nano - l.spent_nano - l.held_nano
+            END, 0,
+            coalesce(l.exceeded_of_nano >= f.limit_nano, false))::locked_period
+        FROM (
+            SELECT * FROM house_budget_period x
+            WHERE x.shard = ANY (v_shards) AND x.id = ANY (v_ids)
+            ORDER BY x.shard, x.id FOR UPDATE
+        ) l
+        JOIN house_budget b ON b.id = l.budget_id
+        CROSS JOIN LATERAL (
+            SELECT limit_at(b.limit_nano, b.raised_to_nano, b.raised_until, p_at) AS limit_nano
+        ) f
+        ORDER BY l.shard, l.id
+    );
 END $$;
 
 -- Invalidate the allotments of an operator's budget, after a change of enforcement and after a call
@@ -119,17 +227,17 @@ END $$;
 -- again.
 CREATE OR REPLACE FUNCTION begin_division() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_TABLE_NAME = 'budget' THEN
+    IF TG_TABLE_NAME = 'house_budget' THEN
         NEW.division := OLD.division + 1;
     ELSE
-        UPDATE budget SET division = division + 1 WHERE id = NEW.budget_id;
+        UPDATE house_budget SET division = division + 1 WHERE id = NEW.budget_id;
     END IF;
     RETURN NEW;
 END $$;
 
-CREATE OR REPLACE TRIGGER budget_division BEFORE UPDATE ON budget
+CREATE OR REPLACE TRIGGER house_budget_division BEFORE UPDATE ON house_budget
     FOR EACH ROW WHEN (NEW.enforcement <> OLD.enforcement)
     EXECUTE FUNCTION begin_division();
-CREATE OR REPLACE TRIGGER budget_period_division AFTER UPDATE ON budget_period
-    FOR EACH ROW WHEN (NEW.breach_nano > OLD.breach_nano AND NEW.tenant_id IS NULL)
+CREATE OR REPLACE TRIGGER house_budget_period_division AFTER UPDATE ON house_budget_period
+    FOR EACH ROW WHEN (NEW.breach_nano > OLD.breach_nano)
     EXECUTE FUNCTION begin_division();

@@ -46,7 +46,7 @@ BEGIN
             sum(l.image_input_tokens), sum(l.text_output_tokens), sum(l.image_output_tokens)
         INTO b.seq, b.requests, b.images, b.text_input_tokens, b.image_input_tokens,
             b.text_output_tokens, b.image_output_tokens
-        FROM ledger l WHERE l.reservation_id = r.id;
+        FROM ledger l WHERE l.tenant_id = r.tenant_id AND l.reservation_id = r.id;
     END IF;
     INSERT INTO ledger (
         reservation_id, seq, at, admitted_at, tenant_id, livemode, api_key_id, user_id,
@@ -62,6 +62,14 @@ BEGIN
         coalesce(p_image_output - b.image_output_tokens, 0)
     );
     INSERT INTO usage_pending (tenant_id, reservation_id, seq) VALUES (r.tenant_id, r.id, b.seq + 1);
+END $$;
+
+-- Keep the answer to repeated requests, where the call has an idempotency key.
+CREATE OR REPLACE FUNCTION keep_answer(p_tenant_id uuid, p_reservation_id uuid, p_answer jsonb)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE idempotency_claim SET answer = p_answer
+    WHERE tenant_id = p_tenant_id AND reservation_id = p_reservation_id;
 END $$;
 
 -- Record the images of a call, given as JSON objects.
@@ -81,15 +89,65 @@ BEGIN
     );
 END $$;
 
--- Input: p_settlements, JSON objects with id, kind (post, post_est, void, unknown), amount_nano,
--- outcome, images, the four token counts, stored (images), answer (of a keyed request), quality
--- and size of the images made.
+-- Lock the reservations to settle and the periods of their tenants' budgets, tenant by tenant.
+--
+-- Returns the ids of the periods with their tenants. Locks: of each tenant in turn, reservations by
+-- id, then their budget_period rows by id.
+CREATE OR REPLACE FUNCTION lock_settled(
+    p_settlements jsonb, OUT periods bigint[], OUT tenants uuid[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_touched bigint[];
+    c record;
+BEGIN
+    FOR c IN
+        SELECT x.tenant_id, array_agg(x.id) AS ids
+        FROM jsonb_to_recordset(p_settlements) AS x(tenant_id uuid, id uuid)
+        GROUP BY x.tenant_id ORDER BY x.tenant_id
+    LOOP
+        PERFORM 1 FROM reservation r WHERE r.tenant_id = c.tenant_id AND r.id = ANY (c.ids)
+        ORDER BY r.id FOR UPDATE;
+        v_touched := ARRAY(
+            SELECT DISTINCT u.id FROM reservation r CROSS JOIN LATERAL unnest(r.periods) AS u(id)
+            WHERE r.tenant_id = c.tenant_id AND r.id = ANY (c.ids) ORDER BY u.id
+        );
+        CONTINUE WHEN v_touched = '{}';
+        PERFORM 1 FROM budget_period x WHERE x.tenant_id = c.tenant_id AND x.id = ANY (v_touched)
+        ORDER BY x.id FOR UPDATE;
+        periods := periods || v_touched;
+        tenants := tenants || array_fill(c.tenant_id, ARRAY[cardinality(v_touched)]);
+    END LOOP;
+END $$;
+
+-- Add the changes of settled calls to the periods of the operator's budgets.
+-- Locks: house_budget_period, by shard and id.
+CREATE OR REPLACE FUNCTION settle_house_periods(p_changes house_change[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN
+        SELECT u.shard, u.period_id, sum(u.spent_nano)::bigint AS spent_nano,
+            sum(u.released_nano)::bigint AS released_nano, sum(u.breach_nano)::bigint AS breach_nano
+        FROM unnest(p_changes) AS u GROUP BY 1, 2 ORDER BY 1, 2
+    LOOP
+        UPDATE house_budget_period SET
+            spent_nano = spent_nano + c.spent_nano,
+            held_nano = held_nano - c.released_nano,
+            breach_nano = breach_nano + c.breach_nano
+        WHERE shard = c.shard AND id = c.period_id AND (c.spent_nano <> 0 OR c.released_nano <> 0);
+    END LOOP;
+END $$;
+
+-- Input: p_settlements, JSON objects with tenant_id, id, kind (post, post_est, void, unknown),
+-- amount_nano, outcome, images, the four token counts, stored (images), answer (of a keyed request),
+-- quality and size of the images made.
 --
 -- Output: one row per settlement. `result` is that of settlement_result; `breach`, the nano-dollars
 -- by which the cost exceeds the reservation.
 --
--- Locks: reservations by tenant and id, then their budget_period rows by tenant and id, the
--- operator's last, as in reserve. The sweeper's estimates and voids use it too.
+-- Locks: as lock_settled, then house_budget_period rows, as in reserve. The sweeper's estimates and
+-- voids use it too.
 CREATE OR REPLACE FUNCTION settle(p_settlements jsonb)
 RETURNS TABLE (settled_id uuid, result text, breach bigint)
 LANGUAGE plpgsql SECURITY DEFINER
@@ -98,12 +156,12 @@ SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
-    v_ids uuid[];
-    v_touched bigint[];
     v_periods bigint[];
+    v_tenants uuid[];
     v_spent bigint[];
     v_held bigint[];
     v_breach bigint[];
+    v_house house_change[];
     v_change bigint;
     v_released bigint;
     v_index int;
@@ -113,22 +171,14 @@ DECLARE
     r reservation;
     s record;
 BEGIN
-    v_ids := ARRAY(SELECT x.id FROM jsonb_to_recordset(p_settlements) AS x(id uuid));
-    PERFORM 1 FROM reservation WHERE id = ANY (v_ids) ORDER BY tenant_id, id FOR UPDATE;
-    v_touched := ARRAY(
-        SELECT DISTINCT u.id FROM reservation o CROSS JOIN LATERAL unnest(o.periods) AS u(id)
-        WHERE o.id = ANY (v_ids)
-    );
-    SELECT array_agg(l.id), array_agg(0::bigint), array_agg(0::bigint), array_agg(0::bigint)
-    INTO v_periods, v_spent, v_held, v_breach
-    FROM (
-        SELECT bp.id FROM budget_period bp WHERE bp.id = ANY (v_touched)
-        ORDER BY bp.tenant_id, bp.id FOR UPDATE
-    ) l;
+    SELECT l.periods, l.tenants INTO v_periods, v_tenants FROM lock_settled(p_settlements) l;
+    v_spent := array_fill(0::bigint, ARRAY[coalesce(cardinality(v_periods), 0)]);
+    v_held := v_spent;
+    v_breach := v_spent;
 
     FOR s IN
         SELECT x.* FROM jsonb_to_recordset(p_settlements) AS x(
-            id uuid, kind text, amount_nano bigint, outcome text, images int,
+            tenant_id uuid, id uuid, kind text, amount_nano bigint, outcome text, images int,
             text_input_tokens bigint, image_input_tokens bigint, text_output_tokens bigint,
             image_output_tokens bigint, stored jsonb, answer jsonb, quality text, size text
         )
@@ -136,24 +186,26 @@ BEGIN
         IF s.kind NOT IN ('post', 'post_est', 'void', 'unknown') OR s.amount_nano < 0 THEN
             RAISE EXCEPTION 'settlement of % is not valid: % %', s.id, s.kind, s.amount_nano;
         END IF;
-        SELECT * INTO r FROM reservation WHERE id = s.id;
+        SELECT * INTO r FROM reservation WHERE tenant_id = s.tenant_id AND id = s.id;
         settled_id := s.id;
         breach := 0;
         v_has_new_images := s.stored IS NOT NULL
             AND (r.state IN ('posted_est', 'void') OR r.outcome = 'resolved')
-            AND NOT EXISTS (SELECT 1 FROM image i WHERE i.reservation_id = s.id);
+            AND NOT EXISTS (
+                SELECT 1 FROM image i WHERE i.tenant_id = s.tenant_id AND i.reservation_id = s.id);
         result := settlement_result(r, s.kind, s.amount_nano, v_has_new_images);
         IF s.kind = 'unknown' AND r.state IN ('held', 'unknown') THEN
             -- The sweeper was first; the gateway's report shows that the call was sent.
-            UPDATE reservation SET state = 'unknown', outcome = s.outcome WHERE id = s.id;
+            UPDATE reservation SET state = 'unknown', outcome = s.outcome
+            WHERE tenant_id = s.tenant_id AND id = s.id;
         ELSIF r.state = 'posted' AND v_has_new_images THEN
             -- An operator resolved the call before its late answer: the amount stands, the images
             -- are recorded, and the idempotency key is answered with them from now on.
             UPDATE reservation SET
                 served_quality = coalesce(s.quality, r.served_quality),
-                served_size = coalesce(s.size, r.served_size),
-                answer = CASE WHEN r.idempotency_key IS NOT NULL THEN s.answer END
-            WHERE id = s.id;
+                served_size = coalesce(s.size, r.served_size)
+            WHERE tenant_id = s.tenant_id AND id = s.id;
+            PERFORM keep_answer(s.tenant_id, s.id, s.answer);
             PERFORM add_images(r, v_now, s.stored);
         END IF;
         IF result <> 'ok' OR s.kind = 'unknown' THEN
@@ -172,19 +224,26 @@ BEGIN
             v_held[v_index] := v_held[v_index] + v_released;
             v_breach[v_index] := v_breach[v_index] + breach;
         END LOOP;
+        IF r.house_periods IS NOT NULL THEN
+            v_house := v_house || ARRAY(
+                SELECT ROW(r.house_shard, u.id, v_change, v_released, breach)::house_change
+                FROM unnest(r.house_periods) AS u(id));
+        END IF;
         UPDATE reservation SET
             state = CASE s.kind WHEN 'post' THEN 'posted' WHEN 'post_est' THEN 'posted_est'
                 ELSE 'void' END,
             final_nano = coalesce(r.final_nano, 0) + v_change,
             outcome = s.outcome, resolved_at = v_now,
             served_quality = coalesce(s.quality, r.served_quality),
-            served_size = coalesce(s.size, r.served_size),
+            served_size = coalesce(s.size, r.served_size)
+        WHERE tenant_id = s.tenant_id AND id = s.id;
+        IF NOT v_is_charged THEN
             -- A call that was certainly not charged may be retried under the same key.
-            idempotency_key = CASE WHEN v_is_charged THEN r.idempotency_key END,
-            request_hash = CASE WHEN v_is_charged THEN r.request_hash END,
-            answer = CASE WHEN v_is_charged AND r.idempotency_key IS NOT NULL
-                THEN coalesce(s.answer, r.answer) END
-        WHERE id = s.id;
+            DELETE FROM idempotency_claim
+            WHERE tenant_id = s.tenant_id AND reservation_id = s.id;
+        ELSIF s.answer IS NOT NULL THEN
+            PERFORM keep_answer(s.tenant_id, s.id, s.answer);
+        END IF;
         PERFORM add_ledger_line(
             r, v_now, CASE WHEN r.final_nano IS NULL THEN s.kind ELSE 'adjust' END, v_change,
             v_is_charged::int, coalesce(s.images, 0),
@@ -202,8 +261,10 @@ BEGIN
             spent_nano = spent_nano + v_spent[v_index],
             held_nano = held_nano - v_held[v_index],
             breach_nano = breach_nano + v_breach[v_index]
-        WHERE id = v_periods[v_index] AND (v_spent[v_index] <> 0 OR v_held[v_index] <> 0);
+        WHERE tenant_id = v_tenants[v_index] AND id = v_periods[v_index]
+            AND (v_spent[v_index] <> 0 OR v_held[v_index] <> 0);
     END LOOP;
+    PERFORM settle_house_periods(v_house);
 END $$;
 
 REVOKE ALL ON FUNCTION settle(jsonb) FROM PUBLIC;

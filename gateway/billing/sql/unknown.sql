@@ -8,12 +8,12 @@ LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 SET enable_seqscan = off AS $$
     WITH late AS (
-        SELECT id FROM reservation
+        SELECT tenant_id, id FROM reservation
         WHERE state = 'held' AND deadline_at < clock_timestamp()
         ORDER BY deadline_at LIMIT p_limit FOR UPDATE SKIP LOCKED
     ), marked AS (
         UPDATE reservation SET state = 'unknown', outcome = 'expired'
-        WHERE id IN (SELECT id FROM late) RETURNING 1
+        WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM late) RETURNING 1
     )
     SELECT count(*)::int FROM marked
 $$;
@@ -23,9 +23,10 @@ $$;
 --
 -- `result` is ok; missing; resolved, if nothing is left to resolve; or under_way, before
 -- the deadline. `breach`: nano-dollars beyond the reservation.
--- Locks: the reservation, then its budget_period rows, as in settle.
-CREATE OR REPLACE FUNCTION resolve_reservation(p_id uuid, p_kind text, p_amount_nano bigint)
-RETURNS TABLE (
+-- Locks: the reservation, then the periods of budgets, as in settle.
+CREATE OR REPLACE FUNCTION resolve_reservation(
+    p_tenant_id uuid, p_id uuid, p_kind text, p_amount_nano bigint
+) RETURNS TABLE (
     result text, state_before text, nano_before bigint, state_after text, nano_after bigint,
     breach bigint
 ) LANGUAGE plpgsql SECURITY DEFINER
@@ -35,7 +36,6 @@ SET enable_seqscan = off AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_is_void boolean := p_kind = 'void';
-    v_keeps_key boolean;
     v_change bigint;
     v_released bigint;
     v_none int := CASE WHEN p_kind = 'void' THEN 0 END;
@@ -44,7 +44,7 @@ BEGIN
     IF p_kind NOT IN ('post', 'accept', 'void') OR p_amount_nano < 0 THEN
         RAISE EXCEPTION 'resolution of % is not valid: % %', p_id, p_kind, p_amount_nano;
     END IF;
-    SELECT * INTO r FROM reservation WHERE id = p_id FOR UPDATE;
+    SELECT * INTO r FROM reservation WHERE tenant_id = p_tenant_id AND id = p_id FOR UPDATE;
     state_before := r.state;
     nano_before := r.final_nano;
     result := CASE
@@ -57,7 +57,8 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    PERFORM 1 FROM budget_period WHERE id = ANY (r.periods) ORDER BY tenant_id, id FOR UPDATE;
+    PERFORM 1 FROM budget_period WHERE tenant_id = p_tenant_id AND id = ANY (r.periods)
+    ORDER BY id FOR UPDATE;
     state_after := CASE WHEN v_is_void THEN 'void' ELSE 'posted' END;
     nano_after := CASE p_kind WHEN 'void' THEN 0 WHEN 'post' THEN p_amount_nano
         ELSE coalesce(r.final_nano, p_amount_nano) END;
@@ -68,14 +69,16 @@ BEGIN
         spent_nano = spent_nano + v_change,
         held_nano = held_nano - v_released,
         breach_nano = breach_nano + breach
-    WHERE id = ANY (r.periods);
-    -- A void releases the key, unless the key belongs to a delivered answer.
-    v_keeps_key := NOT v_is_void OR r.answer IS NOT NULL;
+    WHERE tenant_id = p_tenant_id AND id = ANY (r.periods);
+    PERFORM settle_house_periods(ARRAY(
+        SELECT ROW(r.house_shard, u.id, v_change, v_released, breach)::house_change
+        FROM unnest(r.house_periods) AS u(id)));
     UPDATE reservation SET
-        state = state_after, final_nano = nano_after, outcome = 'resolved', resolved_at = v_now,
-        idempotency_key = CASE WHEN v_keeps_key THEN r.idempotency_key END,
-        request_hash = CASE WHEN v_keeps_key THEN r.request_hash END
-    WHERE id = p_id;
+        state = state_after, final_nano = nano_after, outcome = 'resolved', resolved_at = v_now
+    WHERE tenant_id = p_tenant_id AND id = p_id;
+    -- A void releases the key, unless the key belongs to a delivered answer.
+    DELETE FROM idempotency_claim
+    WHERE v_is_void AND tenant_id = p_tenant_id AND reservation_id = p_id AND answer IS NULL;
     -- Known images and tokens are kept with a cost, and cleared by a void.
     PERFORM add_ledger_line(
         r, v_now, CASE WHEN r.final_nano IS NOT NULL THEN 'adjust' WHEN v_is_void THEN 'void'
@@ -85,6 +88,6 @@ BEGIN
 END $$;
 
 REVOKE ALL ON FUNCTION expire_reservations(int) FROM PUBLIC;
-REVOKE ALL ON FUNCTION resolve_reservation(uuid, text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION resolve_reservation(uuid, uuid, text, bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION expire_reservations(int) TO image_gateway_app;
-GRANT EXECUTE ON FUNCTION resolve_reservation(uuid, text, bigint) TO image_gateway_app;
+GRANT EXECUTE ON FUNCTION resolve_reservation(uuid, uuid, text, bigint) TO image_gateway_app;

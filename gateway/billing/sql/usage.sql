@@ -19,7 +19,7 @@ SELECT l.tenant_id, l.livemode, l.admitted_at, l.reservation_id,
     r.credential, r.served_quality, r.served_size, (l.seq = 1)::int AS calls, l.requests, l.images,
     l.text_input_tokens, l.image_input_tokens, l.text_output_tokens, l.image_output_tokens,
     l.amount_nano, usage_status(r.state) AS status
-FROM ledger l JOIN reservation r ON r.id = l.reservation_id AND r.tenant_id = l.tenant_id
+FROM ledger l JOIN reservation r ON r.tenant_id = l.tenant_id AND r.id = l.reservation_id
 WHERE l.kind <> 'hold';
 
 -- The same with the types of sums: what a report adds to them.
@@ -64,11 +64,12 @@ BEGIN
         WHERE ctid = ANY (ARRAY(
             SELECT q.ctid FROM usage_pending q
             ORDER BY q.tenant_id, q.reservation_id, q.seq LIMIT p_most))
-        RETURNING reservation_id, seq
+        RETURNING tenant_id, reservation_id, seq
     ), line AS MATERIALIZED (
         SELECT u.*, usage_slot_of(u.admitted_at) AS slot,
             t.time_zone AS zone, (u.admitted_at AT TIME ZONE t.time_zone)::date AS day
-        FROM taken q JOIN usage_line u ON u.reservation_id = q.reservation_id AND u.seq = q.seq
+        FROM taken q JOIN usage_line u ON u.tenant_id = q.tenant_id
+            AND u.reservation_id = q.reservation_id AND u.seq = q.seq
         JOIN tenant t ON t.id = u.tenant_id
     ), slots AS (
         INSERT INTO usage_slot AS s (
