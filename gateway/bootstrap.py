@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -48,9 +48,8 @@ from gateway.oidc.identity_provider import (
     identity_provider_of,
 )
 from gateway.opening import open_core
-from gateway.providers.base import ImageProvider, ProviderFailure, Reason
-from gateway.providers.connections import ProviderConnections
-from gateway.providers.openai.images import OpenAIImages
+from gateway.providers.base import ImageProvider, ProviderFailure, Reason, VendorProvider
+from gateway.providers.opening import OPENERS, ProviderOptions, open_openai
 from gateway.providers.sandbox.inputs import PixelReader
 from gateway.providers.sandbox.provider import Sandbox
 from gateway.request_log.writer import RequestLog, open_request_log
@@ -139,7 +138,7 @@ async def open_gateway(
         house, request_log = _house_credentials(settings), open_request_log(settings, database)
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
-        openai_images = _openai_images(settings, settings.openai_base_url)
+        vendors = _vendors(settings)
         credentials = Credentials(database, core.vault, house, callers.credentials)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
@@ -147,7 +146,7 @@ async def open_gateway(
             prices=Prices(database, tables),
             credentials=credentials,
             reservations=reservations,
-            providers=_providers(stack, settings, openai_images, _pixel_reader(decoder)),
+            providers=_providers(stack, settings, vendors, _pixel_reader(decoder)),
             results=_results(core, keeper, links, finisher),
             replays=_replays(core, reservations, store, links),
             gate=gate,
@@ -172,8 +171,8 @@ async def open_gateway(
             finisher=finisher,
             intake=Intake(pipeline, _fetcher(core, store, links, downloads), decoder),
             thumbnails=thumbnails,
-            credential_tests=CredentialTests(database, credentials, {"openai": openai_images}),
-            lifetimes=Lifetimes(core.catalog, openai_images, house.get("openai")),
+            credential_tests=CredentialTests(database, credentials, vendors),
+            lifetimes=Lifetimes(core.catalog, vendors, house),
             webhooks=webhooks,
             request_log=request_log,
             clear_caches=clear,
@@ -284,15 +283,12 @@ def _identity_provider(
 def _providers(
     stack: AsyncExitStack,
     settings: Settings,
-    openai_images: OpenAIImages,
+    vendors: Mapping[str, VendorProvider],
     read_pixels: PixelReader,
 ) -> dict[str, ImageProvider]:
-    providers: dict[str, ImageProvider] = {
-        "openai": openai_images,
-        "sandbox": Sandbox(read_pixels),
-    }
+    providers: dict[str, ImageProvider] = {**vendors, "sandbox": Sandbox(read_pixels)}
     if settings.legacy_base_url is not None:
-        providers[LEGACY] = _openai_images(settings, settings.legacy_base_url)
+        providers[LEGACY] = open_openai(_options(settings, settings.legacy_base_url))
     for provider in providers.values():
         stack.push_async_callback(provider.close)
     return providers
@@ -309,30 +305,36 @@ def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -
     )
 
 
-def _openai_images(settings: Settings, base_url: str) -> OpenAIImages:
-    return OpenAIImages(
-        ProviderConnections(
-            base_url=base_url,
-            proxy=proxy_for(base_url),
-            connect_timeout_seconds=settings.provider_connect_timeout_seconds,
-            max_connections=settings.provider_max_connections,
-        ),
-        base_url=base_url,
-        read_timeout_seconds=settings.provider_read_timeout_seconds,
-        max_answer_bytes=settings.provider_max_answer_bytes,
-        downloads=Downloads(
+def _vendors(settings: Settings) -> dict[str, VendorProvider]:
+    addresses = settings.provider_addresses
+    return {name: opener(_options(settings, addresses[name])) for name, opener in OPENERS.items()}
+
+
+def _options(settings: Settings, base_url: str) -> ProviderOptions:
+    def open_downloads() -> Downloads:
+        return Downloads(
             max_bytes=MAX_DOWNLOAD_BYTES,
             total_seconds=settings.download_seconds,
             connect_seconds=settings.provider_connect_timeout_seconds,
             trusted_origins=frozenset({origin_of(base_url)}),
-        ),
+        )
+
+    return ProviderOptions(
+        base_url=base_url,
+        proxy=proxy_for(base_url),
+        connect_timeout_seconds=settings.provider_connect_timeout_seconds,
+        read_timeout_seconds=settings.provider_read_timeout_seconds,
+        max_connections=settings.provider_max_connections,
+        max_answer_bytes=settings.provider_max_answer_bytes,
+        downloads=open_downloads,
     )
 
 
 def _house_credentials(settings: Settings) -> dict[str, SecretText]:
-    house = {}
-    if settings.openai_api_key is not None:
-        house["openai"] = SecretText(settings.openai_api_key.get_secret_value().strip())
+    house = {
+        name: SecretText(key.get_secret_value().strip())
+        for name, key in settings.house_keys.items()
+    }
     if settings.legacy_base_url is not None:
         key = settings.legacy_api_key
         # A self-hosted endpoint often needs no key; it then ignores this one.

@@ -307,6 +307,7 @@ class Outcome(StrEnum):
     MODERATION = "moderation"
     SUCCESS = "success"
     SUCCESS_NO_USAGE = "success_no_usage"
+    REFUSED_CHARGED = "refused_charged"
     AMBIGUOUS = "ambiguous"
 
 
@@ -323,7 +324,8 @@ class ProviderAnswer:
     """The images that a provider made, as base64 text, and the provider's metadata.
 
     `usage` is None where the provider reported none, or none that can be read. `revised_prompts`
-    has one entry for each image, or is empty.
+    has one entry for each image, or is empty. `model_version`: the model that a vendor says it
+    used, which may be another one than was asked for.
     """
 
     images: tuple[str, ...]
@@ -335,6 +337,7 @@ class ProviderAnswer:
     output_format: str
     revised_prompts: tuple[str, ...] = ()
     reply: ProviderReply | None = None
+    model_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,14 @@ from datetime import date
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """The `WxH` sizes that a model accepts: a fixed list, or the rule of the newer families."""
+    """The `WxH` sizes that a model accepts: a fixed list, or the rule of the newer families.
+
+    `unspecified`: those that it may choose for an omitted size, if not all of the list.
+    """
 
     fixed: tuple[str, ...] = ()
     auto: bool = True
+    unspecified: tuple[str, ...] = ()
     multiple_of: int = 16
     max_edge: int = 3840
     max_ratio: int = 3
@@ -22,6 +26,14 @@ class SizeRule:
 PARTIAL_IMAGE_TOKENS = 100
 """Output tokens of each partial image of a stream.
 https://developers.openai.com/api/docs/guides/image-generation"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A size in the words of a vendor that asks for a ratio and a tier: `"16:9"` and `"2K"`."""
+
+    ratio: str
+    tier: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +77,8 @@ class InputRule:
 
     `exact_mask`: pixels outside the mask come back unchanged. `tokens_percent` bounds the cost of
     an input, in percent of its patches of 32 x 32 pixels; `tokens_each` is added for each input,
-    `high_fidelity_tokens` if high fidelity is requested.
+    `high_fidelity_tokens` if high fidelity is requested. `max_total_bytes` bounds all images of a
+    request together. `masks`: an edit may have one.
     """
 
     max_images: int = 0
@@ -79,6 +92,8 @@ class InputRule:
     tokens_percent: int = 0
     tokens_each: int = 0
     high_fidelity_tokens: int = 0
+    max_total_bytes: int | None = None
+    masks: bool = True
 
     def input_tokens(self, width: int, height: int, *, high_fidelity: bool) -> int:
         """Compute an upper bound for the cost of one input; small ones count as if scaled up.
@@ -99,13 +114,15 @@ class Continuity:
 
     `sizes` and `qualities` map its own values to the successor's; "" stands for an omitted value.
     `bare_answer`: its answers had `created` and `data` only. `revised_prompt`: each image came with
-    the prompt it was made from.
+    the prompt it was made from. `resizes`: an image of another size is brought to the size that was
+    asked for; otherwise the answer names the real one.
     """
 
     sizes: Mapping[str, str] = field(default_factory=dict)
     qualities: Mapping[str, str] = field(default_factory=dict)
     bare_answer: bool = False
     revised_prompt: bool = False
+    resizes: bool = True
 
 
 def _divide_half_even(numerator: int, denominator: int) -> int:
@@ -141,7 +158,10 @@ class Model:
     `priced_as`: the model whose price applies; a dated snapshot has the price of its model.
     `per_image`: prices of a model that bills by the image, by size or by quality and size.
     `text_output_bound`: the most text tokens per image, for models that bill them. `usual`: the
-    estimate for an open quality and size, until the model's own calls provide one.
+    estimate for an open quality and size, until the model's own calls provide one. `shapes`: the
+    sizes of a vendor that asks for ratio and tier. `thinking`: its word for each quality.
+    `own_format`: the vendor chooses the file format; another one is encoded here.
+    `one_image_per_call`: several images are several calls, and each pays for the inputs.
     """
 
     id: str
@@ -169,6 +189,10 @@ class Model:
     tokens: TokenRule
     price: SeedPrice | None
     per_image: Mapping[str, SeedPrice] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    thinking: Mapping[str, str] = field(default_factory=dict)
+    one_image_per_call: bool = False
+    own_format: bool = False
 
     def is_retired(self, today: date) -> bool:
         """Return True if the vendor no longer serves the model on this day."""

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from gateway import telemetry
 from gateway.billing.journal import SUFFIX, DeadJournal, taken
 from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
-from gateway.billing.reservations import Settlement, report_conflict, settlement_fields
+from gateway.billing.reservations import CHARGED, Settlement, report_conflict, settlement_fields
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.identity import DatabaseIdentity, read_identity
 from gateway.db.money_tables import LedgerRow, ReservationRow
@@ -223,7 +223,7 @@ def _due(
         is_unheard = row.state == "held" or (row.state, row.outcome) == ("unknown", "expired")
         settlement = told.get(row.id)
         if settlement is not None:
-            is_truth = settlement.outcome is Outcome.SUCCESS and row.state != "posted"
+            is_truth = settlement.outcome in CHARGED and row.state != "posted"
             if is_truth or row.state in {"held", "unknown"}:
                 due.append(settlement)
         elif row.id in journal.sent:

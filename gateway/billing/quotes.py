@@ -30,7 +30,8 @@ def terms_of(request: ImageRequest) -> CostFactors:
         size=None if is_open[1] else request.size,
         # Per image, so that the bound holds even if a vendor charges the prompt once per image.
         text_input_tokens=request.n * (len(request.prompt.encode()) + PROMPT_OVERHEAD_TOKENS),
-        image_input_tokens=_input_tokens(request),
+        image_input_tokens=_input_tokens(request)
+        * (request.n if request.model.one_image_per_call else 1),
         text_output_tokens=request.n * request.model.text_output_bound,
         partial_images=request.partial_images,
     )
@@ -115,7 +116,8 @@ def _input_tokens(request: ImageRequest) -> int:
 def _dearest_tokens(request: ImageRequest) -> int:
     model = request.model
     open_quality = request.quality in {None, "auto"}
-    qualities = [q for q in model.qualities if q != "auto"] if open_quality else [request.quality]
+    named = [q for q in model.qualities if q != "auto"] or list(model.tokens.fixed)
+    qualities = named if open_quality else [request.quality]
     return max(
         model.tokens.output_tokens(quality, width, height)
         for quality in qualities
@@ -134,6 +136,6 @@ def _possible_sizes(request: ImageRequest) -> Iterable[tuple[int, int]]:
         return [parse_size(request.size or "")]
     rule = request.model.sizes
     if rule.fixed:
-        return [parse_size(size) for size in rule.fixed]
+        return [parse_size(size) for size in rule.unspecified or rule.fixed]
     edge = isqrt(rule.auto_pixels)
     return [(edge, edge)]

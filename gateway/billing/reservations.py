@@ -36,9 +36,12 @@ KIND_BY_OUTCOME: dict[Outcome, SettlementKind] = {
     Outcome.REJECTED: "void",
     Outcome.MODERATION: "void",
     Outcome.SUCCESS: "post",
+    Outcome.REFUSED_CHARGED: "post",
     Outcome.SUCCESS_NO_USAGE: "post_est",
     Outcome.AMBIGUOUS: "unknown",
 }
+CHARGED = frozenset({Outcome.SUCCESS, Outcome.REFUSED_CHARGED})
+"""Outcomes whose cost is known and more than nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,15 @@ from gateway.image_models import (
     InputRule,
     Model,
     SeedPrice,
+    Shape,
     SizeRule,
     TokenRule,
+    parse_size,
 )
 from gateway.money import parse_usd
 
 DEFAULT_MODEL = "gpt-image-2.5-sunburst"
+THINKING_QUALITIES = ("low", "medium", "high")
 LEGACY = "legacy"
 """The provider of retired models that an operator's own host still serves."""
 
@@ -132,7 +135,7 @@ def load_catalog(
     data = tomllib.loads(text)
     models: dict[str, Model] = {}
     for entry in data["models"]:
-        merged = {**data["families"][entry["family"]], **entry}
+        merged = {"pixels": data["pixels"], **data["families"][entry["family"]], **entry}
         for name in (entry["id"], *entry.get("snapshots", ())):
             models[name] = _model(name, merged)
     for setting, name in [
@@ -150,15 +153,16 @@ def load_catalog(
 
 def _model(name: str, entry: Mapping[str, Any]) -> Model:
     price = entry.get("price")
+    shapes = _shapes(entry)
     return Model(
         id=name,
-        provider="openai",
+        provider=entry.get("provider", "openai"),
         endpoints=frozenset(entry["endpoints"]),
         released=entry.get("released"),
         deprecation_date=entry.get("deprecation_date"),
         shutdown_date=entry.get("shutdown_date"),
         successor=entry.get("successor"),
-        sizes=SizeRule(fixed=tuple(entry["sizes"]["fixed"]), auto=entry["sizes"].get("auto", True)),
+        sizes=_size_rule(entry, shapes),
         qualities=tuple(entry["qualities"]),
         output_formats=tuple(entry["output_formats"]),
         backgrounds=tuple(entry.get("backgrounds", ())),
@@ -174,7 +178,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
         text_output_bound=entry.get("text_output_bound", 0),
         usual=AutoChoice(**entry["usual"]),
         tokens=TokenRule(
-            fixed=entry.get("tokens", {}).get("fixed", {}),
+            fixed=_tier_tokens(entry, shapes) or entry.get("tokens", {}).get("fixed", {}),
             base=entry.get("tokens", {}).get("base", {}),
         ),
         price=None if price is None else _seed_price(price),
@@ -182,7 +186,40 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
             name: SeedPrice(0, 0, 0, 0, per_image_nano=parse_usd(amount))
             for name, amount in entry.get("per_image", {}).items()
         },
+        shapes=shapes,
+        thinking=entry.get("thinking", {}),
+        one_image_per_call=entry.get("one_image_per_call", False),
+        own_format=entry.get("own_format", False),
     )
+
+
+def _shapes(entry: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return the sizes of a model that is asked for ratio and tier, the smallest tier first."""
+    return {
+        f"{int(width * tier['scale'])}x{int(height * tier['scale'])}": Shape(ratio, name)
+        for name, tier in entry.get("tiers", {}).items()
+        for ratio in entry["ratios"]
+        for width, height in [parse_size(entry["pixels"][ratio])]
+    }
+
+
+def _size_rule(entry: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SizeRule:
+    if not shapes:
+        rule = entry["sizes"]
+        return SizeRule(fixed=tuple(rule["fixed"]), auto=rule.get("auto", True))
+    usual = entry["usual"]["size"]
+    return SizeRule(
+        fixed=tuple(shapes),
+        unspecified=tuple(size for size in shapes if shapes[size].tier == shapes[usual].tier),
+    )
+
+
+def _tier_tokens(
+    entry: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> dict[str, dict[str, int]]:
+    """Return the output tokens by quality and size, which depend on the tier alone."""
+    tokens = {size: entry["tiers"][shape.tier]["tokens"] for size, shape in shapes.items()}
+    return dict.fromkeys(THINKING_QUALITIES, tokens) if shapes else {}
 
 
 def _input_rule(entry: Mapping[str, Any]) -> InputRule:

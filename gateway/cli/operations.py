@@ -7,6 +7,7 @@ import typer
 
 from gateway.billing import ledger
 from gateway.bootstrap import Gateway, open_gateway
+from gateway.catalog.vendors import VENDORS
 from gateway.cli.output import (
     JsonOption,
     console,
@@ -78,16 +79,7 @@ async def _examine(settings: Settings, note: Note) -> None:
         note("master key", "ok", f"{', '.join(keys.ids)} from {keys.path or 'GATEWAY_MASTER_KEY'}")
         await _examine_secrets(gateway, note)
         await _examine_store(gateway, note)
-        if settings.openai_api_key is None:
-            note(
-                "house key", "none", "OPENAI_API_KEY is not set: live calls need a tenant's own key"
-            )
-        else:
-            note(
-                "house key",
-                "ok",
-                f"set, for {settings.openai_base_url} (not tested: calls cost money)",
-            )
+        _examine_house_keys(settings, note)
         _examine_limits(gateway, note)
         templates = load_templates(settings.prompts_dir)
         note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
@@ -110,6 +102,19 @@ async def _examine_connections(gateway: Gateway, note: Note) -> None:
         note("connections", "wrong", f"{said}: {advice}")
     else:
         note("connections", "ok", said)
+
+
+def _examine_house_keys(settings: Settings, note: Note) -> None:
+    for name, vendor in VENDORS.items():
+        if name in settings.house_keys:
+            address = settings.provider_addresses[name]
+            note(f"{name} key", "ok", f"set, for {address} (not tested: calls cost money)")
+        else:
+            note(
+                f"{name} key",
+                "none",
+                f"{vendor.key_setting} is not set: live calls need a tenant's own key",
+            )
 
 
 async def _examine_store(gateway: Gateway, note: Note) -> None:

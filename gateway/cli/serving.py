@@ -302,7 +302,7 @@ def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
         console.print(_curl_example(base_url, keys["test_key"]))
         usage = _command(settings, "usage")
         console.print(f"\nThen see what it would have cost:   {usage}\n")
-    if settings.openai_api_key is None:
+    if not settings.house_keys:
         setting = _command(settings, "credentials set --tenant default --provider openai")
         console.print(
             "Live keys need an OpenAI key: set OPENAI_API_KEY, or store a tenant's own with\n"

@@ -28,6 +28,18 @@ class ProviderSettings(SettingsGroup):
         validation_alias="OPENAI_BASE_URL",
         description="The address of OpenAI's API, without user, password or query.",
     )
+    gemini_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias="GEMINI_API_KEY",
+        description="The house credential for Google's Gemini API, for models such as "
+        "`gemini-nano-banana-2.1`.",
+        examples=["AIza…"],
+    )
+    gemini_base_url: str = Field(
+        default="https://generativelanguage.googleapis.com",
+        validation_alias="GEMINI_BASE_URL",
+        description="The address of Google's Gemini API, without user, password or query.",
+    )
     legacy_base_url: str | None = Field(
         default=None,
         description="The address of an OpenAI-compatible host of your own that still has retired "
@@ -83,7 +95,7 @@ class ProviderSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _require_provider_addresses(self) -> Self:
-        named = {"OPENAI_BASE_URL": self.openai_base_url}
+        named = {"OPENAI_BASE_URL": self.openai_base_url, "GEMINI_BASE_URL": self.gemini_base_url}
         if self.legacy_base_url is not None:
             named["GATEWAY_LEGACY_BASE_URL"] = self.legacy_base_url
         for name, url in named.items():
@@ -93,6 +105,17 @@ class ProviderSettings(SettingsGroup):
                     "https://api.openai.com/v1, without user, password or query."
                 )
         return self
+
+    @property
+    def provider_addresses(self) -> dict[str, str]:
+        """The address of each vendor's API, by its provider's name."""
+        return {"openai": self.openai_base_url, "gemini": self.gemini_base_url}
+
+    @property
+    def house_keys(self) -> dict[str, SecretStr]:
+        """The house credentials that are set, by the name of their provider."""
+        keys = {"openai": self.openai_api_key, "gemini": self.gemini_api_key}
+        return {name: key for name, key in keys.items() if key is not None}
 
     @property
     def hosted_models(self) -> list[str]:

@@ -63,6 +63,7 @@ class Settings(
             "GATEWAY_MASTER_KEY": self.master_key,
             "GATEWAY_ADMIN_KEY": self.admin_key,
             "OPENAI_API_KEY": self.openai_api_key,
+            "GEMINI_API_KEY": self.gemini_api_key,
             "GATEWAY_LEGACY_API_KEY": self.legacy_api_key,
             "AWS_SECRET_ACCESS_KEY": self.aws_secret_access_key,
         }

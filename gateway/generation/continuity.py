@@ -32,6 +32,14 @@ class PostProcessing:
     mask: InputImage | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The file format that each output image must have; `quality` from 0 to 100, None if open."""
+
+    format: str
+    quality: int | None = None
+
+
 def serve(request: ImageRequest, serving: Model) -> ImageRequest:
     """Return the request to send to `serving`: `request` unchanged if it is the requested model."""
     if serving.id == request.model.id:
@@ -54,13 +62,22 @@ def serve(request: ImageRequest, serving: Model) -> ImageRequest:
 
 def finish(request: ImageRequest, served: ImageRequest) -> PostProcessing | None:
     """Return the post-processing that the contract still requires, or None if there is none."""
-    if served.model.id == request.model.id or not request.model.continuity.sizes:
+    promised = request.model.continuity
+    if served.model.id == request.model.id or not promised.sizes or not promised.resizes:
         return None
-    wanted = request.size or request.model.continuity.sizes[""]
+    wanted = request.size or promised.sizes[""]
     width, height = parse_size(wanted)
     if request.operation is Operation.EDIT and request.model.inputs.exact_mask:
         return PostProcessing(width, height, request.inputs[0], served.mask)
     return None if wanted == served.size else PostProcessing(width, height)
+
+
+def encoding(served: ImageRequest) -> Encoding | None:
+    """Return the encoding that was asked for, if the vendor chooses formats by itself."""
+    if not served.model.own_format or served.output_format is None:
+        return None
+    quality = served.output_compression
+    return Encoding(served.output_format, quality if served.output_format != "png" else None)
 
 
 def _prompt(request: ImageRequest) -> str:

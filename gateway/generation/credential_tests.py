@@ -4,13 +4,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 from uuid import UUID
 
 from gateway.db.engine import Database
-from gateway.domain import Caller, SecretText
+from gateway.domain import Caller
 from gateway.errors import ConfigurationError, CredentialUnreadable, RateLimited
-from gateway.providers.base import CredentialState
+from gateway.providers.base import CredentialState, CredentialTester
 from gateway.tenancy import credentials as stored
 from gateway.tenancy.credentials import CredentialInfo, Credentials
 from gateway.vault.sealing import SealBroken
@@ -18,14 +17,6 @@ from gateway.vault.sealing import SealBroken
 MAX_TESTS = 10
 WINDOW_SECONDS = 60.0
 MAX_TENANTS = 10_000
-
-
-class CredentialTester(Protocol):
-    """A provider that can test a credential."""
-
-    async def test_credential(self, credential: SecretText) -> CredentialState:
-        """Return the state of the credential at the provider."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ MAX_MESSAGE_CHARACTERS = 500
 
 
 def client_error(  # noqa: PLR0911 - a table, one line a case
-    failure: ProviderFailure, *, house_credential: bool, model: str
+    failure: ProviderFailure, *, house_credential: bool, provider: str, model: str
 ) -> GatewayError:
     """Render a failure for the client.
 
@@ -38,7 +38,9 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             "request is not repeated. The usage report will show the cost once it is known."
         )
     if failure.outcome is Outcome.SUCCESS:
-        return ImageUnfinished(f"{failure.message} The call was paid for; its cost is recorded.")
+        return ImageUnfinished(
+            f"{telemetry.redact(failure.message)} The call was paid for; its cost is recorded."
+        )
     message = telemetry.redact(failure.message)[:MAX_MESSAGE_CHARACTERS]
     match failure.reason:
         case Reason.MODERATION:
@@ -52,7 +54,7 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             return CredentialRejected(
                 "The provider rejected your own key "
                 f"({'its quota is used up' if failure.reason is Reason.QUOTA else 'not valid'}). "
-                "Replace it with PUT /v1/credentials/openai."
+                f"Replace it with PUT /v1/credentials/{provider}."
             )
         case Reason.MODEL if not house_credential:
             return NotFound(message, code="model_not_found", param="model")

@@ -33,6 +33,8 @@ from gateway.domain import (
     Usage,
 )
 from gateway.errors import (
+    ContentRefused,
+    CredentialRejected,
     GatewayError,
     IdempotencyConflict,
     IdempotencyInFlight,
@@ -53,7 +55,8 @@ from gateway.request_record import current
 
 RETRY_AFTER_SECONDS = 2
 _RECORDED_ERRORS: dict[str, type[GatewayError]] = {
-    error.code: error for error in (ImageUnfinished, StorageFailed)
+    error.code: error
+    for error in (ImageUnfinished, StorageFailed, ContentRefused, CredentialRejected)
 }
 
 

@@ -90,7 +90,7 @@ def check_counts(request: ImageRequest, fields: Sequence[str]) -> None:
             param="image",
         )
     given = [field for field in fields if field != "image"]
-    allowed = {"mask"} | ({"markup"} if rule.markup else set())
+    allowed = {name for name, is_read in (("mask", rule.masks), ("markup", rule.markup)) if is_read}
     if request.operation is Operation.VARIATION:
         allowed = set()
     for name in given:
@@ -172,6 +172,14 @@ def _check_images(
             f"Invalid image: it must be square, but is {first.width}x{first.height}.",
             param="image",
         )
+    if rule.max_total_bytes is not None:
+        total_bytes = sum(image.size_bytes for image in inputs)
+        if total_bytes > rule.max_total_bytes:
+            raise PayloadTooLarge(
+                f"The input images have {total_bytes} bytes together; {request.model.id} accepts "
+                f"{rule.max_total_bytes}.",
+                param="image",
+            )
     for name, overlay in overlays.items():
         if overlay.media_type != PNG:
             raise _bad_overlay(name, "it must be a PNG")

@@ -1,50 +1,41 @@
-"""Shutdown dates of models: the catalogue's, updated from the vendor's announcements."""
+"""Shutdown dates of models: the catalogue's, updated from the vendors' announcements."""
 
 from collections.abc import Mapping
-from datetime import date
-from typing import Protocol
 
 import structlog
 
 from gateway.catalog.loading import Catalog
 from gateway.domain import SecretText
-from gateway.providers.base import ProviderFailure
+from gateway.providers.base import ProviderFailure, VendorProvider
 
 log = structlog.get_logger(__name__)
 
 
-class DateSource(Protocol):
-    """A vendor that announces the shutdown dates of its models."""
-
-    async def shutdown_dates(self, credential: SecretText) -> Mapping[str, date]:
-        """Return the announced shutdown dates by model.
-
-        Raises:
-            ProviderFailure: no readable answer.
-        """
-        ...
-
-
 class Lifetimes:
-    """Asks the vendor with the house credential; without one the catalogue's dates apply."""
+    """Asks each vendor with its house credential; without one the catalogue's dates apply."""
 
-    def __init__(self, catalog: Catalog, source: DateSource, house: SecretText | None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        vendors: Mapping[str, VendorProvider],
+        house: Mapping[str, SecretText],
+    ) -> None:
         self._catalog = catalog
-        self._source = source
-        self._house = house
+        self._sources = [(vendors[name], key) for name, key in house.items() if name in vendors]
 
     async def refresh(self) -> bool:
         """Apply the dates announced today; a failed request changes nothing.
 
         Returns True if the next refresh is due in a day, False if it should be retried sooner.
         """
-        if self._house is None:
-            return True
-        try:
-            dates = await self._source.shutdown_dates(self._house)
-        except ProviderFailure as failure:
-            log.warning("shutdown_dates_unknown", reason=failure.reason)
-            return False
-        for model in self._catalog.learn_shutdown_dates(dates):
-            log.warning("shutdown_date_announced", model=model, on=dates[model].isoformat())
-        return True
+        is_known = True
+        for vendor, credential in self._sources:
+            try:
+                dates = await vendor.shutdown_dates(credential)
+            except ProviderFailure as failure:
+                log.warning("shutdown_dates_unknown", reason=failure.reason)
+                is_known = False
+                continue
+            for model in self._catalog.learn_shutdown_dates(dates):
+                log.warning("shutdown_date_announced", model=model, on=dates[model].isoformat())
+        return is_known

@@ -11,7 +11,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing import quotes
-from gateway.billing.reservations import Settlement
+from gateway.billing.reservations import CHARGED, Settlement
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable, answered_within
 from gateway.domain import (
@@ -137,6 +137,7 @@ class PaidCalls:
         else:
             outcome = Outcome.SUCCESS if answer.usage is not None else Outcome.SUCCESS_NO_USAGE
             reply = answer.reply
+            _check_version(paid, answer)
             return answer
         finally:
             elapsed = time.perf_counter() - started
@@ -182,12 +183,15 @@ class PaidCalls:
 
     async def _fail(self, paid: PaidCall, failure: ProviderFailure) -> NoReturn:
         error = client_error(
-            failure, house_credential=paid.credential.owner == "house", model=paid.served.model.id
+            failure,
+            house_credential=paid.credential.owner == "house",
+            provider=paid.provider,
+            model=paid.served.model.id,
         )
         cost_nano, answer = None, None
         record = current()
         record.reason = failure.reason
-        if failure.outcome is Outcome.SUCCESS:  # charged, and no image that could be read
+        if failure.outcome in CHARGED:  # and no image that could be read
             cost_nano = self._cost(paid, failure.usage, images=paid.served.n)
             answer = record_error(error) if paid.request.idempotency else None
         if failure.outcome is Outcome.AMBIGUOUS:
@@ -233,6 +237,7 @@ class PaidCalls:
         try:
             finish = continuity.finish(paid.request, paid.served)
             answer = await self._results.finish(answer, finish)
+            answer = await self._results.encode(answer, continuity.encoding(paid.served))
         except ImageUnfinished as error:
             telemetry.alarm("image_unfinished", generation=str(paid.id), error=error.message)
             images, _, _ = await self._keep(paid, answer, settlement, failed=error)
@@ -295,3 +300,13 @@ class PaidCalls:
         if not settled:
             current().cost_status = CostStatus.PENDING
         return images, kept, settled
+
+
+def _check_version(paid: PaidCall, answer: ProviderAnswer) -> None:
+    """Raise an alarm where a vendor used another model than was asked for: its price may differ."""
+    version = answer.model_version
+    if version is None:
+        return
+    log.info("model_version", generation=str(paid.id), version=version)
+    if not version.startswith(paid.served.model.id):
+        telemetry.alarm("model_rerouted", model=paid.served.model.id, served=version)

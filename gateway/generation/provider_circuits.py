@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gateway.billing.reservations import CHARGED
 from gateway.domain import Caller, Outcome
 from gateway.errors import CredentialRejected, GatewayError, RateLimited, Unavailable
 from gateway.load.circuits import CircuitName, CircuitOpen, Circuits, ProviderCall, Trouble
@@ -16,6 +17,7 @@ from gateway.tenancy.credentials import CredentialChoice
 
 SANDBOX = "sandbox"
 HOUSE = "house"
+_ANSWERED = frozenset({Outcome.REJECTED, Outcome.REFUSED_CHARGED})
 _TROUBLE = {Reason.CREDENTIAL: Trouble.CREDENTIAL, Reason.QUOTA: Trouble.QUOTA}
 
 
@@ -49,10 +51,10 @@ def note_failure(call: ProviderCall, failure: ProviderFailure) -> None:
         call.failed(Trouble.UNREACHABLE)
     elif failure.outcome is Outcome.AMBIGUOUS and failure.reason is not Reason.MODERATION:
         call.failed(Trouble.FAILING)
-    elif failure.outcome is Outcome.SUCCESS:
-        call.succeeded()
-    elif failure.outcome is Outcome.REJECTED and failure.reason in _TROUBLE:
+    elif failure.outcome in _ANSWERED and failure.reason in _TROUBLE:
         call.failed(_TROUBLE[failure.reason])
+    elif failure.outcome in CHARGED:
+        call.succeeded()
 
 
 def _names(

@@ -14,7 +14,7 @@ from gateway import telemetry
 from gateway.billing.reservations import StoredFile
 from gateway.domain import Caller, ImageRequest, ProviderAnswer, StorageState, StoredImage
 from gateway.errors import ImageUnfinished
-from gateway.generation.continuity import PostProcessing
+from gateway.generation.continuity import Encoding, PostProcessing
 from gateway.library.keeping import Keeper
 from gateway.library.links import LinkSigner
 from gateway.library.prompt_hashes import prompt_hash
@@ -25,6 +25,7 @@ from gateway.media.metadata import sniff_format
 from gateway.media.temporary_files import new_spool
 
 STORE_TIMEOUT_SECONDS = 60.0
+BEST_QUALITY = 100
 _SIZE_FORM = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
 
 
@@ -62,6 +63,35 @@ class Results:
             raise unfinished(finish.width, finish.height, type(error).__name__) from error
         size = f"{finish.width}x{finish.height}"
         return replace(answer, images=tuple(images), size=size, output_format="png")
+
+    async def encode(self, answer: ProviderAnswer, encoding: Encoding | None) -> ProviderAnswer:
+        """Encode the images that have another format than was asked for; others stay untouched.
+
+        Raises:
+            ImageUnfinished: an image cannot be decoded, or disk space or memory is short.
+        """
+        if encoding is None or (
+            encoding.format == answer.output_format and encoding.quality in {None, BEST_QUALITY}
+        ):
+            return answer
+        try:
+            images = await asyncio.gather(*(self._encode(one, encoding) for one in answer.images))
+        except (binascii.Error, OSError, UnusableImage, DecoderBusy, DecoderFailed) as error:
+            raise ImageUnfinished(
+                "The image was made and its cost recorded, but it could not be encoded as "
+                f"{encoding.format}: {type(error).__name__}."
+            ) from error
+        return replace(answer, images=tuple(images), output_format=encoding.format)
+
+    async def _encode(self, encoded: str, encoding: Encoding) -> str:
+        with new_spool() as made, new_spool() as target:
+            made.write(pybase64.b64decode(encoded, validate=True))
+            made.flush()
+            await self._decoder.encode(
+                made, target, media_type=MEDIA_TYPES[encoding.format], quality=encoding.quality
+            )
+            target.seek(0)
+            return pybase64.b64encode(target.read()).decode()
 
     async def _finish(self, encoded: str, finish: PostProcessing) -> str:
         with new_spool() as made, new_spool() as target:

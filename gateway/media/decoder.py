@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from gateway.errors import Unavailable
 from gateway.load.gate import Gate, GateLimits, GateSlot
-from gateway.media.metadata.common import MAX_EDGE_PIXELS, ImageProblem, UnusableImage
+from gateway.media.metadata.common import ENCODINGS, MAX_EDGE_PIXELS, ImageProblem, UnusableImage
 
 __all__ = [
     "Decoder",
@@ -121,6 +121,20 @@ class Decoder:
         """Write a PNG of exactly that size. Raises as `clean`, and ValueError for a bad size."""
         self._check_size(width, height)
         return await self._run(["resample", width, height], [source], target)
+
+    async def encode(
+        self, source: BinaryIO, target: BinaryIO, *, media_type: str, quality: int | None
+    ) -> ImageFacts:
+        """Write the image in that format; `quality` from 0 to 100 is for JPEG and WebP.
+
+        Transparent pixels become white in a JPEG. Raises as `clean`.
+        """
+        job: list[str | int] = [
+            "encode",
+            ENCODINGS.index(media_type),
+            -1 if quality is None else quality,
+        ]
+        return await self._run(job, [source], target)
 
     async def composite(
         self,

@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from gateway.media.metadata import strip_metadata
-from gateway.media.metadata.common import ImageProblem, UnusableImage
+from gateway.media.metadata.common import ENCODINGS, ImageProblem, UnusableImage
 from gateway.processes import forbid_core_dumps
 
 MAX_JOB_BYTES = 1024
@@ -204,12 +204,17 @@ def high_bytes(deep: Image.Image) -> Image.Image:
     return grey
 
 
-def encode(image: Image.Image, media_type: str, profile: bytes | None) -> bytes:
+def encode(
+    image: Image.Image, media_type: str, profile: bytes | None, quality: int | None = None
+) -> bytes:
     """Encode the image with its colour profile and no other metadata."""
     image.info = {}
     out = io.BytesIO()
     if media_type == "image/jpeg":
-        image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=profile)
+        lossy = JPEG_QUALITY if quality is None else quality
+        image.save(out, "JPEG", quality=lossy, subsampling=0, icc_profile=profile)
+    elif media_type == "image/webp" and quality is not None:
+        image.save(out, "WEBP", quality=quality, icc_profile=profile)
     elif media_type == "image/webp":
         image.save(
             out,
@@ -262,6 +267,19 @@ def resample(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOu
     return JobOutput(encode(image, "image/png", profile), "image/png", image)
 
 
+def reencode(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
+    number, quality = sizes
+    media_type = ENCODINGS[number]
+    decoded = decode(sources[0], limits)
+    image = coloured(decoded.image)
+    if media_type == "image/jpeg" and image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    profile = decoded.profile if decoded.image.mode in {"RGB", "RGBA"} else None
+    content = encode(image, media_type, profile, None if quality < 0 else quality)
+    return JobOutput(content, media_type, image)
+
+
 def editable(mask: Image.Image, width: int, height: int) -> Image.Image:
     """Return 255 where the mask is fully transparent, else 0; without alpha, 0 everywhere."""
     if mask.mode not in {"LA", "RGBA"}:
@@ -303,6 +321,7 @@ def pixels(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutp
 
 TASKS: dict[str, Callable[[list[bytes], list[int], JobLimits], JobOutput]] = {
     "clean": clean,
+    "encode": reencode,
     "resample": resample,
     "composite": composite,
     "thumbnail": thumbnail,

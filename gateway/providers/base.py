@@ -1,5 +1,7 @@
 """The interface of image providers, and their failures."""
 
+from collections.abc import Mapping
+from datetime import date
 from enum import StrEnum
 from typing import Protocol
 
@@ -65,6 +67,14 @@ class ProviderFailure(Exception):
         self.reply = reply
 
 
+class CredentialTester(Protocol):
+    """A provider that can test a credential."""
+
+    async def test_credential(self, credential: SecretText) -> CredentialState:
+        """Return the state of the credential at the provider, without a paid call."""
+        ...
+
+
 class ImageProvider(Protocol):
     """A provider of images: one paid call per method call, never a retry of its own."""
 
@@ -87,3 +97,35 @@ class ImageProvider(Protocol):
     async def close(self) -> None:
         """Close connections."""
         ...
+
+
+class VendorProvider(ImageProvider, CredentialTester, Protocol):
+    """A provider that calls a vendor with a credential."""
+
+    async def shutdown_dates(self, credential: SecretText) -> Mapping[str, date]:
+        """Return the shutdown dates that the vendor's API announces, by model.
+
+        Raises:
+            ProviderFailure: no readable answer.
+        """
+        ...
+
+
+def interrupted(*, sent: bool) -> ProviderFailure:
+    """Return the failure of a broken connection, or of one never established (`sent` false)."""
+    if not sent:
+        return ProviderFailure(
+            Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
+        )
+    return ProviderFailure(
+        Outcome.AMBIGUOUS, Reason.UNKNOWN, "The connection to the provider broke during the call."
+    )
+
+
+def too_large(max_bytes: int) -> ProviderFailure:
+    """Return the failure of an answer over the size limit, which may have been paid for."""
+    return ProviderFailure(
+        Outcome.AMBIGUOUS,
+        Reason.UNKNOWN,
+        f"The provider's answer is longer than {max_bytes} bytes.",
+    )

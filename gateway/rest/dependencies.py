@@ -7,13 +7,13 @@ import orjson
 from fastapi import Depends, Path, Request
 
 from gateway.bootstrap import Gateway
+from gateway.catalog.vendors import VENDORS
 from gateway.config import Settings
 from gateway.db.actors import Actor
 from gateway.domain import Caller, Operator, Scope
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.request_record import current
 from gateway.rest.uploads import UploadReader
-from gateway.tenancy.credentials import PROVIDERS
 from gateway.web.authentication import check_operator, require_scope
 from gateway.web.bodies import read_body, refuse_compressed
 
@@ -106,7 +106,7 @@ ImageWriter = Annotated[Caller, Depends(image_writer)]
 ImageFiles = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
 Provider = Annotated[
-    str, Path(description="The provider of the key.", json_schema_extra={"enum": [*PROVIDERS]})
+    str, Path(description="The provider of the key.", json_schema_extra={"enum": [*VENDORS]})
 ]
 TenantAdmin = Annotated[Caller, Depends(_Scoped(Scope.TENANT_ADMIN))]
 CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]

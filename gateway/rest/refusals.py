@@ -49,7 +49,9 @@ class DocumentedRefusal:
 
 def _of_provider(magic_word: str) -> GatewayError:
     """Build the refusal after a provider's failure, as the sandbox triggers it."""
-    return client_error(magic_failure(magic_word), house_credential=False, model="")
+    return client_error(
+        magic_failure(magic_word), house_credential=False, provider="openai", model=""
+    )
 
 
 REFUSALS: Mapping[int, DocumentedRefusal] = {

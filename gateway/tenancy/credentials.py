@@ -14,6 +14,7 @@ from uuid import UUID
 import orjson
 from sqlalchemy import Select, func, select, true
 
+from gateway.catalog.vendors import VENDORS
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession, TenantSession, one_at_a_time
@@ -27,7 +28,6 @@ from gateway.vault.rotation import ResealedBatch
 from gateway.vault.sealing import DataKeyMissing, SealBroken, Vault, WrappedKey, unseal
 
 Owner = Literal["user", "tenant", "house", "sandbox"]
-PROVIDERS = ("openai",)
 MIN_CHARACTERS, MAX_CHARACTERS = 8, 500
 TEST_INTERVAL = timedelta(seconds=5)
 _SECRET_FORM = re.compile(r"[\x21-\x7e]+")
@@ -369,10 +369,14 @@ def no_credential(provider: str) -> NotConfigured:
     """Build the refusal of a live call for which there is no key of the provider."""
     return NotConfigured(
         f"No {provider} key is configured: store your own with PUT /v1/credentials/{provider} or "
-        "`gateway credentials set`, or let the operator set OPENAI_API_KEY. Test keys "
+        f"`gateway credentials set`, or let the operator set {_key_setting(provider)}. Test keys "
         "(igw_test_…) work without one.",
         code="no_credential",
     )
+
+
+def _key_setting(provider: str) -> str:
+    return VENDORS[provider].key_setting if provider in VENDORS else "its key"
 
 
 def _not_stored(provider: str) -> NotFound:
@@ -381,9 +385,9 @@ def _not_stored(provider: str) -> NotFound:
 
 def check_provider(provider: str) -> None:
     """Raise `NotFound` for a provider that takes no credentials."""
-    if provider not in PROVIDERS:
+    if provider not in VENDORS:
         raise NotFound(
-            f"No credentials are kept for {provider!r}. Choose from: {', '.join(PROVIDERS)}.",
+            f"No credentials are kept for {provider!r}. Choose from: {', '.join(VENDORS)}.",
             param="provider",
         )
 

@@ -21,7 +21,7 @@ from tests.stub_openai import StubControl, stub_process
 NEW_MASTER_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 CHECKS = [
     *("configuration", "database", "ledger", "open calls", "master key"),
-    *("keys at rest", "storage", "house key", "prompts"),
+    *("keys at rest", "storage", "openai key", "gemini key", "prompts"),
 ]
 
 
@@ -49,7 +49,7 @@ def states_of(ended: Finished) -> dict[str, str]:
 
 def test_doctor_reports_a_healthy_gateway(running: RunningGateway) -> None:
     as_json, table = running.command.each("doctor --json", "doctor")
-    none = {"house key": "none", "limits": "none"}
+    none = {"openai key": "none", "gemini key": "none", "limits": "none"}
     assert states_of(as_json) == dict.fromkeys(CHECKS, "ok") | none
     assert (as_json.status, as_json.err, table.status, table.err) == (0, "", 0, "")
     assert all(check in table.out for check in CHECKS)

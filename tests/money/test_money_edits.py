@@ -25,7 +25,9 @@ from tests.stub_openai.validation import read_call
 CATALOG = load_catalog(lambda: date(2026, 11, 20))
 CALLER = Caller(new_id(), None, new_id(), True, frozenset(), None, None, "active")  # noqa: FBT003
 LIVING = sorted(
-    model.id for model in CATALOG.models.values() if not model.is_retired(date(2026, 11, 20))
+    model.id
+    for model in CATALOG.models.values()
+    if model.provider == "openai" and not model.is_retired(date(2026, 11, 20))
 )
 BY_TILES = [name for name in LIVING if CATALOG.models[name].inputs.fidelities]
 TILE, TILE_TOKENS, FRAME_TOKENS = 512, 129, 65

@@ -26,7 +26,7 @@ CALLER = Caller(new_id(), None, new_id(), True, frozenset(), None, None, "active
 LIVING = sorted(
     name
     for name, model in CATALOG.models.items()
-    if model.price and not model.is_retired(date(2026, 11, 20))
+    if model.provider == "openai" and model.price and not model.is_retired(date(2026, 11, 20))
 )
 WITH_TEXT_OUTPUT = ["chatgpt-image-latest", "gpt-image-1.5", "gpt-image-1.5-2025-12-16"]
 GRID = 16

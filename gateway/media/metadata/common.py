@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+ENCODINGS = ("image/png", "image/jpeg", "image/webp")
+"""The formats that the decoder writes; a job names one by its place here."""
 MAX_EDGE_PIXELS = 16_384
 MAX_PROFILE_BYTES = 1024 * 1024
 """Larger colour profiles are dropped; those of displays have a few kilobytes."""

@@ -1,6 +1,5 @@
 """Parsing of the OpenAI Images API's answers, and what each failure may have cost."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,16 @@ from gateway.domain import (
     Usage,
 )
 from gateway.providers.base import ProviderFailure, Reason
+from gateway.providers.values import (
+    MAX_INTEGER_DIGITS,
+    MAX_RETRY_AFTER_SECONDS,
+    clean,
+    count,
+    optional_text,
+    parse_loosely,
+    well_formed,
+    whole_number,
+)
 
 MODERATION_CODES = frozenset({"moderation_blocked", "content_policy_violation"})
 QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
@@ -25,15 +34,9 @@ QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 # with the same status. Any other status may have been charged.
 UNCHARGED_STATUSES = frozenset({400, 401, 403, 404, 413, 429})
 FORMATS = frozenset({"png", "jpeg", "webp"})
-MAX_TOKENS = 1_000_000_000
-"""Larger usage is invalid: no call takes a billion tokens."""
-MAX_RETRY_AFTER_SECONDS = 3600
 MAX_CREATED = 253_402_300_799
 """The end of the year 9999, as Unix seconds."""
 MAX_PARTIAL_INDEX = 1000
-MAX_INTEGER_DIGITS = 18
-"""Longer ones do not fit 64 bits, and Python refuses to parse integers of thousands of digits."""
-MAX_WORD_CHARACTERS = 200
 MAX_REVISED_CHARACTERS = 100_000
 _IMAGE_OPENING = re.compile(rb'"b64_json"\s*:\s*"')
 
@@ -58,58 +61,10 @@ def _parse(content: bytes) -> object:
     """Parse JSON. Megabytes of base64 are cut out beforehand, which is faster."""
     short, images = _cut_images(content)
     if images:
-        body = _parse_loosely(short)
+        body = parse_loosely(short)
         if _put_back(body, images) == len(images):
             return body
-    return _parse_loosely(content)
-
-
-def _parse_loosely(content: bytes, errors: str = "strict") -> object:
-    """Parse JSON, tolerating lone surrogates and numbers such as NaN or very long integers.
-
-    A strict parser would discard an answer that may be paid for. `errors` is the error handler for
-    bytes that are not UTF-8.
-
-    Raises:
-        ValueError: it is not JSON.
-    """
-    try:
-        return orjson.loads(content)
-    except ValueError:
-        try:
-            return _whole(json.loads(content.decode(errors=errors), parse_int=_integer))
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
-
-
-def _integer(digits: str) -> int | None:
-    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else None
-
-
-def _whole(value: object) -> object:
-    """Replace lone surrogates, which UTF-8 cannot encode."""
-    if isinstance(value, str):
-        return _well_formed(value)
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    if isinstance(value, dict):
-        return {_whole(name): _whole(item) for name, item in value.items()}
-    return value
-
-
-def _well_formed(text: str) -> str:
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _clean(text: str) -> str:
-    """Remove NULs, which Postgres cannot store, and replace lone surrogates, which UTF-8 cannot.
-
-    Every text that leaves this module passes here: it may be stored with the call's cost, and must
-    not prevent that.
-    """
-    return _well_formed(text).replace("\x00", "")
+    return parse_loosely(content)
 
 
 def _cut_images(content: bytes) -> tuple[bytes, list[str]]:
@@ -134,13 +89,13 @@ def _cut_images(content: bytes) -> tuple[bytes, list[str]]:
 def _put_back(body: object, images: Sequence[str]) -> int:
     """Restore the image of every item of `data`; return the number of images restored."""
     data = body.get("data") if isinstance(body, dict) else None
-    count = 0
+    restored = 0
     for item in data if isinstance(data, list) else ():
         number = item.get("b64_json") if isinstance(item, dict) else None
-        if isinstance(number, str) and number == str(count) and count < len(images):
-            item["b64_json"] = images[count]
-            count += 1
-    return count
+        if isinstance(number, str) and number == str(restored) and restored < len(images):
+            item["b64_json"] = images[restored]
+            restored += 1
+    return restored
 
 
 def read_answer(
@@ -157,7 +112,7 @@ def read_answer(
     answer = _answer(body, tuple(images), body.get("created"), request, reply)
     items = cast("list[dict[str, object]]", body["data"])
     revised = tuple(
-        _clean(text[:MAX_REVISED_CHARACTERS])
+        clean(text[:MAX_REVISED_CHARACTERS])
         for item in items
         if isinstance(text := item.get("revised_prompt"), str)
     )
@@ -179,17 +134,17 @@ def read_completed(
 
 def read_partial(event: Mapping[str, object], request: ImageRequest) -> PartialImage | None:
     """Parse a partial image; None if it is malformed, because the final image still follows."""
-    index = _whole_number(event.get("partial_image_index"), most=MAX_PARTIAL_INDEX)
+    index = whole_number(event.get("partial_image_index"), most=MAX_PARTIAL_INDEX)
     encoded = event.get("b64_json")
     if index is None or not isinstance(encoded, str):
         return None
     return PartialImage(
         index=index,
-        base64=_well_formed(encoded),
+        base64=well_formed(encoded),
         created=_created(event.get("created_at")),
-        size=_optional_text(event, "size"),
-        quality=_optional_text(event, "quality"),
-        background=_optional_text(event, "background"),
+        size=optional_text(event, "size"),
+        quality=optional_text(event, "quality"),
+        background=optional_text(event, "background"),
         output_format=_format(event, request),
     )
 
@@ -201,7 +156,7 @@ def _answer(
     request: ImageRequest,
     reply: ProviderReply | None,
 ) -> ProviderAnswer:
-    texts = tuple(_well_formed(image) for image in images if isinstance(image, str) and image)
+    texts = tuple(well_formed(image) for image in images if isinstance(image, str) and image)
     usage = read_usage(body.get("usage"), has_inputs=bool(request.inputs))
     if not texts or len(texts) < len(images):
         raise unreadable(usage)
@@ -209,16 +164,16 @@ def _answer(
         images=texts,
         created=_created(created),
         usage=usage,
-        size=_optional_text(body, "size"),
-        quality=_optional_text(body, "quality"),
-        background=_optional_text(body, "background"),
+        size=optional_text(body, "size"),
+        quality=optional_text(body, "quality"),
+        background=optional_text(body, "background"),
         output_format=_format(body, request),
         reply=reply,
     )
 
 
 def _format(body: Mapping[str, object], request: ImageRequest) -> str:
-    reported = _optional_text(body, "output_format")
+    reported = optional_text(body, "output_format")
     return reported if reported in FORMATS else request.output_format or "png"
 
 
@@ -270,7 +225,7 @@ def read_usage(usage: object, *, has_inputs: bool = False) -> Usage | None:
 def _split(
     usage: Mapping[str, object], name: str, *, rest_is_image: bool
 ) -> tuple[int, int] | tuple[None, None]:
-    total = _count(usage.get(name))
+    total = count(usage.get(name))
     if total is None:
         return None, None
     details = usage.get(f"{name}_details")
@@ -278,32 +233,15 @@ def _split(
         return (0, total) if rest_is_image else (total, 0)
     if not isinstance(details, Mapping):
         return None, None
-    text, image = _count(details.get("text_tokens", 0)), _count(details.get("image_tokens", 0))
+    text, image = count(details.get("text_tokens", 0)), count(details.get("image_tokens", 0))
     if text is None or image is None:
         return None, None
     return text, image + max(0, total - text - image)
 
 
-def _count(value: object) -> int | None:
-    return _whole_number(value, most=MAX_TOKENS)
-
-
-def _whole_number(value: object, *, most: int) -> int | None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return None
-    return value if 0 <= value <= most else None
-
-
 def _created(value: object) -> int:
     """Parse Unix seconds; 0 if missing or invalid."""
-    return _whole_number(value, most=MAX_CREATED) or 0
-
-
-def _optional_text(body: Mapping[str, object], name: str) -> str | None:
-    """Return a short text such as a size; None for anything else, texts that are too long too."""
-    value = body.get(name)
-    is_word = isinstance(value, str) and len(value) <= MAX_WORD_CHARACTERS
-    return _clean(cast("str", value)) if is_word else None
+    return whole_number(value, most=MAX_CREATED) or 0
 
 
 def unreadable(usage: Usage | None = None) -> ProviderFailure:
@@ -324,13 +262,13 @@ def refused(status: int, headers: Mapping[str, str], content: bytes) -> Provider
         return ProviderFailure(
             Outcome.AMBIGUOUS, Reason.UNKNOWN, f"The provider answered {status}."
         )
-    code = _optional_text(error, "code")
+    code = optional_text(error, "code")
     return ProviderFailure(
         Outcome.MODERATION if code in MODERATION_CODES else Outcome.REJECTED,
         _reason(status, code, message),
-        _clean(message),
+        clean(message),
         code=code,
-        param=_optional_text(error, "param"),
+        param=optional_text(error, "param"),
         retry_after_seconds=_retry_after(headers),
     )
 
@@ -338,7 +276,7 @@ def refused(status: int, headers: Mapping[str, str], content: bytes) -> Provider
 def _error(content: bytes) -> Mapping[str, object]:
     """Return the error object of OpenAI's envelope, or of a host without one; else an empty one."""
     try:
-        body = _parse_loosely(content, errors="replace")
+        body = parse_loosely(content, errors="replace")
     except ValueError:
         return {}
     error = body.get("error", body) if isinstance(body, dict) else None
@@ -375,29 +313,9 @@ def read_event(event: object) -> Mapping[str, object]:
 
 def stream_failed(body: object) -> ProviderFailure:
     """Return the failure of a stream that reports an error, which does not include the usage."""
-    code = _optional_text(body, "code") if isinstance(body, dict) else None
+    code = optional_text(body, "code") if isinstance(body, dict) else None
     return ProviderFailure(
         Outcome.AMBIGUOUS,
         Reason.MODERATION if code in MODERATION_CODES else Reason.UNKNOWN,
         "The provider failed while the image was being made.",
-    )
-
-
-def interrupted(*, sent: bool) -> ProviderFailure:
-    """Return the failure of a broken connection, or of one never established (`sent` false)."""
-    if not sent:
-        return ProviderFailure(
-            Outcome.NOT_SENT, Reason.UNREACHABLE, "The provider cannot be reached."
-        )
-    return ProviderFailure(
-        Outcome.AMBIGUOUS, Reason.UNKNOWN, "The connection to the provider broke during the call."
-    )
-
-
-def too_large(max_bytes: int) -> ProviderFailure:
-    """Return the failure of an answer over the size limit, which may have been paid for."""
-    return ProviderFailure(
-        Outcome.AMBIGUOUS,
-        Reason.UNKNOWN,
-        f"The provider's answer is longer than {max_bytes} bytes.",
     )

@@ -27,7 +27,7 @@ from gateway.domain import (
 )
 from gateway.image_parameters import sent_fields
 from gateway.net.downloads import DownloadRefused, Downloads
-from gateway.providers.base import CredentialState, ProviderFailure
+from gateway.providers.base import CredentialState, ProviderFailure, interrupted, too_large
 from gateway.providers.connections import (
     POOL_TIMEOUT_SECONDS,
     AnswerTooLong,
@@ -36,7 +36,6 @@ from gateway.providers.connections import (
     new_sending,
 )
 from gateway.providers.openai.answers import (
-    interrupted,
     read_answer,
     read_body,
     read_completed,
@@ -45,7 +44,6 @@ from gateway.providers.openai.answers import (
     read_shutdown_dates,
     refused,
     stream_failed,
-    too_large,
     unreadable,
 )
 from gateway.providers.openai.sdk import (

@@ -1,0 +1,1 @@
+"""The provider `gemini`: image models of Google's Gemini API."""

@@ -1,0 +1,65 @@
+"""Several calls that answer one request, at vendors that make one image a call. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from gateway.domain import Outcome, ProviderAnswer, Usage
+from gateway.providers.base import ProviderFailure
+
+_WEIGHT = {
+    Outcome.AMBIGUOUS: 3,
+    Outcome.SUCCESS: 2,
+    Outcome.REFUSED_CHARGED: 2,
+    Outcome.MODERATION: 1,
+    Outcome.REJECTED: 1,
+    Outcome.NOT_SENT: 0,
+}
+"""The failure that stands for all: one whose cost is unknown, else one that cost something."""
+
+
+def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer:
+    """Return the images that came and what all calls together cost.
+
+    `usage` is None if the cost of a call is not known: the request is then estimated as a whole.
+
+    Raises:
+        ProviderFailure: no call returned an image.
+    """
+    answers = [one for one in results if isinstance(one, ProviderAnswer)]
+    failures = [one for one in results if isinstance(one, ProviderFailure)]
+    for one in results:
+        if isinstance(one, BaseException) and not isinstance(one, ProviderFailure):
+            raise one
+    charged = [*(answer.usage for answer in answers), *(_charged(failures))]
+    usage = _sum(charged)
+    if answers:
+        return replace(
+            answers[0],
+            images=tuple(image for answer in answers for image in answer.images),
+            usage=usage,
+        )
+    heaviest = max(failures, key=lambda failure: _WEIGHT[failure.outcome])
+    if heaviest.outcome is not Outcome.AMBIGUOUS:
+        heaviest.usage = usage if charged else None
+    raise heaviest
+
+
+def _charged(failures: Iterable[ProviderFailure]) -> Iterable[Usage | None]:
+    """Yield the usage of each failure that cost something; None if that is not known."""
+    for failure in failures:
+        if failure.outcome is Outcome.AMBIGUOUS:
+            yield None
+        elif failure.usage is not None:
+            yield failure.usage
+
+
+def _sum(usages: Sequence[Usage | None]) -> Usage | None:
+    known = [usage for usage in usages if usage is not None]
+    if len(known) < len(usages):
+        return None
+    return Usage(
+        text_input_tokens=sum(usage.text_input_tokens for usage in known),
+        image_input_tokens=sum(usage.image_input_tokens for usage in known),
+        text_output_tokens=sum(usage.text_output_tokens for usage in known),
+        image_output_tokens=sum(usage.image_output_tokens for usage in known),
+    )
