@@ -1,4 +1,4 @@
-"""The files and parts of pages that are written from the code: settings, parameters, routes.
+"""Files and parts of pages written from the code: settings, parameters, routes, failures.
 
 `python -m tests.tooling.generated` writes them; with `--check` it only says which are stale.
 """
@@ -6,14 +6,19 @@
 import sys
 from pathlib import Path
 
-from tests.tooling import parameter_pages, route_pages, settings_pages
+from tests.tooling import parameter_pages, provider_pages, route_pages, settings_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def rendered() -> dict[Path, str]:
     """The text that each file should have."""
-    return settings_pages.rendered() | parameter_pages.rendered() | route_pages.rendered()
+    return (
+        settings_pages.rendered()
+        | parameter_pages.rendered()
+        | route_pages.rendered()
+        | provider_pages.rendered()
+    )
 
 
 def main() -> None:
