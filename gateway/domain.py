@@ -312,11 +312,24 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderLimit:
+    """A provider's own limit of a kind (requests, tokens, images) for one credential."""
+
+    kind: str
+    limit: int
+    remaining: int
+    reset_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderReply:
-    """A provider's HTTP response: its status, and the id by which its support finds the call."""
+    """A provider's HTTP response: its status, the id by which its support finds the call, and the
+    limits that it tells.
+    """
 
     status: int
     request_id: str | None
+    limits: tuple[ProviderLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,18 @@ provider_seconds = Histogram(
     ["provider", "outcome"],
     buckets=REQUEST_SECONDS,
 )
+provider_limit = Gauge(
+    "gateway_provider_limit",
+    "Rate limit that a provider's last answer told, by credential (owner and id) and kind",
+    ["provider", "credential", "kind"],
+    multiprocess_mode="mostrecent",
+)
+provider_limit_remaining = Gauge(
+    "gateway_provider_limit_remaining",
+    "Remainder of that limit",
+    ["provider", "credential", "kind"],
+    multiprocess_mode="mostrecent",
+)
 cost_nano_usd_total = Counter(
     "gateway_cost_nano_usd_total", "Money settled, in 1e-9 USD", ["provider", "model", "livemode"]
 )

@@ -35,6 +35,7 @@ from gateway.generation.idempotency import record_error, record_for
 from gateway.generation.provider_circuits import note_failure
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
+from gateway.generation.vendor_limits import VendorLimits
 from gateway.image_models import AutoChoice
 from gateway.load.circuits import ProviderCall
 from gateway.money import NanoUsd
@@ -79,6 +80,7 @@ class PaidCalls:
         self._results = results
         self._settlements = settlements
         self._settings = settings
+        self._vendor_limits = VendorLimits()
 
     def hold_seconds(self, request: ImageRequest) -> int:
         """The longest time that a call may take in seconds; its reservation expires with it."""
@@ -142,6 +144,7 @@ class PaidCalls:
         finally:
             elapsed = time.perf_counter() - started
             current().replied(reply, elapsed)
+            self._vendor_limits.note(paid.provider, paid.credential, reply)
             telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
 
     async def _try_twice(

@@ -32,6 +32,7 @@ from gateway.providers.connections import (
     note_interruption,
     read_limited,
 )
+from gateway.providers.openai.rate_limits import read_limits
 from gateway.telemetry import redact
 
 MAX_ERROR_BYTES = 1_048_576
@@ -197,4 +198,6 @@ def _reply(response: aiohttp.ClientResponse) -> ProviderReply:
     """Return the status and OpenAI's id of the call, dropping a malformed id (untrusted text)."""
     given = response.headers.get(REQUEST_ID_HEADER, "")
     is_usual = REPLY_ID.fullmatch(given) is not None
-    return ProviderReply(response.status, redact(given) if is_usual else None)
+    return ProviderReply(
+        response.status, redact(given) if is_usual else None, read_limits(response.headers)
+    )
