@@ -18,10 +18,13 @@ def fitting_size(model: Model, wished: tuple[int, int]) -> str:
     """Return the accepted size nearest to `wished`, first in aspect ratio, then in pixels.
 
     `wished` is width and height in pixels, both positive; the result is `"WIDTHxHEIGHT"`. A size
-    that the model's vendor calls experimental is never chosen, even if it is the one requested.
+    that the model's vendor calls experimental is never chosen, even if it is the one requested,
+    nor one of a dearer tier than the model's usual one.
     """
     rule = model.sizes
-    sizes = [parse_size(size) for size in rule.fixed] or _sizes_in_range(rule, wished)
+    sizes = [parse_size(size) for size in rule.unspecified or rule.fixed] or _sizes_in_range(
+        rule, wished
+    )
     width, height = min(sizes, key=lambda size: _distance(size, wished))
     return f"{width}x{height}"
 

@@ -52,8 +52,8 @@ async def model_card(gateway: Gateway, caller: Caller, model: Model) -> ModelCar
     size = SAMPLE_SIZE if not fixed or SAMPLE_SIZE in fixed else fixed[-1]
     quotes = {
         quality: quote
-        for quality in model.qualities
-        if quality != "auto" and (quote := await _sample(gateway, caller, model, size, quality))
+        for quality in [name for name in model.qualities if name != "auto"] or ["auto"]
+        if (quote := await _sample(gateway, caller, model, size, quality))
     }
     return ModelCard(
         id=model.id,

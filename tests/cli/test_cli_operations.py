@@ -20,7 +20,7 @@ from tests.stub_openai import StubControl, stub_process
 
 NEW_MASTER_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 CHECKS = [
-    *("configuration", "database", "ledger", "open calls", "master key"),
+    *("configuration", "database", "ledger", "open calls", "master key", "connections"),
     *("keys at rest", "storage", "openai key", "gemini key", "prompts"),
 ]
 
@@ -53,7 +53,8 @@ def test_doctor_reports_a_healthy_gateway(running: RunningGateway) -> None:
     assert states_of(as_json) == dict.fromkeys(CHECKS, "ok") | none
     assert (as_json.status, as_json.err, table.status, table.err) == (0, "", 0, "")
     assert all(check in table.out for check in CHECKS)
-    with_key = running.command.process("doctor", "--json", OPENAI_API_KEY="sk-doctor-canary-0123")
+    keys = {"OPENAI_API_KEY": "sk-doctor-canary-0123", "GEMINI_API_KEY": "AIza-doctor-canary"}
+    with_key = running.command.process("doctor", "--json", **keys)
     assert states_of(with_key) == dict.fromkeys(CHECKS, "ok") | {"limits": "none"}
     assert "canary" not in with_key.out
 

@@ -35,7 +35,8 @@ async def test_models_are_listed_as_openai_lists_them(served: Served) -> None:
     }
     for model in answer["data"]:
         assert {"id", "object", "created", "owned_by", "shutdown_date", "successor"} < set(model)
-        assert (model["object"], model["owned_by"]) == ("model", "openai")
+        provider = load_catalog().models[model["id"]].provider
+        assert (model["object"], model["owned_by"]) == ("model", provider)
         assert 0 < model["created"] < datetime.now(UTC).timestamp()
     async with served.openai(await served.key()) as client:
         assert [model.id async for model in client.models.list()] == known
