@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import orjson
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
@@ -21,7 +22,7 @@ from gateway.billing.usage_queries import (
     settled,
     unsettled,
 )
-from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.engine import LOST_CLASSES, DatabaseUnavailable, OperatorSession, TenantSession
 from gateway.db.tables import TenantRow
 from gateway.db.time_zones import check_time_zone
 from gateway.errors import InvalidRequest
@@ -249,10 +250,15 @@ async def _rows(
             yield _row(group, [int(value) for value in row[width:]], known)
         for group in sorted(others, key=_in_order):
             yield _row(group, [], others[group])
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != QUERY_CANCELED:
-            raise
-        raise _too_large("takes too long", "Ask for a shorter period") from error
+    except (DBAPIError, asyncpg.PostgresError) as error:
+        # While rows are read, SQLAlchemy hands on the driver's own errors.
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        state = getattr(cause, "sqlstate", None) or ""
+        if state == QUERY_CANCELED:
+            raise _too_large("takes too long", "Ask for a shorter period") from error
+        if isinstance(error, asyncpg.PostgresError) and state[:2] in LOST_CLASSES:
+            raise DatabaseUnavailable from error
+        raise
 
 
 @dataclass(slots=True)

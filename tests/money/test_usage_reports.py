@@ -32,6 +32,14 @@ from tests.usage_helpers import Owner, calls_of, write_calls
 
 VIENNA = ZoneInfo("Europe/Vienna")
 BEGIN = datetime(2026, 3, 27, tzinfo=VIENNA)
+WAITING_STATUS = """
+CREATE OR REPLACE FUNCTION usage_status(p_state text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(7);
+    RETURN p_state;
+END $$
+"""
+"""A function that is called for each row while a report is read, and waits."""
 DAY, SLOT, OWNER_DAY = 1, 1_000, 1_000_000
 """Added to the cost of every sum of a kind, so that a report shows how many of each it read."""
 
@@ -311,3 +319,34 @@ async def test_work_on_all_sums_may_take_longer_than_a_request(served: Served) -
     async with served.gateway.database.operator() as session:
         assert await usage_sums.differences(session) == []
         assert await statement_limit(session) == "10min"
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [
+        ("pg_cancel_backend", 400, "report_too_large"),
+        ("pg_terminate_backend", 503, "database_unavailable"),
+    ],
+    ids=["out of time", "connection lost"],
+)
+async def test_a_report_that_ends_while_its_rows_are_read_is_refused_as_before_them(
+    settings: Settings, served: Served, end: str, status: int, code: str
+) -> None:
+    key = await served.key()
+    owner = Owner(served.tenant_id, key.id)
+    calls = calls_of(owner, [BEGIN] * 3, random.Random(0))
+    await write_calls(served, owner, [{**call, "livemode": True} for call in calls])
+    await served.owner_sql(WAITING_STATUS)
+    async with (
+        served.http(key) as http,
+        locked(settings, "SELECT pg_advisory_xact_lock(7)"),
+    ):
+        path = "/v1/usage?group_by=status&start=2026-03-01&end=2026-04-01"
+        asked = asyncio.create_task(http.get(path))
+        await eventually(lambda: waiting_for_locks(served))
+        await served.owner_sql(
+            f"SELECT {end}(pid) FROM pg_stat_activity"  # noqa: S608 - one of two names
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        answer = await asked
+    assert (answer.status_code, error_of(answer)["code"]) == (status, code)
