@@ -1,221 +1,234 @@
-"""`make scale`: a ledger of a year with consistent books, and the time that its readers take.
+"""`make scale`: how long reports, pages, sweeps, `doctor` and the start take on a large ledger.
 
-The ledger is built once for each size, from a seed, in `benchmarks/.scale/<entries>`; a run that
-was stopped goes on where it ended. Rows are written as the money functions write them, a hold and
-a post line for each call, and are added to the sums of usage by the gateway's own function.
+The ledger is kept in `benchmarks/.scale/<entries>`. A gateway serves it, so that each row is what
+a client waits for. In the end eight operators' reports run beside a tenant's requests.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from contextlib import AsyncExitStack
 from pathlib import Path
-from uuid import UUID
+from typing import Any
 
-import asyncpg
+import httpx2
 
 from benchmarks.rows import save
-from gateway.billing import usage
-from gateway.billing.usage_queries import EVERYTHING, GroupField, Period, ReportQuery
-from gateway.db.embedded import EmbeddedPostgres
+from benchmarks.scale_ledger import LARGE, LAST_MONTH, SMALL, WHOLE, build
+from benchmarks.servers import gateway, gateway_environment, stub
+from gateway.billing import ledger, usage_sums
+from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres
 from gateway.db.engine import APP_ROLE, Database
 from gateway.db.migrate import ensure_database, migrate
+from gateway.library.retention import expire_beyond_caps
 
 HOME = Path(__file__).parent / ".scale"
-MONTHS = 12
-SPENDERS = 200
-"""Tenants with usage; the first has a third of it."""
-EPOCH = datetime(2025, 12, 1, tzinfo=UTC)
-ROLL_UP_LINES = 20_000
 ROUNDS = 20
-LIVE = True
+OPERATORS = 8
+REQUESTS_BESIDE = 300
+IMAGES = 1_400_000
+TIMEOUT_SECONDS = 60.0
 
-TENANTS = """
-INSERT INTO tenant (id, name, time_zone)
-SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'tenant-' || n,
-    (ARRAY['UTC', 'Europe/Vienna', 'America/New_York', 'Asia/Kolkata'])[1 + n % 4]
-FROM generate_series(1, $1::int) n ON CONFLICT DO NOTHING
-"""
-KEYS = """
-INSERT INTO api_key (id, tenant_id, root_id, name, digest, last4, livemode, scopes)
-SELECT k.id, t.id, k.id, 'key-' || n, sha256(k.id::text::bytea), 'abcd', true, '{}'
-FROM tenant t CROSS JOIN generate_series(1, 5) n
-CROSS JOIN LATERAL (SELECT md5(t.id::text || n)::uuid AS id) k
-WHERE t.name IN (SELECT 'tenant-' || n FROM generate_series(1, $1::int) n) ON CONFLICT DO NOTHING
-"""
-CALLS = """
-INSERT INTO reservation (
-    id, tenant_id, livemode, api_key_id, user_id, periods, operation, requested_model,
-    served_model, provider, credential, price_id, held_nano, state, final_nano, outcome, instance,
-    admitted_at, deadline_at, resolved_at, served_quality, served_size
-)
-SELECT (lpad(to_hex((extract(epoch FROM c.at) * 1000)::bigint), 12, '0') || '7000'
-        || lpad(to_hex(32768 + c.n % 16384), 4, '0') || lpad(to_hex(c.n), 12, '0'))::uuid,
-    c.tenant_id, true, md5(c.tenant_id::text || (1 + c.n % 5))::uuid, NULL, '{}',
-    CASE WHEN c.n % 10 < 8 THEN 'generation' ELSE 'edit' END, c.model, c.model, 'openai',
-    CASE WHEN c.n % 3 = 0 THEN 'tenant' ELSE 'house' END, 1, 40000000, 'posted',
-    1000000 + (c.n * 7919) % 30000000, 'success', '00000000-0000-7000-8000-000000000000', c.at,
-    c.at, c.at, CASE WHEN c.n % 2 = 0 THEN 'low' ELSE 'high' END, '1024x1024'
-FROM (
-    SELECT n,
-        $3::timestamptz + (n - $1::bigint) * ($4::interval / ($2::bigint - $1::bigint + 1)) AS at,
-        ('00000000-0000-7000-8000-' || lpad(to_hex(
-            CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + (n * 7919) % $5::int END), 12, '0'))::uuid
-            AS tenant_id,
-        (ARRAY['gpt-image-2', 'gpt-image-1-mini', 'gpt-image-1.5'])[1 + n % 3] AS model
-    FROM generate_series($1::bigint, $2::bigint) n
-) c
-"""
-LINES = """
-INSERT INTO ledger (
-    reservation_id, seq, at, admitted_at, tenant_id, livemode, api_key_id, user_id,
-    requested_model, served_model, kind, amount_nano, requests, images, text_input_tokens,
-    image_input_tokens, text_output_tokens, image_output_tokens
-)
-SELECT r.id, s.seq, r.admitted_at, r.admitted_at, r.tenant_id, r.livemode, r.api_key_id,
-    r.user_id, r.requested_model, r.served_model, CASE s.seq WHEN 0 THEN 'hold' ELSE 'post' END,
-    CASE s.seq WHEN 0 THEN r.held_nano ELSE r.final_nano END, s.seq, s.seq, 12 * s.seq, 0, 0,
-    800 * s.seq
-FROM reservation r CROSS JOIN (VALUES (0), (1)) s(seq)
-WHERE r.admitted_at >= $1 AND r.admitted_at < $2
-"""
-QUEUED = """
-INSERT INTO usage_pending (tenant_id, reservation_id, seq)
-SELECT tenant_id, id, 1 FROM reservation WHERE admitted_at >= $1 AND admitted_at < $2
-"""
-
-Work = Callable[[Database], Awaitable[object]]
+Work = Callable[[], Awaitable[object]]
 
 
-async def build(owner_url: str, *, entries: int, tenants: int) -> None:
-    """Write what is missing of the ledger, a month a commit."""
-    connection = await asyncpg.connect(owner_url)
-    try:
-        await connection.execute("SET synchronous_commit = off")
-        await connection.execute("CREATE TABLE IF NOT EXISTS scale_month (month int PRIMARY KEY)")
-        await connection.execute(TENANTS, tenants)
-        await connection.execute(KEYS, min(SPENDERS, tenants))
-        await connection.execute(PRICE)
-        per_month = entries // 2 // MONTHS
-        for month in range(MONTHS):
-            if await connection.fetchval("SELECT 1 FROM scale_month WHERE month = $1", month):
-                continue
-            began = time.monotonic()
-            first = month * per_month + 1
-            start, length = EPOCH + timedelta(days=30 * month), timedelta(days=30)
-            async with connection.transaction():
-                await connection.execute(
-                    CALLS, first, first + per_month - 1, start, length, min(SPENDERS, tenants)
-                )
-                await connection.execute(LINES, start, start + length)
-                await connection.execute(QUEUED, start, start + length)
-                await connection.execute("INSERT INTO scale_month VALUES ($1)", month)
-            written = time.monotonic()
-            lines = await add_up(connection)
-            print(
-                f"month {month + 1} of {MONTHS}: {per_month} calls written in"
-                f" {written - began:.1f} s, {lines} lines added up in"
-                f" {time.monotonic() - written:.1f} s",
-                flush=True,
-            )
-        await connection.execute("VACUUM ANALYZE")
-    finally:
-        await connection.close()
+class Table:
+    """The rows measured so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+
+    def add(self, what: str, times: list[float]) -> float:
+        """Add a row of times in seconds, print it, and return the 95th percentile."""
+        times = sorted(times)
+        p50, p95 = statistics.median(times), times[int(0.95 * (len(times) - 1))]
+        print(f"{what:52} {p50 * 1000:9.1f} {p95 * 1000:9.1f}", flush=True)
+        self.rows.append(
+            {"what": what, "p50_ms": round(p50 * 1000, 1), "p95_ms": round(p95 * 1000, 1)}
+        )
+        return p95
+
+    async def time(self, what: str, work: Work, rounds: int) -> None:
+        """Time some work again and again."""
+        self.add(what, [await seconds_of(work) for _ in range(rounds)])
 
 
-PRICE = """
-INSERT INTO price (id, model, effective_from, text_input_nano, image_input_nano, image_output_nano,
-    text_output_nano) OVERRIDING SYSTEM VALUE
-VALUES (1, 'scale', '2025-01-01', 1, 1, 1, 1) ON CONFLICT DO NOTHING
-"""
+async def seconds_of(work: Work) -> float:
+    """Measure the seconds that some work takes."""
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
 
 
-async def add_up(connection: asyncpg.Connection) -> int:
-    """Add every queued line to the sums, as a worker does."""
-    count, found = 0, ROLL_UP_LINES
-    while found:
-        found = await connection.fetchval("SELECT roll_up_usage($1)", ROLL_UP_LINES)
-        count += found
-    return count
+def asking(http: httpx2.AsyncClient, path: str, **parameters: str) -> Work:
+    """Make the work of one GET request, which must succeed."""
+
+    async def work() -> None:
+        (await http.get(path, params=parameters)).raise_for_status()
+
+    return work
 
 
-def reports() -> dict[str, Work]:
-    """The reports to be measured."""
-    large, small = (UUID(f"00000000-0000-7000-8000-{n:012x}") for n in (1, 7))
-    last = EPOCH + timedelta(days=30 * (MONTHS - 1))
-    month = Period(last, last + timedelta(days=30))
-    year = Period(EPOCH, last + timedelta(days=30))
-
-    def tenant(tenant_id: UUID, period: Period, *group_by: GroupField) -> Work:
-        asked = ReportQuery(tenant_id, EVERYTHING, LIVE, period, group_by)
-
-        async def work(database: Database) -> object:
-            async with database.tenant(tenant_id) as session:
-                return await usage.report(session, asked)
-
-        return work
-
-    def operator(period: Period, *group_by: GroupField) -> Work:
-        asked = ReportQuery(None, EVERYTHING, LIVE, period, group_by)
-
-        async def work(database: Database) -> object:
-            async with database.operator() as session:
-                return await usage.report(session, asked)
-
-        return work
-
+def tenants_rows(small: httpx2.AsyncClient, large: httpx2.AsyncClient) -> dict[str, Work]:
+    """Make the reports and pages of a tenant, and of the one with a third of the ledger."""
     return {
-        "a tenant's month by day and model": tenant(small, month, "day", "model"),
-        "the same, with a third of the ledger": tenant(large, month, "day", "model"),
-        "by key and user": tenant(large, month, "key", "user"),
-        "by hour": tenant(large, month, "hour"),
-        "by size and quality": tenant(small, month, "size", "quality"),
-        "twelve months by day, a third": tenant(large, year, "day"),
-        "operator's month by tenant": operator(month, "tenant"),
-        "operator's twelve months by tenant": operator(year, "tenant"),
-        "operator's twelve months by month": operator(year, "month", "model"),
+        "a tenant's month by day and model": asking(
+            small, "/v1/usage", group_by="day,model", **LAST_MONTH
+        ),
+        "the same, with a third of the ledger": asking(
+            large, "/v1/usage", group_by="day,model", **LAST_MONTH
+        ),
+        "  by key and user": asking(large, "/v1/usage", group_by="key,user", **LAST_MONTH),
+        "  by hour": asking(large, "/v1/usage", group_by="hour", **LAST_MONTH),
+        "  twelve months by day": asking(large, "/v1/usage", group_by="day", **WHOLE),
+        "  twelve months by key": asking(large, "/v1/usage", group_by="key", **WHOLE),
+        "  history of images": asking(large, "/v1/images", limit="100"),
+        "  history of one model": asking(large, "/v1/images", limit="100", model="gpt-image-2"),
+        "  budgets": asking(large, "/v1/budgets"),
+        "  requests": asking(large, "/v1/requests", limit="100"),
+        "a tenant's month by size and quality": asking(
+            small, "/v1/usage", group_by="size,quality", **LAST_MONTH
+        ),
+        "a tenant's month by status": asking(small, "/v1/usage", group_by="status", **LAST_MONTH),
     }
 
 
-async def measure(database: Database, rounds: int) -> list[dict[str, object]]:
-    """Time each report; print p50 and p95 in milliseconds."""
-    rows: list[dict[str, object]] = []
-    for what, work in reports().items():
-        times = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            await work(database)
-            times.append((time.perf_counter() - began) * 1000)
-        times.sort()
-        p50, p95 = statistics.median(times), times[int(0.95 * (len(times) - 1))]
-        print(f"{what:42} {p50:9.1f} {p95:9.1f}", flush=True)
-        rows.append({"what": what, "p50_ms": round(p50, 1), "p95_ms": round(p95, 1)})
-    return rows
+def operators_rows(http: httpx2.AsyncClient) -> dict[str, Work]:
+    """Make the reports and pages of operators."""
+    usage = "/admin/v1/usage"
+    return {
+        "operator's month by tenant": asking(http, usage, group_by="tenant", **LAST_MONTH),
+        "  month by day and model": asking(http, usage, group_by="day,model", **LAST_MONTH),
+        "  twelve months by tenant": asking(http, usage, group_by="tenant", **WHOLE),
+        "  twelve months by month and model": asking(http, usage, group_by="month,model", **WHOLE),
+        "  twelve months by day": asking(http, usage, group_by="day", **WHOLE),
+        "  month by key and user": asking(http, usage, group_by="key,user", **LAST_MONTH),
+        "  tenants": asking(http, "/admin/v1/tenants", limit="100"),
+        "  requests": asking(http, "/admin/v1/requests", limit="100"),
+        "  open calls": asking(http, "/admin/v1/reconciliation", limit="100"),
+        "  audit": asking(http, "/admin/v1/audit", limit="100"),
+    }
+
+
+async def new_key(operator: httpx2.AsyncClient, tenant_id: str, *, livemode: bool = True) -> str:
+    """Make a key of a tenant and return its secret."""
+    body = {"name": f"scale {time.time_ns()}", "livemode": livemode}
+    answer = await operator.post(f"/admin/v1/tenants/{tenant_id}/keys", json=body)
+    secret: str = answer.raise_for_status().json()["secret"]
+    return secret
+
+
+async def measure_beside(table: Table, operator: httpx2.AsyncClient, tenant: Work) -> float:
+    """Time a tenant's requests alone and beside operators' reports; return the ratio of the p95."""
+    alone = [await seconds_of(tenant) for _ in range(REQUESTS_BESIDE)]
+    report = operators_rows(operator)["  twelve months by tenant"]
+    is_done = asyncio.Event()
+    reported: list[float] = []
+
+    async def report_on() -> None:
+        while not is_done.is_set():
+            reported.append(await seconds_of(report))
+
+    running = [asyncio.create_task(report_on()) for _ in range(OPERATORS)]
+    beside = [await seconds_of(tenant) for _ in range(REQUESTS_BESIDE)]
+    is_done.set()
+    await asyncio.gather(*running)
+    before = table.add("a tenant's images, alone", alone)
+    ratio = table.add(f"  beside {OPERATORS} operators' reports", beside) / before
+    table.add("  those reports", reported)
+    print(f"{'  ratio of the p95':52} {ratio:19.2f}")
+    return ratio
+
+
+async def measure_served(table: Table, folder: Path, rounds: int) -> float:
+    """Measure all that a served gateway answers."""
+    with stub(folder) as stub_port, gateway(stub_port, folder) as (port, _, seconds):
+        table.add("start to ready", [seconds])
+        keys = json.loads((folder / "data" / "quickstart.json").read_text())
+        async with AsyncExitStack() as stack:
+
+            async def client(key: str) -> httpx2.AsyncClient:
+                return await stack.enter_async_context(
+                    httpx2.AsyncClient(
+                        base_url=f"http://127.0.0.1:{port}",
+                        headers={"Authorization": f"Bearer {key}"},
+                        timeout=TIMEOUT_SECONDS,
+                    )
+                )
+
+            operator = await client(keys["admin_key"])
+            small, large = [
+                await client(await new_key(operator, tenant_id)) for tenant_id in (SMALL, LARGE)
+            ]
+            for what, work in (tenants_rows(small, large) | operators_rows(operator)).items():
+                await table.time(what, work, rounds)
+            sandbox = await client(await new_key(operator, SMALL, livemode=False))
+
+            async def buy() -> None:
+                body: dict[str, Any] = {
+                    "model": "gpt-image-2",
+                    "prompt": "a red circle",
+                    "size": "1024x1024",
+                    "quality": "low",
+                }
+                (await sandbox.post("/v1/images/generations", json=body)).raise_for_status()
+
+            return await measure_beside(table, operator, buy)
+
+
+async def doctor(folder: Path) -> None:
+    """Run `gateway doctor`."""
+    environment = gateway_environment(1, folder) | {"PATH": os.environ["PATH"]}
+    running = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "doctor", "--json"),
+        env=environment,
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    await running.wait()
+
+
+async def measure_sweeps(table: Table, database: Database, rounds: int) -> None:
+    """Measure periodic work that finds nothing to do, and the whole check of the books."""
+
+    async def cap() -> None:
+        async with database.operator() as session:
+            await expire_beyond_caps(session)
+
+    await table.time("sweep: usage", lambda: usage_sums.roll_up(database), rounds)
+    await table.time("sweep: images beyond their tenants' caps", cap, rounds)
+    books = lambda: ledger.invariant_breaks(database, timeout_seconds=900)  # noqa: E731
+    await table.time("invariants of the whole ledger", books, 1)
 
 
 async def run(entries: int, tenants: int, rounds: int) -> None:
     """Build the ledger if needed, and print the table."""
-    home = HOME / str(entries)
-    home.mkdir(parents=True, exist_ok=True)
-    postgres = EmbeddedPostgres(home)
+    folder = HOME / str(entries)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    table = Table()
+    postgres = EmbeddedPostgres(folder / "data")
     try:
-        owner_url = postgres.owner_url("scale")
-        await ensure_database(postgres.owner_url("postgres"), "scale")
+        owner_url = postgres.owner_url(DATABASE_NAME)
+        await ensure_database(postgres.owner_url("postgres"), DATABASE_NAME)
         await migrate(owner_url, login_role=True)
         await build(
             owner_url.set(drivername="postgresql").render_as_string(hide_password=False),
             entries=entries,
             tenants=tenants,
+            images=min(IMAGES, entries // 4),
         )
+        print(f"{entries} ledger entries of {tenants} tenants{'p50':>32} {'p95':>9}  (ms)")
+        ratio = await measure_served(table, folder, rounds)
+        await table.time("`gateway doctor`", lambda: doctor(folder), 1)
         url = owner_url.set(username=APP_ROLE).render_as_string(hide_password=False)
         database = Database(url, pool_size=4, connect_timeout_seconds=10)
-        print(f"{entries} ledger entries of {tenants} tenants{'p50':>22} {'p95':>9}  (ms)")
-        rows = await measure(database, rounds)
+        await measure_sweeps(table, database, rounds)
         await database.close()
-        save(f"scale-{entries}", cores=os.cpu_count(), rows=rows)
+        save(f"scale-{entries}", cores=os.cpu_count(), rows=table.rows, beside=round(ratio, 2))
     finally:
         await postgres.close()
 
