@@ -23,6 +23,7 @@ from tests.mutation.attempts import (
     Job,
     Result,
     first_look,
+    missed_in,
     second_look,
 )
 from tests.mutation.copies import (
@@ -53,7 +54,8 @@ def main() -> None:
         every = list(_jobs(definitions))
         for name in survivors.keys() - {job.mutant.identity for job in every}:
             print(f"In survivors.toml, but no mutant any more: {name}")
-        wanted = [job for job in every if _is_wanted(job, options)]
+        missed = missed_in(options.again.read_text()) if options.again else None
+        wanted = [job for job in every if _is_wanted(job, options.only, missed)]
         jobs = asyncio.run(_accepted(workers[0].owner_url, wanted))
         chosen = _sample(jobs, options.sample, options.seed)
         known = [job for job in chosen if job.mutant.identity in survivors]
@@ -107,11 +109,11 @@ async def _accepted(owner_url: str, jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if changed.get(job.mutant) not in refused]
 
 
-def _is_wanted(job: Job, options: argparse.Namespace) -> bool:
+def _is_wanted(job: Job, only: Sequence[str] | None, missed: set[str] | None) -> bool:
     name = job.mutant.identity
-    if options.only and not any(text in name for text in options.only):
+    if missed is not None and name not in missed:
         return False
-    return not options.again or f": {name}\n" in options.again.read_text()
+    return not only or any(text in name for text in only)
 
 
 def _sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:

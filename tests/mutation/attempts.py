@@ -4,6 +4,7 @@ A mutant counts as survived only after the second look. The first one uses few t
 mutants cost seconds.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ LONG_SECONDS = 30
 """As long as a test can take before it counts as one that hangs."""
 MOST_UNSOUND = 8
 """Tests that fail with nothing changed and are left out; with more, the machine is not well."""
+_LINE = re.compile(r"^(\w+) +[\d.]+ s  (\S+):\d+ (.*)  .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,20 @@ class Result:
     answer: Answer
 
     def __str__(self) -> str:
+        """The line that `missed_in` reads."""
         answer, mutant = self.answer, self.job.mutant
         return (
             f"{answer.outcome:10} {answer.seconds:6.1f} s  "
-            f"{mutant.source}:{mutant.line}  {mutant.change}  {answer.finder}"
+            f"{mutant.source}:{mutant.line} {mutant.within}: {mutant.change}  {answer.finder}"
         )
+
+
+def missed_in(output: str) -> set[str]:
+    """Read the identities of the mutants that a run missed from its output, complete or not."""
+    outcomes = {}
+    for outcome, source, rest in _LINE.findall(output):
+        outcomes[f"{source} {rest}"] = outcome  # a second look comes later
+    return {identity for identity, outcome in outcomes.items() if outcome in MISSED}
 
 
 class Finders:
