@@ -6,7 +6,7 @@ import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -43,6 +43,18 @@ END $$
 DAY, SLOT, OWNER_DAY = 1, 1_000, 1_000_000
 """Added to the cost of every sum of a kind, so that a report shows how many of each it read."""
 
+ALIKE = {
+    "livemode": True,
+    "operation": "edit",
+    "model": "gpt-image-2",
+    "provider": "openai",
+    "credential": "house",
+    "cost_nano": 100,
+    "is_failed": False,
+    "is_estimated": False,
+}
+"""What the calls of a test have in common."""
+
 
 def report_query(
     tenant_id: UUID,
@@ -78,18 +90,7 @@ async def write(served: Served, moments: Sequence[datetime], **same: object) -> 
     key = await served.key(tenant_id=tenant_id, user="ann")
     [row] = await served.owner_sql("SELECT user_id FROM api_key WHERE id = :id", id=key.id)
     owner = Owner(tenant_id, key.id, row.user_id)
-    alike = {
-        "livemode": True,
-        "operation": "edit",
-        "model": "gpt-image-2",
-        "provider": "openai",
-        "credential": "house",
-        "cost_nano": 100,
-        "is_failed": False,
-        "is_estimated": False,
-        **same,
-    }
-    calls = [{**call, **alike} for call in calls_of(owner, moments, random.Random(0))]
+    calls = [{**call, **ALIKE, **same} for call in calls_of(owner, moments, random.Random(0))]
     await write_calls(served, owner, calls)
     return owner
 
@@ -134,6 +135,26 @@ async def test_a_report_reads_the_coarsest_sums_that_can_answer_it(served: Serve
     for table, mark in (("usage_day", DAY), ("usage_slot", SLOT), ("usage_owner_day", OWNER_DAY)):
         restored = f"UPDATE {table} SET amount_nano = amount_nano - {mark}"  # noqa: S608
         await served.owner_sql(restored)
+
+
+async def test_every_sum_grows_by_what_is_rolled_up_later(served: Served) -> None:
+    database = served.gateway.database
+    owner = await write(served, [BEGIN])
+    await usage_sums.roll_up(database)
+    call = {**calls_of(owner, [BEGIN], random.Random(1))[0], **ALIKE, "cost_nano": 11}
+    for _ in range(2):
+        await write_calls(served, owner, [call | {"id": str(uuid4())}])
+        await usage_sums.roll_up(database)
+    for fields in (("day",), ("hour",), ("day", "key")):
+        found = await report(served, report_query(owner.tenant_id, *fields))
+        assert found.total == usage.UsageRow(
+            (), requests=3, images=6, input_tokens=9, output_tokens=21, cost_nano=122
+        )
+    calls = await served.owner_sql(
+        "SELECT calls FROM usage_slot UNION ALL SELECT calls FROM usage_day"
+        " UNION ALL SELECT calls FROM usage_owner_day"
+    )
+    assert [row.calls for row in calls] == [3, 3, 3]
 
 
 async def test_free_and_failed_calls_are_groups_too(served: Served) -> None:

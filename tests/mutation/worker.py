@@ -29,6 +29,8 @@ QUICK = (
 )
 HANGS_AFTER_SECONDS = 30
 """At least; a test that takes half of its run's time hangs, and has noticed."""
+BROKEN_IMPORT = "Error while loading conftest"
+"""In the output of a mutant with which the gateway cannot even be imported."""
 NOT_PATCHABLE = 100
 """The exit status of a child, beside pytest's own."""
 
@@ -39,6 +41,7 @@ class Worker:
     def __init__(self, copy: Path) -> None:
         self._copy = copy
         self._finder = copy.parent / f"{copy.name}.finder"
+        self._log = copy.parent / f"{copy.name}.log"
         self._gateway = ImportedGateway()
         os.environ[reporter.FILE] = str(self._finder)
 
@@ -88,6 +91,8 @@ class Worker:
         if status is None:
             return "unfinished"
         code = os.waitstatus_to_exitcode(status)
+        if anew and code == pytest.ExitCode.USAGE_ERROR and BROKEN_IMPORT in self._log.read_text():
+            return "found"
         if code in {pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.USAGE_ERROR}:
             raise SystemExit(f"No tests in {' '.join(tests)}.")
         if code == pytest.ExitCode.INTERNAL_ERROR:  # else every mutant would count as found
@@ -98,8 +103,7 @@ class Worker:
 
     def _be_child(self) -> None:
         os.setsid()  # so that what the tests started can be ended with them
-        path = self._copy.parent / f"{self._copy.name}.log"
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, sys.stdout.fileno())
         os.dup2(log, sys.stderr.fileno())
         os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
