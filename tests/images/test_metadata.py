@@ -147,6 +147,23 @@ def test_a_cleaned_extended_webp_has_a_header_without_reserved_bits() -> None:
     assert stripped[20:30] == bytes([0, 0, 0, 0, 3, 0, 0, 3, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("is_progressive", "marker", "kept_bytes"),
+    [(False, b"\xff\xc0", 0), (False, b"\xff\xc2", 6), (True, b"\xff\xc0", 6)],
+    ids=["one scan", "progressive in one scan", "several scans"],
+)
+def test_a_jpeg_that_is_decoded_from_kept_coefficients_counts_their_memory(
+    *, is_progressive: bool, marker: bytes, kept_bytes: int
+) -> None:
+    """Two bytes for each of three components, where the last scan may change any pixel."""
+    out = BytesIO()
+    Image.new("RGB", (16, 16)).save(out, "JPEG", progressive=is_progressive)
+    content = out.getvalue().replace(b"\xff\xc2" if is_progressive else b"\xff\xc0", marker, 1)
+    stripped = strip_metadata(content, max_pixels=MAX_PIXELS)
+    assert stripped.check_bytes_per_pixel == kept_bytes
+    assert stripped.decoding_bytes_per_pixel == 4 + kept_bytes
+
+
 def test_a_lossless_webp_begins_with_its_signature() -> None:
     out = BytesIO()
     Image.new("RGB", (4, 4)).save(out, "WEBP", lossless=True)

@@ -1,0 +1,58 @@
+"""The gateway's own secrets: which versions a worker knows, and the audit trail of each."""
+
+from datetime import datetime, timedelta
+
+from gateway.vault import gateway_secrets
+from gateway.vault.gateway_secrets import GatewaySecrets
+from tests.admin_helpers import JsonObject, entries
+from tests.harness import Served
+
+
+async def changes(served: Served, action: str) -> dict[str, JsonObject]:
+    """Return the entries of an action, one for each secret."""
+    found = await entries(served, action=action)
+    by_secret = {entry["object_id"]: entry["after"] for entry in found}
+    assert len(by_secret) == len(found)
+    return by_secret
+
+
+async def test_rolled_and_retired_secrets_are_in_the_audit_trail(served: Served) -> None:
+    vault = served.gateway.core.vault
+    async with served.gateway.database.operator() as session:
+        await gateway_secrets.roll_pepper(session, vault)
+        await gateway_secrets.roll_webhook_key(session, vault)
+        _, signs_from = await gateway_secrets.roll_link_key(
+            session, vault, lifetime=timedelta(days=1)
+        )
+    rolled = await changes(served, "gateway_secret.rolled")
+    until = rolled["link_key"].pop("old_links_until")
+    assert datetime.fromisoformat(until) > signs_from + timedelta(days=1)
+    assert rolled == dict.fromkeys(("pepper", "webhook_key", "link_key"), {"version": 2})
+    await served.owner_sql(
+        "UPDATE sealed_secret SET accepted_until = now() - interval '1 second'"
+        " WHERE name IN ('link_key', 'webhook_key')"
+    )
+    await served.owner_sql(
+        "UPDATE sealed_secret SET created_at = now() - interval '2 minutes' WHERE name = 'pepper.2'"
+    )
+    async with served.gateway.database.operator() as session:
+        await gateway_secrets.retire_due(session, vault, is_pepper_unused=False)
+        await gateway_secrets.retire_peppers(session, vault, ended_keys=3)
+    assert await changes(served, "gateway_secret.retired") == {
+        "link_key": {"version": 1},
+        "webhook_key": {"version": 1},
+        "pepper": {"version": 1, "ended_keys": 3},
+    }
+
+
+async def test_peppers_are_read_again_only_where_one_is_unknown(served: Served) -> None:
+    database, vault = served.gateway.database, served.gateway.core.vault
+    async with database.operator() as session:
+        known = GatewaySecrets(vault, await gateway_secrets.list_versions(session, vault))
+    assert await known.refresh_peppers(database) is False
+    async with database.operator() as session:
+        await gateway_secrets.roll_pepper(session, vault)
+    assert [pepper.version for pepper in known.peppers] == [1]
+    assert await known.refresh_peppers(database) is True
+    assert [pepper.version for pepper in known.peppers] == [2, 1]
+    assert await known.refresh_peppers(database) is False
