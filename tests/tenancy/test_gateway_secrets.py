@@ -27,7 +27,7 @@ async def test_rolled_and_retired_secrets_are_in_the_audit_trail(served: Served)
     rolled = await changes(served, "gateway_secret.rolled")
     until = rolled["link_key"].pop("old_links_until")
     assert datetime.fromisoformat(until) > signs_from + timedelta(days=1)
-    assert rolled == dict.fromkeys(("pepper", "webhook_key", "link_key"), {"version": 2})
+    assert rolled == {key: {"version": 2} for key in ("pepper", "webhook_key", "link_key")}
     await served.owner_sql(
         "UPDATE sealed_secret SET accepted_until = now() - interval '1 second'"
         " WHERE name IN ('link_key', 'webhook_key')"
