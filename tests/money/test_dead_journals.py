@@ -131,3 +131,7 @@ async def test_a_journal_of_calls_that_the_database_lacks_is_kept_for_a_week(
     assert not path.exists()
     [line] = lines
     assert (line["event"], line["calls"]) == ("journal_of_unknown_calls_removed", [str(call)])
+
+
+def test_counts_of_several_journals_add_up() -> None:
+    assert RecoveredCalls(1, 20, 300) + RecoveredCalls(4, 50, 600) == RecoveredCalls(5, 70, 900)
