@@ -274,6 +274,23 @@ async def test_of_concurrent_resolutions_of_one_call_one_succeeds(
     assert len(await entries(served, action="call.resolved")) == 1
 
 
+async def test_a_resolution_changes_the_budgets_of_its_call_alone(
+    served: Served, stub: Stub
+) -> None:
+    other = await served.key()
+    await served.budget("2", api_key_id=other.id)
+    async with served.http(other) as http:
+        await post_image(http)
+    spent = stub.bill[0].cost_nano_usd
+    call_id = await unknown_call(served, stub)
+    answered(await resolve(served, call_id, "post", "0.000001"))
+    rows = await budget_rows(served)
+    assert {(owner, spent, held) for owner, _, spent, held in rows} == {
+        ("key", spent, 0),
+        ("tenant", 1_000, 0),
+    }
+
+
 @pytest.mark.parametrize("above_nano", [0, 1, 2_500_000_000])
 async def test_a_cost_above_the_hold_is_booked_in_full_and_is_an_alarm(
     served: Served, stub: Stub, above_nano: int
