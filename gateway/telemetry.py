@@ -167,6 +167,7 @@ REQUEST_LOGGER = "gateway.requests"
 
 _SECRET = re.compile(
     r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,}"
+    r"|AIza[0-9A-Za-z_\-*.]{4,}|AQ\.[0-9A-Za-z_\-*.]{8,}"
     r"|whsec_[0-9A-Za-z+/=]{4,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|(?i:bearer)\s+\S+"
 )
 

@@ -204,6 +204,7 @@ async def test_an_edit_sends_its_inputs_in_order_after_the_prompt(
 
 REFUSALS = [
     ("invalid", 400, None, "void", "rejected"),
+    ("echo", 400, None, "void", "rejected"),
     ("key_invalid", 503, "provider_unavailable", "void", "rejected"),
     ("precondition", 503, "provider_unavailable", "void", "rejected"),
     ("unauthenticated", 503, "provider_unavailable", "void", "rejected"),
@@ -246,6 +247,8 @@ async def test_each_failure_has_its_answer_and_its_line(
     if state == "posted":
         await expect_books_to_agree(served, gemini)
         assert booked.final_nano
+    if fault == "echo":
+        assert told["message"] == "The key [redacted] may not do that."
     if fault == "minute":
         assert answer.headers["retry-after"] == "38"
     if fault == "text_only":
@@ -290,12 +293,15 @@ async def test_a_refusal_that_was_charged_is_replayed_and_not_bought_again(
 
 
 async def test_of_several_calls_the_images_that_came_are_delivered_and_all_are_paid(
-    served: Served, gemini: StubGemini
+    served: Served, gemini: StubGemini, caplog: pytest.LogCaptureFixture
 ) -> None:
     gemini.faults += ["refused_image", "", "minute"]
     answer = await buy(served, n=3)
     assert (answer.status_code, len(answer.json()["data"])) == (200, 1)
     assert answer.headers["x-gateway-cost-status"] == "actual"
+    lines = [line for line in caplog.text.splitlines() if "provider_call" in line]
+    outcomes = ("refused_charged", "success", "rejected")
+    assert [sum(f"'{one}'" in line for line in lines) for one in outcomes] == [1, 1, 1]
     await expect_books_to_agree(served, gemini)
 
 

@@ -17,6 +17,7 @@ from tests.stub_gemini.api import (
 
 STATUSES: dict[str, Refused] = {
     "invalid": Refused(400, "INVALID_ARGUMENT", "The prompt is not supported."),
+    "echo": Refused(400, "INVALID_ARGUMENT", f"The key {KEY} may not do that."),
     "key_invalid": Refused(
         400,
         "INVALID_ARGUMENT",

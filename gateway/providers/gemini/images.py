@@ -3,14 +3,21 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 
 import aiohttp
 import structlog
 from yarl import URL
 
-from gateway.domain import ImageRequest, PartialSink, ProviderAnswer, ProviderReply, SecretText
+from gateway.domain import (
+    ImageRequest,
+    Outcome,
+    PartialSink,
+    ProviderAnswer,
+    ProviderReply,
+    SecretText,
+)
 from gateway.providers.base import (
     CredentialState,
     ProviderFailure,
@@ -76,7 +83,10 @@ class GeminiImages:
         calls = [self._buy(request, content, credential) for _ in range(request.n)]
         if len(calls) == 1:
             return await calls[0]
-        return combine(await asyncio.gather(*calls, return_exceptions=True))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for number, result in enumerate(results, start=1):
+            log.info("provider_call", number=number, of=request.n, **_logged(result))
+        return combine(results)
 
     async def _buy(
         self, request: ImageRequest, content: bytes, credential: SecretText
@@ -174,3 +184,13 @@ class GeminiImages:
         if status in REFUSED_KEY_STATUSES or (status == BAD_REQUEST and is_invalid_key(body)):
             return CredentialState.INVALID
         return CredentialState.UNREACHABLE
+
+
+def _logged(result: ProviderAnswer | BaseException) -> dict[str, object]:
+    """Return the facts of one of several calls, whose sum alone is in the ledger."""
+    if not isinstance(result, ProviderAnswer | ProviderFailure):
+        return {"outcome": Outcome.AMBIGUOUS.value}
+    usage = None if result.usage is None else asdict(result.usage)
+    if isinstance(result, ProviderFailure):
+        return {"outcome": result.outcome.value, "usage": usage}
+    return {"outcome": Outcome.SUCCESS.value, "usage": usage, "version": result.model_version}
