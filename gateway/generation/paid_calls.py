@@ -188,7 +188,7 @@ class PaidCalls:
         error = client_error(
             failure,
             house_credential=paid.credential.owner == "house",
-            provider=paid.provider,
+            provider=paid.served.model.provider,  # the sandbox speaks for it
             model=paid.served.model.id,
         )
         cost_nano, answer = None, None
