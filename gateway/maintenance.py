@@ -180,12 +180,16 @@ class Sweeper:
             telemetry.open_age_seconds.labels(state).set(max(0.0, age.total_seconds()))
 
     async def _check_invariants(self) -> None:
-        """Check the books once an hour, in one worker: it reads the whole ledger."""
+        """Check the books once an hour, in one worker: the new entries, once a week the whole."""
         database = self._database
         async with database.operator() as session:
-            if not await sweeps.claim(session, "invariants", seconds=INVARIANT_INTERVAL_SECONDS):
+            if not await sweeps.claim(session, ledger.CHECKS, seconds=INVARIANT_INTERVAL_SECONDS):
                 return
-        breaks = await ledger.invariant_breaks(database)
+        breaks = await ledger.new_breaks(database, remember=True)
+        if breaks is None:
+            breaks = await ledger.check_all(
+                database, progress=lambda what: log.info("books_checked", what=what), remember=True
+            )
         telemetry.invariant_breaks.set(len(breaks))
         for found in breaks:
             telemetry.alarm("invariant_break", what=found.what, id=found.id)

@@ -1,8 +1,8 @@
 """Ledger maintenance: expiry of reservations, and the check of its invariants."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 from uuid import UUID
 
@@ -11,13 +11,30 @@ from sqlalchemy import func, literal_column, select, text
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.money_tables import ReservationRow
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import TenantRow
+from gateway.db.tables import SweepRow, TenantRow
 
 OpenState = Literal["held", "unknown", "estimated"]
 OPEN_STATES: tuple[OpenState, ...] = get_args(OpenState)
 # States as in the table; literals, because Postgres uses the partial index only with them.
 _STATES: dict[OpenState, str] = {"held": "held", "unknown": "unknown", "estimated": "posted_est"}
 INVARIANT_SECONDS = 1800
+CHECKS = "invariants"
+"""The sweep that checks the books."""
+WHOLE_EVERY = timedelta(days=7)
+INVARIANTS = (
+    "I1 budget is not the sum of its reservations",
+    "I1 house budget is not the sum of its reservations",
+    "I1 budget overspent",
+    "I1 house budget overspent",
+    "I2 not exactly one hold line, or none that ends it",
+    "I3 lines do not add up to the final cost",
+    "I5 held past its deadline",
+    "I5 unknown for more than a day",
+)
+"""Those of the view `ledger_break`."""
+_NEW = "SELECT what, id FROM new_breaks(false)"
+_NEW_REMEMBERED = "SELECT what, id FROM new_breaks(true)"
+USAGE_INVARIANT = "I6 usage is not the ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +167,64 @@ async def invariant_breaks(
         DatabaseUnavailable: Postgres is away, or the check timed out.
     """
     async with database.operator() as session:
-        await session.execute(
-            text("SELECT set_config('statement_timeout', :value, true)"),
-            {"value": f"{timeout_seconds}s"},
-        )
-        rows = await session.execute(
-            text("SELECT what, id FROM invariant_break LIMIT :limit"), {"limit": limit}
-        )
-        return [InvariantBreak(row.what, row.id) for row in rows]
+        return await _breaks(session, "TABLE invariant_break", limit, timeout_seconds)
+
+
+async def new_breaks(
+    database: Database,
+    *,
+    remember: bool,
+    limit: int = 100,
+    timeout_seconds: int = INVARIANT_SECONDS,
+) -> Sequence[InvariantBreak] | None:
+    """List the invariants that are broken by what is new since the last check that found none.
+
+    `remember`: without a break, the next check begins where this one ends. None: everything must be
+    checked, for the first time or again after a week.
+
+    Raises:
+        DatabaseUnavailable: Postgres is away, or the check timed out.
+    """
+    async with database.operator() as session:
+        row = await session.get_one(SweepRow, CHECKS)
+        oldest = datetime.now(UTC) - WHOLE_EVERY
+        if row.compared_to is None or row.whole_at is None or row.whole_at < oldest:
+            return None
+        call = _NEW_REMEMBERED if remember else _NEW
+        return await _breaks(session, call, limit, timeout_seconds)
+
+
+async def check_all(
+    database: Database, *, progress: Callable[[str], None], remember: bool, limit: int = 100
+) -> Sequence[InvariantBreak]:
+    """Check every invariant over the whole ledger, one after the other, each named to `progress`.
+
+    `remember`: without a break, later checks read only what is new.
+
+    Raises:
+        DatabaseUnavailable: Postgres is away, or an invariant took longer than half an hour.
+    """
+    found: list[InvariantBreak] = []
+    for what in INVARIANTS:
+        progress(what)
+        query = f"SELECT what, id FROM ledger_break WHERE what = '{what}'"  # noqa: S608 - a constant
+        async with database.operator() as session:
+            found += await _breaks(session, query, limit, INVARIANT_SECONDS)
+    progress(USAGE_INVARIANT)
+    query = f"SELECT what, id FROM invariant_break WHERE what NOT IN {INVARIANTS}"  # noqa: S608 - constants
+    async with database.operator() as session:
+        found += await _breaks(session, query, limit, INVARIANT_SECONDS)
+        if remember and not found:
+            await session.execute(text("SELECT remember_checked(NULL, '{}')"))
+    return found
+
+
+async def _breaks(
+    session: OperatorSession, query: str, limit: int, timeout_seconds: int
+) -> list[InvariantBreak]:
+    await session.execute(
+        text("SELECT set_config('statement_timeout', :value, true)"),
+        {"value": f"{timeout_seconds}s"},
+    )
+    rows = await session.execute(text(f"{query} LIMIT :limit"), {"limit": limit})
+    return [InvariantBreak(row.what, row.id) for row in rows]

@@ -59,6 +59,7 @@ COMMANDS = {
     "limits": Entry("limits:limits", "Rate limits and concurrency limits."),
     "webhooks": Entry("webhooks:webhooks", "Webhooks and their deliveries."),
     "prices": Entry("billing:prices", "Price versions; immutable, new ones are added."),
+    "ledger": Entry("ledger:ledger", "The books: check that budgets, calls and entries agree."),
     "reconcile": Entry(
         "reconcile:reconcile", "Calls of unknown cost: list, show and resolve them."
     ),

@@ -184,7 +184,9 @@ async def _examine_identity_provider(
 
 
 async def _examine_ledger(gateway: Gateway, note: Note) -> None:
-    breaks = await ledger.invariant_breaks(gateway.database, limit=20)
+    breaks = await ledger.new_breaks(gateway.database, remember=False, limit=20)
+    if breaks is None:
+        breaks = await ledger.invariant_breaks(gateway.database, limit=20)
     if breaks:
         note("ledger", "wrong", "; ".join(f"{found.what}: {found.id}" for found in breaks))
     else:

@@ -224,6 +224,19 @@ class HouseBudgetPeriodRow(PeriodColumns, Table):
     allotted_division: Mapped[int | None]
 
 
+class CheckedPeriodRow(Table):
+    """The amount spent in a budget period on the reservations that were checked already.
+
+    The key is the period's id, negated for a period of the operator's budget.
+    """
+
+    __tablename__ = "checked_period"
+    __table_args__ = (CheckConstraint("spent_nano >= 0", name="checked_period_not_negative"),)
+
+    period_key: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    spent_nano: Mapped[int] = mapped_column(BigInteger)
+
+
 class ReservationRow(Table):
     """The reserved part of budgets for one paid provider call, and the call's outcome.
 
@@ -246,6 +259,7 @@ class ReservationRow(Table):
             "(state IN ('held', 'unknown')) = (final_nano IS NULL)", name="reservation_final"
         ),
         CheckConstraint("final_nano >= 0", name="reservation_final_not_negative"),
+        Index("reservation_admitted", "admitted_at", postgresql_using="brin"),
         Index(
             "reservation_open",
             "deadline_at",

@@ -285,8 +285,8 @@ class AppliedSqlRow(Table):
 class SweepRow(Table):
     """Periodic work and the time at which it is next due.
 
-    The last columns belong to the sweep of orphans: the store seen last and since when, the time up
-    to which files and rows were compared, and the last comparison of everything.
+    `compared_to` and `whole_at`: the time up to which everything was compared, and the last time at
+    which all of it was. The sweep of orphans also keeps the store seen last, and since when.
     """
 
     __tablename__ = "sweep"

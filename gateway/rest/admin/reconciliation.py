@@ -240,8 +240,8 @@ class OpenCallsQuery(PageQuery):
 
 @router.get("", summary="Show calls of unknown cost and check the ledger", dependencies=[NoQuery])
 async def get_reconciliation(gateway: GatewayDep) -> ReconciliationObject:
-    """Count and sum open calls by state and mode, over all tenants. The check reads the whole
-    ledger.
+    """Count and sum open calls by state and mode, over all tenants. The check reads what is new
+    since the last hourly check, or the whole ledger if none has ended yet.
     """
     invariants = await _check(gateway)
     async with gateway.operators_database.operator() as session:
@@ -317,9 +317,14 @@ async def resolve_call(
 
 async def _check(gateway: Gateway) -> InvariantsObject:
     try:
-        found = await ledger.invariant_breaks(
-            gateway.operators_database, limit=MAX_BREAKS, timeout_seconds=CHECK_SECONDS
+        database = gateway.operators_database
+        found = await ledger.new_breaks(
+            database, remember=False, limit=MAX_BREAKS, timeout_seconds=CHECK_SECONDS
         )
+        if found is None:
+            found = await ledger.invariant_breaks(
+                database, limit=MAX_BREAKS, timeout_seconds=CHECK_SECONDS
+            )
     except DatabaseUnavailable:
         # Too slow, or unavailable: the following query reports the second case.
         return InvariantsObject(checked=False, breaks=[])
