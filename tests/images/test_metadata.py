@@ -91,6 +91,15 @@ def test_an_image_without_pixels_is_unreadable(width: int, height: int) -> None:
     assert refused.value.problem == ImageProblem.UNREADABLE
 
 
+@pytest.mark.parametrize(("colour", "has_rows"), [(0, False), (3, True)], ids=["rows", "palette"])
+def test_a_png_without_rows_or_its_palette_is_unreadable(colour: int, *, has_rows: bool) -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, colour, 0, 0, 0))
+    rows = [idat(bytes(4 * 5))] if has_rows else []
+    with pytest.raises(UnusableImage) as refused:
+        strip_metadata(png(header, *rows, IEND), max_pixels=MAX_PIXELS)
+    assert refused.value.problem == ImageProblem.UNREADABLE
+
+
 @pytest.mark.parametrize("form", CLEAN)
 def test_a_file_cut_off_anywhere_is_refused(form: str) -> None:
     content = CLEAN[form]

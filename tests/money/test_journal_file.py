@@ -164,7 +164,7 @@ def test_an_outcome_of_a_later_release_is_read_as_a_torn_line(tmp_path: Path) ->
     journal.close()
     content = bytearray(path.read_bytes())
     start = content.index(later.bytes)
-    content[start + 16 : start + 32] = b"refused_charged".ljust(16, b"\0")
+    content[start + 16 : start + 32] = b"of_a_later_age".ljust(16, b"\0")
     checked = bytes(content[start : start + SLOT_BYTES - 13])
     content[start + len(checked) : start + len(checked) + 4] = zlib.crc32(checked).to_bytes(
         4, "little"
