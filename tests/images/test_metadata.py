@@ -12,7 +12,12 @@ from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from gateway.media.metadata import strip_metadata
-from gateway.media.metadata.common import ImageProblem, UnusableImage
+from gateway.media.metadata.common import (
+    MAX_PROFILE_BYTES,
+    ImageProblem,
+    UnusableImage,
+    is_profile,
+)
 from gateway.media.metadata.exif import exif_orientation, has_several_views
 from tests.hazards import IEND, MAX_PIXELS, chunk, exif, hazards, idat, plain, png
 
@@ -144,6 +149,12 @@ def test_a_colour_profile_stays_in_a_png_and_what_is_none_goes() -> None:
     stripped = strip_metadata(out.getvalue(), max_pixels=MAX_PIXELS).content
     assert b"iCCP" in out.getvalue()
     assert b"iCCP" not in stripped
+
+
+def test_a_profile_of_the_largest_size_is_one_and_a_larger_is_none() -> None:
+    profile = bytes(36) + b"acsp" + bytes(MAX_PROFILE_BYTES - 40)
+    assert is_profile(profile)
+    assert not is_profile(profile + b"\0")
 
 
 def test_a_cleaned_extended_webp_has_a_header_without_reserved_bits() -> None:
