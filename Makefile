@@ -60,6 +60,7 @@ check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 	@echo "lint-imports" && { out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out" >&2; exit 1; }; }
 	@echo "mypy"         && $(BIN)/mypy --no-error-summary
 	@echo "alembic check" && { out=$$(tests/alembic_check 2>&1) || { echo "$$out" >&2; exit 1; }; }
+	@echo "squawk"       && $(BIN)/python -m tests.tooling.migration_lint
 	@echo "generated"    && $(BIN)/python -m tests.tooling.generated --check
 	@echo "style"        && $(BIN)/pytest -q --no-header tests/tooling/test_style.py
 
