@@ -75,6 +75,7 @@ class Sweeper:
             self._refresh_lifetimes,
             self._send_events,
             self._sweep_requests,
+            self._add_months,
             self._add_up_usage,
             self._check_invariants,
             self._retire_secrets,
@@ -199,6 +200,13 @@ class Sweeper:
             is_ours = await sweeps.claim(session, "request_log", seconds=REQUESTS_INTERVAL_SECONDS)
         if is_ours:
             await self._keep_requests()
+
+    async def _add_months(self) -> None:
+        """Create the partitions of the coming months, two months ahead."""
+        async with self._database.operator() as session:
+            is_ours = await sweeps.claim(session, "months", seconds=REQUESTS_INTERVAL_SECONDS)
+        if is_ours and (added := await ledger.add_missing_months(self._database)):
+            log.info("months_added", count=added)
 
     async def _keep_requests(self) -> None:
         """Create the request log's next partitions, and drop those past their retention.

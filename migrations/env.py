@@ -23,12 +23,16 @@ from gateway.db import (  # noqa: F401 - tables
 )
 from gateway.db.addresses import create_engine, database_url
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres
-from gateway.db.migrate import MIGRATION_TIMEOUT_MS, ensure_database, forget_predecessor
+from gateway.db.migrate import (
+    MIGRATION_TIMEOUT_MS,
+    ensure_database,
+    forget_predecessor,
+    is_compared_name,
+)
 from gateway.db.sql_files import apply_sql_files
 from gateway.db.tables import Table
 
 MAX_REVISION_CHARACTERS = 32
-PARTITION = re.compile(r"request_log_[0-9]{8}")
 
 
 def main() -> None:
@@ -47,7 +51,7 @@ def run(connection: Connection) -> None:
         target_metadata=Table.metadata,
         compare_server_default=False,
         transactional_ddl=True,
-        include_name=is_ours,
+        include_name=is_compared_name,
         process_revision_directives=name_revision,
     )
     with context.begin_transaction():
@@ -84,11 +88,6 @@ def run_command(connection: Connection) -> None:
     run(connection)
     if is_upgrade:
         apply_sql_files(connection)
-
-
-def is_ours(name: str | None, kind: str, _parents: object) -> bool:
-    """Exclude the request log's partitions, which are created and dropped daily."""
-    return kind != "table" or name is None or PARTITION.fullmatch(name) is None
 
 
 def name_revision(

@@ -24,7 +24,7 @@ from gateway.billing.reservations import Reservations, Settlement, StoredFile
 from gateway.config import Settings
 from gateway.db.addresses import database_url
 from gateway.db.engine import Database
-from gateway.domain import Outcome
+from gateway.domain import Outcome, new_id
 from gateway.library.links import LinkKind
 from gateway.library.storage import ImageStore, image_path, new_image_id, open_store
 from gateway.maintenance import Sweeper
@@ -32,7 +32,10 @@ from gateway.money import NanoUsd
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, served_gateway
 
-RESERVE = "SELECT outcome FROM reserve(CAST(:requests AS jsonb), CAST(:instance AS uuid), true)"
+RESERVE = (
+    "SELECT request_id, outcome FROM reserve("
+    "CAST(:requests AS jsonb), CAST(:instance AS uuid), true)"
+)
 HOURS_LATER = timedelta(hours=3)
 
 
@@ -229,7 +232,7 @@ class Hosted:
 
     async def reserve(self, owner: Any) -> UUID:
         """Hold money for a call with this key (its row); return the reservation's id."""
-        reservation_id = uuid4()
+        reservation_id = new_id()
         [price] = await self.served.owner_sql("SELECT id FROM price WHERE model = :m", m=GPT2)
         request = {
             "id": str(reservation_id),

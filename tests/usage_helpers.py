@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
 
 from gateway.billing.usage import UsageReport
 from gateway.billing.usage_queries import ReportQuery
+from gateway.domain import new_id
 from tests.harness import Served
 
 MODELS = ("gpt-image-2", "gpt-image-1-mini")
@@ -75,13 +76,18 @@ class Owner:
     user_id: UUID | None = None
 
 
+def id_at(moment: datetime) -> UUID:
+    """Make an id as a gateway does whose clock shows this moment."""
+    return UUID(int=int(moment.timestamp() * 1000) << 80 | new_id().int & ((1 << 80) - 1))
+
+
 def calls_of(
     owner: Owner, moments: Iterable[datetime], chance: random.Random
 ) -> list[dict[str, Any]]:
     """Make one call at each moment."""
     return [
         {
-            "id": str(uuid4()),
+            "id": str(new_id()),
             "livemode": chance.random() < 0.9,
             "api_key_id": owner.api_key_id and str(owner.api_key_id),
             "user_id": owner.user_id and str(owner.user_id),

@@ -95,6 +95,16 @@ async def forget_claims(database: Database, *, after_seconds: int, limit: int) -
     return count
 
 
+async def add_missing_months(database: Database) -> int:
+    """Create the partitions of the coming months; return the number of those that were missing.
+
+    Raises:
+        DatabaseUnavailable: Postgres is away, or a long transaction holds a lock.
+    """
+    rows = await database.call("SELECT add_missing_months()")
+    return int(rows[0][0])
+
+
 async def alert_house_budgets(database: Database) -> None:
     """Record which thresholds the operator's budgets have reached.
 

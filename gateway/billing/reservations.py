@@ -19,7 +19,7 @@ from gateway.db.deadlines import Deadline
 from gateway.db.engine import Database, DatabaseUnavailable, Lane
 from gateway.db.group_commit import GroupCommit
 from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
-from gateway.errors import BudgetExceeded
+from gateway.errors import BudgetExceeded, Unavailable
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd, format_usd_short
 
@@ -62,6 +62,19 @@ class ReservationRequest:
 
 class AlreadyClaimed(Exception):
     """The request's idempotency key was claimed before; nothing is reserved."""
+
+
+class ClockSkewed(Unavailable):
+    """This gateway's clock and the database's differ by a week or more: nothing is reserved."""
+
+    code = "clock_skewed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The clocks of this gateway and its database differ by a week or more. Nothing was "
+            "bought; the operator must set the clock.",
+            retry_after_seconds=60,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +139,7 @@ class _Answer:
     the sum over all shards must decide.
     """
 
-    refusal: BudgetExceeded | AlreadyClaimed | None
+    refusal: BudgetExceeded | AlreadyClaimed | ClockSkewed | None
     is_undecided: bool = False
 
 
@@ -180,6 +193,7 @@ class Reservations:
 
         Raises:
             BudgetExceeded: one of them is short; nothing is reserved.
+            ClockSkewed: this gateway's clock is a week off; nothing is reserved.
             AlreadyClaimed: another reservation has the request's idempotency key.
             DatabaseUnavailable: no acknowledgement in time. If the reservation was committed
                 nevertheless, it is voided as soon as Postgres answers again.
@@ -346,6 +360,9 @@ def _answer(row: Mapping[str, Any]) -> _Answer:
             return _Answer(None, is_undecided=True)
         case "claimed":
             return _Answer(AlreadyClaimed())
+        case "clock":
+            telemetry.alarm("clock_skewed", reservation=str(row["request_id"]))
+            return _Answer(ClockSkewed())
     return _Answer(
         budget_refusal(
             row["owner"],

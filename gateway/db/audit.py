@@ -144,7 +144,7 @@ async def list_entries(
     if end is not None:
         query = query.where(AuditRow.at < end)
     if after is not None:
-        cursor = await session.get(AuditRow, after)
+        cursor = await session.scalar(select(AuditRow).where(AuditRow.id == after))
         if cursor is None:
             raise InvalidRequest("after must be the id of an audit entry.", param="after")
         query = query.where(tuple_(AuditRow.at, AuditRow.id) < tuple_(cursor.at, cursor.id))

@@ -341,6 +341,8 @@ class IdempotencyClaimRow(Table):
 class LedgerRow(Table):
     """One immutable ledger entry. Every kind except `hold` adds to the spent amount.
 
+    In partitions by the month of its reservation's id.
+
     `admitted_at`: the time of the call's admission, by which reports and budgets count it.
     """
 
@@ -362,6 +364,13 @@ class LedgerRow(Table):
             postgresql_using="brin",
             postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
         ),
+        Index(
+            "ledger_admitted",
+            "admitted_at",
+            postgresql_using="brin",
+            postgresql_with={"autosummarize": "on"},
+        ),
+        {"postgresql_partition_by": "RANGE (reservation_id)"},
     )
 
     tenant_id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -22,6 +22,7 @@ FILES = (
     "tenancy/sql/access.sql",
     "request_log/sql/request_log.sql",
     "db/sql/changes.sql",
+    "billing/sql/months.sql",
 )
 """In the order of application: a function comes before its callers."""
 ISOLATION = "db/sql/isolation.sql"

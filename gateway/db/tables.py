@@ -300,7 +300,7 @@ class SweepRow(Table):
 
 
 class AuditRow(Table):
-    """One change with its author and both states. Append-only.
+    """One change with its author and both states. Append-only, in partitions by month.
 
     `tenant_id` is null for objects without a tenant: prices, admin keys, the master key.
     """
@@ -309,11 +309,14 @@ class AuditRow(Table):
     __table_args__ = (
         Index("audit_at", "at", "id"),
         Index("audit_tenant", "tenant_id", "at", "id"),
+        {"postgresql_partition_by": "RANGE (at)"},
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     # The time of the change, not of its transaction, so that two in one transaction keep order.
-    at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
+    at: Mapped[datetime] = mapped_column(
+        Timestamp, primary_key=True, server_default=func.clock_timestamp()
+    )
     actor_type: Mapped[str] = mapped_column(Text)
     actor_id: Mapped[str] = mapped_column(Text)
     actor_name: Mapped[str | None] = mapped_column(Text)

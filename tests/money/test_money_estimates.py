@@ -156,7 +156,8 @@ MANY = """
 INSERT INTO reservation (id, tenant_id, livemode, periods, operation, requested_model,
     served_model, provider, credential, price_id, held_nano, state, final_nano, instance,
     admitted_at, deadline_at, served_quality, served_size)
-SELECT gen_random_uuid(), tenant_id, true, '{}', 'generation', served_model, CASE n % 2 WHEN 0 THEN
+SELECT (left(id::text, 24) || lpad(to_hex(n), 12, '0'))::uuid,
+    tenant_id, true, '{}', 'generation', served_model, CASE n % 2 WHEN 0 THEN
     served_model ELSE 'other-' || n % 7 END, provider, credential, price_id, 1, 'posted', 1,
     instance, now(), now(), 'low', '1024x1024'
 FROM reservation, generate_series(1, 20000) AS n

@@ -10,7 +10,7 @@ import pytest
 from flask import Response
 
 from gateway.config import Settings, load_settings
-from gateway.domain import TenantSettings
+from gateway.domain import TenantSettings, new_id
 from gateway.errors import ConfigurationError
 from gateway.tenancy import erasure, tenants, users
 from tests.cli.test_cli_manners import CommandLine
@@ -264,7 +264,7 @@ async def test_callers_without_key_and_user_are_told_apart_in_one_batch(trusting
     prices = await trusting.owner_sql("SELECT min(id) AS id FROM price")
     requests = [
         {
-            "id": str(uuid4()),
+            "id": str(new_id()),
             "tenant_id": str(tenant),
             "api_key_id": None,
             "user_id": None,
@@ -281,7 +281,9 @@ async def test_callers_without_key_and_user_are_told_apart_in_one_batch(trusting
         for tenant in (trusting.tenant_id, other, trusting.tenant_id)
     ]
     rows = await trusting.owner_sql(RESERVE, requests=json.dumps(requests), instance=str(uuid4()))
-    assert [row.outcome for row in rows] == ["held", "budget_exceeded", "held"]
+    outcomes = {str(row.request_id): row.outcome for row in rows}
+    asked = [outcomes[str(request["id"])] for request in requests]
+    assert asked == ["held", "budget_exceeded", "held"]
     lines = await trusting.owner_sql("SELECT tenant_id, api_key_id FROM ledger")
     assert [(row.tenant_id, row.api_key_id) for row in lines] == [(trusting.tenant_id, None)] * 2
 

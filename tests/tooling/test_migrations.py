@@ -14,7 +14,7 @@ from hatchling.builders.wheel import WheelBuilder
 from sqlalchemy import Connection
 
 from gateway.db.addresses import create_engine, database_url
-from gateway.db.migrate import migrate
+from gateway.db.migrate import is_compared_name, migrate
 from gateway.db.request_tables import RequestRow
 from gateway.db.revisions import migrations_dir, newest_revision
 from gateway.db.sql_files import FILES, ISOLATION, read_sql_file
@@ -57,7 +57,8 @@ FUNCTIONS = (
 
 async def test_the_migrated_schema_is_the_one_that_the_tables_describe(database: str) -> None:
     def differences(connection: Connection) -> list[object]:
-        context = MigrationContext.configure(connection)
+        compared = {"include_name": is_compared_name}
+        context = MigrationContext.configure(connection, opts=compared)
         return list(compare_metadata(context, RequestRow.metadata))
 
     engine = create_engine(database_url(database), role=None)

@@ -160,6 +160,7 @@ END $$;
 --   budget_exceeded  nothing is reserved; the further columns describe the short budget
 --   claimed          its idempotency key was claimed before; nothing is reserved
 --   whole            this gateway's shard is short and all must decide: call with p_whole
+--   clock            the time in its id is a week off; it might have no partition
 --
 -- Locks: as lock_periods; then, for keyed requests, the entry of the unique index
 -- idempotency_claim_owner, by tenant and then in the order of p_requests, which the caller sorts.
@@ -173,6 +174,8 @@ SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
+    v_first_id uuid := first_id(v_now - interval '7 days');
+    v_last_id uuid := first_id(v_now + interval '7 days');
     v_shard int := CASE WHEN p_whole THEN 0 ELSE shard_of(p_instance) END;
     v_periods locked_period[] := lock_periods(
         p_requests, v_now, CASE WHEN NOT p_whole THEN v_shard END);
@@ -200,7 +203,8 @@ BEGIN
             request_hash, terms, number)
         ORDER BY r.tenant_id, r.number
     LOOP
-        SELECT q.id, 'held', NULL, NULL, NULL, NULL, NULL, NULL
+        SELECT q.id, CASE WHEN q.id >= v_first_id AND q.id < v_last_id THEN 'held' ELSE 'clock' END,
+            NULL, NULL, NULL, NULL, NULL, NULL
         INTO request_id, outcome, budget, owner, window_name, budget_limit, available, resets_at;
         IF v_tenant <> q.tenant_id THEN
             PERFORM add_hold_lines(v_tenant, v_reserved);
