@@ -222,6 +222,8 @@ async def test_two_house_budgets_of_the_same_limit_have_each_their_own_rest(hous
     assert await house.hold(0, 1) is not None  # divides both
     held = [await house.hold(number % 8, 9) for number in range(24)]
     assert sum(one is not None for one in held) == 11
+    soft = await house.served.owner_sql("SELECT sum(soft_nano) FROM house_budget_period")
+    assert soft[0][0] == 0  # nothing was held beyond a hard limit
     await house.served.check_invariants()
     await house.close()
 
