@@ -45,12 +45,13 @@ def main() -> None:
 
 
 def run(connection: Connection) -> None:
-    """Run the migrations in one transaction."""
+    """Run each migration in a transaction of its own."""
     context.configure(
         connection=connection,
         target_metadata=Table.metadata,
         compare_server_default=False,
         transactional_ddl=True,
+        transaction_per_migration=True,
         include_name=is_compared_name,
         process_revision_directives=name_revision,
     )
@@ -71,8 +72,9 @@ async def run_from_a_shell() -> None:
         url = embedded.owner_url()
     engine = create_engine(url, role=None, statement_timeout_ms=MIGRATION_TIMEOUT_MS)
     try:
-        async with engine.begin() as connection:
+        async with engine.connect() as connection:
             await connection.run_sync(run_command)
+            await connection.commit()
     finally:
         await engine.dispose()
         if embedded is not None:

@@ -50,20 +50,26 @@ async def ensure_database(maintenance_url: URL, name: str) -> None:
 async def migrate(owner_url: URL, *, login_role: bool = False) -> str:
     """Migrate the schema to the newest revision and return it; other processes wait meanwhile.
 
+    Each revision is a transaction of its own: if one fails, those before it stay, and the next run
+    begins with it.
+
     `login_role` grants LOGIN to the serving role, which is safe on the embedded server: it admits
     only the gateway's own user and root.
     """
-    engine = create_engine(owner_url, role=None, statement_timeout_ms=MIGRATION_TIMEOUT_MS)
+    engine = create_engine(
+        owner_url, role=None, pool_size=2, statement_timeout_ms=MIGRATION_TIMEOUT_MS
+    )
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
     try:
-        async with engine.begin() as connection:
-            await connection.execute(
-                text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK}
-            )
+        async with alone.connect() as lock, engine.connect() as connection:
+            await lock.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
             await connection.run_sync(_upgrade)
             if login_role:
                 await connection.execute(text(f"ALTER ROLE {APP_ROLE} LOGIN"))
             revision = await connection.execute(text("SELECT version_num FROM alembic_version"))
-            return str(revision.scalar_one())
+            newest = str(revision.scalar_one())
+            await connection.commit()
+            return newest
     finally:
         await engine.dispose()
 
@@ -75,6 +81,7 @@ def forget_predecessor(connection: Connection) -> None:
             text("DELETE FROM alembic_version WHERE version_num = :predecessor"),
             {"predecessor": PREDECESSOR},
         )
+    connection.commit()
 
 
 def _upgrade(connection: Connection) -> None:

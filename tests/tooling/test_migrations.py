@@ -11,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hatchling.builders.wheel import WheelBuilder
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from gateway.db.addresses import create_engine, database_url
 from gateway.db.migrate import is_compared_name, migrate
@@ -177,6 +177,41 @@ async def test_a_database_of_the_last_revision_before_the_baseline_is_adopted_wi
     assert [tuple(row) for row in settled] == [("ok", 0)]
     assert await run_sql(url, "SELECT * FROM invariant_break") == []
     await postgres.drop(url)
+
+
+async def test_a_revision_that_fails_leaves_those_before_it(postgres: PostgresServer) -> None:
+    url = await postgres.create(template="template0")
+    await _restore(url, gzip.decompress(BEFORE_THE_BASELINE.read_bytes()).decode())
+    engine = create_engine(database_url(url), role=None)
+    async with engine.connect() as reader:
+        await reader.execute(text("SELECT 1 FROM budget_period"))
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await migrate(database_url(url))
+    await engine.dispose()
+    [row] = await run_sql(url, "SELECT version_num FROM alembic_version")
+    assert row.version_num not in {newest_revision(), "2026_11_29_01_baseline"}
+    assert await migrate(database_url(url)) == newest_revision()
+    assert await run_sql(url, "SELECT * FROM invariant_break") == []
+    await postgres.drop(url)
+
+
+async def test_a_migration_may_build_an_index_outside_of_its_transaction(database: str) -> None:
+    def build(connection: Connection) -> None:
+        options = {"transaction_per_migration": True, "transactional_ddl": True}
+        context = MigrationContext.configure(connection, opts=options)
+        with context.begin_transaction(_per_migration=True), context.autocommit_block():
+            connection.execute(text("CREATE INDEX CONCURRENTLY one ON image (width)"))
+
+    engine = create_engine(database_url(database), role=None)
+    async with engine.connect() as connection:
+        await connection.run_sync(build)
+        await connection.commit()
+    await engine.dispose()
+    [row] = await run_sql(
+        database, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'one'::regclass"
+    )
+    assert row.indisvalid
+    await run_sql(database, "DROP INDEX one")
 
 
 async def test_a_database_of_an_unknown_revision_is_refused_and_left_as_it_is(
