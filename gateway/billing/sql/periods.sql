@@ -103,11 +103,12 @@ BEGIN
         -- index finds it without the earlier ones.
         v_ids := ARRAY(
             SELECT x.id FROM unnest(p_budgets) AS u(id)
-            JOIN budget_period x ON x.tenant_id = p_tenant_id AND x.budget_id = u.id
-                AND p_at < x.period_end AND x.period_start = (
-                    SELECT max(y.period_start) FROM budget_period y
-                    WHERE y.tenant_id = p_tenant_id AND y.budget_id = u.id
-                        AND y.period_start <= p_at)
+            CROSS JOIN LATERAL (
+                SELECT y.id, y.period_end FROM budget_period y
+                WHERE y.tenant_id = p_tenant_id AND y.budget_id = u.id AND y.period_start <= p_at
+                ORDER BY y.period_start DESC LIMIT 1
+            ) x
+            WHERE p_at < x.period_end
         );
         IF cardinality(v_ids) = cardinality(p_budgets) THEN
             RETURN v_ids;
