@@ -19,6 +19,10 @@ LARGE, SMALL = (f"00000000-0000-7000-8000-{number:012x}" for number in (1, 7))
 LAST_MONTH = {"start": "2026-10-27", "end": "2026-11-25"}
 WHOLE = {"start": "2025-12-01", "end": "2026-11-25"}
 
+PARTITIONS = """
+SELECT add_month((date_trunc('month', $1::timestamptz, 'UTC') + make_interval(months => n))::date)
+FROM generate_series(0, $2::int) n
+"""
 TENANTS = """
 INSERT INTO tenant (id, name, time_zone)
 SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'tenant-' || n,
@@ -95,6 +99,7 @@ async def build(owner_url: str, *, entries: int, tenants: int, images: int) -> N
     try:
         await connection.execute("SET synchronous_commit = off")
         await connection.execute("CREATE TABLE IF NOT EXISTS scale_month (month int PRIMARY KEY)")
+        await connection.execute(PARTITIONS, EPOCH, MONTHS)
         await connection.execute(TENANTS, tenants)
         await connection.execute(KEYS, min(SPENDERS, tenants))
         await connection.execute(PRICE)
