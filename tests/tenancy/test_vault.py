@@ -323,7 +323,7 @@ async def test_an_invalid_provider_key_is_refused_without_repeating_it(served: S
             assert response.status_code == 400, name
             error_of(response)
             assert TENANT_SECRET not in response.text, name
-        for path in ("/v1/credentials/gemini", "/v1/credentials/OpenAI", "/v1/credentials/%00"):
+        for path in ("/v1/credentials/acme", "/v1/credentials/OpenAI", "/v1/credentials/%00"):
             response = await http.put(path, json={"secret": TENANT_SECRET})
             assert response.status_code == 404
         assert (await http.get(PATH)).status_code == 404
