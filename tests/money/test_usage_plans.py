@@ -106,6 +106,8 @@ async def test_the_planner_estimates_what_reports_read_within_a_factor_of_three(
 async def read_in_scans(url: str) -> dict[str, float]:
     """The part of each large table's rows that was read in sequential scans, several scans added.
 
+    Partitions count as their table.
+
     A connection reports what it has read when it ends; before that, this waits.
     """
     connection = await asyncpg.connect(url)
@@ -123,8 +125,9 @@ SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
 SCANNED = """
-SELECT relname, seq_tup_read::float8 / n_live_tup AS part FROM pg_stat_user_tables
-WHERE n_live_tup > $1
+SELECT coalesce(pg_partition_root(relid), relid)::regclass::text AS relname,
+    sum(seq_tup_read)::float8 / sum(n_live_tup) AS part
+FROM pg_stat_user_tables GROUP BY 1 HAVING sum(n_live_tup) > $1
 """
 
 
