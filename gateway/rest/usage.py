@@ -24,7 +24,7 @@ from gateway.media.temporary_files import new_spool
 from gateway.rest.budget_objects import BudgetList, TenantBudget
 from gateway.rest.dependencies import GatewayDep, UsageReader
 from gateway.rest.refusals import refused_with
-from gateway.rest.schemas import UsageReportObject
+from gateway.rest.schemas import IN_DIGITS, UsageReportObject
 from gateway.tenancy.lookups import ALL_KEYS, KeyScope, find_key_and_user
 
 router = APIRouter(tags=["usage"])
@@ -124,7 +124,9 @@ class UsageQuery(BaseModel):
         description="`json` is a page of groups; `csv` and `jsonl` (a JSON object per line) have "
         "all of them, up to 1,000,000.",
     )
-    limit: int = Field(usage.MAX_ROWS, ge=1, le=usage.MAX_ROWS, description="Groups of a page.")
+    limit: Annotated[
+        int, Field(ge=1, le=usage.MAX_ROWS, description="Groups of a page."), IN_DIGITS
+    ] = usage.MAX_ROWS
     after: str | None = Field(
         None,
         min_length=1,

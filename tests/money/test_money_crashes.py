@@ -139,6 +139,19 @@ async def locked(settings: Settings, statement: str) -> AsyncIterator[None]:
     await engine.dispose()
 
 
+@asynccontextmanager
+async def data_keys_locked(served: Served, http: httpx2.AsyncClient) -> AsyncIterator[None]:
+    """Keep the client's next call from opening its tenant's provider key, after its hold.
+
+    The wrapped data key that comes with the caller names a master key that does not exist, so it is
+    read again, from a locked table.
+    """
+    await served.owner_sql("UPDATE data_key SET master_key_id = 'elsewhere'")
+    assert (await http.get("/v1/models")).status_code == 200
+    async with locked(served.gateway.settings, "LOCK TABLE data_key IN ACCESS EXCLUSIVE MODE"):
+        yield
+
+
 async def waiting_for_locks(served: Served) -> bool:
     """Tell if a statement of this database waits for a lock."""
     [row] = await served.owner_sql(
@@ -176,7 +189,7 @@ async def test_a_kill_between_hold_and_call_buys_nothing_and_leaves_no_hold(
         await http.put("/v1/credentials/openai", json={"secret": "sk-tenant-own-1234"})
     async with (
         victim(settings, served, tmp_path) as (process, http),
-        locked(settings, "LOCK TABLE data_key IN ACCESS EXCLUSIVE MODE"),
+        data_keys_locked(served, http),
     ):
         task = asyncio.create_task(post_image(http))
         await until_states(served, {"held": 1})

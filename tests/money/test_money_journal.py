@@ -22,7 +22,7 @@ from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import Outcome, new_id
 from gateway.money import NanoUsd
 from tests.harness import GatewayProcess, Served, run_sql, served_gateway
-from tests.money.test_money_crashes import locked, victim
+from tests.money.test_money_crashes import data_keys_locked, victim
 from tests.money_helpers import (
     GENERATIONS,
     Booked,
@@ -63,7 +63,7 @@ async def killed_before_the_call(
         await process.until_ready()
         async with (
             client_of(process.base_url, key) as http,
-            locked(settings, "LOCK TABLE data_key IN ACCESS EXCLUSIVE MODE"),
+            data_keys_locked(served, http),
         ):
             task = asyncio.create_task(http.post(GENERATIONS, json=image_body(), headers=KEY))
             await until_states(served, {"held": 1})
@@ -204,7 +204,7 @@ async def test_a_stop_without_postgres_keeps_the_journal_of_unsent_calls(
             await http.put("/v1/credentials/openai", json={"secret": "sk-tenant-own-1234"})
             # The connection of the lock is ended too.
             with suppress(InterfaceError):
-                async with locked(settings, "LOCK TABLE data_key IN ACCESS EXCLUSIVE MODE"):
+                async with data_keys_locked(served, http):
                     call = asyncio.create_task(post_image(http))
                     await until_states(served, {"held": 1})
                     await stack.enter_async_context(cut_off(settings))

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -22,6 +22,7 @@ from gateway.billing.usage_queries import (
 )
 from gateway.config import Settings
 from gateway.db.engine import OperatorSession
+from gateway.domain import new_id
 from gateway.errors import InvalidRequest
 from tests.admin_helpers import answered
 from tests.harness import Served, error_of
@@ -143,7 +144,7 @@ async def test_every_sum_grows_by_what_is_rolled_up_later(served: Served) -> Non
     await usage_sums.roll_up(database)
     call = {**calls_of(owner, [BEGIN], random.Random(1))[0], **ALIKE, "cost_nano": 11}
     for _ in range(2):
-        await write_calls(served, owner, [call | {"id": str(uuid4())}])
+        await write_calls(served, owner, [call | {"id": str(new_id())}])
         await usage_sums.roll_up(database)
     for fields in (("day",), ("hour",), ("day", "key")):
         found = await report(served, report_query(owner.tenant_id, *fields))

@@ -42,7 +42,9 @@ SPOKEN = Spoken(
         },
         f"PUT {TENANT}/limits": OWNED | {"value"},
         "POST /admin/v1/prices": frozenset({None, "effective_from"}),
-        "GET /admin/v1/usage": frozenset({"start", "time_zone", "end", "group_by", "key", "user"}),
+        "GET /admin/v1/usage": frozenset(
+            {"after", "start", "time_zone", "end", "group_by", "key", "user"}
+        ),
         "GET /admin/v1/requests": frozenset({"start", "end"}),
         # A cost with the verdict post alone; a reason of one line.
         "POST /admin/v1/reconciliation/{call_id}/resolve": frozenset({None, "cost_usd", "reason"}),

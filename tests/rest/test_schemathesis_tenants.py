@@ -40,7 +40,9 @@ SPOKEN = Spoken(
         "POST /v1/webhooks": frozenset({"url", "description"}),
         "PATCH /v1/webhooks/{webhook_id}": frozenset({"url", "description"}),
         "POST /v1/webhooks/{webhook_id}/roll": frozenset({"grace_seconds"}),
-        "GET /v1/usage": frozenset({"start", "end", "group_by", "time_zone", "key", "user"}),
+        "GET /v1/usage": frozenset(
+            {"after", "start", "end", "group_by", "time_zone", "key", "user"}
+        ),
     }
 )
 

@@ -46,12 +46,12 @@ from gateway.providers.openai.answers import (
     stream_failed,
     unreadable,
 )
+from gateway.providers.openai.event_stream import EventStream
 from gateway.providers.openai.sdk import (
     APIConnectionError,
     APIError,
     APIStatusError,
     AsyncOpenAI,
-    AsyncStream,
     Omit,
     omit,
 )
@@ -167,9 +167,7 @@ class OpenAIImages:
             },
         )
 
-    async def _open_stream(
-        self, request: ImageRequest, credential: SecretText
-    ) -> AsyncStream[object]:
+    async def _open_stream(self, request: ImageRequest, credential: SecretText) -> EventStream:
         """Make the paid call and return its events, which follow."""
         files = _files(request)
         return await self._client.post(
@@ -183,7 +181,7 @@ class OpenAIImages:
                 "timeout": self._timeout(request),
             },
             stream=True,
-            stream_cls=AsyncStream[object],
+            stream_cls=EventStream,
         )
 
     def _timeout(self, request: ImageRequest) -> httpx2.Timeout:
@@ -262,7 +260,7 @@ async def _failures(sending: Sending) -> AsyncIterator[None]:
 
 
 async def _read_stream(
-    stream: AsyncStream[object],
+    stream: EventStream,
     request: ImageRequest,
     partials: PartialSink | None,
     sending: Sending,
