@@ -236,7 +236,9 @@ async def test_no_list_takes_an_odd_page(
         for name, values in (("limit", ODD_LIMITS), ("after", ODD_IDS)):
             if name not in one.query:
                 continue
-            for value in values:
+            for odd in values:
+                # A page of a report has up to ten thousand groups.
+                value = "10001" if odd == "101" and one.path.endswith("/usage") else odd
                 query = {name: value} | ({"state": "held"} if "state" in one.query else {})
                 response = await of(clients, one.path).get(target(served, one.path), params=query)
                 assert response.status_code == 400, (one.path, name, value)
