@@ -10,6 +10,9 @@ import typer
 from gateway.cli.output import JsonOption, console, guarded, print_json, refuse, show
 from gateway.config import load_settings
 
+SHOWN = ("day", "model", "requests", "images", "cost_usd")
+"""The columns of the usage."""
+
 
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for the images.")] = Path(),
@@ -44,4 +47,5 @@ def demo(
         print_json(result)
         return
     console.print("\nUsage today, from the ledger:")
-    show(result["usage"], as_json=False, right=("requests", "images", "cost_usd"))
+    rows = [{name: row[name] for name in SHOWN} for row in result["usage"]]
+    show(rows, as_json=False, right=SHOWN[2:])

@@ -94,8 +94,8 @@ async def _examine_connections(gateway: Gateway, note: Note) -> None:
     async with gateway.database.operator() as session:
         admitted = await connection_limit(session)
     said = (
-        f"{workers} worker{'' if workers == 1 else 's'} of this gateway open at most {each} "
-        f"connections each, {workers * each} together; Postgres admits {admitted}"
+        f"at most {each} for each worker, {workers * each} for GATEWAY_WORKERS={workers}; "
+        f"Postgres admits {admitted}"
     )
     if workers * each > admitted:
         advice = "raise its max_connections, or lower GATEWAY_WORKERS or GATEWAY_DATABASE_POOL_SIZE"
