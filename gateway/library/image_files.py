@@ -29,7 +29,7 @@ class ImageFiles(ImageStore):
     """
 
     def __init__(self, store: ImageStore, spool: Spool, health: StoreHealth) -> None:
-        super().__init__(store.objects, store.local)
+        super().__init__(store.objects, store.folder)
         self._spool = spool
         self._health = health
 

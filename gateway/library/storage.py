@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,6 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from gateway.errors import ConfigurationError, NotFound, StorageFailed
-from gateway.library.local_files import LocalFiles
 
 if TYPE_CHECKING:  # what these name is known to type checkers only
     from obstore import GetResult, ObjectMeta
@@ -41,6 +41,8 @@ _CLIENT: "ClientConfig" = {
     "timeout": timedelta(minutes=15),
 }
 _RETRY: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
+# The local store's names for files that it is still writing.
+_UNFINISHED = re.compile(r"img_[0-9a-z_]+(\.[a-z]+){1,3}#[0-9]+", re.ASCII)
 _ID_FORM = re.compile(r"img_[0-9a-z_]{1,100}", re.ASCII)
 _DAY_FORM = re.compile(r"[0-9a-f-]{36}/[0-9]{4}/(0[1-9]|1[0-2])/(0[1-9]|[12][0-9]|3[01])", re.ASCII)
 _FILE_FORM = re.compile(
@@ -70,13 +72,13 @@ class OpenedFile:
 class ImageStore:
     """Puts and gets files by path; a file is either complete or absent.
 
-    `local` writes them if they are local files. Every method may raise `StorageFailed`: the store
-    does not respond.
+    `folder` is their directory if they are local files. Every method may raise `StorageFailed`:
+    the store does not respond.
     """
 
-    def __init__(self, store: ObjectStore, local: LocalFiles | None = None) -> None:
+    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
         self.objects = store
-        self.local = local
+        self.folder = folder
 
     async def put(self, path: str, content: bytes) -> None:
         """Store `content`.
@@ -85,10 +87,7 @@ class ImageStore:
             StorageFailed: the store did not accept it.
         """
         try:
-            if self.local is not None:
-                await self.local.write(path, content)
-            else:
-                await self.objects.put_async(path, content, use_multipart=False)
+            await self.objects.put_async(path, content, use_multipart=False)
         except FAILED as error:
             raise StorageFailed(
                 f"The image store did not accept a file ({type(error).__name__})."
@@ -168,10 +167,10 @@ class ImageStore:
 
         S3 has none: an object that was not sent completely does not exist.
         """
-        if self.local is None:
+        if self.folder is None:
             return 0
         try:
-            return await self.local.delete_unfinished(folder, before)
+            return await asyncio.to_thread(_unlink_unfinished, self.folder / folder, before)
         except OSError as error:
             raise StorageFailed(UNANSWERED) from error
 
@@ -189,7 +188,7 @@ def open_store(url: str, s3: Mapping[str, str] | None = None) -> ImageStore:
         if parts.scheme == "file":
             folder = Path(url2pathname(parts.path))
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return ImageStore(LocalStore(folder, automatic_cleanup=True), LocalFiles(folder))
+            return ImageStore(LocalStore(folder, automatic_cleanup=True), folder)
         if parts.scheme == "s3" and parts.netloc:
             options = dict(s3 or {})
             # An http:// endpoint in the settings is consent to plain HTTP.
@@ -264,3 +263,14 @@ def _refusal(error: Exception) -> NotFound | StorageFailed:
     if isinstance(error, MISSING):
         return NotFound("This image is no longer stored.", code="image_not_found")
     return StorageFailed(UNANSWERED)
+
+
+def _unlink_unfinished(folder: Path, before: datetime) -> int:
+    count = 0
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names if _UNFINISHED.fullmatch(name)):
+            with suppress(FileNotFoundError):  # its writer has finished it meanwhile
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink()
+                    count += 1
+    return count
