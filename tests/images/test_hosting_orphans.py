@@ -278,7 +278,7 @@ class CountingStore(ImageStore):
     """A store that counts the listings of each folder and the look-ups of single files."""
 
     def __init__(self, store: ImageStore) -> None:
-        super().__init__(store.objects, store.local)
+        super().__init__(store.objects, store.folder)
         self.listed: Counter[str] = Counter()
         self.looked_up = 0
 
