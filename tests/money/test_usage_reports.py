@@ -54,7 +54,7 @@ ALIKE = {
     "is_failed": False,
     "is_estimated": False,
 }
-"""What the calls of a test have in common."""
+"""The fields that the calls of a test share."""
 
 
 def report_query(

@@ -5,7 +5,7 @@ import pytest
 from tests.tooling.migration_lint import refusals, scripts_of
 
 REVISION = '''
-"""What a revision is for."""
+"""Add a column."""
 
 revision = "2027_01_01_more"
 COLUMN = """
