@@ -6,20 +6,30 @@ import gc
 gc.disable()
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from gateway.config import Settings
 from gateway.db.embedded import EmbeddedPostgres
 from gateway.main import spare_garbage_collector
 from gateway.telemetry import configure_logging
-from tests.harness import TEMPLATE_READY, PostgresServer, Served, make_settings, served_gateway
+from tests.harness import (
+    TEMPLATE_READY,
+    LogAs,
+    PostgresServer,
+    Served,
+    make_settings,
+    served_gateway,
+)
 from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, files_in, hosted_gateway
 from tests.identity_provider import Issuer, running_issuer
 from tests.oauth_helpers import trusting_gateway
@@ -54,6 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def logging_as_served() -> None:
     """Log as the served gateway does; structlog's default prints variables, secrets included."""
     configure_logging("INFO", "json")
+    # A cached logger would keep a configuration after the test that made it.
+    structlog.configure(cache_logger_on_first_use=False)
     # As a served gateway does: collecting all imported objects takes a tenth of a second.
     spare_garbage_collector()
 
@@ -110,10 +122,19 @@ def postgres(postgres_url: str) -> PostgresServer:
 
 
 @pytest.fixture
-def logging_again() -> Iterator[None]:
-    """Restore the log configuration after a test that redirects the log."""
-    yield
-    configure_logging("INFO", "json")
+def log_as() -> Iterator[LogAs]:
+    """A function that sends the log to stderr at a level and in a format, for this test."""
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+
+    def configure(log_level: str, log_format: Literal["console", "json"]) -> None:
+        configure_logging(log_level, log_format)
+        structlog.configure(cache_logger_on_first_use=False)
+
+    yield configure
+    structlog.configure(**before)
+    root.handlers = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
@@ -41,6 +41,8 @@ from gateway.tenancy.api_keys import IssuedKey
 from gateway.web.connections.bounds import ConnectionBounds
 from tests.forks import KEPT, Forked, fork_gateway
 from tests.serving import serving
+
+LogAs = Callable[[str, Literal["console", "json"]], None]
 
 MASTER_KEY = "bWFzdGVyLWtleS1jYW5hcnktMDEyMzQ1Njc4OWFiY2Q="
 HOUSE_KEY = "sk-house-canary-7f3a9c1e5b2d"

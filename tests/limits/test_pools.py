@@ -108,7 +108,7 @@ async def test_doctor_compares_the_workers_connections_with_what_postgres_admits
     [found] = [check for check in json.loads(ended.out) if check["check"] == "connections"]
     each = connections_of_worker(served.gateway.settings.database_pool_size)
     assert found["state"] == state
-    assert f"{int(workers) * each} together" in found["detail"]
+    assert f"{int(workers) * each} for GATEWAY_WORKERS={workers};" in found["detail"]
 
 
 async def test_a_worker_opens_no_more_connections_than_said(served: Served) -> None:

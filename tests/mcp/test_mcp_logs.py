@@ -1,11 +1,8 @@
 """Prompts, images, links and keys of MCP requests stay out of the log at every level."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from gateway.telemetry import configure_logging
-from tests.harness import GPT2, Served, secret_of
+from tests.harness import GPT2, LogAs, Served, secret_of
 from tests.image_helpers import data_url, png
 from tests.mcp_helpers import MODES, Message, call, content_of
 from tests.stub_openai import Fault, Stub
@@ -15,11 +12,10 @@ MAKE = {"prompt": CANARY, "model": GPT2, "size": "1024x1024", "quality": "low"}
 
 
 @pytest.fixture
-def logged(capfd: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+def logged(capfd: pytest.CaptureFixture[str], log_as: LogAs) -> pytest.CaptureFixture[str]:
     """Log everything, and let the test read it."""
-    configure_logging("DEBUG", "json")
-    yield capfd
-    configure_logging("INFO", "json")
+    log_as("DEBUG", "json")
+    return capfd
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,8 +11,7 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
-from gateway.telemetry import configure_logging
-from tests.harness import GPT2, Served, secret_of, served_gateway
+from tests.harness import GPT2, LogAs, Served, secret_of, served_gateway
 from tests.image_helpers import (
     data_url,
     expect_nothing_bought,
@@ -204,9 +203,9 @@ async def test_a_link_is_bounded_before_anybody_reads_it(served: Served, stub: S
 
 
 async def test_few_images_are_read_as_resources_at_once_and_each_wait_is_bounded(
-    settings: Settings, stub: Stub, capfd: pytest.CaptureFixture[str], logging_again: None
+    settings: Settings, stub: Stub, capfd: pytest.CaptureFixture[str], log_as: LogAs
 ) -> None:
-    configure_logging("INFO", "json")
+    log_as("INFO", "json")
     change = {"max_concurrent_large_mcp_requests": 2, "mcp_send_seconds": 0.5}
     stub.configure(min_b64_bytes=8_000_000)
     async with served_gateway(settings.model_copy(update=change)) as served:

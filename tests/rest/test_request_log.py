@@ -9,8 +9,7 @@ import pytest
 
 from gateway.config import Settings
 from gateway.request_record import REQUEST_ID
-from gateway.telemetry import configure_logging
-from tests.harness import GPT2, HOUSE_KEY, Served, served_gateway
+from tests.harness import GPT2, HOUSE_KEY, LogAs, Served, served_gateway
 from tests.mcp_helpers import call, error_of
 from tests.money_helpers import until_states
 from tests.request_log_helpers import Json, Logged, logged, rows_of
@@ -97,9 +96,9 @@ async def end_in_every_way(served: Served, stub: Stub) -> dict[str, httpx2.Respo
 
 
 async def test_every_outcome_leaves_one_line_and_one_row_that_agree_with_the_ledger(
-    served: Served, stub: Stub, capfd: pytest.CaptureFixture[str], logging_again: None
+    served: Served, stub: Stub, capfd: pytest.CaptureFixture[str], log_as: LogAs
 ) -> None:
-    configure_logging("INFO", "json")
+    log_as("INFO", "json")
     answers = await end_in_every_way(served, stub)
     found = await logged(served, capfd)
     by_id = {row["request_id"]: row for row in found.rows}
@@ -197,9 +196,9 @@ async def until_recorded(served: Served) -> list[Json]:
 
 
 async def test_requests_that_need_no_key_are_not_recorded(
-    served: Served, capfd: pytest.CaptureFixture[str], logging_again: None
+    served: Served, capfd: pytest.CaptureFixture[str], log_as: LogAs
 ) -> None:
-    configure_logging("INFO", "json")
+    log_as("INFO", "json")
     async with served.http() as http:
         for path in ("/health", "/ready", "/docs", "/openapi.json", "/images/x"):
             await http.get(path)
@@ -277,9 +276,9 @@ async def test_a_key_that_has_expired_is_recorded_as_its_tenants(served: Served)
 
 
 async def test_without_rows_the_lines_remain(
-    settings: Settings, capfd: pytest.CaptureFixture[str], logging_again: None
+    settings: Settings, capfd: pytest.CaptureFixture[str], log_as: LogAs
 ) -> None:
-    configure_logging("INFO", "json")
+    log_as("INFO", "json")
     changed = settings.model_copy(update={"request_log": False})
     async with served_gateway(changed) as served:
         async with served.http(HOUSE_KEY) as http:
@@ -289,9 +288,9 @@ async def test_without_rows_the_lines_remain(
 
 
 async def test_on_a_console_a_line_reads_as_text(
-    settings: Settings, stub: Stub, capfd: pytest.CaptureFixture[str], logging_again: None
+    settings: Settings, stub: Stub, capfd: pytest.CaptureFixture[str], log_as: LogAs
 ) -> None:
-    configure_logging("INFO", "console")
+    log_as("INFO", "console")
     console = settings.model_copy(update={"log_format": "console"})
     async with served_gateway(console) as served, served.http(await served.key()) as http:
         await ask(http, "made")

@@ -8,11 +8,10 @@ import pytest
 from standardwebhooks import Webhook
 
 from gateway.config import Settings
-from gateway.telemetry import configure_logging
 from gateway.webhooks.deliveries import RETRY_SECONDS, TRIES
 from gateway.webhooks.events import announce
 from tests.admin_helpers import JsonObject, Refusal, answered, entries, refusal
-from tests.harness import Served, served_gateway
+from tests.harness import LogAs, Served, served_gateway
 from tests.webhook_helpers import (
     EXCEEDED,
     SECONDS,
@@ -112,9 +111,9 @@ async def test_each_endpoint_hears_its_own_events_and_the_operators_hear_all(
 
 
 async def test_an_event_is_logged_once_even_without_a_webhook(
-    served: Served, second: Served, logging_again: None, capfd: pytest.CaptureFixture[str]
+    served: Served, second: Served, log_as: LogAs, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging("INFO", "json")
+    log_as("INFO", "json")
     event_id = await make_event(served, tenant_id=served.tenant_id)
     await asyncio.gather(deliver(served), deliver(second), deliver(served))
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]

@@ -9,12 +9,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from gateway.config import Settings
 from gateway.domain import SecretText
-from gateway.telemetry import configure_logging
 from gateway.vault.rotation import rewrap_all, used_master_key_ids
 from gateway.vault.sealing import MasterKeys, new_master_key, write_key_file
 from gateway.webhooks.signatures import sign
 from tests.admin_helpers import JsonObject, created
-from tests.harness import MASTER_KEY, Served, served_gateway
+from tests.harness import MASTER_KEY, LogAs, Served, served_gateway
 from tests.tenancy.test_security_canaries import dump, leaks
 from tests.webhook_helpers import (
     Received,
@@ -129,9 +128,9 @@ async def test_a_secret_that_was_moved_or_changed_signs_nothing(
 
 
 async def test_secrets_are_in_no_log_answer_or_table(
-    served: Served, logging_again: None, capfd: pytest.CaptureFixture[str]
+    served: Served, log_as: LogAs, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging("DEBUG", "json")
+    log_as("DEBUG", "json")
     answers: list[bytes] = []
     secrets: dict[str, bytes] = {}
 
