@@ -10,11 +10,15 @@ class SizeRule:
     """The `WxH` sizes that a model accepts: a fixed list, or the rule of the newer families.
 
     `unspecified`: those that it may choose for an omitted size, if not all of the list.
+    `ratio_percent`: a size that is not in the list stands for the nearest one if their ratios
+    differ by no more than that and their pixels by no more than the factor `pixels_factor`.
     """
 
     fixed: tuple[str, ...] = ()
     auto: bool = True
     unspecified: tuple[str, ...] = ()
+    ratio_percent: int | None = None
+    pixels_factor: int = 2
     multiple_of: int = 16
     max_edge: int = 3840
     max_ratio: int = 3
@@ -161,6 +165,8 @@ class Model:
     estimate for an open quality and size, until the model's own calls provide one. `shapes`: the
     sizes of a vendor that asks for ratio and tier. `thinking`: its word for each quality.
     `own_format`: the vendor chooses the file format; another one is encoded here.
+    `style_sentences`: the sentence of the prompt that stands for each style, at models that have no
+    such parameter.
     `one_image_per_call`: several images are several calls, and each pays for the inputs.
     """
 
@@ -193,6 +199,12 @@ class Model:
     thinking: Mapping[str, str] = field(default_factory=dict)
     one_image_per_call: bool = False
     own_format: bool = False
+    style_sentences: Mapping[str, str] = field(default_factory=dict)
+
+    def styled(self, prompt: str, style: str | None) -> str:
+        """Return the prompt with the sentence that stands for the style, if one does."""
+        sentence = self.style_sentences.get(style or "")
+        return prompt if sentence is None else f"{prompt}\n\n{sentence}"
 
     def is_retired(self, today: date) -> bool:
         """Return True if the vendor no longer serves the model on this day."""

@@ -60,7 +60,7 @@ class Parameter:
     `of_every_model`: accepted by all models; any other is listed in catalog.toml. `minimum` and
     `maximum` bound a number, or the characters of a text. `choices` and `maximum` are the widest
     that some model accepts, `choices_of` and `maximum_of` one model's own. `sent` reads the value
-    for the provider. `tool`: the MCP tools offer it.
+    for the provider. `tool`: how the MCP tools show it, where its description alone does not do.
     """
 
     name: str
@@ -82,6 +82,17 @@ class Parameter:
     def is_of_image(self) -> bool:
         """True if it says how the image is made; false if it says how the answer is sent."""
         return self.sent is not None
+
+    @property
+    def argument(self) -> ToolArgument | None:
+        """The argument of the MCP tools; None if the parameter says how an answer is sent."""
+        if self.tool is not None or not self.is_of_image:
+            return self.tool
+        return ToolArgument(
+            description=self.description.replace("`", ""),
+            choices=self.choices,
+            examples=self.examples,
+        )
 
 
 _PROMPT = Parameter(
@@ -208,7 +219,7 @@ PARAMETERS = (
         choices=OUTPUT_FORMATS,
         choices_of=lambda model: model.output_formats,
         sent=lambda request: request.output_format,
-        tool=ToolArgument(description="File format.", choices=OUTPUT_FORMATS, default="png"),
+        tool=ToolArgument(description="File format; usually png.", choices=OUTPUT_FORMATS),
     ),
     Parameter(
         name="output_compression",
@@ -251,7 +262,7 @@ PARAMETERS = (
         name="style",
         kind=Kind.CHOICE,
         operations=GENERATION,
-        description="For dall-e-3 only.",
+        description="dall-e-3's; other models get it as a sentence of the prompt.",
         choices=("vivid", "natural"),
         sent=lambda request: request.style,
     ),

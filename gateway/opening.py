@@ -17,6 +17,7 @@ from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_di
 from gateway.db.engine import APP_ROLE, Database
 from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
 from gateway.errors import ConfigurationError
+from gateway.generation.parameters import check_defaults
 from gateway.telemetry import redact
 from gateway.tenancy import quickstart
 from gateway.vault.gateway_secrets import open_secrets
@@ -46,6 +47,7 @@ async def open_core(
         catalog = load_catalog(
             today, default_model=settings.default_model, hosted=settings.hosted_models
         )
+        check_defaults(settings.request_defaults, catalog.models[settings.default_model])
         async with database.operator() as session:
             await session.execute(
                 text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK + 1}

@@ -135,7 +135,8 @@ def load_catalog(
     data = tomllib.loads(text)
     models: dict[str, Model] = {}
     for entry in data["models"]:
-        merged = {"pixels": data["pixels"], **data["families"][entry["family"]], **entry}
+        shared = {"pixels": data["pixels"], "styles": data["styles"]}
+        merged = {**shared, **data["families"][entry["family"]], **entry}
         for name in (entry["id"], *entry.get("snapshots", ())):
             models[name] = _model(name, merged)
     for setting, name in [
@@ -190,6 +191,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
         thinking=entry.get("thinking", {}),
         one_image_per_call=entry.get("one_image_per_call", False),
         own_format=entry.get("own_format", False),
+        style_sentences=entry["styles"],
     )
 
 
@@ -211,6 +213,7 @@ def _size_rule(entry: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SizeRul
     return SizeRule(
         fixed=tuple(shapes),
         unspecified=tuple(size for size in shapes if shapes[size].tier == shapes[usual].tier),
+        **entry.get("near", {}),
     )
 
 

@@ -1,4 +1,4 @@
-"""Search for the size nearest to a requested one that a model accepts."""
+"""Search for the size that a model makes in place of a requested one."""
 
 from collections.abc import Iterator
 from math import log
@@ -27,6 +27,35 @@ def fitting_size(model: Model, wished: tuple[int, int]) -> str:
     )
     width, height = min(sizes, key=lambda size: _distance(size, wished))
     return f"{width}x{height}"
+
+
+def near_size(model: Model, wished: tuple[int, int], *, ratio_percent: int) -> str | None:
+    """Return the size that stands for `wished`: nearly its ratio, and not far from its pixels.
+
+    `wished` is width and height in pixels, both positive. The ratio may differ by `ratio_percent`
+    percent, the pixels by the factor that the model's rule says. None if there is no such size.
+    """
+    rule = model.sizes
+    width, height = wished
+    near = [
+        (made, size)
+        for size in rule.fixed or (fitting_size(model, wished),)
+        for made in [parse_size(size)]
+        for across, down in [_ratio(model, size) or made]
+        if 100 * abs(width * down - height * across) <= ratio_percent * height * across
+        and max(width * height, made[0] * made[1])
+        <= rule.pixels_factor * min(width * height, made[0] * made[1])
+    ]
+    return min(near, key=lambda one: _distance(one[0], wished))[1] if near else None
+
+
+def _ratio(model: Model, size: str) -> tuple[int, int] | None:
+    """Return the ratio by which a vendor is asked for a size, from which its pixels may differ."""
+    shape = model.shapes.get(size)
+    if shape is None:
+        return None
+    across, down = shape.ratio.split(":")
+    return int(across), int(down)
 
 
 def _distance(size: tuple[int, int], wished: tuple[int, int]) -> float:

@@ -1,6 +1,6 @@
 """Settings of the providers, their connections and the default models."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -60,6 +60,29 @@ class ProviderSettings(SettingsGroup):
         description="The model for calls that name none. `dall-e-2` was OpenAI's default until "
         "2025.",
     )
+    default_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"] | None = Field(
+        default=None,
+        description="The quality for calls that name none, at models that have it. Without it the "
+        "model chooses, and the dearest is reserved. The default model must have it.",
+        examples=["medium"],
+    )
+    default_size: str | None = Field(
+        default=None,
+        description="The size for calls that name none, at models that make it. Without it the "
+        "model chooses, and the dearest is reserved. The default model must make it.",
+        examples=["1024x1024"],
+    )
+    default_style: Literal["vivid", "natural"] | None = Field(
+        default=None, description="The style for generations that name none."
+    )
+    default_output_format: Literal["png", "jpeg", "webp"] | None = Field(
+        default=None,
+        description="The file format for calls that name none, where it fits the call's other "
+        "parameters.",
+    )
+    default_moderation: Literal["auto", "low"] | None = Field(
+        default=None, description="The moderation for generations that name none."
+    )
     dall_e_2_for_old_sdks: bool = Field(
         default=True,
         description="Use `dall-e-2` for calls that name no model and come from an OpenAI SDK that "
@@ -105,6 +128,19 @@ class ProviderSettings(SettingsGroup):
                     "https://api.openai.com/v1, without user, password or query."
                 )
         return self
+
+    @property
+    def request_defaults(self) -> dict[str, str]:
+        """The operator's values for parameters that a call leaves open, by name."""
+        values = {
+            # First: whether another parameter is accepted can depend on it.
+            "output_format": self.default_output_format,
+            "size": self.default_size,
+            "quality": self.default_quality,
+            "style": self.default_style,
+            "moderation": self.default_moderation,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def provider_addresses(self) -> dict[str, str]:

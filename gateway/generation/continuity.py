@@ -7,16 +7,13 @@ that the successor lacks are applied to the output image afterwards (`PostProces
 from dataclasses import dataclass, replace
 
 from gateway.domain import ImageRequest, InputImage, Operation
+from gateway.generation import translation
 from gateway.image_models import Model, parse_size
 
 VARIATION_PROMPT = (
     "Make a variation of this image: the same subject, composition, style and colours, "
     "with new details."
 )
-STYLE_SENTENCES = {
-    "vivid": "Style: vivid, hyper-real and dramatic.",
-    "natural": "Style: natural and understated, less hyper-real.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +38,16 @@ class Encoding:
 
 
 def serve(request: ImageRequest, serving: Model) -> ImageRequest:
-    """Return the request to send to `serving`: `request` unchanged if it is the requested model."""
+    """Return the request to send to `serving`, the requested model itself or its successor."""
     if serving.id == request.model.id:
-        return request
+        return translation.in_own_words(request)
     words = request.model.continuity
     fidelity = request.input_fidelity
     return replace(
         request,
         model=serving,
         operation=Operation.EDIT if request.inputs else Operation.GENERATION,
-        prompt=_prompt(request),
+        prompt=_prompt(request, serving),
         mask=_mask(request),
         size=words.sizes.get(request.size or "", request.size),
         quality=words.qualities.get(request.quality or "", request.quality),
@@ -80,11 +77,10 @@ def encoding(served: ImageRequest) -> Encoding | None:
     return Encoding(served.output_format, quality if served.output_format != "png" else None)
 
 
-def _prompt(request: ImageRequest) -> str:
+def _prompt(request: ImageRequest, serving: Model) -> str:
     if request.operation is Operation.VARIATION:
         return VARIATION_PROMPT
-    sentence = STYLE_SENTENCES.get(request.style or "")
-    return request.prompt if sentence is None else f"{request.prompt}\n\n{sentence}"
+    return serving.styled(request.prompt, request.style)
 
 
 def _mask(request: ImageRequest) -> InputImage | None:

@@ -5,11 +5,13 @@ Messages and codes follow OpenAI's, so that applications written for it understa
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gateway.catalog.loading import Catalog
+from gateway.catalog.sizes import near_size
 from gateway.domain import Caller, ImageRequest, Operation
-from gateway.errors import InvalidRequest
+from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.generation.old_sdks import is_older_than_gpt_images
 from gateway.image_models import Model
 from gateway.image_parameters import PARAMETERS, Kind, Parameter, Value, parameters_of
@@ -23,6 +25,7 @@ OLD_LARGE_SIZE = "1024x1024"
 OLD_QUALITIES = (None, "standard", "auto")
 _SIZE_FORM = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
+NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
 OF_EVERY_MODEL = frozenset(one.name for one in PARAMETERS if one.of_every_model)
 ENDPOINTS = {
     Operation.GENERATION: "generations",
@@ -37,13 +40,15 @@ def parse_image_request(
     catalog: Catalog,
     *,
     default_model: str,
+    defaults: Mapping[str, str] = NO_DEFAULTS,
     operation: Operation = Operation.GENERATION,
     default_response_format: str | None = None,
     user_agent: str = "",
 ) -> ImageRequest:
     """Validate the fields of a request; input images are checked separately.
 
-    `user_agent` identifies SDKs of DALL·E's time, whose requests default to DALL·E 2.
+    `defaults` has values for open parameters; one that does not suit the model or the other values
+    is not used. `user_agent` identifies SDKs of DALL·E's time, whose requests default to DALL·E 2.
 
     Raises:
         InvalidRequest: a field is missing, unknown, or has a wrong type or value (`param`).
@@ -56,11 +61,60 @@ def parse_image_request(
     _refuse_endpoint(model, operation)
     _refuse_unknown(given, model, operation)
     values = _read_all(given, model, operation)
-    _refuse_combinations(values)
+    for name, value in defaults.items():
+        _set_default(values, name, value, model, operation)
+    _refuse_combinations(values, model)
     values.setdefault("response_format", default_response_format or model.default_response_format)
     if not values.get("stream"):
         values.pop("partial_images", None)
     return ImageRequest(model=model, requested_model=name, operation=operation, **values)
+
+
+def check_defaults(defaults: Mapping[str, str], model: Model) -> None:
+    """Check an operator's defaults by the rules of the default model.
+
+    Raises:
+        ConfigurationError: the model does not accept one of them.
+    """
+    for name, value in defaults.items():
+        try:
+            check_value(name, value, model)
+        except InvalidRequest as error:
+            raise ConfigurationError(
+                f"GATEWAY_DEFAULT_{name.upper()}: {error.message} The default model is {model.id}."
+            ) from None
+
+
+def check_value(name: str, value: object, model: Model) -> None:
+    """Check one parameter of a generation by the rules of a model.
+
+    Raises:
+        InvalidRequest: the model has no such parameter, or does not accept the value.
+    """
+    parameter, read = _READERS[Operation.GENERATION][name]
+    if not _has(model, name):
+        raise unknown_parameter(name)
+    read(parameter, value, model)
+
+
+def _set_default(
+    values: dict[str, Any], name: str, value: str, model: Model, operation: Operation
+) -> None:
+    """Fill an open parameter, unless the model or another value does not allow it."""
+    reader = _READERS[operation].get(name)  # an edit has fewer
+    if name in values or reader is None or not _has(model, name):
+        return
+    parameter, read = reader
+    try:
+        filled = {**values, name: read(parameter, value, model)}
+        _refuse_combinations(filled, model)
+    except InvalidRequest:
+        return
+    values[name] = filled[name]
+
+
+def _has(model: Model, name: str) -> bool:
+    return name in OF_EVERY_MODEL or name in model.parameters
 
 
 def unknown_parameter(name: str) -> InvalidRequest:
@@ -99,7 +153,7 @@ def _refuse_endpoint(model: Model, operation: Operation) -> None:
 def _refuse_unknown(given: Mapping[str, object], model: Model, operation: Operation) -> None:
     known = _NAMES[operation]
     for name in given:
-        if name not in known or not (name in OF_EVERY_MODEL or name in model.parameters):
+        if name not in known or not _has(model, name):
             raise unknown_parameter(name)
 
 
@@ -107,7 +161,7 @@ def _read_all(
     given: Mapping[str, object], model: Model, operation: Operation
 ) -> dict[str, Any]:  # the arguments of ImageRequest; a test compares their types with the table
     values: dict[str, Any] = {}
-    for name, parameter, read in _READERS[operation]:
+    for name, (parameter, read) in _READERS[operation].items():
         if name in given:
             values[name] = read(parameter, given[name], model)
         elif parameter.is_required:
@@ -119,13 +173,23 @@ def _read_all(
     return values
 
 
-def _refuse_combinations(values: Mapping[str, object]) -> None:
+def _refuse_combinations(values: Mapping[str, Any], model: Model) -> None:
     """Refuse values that are valid, but not together."""
     output_format = values.get("output_format")
     if values.get("background") == "transparent" and output_format == "jpeg":
         raise InvalidRequest(
             "Transparent background needs output_format png or webp.", param="background"
         )
+    style = values.get("style")
+    if style is not None:
+        most = model.max_prompt_characters - len(model.styled("", style))
+        if len(values["prompt"]) > most:
+            raise InvalidRequest(
+                f"With this style the prompt can have at most {most} characters, because "
+                f"{model.id} gets the style as a sentence of the prompt.",
+                code="string_above_max_length",
+                param="prompt",
+            )
     if values.get("stream") and values.get("n", 1) != 1:
         raise InvalidRequest("Streaming is only supported with n=1.", param="n")
     if values.get("output_compression", FULL_QUALITY) != FULL_QUALITY and (
@@ -176,14 +240,11 @@ def _size(parameter: Parameter, value: object, model: Model) -> str:
     rule = model.sizes
     if size == "auto" and rule.auto:
         return size
-    if rule.fixed:
-        if size not in rule.fixed:
-            choices = (*rule.fixed, "auto") if rule.auto else rule.fixed
-            raise _invalid_size(size, f"Supported sizes are {', '.join(choices)}.")
+    if size in rule.fixed:
         return size
     form = _SIZE_FORM.fullmatch(size)
-    if form is None:
-        raise _invalid_size(size, "Expected 'auto' or WIDTHxHEIGHT, such as 1024x1024.")
+    if form is None or rule.fixed:
+        return _listed_size(size, form, model)
     width, height = int(form[1]), int(form[2])
     short, long = sorted((width, height))
     if width % rule.multiple_of or height % rule.multiple_of:
@@ -199,6 +260,30 @@ def _size(parameter: Parameter, value: object, model: Model) -> str:
     if width * height > rule.max_pixels:
         raise _invalid_size(size, "Requested resolution is above the current maximum pixel budget.")
     return size
+
+
+def _listed_size(size: str, form: re.Match[str] | None, model: Model) -> str:
+    """Accept a size that stands for one of the model's list."""
+    rule = model.sizes
+    if not rule.fixed:
+        raise _invalid_size(size, "Expected 'auto' or WIDTHxHEIGHT, such as 1024x1024.")
+    percent = rule.ratio_percent
+    wished = None if form is None else (int(form[1]), int(form[2]))
+    if wished and percent is not None and near_size(model, wished, ratio_percent=percent):
+        return size
+    choices = (*rule.fixed, "auto") if rule.auto else rule.fixed
+    raise _invalid_size(size, f"Supported sizes are {', '.join(choices)}.{_near(model)}")
+
+
+def _near(model: Model) -> str:
+    """Say which other sizes stand for one of the list, if any do."""
+    rule = model.sizes
+    if rule.ratio_percent is None:
+        return ""
+    return (
+        " Another size stands for the nearest of them if its ratio differs by at most "
+        f"{rule.ratio_percent} % and its pixels by at most a factor of {rule.pixels_factor}."
+    )
 
 
 def _invalid_size(size: str, reason: str) -> InvalidRequest:
@@ -283,11 +368,11 @@ _READERS_BY_KIND: Mapping[Kind, Callable[[Parameter, object, Model], Value]] = {
     Kind.BOOLEAN: _boolean,
 }
 _READERS = {
-    operation: tuple(
-        (parameter.name, parameter, _READERS_BY_KIND[parameter.kind])
+    operation: {
+        parameter.name: (parameter, _READERS_BY_KIND[parameter.kind])
         for parameter in parameters_of(operation)
         if parameter.name != "model"  # it is read first: it decides how the others are read
-    )
+    }
     for operation in Operation
 }
 _NAMES = {

@@ -77,6 +77,7 @@ async def parse_call(
         gateway.core.catalog,
         operation=operation,
         default_model=gateway.settings.default_model,
+        defaults=gateway.settings.request_defaults,
         default_response_format="b64_json",
     )
     # A preview stands in the result beside the link; only a full image is one without it.

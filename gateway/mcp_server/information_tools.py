@@ -29,6 +29,9 @@ class AvailableModels(BaseModel):
     """The models that this key may use. Prices are US dollars as decimal strings."""
 
     default_model: str
+    defaults: dict[str, str] = Field(
+        description="The operator's values for other arguments, at models that have them."
+    )
     providers: list[ProviderModels]
 
 
@@ -97,7 +100,11 @@ async def list_available_models(call: ToolCall) -> CallToolResult:
         )
         for provider, group in groupby(models, key=lambda model: model.provider)
     ]
-    found = AvailableModels(default_model=call.gateway.settings.default_model, providers=providers)
+    found = AvailableModels(
+        default_model=call.gateway.settings.default_model,
+        defaults=call.gateway.settings.request_defaults,
+        providers=providers,
+    )
     lines = [_line(card) for vendor in providers for card in vendor.models]
     return _result(found, "\n".join([f"Default: {found.default_model}", *lines]))
 
@@ -112,6 +119,7 @@ async def estimate_cost(call: ToolCall) -> CallToolResult:
         call.caller,
         call.gateway.core.catalog,
         default_model=call.gateway.settings.default_model,
+        defaults=call.gateway.settings.request_defaults,
         default_response_format="url",
     )
     served = call.gateway.pipeline.serve(call.caller, request)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.domain import Operation
-from gateway.image_parameters import Kind, Parameter, ToolArgument, parameters_of
+from gateway.image_parameters import PARAMETERS, Kind, Parameter, ToolArgument, parameters_of
+from gateway.mcp_server.spellings import EDGE_SCHEMAS
 
 Schema = Mapping[str, Any]
 
@@ -48,15 +49,18 @@ MASK: Schema = {
     "description": "A PNG of the first image's size; its transparent area marks the part to "
     "change. Accepts the same references as image.",
 }
+OF_ANSWER = {one.name for one in PARAMETERS if not one.is_of_image}
 BUYING = {"full_image": FULL_IMAGE, "idempotency_key": IDEMPOTENCY_KEY}
 
 
 def _arguments(operation: Operation) -> dict[str, Schema]:
-    return {
-        one.name: _argument(one, one.tool)
-        for one in parameters_of(operation)
-        if one.tool is not None
-    }
+    schemas: dict[str, Schema] = {}
+    for one in parameters_of(operation):
+        if one.argument is not None:
+            schemas[one.name] = _argument(one, one.argument)
+        if one.name == "size":
+            schemas |= EDGE_SCHEMAS
+    return schemas
 
 
 def _argument(parameter: Parameter, tool: ToolArgument) -> Schema:
@@ -97,10 +101,6 @@ CREATE_VARIATION = _tool(
     {"image": INPUT_IMAGE} | _arguments(Operation.VARIATION) | BUYING, required=["image"]
 )
 ESTIMATE_COST = _tool(
-    {
-        one.name: _GENERATION[one.name]
-        for one in parameters_of(Operation.GENERATION)
-        if one.tool is not None and one.is_of_image
-    },
+    {name: schema for name, schema in _GENERATION.items() if name not in OF_ANSWER},
     required=["prompt"],
 )

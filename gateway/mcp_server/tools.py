@@ -20,7 +20,7 @@ from mcp.types import (
 from pydantic import BaseModel
 
 from gateway.domain import Scope
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import GatewayError
 from gateway.mcp_server import tool_inputs
 from gateway.mcp_server.calls import (
     Context,
@@ -39,6 +39,7 @@ from gateway.mcp_server.information_tools import (
     list_available_models,
 )
 from gateway.mcp_server.results import ImagesMade
+from gateway.mcp_server.spellings import own_arguments
 from gateway.request_record import current
 from gateway.web.authentication import require_scope
 
@@ -153,23 +154,13 @@ async def call_tool(context: Context, params: CallToolRequestParams) -> CallTool
     try:
         gateway, caller = opened_gateway(context)
         require_scope(caller, tool.scope)
-        arguments = _known_arguments(tool.announced, arguments_of(context, params.arguments))
+        # Unknown arguments are refused, so that a misspelt one cannot buy something unintended.
+        # Values are checked later, by the code that checks REST's, with the same errors.
+        arguments = own_arguments(
+            params.name,
+            arguments_of(context, params.arguments),
+            tool.announced.input_schema["properties"],
+        )
         return await tool.run(ToolCall(context, gateway, caller, arguments))
     except GatewayError as error:
         return tool_error(error)
-
-
-def _known_arguments(tool: Tool, arguments: Mapping[str, object]) -> Mapping[str, object]:
-    """Refuse unknown arguments, so that a misspelt one cannot buy something unintended.
-
-    Values are checked later, by the code that checks REST's, with the same errors.
-    """
-    known = tool.input_schema["properties"]
-    for name in arguments:
-        if name not in known:
-            raise InvalidRequest(
-                f"Unknown parameter: '{name[:80]}'. {tool.name} takes: {', '.join(known)}.",
-                code="unknown_parameter",
-                param=name,
-            )
-    return arguments

@@ -205,9 +205,15 @@ SIMPLE_FORM = _object(
     },
     ["prompt", "image_file"],
 )
-TOOL_ARGUMENTS = _prompt(Operation.GENERATION) | _fields(
-    one for one in _of_image(Operation.GENERATION) if one.tool is not None
-)
+TOOL_ARGUMENTS = _prompt(Operation.GENERATION) | _fields(_of_image(Operation.GENERATION))
+TOOL_ARGUMENTS |= {
+    name: _field(
+        name,
+        {"anyOf": [{"type": "integer", "minimum": 1}, NULL]},
+        description="In pixels. Instead of `size`; both or neither.",
+    )
+    for name in ("width", "height")
+}
 TOOL_ARGUMENTS["idempotency_key"] = _field(
     "idempotency_key",
     {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 255}, NULL]},

@@ -173,6 +173,7 @@ async def _read_generation(request: Request, gateway: Gateway, caller: Caller) -
         caller,
         gateway.core.catalog,
         default_model=gateway.settings.default_model,
+        defaults=gateway.settings.request_defaults,
         user_agent=old_sdk_of(request, gateway.settings),
     )
     key = idempotency_key_of(request)
@@ -198,6 +199,7 @@ async def read_inputs(
             gateway.core.catalog,
             operation=operation,
             default_model=gateway.settings.default_model,
+            defaults=gateway.settings.request_defaults,
             user_agent=old_sdk_of(request, gateway.settings),
         )
         key = idempotency_key_of(request)

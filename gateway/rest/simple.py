@@ -102,6 +102,7 @@ def _parse(
         gateway.core.catalog,
         operation=operation,
         default_model=gateway.settings.default_model,
+        defaults=gateway.settings.request_defaults,
     )
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 
 from gateway.domain import Operation
-from gateway.errors import InvalidRequest
 from gateway.mcp_server.image_tools import parse_call
 from gateway.mcp_server.results import ImagesMade, images_made
+from gateway.mcp_server.spellings import own_arguments
 from gateway.rest.answers import generation_headers
 from gateway.rest.bodies import TOOL_ARGUMENTS, TOOL_BODY
 from gateway.rest.dependencies import (
@@ -33,15 +33,8 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
 
     The same `idempotency_key` is the same purchase over either interface.
     """
-    arguments = await read_json_object(request, gateway.settings)
-    for name in arguments:
-        if name not in TOOL_ARGUMENTS:
-            known = ", ".join(sorted(TOOL_ARGUMENTS))
-            raise InvalidRequest(
-                f"Unknown parameter: '{name[:80]}'. This call takes: {known}.",
-                code="unknown_parameter",
-                param=name,
-            )
+    body = await read_json_object(request, gateway.settings)
+    arguments = dict(own_arguments("generate_image", body, TOOL_ARGUMENTS))
     key = idempotency_key_of(request)
     if key is not None:
         arguments.setdefault("idempotency_key", key)

@@ -78,10 +78,7 @@ async def test_a_request_with_newer_fields_is_not_treated_as_an_old_one(
     async with served.http(await served.key()) as http:
         agent = {"User-Agent": OLD[0]}
         response = await http.post("/v1/images/quotes", json=EXAMPLE | changes, headers=agent)
-    if "style" in changes:
-        assert error_of(response)["code"] == "unknown_parameter"
-    else:
-        assert response.json()["model"] == served.gateway.settings.default_model
+    assert response.json()["model"] == served.gateway.settings.default_model
 
 
 async def test_a_model_that_is_named_is_taken_and_newer_sdks_get_the_default(
@@ -141,7 +138,8 @@ async def test_a_key_in_an_api_key_header_is_a_key(served: Served) -> None:
             [("api-key", key), ("api-key", other)],
         ]:
             assert await listed(*headers) == (400, "invalid_request")
-        for wrong in ("", "sk-key", key[:-1] + "0", "Bearer " + key):
+        misspelt = key[:-1] + ("1" if key.endswith("0") else "0")
+        for wrong in ("", "sk-key", misspelt, "Bearer " + key):
             assert await listed(("api-key", wrong)) == (401, "invalid_api_key")
 
 

@@ -89,5 +89,5 @@ def test_the_documented_values_are_those_of_all_models_together(parameter: Param
         assert max(map(parameter.maximum_of, models)) == parameter.maximum
     if parameter.kind is Kind.SIZE and parameter.choices:
         assert {model.sizes.fixed for model in models} == {parameter.choices}
-    if parameter.tool is not None:
-        assert set(parameter.tool.choices) <= set(parameter.choices)
+    if parameter.argument is not None:
+        assert set(parameter.argument.choices) <= set(parameter.choices)

@@ -143,6 +143,41 @@ async def test_ratio_tier_and_thinking_are_sent_and_the_bill_agrees(
     await expect_books_to_agree(served, gemini)
 
 
+@pytest.mark.parametrize(
+    ("size", "shape", "made"),
+    [
+        ("1536x1024", ("3:2", "1K"), "1264x848"),
+        ("1024x1536", ("2:3", "1K"), "848x1264"),
+        ("1792x1024", ("16:9", "1K"), "1376x768"),
+        ("3840x2160", ("16:9", "2K"), "2752x1536"),
+    ],
+)
+async def test_a_size_of_another_vendor_stands_for_its_ratio_and_tier(
+    served: Served, gemini: StubGemini, size: str, shape: tuple[str, str], made: str
+) -> None:
+    answer = await buy(served, size=size, style="natural")
+    [call] = gemini.calls
+    assert call.json is not None
+    config = call.json["generationConfig"]["imageConfig"]
+    assert (config["aspectRatio"], config["imageSize"]) == shape
+    [text] = call.json["contents"][0]["parts"]
+    assert text["text"] == "a red circle\n\nStyle: natural and understated, less hyper-real."
+    assert answer.json()["size"] == made
+    assert image_of(answer.json()).size == tuple(map(int, made.split("x")))
+    await expect_books_to_agree(served, gemini)
+
+
+async def test_a_size_without_a_near_ratio_or_tier_is_refused_with_those_that_have(
+    served: Served, gemini: StubGemini
+) -> None:
+    for size in ("1600x1008", "256x256", "9000x9000", "1x1"):
+        told = error_of(await buy(served, size=size))
+        assert told["param"] == "size"
+        assert "1376x768" in told["message"]
+        assert "its ratio differs by at most 2 %" in told["message"]
+    assert gemini.calls == []
+
+
 @pytest.mark.parametrize("model", sorted(MODELS))
 async def test_every_size_of_every_model_is_accepted(model: str) -> None:
     for size, shape in CATALOG.models[model].shapes.items():
@@ -342,11 +377,11 @@ async def test_the_models_own_bytes_are_kept_unless_another_format_is_asked_for(
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"size": "1000x1000"}, "size"),
+        ({"size": "1600x1008"}, "size"),
         ({"quality": "max"}, "quality"),
         ({"n": 5}, "n"),
         ({"background": "transparent"}, "background"),
-        ({"style": "vivid"}, "style"),
+        ({"style": "bold"}, "style"),
         ({"model": "gemini-3-pro-image", "quality": "low", "size": None}, "quality"),
         ({"model": "gemini-3.1-flash-lite-image", "size": "2048x2048"}, "size"),
     ],

@@ -27,6 +27,9 @@ LIVING = sorted(
 def upstream(**given: Any) -> dict[str, Any]:
     """The fields that the provider should get: the client's own, and the number of images."""
     given.pop("response_format", None)
+    if (style := given.pop("style", None)) is not None:
+        sentence = CATALOG.models[given["model"]].style_sentences[style]
+        given["prompt"] = f"{given['prompt']}\n\n{sentence}"
     return {"n": 1, **given}
 
 

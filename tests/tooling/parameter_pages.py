@@ -31,7 +31,7 @@ def _cells(parameter: Parameter) -> Iterator[str]:
     yield values_of(parameter)
     yield ", ".join(ENDPOINTS[one] for one in Operation if one in parameter.operations)
     yield models_of(parameter)
-    yield "yes" if parameter.tool is not None else ""
+    yield "yes" if parameter.argument is not None else ""
     yield parameter.description
 
 
