@@ -46,14 +46,13 @@ from gateway.providers.openai.answers import (
     stream_failed,
     unreadable,
 )
+from gateway.providers.openai.client import UNSENT_OF_A_CALL, ImagesClient
 from gateway.providers.openai.event_stream import EventStream
 from gateway.providers.openai.sdk import (
     APIConnectionError,
     APIError,
     APIStatusError,
-    AsyncOpenAI,
     Omit,
-    omit,
 )
 from gateway.providers.openai.transport import PooledClient, PooledTransport
 from gateway.request_record import current
@@ -70,15 +69,7 @@ TEST_TIMEOUT_SECONDS = 10.0
 KNOWN_KEY_STATUSES = frozenset({403, 429})
 """A key restricted to other routes, or rate limited: the key itself is valid."""
 REFUSED_KEY_STATUSES = frozenset({401})
-NO_KEY = "every-call-brings-its-own"
 FORM = {"Content-Type": "multipart/form-data"}
-# Facts about this machine and this client, which OpenAI need not know. The SDK takes the first from
-# the client alone, the second from each call alone.
-_UNSENT = tuple(
-    f"X-Stainless-{name}"
-    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
-)
-_UNSENT_OF_A_CALL = {"X-Stainless-Retry-Count": omit, "X-Stainless-Read-Timeout": omit}
 
 
 class OpenAIImages:
@@ -96,15 +87,7 @@ class OpenAIImages:
         self._downloads = downloads
         self._read_timeout_seconds = read_timeout_seconds
         transport = PooledTransport(connections, max_answer_bytes=max_answer_bytes)
-        self._client = AsyncOpenAI(
-            api_key=NO_KEY,
-            base_url=base_url,
-            max_retries=0,
-            default_headers=cast("Mapping[str, str]", dict.fromkeys(_UNSENT, omit)),
-            http_client=PooledClient(transport),
-        )
-        # The SDK takes them from the environment. They would be sent with tenants' own keys.
-        self._client.organization = self._client.project = None
+        self._client = ImagesClient(base_url, PooledClient(transport))
         address = base_url.rstrip("/")
         self._urls = {operation: address + path for operation, path in PATHS.items()}
         self._models_url = address + MODELS_PATH
@@ -154,15 +137,19 @@ class OpenAIImages:
 
     async def _post(self, request: ImageRequest, credential: SecretText) -> httpx2.Response:
         """Make the paid call and read its whole answer."""
+        url = self._urls[request.operation]
         files = _files(request)
+        if files is None:
+            content = orjson.dumps(_fields(request))
+            headers = _headers(credential, is_form=False)
+            return await self._client.post_json(url, content, headers, self._timeout(request))
         return await self._client.post(
-            self._urls[request.operation],
+            url,
             cast_to=httpx2.Response,
-            body=None if files is None else _fields(request),
-            content=orjson.dumps(_fields(request)) if files is None else None,
+            body=_fields(request),
             files=files,
             options={
-                "headers": _headers(credential, is_form=files is not None),
+                "headers": _headers(credential, is_form=True),
                 "timeout": self._timeout(request),
             },
         )
@@ -289,7 +276,7 @@ def _headers(credential: SecretText, *, is_form: bool) -> dict[str, str | Omit]:
 
 
 def _authorization(credential: SecretText) -> dict[str, str | Omit]:
-    return {"Authorization": f"Bearer {credential.reveal()}", **_UNSENT_OF_A_CALL}
+    return {"Authorization": f"Bearer {credential.reveal()}", **UNSENT_OF_A_CALL}
 
 
 def _fields(request: ImageRequest) -> dict[str, object]:

@@ -61,6 +61,7 @@ from openai import (  # noqa: E402 - the finder must be there first
     Omit,
     omit,
 )
+from openai._models import FinalRequestOptions  # noqa: E402 - as above
 
 __all__ = [
     "APIConnectionError",
@@ -68,6 +69,7 @@ __all__ = [
     "APIStatusError",
     "AsyncOpenAI",
     "AsyncStream",
+    "FinalRequestOptions",
     "Omit",
     "omit",
 ]

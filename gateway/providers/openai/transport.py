@@ -59,6 +59,36 @@ class PooledTransport(httpx2.AsyncBaseTransport):
             httpx2.ConnectError: it never had a connection to be written to.
             httpx2.ReadError: it may have been sent, and no answer came.
         """
+        response = await self._send(request)
+        return httpx2.Response(
+            response.status,
+            headers=_read_headers(response),
+            stream=_Body(response, self._limit(response)),
+        )
+
+    async def fetch(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request and read the answer, without the layers that a stream takes.
+
+        Raises:
+            httpx2.ConnectError: it never had a connection to be written to.
+            httpx2.ReadError: it may have been sent, and no whole answer came.
+            AnswerTooLong: the answer exceeds its limit.
+        """
+        response = await self._send(request)
+        try:
+            chunks = [chunk async for chunk in read_limited(response, self._limit(response))]
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _interrupted(error) from None
+        finally:
+            await _give_back(response)
+        return httpx2.Response(
+            response.status,
+            headers=_read_headers(response),
+            content=chunks[0] if len(chunks) == 1 else b"".join(chunks),
+            request=request,
+        )
+
+    async def _send(self, request: httpx2.Request) -> aiohttp.ClientResponse:
         try:
             response = await self._connections.send(
                 request.method,
@@ -70,13 +100,10 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _interrupted(error) from None
         current_sending().reply = _reply(response)
-        limit = self._max_answer_bytes if response.status in SUCCESS else MAX_ERROR_BYTES
-        given = ((name, response.headers.get(name)) for name in _READ_HEADERS)
-        return httpx2.Response(
-            response.status,
-            headers=[(name, value) for name, value in given if value is not None],
-            stream=_Body(response, limit),
-        )
+        return response
+
+    def _limit(self, response: aiohttp.ClientResponse) -> int:
+        return self._max_answer_bytes if response.status in SUCCESS else MAX_ERROR_BYTES
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -139,13 +166,10 @@ class PooledClient(httpx2.AsyncClient):
             AnswerTooLong: the answer exceeds its limit.
         """
         del auth, follow_redirects
+        if not stream:
+            return await self._pooled.fetch(request)
         response = await self._pooled.handle_async_request(request)
         response.request = request
-        if not stream:
-            try:
-                await response.aread()
-            finally:
-                await response.aclose()
         return response
 
 
@@ -164,8 +188,7 @@ class _Body(httpx2.AsyncByteStream):
             raise _interrupted(error) from None
 
     async def aclose(self) -> None:
-        self._response.release()
-        await self._response.wait_for_close()
+        await _give_back(self._response)
 
 
 @lru_cache(maxsize=MAX_URLS)
@@ -176,6 +199,17 @@ def _parsed(url: str) -> httpx2.URL:
 @lru_cache(maxsize=MAX_URLS)
 def _address(url: str) -> URL:
     return URL(url, encoded=True)
+
+
+async def _give_back(response: aiohttp.ClientResponse) -> None:
+    """Give the connection back to the pool, or end it if bytes of the answer remain unread."""
+    response.release()
+    await response.wait_for_close()
+
+
+def _read_headers(response: aiohttp.ClientResponse) -> list[tuple[str, str]]:
+    given = ((name, response.headers.get(name)) for name in _READ_HEADERS)
+    return [(name, value) for name, value in given if value is not None]
 
 
 def _content(request: httpx2.Request) -> bytes | AsyncIterable[bytes] | None:
