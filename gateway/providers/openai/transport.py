@@ -92,8 +92,8 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         try:
             response = await self._connections.send(
                 request.method,
-                _address(str(request.url)),
-                headers=dict(request.headers.items()),
+                request.extensions["address"],
+                headers={name.decode(): value.decode() for name, value in request.headers.raw},
                 content=_content(request),
                 read_seconds=request.extensions["timeout"]["read"],
             )
@@ -139,16 +139,21 @@ class PooledClient(httpx2.AsyncClient):
         """Build a request from these arguments alone, without a client's defaults."""
         del cookies
         limits = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
+        parsed, address = _parsed(str(url))
         return httpx2.Request(
             method,
-            _parsed(str(url)),
+            parsed,
             content=content,
             data=data,
             files=files,
             json=json,
             params=params,
             headers=headers,
-            extensions={**(extensions or {}), "timeout": limits.as_dict()},
+            extensions={
+                **(extensions or {}),
+                "timeout": limits.as_dict(),
+                "address": address,
+            },
         )
 
     async def send(
@@ -192,13 +197,9 @@ class _Body(httpx2.AsyncByteStream):
 
 
 @lru_cache(maxsize=MAX_URLS)
-def _parsed(url: str) -> httpx2.URL:
-    return httpx2.URL(url)
-
-
-@lru_cache(maxsize=MAX_URLS)
-def _address(url: str) -> URL:
-    return URL(url, encoded=True)
+def _parsed(url: str) -> tuple[httpx2.URL, URL]:
+    """Parse an address for httpx2 and for aiohttp."""
+    return httpx2.URL(url), URL(url, encoded=True)
 
 
 async def _give_back(response: aiohttp.ClientResponse) -> None:
