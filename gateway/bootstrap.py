@@ -40,6 +40,7 @@ from gateway.media.decoder import (
     DecoderFailed,
     UnusableImage,
 )
+from gateway.media.manifests import open_signer
 from gateway.media.temporary_files import new_spool
 from gateway.net.downloads import Downloads, origin_of
 from gateway.oidc.identity_provider import (
@@ -299,6 +300,11 @@ def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -
         keeper,
         links,
         finisher,
+        signer=open_signer(
+            core.settings.c2pa_certificate_file,
+            core.settings.c2pa_private_key_file,
+            core.settings.c2pa_algorithm,
+        ),
         prompt_key=core.secrets.prompt_key,
         image_ttl_seconds=core.settings.image_ttl_seconds,
         image_retention_seconds=core.settings.resolved_image_retention_seconds,

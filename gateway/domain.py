@@ -299,6 +299,14 @@ class Quote:
     terms: CostFactors
 
 
+class Provenance(StrEnum):
+    """An image's file: the model's own, or encoded anew and marked, or marked and signed."""
+
+    ORIGINAL = "original"
+    MARKED = "marked"
+    SIGNED = "signed"
+
+
 class Outcome(StrEnum):
     """The financial outcome of a paid call (docs/money.md)."""
 
@@ -351,6 +359,7 @@ class ProviderAnswer:
     revised_prompts: tuple[str, ...] = ()
     reply: ProviderReply | None = None
     model_version: str | None = None
+    provenance: Provenance = Provenance.ORIGINAL
 
 
 @dataclass(frozen=True, slots=True)

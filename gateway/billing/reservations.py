@@ -18,7 +18,7 @@ from gateway.db.addresses import STATEMENT_TIMEOUT_MS
 from gateway.db.deadlines import Deadline
 from gateway.db.engine import Database, DatabaseUnavailable, Lane
 from gateway.db.group_commit import GroupCommit
-from gateway.domain import Caller, IdempotencyClaim, Outcome, Quote, Usage
+from gateway.domain import Caller, IdempotencyClaim, Outcome, Provenance, Quote, Usage
 from gateway.errors import BudgetExceeded, Unavailable
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd, format_usd_short
@@ -95,6 +95,7 @@ class StoredFile:
     height: int | None = None
     prompt: str | None = field(default=None, repr=False)
     prompt_hash: bytes | None = field(default=None, repr=False)
+    provenance: Provenance = Provenance.ORIGINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,6 +476,7 @@ def _stored_fields(file: StoredFile) -> dict[str, object]:
         "height": file.height,
         "prompt": None if file.prompt is None else _storable(file.prompt),
         "prompt_hash": None if file.prompt_hash is None else file.prompt_hash.hex(),
+        "provenance": file.provenance,
     }
 
 

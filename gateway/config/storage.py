@@ -1,6 +1,9 @@
 """Settings of the image store: where images are kept, and for how long."""
 
-from pydantic import AliasChoices, Field, SecretStr
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 
 from gateway.config.base import FIRST, SettingsGroup
 
@@ -89,6 +92,31 @@ class StorageSettings(SettingsGroup):
         description="The age, in seconds, from which a file without a row, or a row without a "
         "file, is removed. Keep it longer than any call takes.",
     )
+
+    c2pa_certificate_file: Path | None = Field(
+        default=None,
+        description="A PEM file with the certificates, the signer's first, that sign images which "
+        "the gateway had to encode anew (C2PA). Needs the extra `c2pa`. Default: such images carry "
+        "IPTC's digital source type alone.",
+        examples=["/etc/image-gateway/c2pa.pem"],
+    )
+    c2pa_private_key_file: Path | None = Field(
+        default=None,
+        description="The PEM file with the private key of `GATEWAY_C2PA_CERTIFICATE_FILE`.",
+        examples=["/etc/image-gateway/c2pa.key"],
+    )
+    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = (
+        Field(default="es256", description="The signature algorithm of the C2PA certificate.")
+    )
+
+    @model_validator(mode="after")
+    def _require_both_c2pa_files(self) -> Self:
+        if (self.c2pa_certificate_file is None) != (self.c2pa_private_key_file is None):
+            raise ValueError(
+                "GATEWAY_C2PA_CERTIFICATE_FILE and GATEWAY_C2PA_PRIVATE_KEY_FILE go together. Set "
+                "both, or neither."
+            )
+        return self
 
     @property
     def s3_options(self) -> dict[str, str]:

@@ -229,6 +229,7 @@ class ImageRow(Table):
             postgresql_where=text("deleted_at IS NULL"),
         ),
         own_reservation("image"),
+        CheckConstraint("provenance IN ('original', 'marked', 'signed')", name="image_provenance"),
         Index("image_reservation", "tenant_id", "reservation_id"),
         Index("image_expiry", "expires_at", postgresql_where=text("deleted_at IS NULL")),
     )
@@ -246,6 +247,7 @@ class ImageRow(Table):
     height: Mapped[int | None]
     prompt: Mapped[str | None] = mapped_column(Text)
     prompt_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
+    provenance: Mapped[str] = mapped_column(Text, server_default="original")
     created_at: Mapped[datetime] = mapped_column(Timestamp)
     expires_at: Mapped[datetime] = mapped_column(Timestamp)
     deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)

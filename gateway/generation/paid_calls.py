@@ -239,8 +239,8 @@ class PaidCalls:
         self._settlements.know(paid.caller.tenant_id, settlement)
         try:
             finish = continuity.finish(paid.request, paid.served)
-            answer = await self._results.finish(answer, finish)
-            answer = await self._results.encode(answer, continuity.encoding(paid.served))
+            encoding = continuity.encoding(paid.served)
+            answer = await self._results.process(answer, finish, encoding)
         except ImageUnfinished as error:
             telemetry.alarm("image_unfinished", generation=str(paid.id), error=error.message)
             images, _, _ = await self._keep(paid, answer, settlement, failed=error)

@@ -12,7 +12,14 @@ import pybase64
 
 from gateway import telemetry
 from gateway.billing.reservations import StoredFile
-from gateway.domain import Caller, ImageRequest, ProviderAnswer, StorageState, StoredImage
+from gateway.domain import (
+    Caller,
+    ImageRequest,
+    Provenance,
+    ProviderAnswer,
+    StorageState,
+    StoredImage,
+)
 from gateway.errors import ImageUnfinished
 from gateway.generation.continuity import Encoding, PostProcessing
 from gateway.library.keeping import Keeper
@@ -21,7 +28,9 @@ from gateway.library.prompt_hashes import prompt_hash
 from gateway.library.retention import link_expiry, retention_seconds
 from gateway.library.storage import MEDIA_TYPES, image_path, new_image_id
 from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, UnusableImage
+from gateway.media.manifests import ManifestSigner, SigningFailed
 from gateway.media.metadata import sniff_format
+from gateway.media.source_types import SourceType
 from gateway.media.temporary_files import new_spool
 
 STORE_TIMEOUT_SECONDS = 60.0
@@ -38,6 +47,7 @@ class Results:
         links: LinkSigner,
         decoder: Decoder,
         *,
+        signer: ManifestSigner | None,
         prompt_key: bytes,
         image_ttl_seconds: int,
         image_retention_seconds: int,
@@ -45,11 +55,60 @@ class Results:
         self._keeper = keeper
         self._links = links
         self._decoder = decoder
+        self._signer = signer
         self._prompt_key = prompt_key
         self._image_ttl_seconds = image_ttl_seconds
         self._image_retention_seconds = image_retention_seconds
 
-    async def finish(self, answer: ProviderAnswer, finish: PostProcessing | None) -> ProviderAnswer:
+    async def process(
+        self, made: ProviderAnswer, finish: PostProcessing | None, encoding: Encoding | None
+    ) -> ProviderAnswer:
+        """Give every image the promised size, mask and format; an image that has them is untouched.
+
+        A new file says that a model made the image, and is signed where a certificate is set.
+
+        Raises:
+            ImageUnfinished: an image cannot be decoded, or disk space or memory is short.
+        """
+        answer = await self._encode_all(await self._finish_all(made, finish), encoding)
+        if answer is made:
+            return made
+        if self._signer is None:
+            return replace(answer, provenance=Provenance.MARKED)
+        is_composite = finish is not None and finish.mask is not None
+        source_type = SourceType.COMPOSITE if is_composite else SourceType.MODEL
+        return await self._sign_all(self._signer, made, answer, source_type)
+
+    async def _sign_all(
+        self,
+        signer: ManifestSigner,
+        made: ProviderAnswer,
+        answer: ProviderAnswer,
+        source_type: SourceType,
+    ) -> ProviderAnswer:
+        """Sign the images; unsigned ones are delivered too, for they are paid for."""
+
+        async def sign(original: str, encoded: str) -> str:
+            file, source = pybase64.b64decode(encoded), pybase64.b64decode(original)
+            signed = await signer.sign(
+                file,
+                MEDIA_TYPES[sniff_format(file) or answer.output_format],
+                made=source,
+                made_type=MEDIA_TYPES[sniff_format(source) or made.output_format],
+                source_type=source_type,
+            )
+            return pybase64.b64encode(signed).decode()
+
+        try:
+            images = await asyncio.gather(*map(sign, made.images, answer.images))
+        except SigningFailed as error:
+            telemetry.alarm("image_not_signed", error=str(error))
+            return replace(answer, provenance=Provenance.MARKED)
+        return replace(answer, images=tuple(images), provenance=Provenance.SIGNED)
+
+    async def _finish_all(
+        self, answer: ProviderAnswer, finish: PostProcessing | None
+    ) -> ProviderAnswer:
         """Apply the promised size and mask to every image.
 
         Raises:
@@ -64,7 +123,9 @@ class Results:
         size = f"{finish.width}x{finish.height}"
         return replace(answer, images=tuple(images), size=size, output_format="png")
 
-    async def encode(self, answer: ProviderAnswer, encoding: Encoding | None) -> ProviderAnswer:
+    async def _encode_all(
+        self, answer: ProviderAnswer, encoding: Encoding | None
+    ) -> ProviderAnswer:
         """Encode the images that have another format than was asked for; others stay untouched.
 
         Raises:
@@ -148,6 +209,7 @@ class Results:
             height=height,
             prompt=request.prompt if settings.stores_prompts else None,
             prompt_hash=prompt_hash(self._prompt_key, caller.tenant_id, request.prompt),
+            provenance=answer.provenance,
         )
 
     async def check(self, request: ImageRequest) -> None:

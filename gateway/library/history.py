@@ -18,7 +18,7 @@ from gateway.db.audit import Action, record
 from gateway.db.engine import Database, TenantSession
 from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.tables import ImageCleanupRow, ImageRow, TenantRow
-from gateway.domain import Caller, CostStatus
+from gateway.domain import Caller, CostStatus, Provenance
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
 from gateway.library.retention import delete_files, forget_spooled, mark_deleted
 from gateway.library.storage import ImageStore, is_image_id
@@ -50,6 +50,7 @@ class HostedImage:
     generation_images: int
     cost_nano: int | None
     cost_status: CostStatus
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,7 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
             *(ImageRow.id, ImageRow.path, ImageRow.created_at, ImageRow.expires_at),
             *(ImageRow.width, ImageRow.height, ImageRow.media_type, ImageRow.size_bytes),
             *(ImageRow.prompt, ImageRow.prompt_hash, ImageRow.reservation_id),
+            ImageRow.provenance,
             *(ReservationRow.requested_model, ReservationRow.served_model),
             *(ReservationRow.operation, ReservationRow.state, ReservationRow.final_nano),
             images.label("generation_images"),
@@ -286,6 +288,7 @@ def _image(row: Row[Any]) -> HostedImage:
         generation_images=int(row.generation_images),
         cost_nano=row.final_nano,
         cost_status=COST_STATUS.get(row.state, CostStatus.PENDING),
+        provenance=Provenance(row.provenance),
     )
 
 

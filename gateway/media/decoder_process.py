@@ -27,6 +27,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugi
 
 from gateway.media.metadata import strip_metadata
 from gateway.media.metadata.common import ENCODINGS, ImageProblem, UnusableImage
+from gateway.media.source_types import SourceType, source_type_of, xmp_packet
 from gateway.processes import forbid_core_dumps
 
 MAX_JOB_BYTES = 1024
@@ -45,6 +46,7 @@ PR_SET_NO_NEW_PRIVS = 38
 STRIP_ROWS = 64
 PNG_COMPRESSION = 3
 """A quarter of the time of zlib's 6, at about the same size."""
+PNG_XMP = "XML:com.adobe.xmp"
 JPEG_QUALITY = 95
 THUMBNAIL_QUALITY = 70
 LOSSLESS_EFFORT = 20
@@ -205,16 +207,22 @@ def high_bytes(deep: Image.Image) -> Image.Image:
 
 
 def encode(
-    image: Image.Image, media_type: str, profile: bytes | None, quality: int | None = None
+    image: Image.Image,
+    media_type: str,
+    profile: bytes | None,
+    quality: int | None = None,
+    *,
+    source_type: SourceType | None = None,
 ) -> bytes:
-    """Encode the image with its colour profile and no other metadata."""
+    """Encode the image with its colour profile, its source type, and no other metadata."""
     image.info = {}
     out = io.BytesIO()
+    xmp = b"" if source_type is None else xmp_packet(source_type)
     if media_type == "image/jpeg":
         lossy = JPEG_QUALITY if quality is None else quality
-        image.save(out, "JPEG", quality=lossy, subsampling=0, icc_profile=profile)
+        image.save(out, "JPEG", quality=lossy, subsampling=0, icc_profile=profile, xmp=xmp)
     elif media_type == "image/webp" and quality is not None:
-        image.save(out, "WEBP", quality=quality, icc_profile=profile)
+        image.save(out, "WEBP", quality=quality, icc_profile=profile, xmp=xmp)
     elif media_type == "image/webp":
         image.save(
             out,
@@ -224,9 +232,13 @@ def encode(
             quality=LOSSLESS_EFFORT,
             method=0,
             icc_profile=profile,
+            xmp=xmp,
         )
     else:
-        image.save(out, "PNG", compress_level=PNG_COMPRESSION, icc_profile=profile)
+        chunks = PngImagePlugin.PngInfo()
+        if xmp:
+            chunks.add_itxt(PNG_XMP, xmp.decode())
+        image.save(out, "PNG", compress_level=PNG_COMPRESSION, icc_profile=profile, pnginfo=chunks)
     return out.getvalue()
 
 
@@ -264,7 +276,8 @@ def resample(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOu
     decoded = decode(sources[0], limits)
     image = scaled(decoded.image, *sizes)
     profile = decoded.profile if decoded.image.mode in {"RGB", "RGBA"} else None
-    return JobOutput(encode(image, "image/png", profile), "image/png", image)
+    content = encode(image, "image/png", profile, source_type=source_type_of(sources[0]))
+    return JobOutput(content, "image/png", image)
 
 
 def reencode(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
@@ -276,7 +289,13 @@ def reencode(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOu
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
     profile = decoded.profile if decoded.image.mode in {"RGB", "RGBA"} else None
-    content = encode(image, media_type, profile, None if quality < 0 else quality)
+    content = encode(
+        image,
+        media_type,
+        profile,
+        None if quality < 0 else quality,
+        source_type=source_type_of(sources[0]),
+    )
     return JobOutput(content, media_type, image)
 
 
@@ -298,17 +317,22 @@ def composite(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobO
     image = Image.composite(in_mode(inside, mode), in_mode(outside, mode), opened)
     # The model saw the original's samples without the profile, so the profile applies to its own.
     profile = original.profile if original.image.mode in {"RGB", "RGBA"} else None
-    return JobOutput(encode(image, "image/png", profile), "image/png", image)
+    content = encode(image, "image/png", profile, source_type=SourceType.COMPOSITE)
+    return JobOutput(content, "image/png", image)
 
 
 def thumbnail(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
     edge = sizes[0]
     image = coloured(decode(sources[0], limits, draft_edge=edge).image)
     image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-    image.info = {}
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=THUMBNAIL_QUALITY)
-    return JobOutput(out.getvalue(), "image/webp", image)
+    content = encode(
+        image,
+        "image/webp",
+        None,
+        THUMBNAIL_QUALITY,
+        source_type=source_type_of(sources[0]),
+    )
+    return JobOutput(content, "image/webp", image)
 
 
 def pixels(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:

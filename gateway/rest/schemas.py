@@ -13,6 +13,8 @@ from pydantic import (
     SecretStr,
 )
 
+from gateway.domain import Provenance
+
 
 def _in_digits(value: object) -> object:
     """Check a parameter's text; the framework would also accept `1_0`, ` 10` and `10.0`."""
@@ -98,6 +100,11 @@ class ImageObject(BaseModel):
     height: int | None
     media_type: str
     size_bytes: int
+    provenance: Provenance = Field(
+        description="`original`: the model's own file, byte for byte. `marked`: encoded by the "
+        "gateway, with IPTC's digital source type. `signed`: so, and with a C2PA manifest that "
+        "names the model's file."
+    )
     prompt: str | None = Field(description="Only if the tenant stores prompts.")
     prompt_hash: str | None = Field(
         description="Keyed hash: equal for equal prompts of one tenant."

@@ -13,6 +13,8 @@ class StubConfig:
     """The shortest time that an image call takes."""
     min_b64_bytes: int = 0
     """Each image's base64 is padded to at least this many bytes."""
+    image_base64: str = ""
+    """The image that every call gets, if not drawn ones; it stands for any size and format."""
     seed: int = 1
     """Chooses, together with the prompt, the quality and size for `auto`."""
     accepted_keys: frozenset[str] | None = None
@@ -37,6 +39,7 @@ def patched(config: StubConfig, patch: Mapping[str, object]) -> StubConfig:
     return StubConfig(
         latency_seconds=float(_number(merged, "latency_seconds", int | float)),
         min_b64_bytes=int(_number(merged, "min_b64_bytes", int)),
+        image_base64=str(merged["image_base64"]),
         seed=int(_number(merged, "seed", int)),
         accepted_keys=None if merged["accepted_keys"] is None else _names(merged, "accepted_keys"),
         retired_models=_names(merged, "retired_models"),

@@ -64,16 +64,24 @@ class Exchange:
             self.state.changed()
 
     def answer(self, usage_form: UsageForm = "full", error: ApiError | None = None) -> Answer:
-        plan, min_b64 = self.plan, self.state.config.min_b64_bytes
+        plan, config = self.plan, self.state.config
+        min_b64, sample = config.min_b64_bytes, config.image_base64
         if isinstance(plan, Answer):
             return plan
         if plan.stream:
             return render_stream(
-                plan, self.request_id, min_b64=min_b64, usage_form=usage_form, error=error
+                plan,
+                self.request_id,
+                min_b64=min_b64,
+                sample=sample,
+                usage_form=usage_form,
+                error=error,
             )
         if error is not None:
             return render_error(error, self.request_id)
-        return render_images(plan, self.request_id, min_b64=min_b64, usage_form=usage_form)
+        return render_images(
+            plan, self.request_id, min_b64=min_b64, sample=sample, usage_form=usage_form
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,15 @@ def render_unreadable(request_id: str) -> Answer:
 
 
 def render_images(
-    call: ImageCall, request_id: str, *, min_b64: int, usage_form: UsageForm = "full"
+    call: ImageCall,
+    request_id: str,
+    *,
+    min_b64: int,
+    sample: str = "",
+    usage_form: UsageForm = "full",
 ) -> Answer:
     """The answer of a successful call without `stream`."""
-    start, end = _frame(_look(call, min_b64), call.n, call.quality)
+    start, end = _frame(_look(call, min_b64, sample), call.n, call.quality)
     tail = b"}"
     if usage_form != "missing":
         tail = b',"usage":' + _usage(call.usage, usage_form) + b"}"
@@ -91,8 +96,8 @@ def render_images(
     return Answer(head, (created, start, end, tail))
 
 
-def _look(call: ImageCall, min_b64: int) -> Look:
-    return Look(call.output_format, call.width, call.height, call.transparent, min_b64)
+def _look(call: ImageCall, min_b64: int, sample: str) -> Look:
+    return Look(call.output_format, call.width, call.height, call.transparent, min_b64, sample)
 
 
 @lru_cache(maxsize=128)
@@ -137,6 +142,7 @@ def render_stream(
     request_id: str,
     *,
     min_b64: int,
+    sample: str = "",
     usage_form: UsageForm = "full",
     error: ApiError | None = None,
 ) -> Answer:
@@ -146,7 +152,7 @@ def render_stream(
     """
     prefix = "image_generation" if call.endpoint == "generations" else "image_edit"
     shared: dict[str, object] = {
-        "b64_json": base64_image(_look(call, min_b64)),
+        "b64_json": base64_image(_look(call, min_b64, sample)),
         "background": "transparent" if call.transparent else "opaque",
         "created_at": int(time.time()),
         "output_format": call.output_format,
