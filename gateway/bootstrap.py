@@ -13,7 +13,8 @@ from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import warm
 from gateway.catalog.loading import LEGACY, utc_today
-from gateway.config import Settings, proxy_for
+from gateway.config import Settings
+from gateway.config.proxies import proxy_for
 from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database

@@ -1,15 +1,18 @@
 """The core of the gateway: settings, the database, and the gateway's own secrets."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from gateway.catalog.loading import Catalog
 from gateway.config import Settings
 from gateway.db.engine import Database
-from gateway.domain import SecretText
-from gateway.vault.gateway_secrets import GatewaySecrets
-from gateway.vault.key_format import Pepper
-from gateway.vault.sealing import Vault
-from gateway.webhooks.sealing import Sealing
+
+if TYPE_CHECKING:  # read-only commands open none of these, and start faster without them
+    from gateway.catalog.loading import Catalog
+    from gateway.domain import SecretText
+    from gateway.vault.gateway_secrets import GatewaySecrets
+    from gateway.vault.key_format import Pepper
+    from gateway.vault.sealing import Vault
+    from gateway.webhooks.sealing import Sealing
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +21,20 @@ class Reader:
 
     settings: Settings
     database: Database
-    catalog: Catalog
 
 
 @dataclass(frozen=True, slots=True)
 class Core(Reader):
     """The resources that every changing command needs."""
 
-    vault: Vault
-    secrets: GatewaySecrets
-    webhook_sealing: Sealing
+    catalog: "Catalog"
+    vault: "Vault"
+    secrets: "GatewaySecrets"
+    webhook_sealing: "Sealing"
     revision: str
-    new_admin_key: SecretText | None
+    new_admin_key: "SecretText | None"
 
     @property
-    def pepper(self) -> Pepper:
+    def pepper(self) -> "Pepper":
         """The pepper for new keys."""
         return self.secrets.pepper

@@ -18,7 +18,7 @@ from gateway.db.engine import APP_ROLE, Database
 from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
 from gateway.errors import ConfigurationError
 from gateway.generation.parameters import check_defaults
-from gateway.telemetry import redact
+from gateway.redaction import redact
 from gateway.tenancy import quickstart
 from gateway.vault.gateway_secrets import open_secrets
 from gateway.vault.sealing import MasterKeys, Vault

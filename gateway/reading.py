@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
 
-from gateway.catalog.loading import load_catalog, utc_today
 from gateway.config import Settings
 from gateway.core import Reader
 from gateway.db.embedded import EmbeddedPostgres, has_cluster
@@ -46,10 +45,7 @@ async def open_reader(settings: Settings) -> AsyncIterator[Reader]:
         )
         stack.push_async_callback(database.close)
         await _check_revision(settings, database)
-        catalog = load_catalog(
-            utc_today, default_model=settings.default_model, hosted=settings.hosted_models
-        )
-        yield Reader(settings, database, catalog)
+        yield Reader(settings, database)
 
 
 async def _check_revision(settings: Settings, database: Database) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Self
 from uuid import UUID
 
@@ -18,12 +18,9 @@ from gateway import telemetry
 from gateway.domain import Caller, CostStatus, Operator, ProviderReply
 from gateway.errors import GatewayError
 from gateway.money import NanoUsd
-from gateway.telemetry import redact
+from gateway.redaction import redact
+from gateway.request_ids import CLIENT_ID, moment_of
 
-MAX_ID_CHARACTERS = 128
-CLIENT_ID = re.compile(rf"[\w.~:+=@,-]{{1,{MAX_ID_CHARACTERS}}}", re.ASCII)
-"""The accepted form of a client's own request id; any other value is ignored."""
-REQUEST_ID = re.compile(r"req_(0[0-9a-f]{11})[0-9a-f]{12}")
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values; later versions may append.
 _TRACEPARENT = re.compile(
     r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
@@ -86,7 +83,7 @@ class RequestRecord:
     def begin(cls) -> Self:
         """Create a record with a new id, which contains the request's time of arrival."""
         milliseconds = time.time_ns() // 1_000_000
-        return cls(f"req_{milliseconds:012x}{random.getrandbits(48):012x}", _moment(milliseconds))
+        return cls(f"req_{milliseconds:012x}{random.getrandbits(48):012x}", moment_of(milliseconds))
 
     def hold(self) -> None:
         """Keep the record open for a part of the request that outlives the answer."""
@@ -150,12 +147,6 @@ def note_error(error: GatewayError) -> None:
     current().fail(error)
 
 
-def began_at(request_id: str) -> datetime | None:
-    """The arrival time that a request id contains; None if the id is not the gateway's."""
-    found = REQUEST_ID.fullmatch(request_id)
-    return None if found is None else _moment(int(found[1], 16))
-
-
 def read_client_id(values: list[bytes]) -> str | None:
     """The client's own id for its request; None if there is no acceptable one."""
     text = values[0].decode("latin-1") if len(values) == 1 else ""
@@ -169,9 +160,3 @@ def read_trace(values: list[bytes]) -> Trace | None:
     if found is None or (found["version"] == "00" and found["more"] is not None):
         return None
     return Trace(found["trace"], found["flags"])
-
-
-def _moment(milliseconds: int) -> datetime:
-    """Convert exactly, so that the time can be read back from the id."""
-    seconds, rest = divmod(milliseconds, 1000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)

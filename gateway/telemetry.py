@@ -1,13 +1,14 @@
 """Structured logs with secrets redacted, request ids, and the Prometheus metrics."""
 
 import logging
-import re
 import sys
 from collections.abc import MutableMapping
 from typing import Literal
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
+
+from gateway.redaction import redact
 
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -164,17 +165,6 @@ request_log_dropped_total = Counter(
 )
 REQUEST_LOGGER = "gateway.requests"
 """The logger whose messages are JSON lines already, several in one message."""
-
-_SECRET = re.compile(
-    r"\b(?:igw_(?:live|test|admin)_[0-9A-Za-z]{4,}|sk-[0-9A-Za-z_\-*.]{4,}"
-    r"|AIza[0-9A-Za-z_\-*.]{4,}|AQ\.[0-9A-Za-z_\-*.]{8,}"
-    r"|whsec_[0-9A-Za-z+/=]{4,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|(?i:bearer)\s+\S+"
-)
-
-
-def redact(text: str) -> str:
-    """Replace every substring that looks like an API key or a bearer token."""
-    return _SECRET.sub("[redacted]", text)
 
 
 def _redact_event(

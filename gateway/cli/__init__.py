@@ -14,6 +14,8 @@ __all__ = ["main", "worker_app"]
 def main() -> None:
     """Run the command line."""
     forbid_core_dumps()
+    # Imported objects stay alive; `load` turns the collection on again.
+    gc.disable()
     import_module("gateway.cli.app").main()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import logging
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -23,7 +24,7 @@ from gateway.db.actors import Actor
 from gateway.db.postgres_account import login_of_this_process
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.reading import open_reader
-from gateway.telemetry import configure_logging
+from gateway.redaction import RedactingFormatter
 
 T = TypeVar("T")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-|\bimg_|\bigw_")
@@ -42,11 +43,21 @@ def read(work: Callable[[Reader], Coroutine[Any, Any, T]]) -> T:
 
     async def opened() -> T:
         settings = load_settings()
-        configure_logging("WARNING", "console")
+        _log_warnings()
         async with open_reader(settings) as reader:
             return await work(reader)
 
     return guarded(lambda: asyncio.run(opened()))
+
+
+def _log_warnings() -> None:
+    """Send warnings to standard error as plain lines.
+
+    Structured logs take a tenth of the time of a command that reads, and it has none.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def run(work: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
@@ -68,8 +79,8 @@ def invoker() -> Actor:
 async def core() -> AsyncIterator[Core]:
     """Open the core with the environment's settings."""
     settings = load_settings()
-    configure_logging("WARNING", "console")
     # Imported here, so that read-only commands start faster.
+    import_module("gateway.telemetry").configure_logging("WARNING", "console")
     open_core = import_module("gateway.opening").open_core
     async with open_core(settings) as opened:
         if opened.new_admin_key is not None and not settings.uses_embedded_postgres:

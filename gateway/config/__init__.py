@@ -2,10 +2,10 @@
 
 A module for each group. `Settings` inherits from every group, so that a class that needs one group
 declares it as a parameter and is given the settings whole. Import from this package, not from its
-modules.
+modules; only `proxies` is imported by itself, by those who call others.
 """
 
-from gateway.config.addresses import is_https_or_loopback, proxy_for
+from gateway.config.addresses import is_https_or_loopback
 from gateway.config.load import LoadSettings
 from gateway.config.loading import export_to_workers, load_settings
 from gateway.config.oidc import OidcSettings
@@ -23,5 +23,4 @@ __all__ = [
     "export_to_workers",
     "is_https_or_loopback",
     "load_settings",
-    "proxy_for",
 ]

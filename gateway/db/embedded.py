@@ -7,6 +7,7 @@ kernel's peer credentials (`peer`), and admits the gateway's own user and root.
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import subprocess
 import time
@@ -15,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships without types
-import structlog
 from sqlalchemy import URL
 
 from gateway.db import postgres_programs as programs
@@ -41,7 +41,8 @@ MAX_SOCKET_PATH_BYTES = 103
 """Size of `sun_path` (`unix(7)`): 104 with a closing NUL on macOS, 108 on Linux."""
 START_SECONDS = 120
 POLL_SECONDS = 0.01
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
+"""The standard library's: commands that read start faster without structlog."""
 
 
 class EmbeddedPostgres:
@@ -99,7 +100,7 @@ class EmbeddedPostgres:
             await asyncio.sleep(0.5)
             if self._postmaster.is_running():
                 continue
-            log.warning("embedded_postgres_ended", action="starting it again")
+            log.warning("embedded_postgres_ended: starting it again")
             try:
                 await asyncio.to_thread(self.ensure_running)
             except ConfigurationError:
@@ -173,7 +174,7 @@ class EmbeddedPostgres:
                         f"directory {self._pgdata.parent}. Stop it first."
                     )
             handles.unlink()
-        log.warning("embedded_postgres_of_earlier_version", action="starting it anew")
+        log.warning("embedded_postgres_of_earlier_version: starting it anew")
         stop(found)
         return None
 

@@ -19,6 +19,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.providers.base import ProviderFailure, Reason
+from gateway.redaction import redact
 
 MAX_MESSAGE_CHARACTERS = 500
 
@@ -39,9 +40,9 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
         )
     if failure.outcome is Outcome.SUCCESS:
         return ImageUnfinished(
-            f"{telemetry.redact(failure.message)} The call was paid for; its cost is recorded."
+            f"{redact(failure.message)} The call was paid for; its cost is recorded."
         )
-    message = telemetry.redact(failure.message)[:MAX_MESSAGE_CHARACTERS]
+    message = redact(failure.message)[:MAX_MESSAGE_CHARACTERS]
     match failure.reason:
         case Reason.MODERATION:
             return ContentRefused(message, code=failure.code)

@@ -19,7 +19,7 @@ from gateway.db.request_tables import RequestRow
 from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, NotFound
-from gateway.request_record import CLIENT_ID, began_at
+from gateway.request_ids import CLIENT_ID, began_at
 
 MOST_OTHERS = 100
 

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from gateway.billing.usage import parse_moment, tenant_zone
+from gateway.request_ids import CLIENT_ID, REQUEST_ID
 from gateway.request_log import queries
 from gateway.request_log.queries import RequestFilter
 from gateway.request_log.rendering import render_outcome, render_request
-from gateway.request_record import CLIENT_ID, REQUEST_ID
 from gateway.rest.dependencies import GatewayDep, UsageReader
 from gateway.rest.schemas import IN_DIGITS, PageLimit
 

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
-from gateway.request_record import REQUEST_ID
+from gateway.request_ids import REQUEST_ID
 from tests.harness import GPT2, HOUSE_KEY, LogAs, Served, served_gateway
 from tests.mcp_helpers import call, error_of
 from tests.money_helpers import until_states

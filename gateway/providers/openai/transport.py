@@ -33,7 +33,7 @@ from gateway.providers.connections import (
     read_limited,
 )
 from gateway.providers.openai.rate_limits import read_limits
-from gateway.telemetry import redact
+from gateway.redaction import redact
 
 MAX_ERROR_BYTES = 1_048_576
 MAX_URLS = 64
