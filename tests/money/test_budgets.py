@@ -175,6 +175,21 @@ async def test_a_higher_limit_is_warned_of_anew(served: Served, stub: Stub) -> N
     assert told == [first, first, first + first]
 
 
+async def test_a_limit_that_was_raised_and_is_lowered_again_warns_again(
+    served: Served, stub: Stub
+) -> None:
+    cost = await cost_nano(served, stub)
+    told = []
+    async with served.http(await served.key()) as http:
+        for limit in (50 * cost, 1_000 * cost, 50 * cost):
+            await set_budget(
+                served, limit_usd=format_usd(limit), window="total", alert_percents=[1]
+            )
+            assert (await post_image(http)).status_code == 200
+            told.append([event["threshold_percent"] for event in await events(served)])
+    assert told == [[1], [1], [1, 1]]
+
+
 async def test_a_soft_budget_refuses_nothing_and_counts_for_when_it_is_hard(
     served: Served,
 ) -> None:

@@ -1,12 +1,16 @@
 """The hourly check of the books reads what is new, and misses nothing of it."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import text
 
 from gateway.billing import ledger, usage_sums
 from gateway.billing.ledger import InvariantBreak
 from gateway.billing.reconciliation import Resolution, resolve
+from gateway.db.addresses import STATEMENT_TIMEOUT_MS, create_engine, database_url
+from gateway.db.engine import DatabaseUnavailable
 from gateway.money import NanoUsd
 from tests.cli.test_cli_manners import RunningGateway, running_gateway
 from tests.harness import Served
@@ -104,6 +108,27 @@ async def test_a_break_of_what_is_new_is_found_until_it_is_mended(
     for undone in (statement.replace("+ 1", "- 1"), statement.replace("= 1", "= 5000000000")):
         await checked.owner_sql(undone if undone != statement else "SELECT")
     assert await check_new(checked) == set()
+
+
+async def test_a_line_that_waits_for_its_sum_is_no_break(checked: Served) -> None:
+    async with checked.http(await checked.key()) as http:
+        assert (await post_image(http)).status_code == 200
+    assert await check_new(checked) == set()
+    await usage_sums.roll_up(checked.gateway.database)
+    assert await check_new(checked) == set()
+
+
+async def test_a_check_that_takes_too_long_is_given_up_at_its_own_limit(served: Served) -> None:
+    url = served.gateway.settings.database_url
+    assert url is not None
+    engine = create_engine(database_url(url.get_secret_value()), role=None)
+    async with engine.begin() as other:
+        await other.execute(text("LOCK TABLE budget_period"))
+        # Without a limit of its own, a statement is cancelled after ten seconds.
+        async with asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000 - 1):
+            with pytest.raises(DatabaseUnavailable):
+                await ledger.invariant_breaks(served.gateway.database, timeout_seconds=1)
+    await engine.dispose()
 
 
 async def test_what_was_checked_is_read_again_after_a_week_only(checked: Served) -> None:

@@ -384,6 +384,36 @@ async def test_the_operator_is_warned_by_the_total_of_all_shards(
     await house.close()
 
 
+async def test_a_limit_that_was_raised_and_is_lowered_again_warns_again(house: House) -> None:
+    held = None
+    for limit in (1000, 2000, 1000):
+        await house.limit(limit)
+        if held is None:
+            held = await house.hold(0, 500)
+            assert held is not None
+            await house.settle(0, held, 500)
+        await house.served.sweep()
+    assert await told(house.served) == [("budget.threshold_reached", 50, format_usd(500))] * 2
+    await house.close()
+
+
+async def test_a_new_house_period_begins_where_the_last_one_ended(house: House) -> None:
+    await house.limit(1000, window="month")
+    assert await house.hold(0, 500) is not None
+    await house.served.owner_sql(
+        "UPDATE house_budget_period SET period_end = now() - interval '1 second'"
+    )
+    assert await house.hold(1, 700) is not None
+    assert await house.hold(1, 700) is None
+    rows = await house.served.owner_sql(
+        "SELECT shard, array_agg(period_start ORDER BY period_start) AS starts,"
+        " array_agg(period_end ORDER BY period_start) AS ends"
+        " FROM house_budget_period GROUP BY 1"
+    )
+    assert {(len(row.starts), row.starts[1] == row.ends[0]) for row in rows} == {(2, True)}
+    await house.close()
+
+
 async def test_a_threshold_between_two_nano_dollars_is_reached_by_the_higher_one(
     house: House,
 ) -> None:

@@ -220,6 +220,7 @@ async def test_a_tenant_that_changes_its_time_zone_gets_no_period_twice(
         await served.budget(format_usd(await quote_nano(http)), window="day")
         assert (await post_image(http)).status_code == 200
         await served.owner_sql("UPDATE tenant SET time_zone = :zone", zone=zone)
+        await served.budget("5", window="month")  # its first period is made beside the day's
         assert (await post_image(http)).status_code == 402
     assert len(stub.calls) == 1
     [overlaps] = await served.owner_sql(

@@ -3,15 +3,16 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from io import BytesIO
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gateway.billing.quotes import estimate, quote
+from gateway.billing.quotes import estimate, quote, terms_of
 from gateway.catalog.loading import load_catalog
-from gateway.domain import Caller, Price, new_id
+from gateway.domain import Caller, InputImage, Price, new_id
 from gateway.generation.parameters import parse_image_request
 from gateway.image_models import AutoChoice, Model
 from gateway.money import NanoUsd
@@ -135,6 +136,17 @@ def test_an_estimate_by_the_image_is_no_more_than_was_reserved(
     usual = AutoChoice("standard", "1024x1024")
     terms = replace(TERMS, n=2)
     assert estimate(terms, model, price, usual, at_most=NanoUsd(at_most)) == estimated
+
+
+@pytest.mark.parametrize("model", sorted(CATALOG.models))
+def test_inputs_are_held_once_for_each_call_that_carries_them(model: str) -> None:
+    found = CATALOG.models[model]
+    request = parse_image_request(
+        {"model": model, "prompt": "a red circle"}, CALLER, CATALOG, default_model="gpt-image-2"
+    )
+    png = InputImage(BytesIO(), "image/png", 1024, 1024, 100, has_alpha=False, is_transparent=False)
+    one, three = (terms_of(replace(request, inputs=(png,), n=n)).image_input_tokens for n in (1, 3))
+    assert three == one * (3 if found.one_image_per_call else 1)
 
 
 SERVED = [

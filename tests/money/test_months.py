@@ -128,6 +128,23 @@ async def test_even_the_owner_cannot_edit_a_month_of_the_ledger_or_of_the_trail(
                 assert getattr(refused.value.orig, "sqlstate", None) == "42501", change
 
 
+async def test_days_of_other_tables_are_not_guarded_like_months(served: Served) -> None:
+    ahead = f"{(datetime.now(UTC).replace(day=15) + 31 * DAY):%Y%m}"
+    await served.owner_sql("SELECT add_request_log_day(current_date)")
+    await served.owner_sql(f"DROP TABLE audit_{ahead}, ledger_{ahead}")
+    assert await ledger.add_missing_months(served.gateway.database) == 1
+    rows = await served.owner_sql(
+        "SELECT i.inhparent::regclass::text AS of, count(t.oid) = count(*) AS is_guarded"
+        " FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND c.relkind = 'r'"
+        " LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = 'append_only' GROUP BY 1"
+    )
+    assert {row.of: row.is_guarded for row in rows} == {
+        "audit": True,
+        "ledger": True,
+        "request_log": False,
+    }
+
+
 async def test_a_report_of_months_without_partitions_is_empty(served: Served) -> None:
     async with served.http(await served.key()) as http:
         for group in ("day", "quality", "key,day"):

@@ -131,6 +131,29 @@ async def test_a_deleted_user_is_gone_and_the_costs_stay(served: Served, stub: S
     assert (await served.key(user="alice")).user_id != UUID(user_id)
 
 
+async def test_kept_answers_lose_the_prompts_of_who_is_deleted_alone(
+    served: Served, stub: Stub
+) -> None:
+    for name in ("alice", "bob"):
+        async with served.http(await served.key(user=name)) as own:
+            answered(await own.post(GENERATIONS, json=LOW, headers={"Idempotency-Key": name}))
+    # As if the model had revised the prompts.
+    await served.owner_sql(
+        """UPDATE idempotency_claim SET answer = jsonb_set(answer, '{revised_prompts}', '["x"]')"""
+    )
+    path = f"/tenants/{served.tenant_id}"
+    kept = []
+    for deleted in (f"{path}/users/{await user_named(served, 'alice')}", path):
+        async with admin(served) as http:
+            answered(await http.delete(deleted))
+        await served.sweep()
+        rows = await served.owner_sql(
+            "SELECT key, answer -> 'revised_prompts' AS prompts FROM idempotency_claim"
+        )
+        kept.append({row.key: row.prompts for row in rows})
+    assert kept == [{"alice": [], "bob": ["x"]}, {"alice": [], "bob": []}]
+
+
 async def expect_unchangeable(http: httpx2.AsyncClient, path: str) -> None:
     """Every change of what a deleted tenant has is refused."""
     for change in (
