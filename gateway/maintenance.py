@@ -6,14 +6,15 @@ refresh the models' shutdown dates once a day.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from gateway import telemetry
-from gateway.billing import ledger, usage_sums
+from gateway.billing import archive, ledger, usage_sums
 from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
+from gateway.billing.ledger import InvariantBreak
 from gateway.billing.sweeping import BATCH, sweep
 from gateway.bootstrap import Gateway
 from gateway.db import sweeps
@@ -75,7 +76,7 @@ class Sweeper:
             self._refresh_lifetimes,
             self._send_events,
             self._sweep_requests,
-            self._add_months,
+            self._keep_months,
             self._add_up_usage,
             self._check_invariants,
             self._retire_secrets,
@@ -93,13 +94,43 @@ class Sweeper:
         """Run each due job once."""
         await self._sweep_money()
         await self._send_events()
-        await erase(self._database)
+        await self._erase()
         await self._drain_spool()
         await self._expire_beyond_caps()
         await self._delete_expired_images()
         await self._keep_requests()
         await self._roll_up_usage()
         await self._check_invariants()
+
+    async def run(self, note: Callable[[str], None]) -> Sequence[InvariantBreak]:
+        """Do all periodic work once, due or not, each part named to `note`; return broken books.
+
+        Other workers may do the same work meanwhile: all of it is idempotent.
+
+        Raises:
+            StorageFailed: the image store does not answer.
+            DatabaseUnavailable: Postgres is away, or a long query reads a table to be changed.
+        """
+        for what, work in (
+            ("calls past their deadline, and unknown costs", self._sweep_money),
+            ("events", self._send_events),
+            ("erased tenants and users", self._erase),
+            ("images that wait for the store", self._drain_spool),
+            ("images beyond storage caps", self._expire_beyond_caps),
+            ("expired images", self._delete_expired_images),
+            ("the request log", self._keep_requests),
+            ("sums of usage", self._roll_up_usage),
+            ("keys that are no longer used", self._retire_unused_secrets),
+        ):
+            note(what)
+            await work()
+        breaks = await self._check_books(note)
+        note("months of the ledger and the audit trail")
+        await self._add_and_archive_months()
+        note("files without images, and images without files")
+        await self._extend_claim()
+        await self.reconcile()
+        return breaks
 
     async def reconcile(
         self, now: datetime | None = None, *, whole: bool = False
@@ -186,14 +217,16 @@ class Sweeper:
         async with database.operator() as session:
             if not await sweeps.claim(session, ledger.CHECKS, seconds=INVARIANT_INTERVAL_SECONDS):
                 return
-        breaks = await ledger.new_breaks(database, remember=True)
+        await self._check_books(lambda what: log.info("books_checked", what=what))
+
+    async def _check_books(self, note: Callable[[str], None]) -> Sequence[InvariantBreak]:
+        breaks = await ledger.new_breaks(self._database, remember=True)
         if breaks is None:
-            breaks = await ledger.check_all(
-                database, progress=lambda what: log.info("books_checked", what=what), remember=True
-            )
+            breaks = await ledger.check_all(self._database, progress=note, remember=True)
         telemetry.invariant_breaks.set(len(breaks))
         for found in breaks:
             telemetry.alarm("invariant_break", what=found.what, id=found.id)
+        return breaks
 
     async def _sweep_requests(self) -> None:
         async with self._database.operator() as session:
@@ -201,12 +234,28 @@ class Sweeper:
         if is_ours:
             await self._keep_requests()
 
-    async def _add_months(self) -> None:
-        """Create the partitions of the coming months, two months ahead."""
+    async def _keep_months(self) -> None:
         async with self._database.operator() as session:
             is_ours = await sweeps.claim(session, "months", seconds=REQUESTS_INTERVAL_SECONDS)
-        if is_ours and (added := await ledger.add_missing_months(self._database)):
+        if is_ours:
+            await self._add_and_archive_months()
+
+    async def _add_and_archive_months(self) -> None:
+        """Create the partitions of the next two months; archive those past their retention."""
+        if added := await ledger.add_missing_months(self._database):
             log.info("months_added", count=added)
+        settings = self._gateway.settings
+        kept = await archive.retain(
+            self._database,
+            ledger_months=settings.ledger_months,
+            audit_months=settings.audit_months,
+        )
+        for month in kept.archived:
+            log.info("ledger_month_archived", month=month.isoformat())
+        if kept.put_off is not None:
+            log.warning("ledger_month_not_archived", reason=archive.OBSTACLES[kept.put_off])
+        if kept.audit_months:
+            log.info("audit_months_dropped", count=kept.audit_months)
 
     async def _keep_requests(self) -> None:
         """Create the request log's next partitions, and drop those past their retention.
@@ -240,8 +289,11 @@ class Sweeper:
         if is_ours:
             await self._expire_beyond_caps()
         if erases:
-            await erase(self._database)
+            await self._erase()
         await self._delete_expired_images()
+
+    async def _erase(self) -> None:
+        await erase(self._database)
 
     async def _drain_spool(self) -> None:
         await self._gateway.keeper.drain()
@@ -306,6 +358,10 @@ class Sweeper:
         async with self._database.operator() as session:
             if not await sweeps.claim(session, "secrets", seconds=SECRETS_INTERVAL_SECONDS):
                 return
+        await self._retire_unused_secrets()
+
+    async def _retire_unused_secrets(self) -> None:
+        async with self._database.operator() as session:
             # Not this worker's newest: it may have failed to open a later one.
             left = await count_on_old_peppers(session, await newest_pepper_version(session))
             vault = self._gateway.core.vault

@@ -28,6 +28,7 @@ INVARIANTS = (
     "I1 house budget overspent",
     "I2 not exactly one hold line, or none that ends it",
     "I3 lines do not add up to the final cost",
+    "I3 archived lines do not add up to the final costs",
     "I5 held past its deadline",
     "I5 unknown for more than a day",
 )

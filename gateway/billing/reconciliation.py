@@ -6,7 +6,7 @@ A resolution is a ledger entry and an audit entry in one commit. A `posted` cost
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -27,6 +27,8 @@ CallState = Literal["held", "unknown", "estimated", "posted", "void"]
 Verdict = Literal["post", "accept", "void"]
 MAX_REASON_CHARACTERS = 500
 MIN_ID_CHARACTERS = 4
+CLOCK_ERROR = timedelta(days=8)
+"""The difference between the time of a call's id and of its admission is less (`reserve`)."""
 _SHOWN: dict[str, CallState] = {
     "held": "held",
     "unknown": "unknown",
@@ -119,6 +121,8 @@ async def find_call(session: OperatorSession, text_of_id: str) -> UUID:
     )
     by_end = await session.scalars(_BY_END, {"digits": digits, "length": len(digits)})
     found |= {UUID(str(one)) for one in by_end}
+    if not found and len(digits) == len(UUID(int=0).hex):
+        return (await _get(session, lowest)).id
     if not found:
         raise NotFound(
             f"There is no call {text_of_id}; only an open call is found by its last characters.",
@@ -185,8 +189,8 @@ async def resolve(
     Raises:
         InvalidRequest: the reason is empty, too long, or not printable.
         NotFound: there is no such call.
-        Conflict: it is in flight (code `call_in_flight`), or its cost is final
-            (`already_resolved`).
+        Conflict: it is in flight (code `call_in_flight`), its cost is final
+            (`already_resolved`), or its entries are archived (`call_archived`).
     """
     reason = _checked(resolution.reason)
     row = await _get(session, call_id)
@@ -247,8 +251,25 @@ async def _get(session: OperatorSession, call_id: UUID) -> ReservationRow:
         )
     )
     if row is None:
+        row = await _get_archived(session, call_id)
+    if row is None:
         raise NotFound(f"There is no call {call_id}.", param="id")
     return row
+
+
+async def _get_archived(session: OperatorSession, call_id: UUID) -> ReservationRow | None:
+    """Find a call whose ledger entries are archived: by its time, the first 48 bits of its id."""
+    milliseconds = call_id.int >> 80
+    if milliseconds > datetime.now(UTC).timestamp() * 1000:
+        return None  # of another kind, whose first bits are no time
+    made_at = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    found: ReservationRow | None = await session.scalar(
+        select(ReservationRow).where(
+            ReservationRow.id == call_id,
+            ReservationRow.admitted_at.between(made_at - CLOCK_ERROR, made_at + CLOCK_ERROR),
+        )
+    )
+    return found
 
 
 async def _estimate(
@@ -272,6 +293,12 @@ def _refusal(
             f"Call {row.id} is in flight until {row.deadline_at.isoformat()} at the latest; "
             "its worker may still learn its cost. Try again after that.",
             code="call_in_flight",
+        )
+    if result == "archived":
+        return Conflict(
+            f"The ledger entries of call {row.id} are archived, so its cost of "
+            f"{format_usd(cost_nano or 0)} USD is final.",
+            code="call_archived",
         )
     if state == "void":
         return Conflict(

@@ -326,7 +326,7 @@ class Reservations:
                 telemetry.alarm(
                     "bound_breach", reservation=str(row["settled_id"]), nano=row["breach"]
                 )
-            if row["result"] == "conflict":
+            if row["result"] in {"conflict", "archived"}:
                 report_conflict(
                     next(o.settlement for o in batch if o.settlement.id == row["settled_id"])
                 )
@@ -335,7 +335,7 @@ class Reservations:
 
 
 def report_conflict(settlement: Settlement) -> None:
-    """Log a settlement of a call whose final amount differs."""
+    """Log a settlement of a call whose final amount differs, or whose month is archived."""
     telemetry.alarm(
         "settle_conflict",
         reservation=str(settlement.id),

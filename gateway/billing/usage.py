@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import asyncpg
 import orjson
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
 from gateway.billing.usage_queries import (
@@ -242,6 +242,8 @@ async def _rows(
 ) -> AsyncIterator[UsageRow]:
     """Yield at most `limit` groups, sorted in each of two parts: settled ones, then others."""
     try:
+        if query.may_need_lines:
+            await _refuse_archived(session, query)
         others = await _unsettled(session, query, limit)
         width = len(query.columns)
         async for row in await session.stream(settled(query, limit=limit)):
@@ -259,6 +261,27 @@ async def _rows(
         if isinstance(error, asyncpg.PostgresError) and state[:2] in LOST_CLASSES:
             raise DatabaseUnavailable from error
         raise
+
+
+async def _refuse_archived(session: TenantSession | OperatorSession, query: ReportQuery) -> None:
+    """Refuse a report on entries of which only the sums are left.
+
+    Raises:
+        InvalidRequest: `report_archived`.
+    """
+    bounds = (query.period.start, query.period.read_end)
+    archived_to = await session.scalar(
+        select(func.usage_archived_to(query.tenant_id, query.zone, *bounds, query.source))
+    )
+    if archived_to is not None:
+        raise InvalidRequest(
+            "This report needs ledger entries that are archived, the latest of "
+            f"{archived_to.astimezone(UTC).isoformat(timespec='seconds')}. Their sums are kept by "
+            "quarter of an hour, and for keys and users by day of the tenant's time zone; not by "
+            "quality, size or status. Ask for those, or for a later start.",
+            code="report_archived",
+            param="start",
+        )
 
 
 @dataclass(slots=True)

@@ -149,6 +149,14 @@ class ReportQuery:
             return "owner_day"
         return "slot" if by_hour else "day"
 
+    @property
+    def may_need_lines(self) -> bool:
+        """Tell if it may need single ledger entries, also where they are not queued for sums."""
+        bounds = (self.period.start, self.period.read_end)
+        return self.source in {"line", "owner_day"} or any(
+            bound.minute % 15 or bound.second or bound.microsecond for bound in bounds
+        )
+
 
 def settled(query: ReportQuery, *, limit: int) -> Select[*tuple[Any, ...]]:
     """Select the groups' names and the sums of settled calls."""

@@ -33,6 +33,7 @@ COMMANDS = {
     "doctor": Entry(
         "operations:doctor", "Check configuration, database, storage and keys; report what to fix."
     ),
+    "maintain": Entry("operations:maintain", "Do the periodic work of a gateway once, and end."),
     "demo": Entry(
         "demo:demo",
         "Make an image with the OpenAI client and one with an MCP client; show the usage.",
@@ -59,7 +60,7 @@ COMMANDS = {
     "limits": Entry("limits:limits", "Rate limits and concurrency limits."),
     "webhooks": Entry("webhooks:webhooks", "Webhooks and their deliveries."),
     "prices": Entry("billing:prices", "Price versions; immutable, new ones are added."),
-    "ledger": Entry("ledger:ledger", "The books: check that budgets, calls and entries agree."),
+    "ledger": Entry("ledger:ledger", "The books: check them; list, export and archive months."),
     "reconcile": Entry(
         "reconcile:reconcile", "Calls of unknown cost: list, show and resolve them."
     ),

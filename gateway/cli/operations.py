@@ -1,7 +1,7 @@
-"""Operational commands: migrate, doctor."""
+"""Operational commands: migrate, doctor, maintain."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -11,6 +11,7 @@ from gateway.catalog.vendors import VENDORS
 from gateway.cli.output import (
     JsonOption,
     console,
+    guarded,
     print_json,
     run,
     show,
@@ -21,6 +22,7 @@ from gateway.db.connection_limit import connection_limit
 from gateway.db.pools import connections_of_worker
 from gateway.errors import ConfigurationError, GatewayError, NotFound, StorageFailed
 from gateway.library.storage import new_image_id, open_store
+from gateway.maintenance import Sweeper
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.money import format_usd_short
 from gateway.oidc.identity_provider import IdentityProvider
@@ -62,6 +64,31 @@ def doctor(as_json: JsonOption = False) -> None:
         note("configuration" if not checks else "start", "wrong", str(error))
     show(checks, as_json=as_json)
     if any(check["state"] == "wrong" for check in checks):
+        raise typer.Exit(1)
+
+
+def maintain(as_json: JsonOption = False) -> None:
+    """Do the periodic work of a gateway once, and end; exit status 1 if the books are broken.
+
+    Every running gateway does this work by itself. The command is for schedulers of one's own, and
+    for what must be done now. Names each part on standard error as it begins.
+    """
+
+    async def work() -> Sequence[ledger.InvariantBreak]:
+        settings = load_settings()
+        configure_logging("WARNING", "console")
+        async with open_reader(settings):
+            pass  # refuses if there is no data to maintain
+        async with open_gateway(settings) as gateway:
+            return await Sweeper(gateway).run(lambda what: typer.echo(f"{what} …", err=True))
+
+    found = guarded(lambda: asyncio.run(work()))
+    if as_json:
+        print_json({"breaks": found})
+    else:
+        rows: list[dict[str, object]] = [{"what": one.what, "id": one.id} for one in found]
+        show(rows, as_json=False, empty="Everything is done; the books agree.")
+    if found:
         raise typer.Exit(1)
 
 

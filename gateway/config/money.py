@@ -60,6 +60,23 @@ class MoneySettings(SettingsGroup):
         description="The seconds that an `Idempotency-Key` is kept. A repeated request within them "
         "gets the first answer and is not paid for again.",
     )
+    ledger_months: int | None = Field(
+        default=None,
+        ge=3,
+        le=1200,
+        description="The months that ledger entries are kept after the end of their own. Then a "
+        "month is archived: its sums are kept, its entries are dropped (docs/scaling.md). Export "
+        "them before, with `gateway ledger export`. Default: they are kept for ever.",
+        examples=[18],
+    )
+    audit_months: int | None = Field(
+        default=None,
+        ge=1,
+        le=1200,
+        description="The months that the audit trail's entries are kept after the end of their own "
+        "(UTC). Default: they are kept for ever.",
+        examples=[36],
+    )
 
     @property
     def admission_seconds(self) -> float:

@@ -23,6 +23,7 @@ FILES = (
     "request_log/sql/request_log.sql",
     "db/sql/changes.sql",
     "billing/sql/months.sql",
+    "billing/sql/archive.sql",
 )
 """In the order of application: a function comes before its callers."""
 ISOLATION = "db/sql/isolation.sql"

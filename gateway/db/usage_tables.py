@@ -10,6 +10,8 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     UniqueConstraint,
+    false,
+    func,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -19,7 +21,8 @@ from gateway.db.tables import Table, Timestamp
 class UsageSumColumns:
     """The columns with sums: those of the ledger's lines, and the number of calls.
 
-    `calls` counts failed calls too, `requests` only charged ones.
+    `calls` counts failed calls too, `requests` only charged ones. Tables with `is_archived` sum the
+    lines of archived months in rows of their own, because these cannot be made anew.
     """
 
     calls: Mapped[int] = mapped_column(BigInteger)
@@ -48,6 +51,7 @@ class UsageSlotRow(UsageSumColumns, Table):
     provider: Mapped[str] = mapped_column(Text, primary_key=True)
     operation: Mapped[str] = mapped_column(Text, primary_key=True)
     credential: Mapped[str] = mapped_column(Text, primary_key=True)
+    is_archived: Mapped[bool] = mapped_column(primary_key=True, server_default=false())
 
 
 class UsageDayRow(UsageSumColumns, Table):
@@ -71,6 +75,7 @@ class UsageDayRow(UsageSumColumns, Table):
     provider: Mapped[str] = mapped_column(Text, primary_key=True)
     operation: Mapped[str] = mapped_column(Text, primary_key=True)
     credential: Mapped[str] = mapped_column(Text, primary_key=True)
+    is_archived: Mapped[bool] = mapped_column(primary_key=True, server_default=false())
 
 
 class UsageOwnerDayRow(UsageSumColumns, Table):
@@ -81,6 +86,7 @@ class UsageOwnerDayRow(UsageSumColumns, Table):
         UniqueConstraint(
             *("tenant_id", "livemode", "day", "api_key_id", "user_id"),
             *("requested_model", "served_model", "provider", "operation", "credential"),
+            "is_archived",
             name="usage_owner_day_group",
             postgresql_nulls_not_distinct=True,
         ),
@@ -101,6 +107,7 @@ class UsageOwnerDayRow(UsageSumColumns, Table):
     provider: Mapped[str] = mapped_column(Text)
     operation: Mapped[str] = mapped_column(Text)
     credential: Mapped[str] = mapped_column(Text)
+    is_archived: Mapped[bool] = mapped_column(server_default=false())
 
 
 class UsagePendingRow(Table):
@@ -121,3 +128,35 @@ class UsageStaleRow(Table):
     tenant_id: Mapped[UUID] = mapped_column(
         ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True
     )
+
+
+class ArchivedMonthRow(Table):
+    """A month of the ledger whose lines were dropped: those of ids below `below_id`.
+
+    `last_admitted_at`: the latest admission among them; null if the month had none.
+    """
+
+    __tablename__ = "archived_month"
+
+    month: Mapped[date] = mapped_column(primary_key=True)
+    below_id: Mapped[UUID]
+    lines: Mapped[int] = mapped_column(BigInteger)
+    last_admitted_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    archived_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class ArchivedUsageRow(UsageSumColumns, Table):
+    """The sums of a tenant's ledger lines of one archived month and mode.
+
+    `held_nano` is the sum of their holds, `lines` counts holds too.
+    """
+
+    __tablename__ = "archived_usage"
+
+    tenant_id: Mapped[UUID] = mapped_column(
+        ForeignKey("tenant.id", ondelete="RESTRICT"), primary_key=True
+    )
+    month: Mapped[date] = mapped_column(primary_key=True)
+    livemode: Mapped[bool] = mapped_column(primary_key=True)
+    lines: Mapped[int] = mapped_column(BigInteger)
+    held_nano: Mapped[int] = mapped_column(BigInteger)

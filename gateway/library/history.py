@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, Select, and_, func, select, tuple_, update
+from sqlalchemy.orm import aliased
 
 from gateway import telemetry
 from gateway.db.actors import Actor
@@ -239,6 +240,16 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
         )
         .scalar_subquery()
     )
+    # The entries of an old generation may be archived.
+    sibling = aliased(ImageRow)
+    stored = (
+        select(func.count())
+        .where(
+            sibling.tenant_id == ImageRow.tenant_id,
+            sibling.reservation_id == ImageRow.reservation_id,
+        )
+        .scalar_subquery()
+    )
     return (
         select(
             *(ImageRow.id, ImageRow.path, ImageRow.created_at, ImageRow.expires_at),
@@ -247,7 +258,7 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
             ImageRow.provenance,
             *(ReservationRow.requested_model, ReservationRow.served_model),
             *(ReservationRow.operation, ReservationRow.state, ReservationRow.final_nano),
-            images.label("generation_images"),
+            func.coalesce(images, stored).label("generation_images"),
         )
         .join(
             ReservationRow,

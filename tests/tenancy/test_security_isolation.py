@@ -99,6 +99,12 @@ INSERT INTO usage_pending (tenant_id, reservation_id, seq)
 VALUES (:tenant_id, gen_random_uuid(), 1)
 """
 STALE = "INSERT INTO usage_stale (tenant_id) VALUES (:tenant_id)"
+ARCHIVED = """
+INSERT INTO archived_usage (
+    tenant_id, month, livemode, lines, held_nano, calls, requests, images, text_input_tokens,
+    image_input_tokens, text_output_tokens, image_output_tokens, amount_nano
+) VALUES (:tenant_id, '2025-01-01', true, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+"""
 MONEY = {
     "budget_period": "spent_nano",
     "house_budget_period": "spent_nano",
@@ -146,6 +152,7 @@ async def two(served: Served) -> Two:
         await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
         await served.owner_sql(CLEANED_UP, tenant_id=tenant_id)
         await served.owner_sql(SPOOLED, tenant_id=tenant_id)
+    await served.owner_sql(ARCHIVED, tenant_id=served.tenant_id)
     await served.gateway.request_log.flush()
     url = httpx2.URL(made.json()["data"][0]["url"])
     return Two(served, served.tenant_id, b, key_a, key_b, url.path.rpartition("/")[2])

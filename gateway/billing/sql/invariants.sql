@@ -1,11 +1,24 @@
--- Usage: the sums and the lines that are queued for them are the ledger.
+-- The lowest id of the ledger lines that are kept.
+CREATE OR REPLACE FUNCTION ledger_begin() RETURNS uuid LANGUAGE sql STABLE AS $$
+    SELECT coalesce(
+        (SELECT below_id FROM archived_month ORDER BY month DESC LIMIT 1),
+        '00000000-0000-0000-0000-000000000000'::uuid)
+$$;
+
+-- Usage: the sums and the lines that are queued for them are the ledger, with its archived months.
 --
 -- One row for each tenant and mode whose lines and sums differ.
 CREATE OR REPLACE VIEW usage_break WITH (security_invoker = true) AS
 WITH line AS (
-    SELECT u.tenant_id, u.livemode, sum(u.calls) AS calls, sum(u.requests) AS requests,
-        sum(u.images) AS images, sum(u.amount_nano) AS amount_nano
-    FROM usage_summed u GROUP BY 1, 2
+    SELECT a.tenant_id, a.livemode, sum(a.calls) AS calls, sum(a.requests) AS requests,
+        sum(a.images) AS images, sum(a.amount_nano) AS amount_nano
+    FROM (
+        SELECT u.tenant_id, u.livemode, u.calls, u.requests, u.images, u.amount_nano
+        FROM usage_summed u
+        UNION ALL
+        SELECT u.tenant_id, u.livemode, u.calls, u.requests, u.images, u.amount_nano
+        FROM archived_usage u
+    ) a GROUP BY 1, 2
 )
 SELECT grain, tenant_id, livemode FROM (
     SELECT 'slot' AS grain, tenant_id, livemode, sum(calls) AS calls, sum(requests) AS requests,
@@ -65,7 +78,8 @@ FROM reservation r LEFT JOIN (
         count(*) FILTER (WHERE kind IN ('post', 'post_est', 'void')) AS ends
     FROM ledger GROUP BY 1, 2
 ) l ON l.tenant_id = r.tenant_id AND l.reservation_id = r.id
-WHERE coalesce(l.holds, 0) <> 1 OR coalesce(l.ends, 0) <> (r.final_nano IS NOT NULL)::int
+WHERE r.id >= (SELECT ledger_begin())
+    AND (coalesce(l.holds, 0) <> 1 OR coalesce(l.ends, 0) <> (r.final_nano IS NOT NULL)::int)
 UNION ALL
 SELECT 'I3 lines do not add up to the final cost', r.id::text
 FROM reservation r JOIN (
@@ -75,6 +89,21 @@ FROM reservation r JOIN (
     FROM ledger GROUP BY 1, 2
 ) l ON l.tenant_id = r.tenant_id AND l.reservation_id = r.id
 WHERE l.total <> coalesce(r.final_nano, 0) OR l.held <> r.held_nano
+UNION ALL
+SELECT 'I3 archived lines do not add up to the final costs', coalesce(a.tenant_id, r.tenant_id)::text
+FROM (
+    SELECT tenant_id, livemode, sum(calls) AS calls, sum(amount_nano) AS total,
+        sum(held_nano) AS held
+    FROM archived_usage GROUP BY 1, 2
+) a
+FULL JOIN (
+    SELECT tenant_id, livemode, count(*) AS calls, sum(final_nano) AS total, sum(held_nano) AS held
+    FROM reservation
+    WHERE id < (SELECT ledger_begin()) AND EXISTS (SELECT 1 FROM archived_month)
+    GROUP BY 1, 2
+) r ON r.tenant_id = a.tenant_id AND r.livemode = a.livemode
+WHERE (coalesce(a.calls, 0), coalesce(a.total, 0), coalesce(a.held, 0))
+    <> (coalesce(r.calls, 0), coalesce(r.total, 0), coalesce(r.held, 0))
 UNION ALL
 SELECT 'I5 held past its deadline', r.id::text FROM reservation r
 WHERE r.state = 'held' AND r.deadline_at + interval '30 seconds' < clock_timestamp()

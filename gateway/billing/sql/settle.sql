@@ -4,13 +4,22 @@
 -- posted with its usage is final; an estimate or a void can still be corrected by the late answer
 -- or by an operator, with a further ledger line of kind `adjust`.
 
--- Decide the result of a settlement for a reservation: ok, missing, already, or conflict.
+-- Tell if the lines of a reservation are archived: every reservation has a line. Reading them also
+-- keeps them from being archived until the transaction ends.
+CREATE OR REPLACE FUNCTION is_archived(r reservation) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT NOT EXISTS (
+        SELECT 1 FROM ledger l WHERE l.tenant_id = r.tenant_id AND l.reservation_id = r.id
+    )
+$$;
+
+-- Decide the result of a settlement for a reservation: ok, missing, already, conflict, or archived,
+-- if it would correct a cost whose lines are archived: that cost is final.
 --
 -- `conflict` raises an alarm: the ledger has another cost than the one that is reported, or
 -- counts a call as void that was sent.
 CREATE OR REPLACE FUNCTION settlement_result(
     p_reservation reservation, p_kind text, p_amount_nano bigint, p_has_new_images boolean
-) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT CASE
         WHEN p_reservation.id IS NULL THEN 'missing'
         WHEN p_reservation.state = 'posted' THEN
@@ -23,6 +32,7 @@ CREATE OR REPLACE FUNCTION settlement_result(
         -- with images that are not recorded yet.
         WHEN p_reservation.state IN ('posted_est', 'void') AND p_kind <> 'post'
             AND (p_kind <> 'post_est' OR NOT p_has_new_images) THEN 'already'
+        WHEN p_reservation.final_nano IS NOT NULL AND is_archived(p_reservation) THEN 'archived'
         ELSE 'ok'
     END
 $$;

@@ -21,8 +21,8 @@ $$;
 -- Resolve one call of unknown or estimated cost by an operator's decision: p_kind is `post` (with
 -- the actual cost in p_amount_nano), `accept` (the estimate) or `void`.
 --
--- `result` is ok; missing; resolved, if nothing is left to resolve; or under_way, before
--- the deadline. `breach`: nano-dollars beyond the reservation.
+-- `result` is ok; missing; resolved, if nothing is left to resolve; under_way, before the deadline;
+-- or archived, if its lines are. `breach`: nano-dollars beyond the reservation.
 -- Locks: the reservation, then the periods of budgets, as in settle.
 CREATE OR REPLACE FUNCTION resolve_reservation(
     p_tenant_id uuid, p_id uuid, p_kind text, p_amount_nano bigint
@@ -52,6 +52,7 @@ BEGIN
         WHEN r.state = 'posted' THEN 'resolved'
         WHEN r.state = 'held' AND r.deadline_at > v_now THEN 'under_way'
         WHEN r.state = 'void' AND p_kind <> 'post' THEN 'resolved'
+        WHEN r.final_nano IS NOT NULL AND is_archived(r) THEN 'archived'
         ELSE 'ok' END;
     IF result <> 'ok' THEN
         RETURN NEXT;

@@ -86,7 +86,7 @@ BEGIN
         FROM line GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
         ON CONFLICT (
             tenant_id, livemode, slot, requested_model, served_model, provider, operation,
-            credential
+            credential, is_archived
         ) DO UPDATE SET
             calls = s.calls + excluded.calls, requests = s.requests + excluded.requests,
             images = s.images + excluded.images,
@@ -110,7 +110,7 @@ BEGIN
         FROM line GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
         ON CONFLICT (
             tenant_id, livemode, day, requested_model, served_model, provider, operation,
-            credential
+            credential, is_archived
         ) DO UPDATE SET
             calls = d.calls + excluded.calls, requests = d.requests + excluded.requests,
             images = d.images + excluded.images,
@@ -134,7 +134,7 @@ BEGIN
         FROM line GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
         ON CONFLICT (
             tenant_id, livemode, day, api_key_id, user_id, requested_model, served_model, provider,
-            operation, credential
+            operation, credential, is_archived
         ) DO UPDATE SET
             calls = o.calls + excluded.calls, requests = o.requests + excluded.requests,
             images = o.images + excluded.images,
@@ -148,7 +148,8 @@ BEGIN
     RETURN v_count;
 END $$;
 
--- Make a tenant's days anew, in its present time zone. Locks: lock_usage.
+-- Make a tenant's days anew, in its present time zone. Days by key and user of archived lines stay
+-- those of the time zone in which they were archived. Locks: lock_usage.
 CREATE OR REPLACE FUNCTION rebuild_usage_days(p_tenant_id uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
@@ -160,16 +161,17 @@ BEGIN
     DELETE FROM usage_day WHERE tenant_id = p_tenant_id;
     INSERT INTO usage_day (
         tenant_id, livemode, day, requested_model, served_model, provider, operation, credential,
-        zone, calls, requests, images, text_input_tokens, image_input_tokens, text_output_tokens,
-        image_output_tokens, amount_nano
+        is_archived, zone, calls, requests, images, text_input_tokens, image_input_tokens,
+        text_output_tokens, image_output_tokens, amount_nano
     )
     SELECT s.tenant_id, s.livemode, (s.slot AT TIME ZONE v_zone)::date,
-        s.requested_model, s.served_model, s.provider, s.operation, s.credential, v_zone,
-        sum(s.calls), sum(s.requests), sum(s.images), sum(s.text_input_tokens),
+        s.requested_model, s.served_model, s.provider, s.operation, s.credential, s.is_archived,
+        v_zone, sum(s.calls), sum(s.requests), sum(s.images), sum(s.text_input_tokens),
         sum(s.image_input_tokens), sum(s.text_output_tokens), sum(s.image_output_tokens),
         sum(s.amount_nano)
-    FROM usage_slot s WHERE s.tenant_id = p_tenant_id GROUP BY 1, 2, 3, 4, 5, 6, 7, 8;
-    DELETE FROM usage_owner_day WHERE tenant_id = p_tenant_id;
+    FROM usage_slot s WHERE s.tenant_id = p_tenant_id GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9;
+    DELETE FROM usage_owner_day WHERE tenant_id = p_tenant_id AND NOT is_archived;
+    UPDATE usage_owner_day SET zone = v_zone WHERE tenant_id = p_tenant_id;
     -- Lines and their place in the queue are written together: one statement sees both or neither.
     INSERT INTO usage_owner_day (
         tenant_id, livemode, day, api_key_id, user_id, requested_model, served_model, provider,
@@ -185,18 +187,18 @@ BEGIN
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10;
 END $$;
 
--- Throw a tenant's sums away and queue its ledger lines again. Reports are right meanwhile, though
--- slow for that tenant until roll_up_usage has done its work. Locks: lock_usage.
+-- Throw a tenant's sums away, except those of archived lines, and queue its ledger lines again.
+-- Reports are right meanwhile, though slow for that tenant until roll_up_usage has done its work.
+-- Locks: lock_usage.
 CREATE OR REPLACE FUNCTION recompute_usage(p_tenant_id uuid) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     v_count bigint;
 BEGIN
     PERFORM lock_usage();
-    DELETE FROM usage_stale WHERE tenant_id = p_tenant_id;
-    DELETE FROM usage_slot WHERE tenant_id = p_tenant_id;
-    DELETE FROM usage_day WHERE tenant_id = p_tenant_id;
-    DELETE FROM usage_owner_day WHERE tenant_id = p_tenant_id;
+    DELETE FROM usage_slot WHERE tenant_id = p_tenant_id AND NOT is_archived;
+    DELETE FROM usage_day WHERE tenant_id = p_tenant_id AND NOT is_archived;
+    DELETE FROM usage_owner_day WHERE tenant_id = p_tenant_id AND NOT is_archived;
     INSERT INTO usage_pending (tenant_id, reservation_id, seq)
     SELECT l.tenant_id, l.reservation_id, l.seq FROM ledger l
     WHERE l.tenant_id = p_tenant_id AND l.kind <> 'hold'

@@ -59,6 +59,32 @@ LANGUAGE sql STABLE AS $$
         ELSE usage_slot_of(p_end) END
 $$;
 
+-- The time up to which lines are archived, if a report needs any of them; else NULL.
+--
+-- It does by quality, size or status, by key and user in other days than those that are kept, and
+-- within a quarter of an hour at either end.
+CREATE OR REPLACE FUNCTION usage_archived_to(
+    p_tenant_id uuid, p_zone text, p_start timestamptz, p_end timestamptz, p_source text
+) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+    SELECT a.last_at FROM (SELECT max(last_admitted_at) AS last_at FROM archived_month) a
+    WHERE p_start <= a.last_at AND CASE p_source
+        WHEN 'line' THEN true
+        WHEN 'owner_day' THEN usage_has_other_days(p_tenant_id, p_zone) OR EXISTS (
+            SELECT 1 FROM (
+                SELECT DISTINCT t.time_zone AS zone FROM tenant t
+                WHERE p_tenant_id IS NULL OR t.id = p_tenant_id
+            ) z
+            WHERE (p_start AT TIME ZONE z.zone)::date
+                    = ((p_start - interval '1 microsecond') AT TIME ZONE z.zone)::date
+                OR (usage_tail_start(p_end, p_source) <= a.last_at
+                    AND (p_end AT TIME ZONE z.zone)::date
+                        = ((p_end - interval '1 microsecond') AT TIME ZONE z.zone)::date))
+        ELSE usage_head_end(p_start, p_source) > p_start
+            OR (usage_tail_start(p_end, p_source) < p_end
+                AND usage_tail_start(p_end, p_source) <= a.last_at)
+    END
+$$;
+
 -- The sums that make up a report, not grouped yet; at_local is where each begins, in local time.
 --
 -- Tenants with the same days are read together: a period is divided for each time zone, not for
