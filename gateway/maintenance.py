@@ -299,8 +299,7 @@ class Sweeper:
         await self._gateway.keeper.drain()
 
     async def _expire_beyond_caps(self) -> None:
-        async with self._database.operator() as session:
-            expired = await expire_beyond_caps(session)
+        expired = await expire_beyond_caps(self._database)
         if expired:
             log.info("images_beyond_cap", count=expired)
 

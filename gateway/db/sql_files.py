@@ -18,6 +18,7 @@ FILES = (
     "billing/sql/reserve.sql",
     "billing/sql/settle.sql",
     "billing/sql/unknown.sql",
+    "library/sql/storage.sql",
     "billing/sql/invariants.sql",
     "tenancy/sql/access.sql",
     "request_log/sql/request_log.sql",

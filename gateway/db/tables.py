@@ -274,6 +274,23 @@ class ImageCleanupRow(Table):
     images: Mapped[int]
 
 
+class StoredBytesRow(Table):
+    """The bytes of a tenant's stored images that were made until `counted_to`: its counter.
+
+    Only tenants that have, or had, a storage cap have one.
+    """
+
+    __tablename__ = "stored_bytes"
+    __table_args__ = (
+        CheckConstraint("size_bytes >= 0", name="stored_bytes_not_negative"),
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    tenant_id: Mapped[UUID] = tenant_key()
+    counted_to: Mapped[datetime] = mapped_column(Timestamp)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
 class AppliedSqlRow(Table):
     """The SHA-256 in hex of an SQL file's text when it was last applied."""
 

@@ -12,11 +12,14 @@ from uuid import UUID
 from sqlalchemy import case, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.spool_table import SpooledImageRow
-from gateway.db.tables import ImageCleanupRow, ImageRow, TenantRow
+from gateway.db.tables import ImageCleanupRow, ImageRow
 from gateway.domain import TenantSettings
 from gateway.library.storage import ImageStore, thumbnail_path
+
+TENANTS_AT_ONCE = 500
+_BEYOND_CAPS = "SELECT beyond_id, max_bytes FROM tenants_beyond_caps(:after, :most)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +139,28 @@ async def expire_at_once(session: TenantSession, tenant_id: UUID, image_ids: Seq
     )
 
 
-async def expire_beyond_caps(session: OperatorSession) -> int:
+async def expire_beyond_caps(database: Database) -> int:
     """Expire the oldest images of tenants above their storage cap; return the number.
 
-    Live and test images count together, thumbnails not at all.
+    Live and test images count together, thumbnails not at all. Which tenants are above their cap
+    is known from counters; only their images are read.
     """
+    count, last = 0, UUID(int=0)
+    while True:
+        rows = await database.call(_BEYOND_CAPS, {"after": last, "most": TENANTS_AT_ONCE})
+        if not rows:
+            return count
+        last = rows[-1].beyond_id
+        if over := [(row.beyond_id, row.max_bytes) for row in rows[:-1]]:
+            async with database.operator() as session:
+                count += await _expire_beyond(session, over)
+
+
+async def _expire_beyond(session: OperatorSession, over: Sequence[tuple[UUID, int]]) -> int:
+    """Expire the oldest images of these tenants, each with its cap in bytes."""
     living = (ImageRow.deleted_at.is_(None), ImageRow.expires_at > func.now())
-    over = await session.execute(
-        select(TenantRow.id, TenantRow.max_image_bytes)
-        .join(ImageRow, ImageRow.tenant_id == TenantRow.id)
-        .where(TenantRow.max_image_bytes.is_not(None), *living)
-        .group_by(TenantRow.id)
-        .having(func.sum(ImageRow.size_bytes) > TenantRow.max_image_bytes)
-    )
     count = 0
-    for tenant_id, max_bytes in over.all():
+    for tenant_id, max_bytes in over:
         up_to_here = func.sum(ImageRow.size_bytes).over(
             order_by=(ImageRow.created_at.desc(), ImageRow.id.desc())
         )

@@ -70,6 +70,48 @@ async def test_beyond_a_tenants_cap_the_oldest_images_go(hosted: Hosted) -> None
 
 
 @files_only
+async def test_stored_bytes_are_counted_once_however_images_come_and_go(hosted: Hosted) -> None:
+    served = hosted.served
+    key, other = await served.key(), await served.key(livemode=False)
+    await choose(served, max_image_bytes=10_000)
+
+    async def counted() -> int:
+        """Sweep as if ten minutes had passed; return the counter."""
+        for table, column in (("image", "created_at"), ("stored_bytes", "counted_to")):
+            await served.owner_sql(
+                f"UPDATE {table} SET {column} = {column} - interval '11 minutes'"  # noqa: S608
+            )
+        await served.sweep()
+        await served.check_invariants()
+        [row] = await served.owner_sql("SELECT size_bytes FROM stored_bytes")
+        return int(row.size_bytes)
+
+    images = [await hosted.put(key, b"x" * size) for size in (100, 200)]
+    images.append(await hosted.put(other, b"x" * 400))
+    assert await counted() == 700
+    assert await counted() == 700
+    async with served.http(key) as http:
+        assert (await http.delete(f"/v1/images/{images[0].id}")).status_code == 200
+    assert await counted() == 600
+    await served.owner_sql("UPDATE image SET expires_at = now() WHERE id = :id", id=images[1].id)
+    new = await hosted.put(key, b"x" * 50)
+    async with served.http(key) as http:  # deleted before it was counted
+        assert (await http.delete(f"/v1/images/{new.id}")).status_code == 200
+    assert await counted() == 400
+    await choose(served, max_image_bytes=399)
+    assert await counted() == 0
+    await choose(served, max_image_bytes=None)
+    await hosted.put(key, b"x" * 900)
+    await served.sweep()
+    await choose(served, max_image_bytes=1000)
+    assert await counted() == 900
+    await served.owner_sql("UPDATE stored_bytes SET size_bytes = size_bytes + 1")
+    [found] = await served.owner_sql("SELECT what FROM invariant_break")
+    assert found.what == "stored bytes are not those of the images"
+    await served.owner_sql("UPDATE stored_bytes SET size_bytes = size_bytes - 1")
+
+
+@files_only
 async def test_a_tenant_with_a_storage_quota_of_zero_keeps_no_image(hosted: Hosted) -> None:
     await choose(hosted.served, max_image_bytes=0)
     image_id = await hosted.make(await hosted.served.key())

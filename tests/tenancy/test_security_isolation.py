@@ -94,6 +94,9 @@ SPOOLED = """
 INSERT INTO image_spool (image_id, tenant_id, path, data_key_version, sealed, size_bytes)
 VALUES ('img_' || gen_random_uuid(), :tenant_id, 'a.png', 1, '\\x00', 1)
 """
+STORED = """
+INSERT INTO stored_bytes (tenant_id, counted_to, size_bytes) VALUES (:tenant_id, '-infinity', 0)
+"""
 PENDING = """
 INSERT INTO usage_pending (tenant_id, reservation_id, seq)
 VALUES (:tenant_id, gen_random_uuid(), 1)
@@ -149,6 +152,7 @@ async def two(served: Served) -> Two:
     for tenant_id in (served.tenant_id, b):
         await served.owner_sql(PENDING, tenant_id=tenant_id)
         await served.owner_sql(STALE, tenant_id=tenant_id)
+        await served.owner_sql(STORED, tenant_id=tenant_id)
         await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
         await served.owner_sql(CLEANED_UP, tenant_id=tenant_id)
         await served.owner_sql(SPOOLED, tenant_id=tenant_id)

@@ -111,12 +111,14 @@ UNION ALL
 SELECT 'I5 unknown for more than a day', r.id::text FROM reservation r
 WHERE r.state = 'unknown' AND r.admitted_at + interval '24 hours' < clock_timestamp();
 
--- The same with the sums that reports read.
+-- The same with the sums that reports read, and the counters of stored bytes.
 CREATE OR REPLACE VIEW invariant_break WITH (security_invoker = true) AS
 SELECT b.what, b.id FROM ledger_break b
 UNION ALL
 SELECT 'I6 usage by ' || replace(u.grain, '_', ' ') || ' is not the ledger', u.tenant_id::text
-FROM usage_break u;
+FROM usage_break u
+UNION ALL
+SELECT 'stored bytes are not those of the images', s.tenant_id::text FROM storage_break s;
 
 GRANT SELECT ON ledger_break, invariant_break TO image_gateway_app;
 
