@@ -196,6 +196,9 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM lock_usage();
+    -- Archived days may still be those of a former time zone.
+    DELETE FROM usage_stale WHERE tenant_id = p_tenant_id
+        AND NOT EXISTS (SELECT 1 FROM archived_usage a WHERE a.tenant_id = p_tenant_id);
     DELETE FROM usage_slot WHERE tenant_id = p_tenant_id AND NOT is_archived;
     DELETE FROM usage_day WHERE tenant_id = p_tenant_id AND NOT is_archived;
     DELETE FROM usage_owner_day WHERE tenant_id = p_tenant_id AND NOT is_archived;
