@@ -1,7 +1,8 @@
 """A ledger of a year with consistent books, written as the money functions write it.
 
 It is built once for each size, from a seed; a run that was stopped goes on where it ended. Each
-call has a hold and a post line, which the gateway's own function adds to the sums of usage.
+call has a hold and a post line. The sums of usage are written a month at once, which takes a tenth
+of the time of the gateway's own function; the check of the books compares them with the lines.
 """
 
 import time
@@ -13,7 +14,6 @@ MONTHS = 12
 SPENDERS = 200
 """Tenants with usage; the first has a third of it."""
 EPOCH = datetime(2025, 12, 1, tzinfo=UTC)
-ROLL_UP_LINES = 20_000
 LARGE, SMALL = (f"00000000-0000-7000-8000-{number:012x}" for number in (1, 7))
 """A tenant with a third of the ledger, and one of the others."""
 LAST_MONTH = {"start": "2026-10-27", "end": "2026-11-25"}
@@ -72,10 +72,18 @@ SELECT r.id, s.seq, r.admitted_at, r.admitted_at, r.tenant_id, r.livemode, r.api
 FROM reservation r CROSS JOIN (VALUES (0), (1)) s(seq)
 WHERE r.admitted_at >= $1 AND r.admitted_at < $2
 """
-QUEUED = """
-INSERT INTO usage_pending (tenant_id, reservation_id, seq)
-SELECT tenant_id, id, 1 FROM reservation WHERE admitted_at >= $1 AND admitted_at < $2
-"""
+COUNTED = (
+    *("calls", "requests", "images", "text_input_tokens", "image_input_tokens"),
+    *("text_output_tokens", "image_output_tokens", "amount_nano"),
+)
+GROUPS = ("requested_model", "served_model", "provider", "operation", "credential")
+LOCAL_DAY = "(u.admitted_at AT TIME ZONE t.time_zone)::date"
+SUMS: dict[str, dict[str, str]] = {
+    "usage_slot": {"slot": "usage_slot_of(u.admitted_at)"},
+    "usage_day": {"day": LOCAL_DAY},
+    "usage_owner_day": {"day": LOCAL_DAY, "api_key_id": "u.api_key_id", "user_id": "u.user_id"},
+}
+"""The tables of sums, and what they are summed by beside what all are summed by."""
 IMAGES = """
 INSERT INTO image (id, tenant_id, livemode, user_id, reservation_id, path, media_type, size_bytes,
     width, height, prompt, prompt_hash, created_at, expires_at, requested_model)
@@ -98,6 +106,8 @@ async def build(owner_url: str, *, entries: int, tenants: int, images: int) -> N
     connection = await asyncpg.connect(owner_url)
     try:
         await connection.execute("SET synchronous_commit = off")
+        # Before the new rows are analysed, Postgres would look each line up by itself.
+        await connection.execute("SET enable_nestloop = off")
         await connection.execute("CREATE TABLE IF NOT EXISTS scale_month (month int PRIMARY KEY)")
         await connection.execute(PARTITIONS, EPOCH, MONTHS)
         await connection.execute(TENANTS, tenants)
@@ -118,14 +128,13 @@ async def build(owner_url: str, *, entries: int, tenants: int, images: int) -> N
                     CALLS, first, first + per_month - 1, start, length, min(SPENDERS, tenants)
                 )
                 await connection.execute(LINES, start, start + length)
-                await connection.execute(QUEUED, start, start + length)
+                for table in SUMS:
+                    await connection.execute(add_sums(table), start, start + length)
                 await connection.execute("INSERT INTO scale_month VALUES ($1)", month)
-            written = time.monotonic()
-            lines = await add_up(connection)
+            seconds = time.monotonic() - began
             print(
-                f"month {month + 1} of {MONTHS}: {per_month} calls written in"
-                f" {written - began:.1f} s, {lines} lines added up in"
-                f" {time.monotonic() - written:.1f} s",
+                f"month {month + 1} of {MONTHS}: {per_month} calls written and added up in"
+                f" {seconds:.1f} s",
                 flush=True,
             )
         is_new = await _add_images(connection, images) or is_new
@@ -135,13 +144,21 @@ async def build(owner_url: str, *, entries: int, tenants: int, images: int) -> N
         await connection.close()
 
 
-async def add_up(connection: asyncpg.Connection) -> int:
-    """Add every queued line to the sums, as a worker does."""
-    count, found = 0, ROLL_UP_LINES
-    while found:
-        found = await connection.fetchval("SELECT roll_up_usage($1)", ROLL_UP_LINES)
-        count += found
-    return count
+def add_sums(table: str) -> str:
+    """Write the statement that adds the lines of a time to a table of sums."""
+    own = {"tenant_id": "u.tenant_id", "livemode": "u.livemode"} | SUMS[table]
+    keys = own | {name: f"u.{name}" for name in GROUPS}
+    zone = {} if table == "usage_slot" else {"zone": "min(t.time_zone)"}
+    values = keys | zone | {name: f"sum(u.{name})" for name in COUNTED}
+    added = ", ".join(f"{name} = s.{name} + excluded.{name}" for name in COUNTED)
+    return f"""
+        INSERT INTO {table} AS s ({", ".join(values)})
+        SELECT {", ".join(values.values())}
+        FROM usage_line u JOIN tenant t ON t.id = u.tenant_id
+        WHERE u.admitted_at >= $1 AND u.admitted_at < $2
+        GROUP BY {", ".join(keys.values())}
+        ON CONFLICT ({", ".join(keys)}, is_archived) DO UPDATE SET {added}
+    """  # noqa: S608 - from this module's own words alone
 
 
 async def _add_images(connection: asyncpg.Connection, most: int) -> bool:

@@ -100,6 +100,7 @@ async def test_the_planner_estimates_what_reports_read_within_a_factor_of_three(
                     query = asked(None, bounds, *groups)
                     if found := await misjudged(session, query):
                         wrong[f"operator {groups}"] = found
+        await served.check_invariants()
     assert wrong == {}
 
 
