@@ -301,6 +301,17 @@ class AppliedSqlRow(Table):
     applied_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.clock_timestamp())
 
 
+class BackfillProgressRow(Table):
+    """The place that an unfinished backfill of a migration has reached (`gateway.db.backfill`)."""
+
+    __tablename__ = "backfill_progress"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    after: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    seen: Mapped[int] = mapped_column(BigInteger)
+    changed: Mapped[int] = mapped_column(BigInteger)
+
+
 class SweepRow(Table):
     """Periodic work and the time at which it is next due.
 

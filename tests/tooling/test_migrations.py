@@ -13,13 +13,15 @@ from alembic.migration import MigrationContext
 from hatchling.builders.wheel import WheelBuilder
 from sqlalchemy import Connection, text
 
+from gateway.config import Settings
 from gateway.db.addresses import create_engine, database_url
+from gateway.db.backfill import Backfill, BackfillProgress, run_backfill
 from gateway.db.migrate import is_compared_name, migrate
 from gateway.db.request_tables import RequestRow
 from gateway.db.revisions import migrations_dir, newest_revision
 from gateway.db.sql_files import FILES, ISOLATION, read_sql_file
 from gateway.errors import ConfigurationError
-from tests.harness import PostgresServer, run_sql
+from tests.harness import PostgresServer, owner_connections, run_sql
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_THE_BASELINE = ROOT / "tests" / "data" / "before_the_baseline.sql.gz"
@@ -212,6 +214,96 @@ async def test_a_migration_may_build_an_index_outside_of_its_transaction(databas
     )
     assert row.indisvalid
     await run_sql(database, "DROP INDEX one")
+
+
+FILLED = Backfill(
+    name="fill_seeds",
+    table="seeds",
+    key={"tenant_id": "uuid", "id": "text"},
+    change="seed = t.number * 2",
+    where="t.seed IS NULL",
+)
+SEEDS = (
+    "CREATE TABLE seeds ("
+    "tenant_id uuid, id text, number int, seed int, PRIMARY KEY (tenant_id, id))"
+)
+PLANTED = (
+    "INSERT INTO seeds SELECT md5((n % 7)::text)::uuid, n::text, n,"
+    " CASE WHEN n % 10 = 0 THEN -1 END FROM generate_series(1, 2500) n"
+)
+
+
+LAST = "'ffffffff-ffff-ffff-ffff-ffffffffffff'"
+
+
+class Interrupted(BaseException):
+    """A migration's process that ends."""
+
+
+async def test_an_interrupted_backfill_goes_on_where_it_was(database: str) -> None:
+    for statement in (SEEDS, PLANTED):
+        await run_sql(database, statement)
+    seen: list[int] = []
+
+    def note(progress: BackfillProgress) -> None:
+        seen.append(progress.seen)
+        if len(seen) == 2:
+            raise Interrupted
+
+    def fill(connection: Connection) -> BackfillProgress:
+        return run_backfill(connection, FILLED, batch=1000, note=note)
+
+    engine = create_engine(database_url(database), role=None)
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with alone.connect() as connection:
+        with pytest.raises(Interrupted):
+            await connection.run_sync(fill)
+    [row] = await run_sql(database, "SELECT count(*) FILTER (WHERE seed > 0) AS done FROM seeds")
+    assert 1700 < row.done < 1900
+    await run_sql(database, f"INSERT INTO seeds VALUES ({LAST}, 'new', 7, -1)")  # noqa: S608
+    async with alone.connect() as connection:
+        done = await connection.run_sync(fill)
+    await engine.dispose()
+    assert (seen, done.changed) == ([1000, 2000, 2501], 2250)
+    wrong = "SELECT * FROM seeds WHERE seed <> CASE WHEN number % 10 = 0 OR id = 'new' THEN -1"
+    assert await run_sql(database, f"{wrong} ELSE 2 * number END") == []
+    assert await run_sql(database, "SELECT * FROM backfill_progress") == []
+    await run_sql(database, "DROP TABLE seeds")
+
+
+async def test_a_backfill_waits_for_a_row_that_a_call_has_locked(
+    database: str, settings: Settings
+) -> None:
+    for statement in (SEEDS, PLANTED):
+        await run_sql(database, statement)
+    engine = create_engine(database_url(database), role=None)
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with (
+        owner_connections(settings, 2) as (call, watcher),
+        alone.connect() as connection,
+    ):
+        calling = call.transaction()
+        await calling.start()
+        await call.execute("UPDATE seeds SET number = 6 WHERE id = '5'")
+        await connection.execute(text("SET lock_timeout = '50ms'"))
+        filling = asyncio.create_task(
+            connection.run_sync(lambda one: run_backfill(one, FILLED, batch=5000))
+        )
+        while not await watcher.fetchval(LOCK_WAITED_FOR):
+            assert not filling.done()
+            await asyncio.sleep(0)
+        await calling.commit()
+        assert (await filling).changed == 2250
+    await engine.dispose()
+    [row] = await run_sql(database, "SELECT seed FROM seeds WHERE id = '5'")
+    assert row.seed == 12
+    await run_sql(database, "DROP TABLE seeds")
+
+
+LOCK_WAITED_FOR = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%seeds%'
+"""
 
 
 async def test_a_database_of_an_unknown_revision_is_refused_and_left_as_it_is(
