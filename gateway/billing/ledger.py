@@ -191,7 +191,7 @@ async def new_breaks(
     """List the invariants that are broken by what is new since the last check that found none.
 
     `remember`: without a break, the next check begins where this one ends. None: everything must be
-    checked, for the first time or again after a week.
+    checked, for the first time or, by the caller that remembers, again after a week.
 
     Raises:
         DatabaseUnavailable: Postgres is away, or the check timed out.
@@ -199,7 +199,9 @@ async def new_breaks(
     async with database.operator() as session:
         row = await session.get_one(SweepRow, CHECKS)
         oldest = datetime.now(UTC) - WHOLE_EVERY
-        if row.compared_to is None or row.whole_at is None or row.whole_at < oldest:
+        if row.compared_to is None or row.whole_at is None:
+            return None
+        if remember and row.whole_at < oldest:
             return None
         call = _NEW_REMEMBERED if remember else _NEW
         return await _breaks(session, call, limit, timeout_seconds)

@@ -140,6 +140,8 @@ async def test_what_was_checked_is_read_again_after_a_week_only(checked: Served)
     ]
     await checked.owner_sql("UPDATE sweep SET whole_at = now() - interval '8 days'")
     assert await ledger.new_breaks(checked.gateway.database, remember=True) is None
+    # Who only reads goes on with what is new.
+    assert await ledger.new_breaks(checked.gateway.database, remember=False) == []
     await checked.owner_sql(
         "UPDATE reservation r SET held_nano = l.amount_nano FROM ledger l"
         " WHERE l.reservation_id = r.id AND l.kind = 'hold'"
