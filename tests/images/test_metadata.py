@@ -184,6 +184,22 @@ def test_a_jpeg_that_is_decoded_from_kept_coefficients_counts_their_memory(
     assert stripped.decoding_bytes_per_pixel == 4 + kept_bytes
 
 
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_jpeg_with_a_segment_shorter_than_its_own_length_is_unreadable(length: int) -> None:
+    content = plain("JPEG")
+    short = content[:2] + b"\xff\xfe" + length.to_bytes(2, "big") + content[2:]
+    with pytest.raises(UnusableImage) as refused:
+        strip_metadata(short, max_pixels=MAX_PIXELS)
+    assert refused.value.problem is ImageProblem.UNREADABLE
+
+
+def test_a_jpeg_that_begins_twice_is_unreadable() -> None:
+    content = plain("JPEG")
+    with pytest.raises(UnusableImage) as refused:
+        strip_metadata(content[:2] + b"\xff\xd8\x00\x02" + content[2:], max_pixels=MAX_PIXELS)
+    assert refused.value.problem is ImageProblem.UNREADABLE
+
+
 def test_a_lossless_webp_begins_with_its_signature() -> None:
     out = BytesIO()
     Image.new("RGB", (4, 4)).save(out, "WEBP", lossless=True)
