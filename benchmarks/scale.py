@@ -119,7 +119,9 @@ def operators_rows(http: httpx2.AsyncClient) -> dict[str, Work]:
         "operator's month by key and user": asking(http, usage, group_by="key,user", **LAST_MONTH),
         "operator's tenants": asking(http, "/admin/v1/tenants", limit="100"),
         "operator's requests": asking(http, "/admin/v1/requests", limit="100"),
-        "operator's open calls": asking(http, "/admin/v1/reconciliation/calls", limit="100"),
+        "operator's open calls": asking(
+            http, "/admin/v1/reconciliation/calls", state="unknown", limit="100"
+        ),
         "operator's audit": asking(http, "/admin/v1/audit", limit="100"),
     }
 

@@ -138,14 +138,19 @@ CREATE OR REPLACE FUNCTION usage_between(
         q.served_model, q.provider, q.operation, q.credential, NULL::text, NULL::text, NULL::text,
         q.calls, q.requests, q.images, q.text_input_tokens, q.image_input_tokens,
         q.text_output_tokens, q.image_output_tokens, q.amount_nano
-    FROM usage_slot q JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = q.tenant_id
+    FROM (
+        SELECT * FROM usage_slot x
+        WHERE (p_tenant_id IS NULL OR x.tenant_id = p_tenant_id) AND x.livemode = p_livemode
+            AND ((x.slot >= p_start
+                    AND x.slot < least(p_start + interval '2 days', usage_slot_of(p_end)))
+                OR (x.slot >= greatest(p_end - interval '2 days', p_start)
+                    AND x.slot < usage_slot_of(p_end)))
+        -- Read by time: of a few tenants, as many as Postgres expects, it would look up each.
+        OFFSET 0
+    ) q
+    JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = q.tenant_id
     JOIN span s ON s.zone = o.zone
     WHERE p_source = 'day' AND (SELECT bool_or(is_cut) FROM span)
-        AND (p_tenant_id IS NULL OR q.tenant_id = p_tenant_id) AND q.livemode = p_livemode
-        AND ((q.slot >= p_start
-                AND q.slot < least(p_start + interval '2 days', usage_slot_of(p_end)))
-            OR (q.slot >= greatest(p_end - interval '2 days', p_start)
-                AND q.slot < usage_slot_of(p_end)))
         AND o.by_day AND ((q.slot AT TIME ZONE o.zone)::date < s.first_day
             OR (q.slot AT TIME ZONE o.zone)::date >= greatest(s.first_day, s.end_day))
     UNION ALL
