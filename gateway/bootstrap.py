@@ -12,7 +12,9 @@ from gateway.billing.opening import open_reservations
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import warm
-from gateway.catalog.loading import LEGACY, utc_today
+from gateway.catalog.declared import Host
+from gateway.catalog.loading import utc_today
+from gateway.catalog.vendors import LEGACY
 from gateway.config import Settings
 from gateway.config.proxies import proxy_for
 from gateway.core import Core
@@ -21,6 +23,7 @@ from gateway.db.engine import Database
 from gateway.db.pools import Beside
 from gateway.domain import Outcome, SecretText, new_id
 from gateway.generation.credential_tests import CredentialTests
+from gateway.generation.hosts import Hosts
 from gateway.generation.idempotency import Replays
 from gateway.generation.image_references import InputImageFetcher
 from gateway.generation.intake import Intake
@@ -50,8 +53,19 @@ from gateway.oidc.identity_provider import (
     identity_provider_of,
 )
 from gateway.opening import open_core
-from gateway.providers.base import ImageProvider, ProviderFailure, Reason, VendorProvider
-from gateway.providers.opening import OPENERS, ProviderOptions, open_openai
+from gateway.providers.base import (
+    HostProvider,
+    ImageProvider,
+    ProviderFailure,
+    Reason,
+    VendorProvider,
+)
+from gateway.providers.opening import (
+    HOST_OPENERS,
+    OPENERS,
+    ProviderOptions,
+    open_compatible,
+)
 from gateway.providers.sandbox.inputs import PixelReader
 from gateway.providers.sandbox.provider import Sandbox
 from gateway.request_log.writer import RequestLog, open_request_log
@@ -85,6 +99,7 @@ class Gateway:
     thumbnails: Thumbnails
     credential_tests: CredentialTests
     lifetimes: Lifetimes
+    hosts: Hosts
     webhooks: Dispatcher
     request_log: RequestLog
     clear_caches: Callable[[str | None], None]
@@ -125,7 +140,6 @@ async def open_gateway(
         tables: Cache[str, PriceTable] = _cache(settings)
         token_owners: Cache[tuple[str, str], TokenOwner] = _cache(settings)
         key_lookup = _key_lookup(stack, core, callers)
-
         caches = (callers.by_key, callers.operators, callers.credentials, tables, token_owners)
         clear = _clearer(core, key_lookup, *caches)
         await _listen(stack, database, clear)
@@ -134,21 +148,22 @@ async def open_gateway(
         links = LinkSigner(core.secrets, settings.public_url.rstrip("/"))
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
-        webhooks = open_dispatcher(
-            settings, database.beside(Beside.BACKGROUND), core.webhook_sealing
-        )
-        house, request_log = _house_credentials(settings), open_request_log(settings, database)
+        background = database.beside(Beside.BACKGROUND)
+        webhooks = open_dispatcher(settings, background, core.webhook_sealing)
+        vendors, house = _vendors(settings), _house_credentials(settings)
+        request_log = open_request_log(settings, database)
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
-        vendors = _vendors(settings)
         credentials = Credentials(database, core.vault, house, callers.credentials)
+        providers = _providers(stack, settings, vendors, _pixel_reader(decoder))
+        hosts = _hosts(stack, core, vendors, providers, house, today)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
             catalog=core.catalog,
             prices=Prices(database, tables),
             credentials=credentials,
             reservations=reservations,
-            providers=_providers(stack, settings, vendors, _pixel_reader(decoder)),
+            providers=providers,
             results=_results(core, keeper, links, finisher),
             replays=_replays(core, reservations, store, links),
             gate=gate,
@@ -175,6 +190,7 @@ async def open_gateway(
             thumbnails=thumbnails,
             credential_tests=CredentialTests(database, credentials, vendors),
             lifetimes=Lifetimes(core.catalog, vendors, house),
+            hosts=hosts,
             webhooks=webhooks,
             request_log=request_log,
             clear_caches=clear,
@@ -290,10 +306,43 @@ def _providers(
 ) -> dict[str, ImageProvider]:
     providers: dict[str, ImageProvider] = {**vendors, "sandbox": Sandbox(read_pixels)}
     if settings.legacy_base_url is not None:
-        providers[LEGACY] = open_openai(_options(settings, settings.legacy_base_url))
-    for provider in providers.values():
-        stack.push_async_callback(provider.close)
+        options = _options(settings, settings.legacy_base_url)
+        host = Host(LEGACY, "openai-compatible", settings.legacy_base_url)
+        providers[LEGACY] = open_compatible(host, options)
+    # Read when it is closed: hosts are opened later, and replaced.
+    stack.push_async_callback(_close_all, providers)
     return providers
+
+
+async def _close_all(providers: Mapping[str, ImageProvider]) -> None:
+    for provider in providers.values():
+        await provider.close()
+
+
+def _hosts(  # noqa: PLR0917 - the tables that it fills
+    stack: AsyncExitStack,
+    core: Core,
+    vendors: dict[str, VendorProvider],
+    providers: dict[str, ImageProvider],
+    house: dict[str, SecretText],
+    today: Callable[[], date],
+) -> Hosts:
+    def open_one(host: Host) -> HostProvider:
+        return HOST_OPENERS[host.kind](host, _options(core.settings, host.base_url))
+
+    hosts = Hosts(
+        core.settings,
+        core.catalog,
+        core.database,
+        open_host=open_one,
+        vendors=vendors,
+        providers=providers,
+        house=house,
+        today=today,
+    )
+    stack.push_async_callback(hosts.close)
+    hosts.open()
+    return hosts
 
 
 def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -> Results:

@@ -203,6 +203,10 @@ class ImageRequest:
     complexity: str | None = None
     input_fidelity: str | None = None
     style: str | None = None
+    negative_prompt: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
     safety_identifier: str | None = None
     user: str | None = None
     response_format: str = "b64_json"
@@ -262,7 +266,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One version of a price: nano-USD per million tokens, and per image made. Immutable."""
+    """One version of a price: nano-USD per million tokens, per image, per second. Immutable."""
 
     id: int
     model: str
@@ -272,6 +276,7 @@ class Price:
     image_output_nano: int
     text_output_nano: int
     per_image_nano: int = 0
+    per_second_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,8 +350,10 @@ class ProviderAnswer:
     """The images that a provider made, as base64 text, and the provider's metadata.
 
     `usage` is None where the provider reported none, or none that can be read. `revised_prompts`
-    has one entry for each image, or is empty. `model_version`: the model that a vendor says it
-    used, which may be another one than was asked for.
+    and `seeds` have one entry for each image, or are empty. `model_version`: the model that a
+    vendor says it used, which may be another one than was asked for. `microseconds`: the time that
+    the calls took, where it is billed. `is_cost_open`: the cost of one of several calls is not
+    known.
     """
 
     images: tuple[str, ...]
@@ -360,6 +367,9 @@ class ProviderAnswer:
     reply: ProviderReply | None = None
     model_version: str | None = None
     provenance: Provenance = Provenance.ORIGINAL
+    seeds: tuple[int, ...] = ()
+    microseconds: int | None = None
+    is_cost_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class SizeRule:
     ratio_percent: int | None = None
     pixels_factor: int = 2
     multiple_of: int = 16
+    min_edge: int = 0
     max_edge: int = 3840
     max_ratio: int = 3
     min_pixels: int = 655_360
@@ -144,15 +146,46 @@ class AutoChoice:
     size: str
 
 
+class Unit(StrEnum):
+    """The unit that a model is billed by."""
+
+    TOKEN = "token"  # noqa: S105 - a unit
+    IMAGE = "image"
+    SECOND = "second"
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """The request of a model on an operator's own host, in that host's words.
+
+    `name`: the model's name there. `fields`: our name of a parameter → theirs, and `types` its
+    datatype in protocol v2. `defaults` are sent where the caller gives none, `constants` always;
+    parameters in `dropped` never. `template`: the whole body, with `$name` where a value goes.
+    `steps`: the number of steps of each quality.
+    """
+
+    name: str
+    default_size: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    template: Mapping[str, object] | None = None
+    input_fields: Mapping[str, str] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class SeedPrice:
-    """A model's initial list price: nano-USD per million tokens, and per image made."""
+    """A model's list price: nano-USD per million tokens, per image made, per second of a call."""
 
     text_input_nano: int
     image_input_nano: int
     image_output_nano: int
     text_output_nano: int
     per_image_nano: int = 0
+    per_second_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +201,7 @@ class Model:
     `style_sentences`: the sentence of the prompt that stands for each style, at models that have no
     such parameter.
     `one_image_per_call`: several images are several calls, and each pays for the inputs.
+    `wording`: for a model of the operator's models file.
     """
 
     id: str
@@ -200,6 +234,9 @@ class Model:
     one_image_per_call: bool = False
     own_format: bool = False
     style_sentences: Mapping[str, str] = field(default_factory=dict)
+    unit: Unit = Unit.TOKEN
+    max_steps: int = 0
+    wording: Wording | None = None
 
     def styled(self, prompt: str, style: str | None) -> str:
         """Return the prompt with the sentence that stands for the style, if one does."""

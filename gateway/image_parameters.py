@@ -13,11 +13,14 @@ from enum import StrEnum
 from gateway.domain import ImageRequest, Operation
 from gateway.image_models import Model
 
-Value = str | int | bool
+Value = str | int | float | bool
 GENERATION = frozenset({Operation.GENERATION})
 EDIT = frozenset({Operation.EDIT})
 VARIATION = frozenset({Operation.VARIATION})
 EXAMPLE_MODEL = "gpt-image-2.5-flare"
+MAX_SEED = 4_294_967_295
+MAX_STEPS = 1000
+MAX_GUIDANCE = 50
 QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto", "standard", "hd")
 BACKGROUNDS = ("transparent", "opaque", "auto")
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
@@ -32,12 +35,14 @@ class Kind(StrEnum):
     SIZE = "size"
     CHOICE = "choice"
     INTEGER = "integer"
+    NUMBER = "number"
     BOOLEAN = "boolean"
 
     @property
     def json_type(self) -> str:
         """The type in JSON Schema."""
-        return self.value if self in {Kind.INTEGER, Kind.BOOLEAN} else "string"
+        own = {Kind.INTEGER, Kind.NUMBER, Kind.BOOLEAN}
+        return self.value if self in own else "string"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +270,43 @@ PARAMETERS = (
         description="dall-e-3's; other models get it as a sentence of the prompt.",
         choices=("vivid", "natural"),
         sent=lambda request: request.style,
+    ),
+    Parameter(
+        name="negative_prompt",
+        kind=Kind.TEXT,
+        description="What the image should not show.",
+        maximum=4000,
+        sent=lambda request: request.negative_prompt,
+        tool=ToolArgument(description="What to leave out."),
+    ),
+    Parameter(
+        name="seed",
+        kind=Kind.INTEGER,
+        description="The start of the random numbers: the same seed and request make the same "
+        "image. The answer names the seed of each image.",
+        minimum=0,
+        maximum=MAX_SEED,
+        sent=lambda request: request.seed,
+        tool=ToolArgument(description="For models that take it."),
+    ),
+    Parameter(
+        name="steps",
+        kind=Kind.INTEGER,
+        description="Steps of diffusion. Default: the quality's, or the model's.",
+        minimum=1,
+        maximum=MAX_STEPS,
+        maximum_of=lambda model: model.max_steps,
+        sent=lambda request: request.steps,
+        tool=ToolArgument(description="As seed."),
+    ),
+    Parameter(
+        name="guidance_scale",
+        kind=Kind.NUMBER,
+        description="How strictly the image follows the prompt. Default: the model's.",
+        minimum=0,
+        maximum=MAX_GUIDANCE,
+        sent=lambda request: request.guidance_scale,
+        tool=ToolArgument(description="As seed."),
     ),
     Parameter(
         name="safety_identifier",

@@ -9,14 +9,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.billing import prices
-from gateway.catalog.loading import load_catalog, utc_today
+from gateway.catalog.loading import utc_today
+from gateway.catalog.opening import open_catalog
 from gateway.config import Settings
 from gateway.core import Core
 from gateway.db.addresses import database_url
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, prepare_data_dir
 from gateway.db.engine import APP_ROLE, Database
 from gateway.db.migrate import ADVISORY_LOCK, ensure_database, migrate
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, Conflict, InvalidRequest
 from gateway.generation.parameters import check_defaults
 from gateway.redaction import redact
 from gateway.tenancy import quickstart
@@ -44,9 +45,7 @@ async def open_core(
         )
         stack.push_async_callback(database.close)
         vault = Vault(master_keys)
-        catalog = load_catalog(
-            today, default_model=settings.default_model, hosted=settings.hosted_models
-        )
+        catalog = open_catalog(settings, today)
         check_defaults(settings.request_defaults, catalog.models[settings.default_model])
         async with database.operator() as session:
             await session.execute(
@@ -54,6 +53,10 @@ async def open_core(
             )
             secrets = await open_secrets(session, vault)
             await prices.seed(session, catalog.models.values())
+            try:
+                await prices.enforce(session, catalog.declaration.prices)
+            except (Conflict, InvalidRequest) as error:
+                raise ConfigurationError(f"{settings.models_file}: {error}") from None
             new_admin_key = await quickstart.make_first_keys(session, settings, secrets)
         yield Core(
             settings=settings,

@@ -29,14 +29,25 @@ def requests_with_every_value(model: Model, operation: Operation) -> list[dict[s
     ]
 
 
+OF_HOSTS = frozenset(
+    one.name
+    for one in PARAMETERS
+    if not one.of_every_model
+    and not any(one.name in model.parameters for model in CATALOG.models.values())
+)
+"""The parameters that only models of a models file take; test_kserve.py buys with them."""
+
+
 def model_for(name: str) -> dict[str, str]:
     """A model beside a parameter that not every model accepts; nothing beside another argument."""
     if all(one.of_every_model for one in PARAMETERS if one.name == name):
         return {}
-    return {"model": next(one.id for one in CATALOG.models.values() if name in one.parameters)}
+    accepting = (one for one in CATALOG.models.values() if name in one.parameters)
+    # Of the current generation: the other arguments are its.
+    return {"model": next(one.id for one in accepting if "low" in one.qualities)}
 
 
-def values_of(parameter: Parameter, model: Model) -> Iterator[str | int | bool]:
+def values_of(parameter: Parameter, model: Model) -> Iterator[str | int | float | bool]:
     """Every choice, or the bounds."""
     match parameter.kind:
         case Kind.CHOICE:
@@ -44,6 +55,8 @@ def values_of(parameter: Parameter, model: Model) -> Iterator[str | int | bool]:
         case Kind.INTEGER:
             highest = parameter.maximum_of(model) if parameter.maximum_of else parameter.maximum
             yield from {parameter.minimum or 0, 2 if highest is None else highest}
+        case Kind.NUMBER:
+            yield from (float(parameter.minimum or 0), 7.5)
         case Kind.SIZE:
             yield from model.sizes.fixed or SIZES
         case Kind.BOOLEAN:

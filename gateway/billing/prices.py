@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
+from gateway.catalog.declared import DeclaredPrice
 from gateway.db.audit import Action, record
 from gateway.db.cache import Cache
 from gateway.db.engine import Database, OperatorSession
@@ -107,6 +108,10 @@ def check_name(name: str, models: Mapping[str, Model]) -> None:
         InvalidRequest: the model uses the price of another model.
     """
     model = models.get(name)
+    if model is not None and model.wording is not None:
+        raise InvalidRequest(
+            f"The price of {name} stands in the models file: change it there.", param="model"
+        )
     if model is not None and model.priced_as != name:
         raise InvalidRequest(
             f"{name} uses the price of {model.priced_as}: add a version of that.", param="model"
@@ -154,6 +159,7 @@ async def _insert(
             image_output_nano=rates.image_output_nano,
             text_output_nano=rates.text_output_nano,
             per_image_nano=rates.per_image_nano,
+            per_second_nano=rates.per_second_nano,
         )
         .on_conflict_do_nothing(index_elements=[PriceRow.model, PriceRow.effective_from])
         .returning(PriceRow)
@@ -177,6 +183,45 @@ async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
     return len(missing)
 
 
+async def enforce(session: OperatorSession, declared: Iterable[DeclaredPrice]) -> list[Price]:
+    """Add the versions that bring the declared prices into force; return them.
+
+    One without a start applies from now if the price in force differs. Entries keep the price that
+    they were made with.
+
+    Raises:
+        Conflict: another price has that start already.
+    """
+    table = PriceTable(_by_model(await list_prices(session)))
+    now = datetime.now(UTC)
+    added = []
+    for one in declared:
+        versions = table.versions.get(one.name, ())
+        same = table.at(one.name, now)
+        if one.effective_from is not None:
+            same = next((v for v in versions if v.effective_from == one.effective_from), None)
+        if same is None or (one.effective_from is None and _rates(same) != one.rates):
+            start = one.effective_from or now
+            added.append(await add(session, one.name, one.rates, effective_from=start))
+        elif _rates(same) != one.rates:
+            raise Conflict(
+                f"{one.name} has another price from {same.effective_from.isoformat()} already, and "
+                "prices are never edited. Choose another start."
+            )
+    return added
+
+
+def _rates(price: Price) -> SeedPrice:
+    return SeedPrice(
+        price.text_input_nano,
+        price.image_input_nano,
+        price.image_output_nano,
+        price.text_output_nano,
+        price.per_image_nano,
+        price.per_second_nano,
+    )
+
+
 def list_prices_of(models: Iterable[Model]) -> dict[str, SeedPrice]:
     """Return the list prices by name: a model, or `model/quality/size` for a price per image."""
     named: dict[str, SeedPrice] = {}
@@ -195,6 +240,7 @@ def _check(rates: SeedPrice) -> None:
         "image_output": rates.image_output_nano,
         "text_output": rates.text_output_nano,
         "per_image": rates.per_image_nano,
+        "per_second": rates.per_second_nano,
     }
     for name, rate in named.items():
         if not 0 <= rate <= MAX_RATE_NANO:
@@ -211,6 +257,7 @@ def _shown(price: Price) -> dict[str, object]:
         "image_output": format_usd_short(price.image_output_nano),
         "text_output": format_usd_short(price.text_output_nano),
         "per_image": format_usd_short(price.per_image_nano),
+        "per_second": format_usd_short(price.per_second_nano),
     }
 
 
@@ -224,4 +271,5 @@ def _price(row: PriceRow) -> Price:
         row.image_output_nano,
         row.text_output_nano,
         row.per_image_nano,
+        row.per_second_nano,
     )

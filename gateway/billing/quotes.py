@@ -5,19 +5,24 @@ from collections.abc import Iterable
 from math import isqrt
 
 from gateway.domain import CostFactors, ImageRequest, Price, ProviderAnswer, Quote, Usage
-from gateway.image_models import PARTIAL_IMAGE_TOKENS, AutoChoice, Model, parse_size
+from gateway.image_models import PARTIAL_IMAGE_TOKENS, AutoChoice, Model, Unit, parse_size
 from gateway.money import NanoUsd, token_cost
 
 PROMPT_OVERHEAD_TOKENS = 32
 """Tokens that a provider may add around the prompt; a token has at least one UTF-8 byte."""
+MICROSECONDS = 1_000_000
 _SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 
 
 def quote(request: ImageRequest, price: Price) -> Quote:
     """Compute an upper bound for the cost of `request`; unspecified options count as dearest."""
     terms = terms_of(request)
-    if request.model.per_image:
+    if request.model.unit is Unit.IMAGE:
         return Quote(price, NanoUsd(request.n * price.per_image_nano), terms)
+    if request.model.unit is Unit.SECOND:
+        calls = request.n if request.model.one_image_per_call else 1
+        seconds = calls * request.model.read_timeout_seconds
+        return Quote(price, NanoUsd(seconds * price.per_second_nano), terms)
     return Quote(price, _bound(terms, price, _dearest_tokens(request)), terms)
 
 
@@ -44,8 +49,10 @@ def estimate(
 
     `at_most` is the reserved amount, also used for a quality or size no longer in the catalogue.
     """
-    if model.per_image:
+    if model.unit is Unit.IMAGE:
         return min(NanoUsd(terms.n * price.per_image_nano), at_most)
+    if model.unit is Unit.SECOND:
+        return at_most  # a call of unknown outcome may have run until its time was up
     choice = AutoChoice(terms.quality or usual.quality, terms.size or usual.size)
     if not _is_of(model, choice):
         return at_most
@@ -57,6 +64,21 @@ def choice_served(request: ImageRequest, answer: ProviderAnswer) -> AutoChoice |
     """Return the quality and size of an answer; None if it names none that the model has."""
     choice = AutoChoice(answer.quality or request.quality or "", answer.size or request.size or "")
     return choice if _is_of(request.model, choice) else None
+
+
+def likely_choice(request: ImageRequest, answer: ProviderAnswer) -> AutoChoice:
+    """Return the quality and size to estimate an answer by: those it names, else those asked for.
+
+    The catalogue's usual ones stand for what neither names.
+    """
+    usual = request.model.usual
+    quality, size = answer.quality or request.quality, answer.size or request.size
+    likely = (
+        AutoChoice(quality or "", size or ""),
+        AutoChoice(quality or "", usual.size),
+        AutoChoice(usual.quality, size or ""),
+    )
+    return next((choice for choice in likely if _is_of(request.model, choice)), usual)
 
 
 def _is_of(model: Model, choice: AutoChoice) -> bool:
@@ -80,14 +102,24 @@ def _bound(terms: CostFactors, price: Price, image_tokens: int) -> NanoUsd:
 
 
 def cost_of_call(
-    request: ImageRequest, price: Price, *, usage: Usage | None, images: int
+    request: ImageRequest,
+    price: Price,
+    *,
+    usage: Usage | None,
+    images: int,
+    microseconds: int | None = None,
 ) -> NanoUsd | None:
     """Compute the cost of a charged call; None if the provider has not reported its usage.
 
-    For a model billed by the image, only the number of images counts.
+    For a model billed by the image, only the number of images counts; for one billed by the
+    second, the time that its calls took.
     """
-    if request.model.per_image:
+    if request.model.unit is Unit.IMAGE:
         return NanoUsd(images * price.per_image_nano)
+    if request.model.unit is Unit.SECOND:
+        if microseconds is None:
+            return None
+        return NanoUsd(-(-microseconds * price.per_second_nano // MICROSECONDS))
     return None if usage is None else cost(usage, price)
 
 

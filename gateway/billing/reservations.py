@@ -93,6 +93,7 @@ class StoredFile:
     link_expires_at: int = 0
     width: int | None = None
     height: int | None = None
+    seed: int | None = None
     prompt: str | None = field(default=None, repr=False)
     prompt_hash: bytes | None = field(default=None, repr=False)
     provenance: Provenance = Provenance.ORIGINAL
@@ -474,6 +475,7 @@ def _stored_fields(file: StoredFile) -> dict[str, object]:
         "ttl_seconds": file.ttl_seconds,
         "width": file.width,
         "height": file.height,
+        "seed": file.seed,
         "prompt": None if file.prompt is None else _storable(file.prompt),
         "prompt_hash": None if file.prompt_hash is None else file.prompt_hash.hex(),
         "provenance": file.provenance,

@@ -7,6 +7,8 @@ from datetime import UTC, date, datetime
 from importlib import resources
 from typing import Any
 
+from gateway.catalog.declared import NOTHING, Declaration, Host
+from gateway.catalog.vendors import LEGACY, VENDORS, Vendor
 from gateway.domain import Caller
 from gateway.errors import ConfigurationError, Forbidden, ModelRetired, NotFound
 from gateway.image_models import (
@@ -18,14 +20,13 @@ from gateway.image_models import (
     Shape,
     SizeRule,
     TokenRule,
+    Unit,
     parse_size,
 )
 from gateway.money import parse_usd
 
 DEFAULT_MODEL = "gpt-image-2.5-sunburst"
 THINKING_QUALITIES = ("low", "medium", "high")
-LEGACY = "legacy"
-"""The provider of retired models that an operator's own host still serves."""
 
 
 def utc_today() -> date:
@@ -34,19 +35,61 @@ def utc_today() -> date:
 
 
 class Catalog:
-    """Every known model by id, including retired ones with their successor."""
+    """Every known model by id, including retired ones with their successor.
+
+    With an operator's models file also the hosts and the chains of fallbacks that it declares.
+    """
 
     def __init__(
-        self, models: Mapping[str, Model], *, default_model: str, today: Callable[[], date]
+        self,
+        models: Mapping[str, Model],
+        *,
+        default_model: str,
+        today: Callable[[], date],
+        declaration: Declaration = NOTHING,
     ) -> None:
         self._models = dict(models)
         self._default_model = default_model
         self._today = today
+        self._declaration = declaration
+        self._announced: dict[str, date] = {}
 
     @property
     def models(self) -> Mapping[str, Model]:
         """Every model by id, retired ones included."""
         return self._models
+
+    @property
+    def declaration(self) -> Declaration:
+        """The operator's own hosts, models, fallbacks and prices."""
+        return self._declaration
+
+    @property
+    def hosts(self) -> Mapping[str, Host]:
+        """The operator's own hosts by name."""
+        return self._declaration.hosts
+
+    @property
+    def vendors(self) -> Mapping[str, Vendor]:
+        """Everything that credentials are kept for, by the name that models and credentials use."""
+        hosts = {
+            host.name: Vendor(host.name, host.bearer_env or "bearer_env of the models file")
+            for host in self.hosts.values()
+        }
+        return {**VENDORS, **hosts}
+
+    def fallbacks(self, model_id: str) -> tuple[Model, ...]:
+        """Return the models to ask after one that surely charged nothing, in their order."""
+        return tuple(self._models[name] for name in self._declaration.fallbacks.get(model_id, ()))
+
+    def adopt(self, other: "Catalog") -> None:
+        """Take the content of a newly loaded catalogue, and keep the dates that vendors announced.
+
+        Requests that have chosen their model already keep it.
+        """
+        self._models, self._declaration = dict(other.models), other.declaration
+        self._default_model = other._default_model  # noqa: SLF001 - of its own class
+        self.learn_shutdown_dates(self._announced)
 
     def find(self, caller: Caller, name: str) -> Model:
         """Find a model by name, if it is served to this caller by itself or by a successor.
@@ -93,6 +136,7 @@ class Catalog:
 
     def learn_shutdown_dates(self, dates: Mapping[str, date]) -> list[str]:
         """Apply the dates that a vendor announces; return the models whose date has changed."""
+        self._announced |= dates
         changed = [
             name
             for name, shutdown in dates.items()
@@ -122,14 +166,16 @@ def load_catalog(
     *,
     default_model: str = DEFAULT_MODEL,
     hosted: Iterable[str] = (),
+    declare: Callable[[Mapping[str, Model]], Declaration] | None = None,
 ) -> Catalog:
     """Read the catalogue that comes with the package.
 
     `default_model` also serves for retired models whose vendor named no successor. The operator's
-    own host serves the models `hosted`, even after their vendor's shutdown date.
+    own host serves the models `hosted`, even after their vendor's shutdown date. `declare` builds
+    what the operator declares beside the models of the catalogue.
 
     Raises:
-        ConfigurationError: `default_model` or a hosted model is unknown.
+        ConfigurationError: `default_model` or a hosted model is unknown, or a declaration is wrong.
     """
     text = resources.files("gateway.catalog").joinpath("catalog.toml").read_text()
     data = tomllib.loads(text)
@@ -139,6 +185,8 @@ def load_catalog(
         merged = {**shared, **data["families"][entry["family"]], **entry}
         for name in (entry["id"], *entry.get("snapshots", ())):
             models[name] = _model(name, merged)
+    declaration = NOTHING if declare is None else declare(models)
+    models |= declaration.models
     for setting, name in [
         ("GATEWAY_DEFAULT_MODEL", default_model),
         *(("GATEWAY_LEGACY_MODELS", name) for name in hosted),
@@ -149,7 +197,7 @@ def load_catalog(
             )
     for name in hosted:
         models[name] = replace(models[name], provider=LEGACY)
-    return Catalog(models, default_model=default_model, today=today)
+    return Catalog(models, default_model=default_model, today=today, declaration=declaration)
 
 
 def _model(name: str, entry: Mapping[str, Any]) -> Model:
@@ -183,6 +231,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
             base=entry.get("tokens", {}).get("base", {}),
         ),
         price=None if price is None else _seed_price(price),
+        unit=Unit.IMAGE if "per_image" in entry else Unit.TOKEN,
         per_image={
             name: SeedPrice(0, 0, 0, 0, per_image_nano=parse_usd(amount))
             for name, amount in entry.get("per_image", {}).items()

@@ -3,6 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+LEGACY = "legacy"
+"""The provider of retired models that an operator's own host still serves."""
+SANDBOX = "sandbox"
+"""The provider of test keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vendor:

@@ -261,6 +261,7 @@ def set_credential(
                 user_id=user_id,
                 provider=provider,
                 secret=secret,
+                vendors=core.catalog.vendors,
             )
 
     info = run(work)

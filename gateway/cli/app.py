@@ -59,6 +59,7 @@ COMMANDS = {
     "budgets": Entry("budgets:budgets", "Spending limits; each call reserves its worst-case cost."),
     "limits": Entry("limits:limits", "Rate limits and concurrency limits."),
     "webhooks": Entry("webhooks:webhooks", "Webhooks and their deliveries."),
+    "models": Entry("models:models", "Models: list them, check a models file."),
     "prices": Entry("billing:prices", "Price versions; immutable, new ones are added."),
     "ledger": Entry("ledger:ledger", "The books: check them; list, export and archive months."),
     "reconcile": Entry(

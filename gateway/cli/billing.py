@@ -122,7 +122,10 @@ def import_prices(
     _add(entries, as_json=as_json)
 
 
-_RATES = ("text_input", "image_input", "image_output", "text_output", "per_image")
+_RATES = (
+    *("text_input", "image_input", "image_output", "text_output"),
+    *("per_image", "per_second"),
+)
 
 
 def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -187,7 +190,7 @@ def _show_prices(found: list[Price], *, as_json: bool) -> None:
             for price in found
         ],
         as_json=False,
-        title="US dollars per million tokens, or per image",
+        title="US dollars per million tokens, per image or per second",
         right=[name.replace("put", "") for name in _RATES],
     )
 

@@ -107,6 +107,7 @@ async def _examine(settings: Settings, note: Note) -> None:
         await _examine_secrets(gateway, note)
         await _examine_store(gateway, note)
         _examine_house_keys(settings, note)
+        await _examine_hosts(gateway, note)
         _examine_limits(gateway, note)
         templates = load_templates(settings.prompts_dir)
         note("prompts", "ok", f"{len(templates)}, from {settings.prompts_dir or 'the package'}")
@@ -142,6 +143,16 @@ def _examine_house_keys(settings: Settings, note: Note) -> None:
                 "none",
                 f"{vendor.key_setting} is not set: live calls need a tenant's own key",
             )
+
+
+async def _examine_hosts(gateway: Gateway, note: Note) -> None:
+    """Ask the operator's own hosts if their models are ready; none is run."""
+    for model in gateway.core.catalog.declaration.models.values():
+        address = gateway.core.catalog.hosts[model.provider].base_url
+        if await gateway.hosts.is_ready(model):
+            note(model.id, "ok", f"ready at {address}")
+        else:
+            note(model.id, "waiting", f"not ready at {address}, or it cannot be reached")
 
 
 async def _examine_store(gateway: Gateway, note: Note) -> None:

@@ -12,7 +12,7 @@ from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.ledger import OpenCall, OpenState
 from gateway.billing.reconciliation import CallRecord, Resolution, Verdict
 from gateway.billing.sweeping import SweptReservations, sweep
-from gateway.catalog.loading import load_catalog, utc_today
+from gateway.catalog.opening import open_catalog
 from gateway.cli.output import JsonOption, console, invoker, print_json, read, run, show
 from gateway.core import Core, Reader
 from gateway.money import NanoUsd, format_usd, parse_usd
@@ -94,9 +94,7 @@ def show_call(call_id: IdArgument, as_json: JsonOption = False) -> None:
     """Show one call: its amounts, its ledger entries, and how it was resolved."""
 
     async def work(core: Reader) -> CallRecord:
-        catalog = load_catalog(
-            utc_today, default_model=core.settings.default_model, hosted=core.settings.hosted_models
-        )
+        catalog = open_catalog(core.settings)
         async with core.database.operator() as session:
             found = await calls.find_call(session, call_id)
             return await calls.show(session, catalog.models, found)

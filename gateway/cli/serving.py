@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Annotated
 
 import psutil  # type: ignore[import-untyped]  # ships without types
+import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
@@ -24,6 +25,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from gateway.bootstrap import Gateway, open_gateway
+from gateway.cli.models_copy import ModelsCopy
 from gateway.cli.output import JsonOption, console, guarded, print_json, refuse
 from gateway.config import Settings, export_to_workers, load_settings
 from gateway.core import Core
@@ -36,6 +38,7 @@ from gateway.tenancy.quickstart import read_quickstart
 from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
 from gateway.web.connections.protocol import BoundedConfig
 
+log = structlog.get_logger(__name__)
 ACCEPTED_PER_TURN = 16
 SIGNALLED = 128
 """Exit status of a process ended by a signal, as shells report it, minus the signal's number."""
@@ -91,6 +94,7 @@ class _Server(uvicorn.Server):
         self._gateway = gateway
         self._greet = greet
         self._loop = asyncio.get_running_loop()
+        self._reloads: set[asyncio.Task[bool]] = set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         stop = partial(super().handle_exit, sig, frame)
@@ -100,8 +104,19 @@ class _Server(uvicorn.Server):
         await self._start.over()  # from here on this server handles signals
         await super().startup(sockets)
         if self.started:
+            self._follow_models_file()
             spare_garbage_collector()
             self._greet()
+
+    def _follow_models_file(self) -> None:
+        """Read the models file again at SIGHUP, where the system has this signal."""
+        if hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        task = self._loop.create_task(self._gateway.hosts.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         seconds = self._gateway.settings.drain_seconds
@@ -175,11 +190,11 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
         load_templates(settings.prompts_dir)  # an error is reported once here, not by each worker
         async with open_core(settings) as core:
             _greet(core, as_json=as_json, workers=workers)
-            with _shared_metrics():
+            with _shared_metrics(), ModelsCopy(settings) as models_copy:
                 config = _uvicorn_config(
                     "gateway.cli:worker_app", settings, host, port, workers=workers
                 )
-                supervisor = _Supervisor(config, sockets=_listeners(config))
+                supervisor = _Supervisor(config, _listeners(config), models_copy)
                 await start.over()
                 # It blocks the main thread, the only one that may handle signals.
                 supervisor.run()
@@ -195,10 +210,25 @@ class _Supervisor(Multiprocess):
     Later connections are refused at once, since no worker would accept them.
     """
 
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], models_copy: ModelsCopy
+    ) -> None:
+        super().__init__(config, sockets=sockets)
+        self._models_copy = models_copy
+
     def terminate_all(self) -> None:
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
+
+    def handle_hup(self) -> None:
+        """Replace the workers, which read the models file at their start, unless it is wrong."""
+        try:
+            self._models_copy.take()
+        except ConfigurationError as error:
+            log.error("models_file_refused", error=str(error))  # noqa: TRY400 - the words say it
+        else:
+            super().handle_hup()
 
     def keep_subprocess_alive(self) -> None:
         """Detect at once that a worker ends while its health check is pending.

@@ -1,5 +1,6 @@
 """Settings of the providers, their connections and the default models."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -54,6 +55,38 @@ class ProviderSettings(SettingsGroup):
         description="The retired models that this host serves, separated by commas. DALL·E's are "
         "then priced by the image.",
         examples=["dall-e-2"],
+    )
+    models_file: Path | None = Field(
+        default=None,
+        description="A TOML file with your own models, hosts, fallbacks and prices "
+        "(docs/models-file.md). It is read again at SIGHUP.",
+        examples=["/etc/image-gateway/models.toml"],
+    )
+    kserve_endpoint: str | None = Field(
+        default=None,
+        validation_alias="KSERVE_ENDPOINT",
+        description="The address of one diffusers model on KServe, for use without a models file. "
+        "It requires `KSERVE_PRICE_PER_IMAGE_USD`.",
+        examples=["http://127.0.0.1:8080/v1/models/stable-diffusion"],
+    )
+    kserve_model_name: str | None = Field(
+        default=None,
+        validation_alias="KSERVE_MODEL_NAME",
+        description="The id of that model. Default: the last part of the address.",
+        examples=["stable-diffusion"],
+    )
+    kserve_timeout: int = Field(
+        default=60,
+        validation_alias="KSERVE_TIMEOUT",
+        ge=1,
+        le=3600,
+        description="The seconds to wait for an image of that model.",
+    )
+    kserve_price_per_image_usd: str | None = Field(
+        default=None,
+        validation_alias="KSERVE_PRICE_PER_IMAGE_USD",
+        description="The price of an image of that model. `0` makes it free.",
+        examples=["0.002"],
     )
     default_model: str = Field(
         default="gpt-image-2.5-sunburst",

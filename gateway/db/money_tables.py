@@ -26,7 +26,7 @@ from gateway.db.tables import Table, Timestamp, own_reservation, own_user, tenan
 
 
 class PriceRow(Table):
-    """One version of a price: nano-USD per million tokens, and per image. Immutable."""
+    """One version of a price: nano-USD per million tokens, image or second. Immutable."""
 
     __tablename__ = "price"
     __table_args__ = (
@@ -37,9 +37,10 @@ class PriceRow(Table):
             name="price_not_negative",
         ),
         CheckConstraint("per_image_nano >= 0", name="price_per_image_not_negative"),
+        CheckConstraint("per_second_nano >= 0", name="price_per_second_not_negative"),
         CheckConstraint(
             "greatest(text_input_nano, image_input_nano, image_output_nano, text_output_nano,"
-            " per_image_nano) <= 10000000000000",
+            " per_image_nano, per_second_nano) <= 10000000000000",
             name="price_bounded",
         ),
     )
@@ -52,6 +53,7 @@ class PriceRow(Table):
     image_output_nano: Mapped[int] = mapped_column(BigInteger)
     text_output_nano: Mapped[int] = mapped_column(BigInteger)
     per_image_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    per_second_nano: Mapped[int] = mapped_column(BigInteger, server_default="0")
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
 

@@ -245,6 +245,7 @@ class ImageRow(Table):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     width: Mapped[int | None]
     height: Mapped[int | None]
+    seed: Mapped[int | None] = mapped_column(BigInteger)
     prompt: Mapped[str | None] = mapped_column(Text)
     prompt_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
     provenance: Mapped[str] = mapped_column(Text, server_default="original")

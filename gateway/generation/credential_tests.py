@@ -55,7 +55,7 @@ class CredentialTests:
             RateLimited: too many tests.
             CredentialUnreadable: the stored credential cannot be decrypted.
         """
-        stored.check_provider(provider)
+        stored.check_provider(provider, self._testers)
         self._count(caller.tenant_id)
         async with self._database.tenant(caller.tenant_id) as session:
             info, choice = await stored.start_test(

@@ -95,6 +95,7 @@ def record(
         "background": answer.background,
         "output_format": answer.output_format,
         "revised_prompts": list(answer.revised_prompts) if stores_prompts else [],
+        **({"seeds": list(answer.seeds)} if answer.seeds else {}),
         "usage": None
         if usage is None
         else [
@@ -383,6 +384,7 @@ def _rebuilt(
             background=answer["background"],
             output_format=answer["output_format"],
             revised_prompts=tuple(answer["revised_prompts"]),
+            seeds=tuple(answer.get("seeds", ())),
         ),
         images=tuple(images),
         cost_nano=NanoUsd(row.final_nano or 0),

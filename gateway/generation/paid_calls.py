@@ -36,7 +36,7 @@ from gateway.generation.provider_circuits import note_failure
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
 from gateway.generation.vendor_limits import VendorLimits
-from gateway.image_models import AutoChoice
+from gateway.image_models import AutoChoice, Unit
 from gateway.load.circuits import ProviderCall
 from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
@@ -137,7 +137,8 @@ class PaidCalls:
                 Outcome.AMBIGUOUS, Reason.UNKNOWN, "The call ended in an unexpected way."
             ) from error
         else:
-            outcome = Outcome.SUCCESS if answer.usage is not None else Outcome.SUCCESS_NO_USAGE
+            is_known = answer.usage is not None or paid.served.model.unit is not Unit.TOKEN
+            outcome = Outcome.SUCCESS if is_known else Outcome.SUCCESS_NO_USAGE
             reply = answer.reply
             _check_version(paid, answer)
             return answer
@@ -222,10 +223,12 @@ class PaidCalls:
     async def _succeed(self, paid: PaidCall, answer: ProviderAnswer) -> Generation:
         status, outcome = CostStatus.ACTUAL, Outcome.SUCCESS
         served = quotes.choice_served(paid.served, answer)
-        cost_nano = self._cost(paid, answer.usage, images=len(answer.images))
-        if cost_nano is None:
+        cost_nano = self._cost(
+            paid, answer.usage, images=len(answer.images), microseconds=answer.microseconds
+        )
+        if cost_nano is None or answer.is_cost_open:
             status, outcome = CostStatus.ESTIMATED, Outcome.SUCCESS_NO_USAGE
-            cost_nano = self._estimate(paid, served)
+            cost_nano = self._estimate(paid, quotes.likely_choice(paid.served, answer))
             telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
         current().cost(cost_nano, status)
         settlement = Settlement(
@@ -261,16 +264,23 @@ class PaidCalls:
             kept=kept,
         )
 
-    def _estimate(self, paid: PaidCall, served: AutoChoice | None) -> NanoUsd:
+    def _estimate(self, paid: PaidCall, likely: AutoChoice) -> NanoUsd:
         """Estimate a call whose answer has no usage, by the choice that was made or served."""
         model, quote = paid.served.model, paid.quote
-        return quotes.estimate(
-            quote.terms, model, quote.price, served or model.usual, at_most=quote.amount_nano
-        )
+        return quotes.estimate(quote.terms, model, quote.price, likely, at_most=quote.amount_nano)
 
-    def _cost(self, paid: PaidCall, usage: Usage | None, *, images: int) -> NanoUsd | None:
+    def _cost(
+        self,
+        paid: PaidCall,
+        usage: Usage | None,
+        *,
+        images: int,
+        microseconds: int | None = None,
+    ) -> NanoUsd | None:
         """The cost of a charged call, counted in the metrics; None where its usage is missing."""
-        cost_nano = quotes.cost_of_call(paid.served, paid.quote.price, usage=usage, images=images)
+        cost_nano = quotes.cost_of_call(
+            paid.served, paid.quote.price, usage=usage, images=images, microseconds=microseconds
+        )
         telemetry.cost_nano_usd_total.labels(
             paid.provider, paid.served.model.id, str(paid.caller.livemode).lower()
         ).inc(paid.quote.amount_nano if cost_nano is None else cost_nano)

@@ -13,7 +13,7 @@ from gateway.catalog.sizes import near_size
 from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.generation.old_sdks import is_older_than_gpt_images
-from gateway.image_models import Model
+from gateway.image_models import Model, SizeRule
 from gateway.image_parameters import PARAMETERS, Kind, Parameter, Value, parameters_of
 
 FULL_QUALITY = 100
@@ -249,10 +249,7 @@ def _size(parameter: Parameter, value: object, model: Model) -> str:
     short, long = sorted((width, height))
     if width % rule.multiple_of or height % rule.multiple_of:
         raise _invalid_size(size, f"Width and height must both be divisible by {rule.multiple_of}.")
-    if long > rule.max_edge:
-        raise _invalid_size(
-            size, f"The longest edge must be less than or equal to {rule.max_edge}."
-        )
+    _refuse_edges(size, short, long, rule)
     if long > rule.max_ratio * short:
         raise _invalid_size(size, f"The aspect ratio must not exceed {rule.max_ratio}:1.")
     if width * height < rule.min_pixels:
@@ -286,6 +283,17 @@ def _near(model: Model) -> str:
     )
 
 
+def _refuse_edges(size: str, short: int, long: int, rule: SizeRule) -> None:
+    if short < rule.min_edge:
+        raise _invalid_size(
+            size, f"The shortest edge must be greater than or equal to {rule.min_edge}."
+        )
+    if long > rule.max_edge:
+        raise _invalid_size(
+            size, f"The longest edge must be less than or equal to {rule.max_edge}."
+        )
+
+
 def _invalid_size(size: str, reason: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid size '{size[:40]}'. {reason}", param="size")
 
@@ -312,6 +320,20 @@ def _integer(parameter: Parameter, value: object, model: Model) -> int:
     if high is not None and value > high:
         raise above_maximum(parameter.name, value, high)
     return value
+
+
+def _number(parameter: Parameter, value: object, _model: Model) -> float:
+    # Of the values that JSON has, bool is an int to Python, and NaN is below no bound.
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _wrong_type(parameter.name, "a number", value)
+    low, high = parameter.minimum or 0, parameter.maximum or 0
+    if not low <= value <= high:
+        raise InvalidRequest(
+            f"Invalid '{parameter.name}': expected a number from {low} to {high}, but got "
+            f"{str(value)[:40]} instead.",
+            param=parameter.name,
+        )
+    return float(value)
 
 
 def _boolean(parameter: Parameter, value: object, _model: Model) -> bool:
@@ -365,6 +387,7 @@ _READERS_BY_KIND: Mapping[Kind, Callable[[Parameter, object, Model], Value]] = {
     Kind.SIZE: _size,
     Kind.CHOICE: _choice,
     Kind.INTEGER: _integer,
+    Kind.NUMBER: _number,
     Kind.BOOLEAN: _boolean,
 }
 _READERS = {

@@ -184,10 +184,19 @@ class Results:
             contents = [pybase64.b64decode(image, validate=True) for image in answer.images]
         except binascii.Error:
             return []
-        return [(self._file(caller, request, answer, content), content) for content in contents]
+        seeds = answer.seeds or (None,) * len(contents)
+        return [
+            (self._file(caller, request, answer, content, seed), content)
+            for content, seed in zip(contents, seeds, strict=True)
+        ]
 
     def _file(
-        self, caller: Caller, request: ImageRequest, answer: ProviderAnswer, content: bytes
+        self,
+        caller: Caller,
+        request: ImageRequest,
+        answer: ProviderAnswer,
+        content: bytes,
+        seed: int | None,
     ) -> StoredFile:
         image_id = new_image_id()
         # OpenAI-compatible hosts may omit or misstate the format, so the bytes decide.
@@ -207,6 +216,7 @@ class Results:
             ),
             width=width,
             height=height,
+            seed=seed,
             prompt=request.prompt if settings.stores_prompts else None,
             prompt_hash=prompt_hash(self._prompt_key, caller.tenant_id, request.prompt),
             provenance=answer.provenance,

@@ -45,6 +45,7 @@ class HostedImage:
     height: int | None
     media_type: str
     size_bytes: int
+    seed: int | None
     prompt: str | None = field(repr=False)
     prompt_hash: bytes | None = field(repr=False)
     generation_id: UUID
@@ -254,7 +255,7 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
         select(
             *(ImageRow.id, ImageRow.path, ImageRow.created_at, ImageRow.expires_at),
             *(ImageRow.width, ImageRow.height, ImageRow.media_type, ImageRow.size_bytes),
-            *(ImageRow.prompt, ImageRow.prompt_hash, ImageRow.reservation_id),
+            *(ImageRow.seed, ImageRow.prompt, ImageRow.prompt_hash, ImageRow.reservation_id),
             ImageRow.provenance,
             *(ReservationRow.requested_model, ReservationRow.served_model),
             *(ReservationRow.operation, ReservationRow.state, ReservationRow.final_nano),
@@ -293,6 +294,7 @@ def _image(row: Row[Any]) -> HostedImage:
         height=row.height,
         media_type=row.media_type,
         size_bytes=row.size_bytes,
+        seed=row.seed,
         prompt=row.prompt,
         prompt_hash=row.prompt_hash,
         generation_id=row.reservation_id,

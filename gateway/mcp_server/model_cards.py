@@ -13,12 +13,13 @@ SAMPLE_SIZE = "1024x1024"
 
 
 class ModelPrice(BaseModel):
-    """List price: US dollars per million tokens, or per image. Decimal strings."""
+    """List price: US dollars per million tokens, per image or per second. Decimal strings."""
 
     text_input_usd: str
     image_input_usd: str
     image_output_usd: str
     per_image_usd: str | None
+    per_second_usd: str | None
 
 
 class ModelCard(BaseModel):
@@ -50,6 +51,8 @@ async def model_card(gateway: Gateway, caller: Caller, model: Model) -> ModelCar
     serving = gateway.core.catalog.serving(model, livemode=caller.livemode)
     fixed = model.sizes.fixed
     size = SAMPLE_SIZE if not fixed or SAMPLE_SIZE in fixed else fixed[-1]
+    if model.wording is not None:
+        size = model.wording.default_size
     quotes = {
         quality: quote
         for quality in [name for name in model.qualities if name != "auto"] or ["auto"]
@@ -98,11 +101,13 @@ async def _sample(
 
 def _price(price: Price) -> ModelPrice:
     per_image = format_usd_short(price.per_image_nano) if price.per_image_nano else None
+    per_second = format_usd_short(price.per_second_nano) if price.per_second_nano else None
     return ModelPrice(
         text_input_usd=format_usd_short(price.text_input_nano),
         image_input_usd=format_usd_short(price.image_input_nano),
         image_output_usd=format_usd_short(price.image_output_nano),
         per_image_usd=per_image,
+        per_second_usd=per_second,
     )
 
 
@@ -111,8 +116,12 @@ def _sizes(model: Model) -> str:
     auto = ["auto"] if rule.auto else []
     if rule.fixed:
         return ", ".join((*rule.fixed, *auto))
-    return (
-        f"WIDTHxHEIGHT, both divisible by {rule.multiple_of}, {rule.min_pixels} to "
-        f"{rule.max_pixels} pixels, edges up to {rule.max_edge}, at most {rule.max_ratio}:1"
-        + "".join(f", or {name}" for name in auto)
+    bounds = f"edges from {rule.min_edge} to {rule.max_edge}"
+    if not rule.min_edge:
+        bounds = (
+            f"{rule.min_pixels} to {rule.max_pixels} pixels, edges up to {rule.max_edge}, "
+            f"at most {rule.max_ratio}:1"
+        )
+    return f"WIDTHxHEIGHT, both divisible by {rule.multiple_of}, {bounds}" + "".join(
+        f", or {name}" for name in auto
     )

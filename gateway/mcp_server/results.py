@@ -39,6 +39,7 @@ class MadeImage(BaseModel):
     size_bytes: int
     width: int | None
     height: int | None
+    seed: int | None
 
 
 class ImagesMade(BaseModel):
@@ -139,6 +140,7 @@ def images_made(generation: Generation) -> ImagesMade:
 
 def _made(generation: Generation) -> list[MadeImage]:
     width, height = dimensions(generation.answer.size)
+    seeds = generation.answer.seeds or (None,) * len(generation.images)
     return [
         MadeImage(
             id=image.id,
@@ -148,8 +150,9 @@ def _made(generation: Generation) -> list[MadeImage]:
             size_bytes=_decoded_bytes(image.base64),
             width=width,
             height=height,
+            seed=seed,
         )
-        for image in generation.images
+        for image, seed in zip(generation.images, seeds, strict=True)
         if image.url is not None
     ]
 

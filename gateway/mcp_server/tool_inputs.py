@@ -67,7 +67,7 @@ def _argument(parameter: Parameter, tool: ToolArgument) -> Schema:
     schema: dict[str, Any] = {"type": parameter.kind.json_type}
     if parameter.kind is Kind.PROMPT:
         schema["minLength"] = parameter.minimum
-    if parameter.kind is Kind.INTEGER:
+    if parameter.kind in {Kind.INTEGER, Kind.NUMBER}:
         bounds = {"minimum": parameter.minimum, "maximum": parameter.maximum}
         schema |= {name: bound for name, bound in bounds.items() if bound is not None}
     if tool.choices:

@@ -14,6 +14,7 @@ from gateway.domain import (
     SecretText,
     Usage,
 )
+from gateway.image_models import Model
 
 
 class Reason(StrEnum):
@@ -108,6 +109,14 @@ class VendorProvider(ImageProvider, CredentialTester, Protocol):
         Raises:
             ProviderFailure: no readable answer.
         """
+        ...
+
+
+class HostProvider(VendorProvider, Protocol):
+    """An operator's own host, which can be asked if a model is ready."""
+
+    async def is_ready(self, model: Model, credential: SecretText) -> bool:
+        """Return True if the host says that a model is ready; the model is not run."""
         ...
 
 

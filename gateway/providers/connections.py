@@ -5,9 +5,11 @@ whatever broke it (docs/money.md). No cookies are kept: one tenant's must not be
 key.
 """
 
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import httpx2
@@ -18,6 +20,7 @@ from yarl import URL
 
 from gateway import __version__
 from gateway.domain import ProviderReply
+from gateway.errors import ConfigurationError
 
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0
@@ -72,7 +75,8 @@ class _Connector(aiohttp.TCPConnector):
 class ProviderConnections:
     """Connections to one address, constructed in a running event loop.
 
-    `proxy` may contain a user and password.
+    `proxy` may contain a user and password. `ca_file`: the certificates of a private authority,
+    trusted instead of the public ones.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class ProviderConnections:
         proxy: str | None,
         connect_timeout_seconds: float,
         max_connections: int,
+        ca_file: Path | None = None,
     ) -> None:
         self._connect_timeout_seconds = connect_timeout_seconds
         self._proxy, known = _read_proxy(proxy)
@@ -93,7 +98,7 @@ class ProviderConnections:
                 limit=max_connections,
                 keepalive_timeout=KEEPALIVE_SECONDS,
                 # Uses bundled certificates on machines without any, and honours SSL_CERT_FILE.
-                ssl=httpx2.create_ssl_context(),
+                ssl=_ssl_context(ca_file),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={} if has_tunnel else known,
@@ -165,6 +170,17 @@ async def read_limited(response: aiohttp.ClientResponse, max_bytes: int) -> Asyn
         if size > max_bytes:
             raise AnswerTooLong(max_bytes)
         yield chunk
+
+
+def _ssl_context(ca_file: Path | None) -> ssl.SSLContext:
+    if ca_file is None:
+        return httpx2.create_ssl_context()
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # SSLError is one
+        raise ConfigurationError(
+            f"{ca_file} holds no certificates that can be read ({type(error).__name__})."
+        ) from None
 
 
 def user_agent() -> str:

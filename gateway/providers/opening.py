@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from gateway.catalog.declared import Host, Kind
 from gateway.net.downloads import Downloads
-from gateway.providers.base import VendorProvider
+from gateway.providers.base import HostProvider, VendorProvider
 from gateway.providers.connections import ProviderConnections
 from gateway.providers.gemini.images import GeminiImages
+from gateway.providers.kserve.images import KServeImages
 from gateway.providers.openai.images import OpenAIImages
 
 
@@ -22,13 +25,14 @@ class ProviderOptions:
     max_answer_bytes: int
     downloads: Callable[[], Downloads]
 
-    def connections(self) -> ProviderConnections:
+    def connections(self, ca_file: Path | None = None) -> ProviderConnections:
         """Open the pool of the provider's connections."""
         return ProviderConnections(
             base_url=self.base_url,
             proxy=self.proxy,
             connect_timeout_seconds=self.connect_timeout_seconds,
             max_connections=self.max_connections,
+            ca_file=ca_file,
         )
 
 
@@ -53,6 +57,33 @@ def open_gemini(options: ProviderOptions) -> GeminiImages:
     )
 
 
+def open_kserve(host: Host, options: ProviderOptions) -> KServeImages:
+    """Open a host of an operator's own that serves diffusers on KServe."""
+    return KServeImages(
+        options.connections(host.ca_file),
+        host,
+        read_timeout_seconds=options.read_timeout_seconds,
+        max_answer_bytes=options.max_answer_bytes,
+    )
+
+
+def open_compatible(host: Host, options: ProviderOptions) -> OpenAIImages:
+    """Open a host of an operator's own that speaks OpenAI's API."""
+    return OpenAIImages(
+        options.connections(host.ca_file),
+        base_url=options.base_url,
+        read_timeout_seconds=options.read_timeout_seconds,
+        max_answer_bytes=options.max_answer_bytes,
+        downloads=options.downloads(),
+        host=host,
+    )
+
+
+HOST_OPENERS: Mapping[Kind, Callable[[Host, ProviderOptions], HostProvider]] = {
+    "kserve": open_kserve,
+    "openai-compatible": open_compatible,
+}
+"""The kinds of hosts that a models file declares."""
 OPENERS: Mapping[str, Callable[[ProviderOptions], VendorProvider]] = {
     "openai": open_openai,
     "gemini": open_gemini,

@@ -20,7 +20,8 @@ _WEIGHT = {
 def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer:
     """Return the images that came and what all calls together cost.
 
-    `usage` is None if the cost of a call is not known: the request is then estimated as a whole.
+    If the cost of a call is not known, `usage` is None and `is_cost_open` true: the request is then
+    estimated as a whole.
 
     Raises:
         ProviderFailure: no call returned an image.
@@ -37,6 +38,9 @@ def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer
             answers[0],
             images=tuple(image for answer in answers for image in answer.images),
             usage=usage,
+            seeds=tuple(seed for answer in answers for seed in answer.seeds),
+            microseconds=sum(answer.microseconds or 0 for answer in answers),
+            is_cost_open=any(failure.outcome is Outcome.AMBIGUOUS for failure in failures),
         )
     heaviest = max(failures, key=lambda failure: _WEIGHT[failure.outcome])
     if heaviest.outcome is not Outcome.AMBIGUOUS:

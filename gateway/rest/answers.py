@@ -18,7 +18,7 @@ def render_generation(generation: Generation) -> dict[str, object]:
     """Render OpenAI's images response, in a retired model's own format for such a model."""
     answer, words = generation.answer, generation.request.model.continuity
     by_url = generation.request.response_format == "url"
-    data: list[dict[str, str | None]] = [
+    data: list[dict[str, str | int | None]] = [
         {"url": image.url} if by_url else {"b64_json": image.base64} for image in generation.images
     ]
     if words.revised_prompt:
@@ -26,6 +26,8 @@ def render_generation(generation: Generation) -> dict[str, object]:
         data = [
             {"revised_prompt": prompt, **item} for prompt, item in zip(prompts, data, strict=True)
         ]
+    if answer.seeds:
+        data = [{**item, "seed": seed} for item, seed in zip(data, answer.seeds, strict=True)]
     rendered: dict[str, object] = {"created": answer.created or int(time.time()), "data": data}
     if words.bare_answer:
         return rendered

@@ -41,7 +41,7 @@ def _field(
 def _values(parameter: Parameter) -> JsonSchema:
     """Draw the schema of a parameter's values: the widest that some model accepts."""
     schema: JsonSchema = {"type": parameter.kind.json_type}
-    is_text = parameter.kind is not Kind.INTEGER
+    is_text = parameter.kind not in {Kind.INTEGER, Kind.NUMBER}
     if parameter.minimum is not None:
         schema["minLength" if is_text else "minimum"] = parameter.minimum
     if parameter.maximum is not None:

@@ -46,7 +46,7 @@ async def put_credential(
     for the tenant.
     """
     _require_live(caller)
-    credentials.check_provider(provider)
+    credentials.check_provider(provider, gateway.core.catalog.vendors)
     raw = await read_json_object(request, gateway.settings, refuses_repeated=True)
     try:
         body = CredentialBody.model_validate(raw)
@@ -61,6 +61,7 @@ async def put_credential(
             user_id=caller.user_id,
             provider=provider,
             secret=SecretText(body.secret.get_secret_value().strip()),
+            vendors=gateway.core.catalog.vendors,
         )
     gateway.clear_caches(str(caller.tenant_id))
     return _render(stored)
@@ -72,7 +73,7 @@ async def get_credential(
 ) -> CredentialAnswer:
     """Return the last four characters and the times of storing."""
     _require_live(caller)
-    credentials.check_provider(provider)
+    credentials.check_provider(provider, gateway.core.catalog.vendors)
     async with gateway.database.tenant(caller.tenant_id) as session:
         stored = await credentials.get(
             session, caller.tenant_id, user_id=caller.user_id, provider=provider
@@ -86,7 +87,7 @@ async def delete_credential(
 ) -> Response:
     """Delete a provider key. Later calls use the tenant's or the operator's key."""
     _require_live(caller)
-    credentials.check_provider(provider)
+    credentials.check_provider(provider, gateway.core.catalog.vendors)
     async with gateway.database.tenant(caller.tenant_id, by=actor) as session:
         await credentials.delete(
             session, caller.tenant_id, user_id=caller.user_id, provider=provider

@@ -106,7 +106,12 @@ ImageWriter = Annotated[Caller, Depends(image_writer)]
 ImageFiles = Annotated[Caller, Depends(_Scoped(Scope.IMAGES_READ))]
 UsageReader = Annotated[Caller, Depends(_Scoped(Scope.USAGE_READ))]
 Provider = Annotated[
-    str, Path(description="The provider of the key.", json_schema_extra={"enum": [*VENDORS]})
+    str,
+    Path(
+        description="The provider of the key: one of these, or a host of the operator's models "
+        "file.",
+        examples=[*VENDORS],
+    ),
 ]
 TenantAdmin = Annotated[Caller, Depends(_Scoped(Scope.TENANT_ADMIN))]
 CredentialWriter = Annotated[Caller, Depends(_Scoped(Scope.CREDENTIALS_WRITE))]

@@ -110,6 +110,7 @@ def render_image(gateway: Gateway, image: HostedImage) -> ImageObject:
         media_type=image.media_type,
         size_bytes=image.size_bytes,
         provenance=image.provenance,
+        seed=image.seed,
         prompt=image.prompt,
         prompt_hash=None if image.prompt_hash is None else image.prompt_hash.hex(),
         url=gateway.links.sign(image.id, image.path, until),

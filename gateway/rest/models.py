@@ -1,5 +1,6 @@
 """The models that a key may use, with their dates and capabilities."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from datetime import time as day_time
 
@@ -24,9 +25,16 @@ async def list_models(gateway: GatewayDep, caller: ImageFiles) -> dict[str, obje
     successor serves.
     """
     catalog = gateway.core.catalog
+    available = list(catalog.available(caller))
+    ready = await gateway.hosts.readiness(available) if caller.livemode else {}
     models = [
-        render_model(model, catalog.serving(model, livemode=caller.livemode))
-        for model in catalog.available(caller)
+        render_model(
+            model,
+            catalog.serving(model, livemode=caller.livemode),
+            catalog.fallbacks(model.id),
+            is_ready=ready.get(model.id),
+        )
+        for model in available
     ]
     return {"object": "list", "data": models}
 
@@ -44,11 +52,19 @@ async def get_model(model_id: str, gateway: GatewayDep, caller: ImageFiles) -> d
     except ModelRetired as error:
         # OpenAI answers 404 here, but 400 where images are made.
         raise NotFound(error.message, code="model_not_found", param="model") from None
-    return render_model(model, gateway.core.catalog.serving(model, livemode=caller.livemode))
+    catalog = gateway.core.catalog
+    serving = catalog.serving(model, livemode=caller.livemode)
+    ready = await gateway.hosts.readiness([model]) if caller.livemode else {}
+    return render_model(model, serving, catalog.fallbacks(model.id), is_ready=ready.get(model.id))
 
 
-def render_model(model: Model, serving: Model) -> dict[str, object]:
-    """Render OpenAI's model object, extended; `served_model` is the model that makes the images."""
+def render_model(
+    model: Model, serving: Model, fallbacks: Sequence[Model] = (), *, is_ready: bool | None = None
+) -> dict[str, object]:
+    """Render OpenAI's model object, extended; `served_model` is the model that makes the images.
+
+    `is_ready`: the last word of an operator's own host; None for any other model.
+    """
     released = datetime.combine(model.released or datetime.now(UTC).date(), day_time(), UTC)
     rule = model.sizes
     sizes: dict[str, object] = (
@@ -56,6 +72,7 @@ def render_model(model: Model, serving: Model) -> dict[str, object]:
         if rule.fixed
         else {
             "multiple_of": rule.multiple_of,
+            **({"min_edge": rule.min_edge} if rule.min_edge else {}),
             "max_edge": rule.max_edge,
             "max_aspect_ratio": rule.max_ratio,
             "min_pixels": rule.min_pixels,
@@ -70,8 +87,11 @@ def render_model(model: Model, serving: Model) -> dict[str, object]:
         "shutdown_date": None if model.shutdown_date is None else model.shutdown_date.isoformat(),
         "successor": model.successor,
         "served_model": serving.id,
+        "fallbacks": [fallback.id for fallback in fallbacks],
+        "ready": is_ready,
         "capabilities": {
             "endpoints": sorted(model.endpoints),
+            "parameters": sorted(model.parameters),
             "sizes": sizes,
             "qualities": list(model.qualities),
             "output_formats": list(model.output_formats),

@@ -35,6 +35,7 @@ class ImageItem(BaseModel):
     b64_json: str | None = None
     url: str | None = None
     revised_prompt: str | None = None
+    seed: int | None = Field(None, description="Only of models that take a seed.")
 
 
 class ImageAnswer(BaseModel):
@@ -105,6 +106,7 @@ class ImageObject(BaseModel):
         "gateway, with IPTC's digital source type. `signed`: so, and with a C2PA manifest that "
         "names the model's file."
     )
+    seed: int | None = Field(description="Only of models that take a seed.")
     prompt: str | None = Field(description="Only if the tenant stores prompts.")
     prompt_hash: str | None = Field(
         description="Keyed hash: equal for equal prompts of one tenant."
@@ -166,6 +168,13 @@ class ModelObject(BaseModel):
     shutdown_date: date | None
     successor: str | None
     served_model: str
+    fallbacks: list[str] = Field(
+        description="The models that the operator's models file names to be asked after this one."
+    )
+    ready: bool | None = Field(
+        description="The last word of the operator's own host; null for any other model, or where "
+        "it is not known."
+    )
     capabilities: ModelCapabilities
 
 

@@ -162,6 +162,7 @@ class _Stream:
             output_format=answer.output_format,
             quality=answer.quality,
             size=answer.size,
+            **({"seed": answer.seeds[0]} if answer.seeds else {}),
             usage=None if answer.usage is None else render_usage(answer.usage),
             gateway={
                 "generation_id": str(generation.id),

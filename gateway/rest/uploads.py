@@ -5,6 +5,7 @@ closed, even if the process is killed.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ bytes, so a body of the allowed length, full of empty lists, would exhaust the m
 CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
 INTEGER_FIELDS = frozenset(one.name for one in PARAMETERS if one.kind is Kind.INTEGER)
 BOOLEAN_FIELDS = frozenset(one.name for one in PARAMETERS if one.kind is Kind.BOOLEAN)
+NUMBER_FIELDS = frozenset(one.name for one in PARAMETERS if one.kind is Kind.NUMBER)
 BOOLEANS = {"true": True, "false": False}
+NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,15})?", re.ASCII)
 OPENAI_FILES = {"image": "image", "image[]": "image", "mask": "mask", "markup": "markup"}
 
 
@@ -208,6 +211,8 @@ def _field(name: str, text: str, names: Mapping[str, str]) -> object:
         )
     if name in INTEGER_FIELDS and text.isascii() and text.removeprefix("-").isdecimal():
         return int(text[:20])
+    if name in NUMBER_FIELDS and NUMBER.fullmatch(text):
+        return float(text)
     if name in BOOLEAN_FIELDS:
         return BOOLEANS.get(text.lower(), text)
     return text

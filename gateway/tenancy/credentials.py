@@ -4,7 +4,7 @@ The user's credential comes first, then the tenant's, then the house credential.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -226,6 +226,7 @@ async def store(
     user_id: UUID | None,
     provider: str,
     secret: SecretText,
+    vendors: Collection[str] = VENDORS,
 ) -> CredentialInfo:
     """Seal and store a provider key, replacing an earlier one.
 
@@ -234,7 +235,7 @@ async def store(
         NotFound: unknown provider, the user does not belong to this tenant, or the tenant was
             deleted.
     """
-    check_provider(provider)
+    check_provider(provider, vendors)
     text = secret.reveal()
     if not MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS or not _SECRET_FORM.fullmatch(text):
         raise InvalidRequest(
@@ -383,11 +384,11 @@ def _not_stored(provider: str) -> NotFound:
     return NotFound(f"No {provider} key is stored for this owner.", param="provider")
 
 
-def check_provider(provider: str) -> None:
+def check_provider(provider: str, vendors: Collection[str]) -> None:
     """Raise `NotFound` for a provider that takes no credentials."""
-    if provider not in VENDORS:
+    if provider not in vendors:
         raise NotFound(
-            f"No credentials are kept for {provider!r}. Choose from: {', '.join(VENDORS)}.",
+            f"No credentials are kept for {provider!r}. Choose from: {', '.join(vendors)}.",
             param="provider",
         )
 

@@ -346,6 +346,7 @@ def test_prices_are_listed_for_people_and_programs(running: RunningGateway) -> N
         "image_output": "30.00",
         "text_output": "30.00",
         "per_image": "0.00",
+        "per_second": "0.00",
     }
     assert first in all_prices.json()
     assert len({price["model"] for price in all_prices.json()}) > 5

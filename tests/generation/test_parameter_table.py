@@ -11,14 +11,15 @@ from gateway.domain import ImageRequest, Operation
 from gateway.generation.parameters import ENDPOINTS
 from gateway.image_models import Model
 from gateway.image_parameters import PARAMETERS, Kind, Parameter, parameters_of, sent_fields
+from tests.models_files import host_model
 from tests.parameter_helpers import values_of
 
-MODELS = load_catalog().models
+MODELS = {**load_catalog().models, "diffuser": host_model("diffuser", "kserve")}
 NOT_PARAMETERS = {
     *("requested_model", "operation", "inputs", "mask", "markup", "idempotency", "link_only"),
 }
 """Fields of a request that no client's parameter of the same name fills."""
-TYPES: dict[Kind, type] = {Kind.INTEGER: int, Kind.BOOLEAN: bool}
+TYPES: dict[Kind, type] = {Kind.INTEGER: int, Kind.NUMBER: float, Kind.BOOLEAN: bool}
 NAMES = sorted({parameter.name for parameter in PARAMETERS})
 
 

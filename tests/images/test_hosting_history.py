@@ -63,6 +63,7 @@ async def test_an_image_is_shown_with_its_cost_and_its_link(
         "height": row.height,
         "media_type": "image/png",
         "provenance": "original",
+        "seed": None,
         "size_bytes": len(await hosted.store.get(row.path)),
         "prompt": row.prompt,
         "prompt_hash": None if row.prompt_hash is None else row.prompt_hash.hex(),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from gateway.catalog.declared import Kind
 from gateway.domain import Outcome
 from gateway.providers.base import Reason
 
@@ -84,14 +85,20 @@ IMAGE = small_png()
 
 @dataclass(frozen=True)
 class Dialect:
-    """One vendor: a model, its answers by name, and the outcome of its refusal of a prompt."""
+    """One vendor: a model, its answers by name, and the outcome of its refusal of a prompt.
+
+    `kind`: that of an operator's own host, which reports no usage. `lacks`: failures that it
+    cannot express.
+    """
 
     provider: str
     model: str
     path: str
     answers: Mapping[str, object]
     headers: Mapping[str, str]
-    refusal: tuple[int, Outcome]
+    refusal: tuple[int, Outcome] | None
+    kind: Kind | None = None
+    lacks: frozenset[str] = frozenset()
 
 
 def _openai_error(message: str, code: str | None = None) -> dict[str, object]:
@@ -180,7 +187,49 @@ DIALECTS = (
         {},
         (200, Outcome.REFUSED_CHARGED),
     ),
+    Dialect(
+        "kserve",
+        "diffuser",
+        "",
+        {
+            "good": {"predictions": [{"image": {"format": "PNG", "b64": IMAGE}}]},
+            "other": {"hello": "world"},
+            "empty": {"predictions": []},
+            "html": _HTML,
+            "invalid": {"error": "num_inference_steps must be positive"},
+            "credential": {"detail": "Unauthorized"},
+            "denied": {"error": "RBAC: access denied"},
+            "model": {"error": "Model with name diffuser does not exist."},
+            "limited": {"error": "Too many requests."},
+        },
+        {"limited": "Retry-After: 12\r\n"},
+        None,
+        "kserve",
+        frozenset({"429, out of credit"}),
+    ),
+    Dialect(
+        "openai-compatible",
+        "compatible",
+        "/v1",
+        {
+            "good": {"created": 1, "data": [{"b64_json": IMAGE}]},
+            "other": {"hello": "world"},
+            "empty": {"created": 1, "data": []},
+            "html": _HTML,
+            "invalid": {"detail": [{"loc": ["body", "size"], "msg": "Input should be valid"}]},
+            "credential": {"detail": "Invalid token"},
+            "denied": {"detail": "Forbidden"},
+            "model": {"error": {"message": "The model does not exist."}},
+            "limited": {"detail": "Too many requests."},
+            "quota": _openai_error("You exceeded your quota.", "insufficient_quota"),
+            "refusal": _openai_error("Rejected by the safety system.", "moderation_blocked"),
+        },
+        {"limited": "Retry-After: 12\r\n"},
+        (400, Outcome.MODERATION),
+        "openai-compatible",
+    ),
 )
+VENDORS_OF_CATALOGUE = tuple(one.provider for one in DIALECTS if one.kind is None)
 
 
 def answer_bytes(

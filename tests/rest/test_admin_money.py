@@ -62,6 +62,7 @@ async def test_an_added_price_applies_to_the_next_quote(served: Served) -> None:
         "image_output": "140.00",
         "text_output": "140.00",
         "per_image": "0.00",
+        "per_second": "0.00",
     }
 
 

@@ -42,7 +42,7 @@ def values_of(parameter: Parameter) -> str:
     if parameter.kind is Kind.BOOLEAN:
         return "`true`, `false`"
     least, most = parameter.minimum, parameter.maximum
-    if parameter.kind is Kind.INTEGER:
+    if parameter.kind in {Kind.INTEGER, Kind.NUMBER}:
         return _bounds(least, most) or "integer"
     bounds = _bounds(least, most)
     return f"{bounds} characters" if bounds else "text"
@@ -67,6 +67,8 @@ def models_of(parameter: Parameter) -> str:
     ]
     accepting = [model.id for model in models if parameter.name in model.parameters]
     others = [model.id for model in models if parameter.name not in model.parameters]
+    if not accepting:
+        return "those of a [models file](models-file.md)"
     if len(accepting) <= len(others):
         return ", ".join(accepting)
     return f"all but {', '.join(others)}"

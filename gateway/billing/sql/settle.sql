@@ -88,14 +88,14 @@ RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO image (
         id, tenant_id, livemode, user_id, reservation_id, requested_model, path, media_type,
-        size_bytes, width, height, prompt, prompt_hash, provenance, created_at, expires_at
+        size_bytes, width, height, seed, prompt, prompt_hash, provenance, created_at, expires_at
     )
     SELECT i.id, r.tenant_id, r.livemode, r.user_id, r.id, r.requested_model, i.path, i.media_type,
-        i.size_bytes, i.width, i.height, i.prompt, decode(i.prompt_hash, 'hex'),
+        i.size_bytes, i.width, i.height, i.seed, i.prompt, decode(i.prompt_hash, 'hex'),
         coalesce(i.provenance, 'original'), p_at, p_at + make_interval(secs => i.ttl_seconds)
     FROM jsonb_to_recordset(p_stored) AS i(
         id text, path text, media_type text, size_bytes bigint, ttl_seconds int,
-        width int, height int, prompt text, prompt_hash text, provenance text
+        width int, height int, seed bigint, prompt text, prompt_hash text, provenance text
     );
 END $$;
 

@@ -6,6 +6,7 @@ typed methods would check again what the catalogue has checked, and turn megabyt
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date
@@ -17,6 +18,7 @@ import orjson
 import pybase64
 import structlog
 
+from gateway.catalog.declared import Host
 from gateway.domain import (
     ImageRequest,
     InputImage,
@@ -25,6 +27,7 @@ from gateway.domain import (
     ProviderAnswer,
     SecretText,
 )
+from gateway.image_models import Model
 from gateway.image_parameters import sent_fields
 from gateway.net.downloads import DownloadRefused, Downloads
 from gateway.providers.base import CredentialState, ProviderFailure, interrupted, too_large
@@ -35,6 +38,7 @@ from gateway.providers.connections import (
     Sending,
     new_sending,
 )
+from gateway.providers.host_errors import redact
 from gateway.providers.openai.answers import (
     read_answer,
     read_body,
@@ -47,12 +51,21 @@ from gateway.providers.openai.answers import (
     unreadable,
 )
 from gateway.providers.openai.client import UNSENT_OF_A_CALL, ImagesClient
+from gateway.providers.openai.dialects import (
+    address_of,
+    described,
+    fields_of,
+    input_names,
+    refused_by_host,
+    seeded,
+)
 from gateway.providers.openai.event_stream import EventStream
 from gateway.providers.openai.sdk import (
     APIConnectionError,
     APIError,
     APIStatusError,
     Omit,
+    omit,
 )
 from gateway.providers.openai.transport import PooledClient, PooledTransport
 from gateway.request_record import current
@@ -69,6 +82,8 @@ TEST_TIMEOUT_SECONDS = 10.0
 KNOWN_KEY_STATUSES = frozenset({403, 429})
 """A key restricted to other routes, or rate limited: the key itself is valid."""
 REFUSED_KEY_STATUSES = frozenset({401})
+JSON = "application/json"
+MICROSECONDS = 1_000_000
 FORM = {"Content-Type": "multipart/form-data"}
 
 
@@ -83,8 +98,12 @@ class OpenAIImages:
         read_timeout_seconds: float | None,
         max_answer_bytes: int,
         downloads: Downloads,
+        host: Host | None = None,
     ) -> None:
         self._downloads = downloads
+        self._host = host
+        self._refused = refused if host is None else refused_by_host
+        self._base_url = base_url
         self._read_timeout_seconds = read_timeout_seconds
         transport = PooledTransport(connections, max_answer_bytes=max_answer_bytes)
         self._client = ImagesClient(base_url, PooledClient(transport))
@@ -113,6 +132,8 @@ class OpenAIImages:
             return await self._buy(request, credential, partials, sending)
         except ProviderFailure as failure:
             failure.reply = sending.reply
+            if self._host is not None:
+                redact(failure, credential)
             raise
 
     async def _buy(
@@ -122,13 +143,40 @@ class OpenAIImages:
         partials: PartialSink | None,
         sending: Sending,
     ) -> ProviderAnswer:
-        async with _failures(sending):
+        wording = request.model.wording
+        if wording is not None:
+            return await self._buy_of_host(seeded(request), credential, sending)
+        async with self._failures(sending):
             if request.stream:
                 stream = await self._open_stream(request, credential)
                 async with stream:
-                    return await _read_stream(stream, request, partials, sending)
-            response = await self._post(request, credential)
-        body = read_body(response.content)
+                    if not _is_json(stream.response):
+                        return await _read_stream(stream, request, partials, sending)
+                    # A compatible host that does not stream: the image is paid for all the same.
+                    content = await stream.response.aread()
+            else:
+                content = (await self._post(request, credential)).content
+        return await self._read(content, request, sending)
+
+    async def _buy_of_host(
+        self, request: ImageRequest, credential: SecretText, sending: Sending
+    ) -> ProviderAnswer:
+        """Buy from a declared host, which is billed by the image or by the time of the call."""
+        started = time.perf_counter()
+        seconds = request.model.read_timeout_seconds
+        try:
+            async with self._failures(sending), asyncio.timeout(seconds):
+                response = await self._post(request, credential)
+        except TimeoutError:
+            raise interrupted(sent=sending.had_connection) from None
+        elapsed = min(time.perf_counter() - started, seconds)
+        answer = await self._read(response.content, request, sending)
+        return described(answer, request, microseconds=int(elapsed * MICROSECONDS) or 1)
+
+    async def _read(
+        self, content: bytes, request: ImageRequest, sending: Sending
+    ) -> ProviderAnswer:
+        body = read_body(content)
         items = cast("list[dict[str, object]]", body["data"])
         images = [item.get("b64_json") for item in items]
         if None in images:
@@ -141,7 +189,7 @@ class OpenAIImages:
         files = _files(request)
         if files is None:
             content = orjson.dumps(_fields(request))
-            headers = _headers(credential, is_form=False)
+            headers = self._headers(credential, is_form=False)
             return await self._client.post_json(url, content, headers, self._timeout(request))
         return await self._client.post(
             url,
@@ -149,7 +197,7 @@ class OpenAIImages:
             body=_fields(request),
             files=files,
             options={
-                "headers": _headers(credential, is_form=True),
+                "headers": self._headers(credential, is_form=True),
                 "timeout": self._timeout(request),
             },
         )
@@ -164,7 +212,7 @@ class OpenAIImages:
             content=orjson.dumps(_fields(request)) if files is None else None,
             files=files,
             options={
-                "headers": _headers(credential, is_form=files is not None),
+                "headers": self._headers(credential, is_form=files is not None),
                 "timeout": self._timeout(request),
             },
             stream=True,
@@ -174,6 +222,24 @@ class OpenAIImages:
     def _timeout(self, request: ImageRequest) -> httpx2.Timeout:
         read_seconds = self._read_timeout_seconds or request.model.read_timeout_seconds
         return httpx2.Timeout(POOL_TIMEOUT_SECONDS, read=float(read_seconds))
+
+    def _headers(self, credential: SecretText, *, is_form: bool) -> dict[str, str | Omit]:
+        headers = self._authorization(credential)
+        if is_form:
+            headers |= FORM
+        if (trace := current().trace) is not None:
+            headers["traceparent"] = trace.traceparent()
+        return headers
+
+    def _authorization(self, credential: SecretText) -> dict[str, str | Omit]:
+        key = credential.reveal()
+        headers: dict[str, str | Omit] = {
+            "Authorization": f"Bearer {key}" if key else omit,  # a host may want none
+            **UNSENT_OF_A_CALL,
+        }
+        if self._host is not None and self._host.host_header is not None:
+            headers["Host"] = self._host.host_header
+        return headers
 
     async def _image(self, item: Mapping[str, object]) -> object:
         """Return the image as base64; some OpenAI-compatible hosts answer with links only.
@@ -185,7 +251,7 @@ class OpenAIImages:
             return item.get("b64_json")
         with TemporaryFile() as file:
             try:
-                await self._downloads.fetch(url, file)
+                await self._downloads.fetch(address_of(url, self._base_url), file)
             except DownloadRefused as refusal:
                 log.warning("provider_link_refused", reason=refusal.reason)
                 return None
@@ -199,7 +265,7 @@ class OpenAIImages:
         """
         sending = new_sending()
         try:
-            async with _failures(sending), asyncio.timeout(MODELS_TIMEOUT_SECONDS):
+            async with self._failures(sending), asyncio.timeout(MODELS_TIMEOUT_SECONDS):
                 response = await self._models(credential, MODELS_TIMEOUT_SECONDS)
         except TimeoutError:
             raise interrupted(sent=sending.had_connection) from None
@@ -227,23 +293,32 @@ class OpenAIImages:
         return await self._client.get(
             self._models_url,
             cast_to=httpx2.Response,
-            options={"headers": _authorization(credential), "timeout": seconds},
+            options={"headers": self._authorization(credential), "timeout": seconds},
         )
 
+    async def is_ready(self, model: Model, credential: SecretText) -> bool:
+        """Return True if a declared host lists its models, which runs none of them."""
+        del model
+        return await self.test_credential(credential) is CredentialState.VALID
 
-@asynccontextmanager
-async def _failures(sending: Sending) -> AsyncIterator[None]:
-    """Say what each error of the SDK may have cost; none of them keeps the request and its key."""
-    try:
-        yield
-    except APIStatusError as error:
-        raise refused(error.status_code, error.response.headers, error.response.content) from None
-    except (APIConnectionError, httpx2.TransportError):
-        raise interrupted(sent=sending.had_connection) from None
-    except AnswerTooLong as error:
-        raise too_large(error.max_bytes) from None
-    except APIError as error:  # an event of a stream that reports an error
-        raise stream_failed(error.body) from None
+    @asynccontextmanager
+    async def _failures(self, sending: Sending) -> AsyncIterator[None]:
+        """Say what each error of the SDK may have cost; none keeps the request and its key."""
+        try:
+            yield
+        except APIStatusError as error:
+            answer = error.response
+            raise self._refused(error.status_code, answer.headers, answer.content) from None
+        except (APIConnectionError, httpx2.TransportError):
+            raise interrupted(sent=sending.had_connection) from None
+        except AnswerTooLong as error:
+            raise too_large(error.max_bytes) from None
+        except APIError as error:  # an event of a stream that reports an error
+            raise stream_failed(error.body) from None
+
+
+def _is_json(response: httpx2.Response) -> bool:
+    return response.headers.get("Content-Type", "").partition(";")[0].strip() == JSON
 
 
 async def _read_stream(
@@ -266,24 +341,13 @@ async def _read_stream(
     raise unreadable()
 
 
-def _headers(credential: SecretText, *, is_form: bool) -> dict[str, str | Omit]:
-    headers = _authorization(credential)
-    if is_form:
-        headers |= FORM
-    if (trace := current().trace) is not None:
-        headers["traceparent"] = trace.traceparent()
-    return headers
-
-
-def _authorization(credential: SecretText) -> dict[str, str | Omit]:
-    return {"Authorization": f"Bearer {credential.reveal()}", **UNSENT_OF_A_CALL}
-
-
 def _fields(request: ImageRequest) -> dict[str, object]:
     """Return the fields of the call.
 
     Models of DALL·E's time, which only an operator's own host serves, are asked for base64.
     """
+    if request.model.wording is not None:
+        return fields_of(request, request.model.wording)
     fields: dict[str, object] = {**sent_fields(request)}
     if request.model.continuity.bare_answer:
         fields["response_format"] = "b64_json"
@@ -301,11 +365,14 @@ def _files(request: ImageRequest) -> Sequence[tuple[str, tuple[str, BinaryIO, st
     """
     if request.operation is Operation.GENERATION:
         return None
-    name = "image" if len(request.inputs) == 1 else "image[]"
+    wording = request.model.wording
+    name, mask = "image" if len(request.inputs) == 1 else "image[]", "mask"
+    if wording is not None:
+        name, mask = input_names(wording, len(request.inputs))
     named = [(name, image) for image in request.inputs]
     named += [
         (name, image)
-        for name, image in (("mask", request.mask), ("markup", request.markup))
+        for name, image in ((mask, request.mask), ("markup", request.markup))
         if image is not None
     ]
     return [(name, _file(name, number, image)) for number, (name, image) in enumerate(named)]

@@ -24,7 +24,8 @@ from gateway.domain import (
     SecretText,
     Usage,
 )
-from gateway.image_models import INPUT_PATCH, PARTIAL_IMAGE_TOKENS, parse_size
+from gateway.image_models import INPUT_PATCH, PARTIAL_IMAGE_TOKENS, Unit, parse_size
+from gateway.image_parameters import MAX_SEED
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.sandbox.drawing import OutputFormat, coarsen, encode, paint
 from gateway.providers.sandbox.inputs import EditInputs, PixelReader, open_inputs
@@ -34,6 +35,8 @@ SLOW_SECONDS = 5.0
 BYTES_PER_TOKEN = 4
 INPUT_PATCHES_MAX = 1536
 INPUT_FRAME_TOKENS = 9
+MICROSECONDS_OF_IMAGE = 2_000_000
+"""The time that an image takes at a model that is billed by the second."""
 DEFAULT_SIZE = "1024x1024"
 DEFAULT_QUALITY = "medium"
 MAGIC_NO_USAGE = "[sandbox:no_usage]"
@@ -181,12 +184,14 @@ class Sandbox:
         return ProviderAnswer(
             images=tuple(images),
             created=job.created,
-            usage=None if MAGIC_NO_USAGE in request.prompt else _usage(job, sent),
+            usage=_usage(job, sent),
             size=job.size,
             quality=job.quality,
             background=job.background,
             output_format=job.output_format,
             reply=_reply(OK),
+            seeds=_seeds(request),
+            microseconds=request.n * MICROSECONDS_OF_IMAGE,
         )
 
 
@@ -209,9 +214,11 @@ def _reply(status: int) -> ProviderReply:
 
 
 def _read(request: ImageRequest) -> _Job:
+    wording = request.model.wording
+    size = DEFAULT_SIZE if wording is None else wording.default_size
     return _Job(
         request=request,
-        size=DEFAULT_SIZE if request.size in {None, "auto"} else str(request.size),
+        size=size if request.size in {None, "auto"} else str(request.size),
         quality=DEFAULT_QUALITY if request.quality in {None, "auto"} else str(request.quality),
         background="transparent" if request.background == "transparent" else "opaque",
         output_format=_FORMATS[request.output_format or "png"],
@@ -219,8 +226,19 @@ def _read(request: ImageRequest) -> _Job:
     )
 
 
-def _usage(job: _Job, partial_images: int) -> Usage:
+def _seeds(request: ImageRequest) -> tuple[int, ...]:
+    """Return the seeds of the images, at models that have them."""
+    if "seed" not in request.model.parameters:
+        return ()
+    first = random.randrange(MAX_SEED) if request.seed is None else request.seed
+    return tuple((first + index) % (MAX_SEED + 1) for index in range(request.n))
+
+
+def _usage(job: _Job, partial_images: int) -> Usage | None:
+    """Return the tokens; None for a model that is not billed by them, or if the prompt asks so."""
     request = job.request
+    if MAGIC_NO_USAGE in request.prompt or request.model.unit is not Unit.TOKEN:
+        return None
     each = request.model.tokens.output_tokens(job.quality, *parse_size(job.size))
     images = [*request.inputs, request.mask, request.markup]
     return Usage(

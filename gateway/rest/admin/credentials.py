@@ -94,6 +94,7 @@ async def put_credential(  # noqa: PLR0917 - FastAPI passes them by name
             user_id=query.user_id,
             provider=provider,
             secret=SecretText(body.secret.get_secret_value().strip()),
+            vendors=gateway.core.catalog.vendors,
         )
     response.status_code = 201 if stored.is_new else 200
     return CredentialObject.model_validate(stored)
@@ -108,7 +109,7 @@ async def delete_credential(
     query: Annotated[OwnerQuery, InQuery()],
 ) -> Response:
     """Delete a provider key. Later calls use the tenant's or the operator's key."""
-    credentials.check_provider(provider)
+    credentials.check_provider(provider, gateway.core.catalog.vendors)
     async with changing_tenant(gateway, tenant_id, actor) as session:
         await credentials.delete(session, tenant_id, user_id=query.user_id, provider=provider)
     return Response(status_code=204)

@@ -29,7 +29,7 @@ MODEL = r"^[!-~]{1,100}$"
 
 
 class PriceObject(Identified):
-    """One version: US dollars per million tokens, or per image, as decimal strings."""
+    """One version: US dollars per million tokens, image or second, as decimal strings."""
 
     model_config = with_example(
         id="31",
@@ -41,6 +41,7 @@ class PriceObject(Identified):
         image_output="28.00",
         text_output="28.00",
         per_image="0.00",
+        per_second="0.00",
     )
 
     id: str
@@ -52,6 +53,7 @@ class PriceObject(Identified):
     image_output: str
     text_output: str
     per_image: str
+    per_second: str
 
 
 class PriceBody(Body):
@@ -156,4 +158,5 @@ def _render(price: Price) -> PriceObject:
         image_output=format_usd_short(price.image_output_nano),
         text_output=format_usd_short(price.text_output_nano),
         per_image=format_usd_short(price.per_image_nano),
+        per_second=format_usd_short(price.per_second_nano),
     )

@@ -1,0 +1,252 @@
+"""Calls of diffusers on KServe over pooled connections: one image a call, no retries.
+
+A model that was scaled to zero takes minutes to answer: connecting is quick, reading is long.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from urllib.parse import quote
+
+import aiohttp
+import structlog
+from yarl import URL
+
+from gateway.catalog.declared import Host
+from gateway.domain import (
+    ImageRequest,
+    Outcome,
+    PartialSink,
+    ProviderAnswer,
+    ProviderReply,
+    SecretText,
+)
+from gateway.image_models import Model
+from gateway.image_parameters import MAX_SEED
+from gateway.providers.base import (
+    CredentialState,
+    ProviderFailure,
+    interrupted,
+    too_large,
+)
+from gateway.providers.connections import (
+    AnswerTooLong,
+    ProviderConnections,
+    Sending,
+    new_sending,
+    note_interruption,
+    read_limited,
+    user_agent,
+)
+from gateway.providers.host_errors import redact, refused
+from gateway.providers.kserve.answers import read_answer, says_ready
+from gateway.providers.kserve.request import encode_request, path_of, wording_of
+from gateway.providers.several import combine
+from gateway.request_record import current
+
+TEST_TIMEOUT_SECONDS = 10.0
+MAX_ERROR_BYTES = 1_048_576
+MICROSECONDS = 1_000_000
+OK, LIMITED = 200, 429
+REFUSED_KEY_STATUSES = frozenset({401, 403})
+log = structlog.get_logger(__name__)
+
+
+class KServeImages:
+    """A host of kind `kserve`, constructed in a running event loop."""
+
+    def __init__(
+        self,
+        connections: ProviderConnections,
+        host: Host,
+        *,
+        read_timeout_seconds: float | None,
+        max_answer_bytes: int,
+    ) -> None:
+        self._connections = connections
+        self._host = host
+        self._read_timeout_seconds = read_timeout_seconds
+        self._max_answer_bytes = max_answer_bytes
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._connections.close()
+
+    async def generate(
+        self,
+        request: ImageRequest,
+        credential: SecretText,
+        partials: PartialSink | None = None,
+    ) -> ProviderAnswer:
+        """Buy the images of `request`, each in a call of its own, all at once.
+
+        Each has a seed of its own: the one that was asked for and the following, or a random one.
+
+        Raises:
+            ProviderFailure: no call returned an image.
+        """
+        del partials  # diffusers servers have none
+        first = request.seed
+        if first is None:
+            first = random.randrange(MAX_SEED)  # noqa: S311 - of an image, not a secret
+        calls = [
+            self._buy(request, (first + number) % (MAX_SEED + 1), credential)
+            for number in range(request.n)
+        ]
+        if len(calls) == 1:
+            return await calls[0]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for number, result in enumerate(results, start=1):
+            log.info("provider_call", number=number, of=request.n, outcome=_outcome(result))
+        return combine(results)
+
+    async def _buy(
+        self, request: ImageRequest, seed: int, credential: SecretText
+    ) -> ProviderAnswer:
+        """Make one call.
+
+        Raises:
+            ProviderFailure: it returned no image.
+        """
+        sending = new_sending()
+        content = await asyncio.to_thread(
+            encode_request, request, protocol=self._host.protocol, seed=seed
+        )
+        started = time.perf_counter()
+        try:
+            status, headers, body = await self._exchange(
+                "POST",
+                path_of(wording_of(request), self._host.protocol),
+                credential,
+                sending,
+                content=content,
+                seconds=self._seconds(request.model),
+            )
+            elapsed = time.perf_counter() - started
+            if status != OK:
+                raise refused(status, headers, body)
+            answer = await asyncio.to_thread(
+                read_answer, body, request, seed=seed, reply=sending.reply
+            )
+        except ProviderFailure as failure:
+            failure.reply = sending.reply
+            redact(failure, credential)
+            raise
+        _note_size(request, answer)
+        # The reservation holds the time-out: the clock of one may run on for the other's tick.
+        billed = min(elapsed, request.model.read_timeout_seconds)
+        return replace(
+            answer, created=int(time.time()), microseconds=int(billed * MICROSECONDS) or 1
+        )
+
+    def _seconds(self, model: Model) -> float:
+        """The longest time of a call, which the price by the second is reserved for."""
+        own = float(model.read_timeout_seconds)
+        return own if self._read_timeout_seconds is None else min(own, self._read_timeout_seconds)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        credential: SecretText,
+        sending: Sending,
+        *,
+        content: bytes | None,
+        seconds: float,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request; return the status, the headers and the bounded body.
+
+        Raises:
+            ProviderFailure: no answer within the time, or one that broke off or is too long.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._connections.send(
+                    method,
+                    URL(self._host.base_url + path, encoded=True),
+                    headers=self._headers(credential, has_body=content is not None),
+                    content=content,
+                    read_seconds=seconds,
+                )
+                try:
+                    sending.reply = ProviderReply(response.status, None)
+                    limit = self._max_answer_bytes if response.status == OK else MAX_ERROR_BYTES
+                    body = b"".join([chunk async for chunk in read_limited(response, limit)])
+                finally:
+                    response.release()
+                    await response.wait_for_close()
+        except AnswerTooLong as error:
+            raise too_large(error.max_bytes) from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            note_interruption(error, sending)
+            raise interrupted(sent=sending.had_connection) from None
+        return response.status, response.headers, body
+
+    def _headers(self, credential: SecretText, *, has_body: bool) -> dict[str, str]:
+        headers = {"Accept": "application/json, image/*", "User-Agent": user_agent()}
+        if has_body:
+            headers["Content-Type"] = "application/json"
+        if credential.reveal():
+            headers["Authorization"] = f"Bearer {credential.reveal()}"
+        if self._host.host_header is not None:
+            headers["Host"] = self._host.host_header
+        if (trace := current().trace) is not None:
+            headers["traceparent"] = trace.traceparent()
+        return headers
+
+    async def shutdown_dates(self, credential: SecretText) -> Mapping[str, date]:
+        """Return nothing: an operator's host names no dates."""
+        del credential
+        return {}
+
+    async def test_credential(self, credential: SecretText) -> CredentialState:
+        """Test a credential with a question that runs no model; its answer is ignored."""
+        path = "/v2/health/ready" if self._host.protocol == "v2" else "/v1/models"
+        status, _ = await self._ask(path, credential)
+        if status in {OK, LIMITED}:
+            return CredentialState.VALID
+        if status in REFUSED_KEY_STATUSES:
+            return CredentialState.INVALID
+        return CredentialState.UNREACHABLE
+
+    async def is_ready(self, model: Model, credential: SecretText) -> bool:
+        """Ask the host if the model is loaded; no model is run."""
+        name = model.id if model.wording is None else model.wording.name
+        path = f"/v1/models/{quote(name, safe='')}"
+        if self._host.protocol == "v2":
+            path = f"{path.replace('/v1/', '/v2/', 1)}/ready"
+        status, body = await self._ask(path, credential)
+        return status == OK and says_ready(body)
+
+    async def _ask(self, path: str, credential: SecretText) -> tuple[int | None, bytes]:
+        try:
+            status, _, body = await self._exchange(
+                "GET",
+                path,
+                credential,
+                new_sending(),
+                content=None,
+                seconds=TEST_TIMEOUT_SECONDS,
+            )
+        except ProviderFailure as failure:
+            log.info("host_not_asked", host=self._host.name, reason=failure.reason)
+            return None, b""
+        return status, body
+
+
+def _note_size(request: ImageRequest, answer: ProviderAnswer) -> None:
+    """Log an image of another size than was asked for; the answer names the real one."""
+    asked = wording_of(request).default_size if request.size in {None, "auto"} else request.size
+    if answer.size != asked:
+        log.warning("image_size_differs", model=request.model.id, asked=asked, made=answer.size)
+
+
+def _outcome(result: ProviderAnswer | BaseException) -> str:
+    if isinstance(result, ProviderAnswer):
+        return Outcome.SUCCESS.value
+    if isinstance(result, ProviderFailure):
+        return result.outcome.value
+    return Outcome.AMBIGUOUS.value

@@ -1,0 +1,288 @@
+"""OpenAI-compatible hosts of an operator's own: dialects, prices, and answers without usage."""
+
+import base64
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from PIL import Image
+
+from gateway.config import Settings
+from tests.harness import Served, error_of, make_settings, served_gateway
+from tests.image_helpers import png
+from tests.models_files import write
+from tests.money_helpers import books
+from tests.serving import serving
+from tests.stream_helpers import open_stream, read_events
+
+PATH = "/v1/images/generations"
+PROMPT = "a red circle"
+FILE = """
+[[providers]]
+name = "omni"
+kind = "openai-compatible"
+base_url = "BASE"
+
+[[models]]
+id = "qwen-image"
+provider = "omni"
+upstream_name = "Qwen/Qwen-Image"
+endpoints = ["generations", "edits"]
+sizes = ["64x64", "128x64"]
+qualities = { low = 10, high = 40 }
+parameters = ["negative_prompt", "seed", "steps", "guidance_scale"]
+defaults = { guidance_scale = 4.5 }
+fields = { guidance_scale = "true_cfg_scale" }
+drop = ["user"]
+price = { per_image_usd = "0.004" }
+
+[[models]]
+id = "plain"
+provider = "omni"
+sizes = ["64x64"]
+qualities = ["low", "high"]
+drop = ["response_format"]
+price = { per_second_usd = "0.01" }
+timeout_seconds = 5
+"""
+
+
+@dataclass
+class Host:
+    """A server of OpenAI's route and its own words."""
+
+    base_url: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    images: int = 0
+    answer: dict[str, Any] = field(default_factory=dict)
+    """Taken over the usual answer's fields."""
+    error: tuple[int, dict[str, Any]] | None = None
+    by_path: bool = False
+
+
+def made(width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(out, "JPEG")
+    return out.getvalue()
+
+
+@asynccontextmanager
+async def running_host() -> AsyncIterator[Host]:
+    host, app = Host(), FastAPI()
+
+    async def answer(fields: dict[str, Any], request: Request) -> Response:
+        host.calls.append(fields)
+        host.headers.append(dict(request.headers))
+        if host.error is not None:
+            return JSONResponse(host.error[1], host.error[0])
+        count = int(fields.get("n", 1))
+        host.images += count
+        image: dict[str, Any] = {"b64_json": base64.b64encode(made(64, 64)).decode()}
+        if host.by_path:
+            image = {"url": "/v1/images/one/content"}
+        return JSONResponse({"created": 1, "data": [image] * count, **host.answer})
+
+    @app.post("/v1/images/generations")
+    async def generations(request: Request) -> Response:
+        return await answer(await request.json(), request)
+
+    @app.post("/v1/images/edits")
+    async def edits(request: Request) -> Response:
+        form = await request.form()
+        return await answer({name: form[name] for name in form}, request)
+
+    @app.get("/v1/images/one/content")
+    async def content() -> Response:
+        return Response(made(64, 64), media_type="image/jpeg")
+
+    async with serving(app) as address:
+        host.base_url = f"{address}/v1"
+        yield host
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Host]:
+    async with running_host() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(database: str, host: Host, tmp_path: Path) -> Settings:
+    return make_settings(
+        database,
+        tmp_path,
+        models_file=write(tmp_path, FILE, host.base_url),
+        OPENAI_BASE_URL=host.base_url,
+    )
+
+
+async def buy(served: Served, **body: Any) -> Any:
+    async with served.http(await served.key()) as http:
+        return await http.post(PATH, json={"model": "qwen-image", "prompt": PROMPT} | body)
+
+
+async def expect_books_to_agree(served: Served, host: Host) -> None:
+    assert await served.ledger_total() == host.images * 4_000_000
+
+
+async def test_a_request_is_in_the_hosts_words_and_the_bill_agrees(
+    served: Served, host: Host
+) -> None:
+    answer = await buy(served, n=2, quality="high", seed=3, user="someone", negative_prompt="blur")
+    assert answer.status_code == 200, answer.text
+    assert host.calls == [
+        {
+            "model": "Qwen/Qwen-Image",
+            "prompt": PROMPT,
+            "n": 2,
+            "size": "64x64",
+            "negative_prompt": "blur",
+            "seed": 3,
+            "num_inference_steps": 40,
+            "true_cfg_scale": 4.5,
+            "response_format": "b64_json",
+        }
+    ]
+    told = answer.json()
+    assert (told["size"], told["output_format"], told["quality"]) == ("64x64", "jpeg", "high")
+    assert [item["seed"] for item in told["data"]] == [3, 3]
+    assert answer.headers["x-gateway-cost-status"] == "actual"
+    assert "authorization" not in host.headers[0]
+    await expect_books_to_agree(served, host)
+
+
+async def test_a_seed_is_made_recorded_and_returned(served: Served, host: Host) -> None:
+    answer = await buy(served)
+    assert answer.json()["data"][0]["seed"] == host.calls[0]["seed"]
+
+
+async def test_a_quality_without_steps_is_passed_on_and_time_is_paid(
+    served: Served, host: Host
+) -> None:
+    answer = await buy(served, model="plain", quality="low")
+    assert answer.status_code == 200
+    assert host.calls == [
+        {"model": "plain", "prompt": PROMPT, "n": 1, "size": "64x64", "quality": "low"}
+    ]
+    [booked] = await books(served)
+    assert (booked.state, booked.held_nano) == ("posted", 50_000_000)
+    assert 0 < (booked.final_nano or 0) < 50_000_000
+
+
+async def test_an_edit_is_a_form(served: Served, host: Host) -> None:
+    async with served.openai(await served.key()) as client:
+        await client.images.edit(model="qwen-image", prompt=PROMPT, image=png(64, 64))
+    [call] = host.calls
+    assert (call["model"], call["size"]) == ("Qwen/Qwen-Image", "64x64")
+    assert call["image"].filename == "image-0.png"
+    await expect_books_to_agree(served, host)
+
+
+async def test_an_image_by_its_path_is_fetched_from_the_host(served: Served, host: Host) -> None:
+    host.by_path = True
+    answer = await buy(served)
+    assert answer.status_code == 200
+    content = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert content == made(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        ((422, {"detail": [{"loc": ["size"], "msg": "too large"}]}), 400, None),
+        ((400, {"detail": "Model is not a diffusion model"}), 400, None),
+        (
+            (400, {"error": {"message": "no", "code": "moderation_blocked"}}),
+            400,
+            "moderation_blocked",
+        ),
+        ((503, {"detail": "Engine dead"}), 504, "outcome_unknown"),
+        ((500, {"detail": "CUDA error"}), 504, "outcome_unknown"),
+    ],
+)
+async def test_errors_are_read_in_either_form(
+    served: Served, host: Host, error: tuple[int, dict[str, Any]], status: int, code: str | None
+) -> None:
+    host.error = error
+    answer = await buy(served)
+    assert answer.status_code == status
+    if code is not None:
+        assert error_of(answer)["code"] == code
+    [booked] = await books(served)
+    assert booked.state == ("unknown" if status == 504 else "void")
+
+
+USAGE = {
+    "input_tokens": 10,
+    "input_tokens_details": {"text_tokens": 10, "image_tokens": 0},
+    "output_tokens": 200,
+    "total_tokens": 210,
+}
+
+
+async def test_a_stream_answered_with_plain_json_is_read(served: Served, host: Host) -> None:
+    host.answer = {"usage": USAGE, "size": "1024x1024", "quality": "low"}
+    key = await served.key()
+    async with open_stream(served, key, "generations", partial_images=2) as response:
+        [completed] = await read_events(response)
+    assert completed.name == "image_generation.completed"
+    assert host.calls[0]["stream"] is True
+    [booked] = await books(served)
+    assert (booked.state, booked.final_nano) == ("posted", 10 * 5_000 + 200 * 30_000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named", "counted"),
+    [
+        ({"quality": "low", "size": "1024x1024"}, {}, "low/1024x1024"),
+        ({"size": "1024x1024"}, {"quality": "low"}, "low/1024x1024"),
+        ({}, {"quality": "low"}, "low/1024x1024"),
+        ({"quality": "low"}, {"size": "1536x1024"}, "low/1536x1024"),
+        ({}, {}, "medium/1024x1024"),
+    ],
+)
+async def test_an_answer_without_usage_is_estimated_at_what_was_asked_for_or_served(
+    served: Served, host: Host, asked: dict[str, str], named: dict[str, str], counted: str
+) -> None:
+    host.answer = named
+    answer = await buy(served, model="gpt-image-2", **asked)
+    assert answer.status_code == 200
+    assert answer.headers["x-gateway-cost-status"] == "estimated"
+    quality, size = counted.split("/")
+    async with served.http(await served.key()) as http:
+        quote = await http.post(
+            "/v1/images/quotes",
+            json={"model": "gpt-image-2", "prompt": PROMPT, "quality": quality, "size": size},
+        )
+    assert answer.headers["x-gateway-cost-usd"] == f"{float(quote.json()['cost_usd_max']):.9f}"
+    [booked] = await books(served)
+    assert booked.state == "posted_est"
+
+
+async def test_a_host_that_answers_is_ready(served: Served, host: Host) -> None:
+    async with served.http(await served.key()) as http:
+        shown = (await http.get("/v1/models/qwen-image")).json()
+    assert (shown["owned_by"], shown["ready"]) == ("omni", False)  # it lists no models
+
+
+async def test_the_same_program_runs_against_each_provider_by_the_model_alone(
+    database: str, host: Host, tmp_path: Path
+) -> None:
+    settings = make_settings(
+        database,
+        tmp_path,
+        models_file=write(tmp_path, FILE, host.base_url),
+        OPENAI_BASE_URL=host.base_url,
+    )
+    async with served_gateway(settings) as served, served.openai(await served.key()) as client:
+        for model in ("gpt-image-2", "qwen-image"):
+            answer = await client.images.generate(model=model, prompt=PROMPT)
+            assert answer.data
+            assert answer.data[0].b64_json
