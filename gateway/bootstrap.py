@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from gateway.billing.opening import open_reservations
 from gateway.billing.prices import Prices, PriceTable
+from gateway.billing.rerouting import Rerouting
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import warm
 from gateway.catalog.declared import Host
@@ -148,8 +149,7 @@ async def open_gateway(
         links = LinkSigner(core.secrets, settings.public_url.rstrip("/"))
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
-        background = database.beside(Beside.BACKGROUND)
-        webhooks = open_dispatcher(settings, background, core.webhook_sealing)
+        webhooks = _webhooks(core)
         vendors, house = _vendors(settings), _house_credentials(settings)
         request_log = open_request_log(settings, database)
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
@@ -163,6 +163,7 @@ async def open_gateway(
             prices=Prices(database, tables),
             credentials=credentials,
             reservations=reservations,
+            rerouting=Rerouting(database, timeout_ms=settings.admission_timeout_ms),
             providers=providers,
             results=_results(core, keeper, links, finisher),
             replays=_replays(core, reservations, store, links),
@@ -232,6 +233,11 @@ def _clearer(
         core.secrets.expire(tag)
 
     return clear
+
+
+def _webhooks(core: Core) -> Dispatcher:
+    background = core.database.beside(Beside.BACKGROUND)
+    return open_dispatcher(core.settings, background, core.webhook_sealing)
 
 
 def _replays(

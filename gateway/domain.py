@@ -67,12 +67,14 @@ class Standing:
 class TenantSettings:
     """The options that a tenant has chosen.
 
-    `continuity`: retired models are served by a current successor. `stores_prompts`: prompts are
-    stored in readable form beside their images; otherwise only a keyed hash of them is kept.
-    `image_retention_seconds`: how long images are kept; None means the gateway's default.
+    `continuity`: retired models are served by a current successor. `fallback`: another model may
+    serve where one does not. `stores_prompts`: prompts are stored in readable form beside their
+    images; otherwise only a keyed hash of them is kept. `image_retention_seconds`: how long images
+    are kept; None means the gateway's default.
     """
 
     continuity: bool = True
+    fallback: bool = True
     stores_prompts: bool = False
     image_retention_seconds: int | None = None
 
@@ -436,9 +438,9 @@ class StoredImage:
 class Generation:
     """The outcome of one request: images, their cost, and the model that served it.
 
-    `request` is the client's request, `served` the one that was bought to answer it. `replayed`: an
-    earlier request with the same idempotency key bought it. `standings` are the caller's own limits
-    at its admission; a repeated request, which counts for no limit, has none.
+    `request` is the client's request, `served` the one that was bought from `provider` to answer
+    it. `replayed`: an earlier request with the same idempotency key bought it. `standings` are the
+    caller's own limits at its admission; a repeated request, which counts for no limit, has none.
     """
 
     id: UUID
@@ -448,6 +450,7 @@ class Generation:
     images: tuple[StoredImage, ...]
     cost_nano: NanoUsd
     cost_status: CostStatus
+    provider: str
     replayed: bool = False
     kept: StorageState = StorageState.STORED
     standings: tuple[Standing, ...] = ()

@@ -37,6 +37,11 @@ provider_limit_remaining = Gauge(
     ["provider", "credential", "kind"],
     multiprocess_mode="mostrecent",
 )
+fallbacks_total = Counter(
+    "gateway_fallbacks_total",
+    "Calls that another model served after one that was not charged",
+    ["model", "instead", "reason"],
+)
 cost_nano_usd_total = Counter(
     "gateway_cost_nano_usd_total", "Money settled, in 1e-9 USD", ["provider", "model", "livemode"]
 )

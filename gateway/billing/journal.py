@@ -145,8 +145,10 @@ class Journal:
                 retry_after_seconds=1,
             )
         try:
-            slot = self._take_slot()
-            self._slots[reservation_id] = slot
+            # A reservation's next call takes the place of one that was not charged.
+            slot = self._slots.get(reservation_id)
+            if slot is None:
+                slot = self._slots[reservation_id] = self._take_slot()
             self._write_slot(slot, reservation_id, None)
         except OSError as error:
             self._give_up(error)

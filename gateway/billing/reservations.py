@@ -58,6 +58,13 @@ class ReservationRequest:
     credential: str
     ttl_seconds: int
     idempotency: IdempotencyClaim | None = None
+    most_nano: NanoUsd | None = None
+    """The dearest quote, where several models may serve it; reserved if the budgets have it."""
+
+    @property
+    def amount_nano(self) -> NanoUsd:
+        """The amount to reserve where the budgets have it."""
+        return self.quote.amount_nano if self.most_nano is None else self.most_nano
 
 
 class AlreadyClaimed(Exception):
@@ -138,11 +145,12 @@ class _Answer:
     """One row of the SQL function `reserve`.
 
     `is_undecided`: nothing is reserved; this worker's shard of the operator's budget is short, and
-    the sum over all shards must decide.
+    the sum over all shards must decide. `is_least`: the quote is reserved, not the dearest.
     """
 
     refusal: BudgetExceeded | AlreadyClaimed | ClockSkewed | None
     is_undecided: bool = False
+    is_least: bool = False
 
 
 class Reservations:
@@ -190,8 +198,8 @@ class Reservations:
         await self._lookup_batch([])
         await self._settle_batch([])
 
-    async def reserve(self, request: ReservationRequest) -> None:
-        """Reserve the quote durably on every budget that applies, or on none.
+    async def reserve(self, request: ReservationRequest) -> NanoUsd:
+        """Reserve durably on every budget that applies, or on none; return the reserved amount.
 
         Raises:
             BudgetExceeded: one of them is short; nothing is reserved.
@@ -212,6 +220,7 @@ class Reservations:
             raise
         if answer.refusal is not None:
             raise answer.refusal
+        return request.quote.amount_nano if answer.is_least else request.amount_nano
 
     async def is_claimed(self, caller: Caller, operation: str, claim: IdempotencyClaim) -> bool:
         """Tell if the caller has claimed this idempotency key with a reservation before.
@@ -358,6 +367,8 @@ def _answer(row: Mapping[str, Any]) -> _Answer:
     match row["outcome"]:
         case "held":
             return _Answer(None)
+        case "held_least":
+            return _Answer(None, is_least=True)
         case "whole":
             return _Answer(None, is_undecided=True)
         case "claimed":
@@ -437,6 +448,7 @@ def _hold_fields(request: ReservationRequest) -> dict[str, object]:
         "amount_nano": request.quote.amount_nano,
         "ttl_seconds": request.ttl_seconds,
         "terms": request.quote.terms,  # a dataclass, which orjson writes as an object
+        **({} if request.most_nano is None else {"most_nano": request.most_nano}),
     }
 
 

@@ -134,6 +134,13 @@ class Catalog:
             model = successor
         return model
 
+    def substitutes(self, caller: Caller, model: Model) -> Iterator[Model]:
+        """Yield the living models that may serve this caller where `model` does not, in order."""
+        for other in self.fallbacks(model.id):
+            is_alive = other.provider == LEGACY or not other.is_retired(self._today())
+            if is_alive and (caller.models is None or other.id in caller.models):
+                yield other
+
     def learn_shutdown_dates(self, dates: Mapping[str, date]) -> list[str]:
         """Apply the dates that a vendor announces; return the models whose date has changed."""
         self._announced |= dates

@@ -87,7 +87,7 @@ def list_tenants(
 def _row(tenant: Tenant) -> dict[str, object]:
     kept, cap = tenant.image_retention_seconds, tenant.max_image_bytes
     return {
-        **fields(tenant, "name", "id", "status", "time_zone", "continuity"),
+        **fields(tenant, "name", "id", "status", "time_zone", "continuity", "fallback"),
         "prompts": "stored" if tenant.stores_prompts else "hashed",
         "images_kept": "default" if kept is None else format_seconds(kept),
         "images_cap": "none" if cap is None else format_bytes(cap),
@@ -150,6 +150,12 @@ def set_tenant(
         bool | None,
         typer.Option("--continuity/--no-continuity", help="Serve retired models by a successor."),
     ] = None,
+    fallback: Annotated[
+        bool | None,
+        typer.Option(
+            "--fallback/--no-fallback", help="Let another model serve where one does not."
+        ),
+    ] = None,
     prompts: Annotated[
         Prompts | None, typer.Option(help="Store prompts in readable form, or only hashed.")
     ] = None,
@@ -163,7 +169,8 @@ def set_tenant(
     as_json: JsonOption = False,
 ) -> None:
     """Change a tenant's options; omitted ones keep their value."""
-    if all(one is None for one in (continuity, prompts, image_retention, max_image_bytes)):
+    given = (continuity, fallback, prompts, image_retention, max_image_bytes)
+    if all(one is None for one in given):
         raise typer.BadParameter("give at least one option to change; --help lists them")
     kept = UNCHANGED if image_retention is None else _retention_seconds(image_retention)
     cap = UNCHANGED if max_image_bytes is None else _cap_bytes(max_image_bytes)
@@ -175,6 +182,7 @@ def set_tenant(
                 session,
                 str(found.id),
                 continuity=UNCHANGED if continuity is None else continuity,
+                fallback=UNCHANGED if fallback is None else fallback,
                 stores_prompts=UNCHANGED if prompts is None else prompts is Prompts.STORED,
                 image_retention_seconds=kept,
                 max_image_bytes=cap,

@@ -16,6 +16,7 @@ FILES = (
     "billing/sql/alerts.sql",
     "billing/sql/claims.sql",
     "billing/sql/reserve.sql",
+    "billing/sql/reroute.sql",
     "billing/sql/settle.sql",
     "billing/sql/unknown.sql",
     "library/sql/storage.sql",

@@ -74,6 +74,7 @@ class TenantRow(Table):
     status: Mapped[str] = mapped_column(Text, server_default="active")
     time_zone: Mapped[str] = mapped_column(Text, server_default="UTC")
     continuity: Mapped[bool] = mapped_column(server_default=text("true"))
+    fallback: Mapped[bool] = mapped_column(server_default=text("true"))
     stores_prompts: Mapped[bool] = mapped_column(server_default=text("false"))
     image_retention_seconds: Mapped[int | None]
     max_image_bytes: Mapped[int | None] = mapped_column(BigInteger)

@@ -61,12 +61,25 @@ def finish(request: ImageRequest, served: ImageRequest) -> PostProcessing | None
     """Return the post-processing that the contract still requires, or None if there is none."""
     promised = request.model.continuity
     if served.model.id == request.model.id or not promised.sizes or not promised.resizes:
-        return None
+        return _applied_mask(served)
     wanted = request.size or promised.sizes[""]
     width, height = parse_size(wanted)
     if request.operation is Operation.EDIT and request.model.inputs.exact_mask:
         return PostProcessing(width, height, request.inputs[0], served.mask)
     return None if wanted == served.size else PostProcessing(width, height)
+
+
+def _applied_mask(served: ImageRequest) -> PostProcessing | None:
+    """Return the compositing by a mask that the serving model did not take.
+
+    At the size that was asked for, else at the original's own, whose pixels then stay as they are.
+    """
+    if served.mask is None or served.model.inputs.masks:
+        return None
+    original = served.inputs[0]
+    size = None if served.size in {None, "auto"} else served.size
+    width, height = (original.width, original.height) if size is None else parse_size(size)
+    return PostProcessing(width, height, original, served.mask)
 
 
 def encoding(served: ImageRequest) -> Encoding | None:

@@ -22,6 +22,8 @@ from gateway.providers.base import ProviderFailure, Reason
 from gateway.redaction import redact
 
 MAX_MESSAGE_CHARACTERS = 500
+OPERATORS_TROUBLE = frozenset({Reason.CREDENTIAL, Reason.QUOTA, Reason.MODEL})
+"""Refusals that concern a house credential and not the request."""
 
 
 def client_error(  # noqa: PLR0911 - a table, one line a case
@@ -69,6 +71,20 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             )
         case _:
             return InvalidRequest(message, code=failure.code, param=failure.param)
+
+
+def is_served_elsewhere(failure: ProviderFailure, *, house_credential: bool) -> bool:
+    """Tell if another model may be asked: surely not charged, and not the client's fault.
+
+    A tenant's own key that is refused is the tenant's to replace.
+    """
+    if failure.outcome is Outcome.NOT_SENT:
+        return True
+    if failure.outcome is not Outcome.REJECTED:
+        return False
+    if failure.reason is Reason.RATE_LIMITED:
+        return True
+    return house_credential and failure.reason in OPERATORS_TROUBLE
 
 
 def kept_unfinished(error: ImageUnfinished, image_ids: Sequence[str]) -> ImageUnfinished:

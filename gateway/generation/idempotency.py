@@ -389,5 +389,6 @@ def _rebuilt(
         images=tuple(images),
         cost_nano=NanoUsd(row.final_nano or 0),
         cost_status=COST_STATUS.get(row.state, CostStatus.PENDING),
+        provider=row.provider,
         replayed=True,
     )

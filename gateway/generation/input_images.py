@@ -53,7 +53,7 @@ async def add_inputs(
     """
     check_counts(request, [upload.field for upload in uploads])
     for upload in uploads:
-        _check_size(request, upload)
+        _check_size(request, upload.field, upload.size_bytes)
     with ExitStack() as opened:
         # Sequentially, so that a request with sixteen images does not occupy the whole queue.
         images = [
@@ -68,6 +68,22 @@ async def add_inputs(
         return replace(
             request, inputs=inputs, mask=overlays.get("mask"), markup=overlays.get("markup")
         )
+
+
+def check_inputs(request: ImageRequest) -> None:
+    """Check images that are decoded already by the rules of the model of `request`.
+
+    Raises:
+        InvalidRequest, ImageRefused, PayloadTooLarge: the model does not accept one of them.
+    """
+    named = {"mask": request.mask, "markup": request.markup}
+    overlays = {name: image for name, image in named.items() if image is not None}
+    check_counts(request, [*("image" for _ in request.inputs), *overlays])
+    for image in request.inputs:
+        _check_size(request, "image", image.size_bytes)
+    for name, overlay in overlays.items():
+        _check_size(request, name, overlay.size_bytes)
+    _check_images(request, request.inputs, overlays)
 
 
 def check_counts(request: ImageRequest, fields: Sequence[str]) -> None:
@@ -104,14 +120,12 @@ def check_counts(request: ImageRequest, fields: Sequence[str]) -> None:
         raise InvalidRequest("'markup' cannot be combined with 'mask'.", param="markup")
 
 
-def _check_size(request: ImageRequest, upload: Upload) -> None:
+def _check_size(request: ImageRequest, field: str, size_bytes: int) -> None:
     rule = request.model.inputs
-    if upload.field in OVERLAYS:
-        if upload.size_bytes >= rule.max_mask_bytes:
-            raise _bad_overlay(
-                upload.field, f"it must be less than {_megabytes(rule.max_mask_bytes)} MB"
-            )
-    elif upload.size_bytes >= rule.max_bytes:
+    if field in OVERLAYS:
+        if size_bytes >= rule.max_mask_bytes:
+            raise _bad_overlay(field, f"it must be less than {_megabytes(rule.max_mask_bytes)} MB")
+    elif size_bytes >= rule.max_bytes:
         if rule.media_types == (PNG,):
             raise _not_a_small_png(rule)
         raise PayloadTooLarge(

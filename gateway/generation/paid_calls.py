@@ -30,9 +30,14 @@ from gateway.domain import (
 )
 from gateway.errors import CredentialUnreadable, GatewayError, ImageUnfinished
 from gateway.generation import continuity
-from gateway.generation.failures import client_error, kept_unfinished, not_stored
+from gateway.generation.failures import (
+    client_error,
+    is_served_elsewhere,
+    kept_unfinished,
+    not_stored,
+)
 from gateway.generation.idempotency import record_error, record_for
-from gateway.generation.provider_circuits import note_failure
+from gateway.generation.provider_circuits import HOUSE, note_failure
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
 from gateway.generation.vendor_limits import VendorLimits
@@ -61,6 +66,30 @@ class PaidCall:
     quote: Quote
     provider: str
     credential: CredentialChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The place of a call among those that may serve its request.
+
+    `has_next`: another model may be called after it. `first_error`: the error of the first call,
+    where this one follows others that were not charged.
+    """
+
+    has_next: bool = False
+    first_error: GatewayError | None = None
+
+
+ALONE = Turn()
+
+
+class Unserved(Exception):
+    """A call that was surely not charged, for no fault of the client; its reservation stays."""
+
+    def __init__(self, failure: ProviderFailure, error: GatewayError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.error = error
 
 
 class PaidCalls:
@@ -95,22 +124,43 @@ class PaidCalls:
         secret: SecretText,
         partials: PartialSink | None,
         call: ProviderCall,
+        turn: Turn = ALONE,
     ) -> Generation:
         """Make the call, then store and settle; `call` hears what it says of the provider.
 
         Raises:
             GatewayError: the provider's failure in the client's terms, or an image that is not
                 finished or not stored.
+            Unserved: another model may be called. Until then the call is known as not charged.
         """
+        is_open = False
         try:
             answer = await self._call(paid, secret, partials)
             call.succeeded()
             return await self._succeed(paid, answer)
         except ProviderFailure as failure:
             note_failure(call, failure)
-            await self._fail(paid, failure)
+            if turn.has_next and _is_served_elsewhere(paid, failure):
+                error = _client_error(paid, failure)
+                free = Settlement(paid.id, failure.outcome, NanoUsd(0))
+                self._settlements.know(paid.caller.tenant_id, free)
+                is_open = True
+                raise Unserved(failure, error) from failure
+            await self._fail(paid, failure, turn)
         finally:
-            # Settles as far as the cost is known, also after a defect on the way.
+            if not is_open:
+                # Settles as far as the cost is known, also after a defect on the way.
+                self._settlements.end_as_known(paid.id)
+
+    async def give_up(self, paid: PaidCall, failure: ProviderFailure, turn: Turn) -> NoReturn:
+        """Void a reservation whose call was not charged and that no other model serves.
+
+        Raises:
+            GatewayError: the first failure.
+        """
+        try:
+            await self._fail(paid, failure, turn)
+        finally:
             self._settlements.end_as_known(paid.id)
 
     async def _call(
@@ -185,13 +235,10 @@ class PaidCalls:
                 f"PUT /v1/credentials/{paid.provider}; the operator has been alerted."
             ) from error
 
-    async def _fail(self, paid: PaidCall, failure: ProviderFailure) -> NoReturn:
-        error = client_error(
-            failure,
-            house_credential=paid.credential.owner == "house",
-            provider=paid.served.model.provider,  # the sandbox speaks for it
-            model=paid.served.model.id,
-        )
+    async def _fail(self, paid: PaidCall, failure: ProviderFailure, turn: Turn) -> NoReturn:
+        error = turn.first_error
+        if error is None or not _is_served_elsewhere(paid, failure):
+            error = _client_error(paid, failure)
         cost_nano, answer = None, None
         record = current()
         record.reason = failure.reason
@@ -261,6 +308,7 @@ class PaidCalls:
             images=images,
             cost_nano=cost_nano,
             cost_status=status if settled else CostStatus.PENDING,
+            provider=paid.provider,
             kept=kept,
         )
 
@@ -313,6 +361,20 @@ class PaidCalls:
         if not settled:
             current().cost_status = CostStatus.PENDING
         return images, kept, settled
+
+
+def _is_served_elsewhere(paid: PaidCall, failure: ProviderFailure) -> bool:
+    # A key of the tenant's own has an owner of another name; the sandbox has no key at fault.
+    return is_served_elsewhere(failure, house_credential=paid.credential.owner in {HOUSE, SANDBOX})
+
+
+def _client_error(paid: PaidCall, failure: ProviderFailure) -> GatewayError:
+    return client_error(
+        failure,
+        house_credential=paid.credential.owner == HOUSE,
+        provider=paid.served.model.provider,  # the sandbox speaks for it
+        model=paid.served.model.id,
+    )
 
 
 def _check_version(paid: PaidCall, answer: ProviderAnswer) -> None:

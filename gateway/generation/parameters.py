@@ -14,7 +14,14 @@ from gateway.domain import Caller, ImageRequest, Operation
 from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.generation.old_sdks import is_older_than_gpt_images
 from gateway.image_models import Model, SizeRule
-from gateway.image_parameters import PARAMETERS, Kind, Parameter, Value, parameters_of
+from gateway.image_parameters import (
+    PARAMETERS,
+    Kind,
+    Parameter,
+    Value,
+    parameters_of,
+    sent_fields,
+)
 
 FULL_QUALITY = 100
 OLD_DEFAULT_MODEL = "dall-e-2"
@@ -95,6 +102,24 @@ def check_value(name: str, value: object, model: Model) -> None:
     if not _has(model, name):
         raise unknown_parameter(name)
     read(parameter, value, model)
+
+
+def check_request(request: ImageRequest) -> None:
+    """Check a request by the rules of its model, for which it was translated.
+
+    Raises:
+        InvalidRequest: the model does not accept one of its values.
+    """
+    model, operation = request.model, request.operation
+    values: dict[str, Any] = {
+        name: value for name, value in sent_fields(request).items() if name != "model"
+    }
+    if request.stream:
+        values["stream"] = True
+    _refuse_endpoint(model, operation)
+    _refuse_unknown(values, model, operation)
+    _read_all(values, model, operation)
+    _refuse_combinations(values, model)
 
 
 def _set_default(

@@ -14,7 +14,7 @@ answered again, although a new request would be refused.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 
@@ -24,6 +24,7 @@ from gateway import telemetry
 from gateway.billing import quotes
 from gateway.billing.journal import Journal
 from gateway.billing.prices import Prices
+from gateway.billing.rerouting import Rerouting
 from gateway.billing.reservations import AlreadyClaimed, ReservationRequest, Reservations
 from gateway.catalog.loading import Catalog
 from gateway.config import Settings
@@ -38,17 +39,25 @@ from gateway.domain import (
     RepeatedClaim,
     new_id,
 )
-from gateway.errors import GatewayError, OutcomeUnknown, Unavailable
+from gateway.errors import (
+    GatewayError,
+    NotConfigured,
+    OutcomeUnknown,
+    RateLimited,
+    Unavailable,
+)
 from gateway.generation import continuity
+from gateway.generation.fallback import FallbackCalls, OpenedCall, substitutes
 from gateway.generation.idempotency import Replays, repeated
 from gateway.generation.paid_calls import SANDBOX, PaidCall, PaidCalls
-from gateway.generation.provider_circuits import provider_call
+from gateway.generation.provider_circuits import HOUSE, provider_call
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
 from gateway.limits.enforcement import Admission, Limiter
 from gateway.load.circuits import Circuits, ProviderCall
 from gateway.load.concurrency import Bulkhead
 from gateway.load.gate import Gate, GateSlot, current_slot
+from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
@@ -64,6 +73,8 @@ class _Reserved:
     purchase: PaidCall
     call: ProviderCall
     admission: Admission
+    others: list[PaidCall]
+    """The calls that may serve it instead, in their order; the reservation covers each."""
 
 
 class Pipeline:
@@ -76,6 +87,7 @@ class Pipeline:
         prices: Prices,
         credentials: Credentials,
         reservations: Reservations,
+        rerouting: Rerouting,
         providers: Mapping[str, ImageProvider],
         results: Results,
         replays: Replays,
@@ -111,6 +123,13 @@ class Pipeline:
             results=results,
             settlements=self._settlements,
             settings=settings,
+        )
+        self._fallback = FallbackCalls(
+            paid_calls=self._paid_calls,
+            circuits=circuits,
+            limiter=limiter,
+            rerouting=rerouting,
+            is_draining=lambda: self._draining,
         )
         self._draining = False
 
@@ -237,12 +256,10 @@ class Pipeline:
             GatewayError: a step refuses it, and no earlier request has its idempotency key.
         """
         try:
-            purchase = await self._order(caller, request)
-            credential, model = purchase.credential, purchase.served.model.id
-            call = steps.enter_context(
-                provider_call(self._circuits, caller, purchase.provider, model, credential)
-            )
-            house = purchase.provider if credential.owner == "house" else None
+            orders = await self._order(caller, request)
+            purchase, call = self._pass_circuit(orders, steps)
+            orders = [one for one in orders if _is_house(one) == _is_house(purchase)]
+            house = purchase.provider if _is_house(purchase) else None
             admission = await steps.enter_async_context(
                 self._limiter.admit(caller, request.n, house)
             )
@@ -254,29 +271,77 @@ class Pipeline:
                 return claim
             raise
         try:
-            await self._reserve_cost(purchase)
+            held_nano = await self._reserve_cost(purchase, orders)
         except AlreadyClaimed:
             admission.withdraw()
             return repeated(request)
-        return _Reserved(purchase, call, admission)
+        others = [
+            replace(order, id=purchase.id)  # they share the reservation
+            for order in orders
+            if order.quote.amount_nano <= held_nano
+        ]
+        return _Reserved(purchase, call, admission, others)
 
-    async def _order(self, caller: Caller, request: ImageRequest) -> PaidCall:
-        """Choose what is bought to answer the request, and with which credential."""
+    async def _order(self, caller: Caller, request: ImageRequest) -> list[PaidCall]:
+        """Choose the calls that may answer the request, the preferred first.
+
+        Raises:
+            NotConfigured: there is no credential or no price for any of them.
+        """
         await self._results.check(request)
         served = self.serve(caller, request)
+        if not self._catalog.fallbacks(served.model.id):
+            return [await self._order_of(caller, request, served)]
+        orders, refusal = [], None
+        for one in (served, *substitutes(self._catalog, caller, served)):
+            try:
+                orders.append(await self._order_of(caller, request, one))
+            except NotConfigured as error:
+                refusal = refusal or error
+        if not orders and refusal is not None:
+            raise refusal
+        return orders
+
+    def _pass_circuit(
+        self, orders: list[PaidCall], steps: AsyncExitStack
+    ) -> tuple[PaidCall, ProviderCall]:
+        """Take the first of the calls whose circuit lets it through; those after it remain.
+
+        Raises:
+            Unavailable, RateLimited, CredentialRejected: none does; the error of the first.
+        """
+        refusal = None
+        while True:
+            order = orders.pop(0)
+            model = order.served.model.id
+            current().buy(model, order.provider, order.credential.owner)
+            try:
+                guard = provider_call(
+                    self._circuits, order.caller, order.provider, model, order.credential
+                )
+                return order, steps.enter_context(guard)
+            except (Unavailable, RateLimited) as error:
+                refusal = refusal or error
+                if not orders:
+                    raise refusal from None
+
+    async def _order_of(
+        self, caller: Caller, request: ImageRequest, served: ImageRequest
+    ) -> PaidCall:
+        """Choose the credential with which `served` is bought, and quote it."""
         provider = served.model.provider if caller.livemode else SANDBOX
         credential = (
             await self._credentials.choose(caller, provider)
             if caller.livemode
             else CredentialChoice(SANDBOX)
         )
-        current().buy(served.model.id, provider, credential.owner)
         quote = await self.quote(served)
         return PaidCall(new_id(), caller, request, served, quote, provider, credential)
 
-    async def _reserve_cost(self, purchase: PaidCall) -> None:
+    async def _reserve_cost(self, purchase: PaidCall, others: Sequence[PaidCall]) -> NanoUsd:
+        """Reserve the dearest of the calls, or the first where the budgets have no more."""
         request, served = purchase.request, purchase.served
-        await self._reservations.reserve(
+        return await self._reservations.reserve(
             ReservationRequest(
                 id=purchase.id,
                 caller=purchase.caller,
@@ -288,6 +353,9 @@ class Pipeline:
                 credential=purchase.credential.owner,
                 ttl_seconds=self._paid_calls.hold_seconds(served),
                 idempotency=request.idempotency,
+                most_nano=max(one.quote.amount_nano for one in (purchase, *others))
+                if others
+                else None,
             )
         )
 
@@ -301,5 +369,14 @@ class Pipeline:
         secret = await self._paid_calls.open_credential(purchase)
         reserved.admission.mark_sent()
         slot.leave()
-        generation = await self._paid_calls.make(purchase, secret, progress, reserved.call)
+        if reserved.others:
+            opened = OpenedCall(purchase, secret, reserved.call)
+            generation = await self._fallback.make(opened, reserved.others, progress)
+        else:
+            generation = await self._paid_calls.make(purchase, secret, progress, reserved.call)
         return replace(generation, standings=standings) if standings else generation
+
+
+def _is_house(order: PaidCall) -> bool:
+    """Tell if the operator's key pays: a fallback never moves a call from a tenant's key to it."""
+    return order.credential.owner == HOUSE

@@ -108,10 +108,13 @@ class Limiter:
         caller: Caller,
         images: int,
         house: str | None,
+        *,
+        own: bool = True,
     ) -> AsyncIterator[Admission]:
         """Admit a request for the length of the block.
 
-        `house` is the provider for which it would use the house credential, if it would.
+        `house` is the provider for which it would use the house credential, if it would. Without
+        `own` the caller's limits do not apply, because the request is counted for them already.
 
         Counts of a minute stay however the request ends, except those of the house where
         nothing was sent, and all of them where the admission was withdrawn.
@@ -119,7 +122,7 @@ class Limiter:
         Raises:
             LimitReached: one of its limits; nothing was counted.
         """
-        demands = self._demands(caller, images, house)
+        demands = self._demands(caller, images, house, own=own)
         if not demands:
             yield Admission()
             return
@@ -162,11 +165,13 @@ class Limiter:
         taken = self._local.take(demands, values, lease)
         return taken, taken.second, processes
 
-    def _demands(self, caller: Caller, images: int, house: str | None) -> list[Demand]:
-        limits = caller.limits
-        if self._tenant_defaults:
-            own = {limit.kind for limit in limits if limit.owner == "tenant"}
-            limits += tuple(one for one in self._tenant_defaults if one.kind not in own)
+    def _demands(
+        self, caller: Caller, images: int, house: str | None, *, own: bool
+    ) -> list[Demand]:
+        limits = caller.limits if own else ()
+        if own and self._tenant_defaults:
+            set_kinds = {limit.kind for limit in limits if limit.owner == "tenant"}
+            limits += tuple(one for one in self._tenant_defaults if one.kind not in set_kinds)
         if house is not None:
             limits += self._house
         return [

@@ -11,7 +11,6 @@ from gateway.domain import Caller, IdempotencyClaim, ImageRequest, Operation
 from gateway.errors import InvalidRequest
 from gateway.generation.claims import claim_for
 from gateway.generation.image_references import InputImageReference, check_length
-from gateway.generation.paid_calls import SANDBOX
 from gateway.generation.parameters import parse_image_request
 from gateway.mcp_server.calls import ToolCall, flag
 from gateway.mcp_server.progress import Progress
@@ -150,6 +149,5 @@ async def _make(call: ToolCall, request: ImageRequest) -> CallToolResult:
     return await show_generation(
         generation,
         call.gateway.finisher,
-        provider=generation.served.model.provider if call.caller.livemode else SANDBOX,
         full_image=flag(call.arguments, "full_image"),
     )

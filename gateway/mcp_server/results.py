@@ -62,9 +62,9 @@ class ImagesMade(BaseModel):
 
 
 async def show_generation(
-    generation: Generation, finisher: Decoder, *, provider: str, full_image: bool
+    generation: Generation, finisher: Decoder, *, full_image: bool
 ) -> CallToolResult:
-    """Build the result of a tool that made images, bought from `provider`.
+    """Build the result of a tool that made images.
 
     Raises:
         StorageFailed: the provider's data is not a valid image.
@@ -104,7 +104,7 @@ async def show_generation(
             COST_META: {
                 "usd": result.cost_usd,
                 "model": result.model,
-                "provider": provider,
+                "provider": generation.provider,
             }
         },
     )
@@ -189,7 +189,7 @@ def _sentence(result: ImagesMade, *, is_too_large: bool, is_pending: bool) -> Te
     if result.replayed:
         lines = [f"Nothing was bought: made with {result.model} by an earlier call, for {cost}."]
     if result.model != result.requested_model:
-        lines.append(f"({result.requested_model} is retired; {result.model} serves it.)")
+        lines.append(f"({result.model} serves in place of {result.requested_model}.)")
     if is_too_large:
         lines.append("Too large to show whole: this is a preview. Read the resource or the link.")
     if is_pending:

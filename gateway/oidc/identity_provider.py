@@ -109,6 +109,7 @@ class IdentityProvider:
             tenant_status=row.tenant_status,
             tenant_settings=TenantSettings(
                 continuity=row.continuity,
+                fallback=row.fallback,
                 stores_prompts=row.stores_prompts,
                 image_retention_seconds=row.image_retention_seconds,
             ),

@@ -68,7 +68,7 @@ def generation_headers(generation: Generation) -> dict[str, str]:
         "X-Gateway-Cost-Usd": format_usd(generation.cost_nano),
         "X-Gateway-Cost-Status": generation.cost_status,
         **(REPLAYED if generation.replayed else {}),
-        **model_headers(generation.request, generation.served.model),
+        **model_headers(generation.request, generation.served.model.id, generation.provider),
         **limit_headers(generation.standings),
     }
 
@@ -112,11 +112,12 @@ def _duration(milliseconds: int) -> str:
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
 
 
-def model_headers(request: ImageRequest, served: Model) -> dict[str, str]:
+def model_headers(request: ImageRequest, served: str, provider: str) -> dict[str, str]:
     """Name the requested and the serving model, with the dates of the first."""
     return {
+        "X-Gateway-Provider": provider,
         "X-Gateway-Requested-Model": request.requested_model,
-        "X-Gateway-Served-Model": served.id,
+        "X-Gateway-Served-Model": served,
         **lifetime_headers(request.model),
     }
 

@@ -39,7 +39,8 @@ router = APIRouter(tags=["images"])
 
 PURCHASED = (
     *("X-Gateway-Generation-Id", "X-Gateway-Cost-Usd", "X-Gateway-Cost-Status"),
-    *("X-Gateway-Requested-Model", "X-Gateway-Served-Model", "Idempotent-Replayed"),
+    *("X-Gateway-Requested-Model", "X-Gateway-Served-Model", "X-Gateway-Provider"),
+    "Idempotent-Replayed",
     *("RateLimit", "RateLimit-Policy", "Deprecation", "Sunset", "Link"),
 )
 EVENTS = {

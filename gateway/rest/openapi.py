@@ -83,6 +83,7 @@ HEADERS = {
     ),
     "X-Gateway-Requested-Model": _header("The requested model."),
     "X-Gateway-Served-Model": _header("The model that made the images."),
+    "X-Gateway-Provider": _header("The provider of that model; `sandbox` for test keys."),
     "RateLimit": _header("Remaining units of the caller's limits."),
     "RateLimit-Policy": _header("The caller's limits."),
     "Deprecation": _header("Start of the model's deprecation; RFC 9745."),

@@ -23,7 +23,6 @@ from gateway.domain import (
 )
 from gateway.errors import GatewayError, envelope
 from gateway.generation.pipeline import Pipeline
-from gateway.image_models import Model
 from gateway.money import format_usd
 from gateway.request_record import current, note_error
 from gateway.rest.answers import REPLAYED, limit_headers, model_headers, render_usage
@@ -51,7 +50,7 @@ async def stream_generation(
         stream.events(first),
         media_type="text/event-stream",
         headers=HEADERS
-        | model_headers(request, stream.served_model)
+        | model_headers(request, *stream.served_by)
         | limit_headers(stream.standings)
         | (REPLAYED if stream.replayed is not None else {}),
     )
@@ -97,10 +96,19 @@ class _Stream:
         return generation if generation is not None and generation.replayed else None
 
     @property
-    def served_model(self) -> Model:
-        """The model that serves the request, or that served the one that it repeats."""
-        replayed = self.replayed
-        return self._serving().model if replayed is None else replayed.served.model
+    def served_by(self) -> tuple[str, str]:
+        """The model that serves the request, or has served it, and its provider.
+
+        A fallback that follows a slow failure is named by the last event alone.
+        """
+        if self._waiting.done():
+            generation = self._waiting.result()
+            return generation.served.model.id, generation.provider
+        record = current()
+        if record.served_model is not None and record.provider is not None:
+            return record.served_model, record.provider
+        model = self._serving().model
+        return model.id, model.provider
 
     async def events(self, first: bytes) -> AsyncIterator[bytes]:
         """Everything from the first thing on; the last one is the image or an error."""
@@ -168,6 +176,8 @@ class _Stream:
                 "generation_id": str(generation.id),
                 "cost_usd": format_usd(generation.cost_nano),
                 "cost_status": generation.cost_status,
+                "served_model": generation.served.model.id,
+                "provider": generation.provider,
             },
         )
 

@@ -77,6 +77,7 @@ class CallerLookup:
             tenant_settings=self._share(
                 TenantSettings(
                     continuity=row.continuity,
+                    fallback=row.fallback,
                     stores_prompts=row.stores_prompts,
                     image_retention_seconds=row.image_retention_seconds,
                 )

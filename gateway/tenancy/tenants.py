@@ -60,6 +60,7 @@ class Tenant:
     time_zone: str
     created_at: datetime
     continuity: bool
+    fallback: bool
     stores_prompts: bool
     image_retention_seconds: int | None
     max_image_bytes: int | None
@@ -169,6 +170,7 @@ async def set_settings(
     status: str | Unchanged = UNCHANGED,
     time_zone: str | Unchanged = UNCHANGED,
     continuity: bool | Unchanged = UNCHANGED,
+    fallback: bool | Unchanged = UNCHANGED,
     stores_prompts: bool | Unchanged = UNCHANGED,
     image_retention_seconds: int | Unchanged | None = UNCHANGED,
     max_image_bytes: int | Unchanged | None = UNCHANGED,
@@ -188,6 +190,7 @@ async def set_settings(
         "status": status,
         "time_zone": time_zone,
         "continuity": continuity,
+        "fallback": fallback,
         "stores_prompts": stores_prompts,
         "image_retention_seconds": image_retention_seconds,
         "max_image_bytes": max_image_bytes,
@@ -326,6 +329,7 @@ def shown(tenant: Tenant) -> dict[str, object]:
         "status": tenant.status,
         "time_zone": tenant.time_zone,
         "continuity": tenant.continuity,
+        "fallback": tenant.fallback,
         "stores_prompts": tenant.stores_prompts,
         "image_retention_seconds": tenant.image_retention_seconds,
         "max_image_bytes": tenant.max_image_bytes,
@@ -340,6 +344,7 @@ def _tenant(row: TenantRow) -> Tenant:
         time_zone=row.time_zone,
         created_at=row.created_at,
         continuity=row.continuity,
+        fallback=row.fallback,
         stores_prompts=row.stores_prompts,
         image_retention_seconds=row.image_retention_seconds,
         max_image_bytes=row.max_image_bytes,

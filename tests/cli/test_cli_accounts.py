@@ -54,6 +54,7 @@ def test_tenants_are_made_and_listed(running: RunningGateway) -> None:
         "time_zone": "Europe/Madrid",
         "created_at": made["created_at"],
         "continuity": True,
+        "fallback": True,
         "stores_prompts": False,
         "image_retention_seconds": None,
         "max_image_bytes": None,

@@ -13,6 +13,7 @@ from tests.hosting_helpers import S3Server, bucket_of
 
 DEFAULTS = {
     "continuity": True,
+    "fallback": True,
     "stores_prompts": False,
     "image_retention_seconds": None,
     "max_image_bytes": None,

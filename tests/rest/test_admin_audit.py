@@ -36,6 +36,7 @@ TENANT = {
     "status": "active",
     "time_zone": "UTC",
     "continuity": True,
+    "fallback": True,
     "stores_prompts": False,
     "image_retention_seconds": None,
     "max_image_bytes": None,

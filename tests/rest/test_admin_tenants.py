@@ -39,6 +39,7 @@ async def test_a_tenant_is_made_shown_and_listed(served: Served) -> None:
         "status": "active",
         "time_zone": "UTC",
         "continuity": True,
+        "fallback": True,
         "stores_prompts": False,
         "image_retention_seconds": None,
         "max_image_bytes": None,

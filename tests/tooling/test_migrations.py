@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BEFORE_THE_BASELINE = ROOT / "tests" / "data" / "before_the_baseline.sql.gz"
 """A dump of the last revision before the baseline, with calls in every state."""
 CARRIED = {
-    "tenant": "TABLE tenant ORDER BY id",
+    "tenant": "SELECT id, name, status, time_zone, created_at, continuity, stores_prompts,"
+    " image_retention_seconds, max_image_bytes, deleted_at FROM tenant ORDER BY id",
     "budget": "SELECT id, tenant_id, api_key_id, user_id, livemode, period, limit_nano, created_at,"
     " removed_at, enforcement, alert_percents FROM budget WHERE tenant_id IS NOT NULL ORDER BY id",
     "budget_period": "SELECT id, budget_id, tenant_id, period_start, period_end, ceiling_nano,"

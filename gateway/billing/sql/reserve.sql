@@ -150,13 +150,41 @@ BEGIN
     FROM reservation r WHERE r.tenant_id = p_tenant_id AND r.id = ANY (p_ids);
 END $$;
 
+-- Claim the idempotency key of a reservation; false if it was claimed before.
+--
+-- Waits for another gateway that is claiming the same key.
+CREATE OR REPLACE FUNCTION claim_key(
+    p_tenant_id uuid, p_reservation_id uuid, p_user_id uuid, p_livemode boolean, p_operation text,
+    p_key text, p_request_hash text, p_at timestamptz
+) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO idempotency_claim (
+        tenant_id, reservation_id, user_id, livemode, operation, key, request_hash, claimed_at
+    ) VALUES (
+        p_tenant_id, p_reservation_id, p_user_id, p_livemode, p_operation, p_key,
+        decode(p_request_hash, 'hex'), p_at
+    ) ON CONFLICT (tenant_id, key, operation, livemode, user_id) DO NOTHING;
+    RETURN FOUND;
+END $$;
+
+-- True if each of the periods at these positions is soft or has the amount available.
+CREATE OR REPLACE FUNCTION has_available(
+    p_periods locked_period[], p_positions int[], p_amount_nano bigint
+) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(bool_and((p_periods[u.position]).is_soft
+        OR coalesce((p_periods[u.position]).available_nano, -1) >= p_amount_nano), true)
+    FROM unnest(p_positions) AS u(position)
+$$;
+
 -- Input: p_requests, JSON objects with id, tenant_id, api_key_id, user_id, livemode, operation,
 -- requested_model, served_model, provider, credential, price_id, amount_nano (the quote),
--- ttl_seconds, terms, and of a keyed request idempotency_key and request_hash; p_instance, the
--- calling gateway; p_whole, true to decide over all shards of the operator's budgets.
+-- ttl_seconds, terms, of a keyed request idempotency_key and request_hash, and of one with fallbacks
+-- most_nano (the dearest quote of all); p_instance, the calling gateway; p_whole, true to decide
+-- over all shards of the operator's budgets.
 --
 -- Output: one row per request. `outcome` is one of
---   held             the quote is reserved
+--   held             the quote is reserved, or most_nano
+--   held_least       the budgets are too short for most_nano; the quote is reserved
 --   budget_exceeded  nothing is reserved; the further columns describe the short budget
 --   claimed          its idempotency key was claimed before; nothing is reserved
 --   whole            this gateway's shard is short and all must decide: call with p_whole
@@ -187,6 +215,7 @@ DECLARE
     v_own bigint[];
     v_house bigint[];
     v_caller text := '';
+    v_amount bigint;
     v_name text;
     p locked_period;
     q record;
@@ -196,11 +225,11 @@ BEGIN
             id uuid, tenant_id uuid, api_key_id uuid, user_id uuid, livemode boolean,
             operation text, requested_model text, served_model text, provider text,
             credential text, price_id bigint, amount_nano bigint, ttl_seconds int,
-            idempotency_key text, request_hash text, terms jsonb
+            idempotency_key text, request_hash text, terms jsonb, most_nano bigint
         )) WITH ORDINALITY AS r(
             id, tenant_id, api_key_id, user_id, livemode, operation, requested_model, served_model,
             provider, credential, price_id, amount_nano, ttl_seconds, idempotency_key,
-            request_hash, terms, number)
+            request_hash, terms, most_nano, number)
         ORDER BY r.tenant_id, r.number
     LOOP
         SELECT q.id, CASE WHEN q.id >= v_first_id AND q.id < v_last_id THEN 'held' ELSE 'clock' END,
@@ -224,17 +253,23 @@ BEGIN
             FROM applying_periods(v_periods, v_first, q.tenant_id, q.api_key_id, q.user_id,
                 q.livemode, q.credential, v_shard) a;
         END IF;
+        v_amount := coalesce(q.most_nano, q.amount_nano);
         FOREACH v_position IN ARRAY v_positions LOOP
             p := v_periods[v_position];
             -- NULL: a shard without a part of the limit in force has nothing available.
-            IF NOT p.is_soft AND coalesce(p.available_nano, -1) < q.amount_nano THEN
+            IF NOT p.is_soft AND coalesce(p.available_nano, -1) < v_amount THEN
                 outcome := CASE WHEN p.shard IS NULL OR p_whole THEN 'budget_exceeded'
                     ELSE 'whole' END;
                 EXIT;
             END IF;
         END LOOP;
+        IF outcome = 'budget_exceeded' AND q.amount_nano < v_amount
+            AND has_available(v_periods, v_positions, q.amount_nano) THEN
+            v_amount := q.amount_nano;
+            outcome := 'held_least';
+        END IF;
         -- A repeated key gets its first answer, also where the budget is spent by now.
-        IF q.idempotency_key IS NOT NULL AND outcome <> 'held' AND is_claimed(
+        IF q.idempotency_key IS NOT NULL AND outcome NOT LIKE 'held%' AND is_claimed(
             q.tenant_id, q.user_id, q.livemode, q.operation, q.idempotency_key)
         THEN
             outcome := 'claimed';
@@ -249,18 +284,11 @@ BEGIN
                 p.window_name, p.limit_nano, greatest(p.available_nano, 0),
                 nullif(p.period_end, 'infinity')
             INTO budget, owner, window_name, budget_limit, available, resets_at;
-        ELSIF outcome = 'held' AND q.idempotency_key IS NOT NULL THEN
-            -- Waits for another gateway that is claiming the same key.
-            INSERT INTO idempotency_claim (
-                tenant_id, reservation_id, user_id, livemode, operation, key, request_hash,
-                claimed_at
-            ) VALUES (
-                q.tenant_id, q.id, q.user_id, q.livemode, q.operation, q.idempotency_key,
-                decode(q.request_hash, 'hex'), v_now
-            ) ON CONFLICT (tenant_id, key, operation, livemode, user_id) DO NOTHING;
-            outcome := CASE WHEN FOUND THEN 'held' ELSE 'claimed' END;
+        ELSIF outcome LIKE 'held%' AND q.idempotency_key IS NOT NULL THEN
+            outcome := CASE WHEN claim_key(q.tenant_id, q.id, q.user_id, q.livemode, q.operation,
+                q.idempotency_key, q.request_hash, v_now) THEN outcome ELSE 'claimed' END;
         END IF;
-        IF outcome = 'held' THEN
+        IF outcome LIKE 'held%' THEN
             INSERT INTO reservation (
                 id, tenant_id, livemode, api_key_id, user_id, periods, house_shard, house_periods,
                 operation, requested_model, served_model, provider, credential, price_id,
@@ -269,14 +297,14 @@ BEGIN
                 q.id, q.tenant_id, q.livemode, q.api_key_id, q.user_id, v_own,
                 CASE WHEN v_house IS NOT NULL THEN v_shard END, v_house, q.operation,
                 q.requested_model, q.served_model, q.provider, q.credential, q.price_id,
-                q.amount_nano, p_instance, v_now, v_now + make_interval(secs => q.ttl_seconds),
+                v_amount, p_instance, v_now, v_now + make_interval(secs => q.ttl_seconds),
                 q.terms
             );
             v_reserved := v_reserved || q.id;
             FOREACH v_position IN ARRAY v_positions LOOP
                 v_periods[v_position].available_nano :=
-                    v_periods[v_position].available_nano - q.amount_nano;
-                v_periods[v_position].held_nano := v_periods[v_position].held_nano + q.amount_nano;
+                    v_periods[v_position].available_nano - v_amount;
+                v_periods[v_position].held_nano := v_periods[v_position].held_nano + v_amount;
             END LOOP;
         END IF;
         RETURN NEXT;

@@ -41,6 +41,7 @@ class TenantObject(Identified):
         status="active",
         time_zone="Europe/Madrid",
         continuity=True,
+        fallback=True,
         stores_prompts=False,
         image_retention_seconds=2_592_000,
         max_image_bytes=None,
@@ -54,6 +55,7 @@ class TenantObject(Identified):
     status: Literal["active", "suspended", "deleted"]
     time_zone: str = Field(description="Time zone of its budgets' days and months.")
     continuity: bool = Field(description="Retired models are served by a successor.")
+    fallback: bool = Field(description="Another model may serve where one does not.")
     stores_prompts: bool = Field(
         description="Prompts are stored in readable form with their images."
     )
@@ -99,6 +101,7 @@ class TenantChange(Body):
         examples=["Europe/Madrid"],
     )
     continuity: StrictBool = Field(default=True, json_schema_extra=left_as_it_is)
+    fallback: StrictBool = Field(default=True, json_schema_extra=left_as_it_is)
     stores_prompts: StrictBool = Field(default=False, json_schema_extra=left_as_it_is)
     image_retention_seconds: StrictInt | None = Field(
         None,

@@ -55,14 +55,14 @@ CREATE OR REPLACE FUNCTION find_callers(p_digests bytea[])
 RETURNS TABLE (
     digest bytea, id uuid, tenant_id uuid, user_id uuid, livemode boolean, scopes text[],
     models text[], expires_at timestamptz, tenant_status text, continuity boolean,
-    stores_prompts boolean, image_retention_seconds int, limits text[], credentials text
+    fallback boolean, stores_prompts boolean, image_retention_seconds int, limits text[], credentials text
 ) LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     RETURN QUERY
     SELECT d.digest, k.root_id, k.tenant_id, k.user_id, k.livemode, k.scopes, k.models,
-        k.expires_at, account_status(t.status, u.status), t.continuity, t.stores_prompts,
-        t.image_retention_seconds,
+        k.expires_at, account_status(t.status, u.status), t.continuity, t.fallback,
+        t.stores_prompts, t.image_retention_seconds,
         limits_of(k.tenant_id, k.root_id, k.user_id, k.livemode),
         CASE WHEN k.livemode THEN credentials_of(k.tenant_id, k.user_id) END
     FROM key_directory d
@@ -79,8 +79,8 @@ END $$;
 CREATE OR REPLACE FUNCTION find_caller_by_claims(
     p_tenant_id uuid, p_tenant_name text, p_user_name text, p_new_user_id uuid
 ) RETURNS TABLE (
-    tenant_id uuid, user_id uuid, tenant_status text, continuity boolean, stores_prompts boolean,
-    image_retention_seconds int
+    tenant_id uuid, user_id uuid, tenant_status text, continuity boolean, fallback boolean,
+    stores_prompts boolean, image_retention_seconds int
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -106,7 +106,7 @@ BEGIN
         SELECT * INTO u FROM tenant_user WHERE tenant_id = t.id AND name = p_user_name;
     END IF;
     RETURN QUERY SELECT t.id, u.id, account_status(t.status, u.status), t.continuity,
-        t.stores_prompts, t.image_retention_seconds;
+        t.fallback, t.stores_prompts, t.image_retention_seconds;
 END $$;
 
 -- Give a key its digest under the newest pepper.
