@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any, BinaryIO
 
@@ -33,7 +33,7 @@ from gateway.generation.pipeline import Pipeline
 from gateway.generation.results import Results
 from gateway.library.keeping import Keeper
 from gateway.library.links import LinkSigner
-from gateway.library.opening import open_decoder, open_finisher, open_keeper
+from gateway.library.opening import open_decoder, open_finisher, open_keeper, open_sketcher
 from gateway.library.storage import ImageStore
 from gateway.library.thumbnails import Thumbnails
 from gateway.limits.enforcement import Limiter, open_limiter
@@ -67,9 +67,9 @@ from gateway.providers.opening import (
     ProviderOptions,
     open_compatible,
 )
-from gateway.providers.sandbox.inputs import PixelReader
-from gateway.providers.sandbox.provider import Sandbox
+from gateway.providers.sandbox.provider import Drawer, Drawing, Sandbox
 from gateway.request_log.writer import RequestLog, open_request_log
+from gateway.request_record import current
 from gateway.tenancy.credentials import Credentials
 from gateway.tenancy.key_lookup import CallerCaches, KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
@@ -155,7 +155,7 @@ async def open_gateway(
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
         credentials = Credentials(database, core.vault, house, callers.credentials)
-        providers = _providers(stack, settings, vendors, _pixel_reader(decoder))
+        providers = _providers(stack, settings, vendors)
         hosts = _hosts(stack, core, vendors, providers, house, today)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
@@ -308,9 +308,10 @@ def _providers(
     stack: AsyncExitStack,
     settings: Settings,
     vendors: Mapping[str, VendorProvider],
-    read_pixels: PixelReader,
 ) -> dict[str, ImageProvider]:
-    providers: dict[str, ImageProvider] = {**vendors, "sandbox": Sandbox(read_pixels)}
+    sketcher = open_sketcher(settings)
+    stack.push_async_callback(sketcher.close)
+    providers: dict[str, ImageProvider] = {**vendors, "sandbox": Sandbox(_drawer(sketcher))}
     if settings.legacy_base_url is not None:
         options = _options(settings, settings.legacy_base_url)
         host = Host(LEGACY, "openai-compatible", settings.legacy_base_url)
@@ -404,18 +405,20 @@ def _house_credentials(settings: Settings) -> dict[str, SecretText]:
     return house
 
 
-def _pixel_reader(decoder: Decoder) -> PixelReader:
-    async def read_pixels(file: BinaryIO, width: int, height: int) -> bytes:
+def _drawer(sketcher: Decoder) -> Drawer:
+    async def draw(drawing: Drawing, inputs: Sequence[BinaryIO]) -> bytes:
         with new_spool() as target:
             try:
-                await decoder.pixels(file, target, width=width, height=height)
+                # Tenants take turns, so that many large drawings of one delay no other's.
+                owner = current().tenant_id
+                await sketcher.draw(asdict(drawing), inputs, target, owner=owner)
             except (UnusableImage, DecoderBusy, DecoderFailed) as error:
                 raise ProviderFailure(
                     Outcome.NOT_SENT, Reason.UNREACHABLE, "The sandbox is busy."
                 ) from error
             return target.read()
 
-    return read_pixels
+    return draw
 
 
 def _downloads(settings: Settings) -> Downloads:

@@ -13,8 +13,11 @@ FINISH_QUEUE_SECONDS = 600.0
 FINISH_MAX_WAITING = 1_000_000
 """More than can be bought at once, so a paid image is never turned away."""
 FINISH_MEMORY_BYTES = 2**30
-MAX_MADE_PIXELS = 16_777_216
-"""Twice the pixels of any model's largest output."""
+MAX_MADE_PIXELS = 33_554_432
+"""Nearly twice the pixels of any model's largest output, which is 12288x1536."""
+DRAWING_PROCESSES = 2
+DRAWING_SECONDS = 60.0
+DRAWING_QUEUE_SECONDS = 300.0
 
 
 def open_keeper(settings: Settings, database: Database, vault: Vault) -> Keeper:
@@ -55,5 +58,20 @@ def open_finisher(settings: Settings) -> Decoder:
             max_waiting=FINISH_MAX_WAITING,
             max_pixels=MAX_MADE_PIXELS,
             memory_bytes=FINISH_MEMORY_BYTES,
+        )
+    )
+
+
+def open_sketcher(settings: Settings) -> Decoder:
+    """Open the processes that draw for test keys, at a low priority, tenants in turn."""
+    return Decoder(
+        DecoderLimits(
+            processes=min(DRAWING_PROCESSES, settings.decoder_processes),
+            job_seconds=DRAWING_SECONDS,
+            queue_seconds=DRAWING_QUEUE_SECONDS,
+            max_waiting=settings.max_waiting_requests,
+            max_pixels=MAX_MADE_PIXELS,
+            memory_bytes=FINISH_MEMORY_BYTES,
+            program="gateway.media.drawing_process",
         )
     )

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -35,8 +35,7 @@ __all__ = [
 
 START_SECONDS = 30
 MAX_ANSWER_BYTES = 4096
-RAW_RGBA = "image/x-rgba"
-MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", RAW_RGBA})
+MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
 
 
 class DecoderBusy(Exception):
@@ -74,6 +73,8 @@ class DecoderLimits:
     """Per process, beyond the interpreter's own. As measured, a check takes up to 12 bytes per
     pixel (24 for WebP), a composite 28; images that need more are refused as too expensive."""
     max_waiting: int = 1024
+    program: str = "gateway.media.decoder_process"
+    """The module that runs in the processes."""
 
 
 class Decoder:
@@ -160,15 +161,19 @@ class Decoder:
         self._check_size(max_edge, 1)
         return await self._run(["thumbnail", max_edge], [source], target)
 
-    async def pixels(
-        self, source: BinaryIO, target: BinaryIO, *, width: int, height: int
+    async def draw(
+        self,
+        drawing: Mapping[str, object],
+        sources: Sequence[BinaryIO],
+        target: BinaryIO,
+        *,
+        owner: Hashable,
     ) -> ImageFacts:
-        """Write raw RGBA, `4 * width * height` bytes: the image's centre, scaled to fill that size.
+        """Draw an image (`drawing_process.DrawingJob`) with these inputs. Owners take turns.
 
-        A reader of raw pixels needs no decoder of its own. Raises as `resample`.
+        Raises as `clean`.
         """
-        self._check_size(width, height)
-        return await self._run(["pixels", width, height], [source], target)
+        return await self._run(["draw", drawing], sources, target, owner)
 
     async def close(self) -> None:
         """End every process; the caller of an interrupted job gets `DecoderBusy`."""
@@ -182,7 +187,7 @@ class Decoder:
 
     async def _run(
         self,
-        job: Sequence[str | int],
+        job: Sequence[str | int | Mapping[str, object]],
         sources: Sequence[BinaryIO],
         target: BinaryIO,
         owner: Hashable = None,
@@ -307,7 +312,7 @@ class _Process:
             if self._is_stopped:
                 raise DecoderBusy("The decoder is closed.")
             self._process = subprocess.Popen(  # noqa: S603 - this program, with numbers
-                [sys.executable, "-I", "-m", "gateway.media.decoder_process", *map(str, numbers)],
+                [sys.executable, "-I", "-m", self._limits.program, *map(str, numbers)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",

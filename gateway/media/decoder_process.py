@@ -18,12 +18,13 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from gateway.media.metadata import strip_metadata
 from gateway.media.metadata.common import ENCODINGS, ImageProblem, UnusableImage
@@ -31,8 +32,9 @@ from gateway.media.source_types import SourceType, source_type_of, xmp_packet
 from gateway.processes import forbid_core_dumps
 
 MAX_JOB_BYTES = 1024
-MAX_JOB_FILES = 4
-MAX_OPEN_FILES = 16
+MAX_JOB_FILES = 24
+MAX_OPEN_FILES = 40
+"""A drawing has up to 16 inputs with a mask; all other jobs have four files at most."""
 OUTPUT_MARGIN_BYTES = 64 * 1024 * 1024
 """Allowance beyond the pixels: a cleaned file keeps its size, and noise grows when encoded."""
 OUTPUT_BYTES_PER_PIXEL = 4
@@ -335,21 +337,14 @@ def thumbnail(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobO
     return JobOutput(content, "image/webp", image)
 
 
-def pixels(sources: list[bytes], sizes: list[int], limits: JobLimits) -> JobOutput:
-    """Write the image's centre, scaled to fill the size, as raw RGBA: four bytes per pixel."""
-    width, height = sizes
-    whole = in_mode(decode(sources[0], limits).image, "RGBA")
-    image = ImageOps.fit(whole, (width, height))
-    return JobOutput(image.tobytes(), "image/x-rgba", image)
-
-
-TASKS: dict[str, Callable[[list[bytes], list[int], JobLimits], JobOutput]] = {
+Task = Callable[[list[bytes], list[Any], JobLimits], JobOutput]
+"""The contents of the job's files, and the arguments after its name."""
+TASKS: dict[str, Task] = {
     "clean": clean,
     "encode": reencode,
     "resample": resample,
     "composite": composite,
     "thumbnail": thumbnail,
-    "pixels": pixels,
 }
 
 
@@ -387,13 +382,15 @@ def write_whole(descriptor: int, content: bytes) -> None:
         place += os.pwrite(descriptor, memoryview(content)[place:], place)
 
 
-def answer(job: bytes, descriptors: list[int], limits: JobLimits) -> dict[str, object]:
+def answer(
+    job: bytes, descriptors: list[int], limits: JobLimits, tasks: Mapping[str, Task]
+) -> dict[str, object]:
     """Do one job. A `MemoryError` ends the process, and so tells the gateway."""
-    task, *sizes = json.loads(job)
+    task, *arguments = json.loads(job)
     *readable, writable = descriptors
     try:
         sources = [read_whole(descriptor) for descriptor in readable]
-        made = TASKS[task](sources, sizes, limits)
+        made = tasks[task](sources, arguments, limits)
         write_whole(writable, made.content)
         return {"image": described(made)}
     except UnusableImage as refused:
@@ -417,7 +414,7 @@ def receive_job(connection: socket.socket) -> tuple[bytes, list[int]]:
     return job, descriptors
 
 
-def serve(connection: socket.socket, limits: JobLimits) -> None:
+def serve(connection: socket.socket, limits: JobLimits, tasks: Mapping[str, Task]) -> None:
     """Do jobs until the gateway closes the socket."""
     connection.sendall(b"\n")
     while True:
@@ -425,7 +422,7 @@ def serve(connection: socket.socket, limits: JobLimits) -> None:
         if not job:
             return
         try:
-            reply = answer(job, descriptors, limits)
+            reply = answer(job, descriptors, limits, tasks)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -480,7 +477,8 @@ def limit_self(limits: JobLimits) -> None:
             resource.setrlimit(kind, (most, most))
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], tasks: Mapping[str, Task]) -> None:
+    """Serve the jobs that come over the socket."""
     descriptor, max_pixels, memory_bytes = map(int, arguments)
     limits = JobLimits(max_pixels, memory_bytes)
     warnings.simplefilter("ignore")  # they quote the image's content
@@ -489,8 +487,8 @@ def main(arguments: list[str]) -> None:
     with socket.socket(fileno=descriptor) as connection:
         limit_self(limits)
         with suppress(ConnectionError, MemoryError):
-            serve(connection, limits)
+            serve(connection, limits, tasks)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], TASKS)

@@ -132,7 +132,7 @@ async def test_the_process_knows_nothing_of_the_gateway_and_is_limited() -> None
         assert process.environ() == {}
         assert process.cwd() == "/"
     found = {name: limit(limits, name) for name in ("core file size", "processes", "open files")}
-    assert found == {"core file size": 0, "processes": 0, "open files": 16}
+    assert found == {"core file size": 0, "processes": 0, "open files": 40}
     assert LIMITS.memory_bytes < limit(limits, "address space") < 2 * LIMITS.memory_bytes
     await decoder.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gateway.providers.sandbox.drawing import OutputFormat, encode, paint
+from gateway.media.drawings.drawing import OutputFormat, encode, paint
 
 SIZES = [
     (1024, 1024),
@@ -72,7 +72,7 @@ def test_the_same_arguments_give_the_same_bytes(output_format: OutputFormat) -> 
 
 def test_another_process_gives_the_same_bytes() -> None:
     script = (
-        "import sys; from gateway.providers.sandbox.drawing import encode, paint; "
+        "import sys; from gateway.media.drawings.drawing import encode, paint; "
         "image = paint('Tea', index=1, size=(256, 256), transparent=False); "
         "sys.stdout.buffer.write(encode(image, 'png', None))"
     )

@@ -2,10 +2,11 @@
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from gateway.catalog.loading import load_catalog
 from gateway.domain import (
@@ -18,8 +19,10 @@ from gateway.domain import (
     SecretText,
     Usage,
 )
+from gateway.media import drawing_process
+from gateway.media.decoder_process import JobLimits
 from gateway.providers.base import ProviderFailure, Reason
-from gateway.providers.sandbox.provider import Sandbox
+from gateway.providers.sandbox.provider import Drawing, Sandbox
 from tests.image_helpers import (
     changed_outside,
     changed_share,
@@ -33,14 +36,18 @@ from tests.image_helpers import (
 )
 
 
-async def read_pixels(file: BinaryIO, width: int, height: int) -> bytes:
-    """Decode, resize and return RGBA pixels, as the decoder processes do for the gateway."""
-    file.seek(0)
-    with Image.open(file) as image:
-        return ImageOps.fit(image.convert("RGBA"), (width, height)).tobytes()
+async def draw(drawing: Drawing, inputs: Sequence[BinaryIO]) -> bytes:
+    """Draw as the gateway's drawing processes do, in this one."""
+    contents = []
+    for file in inputs:
+        file.seek(0)
+        contents.append(file.read())
+    made = drawing_process.draw(contents, [dataclasses.asdict(drawing)], LIMITS)
+    return made.content
 
 
 MODEL = load_catalog().models["gpt-image-2.5-flare"]
+LIMITS = JobLimits(40_000_000, 2**30)
 AREA = (200, 100, 400, 300)
 
 
@@ -77,7 +84,7 @@ def edit(*inputs: Image.Image | InputImage, **changes: Any) -> ImageRequest:
 
 
 async def make(request: ImageRequest) -> ProviderAnswer:
-    return await Sandbox(read_pixels).generate(request, SecretText(""))
+    return await Sandbox(draw).generate(request, SecretText(""))
 
 
 async def make_one(request: ImageRequest) -> Image.Image:
@@ -239,7 +246,7 @@ async def test_a_stream_sends_its_partial_images_first(operation: Operation, cou
     request = edit(*inputs, operation=operation, stream=True, partial_images=count)
     request = dataclasses.replace(request, output_format="webp", background="transparent")
     sent: list[PartialImage] = []
-    answer = await Sandbox(read_pixels).generate(request, SecretText(""), sent.append)
+    answer = await Sandbox(draw).generate(request, SecretText(""), sent.append)
     made = [
         PartialImage(index, image.base64, answer.created, "1024x1024", "low", "transparent", "webp")
         for index, image in enumerate(sent)
@@ -266,7 +273,7 @@ async def test_a_stream_can_break_after_its_partial_images(count: int) -> None:
     request = edit(photo(), prompt="[sandbox:stream_error]", stream=True, partial_images=count)
     sent: list[PartialImage] = []
     with pytest.raises(ProviderFailure) as caught:
-        await Sandbox(read_pixels).generate(request, SecretText(""), sent.append)
+        await Sandbox(draw).generate(request, SecretText(""), sent.append)
     assert [image.index for image in sent] == list(range(count))
     assert (caught.value.outcome, caught.value.reason) == (Outcome.AMBIGUOUS, Reason.UNKNOWN)
 

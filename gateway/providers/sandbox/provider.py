@@ -4,14 +4,14 @@ A prompt that contains one of the magic words triggers that failure (docs/sandbo
 """
 
 import asyncio
-import base64
+import hashlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from PIL import Image
+import pybase64
 
 from gateway.domain import (
     ImageRequest,
@@ -27,9 +27,10 @@ from gateway.domain import (
 from gateway.image_models import INPUT_PATCH, PARTIAL_IMAGE_TOKENS, Unit, parse_size
 from gateway.image_parameters import MAX_SEED
 from gateway.providers.base import ProviderFailure, Reason
-from gateway.providers.sandbox.drawing import OutputFormat, coarsen, encode, paint
-from gateway.providers.sandbox.inputs import EditInputs, PixelReader, open_inputs
 
+OutputFormat = Literal["png", "jpeg", "webp"]
+PROMPT_CHARACTERS_READ = 2000
+"""As many as a drawing shows something of."""
 OK = 200
 SLOW_SECONDS = 5.0
 BYTES_PER_TOKEN = 4
@@ -91,6 +92,32 @@ _FAILURES: Mapping[str, tuple[Outcome, Reason, str, str | None]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One image to draw.
+
+    `prompt` is the beginning of the prompt, `seed` (hexadecimal) that of all of it. `stage` is the
+    number of a partial image, None for the whole one. The files that come with it are the input
+    images of an edit, then its mask and its markup.
+    """
+
+    prompt: str
+    seed: str
+    index: int
+    width: int
+    height: int
+    transparent: bool
+    output_format: OutputFormat
+    compression: int | None
+    stage: int | None
+    has_mask: bool
+    has_markup: bool
+
+
+Drawer = Callable[[Drawing, Sequence[BinaryIO]], Awaitable[bytes]]
+"""Draws an image in a process of its own. Raises `ProviderFailure` if that is not possible now."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """One request with the sandbox's defaults filled in."""
@@ -102,37 +129,35 @@ class _Job:
     output_format: OutputFormat
     created: int
 
-    async def open_inputs(self, read_pixels: PixelReader) -> EditInputs | None:
+    async def draw(self, draw: Drawer, index: int, stage: int | None = None) -> str:
+        """Draw an image, or a partial one; return it as base64."""
         request = self.request
-        if not request.inputs:
-            return None
-        return await open_inputs(
-            [image.file for image in request.inputs],
-            read_pixels,
-            mask=None if request.mask is None else request.mask.file,
-            markup=None if request.markup is None else request.markup.file,
-            size=parse_size(self.size),
+        overlays = [one for one in (request.mask, request.markup) if one is not None]
+        width, height = parse_size(self.size)
+        whole = f"{index}\n{request.prompt}".encode("utf-8", "surrogatepass")
+        content = await draw(
+            Drawing(
+                prompt=request.prompt[:PROMPT_CHARACTERS_READ],
+                seed=hashlib.sha256(whole).hexdigest(),
+                index=index,
+                width=width,
+                height=height,
+                # JPEG has no alpha channel.
+                transparent=self.background == "transparent" and self.output_format != "jpeg",
+                output_format=self.output_format,
+                compression=request.output_compression,
+                stage=stage,
+                has_mask=request.mask is not None,
+                has_markup=request.markup is not None,
+            ),
+            [image.file for image in (*request.inputs, *overlays)] if request.inputs else [],
         )
+        return pybase64.b64encode(content).decode()
 
-    def paint(self, index: int, inputs: EditInputs | None) -> Image.Image:
-        # JPEG has no alpha channel.
-        transparent = self.background == "transparent" and self.output_format != "jpeg"
-        return paint(
-            self.request.prompt,
-            index=index,
-            size=parse_size(self.size),
-            transparent=transparent,
-            inputs=inputs,
-        )
-
-    def encode(self, image: Image.Image) -> str:
-        content = encode(image, self.output_format, self.request.output_compression)
-        return base64.b64encode(content).decode()
-
-    def partial_image(self, image: Image.Image, index: int) -> PartialImage:
+    async def draw_partial(self, draw: Drawer, index: int, stage: int) -> PartialImage:
         return PartialImage(
-            index=index,
-            base64=self.encode(coarsen(image, index)),
+            index=stage,
+            base64=await self.draw(draw, index, stage),
             created=self.created,
             size=self.size,
             quality=self.quality,
@@ -144,8 +169,8 @@ class _Job:
 class Sandbox:
     """The provider `sandbox`."""
 
-    def __init__(self, read_pixels: PixelReader) -> None:
-        self._read_pixels = read_pixels
+    def __init__(self, draw: Drawer) -> None:
+        self._draw = draw
 
     async def generate(
         self, request: ImageRequest, credential: SecretText, partials: PartialSink | None = None
@@ -168,19 +193,17 @@ class Sandbox:
 
     async def _draw_all(self, job: _Job, partials: PartialSink | None) -> ProviderAnswer:
         request = job.request
-        inputs = await job.open_inputs(self._read_pixels)
         images, sent = [], 0
         for index in range(request.n):
-            image = await asyncio.to_thread(job.paint, index, inputs)
             if request.stream and partials is not None:
                 for stage in range(request.partial_images):
-                    partials(await asyncio.to_thread(job.partial_image, image, stage))
+                    partials(await job.draw_partial(self._draw, index, stage))
                     sent += 1
             if MAGIC_STREAM_ERROR in request.prompt:
                 raise ProviderFailure(
                     Outcome.AMBIGUOUS, Reason.UNKNOWN, "The stream broke off.", reply=_reply(OK)
                 )
-            images.append(await asyncio.to_thread(job.encode, image))
+            images.append(await job.draw(self._draw, index))
         return ProviderAnswer(
             images=tuple(images),
             created=job.created,

@@ -1,16 +1,14 @@
 """Input images of an edit, and their composition with the sandbox's drawing."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from gateway.providers.sandbox.canvas import WHITE, Colour
+from gateway.media.drawings.canvas import WHITE, Colour
 
-PixelReader = Callable[[BinaryIO, int, int], Awaitable[bytes]]
-"""Returns raw RGBA of an image that fills the given width and height. Untrusted files are decoded
-in the sandboxed subprocess, never here."""
+PixelReader = Callable[[bytes, int, int], Image.Image]
+"""Decodes a file to RGBA: its centre, scaled to fill the given width and height."""
 
 PHOTO_SHARE = 0.6
 """Without a mask: opacity of the first input over the drawing, 0 to 1."""
@@ -36,30 +34,26 @@ class EditInputs:
     others: tuple[Image.Image, ...]
 
 
-async def open_inputs(
-    files: Sequence[BinaryIO],
-    read_pixels: PixelReader,
+def open_inputs(
+    files: Sequence[bytes],
+    read: PixelReader,
     *,
-    mask: BinaryIO | None,
-    markup: BinaryIO | None,
+    mask: bytes | None,
+    markup: bytes | None,
     size: tuple[int, int],
 ) -> EditInputs:
     """Read the files of an edit, at least one."""
-
-    async def read(file: BinaryIO, width: int, height: int) -> Image.Image:
-        return Image.frombytes("RGBA", (width, height), await read_pixels(file, width, height))
-
     first, *others = files
     side = _strip_side(size, len(others))
     area = None
     if mask is not None:
         clear = [255] + [0] * 255
-        area = (await read(mask, *size)).getchannel("A").point(clear)
+        area = read(mask, *size).getchannel("A").point(clear)
     return EditInputs(
-        first=await read(first, *size),
+        first=read(first, *size),
         area=area,
-        markup=None if markup is None else await read(markup, *size),
-        others=tuple([await read(other, side, side) for other in others]),
+        markup=None if markup is None else read(markup, *size),
+        others=tuple(read(other, side, side) for other in others),
     )
 
 

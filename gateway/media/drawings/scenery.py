@@ -7,7 +7,7 @@ from random import Random
 
 from PIL import Image
 
-from gateway.providers.sandbox.canvas import (
+from gateway.media.drawings.canvas import (
     WHITE,
     Canvas,
     Colour,

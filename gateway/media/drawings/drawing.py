@@ -12,15 +12,17 @@ from typing import Literal
 
 from PIL import Image
 
-from gateway.providers.sandbox.canvas import parse_colour
-from gateway.providers.sandbox.caption import PROMPT_CHARS_READ, lay_out_caption, write_caption
-from gateway.providers.sandbox.inputs import EditInputs, work_in
-from gateway.providers.sandbox.scenery import PALETTES, RIDGES, Palette, choose, paint_scene
+from gateway.media.drawings.canvas import parse_colour
+from gateway.media.drawings.caption import PROMPT_CHARS_READ, lay_out_caption, write_caption
+from gateway.media.drawings.inputs import EditInputs, work_in
+from gateway.media.drawings.scenery import PALETTES, RIDGES, Palette, choose, paint_scene
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
-SCENE_PIXELS_MAX = 2_100_000
+SCENE_PIXELS_MAX = 600_000
 """Larger images are painted at a fraction of their size and enlarged, to bound time and memory."""
+RUN_LENGTHS = 3
+"""`Z_RLE` of zlib, as Pillow passes it on."""
 COARSEST_SIDE = 12
 """Pixels on the short side of the first partial image; each further one has twice as many."""
 
@@ -32,14 +34,15 @@ def paint(
     size: tuple[int, int],
     transparent: bool,
     inputs: EditInputs | None = None,
+    seed: bytes | None = None,
 ) -> Image.Image:
     """Return an image of exactly `size`, RGB, or RGBA if `transparent`.
 
     `index` makes the images of one request different. `inputs`, of the same size, are composed in.
+    `seed` is that of the whole prompt (`seed_of`), where `prompt` is only its beginning.
     """
     width, height = size
-    seed = hashlib.sha256(f"{index}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
-    dice = Random(int.from_bytes(seed))
+    dice = Random(int.from_bytes(seed or seed_of(prompt, index)))
     words = re.findall(r"[a-z]+", prompt[:PROMPT_CHARS_READ].lower())
     palette = Palette(*map(parse_colour, choose(PALETTES, words, dice).split()))
     caption = lay_out_caption(prompt, width, height)
@@ -62,6 +65,11 @@ def paint(
     return image
 
 
+def seed_of(prompt: str, index: int) -> bytes:
+    """Return the seed of an image: of the whole prompt, and of its number in the request."""
+    return hashlib.sha256(f"{index}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
+
+
 def coarsen(image: Image.Image, stage: int) -> Image.Image:
     """Return a partial image on the way to `image`; `stage` counts from 0, the coarsest."""
     width, height = image.size
@@ -81,7 +89,8 @@ def encode(image: Image.Image, output_format: OutputFormat, compression: int | N
     quality = 100 if compression is None else compression
     file = io.BytesIO()
     if output_format == "png":
-        image.save(file, "PNG", compress_level=1)
+        # Run lengths alone: the fastest way, and on flat colours the smallest file.
+        image.save(file, "PNG", compress_level=1, compress_type=RUN_LENGTHS)
     elif output_format == "jpeg":
         # Above 95 libjpeg grows the file without a visible gain (Pillow handbook, "JPEG saving").
         image.save(file, "JPEG", quality=min(max(quality, 1), 95))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gateway.providers.sandbox.canvas import WHITE, mix
+from gateway.media.drawings.canvas import WHITE, mix
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
