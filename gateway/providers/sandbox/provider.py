@@ -1,14 +1,16 @@
 """The provider of test keys: synthetic images, realistic usage, failures on demand, no cost.
 
-A prompt that contains one of the magic words triggers that failure (docs/sandbox.md).
+Each vendor's models keep its traits. A prompt that contains one of the magic words triggers that
+failure (docs/sandbox.md).
 """
 
 import asyncio
 import hashlib
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
 import pybase64
@@ -40,10 +42,17 @@ MICROSECONDS_OF_IMAGE = 2_000_000
 """The time that an image takes at a model that is billed by the second."""
 DEFAULT_SIZE = "1024x1024"
 DEFAULT_QUALITY = "medium"
+OWN_FORMAT: OutputFormat = "jpeg"
+OWN_INPUT_TOKENS = 1120
+THINKING_TOKENS = {"low": 60, "medium": 240, "high": 900}
+"""Gemini's format, cost of an input and thinking, as observed; none of them is promised."""
+MAGIC_MODERATION = "[sandbox:moderation]"
 MAGIC_NO_USAGE = "[sandbox:no_usage]"
 MAGIC_SLOW = "[sandbox:slow]"
 MAGIC_STREAM_ERROR = "[sandbox:stream_error]"
 
+_MAGIC = re.compile(r"\[sandbox:([a-z_]{1,30})(?: ([\w.-]{1,100}))?\]")
+"""A word that triggers a failure, perhaps of one model alone."""
 _FORMATS: Mapping[str, OutputFormat] = {"png": "png", "jpeg": "jpeg", "webp": "webp"}
 _STATUSES = {
     Reason.MODERATION: 400,
@@ -53,7 +62,7 @@ _STATUSES = {
 }
 """OpenAI's status for each reason; failures with any other reason have no HTTP answer."""
 _FAILURES: Mapping[str, tuple[Outcome, Reason, str, str | None]] = {
-    "[sandbox:moderation]": (
+    MAGIC_MODERATION: (
         Outcome.MODERATION,
         Reason.MODERATION,
         "Your request was rejected by the safety system.",
@@ -183,10 +192,16 @@ class Sandbox:
         del credential
         if MAGIC_SLOW in request.prompt:
             await asyncio.sleep(SLOW_SECONDS)
-        for word in _FAILURES:
-            if word in request.prompt:
-                raise magic_failure(word)
-        return await self._draw_all(_read(request), partials)
+        job = _read(request)
+        for found in _MAGIC.finditer(request.prompt):
+            word, model = f"[sandbox:{found[1]}]", found[2]
+            if word in _FAILURES and model in {None, request.model.id}:
+                raise (
+                    _refusal_in_a_200(job)
+                    if _is_refused_in_a_200(job, word)
+                    else (magic_failure(word))
+                )
+        return await self._draw_all(job, partials)
 
     async def close(self) -> None:
         """Do nothing: the sandbox has no connections."""
@@ -209,13 +224,32 @@ class Sandbox:
             created=job.created,
             usage=_usage(job, sent),
             size=job.size,
-            quality=job.quality,
-            background=job.background,
+            quality=None if request.model.own_format else job.quality,
+            background=None if request.model.own_format else job.background,
             output_format=job.output_format,
             reply=_reply(OK),
+            model_version=request.model.id if request.model.own_format else None,
             seeds=_seeds(request),
             microseconds=request.n * MICROSECONDS_OF_IMAGE,
         )
+
+
+def _is_refused_in_a_200(job: _Job, word: str) -> bool:
+    """Tell if the vendor refuses with an answer that is billed, as Google does."""
+    return job.request.model.own_format and word == MAGIC_MODERATION
+
+
+def _refusal_in_a_200(job: _Job) -> ProviderFailure:
+    """Return the failure of an answer without an image; the prompt and the thinking are billed."""
+    usage = _usage(job, 0)
+    return ProviderFailure(
+        Outcome.AMBIGUOUS if usage is None else Outcome.REFUSED_CHARGED,
+        Reason.MODERATION,
+        "Your request was rejected by the safety system (IMAGE_SAFETY).",
+        code="moderation_blocked",
+        usage=None if usage is None else replace(usage, image_output_tokens=0),
+        reply=_reply(OK),
+    )
 
 
 def magic_failure(word: str) -> ProviderFailure:
@@ -244,7 +278,9 @@ def _read(request: ImageRequest) -> _Job:
         size=size if request.size in {None, "auto"} else str(request.size),
         quality=DEFAULT_QUALITY if request.quality in {None, "auto"} else str(request.quality),
         background="transparent" if request.background == "transparent" else "opaque",
-        output_format=_FORMATS[request.output_format or "png"],
+        output_format=_FORMATS[
+            request.output_format or (OWN_FORMAT if request.model.own_format else "png")
+        ],
         created=int(time.time()),
     )
 
@@ -264,6 +300,15 @@ def _usage(job: _Job, partial_images: int) -> Usage | None:
         return None
     each = request.model.tokens.output_tokens(job.quality, *parse_size(job.size))
     images = [*request.inputs, request.mask, request.markup]
+    if request.model.one_image_per_call:
+        # Every call reads the prompt and the inputs, and thinks.
+        prompt_tokens = -(-len(request.prompt.encode()) // BYTES_PER_TOKEN)
+        return Usage(
+            text_input_tokens=request.n * prompt_tokens,
+            image_input_tokens=request.n * len(request.inputs) * OWN_INPUT_TOKENS,
+            text_output_tokens=request.n * THINKING_TOKENS.get(job.quality, 0),
+            image_output_tokens=request.n * each,
+        )
     return Usage(
         text_input_tokens=-(-len(request.prompt.encode()) // BYTES_PER_TOKEN),
         image_input_tokens=sum(_input_tokens(image) for image in images if image),
