@@ -354,8 +354,8 @@ class ProviderAnswer:
     `usage` is None where the provider reported none, or none that can be read. `revised_prompts`
     and `seeds` have one entry for each image, or are empty. `model_version`: the model that a
     vendor says it used, which may be another one than was asked for. `microseconds`: the time that
-    the calls took, where it is billed. `is_cost_open`: the cost of one of several calls is not
-    known.
+    the calls took, where it is billed. `calls`: how many calls made the images, those that failed
+    included. `is_cost_open`: the cost of one of several calls is not known.
     """
 
     images: tuple[str, ...]
@@ -371,6 +371,7 @@ class ProviderAnswer:
     provenance: Provenance = Provenance.ORIGINAL
     seeds: tuple[int, ...] = ()
     microseconds: int | None = None
+    calls: int = 1
     is_cost_open: bool = False
 
 

@@ -71,6 +71,8 @@ class RequestRecord:
     provider_status: int | None = None
     provider_request_id: str | None = None
     provider_milliseconds: int | None = None
+    provider_calls: int | None = None
+    model_version: str | None = None
     cost_nano: NanoUsd | None = None
     cost_status: CostStatus | None = None
     milliseconds: int | None = None
@@ -113,9 +115,15 @@ class RequestRecord:
         """Note the purchased model, its provider, and the owner of the credential."""
         self.served_model, self.provider, self.credential = model, provider, credential
 
-    def replied(self, reply: ProviderReply | None, seconds: float) -> None:
-        """Note the provider's response, if there was one, and its latency."""
+    def replied(
+        self, reply: ProviderReply | None, seconds: float, *, calls: int, version: str | None
+    ) -> None:
+        """Note the provider's response, if there was one, its latency and the number of calls.
+
+        `version`: the model that the vendor says it used.
+        """
         self.provider_milliseconds = round(seconds * 1000)
+        self.provider_calls, self.model_version = calls, version
         if reply is not None:
             self.provider_status, self.provider_request_id = reply.status, reply.request_id
 

@@ -145,7 +145,10 @@ def _facts(detail: RequestDetail) -> Iterator[tuple[str, str]]:
         yield "provider", f"{row.provider}, with the credential of: {row.credential}"
     if row.provider_milliseconds is not None:
         status = row.provider_status or "no answer"
-        yield "provider said", f"{status}, after {row.provider_milliseconds} ms"
+        calls = f", {row.provider_calls} calls" if (row.provider_calls or 1) > 1 else ""
+        yield "provider said", f"{status}, after {row.provider_milliseconds} ms{calls}"
+    if row.model_version is not None:
+        yield "model version", row.model_version
     if row.provider_request_id is not None:
         yield "provider's id", row.provider_request_id
     yield from _money(logged, detail.purchase)

@@ -62,3 +62,5 @@ class RequestRow(Table):
     cost_nano: Mapped[int | None] = mapped_column(BigInteger)
     cost_status: Mapped[str | None] = mapped_column(Text)
     milliseconds: Mapped[int] = mapped_column(BigInteger)
+    provider_calls: Mapped[int | None] = mapped_column(SmallInteger)
+    model_version: Mapped[str | None] = mapped_column(Text)

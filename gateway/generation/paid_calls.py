@@ -169,13 +169,13 @@ class PaidCalls:
         """Make the call, timed, and note its outcome in any case."""
         self._settlements.sent(paid.caller.tenant_id, paid.id)
         started = time.perf_counter()
-        outcome, reply = Outcome.AMBIGUOUS, None
+        outcome, reply, calls, version = Outcome.AMBIGUOUS, None, 1, None
         try:
             # The provider's own timeout is per read: an answer that drips never meets it.
             async with asyncio.timeout(self.hold_seconds(paid.served)):
                 answer = await self._try_twice(paid, secret, partials)
         except ProviderFailure as failure:
-            outcome, reply = failure.outcome, failure.reply
+            outcome, reply, calls = failure.outcome, failure.reply, failure.calls
             raise
         except TimeoutError as error:
             raise ProviderFailure(
@@ -189,12 +189,12 @@ class PaidCalls:
         else:
             is_known = answer.usage is not None or paid.served.model.unit is not Unit.TOKEN
             outcome = Outcome.SUCCESS if is_known else Outcome.SUCCESS_NO_USAGE
-            reply = answer.reply
+            reply, calls, version = answer.reply, answer.calls, answer.model_version
             _check_version(paid, answer)
             return answer
         finally:
             elapsed = time.perf_counter() - started
-            current().replied(reply, elapsed)
+            current().replied(reply, elapsed, calls=calls, version=version)
             self._vendor_limits.note(paid.provider, paid.credential, reply)
             telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
 

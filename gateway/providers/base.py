@@ -42,7 +42,8 @@ class ProviderFailure(Exception):
     """A call that returned no images; `outcome` says what it may cost, `usage` what it did cost.
 
     `message`, `code` and `param` are the provider's own and may echo parts of a key, so they are
-    redacted before they reach a client or a log. `reply` is None if no answer came.
+    redacted before they reach a client or a log. `reply` is None if no answer came. `calls`: how
+    many calls it stands for.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ProviderFailure(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.usage = usage
         self.reply = reply
+        self.calls = 1
 
 
 class CredentialTester(Protocol):

@@ -40,11 +40,13 @@ def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer
             usage=usage,
             seeds=tuple(seed for answer in answers for seed in answer.seeds),
             microseconds=sum(answer.microseconds or 0 for answer in answers),
+            calls=len(results),
             is_cost_open=any(failure.outcome is Outcome.AMBIGUOUS for failure in failures),
         )
     heaviest = max(failures, key=lambda failure: _WEIGHT[failure.outcome])
     if heaviest.outcome is not Outcome.AMBIGUOUS:
         heaviest.usage = usage if charged else None
+    heaviest.calls = len(results)
     raise heaviest
 
 

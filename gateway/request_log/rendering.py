@@ -8,6 +8,7 @@ COPIED = (
     *("status", "error_code", "error_param", "reason", "api_key_id", "user_id"),
     *("requested_model", "served_model", "generation_id", "provider", "credential"),
     *("provider_status", "provider_request_id", "provider_milliseconds"),
+    *("provider_calls", "model_version"),
     *("cost_status", "milliseconds"),
 )
 

@@ -53,6 +53,8 @@ EXAMPLE: dict[str, JsonValue] = {
     "provider_status": 500,
     "provider_request_id": "req_1c0f6e0f9c1d4e2b8a7d3f61aa5f6e0f",
     "provider_milliseconds": 1830,
+    "provider_calls": 1,
+    "model_version": None,
     "cost_usd": None,
     "cost_status": "pending",
     "milliseconds": 1841,
@@ -125,6 +127,12 @@ class RequestObject(BaseModel):
         description="The provider's id of the call, for its support."
     )
     provider_milliseconds: int | None
+    provider_calls: int | None = Field(
+        description="Calls that were made for it: one for each image at some vendors."
+    )
+    model_version: str | None = Field(
+        description="The model that the vendor says it used, where it says so."
+    )
     cost_usd: str | None = Field(description="Cost as known when the request ended.")
     cost_status: Literal["actual", "estimated", "pending"] | None
     milliseconds: int

@@ -217,6 +217,11 @@ async def test_several_images_are_several_calls_at_once_under_one_reservation(
     [booked] = await books(served)
     assert booked.state == "posted"
     await expect_books_to_agree(served, gemini)
+    async with served.http(await served.key()) as http:
+        await served.gateway.request_log.flush()
+        name = (await buying).headers["x-request-id"]
+        logged = (await http.get(f"/v1/requests/{name}")).json()
+    assert (logged["provider_calls"], logged["model_version"]) == (4, BANANA)
 
 
 async def test_an_edit_sends_its_inputs_in_order_after_the_prompt(
