@@ -16,6 +16,7 @@ from tests.cli.test_cli_manners import CommandLine, Finished, RunningGateway, fr
 from tests.cli.test_cli_manners import running_gateway as start_gateway
 from tests.harness import MASTER_KEY, run_sql
 from tests.limits_helpers import running_valkey
+from tests.models_files import write
 from tests.stub_openai import StubControl, stub_process
 
 NEW_MASTER_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
@@ -57,6 +58,28 @@ def test_doctor_reports_a_healthy_gateway(running: RunningGateway) -> None:
     with_key = running.command.process("doctor", "--json", **keys)
     assert states_of(with_key) == dict.fromkeys(CHECKS, "ok") | {"limits": "none"}
     assert "canary" not in with_key.out
+
+
+def test_doctor_asks_the_models_of_own_hosts(running: RunningGateway, tmp_path: Path) -> None:
+    text = """
+[[providers]]
+name = "away"
+kind = "kserve"
+base_url = "http://127.0.0.1:9"
+
+[[models]]
+id = "sd-away"
+provider = "away"
+sizes = ["512x512"]
+price = { per_image_usd = "0.002" }
+"""
+    path = write(tmp_path, text)
+    ended = running.command.process("doctor", "--json", GATEWAY_MODELS_FILE=str(path))
+    assert (states_of(ended)["sd-away"], ended.status) == ("waiting", 0)
+    path.write_text(text + "wrong = 1\n")
+    refused = running.command.process("doctor", "--json", GATEWAY_MODELS_FILE=str(path))
+    assert refused.status == 1
+    assert "line 12: models[1].wrong: unknown key" in refused.out
 
 
 def test_doctor_reports_whether_limits_are_shared(running: RunningGateway) -> None:
