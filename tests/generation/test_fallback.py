@@ -108,6 +108,7 @@ async def test_what_the_first_vendor_surely_did_not_charge_another_one_serves(
     assert (len(stub.calls), len(gemini.calls)) == (len(PASSED_ON), len(PASSED_ON))
     assert set(await served_models(served)) == {("posted", BANANA, "gemini")}
     await expect_books_to_agree(served, stub, gemini)
+    await served.gateway.request_log.flush()
     async with served.http(await served.key()) as http:
         groups = {"group_by": "requested_model,model,provider"}
         [row] = (await http.get("/v1/usage", params=groups)).json()["data"]

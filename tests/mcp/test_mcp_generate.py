@@ -144,6 +144,7 @@ async def test_the_result_is_a_preview_a_link_a_sentence_and_data(
                 "size_bytes": len(full),
                 "width": 1024,
                 "height": 1024,
+                "seed": None,
             },
         ],
         "model": GPT2,

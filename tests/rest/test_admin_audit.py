@@ -191,6 +191,7 @@ async def test_credentials_budgets_and_prices_are_audited(served: Served) -> Non
         **rates,
         "text_output": "28.00",
         "per_image": "0.00",
+        "per_second": "0.00",
     }
     assert told([version]) == [("price.added", added["id"], None, expected)]
     assert version["tenant_id"] is None
