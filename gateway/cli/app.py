@@ -33,7 +33,9 @@ COMMANDS = {
     "doctor": Entry(
         "operations:doctor", "Check configuration, database, storage and keys; report what to fix."
     ),
-    "maintain": Entry("operations:maintain", "Do the periodic work of a gateway once, and end."),
+    "maintain": Entry(
+        "operations:maintain", "Do the periodic work once; exit status 1 if the books are broken."
+    ),
     "demo": Entry(
         "demo:demo",
         "Make an image with the OpenAI client and one with an MCP client; show the usage.",

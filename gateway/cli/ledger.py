@@ -15,7 +15,7 @@ from gateway.cli.output import JsonOption, console, print_json, read, refuse, ru
 from gateway.core import Core, Reader
 
 ledger = typer.Typer(
-    help="The books: check that budgets, calls and entries agree; list, export and archive months.",
+    help="The books: check them; list, export and archive months.",
     no_args_is_help=True,
 )
 MonthArgument = Annotated[

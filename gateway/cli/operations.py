@@ -68,7 +68,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def maintain(as_json: JsonOption = False) -> None:
-    """Do the periodic work of a gateway once, and end; exit status 1 if the books are broken.
+    """Do the periodic work once; exit status 1 if the books are broken.
 
     Every running gateway does this work by itself. The command is for schedulers of one's own, and
     for what must be done now. Names each part on standard error as it begins.

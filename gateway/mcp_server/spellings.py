@@ -54,15 +54,22 @@ def own_arguments(
 def _size(arguments: Mapping[str, object]) -> str | None:
     """Return width and height as a size; None if neither is given."""
     edges = {name: arguments.get(name) for name in EDGES}
-    if all(value is None for value in edges.values()):
-        return None
-    for name, value in edges.items():
+    given = {name: value for name, value in edges.items() if value is not None}
+    for name, value in given.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InvalidRequest(
                 f"Invalid '{name}': width and height are both a number of pixels.",
                 code="invalid_type",
                 param=name,
             )
+    if not given:
+        return None
+    for name in edges.keys() - given.keys():
+        raise InvalidRequest(
+            f"Missing '{name}': width and height go together.",
+            code="missing_required_parameter",
+            param=name,
+        )
     return f"{edges['width']}x{edges['height']}"
 
 

@@ -29,7 +29,8 @@ CREATE TABLE archived_usage (
     text_output_tokens bigint NOT NULL,
     image_output_tokens bigint NOT NULL,
     amount_nano bigint NOT NULL,
-    PRIMARY KEY (tenant_id, month, livemode)
+    PRIMARY KEY (tenant_id, month, livemode),
+    CONSTRAINT archived_usage_not_negative CHECK (held_nano >= 0 AND amount_nano >= 0)
 );
 ALTER TABLE archived_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE archived_usage FORCE ROW LEVEL SECURITY;

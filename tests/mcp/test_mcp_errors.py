@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from gateway.catalog.loading import load_catalog
+from gateway.image_parameters import PARAMETERS
 from gateway.mcp_server.tools import TOOLS
 from tests.harness import GPT2, Served
 from tests.image_helpers import data_url, expect_nothing_bought, png
@@ -57,6 +59,7 @@ async def test_a_tool_that_does_not_exist_is_a_protocol_error(served: Served, st
 VALUES: dict[str, list[Any]] = {
     "string": [3, True, 1.5, ["x"], {"x": 1}],
     "integer": ["3", True, 1.5, [3], {"x": 1}],
+    "number": ["3", True, [3], {"x": 1}],
     "boolean": ["true", 1, 0, [True], {"x": 1}],
     "image": [3, True, 1.5, {"x": 1}, [3], [None], [IMAGE, {}]],
 }
@@ -65,11 +68,14 @@ VALUES: dict[str, list[Any]] = {
 def wrong_types(tool: str) -> list[Case]:
     """Every argument of a tool with values of every type that it does not have."""
     cases: list[Case] = []
+    model = load_catalog().models[WHOLE[tool].get("model", "dall-e-2")]
+    unknown = {one.name for one in PARAMETERS if not one.of_every_model} - model.parameters
     for name, schema in TOOLS[tool].announced.input_schema["properties"].items():
         for value in VALUES["image" if name == "image" else schema["type"]]:
             is_list = name == "image" and isinstance(value, list)
             param = f"{name}[{len(value) - 1}]" if is_list else name
-            cases.append((tool, {name: value}, "invalid_type", param))
+            code = "unknown_parameter" if name in unknown else "invalid_type"
+            cases.append((tool, {name: value}, code, param))
     return cases
 
 

@@ -132,10 +132,10 @@ OVERLONG = [
 
 
 async def test_a_line_over_the_limit_is_refused_under_its_own_id(bridge: BridgeCommand) -> None:
-    small = replace(bridge, extra=(("GATEWAY_MAX_JSON_UPLOAD_BYTES", "25000"),))
+    small = replace(bridge, extra=(("GATEWAY_MAX_JSON_UPLOAD_BYTES", "30000"),))
     async with small.process() as running:
         for line, request_id in OVERLONG:
-            for size in (25_000, 1_000_000):
+            for size in (30_000, 1_000_000):
                 await running.send(line.replace("%s", "x" * size).encode() + b"\n")
                 answer = error_of(await running.receive())
                 assert answer == (request_id, INVALID_REQUEST, "message_too_large")

@@ -118,6 +118,7 @@ async def test_a_generation_tells_its_cost_and_its_model(served: Served, stub: S
         "x-gateway-generation-id": str(rows[0].id),
         "x-gateway-cost-usd": format_usd(stub.bill[0].cost_nano_usd),
         "x-gateway-cost-status": "actual",
+        "x-gateway-provider": "openai",
         "x-gateway-requested-model": GPT2,
         "x-gateway-served-model": GPT2,
     }

@@ -22,7 +22,7 @@ SPOKEN = Spoken(
         "POST /v1/images/edits": BOUGHT | IMAGES,
         "POST /v1/images/variations": BOUGHT | IMAGES,
         "POST /generate_image": BOUGHT,
-        "POST /mcp/v1/tools/generate_image": BOUGHT,
+        "POST /mcp/v1/tools/generate_image": BOUGHT | {"width", "height"},
         "POST /edit_image": BOUGHT | IMAGES | {"params"},
         # Pages begin after an image of the caller's own.
         "GET /v1/images": frozenset({"after"}),

@@ -150,10 +150,9 @@ class OpenAIImages:
             if request.stream:
                 stream = await self._open_stream(request, credential)
                 async with stream:
-                    if not _is_json(stream.response):
+                    if not await _is_one_object(stream.response):
                         return await _read_stream(stream, request, partials, sending)
-                    # A compatible host that does not stream: the image is paid for all the same.
-                    content = await stream.response.aread()
+                    content = stream.response.content
             else:
                 content = (await self._post(request, credential)).content
         return await self._read(content, request, sending)
@@ -317,8 +316,14 @@ class OpenAIImages:
             raise stream_failed(error.body) from None
 
 
-def _is_json(response: httpx2.Response) -> bool:
-    return response.headers.get("Content-Type", "").partition(";")[0].strip() == JSON
+async def _is_one_object(response: httpx2.Response) -> bool:
+    """Return True for the answer of a host that does not stream; it is then read completely.
+
+    Its image is paid for all the same. Events stay events, whatever type the host calls them.
+    """
+    if response.headers.get("Content-Type", "").partition(";")[0].strip() != JSON:
+        return False
+    return (await response.aread()).lstrip().startswith(b"{")
 
 
 async def _read_stream(
