@@ -61,6 +61,7 @@ class Sweeper:
         self._tasks: list[asyncio.Task[None]] = []
         self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
         self._lifetimes_due = time.monotonic()
+        self._asks_again: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin, at the configured interval. Slow storage must not delay the settling of money.
@@ -92,6 +93,7 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Run each due job once."""
+        self._asks_again.clear()
         await self._sweep_money()
         await self._send_events()
         await self._erase()
@@ -213,10 +215,8 @@ class Sweeper:
 
     async def _check_invariants(self) -> None:
         """Check the books once an hour, in one worker: the new entries, once a week the whole."""
-        database = self._database
-        async with database.operator() as session:
-            if not await sweeps.claim(session, ledger.CHECKS, seconds=INVARIANT_INTERVAL_SECONDS):
-                return
+        if not await self._claim(ledger.CHECKS, INVARIANT_INTERVAL_SECONDS):
+            return
         await self._check_books(lambda what: log.info("books_checked", what=what))
 
     async def _check_books(self, note: Callable[[str], None]) -> Sequence[InvariantBreak]:
@@ -229,15 +229,11 @@ class Sweeper:
         return breaks
 
     async def _sweep_requests(self) -> None:
-        async with self._database.operator() as session:
-            is_ours = await sweeps.claim(session, "request_log", seconds=REQUESTS_INTERVAL_SECONDS)
-        if is_ours:
+        if await self._claim("request_log", REQUESTS_INTERVAL_SECONDS):
             await self._keep_requests()
 
     async def _keep_months(self) -> None:
-        async with self._database.operator() as session:
-            is_ours = await sweeps.claim(session, "months", seconds=REQUESTS_INTERVAL_SECONDS)
-        if is_ours:
+        if await self._claim("months", REQUESTS_INTERVAL_SECONDS):
             await self._add_and_archive_months()
 
     async def _add_and_archive_months(self) -> None:
@@ -270,9 +266,7 @@ class Sweeper:
             await forget_recorded(session)
 
     async def _add_up_usage(self) -> None:
-        async with self._database.operator() as session:
-            is_ours = await sweeps.claim(session, "usage", seconds=USAGE_INTERVAL_SECONDS)
-        if is_ours:
+        if await self._claim("usage", USAGE_INTERVAL_SECONDS):
             await self._roll_up_usage()
 
     async def _roll_up_usage(self) -> None:
@@ -283,12 +277,9 @@ class Sweeper:
             log.info("usage_days_rebuilt", tenants=moved)
 
     async def _sweep_images(self) -> None:
-        async with self._database.operator() as session:
-            is_ours = await sweeps.claim(session, "byte_caps", seconds=BYTE_CAP_INTERVAL_SECONDS)
-            erases = await sweeps.claim(session, ERASURES, seconds=ERASURE_INTERVAL_SECONDS)
-        if is_ours:
+        if await self._claim("byte_caps", BYTE_CAP_INTERVAL_SECONDS):
             await self._expire_beyond_caps()
-        if erases:
+        if await self._claim(ERASURES, ERASURE_INTERVAL_SECONDS):
             await self._erase()
         await self._delete_expired_images()
 
@@ -335,9 +326,8 @@ class Sweeper:
     async def _sweep_orphans(self) -> None:
         """Compare store and rows when due. One worker does it, and renews its claim meanwhile."""
         interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
-        async with self._database.operator() as session:
-            if not await sweeps.claim(session, SWEEP, seconds=interval_seconds):
-                return
+        if not await self._claim(SWEEP, interval_seconds):
+            return
         try:
             await self.reconcile()
         except StorageFailed:
@@ -354,9 +344,8 @@ class Sweeper:
 
     async def _retire_secrets(self) -> None:
         """Remove key versions that are no longer used, once a minute, in one worker."""
-        async with self._database.operator() as session:
-            if not await sweeps.claim(session, "secrets", seconds=SECRETS_INTERVAL_SECONDS):
-                return
+        if not await self._claim("secrets", SECRETS_INTERVAL_SECONDS):
+            return
         await self._retire_unused_secrets()
 
     async def _retire_unused_secrets(self) -> None:
@@ -368,6 +357,18 @@ class Sweeper:
             data_keys = await retire_data_keys(session)
         if removed or data_keys:
             log.info("secrets_retired", secrets=removed, data_keys=data_keys)
+
+    async def _claim(self, name: str, seconds: float) -> bool:
+        """Claim work that is due every so many seconds, and that one worker does for all.
+
+        Postgres is asked every tenth of that interval, and no less often than every twelfth sweep.
+        """
+        now, sweep_seconds = time.monotonic(), self._gateway.settings.sweep_interval_seconds
+        if now < self._asks_again.get(name, now):
+            return False
+        self._asks_again[name] = now + min(seconds / 10, 12 * sweep_seconds)
+        async with self._database.operator() as session:
+            return await sweeps.claim(session, name, seconds=seconds)
 
     async def _extend_claim(self) -> None:
         interval_seconds = self._gateway.settings.orphan_sweep_interval_seconds
