@@ -1,7 +1,11 @@
-"""Several calls that answer one request, at vendors that make one image a call. Pure."""
+"""Several calls that answer one request, at vendors that make one image a call."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import structlog
 
 from gateway.domain import Outcome, ProviderAnswer, Usage
 from gateway.providers.base import ProviderFailure
@@ -15,6 +19,28 @@ _WEIGHT = {
     Outcome.NOT_SENT: 0,
 }
 """The failure that stands for all: one whose cost is unknown, else one that cost something."""
+log = structlog.get_logger(__name__)
+
+
+async def make_all(calls: Sequence[Coroutine[Any, Any, ProviderAnswer]]) -> ProviderAnswer:
+    """Make all calls at once, and combine them; each is logged, their sum alone is in the ledger.
+
+    Raises:
+        ProviderFailure: no call returned an image.
+    """
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for number, result in enumerate(results, start=1):
+        log.info("provider_call", number=number, of=len(results), **_logged(result))
+    return combine(results)
+
+
+def _logged(result: ProviderAnswer | BaseException) -> dict[str, object]:
+    if not isinstance(result, ProviderAnswer | ProviderFailure):
+        return {"outcome": Outcome.AMBIGUOUS.value}
+    usage = None if result.usage is None else asdict(result.usage)
+    if isinstance(result, ProviderFailure):
+        return {"outcome": result.outcome.value, "usage": usage}
+    return {"outcome": Outcome.SUCCESS.value, "usage": usage, "version": result.model_version}
 
 
 def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer:

@@ -3,46 +3,38 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import date
 
-import aiohttp
 import structlog
 from yarl import URL
 
 from gateway.domain import (
     ImageRequest,
-    Outcome,
     PartialSink,
     ProviderAnswer,
-    ProviderReply,
     SecretText,
 )
 from gateway.providers.base import (
     CredentialState,
     ProviderFailure,
-    interrupted,
-    too_large,
 )
 from gateway.providers.connections import (
-    AnswerTooLong,
     ProviderConnections,
     Sending,
     new_sending,
-    note_interruption,
-    read_limited,
     user_agent,
 )
+from gateway.providers.exchange import OK, exchange
 from gateway.providers.gemini.answers import read_answer
 from gateway.providers.gemini.errors import is_invalid_key, refused
 from gateway.providers.gemini.request import encode_request
-from gateway.providers.several import combine
+from gateway.providers.several import make_all
 from gateway.request_record import current
 
 VERSION = "v1beta"
 TEST_TIMEOUT_SECONDS = 10.0
-MAX_ERROR_BYTES = 1_048_576
-OK, BAD_REQUEST, LIMITED = 200, 400, 429
+BAD_REQUEST, LIMITED = 400, 429
 REFUSED_KEY_STATUSES = frozenset({401, 403})
 log = structlog.get_logger(__name__)
 
@@ -83,10 +75,7 @@ class GeminiImages:
         calls = [self._buy(request, content, credential) for _ in range(request.n)]
         if len(calls) == 1:
             return await calls[0]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        for number, result in enumerate(results, start=1):
-            log.info("provider_call", number=number, of=request.n, **_logged(result))
-        return combine(results)
+        return await make_all(calls)
 
     async def _buy(
         self, request: ImageRequest, content: bytes, credential: SecretText
@@ -140,23 +129,17 @@ class GeminiImages:
             "Accept": "application/json",
             "User-Agent": user_agent(),
         }
-        try:
-            response = await self._connections.send(
-                method, url, headers=headers, content=content, read_seconds=read_seconds
-            )
-            try:
-                sending.reply = ProviderReply(response.status, None)
-                limit = self._max_answer_bytes if response.status == OK else MAX_ERROR_BYTES
-                body = b"".join([chunk async for chunk in read_limited(response, limit)])
-            finally:
-                response.release()
-                await response.wait_for_close()
-        except AnswerTooLong as error:
-            raise too_large(error.max_bytes) from None
-        except (aiohttp.ClientError, TimeoutError) as error:
-            note_interruption(error, sending)
-            raise interrupted(sent=sending.had_connection) from None
-        return response.status, body
+        status, _, body = await exchange(
+            self._connections,
+            method,
+            url,
+            sending,
+            headers=headers,
+            content=content,
+            read_seconds=read_seconds,
+            max_answer_bytes=self._max_answer_bytes,
+        )
+        return status, body
 
     async def shutdown_dates(self, credential: SecretText) -> Mapping[str, date]:
         """Return nothing: Google's list of models names no dates."""
@@ -184,13 +167,3 @@ class GeminiImages:
         if status in REFUSED_KEY_STATUSES or (status == BAD_REQUEST and is_invalid_key(body)):
             return CredentialState.INVALID
         return CredentialState.UNREACHABLE
-
-
-def _logged(result: ProviderAnswer | BaseException) -> dict[str, object]:
-    """Return the facts of one of several calls, whose sum alone is in the ledger."""
-    if not isinstance(result, ProviderAnswer | ProviderFailure):
-        return {"outcome": Outcome.AMBIGUOUS.value}
-    usage = None if result.usage is None else asdict(result.usage)
-    if isinstance(result, ProviderFailure):
-        return {"outcome": result.outcome.value, "usage": usage}
-    return {"outcome": Outcome.SUCCESS.value, "usage": usage, "version": result.model_version}

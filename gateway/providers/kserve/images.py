@@ -11,17 +11,14 @@ from dataclasses import replace
 from datetime import date
 from urllib.parse import quote
 
-import aiohttp
 import structlog
 from yarl import URL
 
 from gateway.catalog.declared import Host
 from gateway.domain import (
     ImageRequest,
-    Outcome,
     PartialSink,
     ProviderAnswer,
-    ProviderReply,
     SecretText,
 )
 from gateway.image_models import Model
@@ -30,27 +27,24 @@ from gateway.providers.base import (
     CredentialState,
     ProviderFailure,
     interrupted,
-    too_large,
 )
 from gateway.providers.connections import (
-    AnswerTooLong,
     ProviderConnections,
     Sending,
     new_sending,
     note_interruption,
-    read_limited,
     user_agent,
 )
+from gateway.providers.exchange import OK, exchange
 from gateway.providers.host_errors import redact, refused
 from gateway.providers.kserve.answers import read_answer, says_ready
 from gateway.providers.kserve.request import encode_request, path_of, wording_of
-from gateway.providers.several import combine
+from gateway.providers.several import make_all
 from gateway.request_record import current
 
 TEST_TIMEOUT_SECONDS = 10.0
-MAX_ERROR_BYTES = 1_048_576
 MICROSECONDS = 1_000_000
-OK, LIMITED = 200, 429
+LIMITED = 429
 REFUSED_KEY_STATUSES = frozenset({401, 403})
 log = structlog.get_logger(__name__)
 
@@ -98,10 +92,7 @@ class KServeImages:
         ]
         if len(calls) == 1:
             return await calls[0]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        for number, result in enumerate(results, start=1):
-            log.info("provider_call", number=number, of=request.n, outcome=_outcome(result))
-        return combine(results)
+        return await make_all(calls)
 
     async def _buy(
         self, request: ImageRequest, seed: int, credential: SecretText
@@ -164,26 +155,19 @@ class KServeImages:
         """
         try:
             async with asyncio.timeout(seconds):
-                response = await self._connections.send(
+                return await exchange(
+                    self._connections,
                     method,
                     URL(self._host.base_url + path, encoded=True),
+                    sending,
                     headers=self._headers(credential, has_body=content is not None),
                     content=content,
                     read_seconds=seconds,
+                    max_answer_bytes=self._max_answer_bytes,
                 )
-                try:
-                    sending.reply = ProviderReply(response.status, None)
-                    limit = self._max_answer_bytes if response.status == OK else MAX_ERROR_BYTES
-                    body = b"".join([chunk async for chunk in read_limited(response, limit)])
-                finally:
-                    response.release()
-                    await response.wait_for_close()
-        except AnswerTooLong as error:
-            raise too_large(error.max_bytes) from None
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except TimeoutError as error:
             note_interruption(error, sending)
             raise interrupted(sent=sending.had_connection) from None
-        return response.status, response.headers, body
 
     def _headers(self, credential: SecretText, *, has_body: bool) -> dict[str, str]:
         headers = {"Accept": "application/json, image/*", "User-Agent": user_agent()}
@@ -242,11 +226,3 @@ def _note_size(request: ImageRequest, answer: ProviderAnswer) -> None:
     asked = wording_of(request).default_size if request.size in {None, "auto"} else request.size
     if answer.size != asked:
         log.warning("image_size_differs", model=request.model.id, asked=asked, made=answer.size)
-
-
-def _outcome(result: ProviderAnswer | BaseException) -> str:
-    if isinstance(result, ProviderAnswer):
-        return Outcome.SUCCESS.value
-    if isinstance(result, ProviderFailure):
-        return result.outcome.value
-    return Outcome.AMBIGUOUS.value
