@@ -96,8 +96,8 @@ class Hosts:
             except (ConfigurationError, Conflict, InvalidRequest, DatabaseUnavailable) as error:
                 for provider in opened.values():
                     await provider.close()
-                telemetry.alarm("models_file_refused")
                 log.error("models_file_refused", error=str(error))  # noqa: TRY400 - the words say it
+                telemetry.alarm("models_file_refused")
                 return False
             # A host is opened before a model of it can be found.
             self._take(fresh.hosts.values(), keys, opened)

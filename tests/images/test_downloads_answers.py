@@ -222,17 +222,17 @@ SIGNATURE, PASSWORD = "canary-signature", "canary-password"
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("answer", "reason", "options"),
     [
-        (sends_raw(b"no HTTP\r\n\r\n"), DownloadProblem.UNREACHABLE),
-        (says_nothing, DownloadProblem.TOO_SLOW),
-        (sends(status="403 Forbidden"), DownloadProblem.BAD_STATUS),
+        (sends_raw(b"no HTTP\r\n\r\n"), DownloadProblem.UNREACHABLE, {}),
+        (says_nothing, DownloadProblem.TOO_SLOW, {"total_seconds": 0.2}),
+        (sends(status="403 Forbidden"), DownloadProblem.BAD_STATUS, {}),
     ],
 )
 async def test_no_refusal_repeats_a_signature_or_names_a_host(
-    answer: Answer, reason: DownloadProblem
+    answer: Answer, reason: DownloadProblem, options: dict[str, float]
 ) -> None:
-    async with web_host(answer) as host, trusting(host, total_seconds=0.2) as downloads:
+    async with web_host(answer) as host, trusting(host, **options) as downloads:
         with pytest.raises(DownloadRefused) as caught:
             await downloads.fetch(f"{host.url}?sig={SIGNATURE}", io.BytesIO())
     assert caught.value.reason == reason
