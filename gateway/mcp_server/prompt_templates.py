@@ -4,9 +4,11 @@ docs/prompts.md describes the files.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import MappingProxyType
 
 from gateway.errors import ConfigurationError
 from gateway.mcp_server.prompt_files import MAX_FILE_BYTES, PromptTemplate, parse_file
@@ -22,7 +24,7 @@ def load_templates(folder: Path | None) -> Mapping[str, PromptTemplate]:
     Raises:
         ConfigurationError: a file is invalid; the message has file, key and advice.
     """
-    own = _load_folder(resources.files("gateway.mcp_server").joinpath("prompts"), "prompts")
+    own = _built_in()
     if folder is None:
         return own
     if not folder.is_dir():
@@ -31,6 +33,13 @@ def load_templates(folder: Path | None) -> Mapping[str, PromptTemplate]:
             "setting."
         )
     return {**own, **_load_folder(folder, str(folder))}
+
+
+@cache
+def _built_in() -> Mapping[str, PromptTemplate]:
+    """Load the built-in templates, once a process: each is compiled and rendered on trial."""
+    folder = resources.files("gateway.mcp_server").joinpath("prompts")
+    return MappingProxyType(_load_folder(folder, "prompts"))
 
 
 def _load_folder(folder: Traversable, label: str) -> dict[str, PromptTemplate]:
