@@ -17,7 +17,7 @@ from gateway.billing.estimates import estimates_of
 from gateway.db.audit import Action, AuditEntry, list_entries_of, record
 from gateway.db.engine import OperatorSession
 from gateway.db.money_tables import LedgerRow, ReservationRow
-from gateway.db.tables import TenantRow
+from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
 from gateway.domain import Operation
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.image_models import Model
@@ -79,7 +79,9 @@ class CallRecord:
     tenant_name: str
     livemode: bool
     api_key_id: UUID | None
+    api_key_name: str | None
     user_id: UUID | None
+    user_name: str | None
     state: CallState
     outcome: str | None
     operation: Operation
@@ -144,7 +146,18 @@ async def show(session: OperatorSession, models: Mapping[str, Model], call_id: U
         NotFound: there is no such call.
     """
     row = await _get(session, call_id)
-    tenant = await session.get_one(TenantRow, row.tenant_id)
+    owners = await session.execute(
+        select(TenantRow.name, ApiKeyRow.name, TenantUserRow.name)
+        .outerjoin(
+            ApiKeyRow, (ApiKeyRow.tenant_id == TenantRow.id) & (ApiKeyRow.id == row.api_key_id)
+        )
+        .outerjoin(
+            TenantUserRow,
+            (TenantUserRow.tenant_id == TenantRow.id) & (TenantUserRow.id == row.user_id),
+        )
+        .where(TenantRow.id == row.tenant_id)
+    )
+    tenant_name, key_name, user_name = owners.one()
     lines = await session.scalars(
         select(LedgerRow)
         .where(LedgerRow.tenant_id == row.tenant_id, LedgerRow.reservation_id == call_id)
@@ -156,10 +169,12 @@ async def show(session: OperatorSession, models: Mapping[str, Model], call_id: U
     return CallRecord(
         id=row.id,
         tenant_id=row.tenant_id,
-        tenant_name=tenant.name,
+        tenant_name=tenant_name,
         livemode=row.livemode,
         api_key_id=row.api_key_id,
+        api_key_name=key_name,
         user_id=row.user_id,
+        user_name=user_name,
         state=_SHOWN[row.state],
         outcome=row.outcome,
         operation=Operation(row.operation),

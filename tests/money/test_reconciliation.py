@@ -38,11 +38,13 @@ KEY = {"Idempotency-Key": "order-4711"}
 REASON = "on the invoice of November"
 
 
-async def unknown_call(served: Served, stub: Stub, *, estimated: bool = False) -> str:
+async def unknown_call(
+    served: Served, stub: Stub, *, estimated: bool = False, user: str | None = None
+) -> str:
     """A call with an idempotency key whose outcome is not known; the id of its generation."""
     await served.budget("1")
     stub.faults.add(Fault("reset_after_headers"))
-    async with served.http(await served.key()) as http:
+    async with served.http(await served.key(name="shop", user=user)) as http:
         answer = await http.post(GENERATIONS, json=image_body(), headers=KEY)
     assert answer.status_code == 504
     if estimated:
@@ -76,9 +78,9 @@ async def test_an_estimate_corrected_downwards_stays_in_the_sums(
         assert await usage_sums.differences(session) == []
 
 
-async def again(served: Served) -> httpx2.Response:
+async def again(served: Served, user: str | None = None) -> httpx2.Response:
     """The same request with the same key, once more."""
-    async with served.http(await served.key()) as http:
+    async with served.http(await served.key(user=user)) as http:
         return await http.post(GENERATIONS, json=image_body(), headers=KEY)
 
 
@@ -86,9 +88,10 @@ async def again(served: Served) -> httpx2.Response:
 async def test_the_real_cost_is_posted_finally_with_its_reason(
     served: Served, stub: Stub, *, estimated: bool
 ) -> None:
-    call_id = await unknown_call(served, stub, estimated=estimated)
+    call_id = await unknown_call(served, stub, estimated=estimated, user="alice")
     [before] = await books(served)
     shown = answered(await resolve(served, call_id, "post", "0.0042"))
+    assert (shown["api_key_name"], shown["user_name"]) == ("shop", "alice")
     truth = 4_200_000
     line = ("adjust", truth - (before.final_nano or 0)) if estimated else ("post", truth)
     hold = before.held_nano
@@ -126,7 +129,7 @@ async def test_the_real_cost_is_posted_finally_with_its_reason(
         assert refusal(answer) == Refusal(409, "already_resolved", None)
     assert len(await entries(served, action="call.resolved")) == 1
     # The money is spent and the answer lost: the same key buys nothing, and is told so.
-    replay = await again(served)
+    replay = await again(served, "alice")
     assert (replay.status_code, error_of(replay)["code"]) == (504, "outcome_unknown")
     assert "0.004200000" in error_of(replay)["message"]
     assert replay.headers["x-should-retry"] == "false"

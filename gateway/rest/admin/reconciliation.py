@@ -154,7 +154,9 @@ class CallObject(Identified):
         tenant_name="acme",
         livemode=True,
         api_key_id=KEY_ID,
+        api_key_name="shop",
         user_id=None,
+        user_name=None,
         state="posted",
         outcome="resolved",
         operation="generation",
@@ -188,7 +190,9 @@ class CallObject(Identified):
     tenant_name: str
     livemode: bool
     api_key_id: UUID | None
+    api_key_name: str | None
     user_id: UUID | None
+    user_name: str | None
     state: CallState = Field(
         description="As in the list; or `posted`: final; or `void`: it cost nothing."
     )
@@ -358,7 +362,9 @@ def _render_record(call: CallRecord) -> CallObject:
         tenant_name=call.tenant_name,
         livemode=call.livemode,
         api_key_id=call.api_key_id,
+        api_key_name=call.api_key_name,
         user_id=call.user_id,
+        user_name=call.user_name,
         state=call.state,
         outcome=call.outcome,
         operation=call.operation.value,
