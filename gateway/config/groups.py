@@ -30,11 +30,15 @@ PREFIX = "GATEWAY_"
 NOT_IN_FILE = frozenset({"config_file", "prometheus_multiproc_dir"})
 """A configuration file cannot name another one, and Prometheus's library reads the environment."""
 NEVER_EMPTY = (
-    *("GATEWAY_DATABASE_URL", "GATEWAY_MASTER_KEY", "GATEWAY_ADMIN_KEY", "GATEWAY_API_KEY"),
+    *("GATEWAY_DATABASE_URL", "GATEWAY_MIGRATION_DATABASE_URL"),
+    *("GATEWAY_MASTER_KEY", "GATEWAY_ADMIN_KEY", "GATEWAY_API_KEY"),
     *("OPENAI_API_KEY", "GEMINI_API_KEY", "GATEWAY_LEGACY_API_KEY", "AWS_SECRET_ACCESS_KEY"),
 )
-"""Secrets, and the address without which the embedded Postgres would be started instead: an empty
-one is a mistake in a deployment, not a wish to do without."""
+"""Secrets, and the addresses without which another database would be used: an empty one is a
+mistake in a deployment, not a wish to do without.
+
+Left out are the secrets that are absent by design in many deployments and are then passed on empty:
+`AWS_SESSION_TOKEN` (lasting keys have none) and `GATEWAY_REDIS_URL` (one instance needs none)."""
 
 
 @dataclass(frozen=True)

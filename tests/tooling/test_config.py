@@ -75,7 +75,9 @@ def test_an_empty_database_address_is_not_taken_for_none(environment: pytest.Mon
     assert "GATEWAY_DATABASE_URL" in refusal(environment, GATEWAY_DATABASE_URL="")
 
 
-@pytest.mark.parametrize("name", ["GATEWAY_API_KEY", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize(
+    "name", ["GATEWAY_API_KEY", "AWS_SECRET_ACCESS_KEY", "GATEWAY_MIGRATION_DATABASE_URL"]
+)
 def test_other_secrets_refuse_an_empty_value_in_the_file_too(
     environment: pytest.MonkeyPatch, name: str
 ) -> None:
