@@ -78,7 +78,7 @@ def list_months(as_json: JsonOption = False) -> None:
 
 
 @ledger.command("archive")
-def archive_month(month: MonthArgument) -> None:
+def archive_month(month: MonthArgument, as_json: JsonOption = False) -> None:
     """Archive the oldest month that is kept: keep its sums, drop its entries for ever.
 
     Reports still have its sums. Export its entries before, if you need them.
@@ -88,7 +88,10 @@ def archive_month(month: MonthArgument) -> None:
         await archive.archive_month(core.database, _month(month))
 
     run(work)
-    console.print(f"{month} is archived.")
+    if as_json:
+        print_json({"month": month, "state": "archived"})
+    else:
+        console.print(f"{month} is archived.")
 
 
 @ledger.command("export")

@@ -27,8 +27,8 @@ from gateway.reading import open_reader
 from gateway.redaction import RedactingFormatter
 
 T = TypeVar("T")
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-|\bimg_|\bigw_")
-"""Columns that must not be folded or cut: ids of rows and images, and keys."""
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-|\b(?:img|igw|req)_")
+"""Columns that must not be folded or cut: ids of rows, images and requests, and keys."""
 REFUSED = 1
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 # If the output is not a terminal (a pipe, a file), a table is as wide as it needs to be.

@@ -39,6 +39,7 @@ def check_sums(as_json: JsonOption = False) -> None:
 @usage_sums.command("rebuild")
 def rebuild_sums(
     tenant: Annotated[str, typer.Option("--tenant", help="Name, id or last four characters.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Discard a tenant's sums and make them from the ledger. Reports stay right meanwhile."""
 
@@ -49,4 +50,8 @@ def rebuild_sums(
         await sums.roll_up(core.database)
         return lines
 
-    console.print(f"Added {run(work)} ledger lines up again.")
+    lines = run(work)
+    if as_json:
+        print_json({"lines": lines})
+    else:
+        console.print(f"Added {lines} ledger lines up again.")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.domain import USUAL_KEY_SCOPES
-from tests.cli.test_cli_manners import IMAGE, RunningGateway, running_gateway
+from tests.cli.test_cli_manners import IMAGE, TRIES, RunningGateway, running_gateway
 from tests.harness import error_of
 from tests.stub_openai import StubControl, stub_process
 
@@ -280,6 +280,19 @@ def test_a_narrow_terminal_shows_ids_as_a_whole(running: RunningGateway) -> None
         del running.command.environment["COLUMNS"]
     assert (listed.status, listed.err) == (0, "")
     assert made["id"] in listed.out
+
+
+def test_a_narrow_terminal_shows_the_id_of_a_request_as_a_whole(running: RunningGateway) -> None:
+    request_id = running.ask("GET", "/v1/images", running.quickstart["test_key"]).headers[
+        "x-request-id"
+    ]
+    narrow, rows = {"COLUMNS": "60"}, ""
+    for _ in range(TRIES):  # its row is written a moment later
+        rows = running.command("requests", "list", "--json").out
+        if request_id in rows:
+            break
+    assert request_id in rows
+    assert request_id in running.command("requests", "list", **narrow).out
 
 
 def test_an_invalid_key_request_is_refused(running: RunningGateway) -> None:
