@@ -27,6 +27,7 @@ async def test_the_documentation_names_no_other_host(served: Served) -> None:
         style = (await http.get("/docs-assets/swagger-ui.css")).text
     assert ELSEWHERE.findall(page) == []
     assert '"validatorUrl": null' in page
+    assert '"persistAuthorization": false' in page  # a key stays in the page that it was typed into
     assert {url for url in CSS_URL.findall(style) if not url.startswith("data:")} == set()
     assert "@import" not in style
 

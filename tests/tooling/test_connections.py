@@ -353,7 +353,7 @@ async def test_pipelined_requests_are_answered_up_to_the_bound() -> None:
 
 
 async def test_beyond_the_bound_connections_are_refused_until_one_ends() -> None:
-    app = App()
+    app, before = App(), refused("connections")
     async with bounded(app, connections=2) as connect:
         app.may_answer.clear()
         busy = [await connect(), await connect()]
@@ -371,6 +371,7 @@ async def test_beyond_the_bound_connections_are_refused_until_one_ends() -> None
         assert (await served.answer())[0] == 200
     assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
     assert (headers["connection"], headers["retry-after"]) == ("close", "1")
+    assert refused("connections") == before + 1
 
 
 async def test_idle_connections_give_way_to_new_ones() -> None:
@@ -399,6 +400,7 @@ async def test_idle_connections_are_bounded_themselves() -> None:
 
 
 async def test_one_address_has_its_share_of_the_connections_and_proxies_have_all() -> None:
+    before = refused("address")
     async with bounded(App(), per_address=2, proxies=()) as connect:
         for _ in range(2):
             client = await connect()
@@ -406,6 +408,7 @@ async def test_one_address_has_its_share_of_the_connections_and_proxies_have_all
             assert (await client.answer())[0] == 200
         status, _, body = await (await connect()).answer()
     assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+    assert refused("address") == before + 1
     async with bounded(App(), per_address=2) as connect:
         for _ in range(5):
             client = await connect()

@@ -39,9 +39,10 @@ def test_gateway_workers_and_postgres_may_write_no_core_dump() -> None:
     "code",
     [
         "import sys; sys.argv = ['gateway', '--version']\nfrom gateway.cli import main\nmain()",
+        "from gateway.cli import worker_app\nworker_app()",
         "from gateway.media.decoder_process import *\nlimit_self(JobLimits(65_536, 2**28))",
     ],
-    ids=["gateway", "decoder"],
+    ids=["gateway", "worker", "decoder"],
 )
 def test_a_process_that_holds_secrets_is_not_dumpable(code: str) -> None:
     told = f"import atexit, ctypes\natexit.register(lambda: {SHOW_WHETHER_DUMPABLE})\n{code}"
