@@ -17,16 +17,12 @@ import structlog
 
 from gateway import telemetry
 from gateway.config import LoadSettings
+from gateway.load.tenant_outcomes import FORGET_SECONDS, TenantOutcomes
 
 BACKOFF = 2
 ENOUGH_TENANTS = 2
 ENOUGH_PUT_OFF = 2
 """A single 429 may concern that request alone, for example one for ten images."""
-FORGET_SECONDS = 600.0
-HEALTHY_SECONDS = 60.0
-"""Age up to which a tenant's success proves that the provider works."""
-MOST_TENANTS = 1000
-"""Most tenants whose latest outcome is remembered; the least recent ones are forgotten."""
 log = structlog.get_logger(__name__)
 
 
@@ -63,9 +59,11 @@ class Circuit:
     A circuit that tenants share (`is_shared`) opens, and stays open, only if more than one of them
     sees failures and none has succeeded in the last minute, or if the credential's quota is used
     up. While it is open, tenants whose latest call succeeded are let through: an outage costs one
-    call for each of them, and any success closes the circuit. So failing tenants never shut out
-    others. A refused credential (401, 403) may be the fault of one request: a blocked end user, or
-    a feature that the account may not use.
+    call for each of them, and any success closes the circuit. A Retry-After binds the tenants of a
+    shared circuit in the same way: it applies while none of them is served without having received
+    one since. So failing tenants never shut out tenants that are served. A refused credential
+    (401, 403) may be the fault of one request: a blocked end user, or a feature that the account
+    may not use.
     """
 
     def __init__(self, settings: LoadSettings, *, is_shared: bool) -> None:
@@ -80,7 +78,7 @@ class Circuit:
         self._open_seconds = settings.circuit_open_seconds
         self._row: Counter[UUID] = Counter()
         self._window: Counter[UUID] = Counter()
-        self._latest: OrderedDict[UUID, tuple[float, bool]] = OrderedDict()
+        self._tenants = TenantOutcomes()
         self._calls = 0
 
     def ask(self, now: float, tenant_id: UUID) -> None:
@@ -89,9 +87,11 @@ class Circuit:
         Raises:
             CircuitOpen: the call must not be made now.
         """
-        if self.is_put_off(now):
+        if self.is_put_off(now) and not self._tenants.was_served(
+            now, tenant_id, within_limits=True
+        ):
             raise CircuitOpen(Trouble.RATE_LIMITED, self._put_off_until - now)
-        if self.state is State.CLOSED or self._was_served(tenant_id, now):
+        if self.state is State.CLOSED or self._tenants.was_served(now, tenant_id):
             return
         if now < self._until:
             raise CircuitOpen(self.trouble, self._until - now)
@@ -107,6 +107,7 @@ class Circuit:
     def put_off(self, now: float, seconds: float, tenant_id: UUID) -> None:
         """Record a Retry-After of the provider; it applies from the second in a row on."""
         self._touched = now
+        self._tenants.limit(tenant_id)
         self._put_off_by[tenant_id] += 1
         is_of_one = self._is_shared and len(self._put_off_by) < ENOUGH_TENANTS
         if self._put_off_by.total() >= ENOUGH_PUT_OFF and not is_of_one:
@@ -115,8 +116,12 @@ class Circuit:
         self.give_back(now)
 
     def is_put_off(self, now: float) -> bool:
-        """Tell whether the provider's Retry-After has not passed yet."""
-        return now < self._put_off_until
+        """Tell whether the provider's Retry-After applies now.
+
+        While a tenant is served, those that are not wait by their own circuits alone.
+        """
+        is_served = self._tenants.serves_some(now, within_limits=True)
+        return now < self._put_off_until and not is_served
 
     def succeed(self, now: float, tenant_id: UUID) -> None:
         """Record a successful call."""
@@ -188,30 +193,14 @@ class Circuit:
     def _concerns_all(self, failures: Counter[UUID], now: float) -> bool:
         if not self._is_shared or self.trouble is Trouble.QUOTA:
             return True
-        return len(failures) >= ENOUGH_TENANTS and not self._serves_some(now)
+        return len(failures) >= ENOUGH_TENANTS and not self._tenants.serves_some(now)
 
     def _remember(self, now: float, tenant_id: UUID, *, is_success: bool) -> None:
         if not self._is_shared:
             return
         if is_success:
             self._touched = now
-        self._latest[tenant_id] = (now, is_success)
-        self._latest.move_to_end(tenant_id)
-        if len(self._latest) > MOST_TENANTS:
-            self._latest.popitem(last=False)
-
-    def _serves_some(self, now: float) -> bool:
-        """Tell whether any tenant's latest call succeeded recently."""
-        for since, is_success in reversed(self._latest.values()):
-            if now - since > HEALTHY_SECONDS:
-                return False
-            if is_success:
-                return True
-        return False
-
-    def _was_served(self, tenant_id: UUID, now: float) -> bool:
-        since, is_success = self._latest.get(tenant_id, (0.0, False))
-        return is_success and now - since <= FORGET_SECONDS
+        self._tenants.remember(now, tenant_id, is_success=is_success)
 
     def _open(self, now: float) -> None:
         self.state = State.OPEN

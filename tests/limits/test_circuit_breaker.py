@@ -19,7 +19,7 @@ LIMITS = LoadSettings(
     circuit_max_open_seconds=60,
     max_circuits=3,
 )
-ANN, BOB, EVE = UUID(int=1), UUID(int=2), UUID(int=3)
+ANN, BOB, EVE, DAN = UUID(int=1), UUID(int=2), UUID(int=3), UUID(int=4)
 
 
 def own(credential: str = "key.1", model: str = "m") -> CircuitName:
@@ -132,6 +132,59 @@ def test_a_retry_time_given_to_one_tenant_delays_no_other_tenant() -> None:
     assert refusal(circuit, 0) == (Trouble.RATE_LIMITED, 12)
 
 
+def put_off(circuit: Circuit, now: float, *tenants: UUID, seconds: float = 120) -> None:
+    for tenant_id in tenants:
+        circuit.put_off(now, seconds, tenant_id)
+
+
+def test_rate_limits_of_two_tenants_delay_no_tenant_while_a_third_is_served() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    put_off(circuit, 10, ANN, BOB)
+    assert [refusal(circuit, 11, one) for one in (EVE, DAN, ANN)] == [None] * 3
+    circuit.succeed(59, EVE)
+    put_off(circuit, 60, ANN, BOB)
+    assert [refusal(circuit, 69, one) for one in (EVE, DAN)] == [None] * 2
+
+
+def test_a_rate_limit_that_reaches_the_served_tenant_too_delays_every_tenant() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    put_off(circuit, 10, ANN, BOB, seconds=30)
+    circuit.succeed(11, EVE)  # of a call that was sent before the limit was reached
+    put_off(circuit, 12, EVE, seconds=30)
+    waits = [refusal(circuit, 12, one) for one in (EVE, DAN, ANN)]
+    assert waits == [(Trouble.RATE_LIMITED, 28)] * 3
+    assert [refusal(circuit, 40, one) for one in (EVE, DAN)] == [None] * 2
+
+
+def test_a_tenant_served_minutes_ago_passes_a_rate_limit_once() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    put_off(circuit, 61, ANN, BOB)
+    assert refusal(circuit, 61, DAN) == (Trouble.RATE_LIMITED, 60)
+    assert refusal(circuit, 61, EVE) is None
+    circuit.succeed(62, EVE)
+    assert [refusal(circuit, 63, one) for one in (EVE, DAN)] == [None] * 2
+    put_off(circuit, 64, EVE)
+    assert refusal(circuit, 64, EVE) == (Trouble.RATE_LIMITED, 57)
+
+
+def test_a_tenant_served_long_ago_waits_for_a_rate_limit_as_a_new_one_does() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    put_off(circuit, 601, ANN, BOB)
+    assert refusal(circuit, 601, EVE) == (Trouble.RATE_LIMITED, 60)
+
+
+def test_a_rate_limit_of_the_served_tenant_does_not_count_as_its_failure() -> None:
+    circuit = Circuit(LIMITS, is_shared=True)
+    circuit.succeed(0, EVE)
+    put_off(circuit, 1, EVE)
+    fail(circuit, 50, ANN, BOB)
+    assert (circuit.state, refusal(circuit, 2, DAN)) == (State.CLOSED, None)
+
+
 def test_a_single_failure_beside_a_busy_tenant_opens_no_circuit() -> None:
     settings = LIMITS.model_copy(update={"circuit_failures": 10, "circuit_window_calls": 20})
     circuit = Circuit(settings, is_shared=True)
@@ -190,7 +243,8 @@ def test_a_tenant_that_was_served_last_is_let_through_and_its_success_closes_it(
     for _ in range(3):
         circuit.fail(100, Trouble.FAILING, ANN)
         circuit.fail(100, Trouble.FAILING, BOB)
-    assert refusal(circuit, 101, ANN) == (Trouble.FAILING, 9)
+    for unserved in (ANN, DAN):
+        assert refusal(circuit, 101, unserved) == (Trouble.FAILING, 9)
     assert refusal(circuit, 101, EVE) is None
     circuit.succeed(102, EVE)
     assert circuit.state is State.CLOSED

@@ -177,6 +177,35 @@ async def test_a_providers_rate_limit_is_kept_for_as_long_as_it_has_said(
     assert len(stub.calls) == 4  # two tenants have heard it: the third is told at once
 
 
+async def test_rate_limits_of_two_tenants_delay_no_tenant_while_a_third_is_served(
+    served: Served, stub: Stub
+) -> None:
+    other, third, newcomer = [
+        await served.key(tenant_id=await served.tenant(name)) for name in ("b", "c", "d")
+    ]
+    stub.faults.add(
+        Fault("status", status=429, retry_after="7", times=None, prompt_contains="limited")
+    )
+    async with (
+        served.http(await served.key()) as http,
+        served.http(other) as guest,
+        served.http(third) as healthy,
+        served.http(newcomer) as fresh,
+    ):
+        assert (await post_image(healthy)).status_code == 200
+        for limited in (http, guest):
+            assert await fail(limited, 1, prompt="limited") == {(429, "rate_limit_exceeded")}
+        for untroubled in (healthy, fresh):
+            assert (await post_image(untroubled)).status_code == 200
+        # The limit is the whole key's: those that were served hear it once, and all wait.
+        for tenant in (healthy, fresh):
+            assert await fail(tenant, 1, prompt="limited") == {(429, "rate_limit_exceeded")}
+        bought = len(stub.calls)
+        for tenant in (healthy, fresh, http, guest):
+            assert await fail(tenant, 1) == {(429, "rate_limit_exceeded")}
+    assert len(stub.calls) == bought
+
+
 async def test_rate_limits_of_a_tenants_own_key_delay_no_other_tenant(
     served: Served, stub: Stub
 ) -> None:
