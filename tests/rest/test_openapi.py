@@ -1,13 +1,18 @@
 """The API's own description: every reference leads somewhere, every body is described."""
 
 import asyncio
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from tests.harness import Served
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+UNDESCRIBED = {"/mcp", "/docs", "/metrics", "/admin/v1/"}
+"""Paths of the page that the description leaves out, or has pages of their own for."""
 MULTIPART = {"/v1/images/edits", "/v1/images/variations", "/edit_image"}
 JSON = {
     "/v1/images/generations",
@@ -22,6 +27,7 @@ SELF_SERVICE = {
     *("/v1/users/{user_id}", "/v1/limits", "/v1/webhooks", "/v1/webhooks/{webhook_id}"),
     "/v1/webhooks/{webhook_id}/roll",
 }
+SELF_SERVICE_ROOTS = ("/v1/keys", "/v1/users", "/v1/limits", "/v1/webhooks")
 OPERATORS = {
     "/admin/v1/tenants",
     "/admin/v1/tenants/{tenant_id}",
@@ -151,3 +157,17 @@ async def test_routes_that_buy_take_a_key_and_say_what_it_can_be_refused_for(
     }
     assert buying == (MULTIPART | JSON) - {"/v1/images/quotes", "/v1/credentials/{provider}"}
     assert "HTTPValidationError" not in str(document["paths"])
+
+
+async def test_the_page_of_the_api_names_every_route_of_tenants(served: Served) -> None:
+    async with served.http() as http:
+        paths = (await http.get("/openapi.json")).json()["paths"]
+    cells = re.findall(r"^\| (`.*?) \|", PAGE.partition("## Parameters")[0], re.MULTILINE)
+    named = {nameless(path) for cell in cells for path in re.findall(r"/[\w/{}]+", cell)}
+    described = {nameless(path) for path in paths if not path.startswith("/admin/")}
+    assert named - UNDESCRIBED <= described
+    assert {path for path in described if not path.startswith(SELF_SERVICE_ROOTS)} <= named
+
+
+def nameless(path: str) -> str:
+    return re.sub(r"{\w+}", "{}", path)
