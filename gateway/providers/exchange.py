@@ -1,4 +1,7 @@
-"""One request and its whole, bounded answer, for vendors that are called without an SDK."""
+"""One request and its whole, bounded answer, for vendors that are called without an SDK.
+
+The reply has the call's id if a header names it; a vendor that names it in the body adds it.
+"""
 
 from collections.abc import Mapping
 
@@ -14,6 +17,7 @@ from gateway.providers.connections import (
     note_interruption,
     read_limited,
 )
+from gateway.providers.values import REQUEST_ID_HEADER, call_id
 
 MAX_ERROR_BYTES = 1_048_576
 OK = 200
@@ -40,7 +44,8 @@ async def exchange(
             method, url, headers=headers, content=content, read_seconds=read_seconds
         )
         try:
-            sending.reply = ProviderReply(response.status, None)
+            named = call_id(response.headers.get(REQUEST_ID_HEADER))
+            sending.reply = ProviderReply(response.status, named)
             limit = max_answer_bytes if response.status == OK else MAX_ERROR_BYTES
             body = b"".join([chunk async for chunk in read_limited(response, limit)])
         finally:

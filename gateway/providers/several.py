@@ -37,10 +37,13 @@ async def make_all(calls: Sequence[Coroutine[Any, Any, ProviderAnswer]]) -> Prov
 def _logged(result: ProviderAnswer | BaseException) -> dict[str, object]:
     if not isinstance(result, ProviderAnswer | ProviderFailure):
         return {"outcome": Outcome.AMBIGUOUS.value}
-    usage = None if result.usage is None else asdict(result.usage)
+    logged = {
+        "usage": None if result.usage is None else asdict(result.usage),
+        "provider_request_id": None if result.reply is None else result.reply.request_id,
+    }
     if isinstance(result, ProviderFailure):
-        return {"outcome": result.outcome.value, "usage": usage}
-    return {"outcome": Outcome.SUCCESS.value, "usage": usage, "version": result.model_version}
+        return {"outcome": result.outcome.value, **logged}
+    return {"outcome": Outcome.SUCCESS.value, "version": result.model_version, **logged}
 
 
 def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer:

@@ -1,10 +1,15 @@
 """Reading of untrusted values in providers' answers: each is checked, bounded and storable."""
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import orjson
+
+from gateway.domain import ProviderReply
+from gateway.redaction import redact
 
 MAX_TOKENS = 1_000_000_000
 """Larger usage is invalid: no call takes a billion tokens."""
@@ -12,6 +17,8 @@ MAX_RETRY_AFTER_SECONDS = 3600
 MAX_INTEGER_DIGITS = 18
 """Longer ones do not fit 64 bits, and Python refuses to parse integers of thousands of digits."""
 MAX_WORD_CHARACTERS = 200
+REQUEST_ID_HEADER = "x-request-id"
+_CALL_ID = re.compile(r"[\w.:=-]{1,128}", re.ASCII)
 
 
 def parse_loosely(content: bytes, errors: str = "strict") -> object:
@@ -80,3 +87,16 @@ def optional_text(body: Mapping[str, object], name: str) -> str | None:
     value = body.get(name)
     is_word = isinstance(value, str) and len(value) <= MAX_WORD_CHARACTERS
     return clean(cast("str", value)) if is_word else None
+
+
+def call_id(given: object) -> str | None:
+    """Return the id by which a vendor's support finds a call; None for a malformed one."""
+    if not isinstance(given, str) or _CALL_ID.fullmatch(given) is None:
+        return None
+    return redact(given)
+
+
+def identified(reply: ProviderReply | None, body: object, name: str) -> ProviderReply | None:
+    """Return the reply with the id that the body has under `name`; as it is without one."""
+    found = call_id(body.get(name)) if isinstance(body, Mapping) else None
+    return reply if reply is None or found is None else replace(reply, request_id=found)

@@ -124,7 +124,8 @@ class RequestObject(BaseModel):
     )
     provider_status: int | None
     provider_request_id: str | None = Field(
-        description="The provider's id of the call, for its support."
+        description="The provider's id of the call, for its support: `x-request-id`, or Gemini's "
+        "`responseId`."
     )
     provider_milliseconds: int | None
     provider_calls: int | None = Field(

@@ -17,6 +17,7 @@ from gateway.domain import Outcome
 from gateway.providers.base import Reason
 
 SECRET = "secret-key-0123456789"
+CALL_ID = "mAitaLmkHPPlz7IP-vaH_4QU"
 HANG, RESET = "hang", "reset"
 END = "end"
 """Ways in which a connection goes on after the bytes of an answer."""
@@ -88,7 +89,7 @@ class Dialect:
     """One vendor: a model, its answers by name, and the outcome of its refusal of a prompt.
 
     `kind`: that of an operator's own host, which reports no usage. `lacks`: failures that it
-    cannot express.
+    cannot express. `names_calls_in_body`: answers of 200 have the call's id, no header has it.
     """
 
     provider: str
@@ -99,6 +100,7 @@ class Dialect:
     refusal: tuple[int, Outcome] | None
     kind: Kind | None = None
     lacks: frozenset[str] = frozenset()
+    names_calls_in_body: bool = False
 
 
 def _openai_error(message: str, code: str | None = None) -> dict[str, object]:
@@ -167,9 +169,10 @@ DIALECTS = (
                     }
                 ],
                 "usageMetadata": _GOOGLE_USAGE,
+                "responseId": CALL_ID,
             },
-            "other": {"hello": "world"},
-            "empty": {"candidates": [{"finishReason": "STOP"}]},
+            "other": {"hello": "world", "responseId": CALL_ID},
+            "empty": {"candidates": [{"finishReason": "STOP"}], "responseId": CALL_ID},
             "html": _HTML,
             "invalid": _google_error("INVALID_ARGUMENT"),
             "credential": _google_error("UNAUTHENTICATED"),
@@ -182,10 +185,12 @@ DIALECTS = (
             "refusal": {
                 "promptFeedback": {"blockReason": "SAFETY"},
                 "usageMetadata": {"promptTokenCount": 11, "thoughtsTokenCount": 240},
+                "responseId": CALL_ID,
             },
         },
         {},
         (200, Outcome.REFUSED_CHARGED),
+        names_calls_in_body=True,
     ),
     Dialect(
         "kserve",
@@ -239,9 +244,10 @@ def answer_bytes(
     body = {"padding": "x" * 3_000_000} if name == "long" else dialect.answers[name or "good"]
     content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
     content = gzip.compress(content) if compressed else content
+    named = "" if dialect.names_calls_in_body else f"x-request-id: {CALL_ID}\r\n"
     head = (
         f"HTTP/1.1 {status} Status\r\ncontent-type: application/json\r\nset-cookie: a=1\r\n"
-        f"{dialect.headers.get(name, '')}location: http://127.0.0.1:9/\r\n"
+        f"{named}{dialect.headers.get(name, '')}location: http://127.0.0.1:9/\r\n"
         f"{'content-encoding: gzip' if compressed else 'server: upstream'}\r\n"
         f"content-length: {len(content)}\r\n\r\n"
     ).encode()

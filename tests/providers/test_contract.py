@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -21,9 +22,11 @@ from gateway.providers.base import (
     VendorProvider,
 )
 from gateway.providers.opening import HOST_OPENERS, OPENERS, ProviderOptions
+from gateway.request_record import RequestRecord, Trace, set_current
 from tests.image_helpers import png
 from tests.models_files import HOSTS, host_model
 from tests.providers.contract import (
+    CALL_ID,
     DIALECTS,
     FAILURES,
     HANG,
@@ -154,6 +157,9 @@ async def test_a_failure_says_what_the_call_may_have_cost(
     assert found.retry_after_seconds == failure.retry_after_seconds
     assert found.usage is None
     assert (None if found.reply is None else found.reply.status) == (failure.status or None)
+    if found.reply is not None:
+        is_named = not dialect.names_calls_in_body or failure.error in {"other", "empty"}
+        assert found.reply.request_id == (CALL_ID if is_named else None)
     is_sent = failure.outcome is not Outcome.NOT_SENT
     assert len(upstream.requests) == is_sent
     assert SECRET not in "".join(traceback.format_exception(found))
@@ -176,7 +182,7 @@ async def test_usage_is_mapped_and_the_image_is_the_vendors_own(
         assert (answer.usage, answer.size, answer.output_format) == (None, "8x8", "png")
         assert 0 < (answer.microseconds or 0) < 500_000
     assert answer.reply is not None
-    assert answer.reply.status == 200
+    assert (answer.reply.status, answer.reply.request_id) == (200, CALL_ID)
     assert not any(b"cookie" in request.lower() for request in upstream.requests)
     assert all(SECRET.encode() in request for request in upstream.requests)
 
@@ -195,7 +201,28 @@ async def test_a_refused_prompt_is_moderation_and_costs_what_the_vendor_charges(
     found = caught.value
     assert (found.outcome, found.reason) == (outcome, Reason.MODERATION)
     assert found.code == "moderation_blocked"
+    assert found.reply is not None
+    assert (found.reply.status, found.reply.request_id) == (status, CALL_ID)
     assert (found.usage is not None) == (outcome is Outcome.REFUSED_CHARGED)
+
+
+@BY_DIALECT
+@BOTH
+async def test_the_trace_of_a_request_is_passed_on_as_a_new_span(
+    dialect: Dialect, operation: Operation
+) -> None:
+    record = RequestRecord(trace=Trace("4bf92f3577b34da6a3ce929d0e0e4736", "01"))
+    async with opened(dialect) as (provider, upstream):
+        upstream.content = answer_bytes(dialect, 200, "good")
+        await provider.generate(request_of(dialect, operation), SecretText(SECRET))
+        set_current(record)
+        for _ in range(2):
+            await provider.generate(request_of(dialect, operation), SecretText(SECRET))
+    form = rb"(?i)\r\ntraceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-([0-9a-f]{16})-01\r\n"
+    spans = [re.findall(form, request) for request in upstream.requests]
+    assert [len(one) for one in spans] == [0, 1, 1]
+    assert spans[1] != spans[2]
+    assert b"traceparent" not in upstream.requests[0].lower()
 
 
 @BY_DIALECT

@@ -24,6 +24,7 @@ from tests.harness import Served, error_of, make_settings, served_gateway
 from tests.image_helpers import png
 from tests.models_files import MODELS, SERVERS, SIX, catalog_with, write
 from tests.money_helpers import books
+from tests.request_log_helpers import rows_of
 from tests.stream_helpers import open_stream, read_events
 from tests.stub_kserve import StubKServe, answer_of, running_kserve
 from tests.stub_kserve.api import KEY
@@ -254,6 +255,16 @@ async def test_each_failure_has_its_answer_and_its_line(
     assert (booked.state, booked.outcome) == (state, outcome)
     assert booked.held_nano == 2_000_000
     assert kserve.questions == []  # a link in an answer is not followed
+
+
+async def test_the_servers_id_of_a_call_is_in_the_request_log(
+    served: Served, kserve: StubKServe
+) -> None:
+    kserve.faults += ["", "named", "named", ""]
+    for model in ("sd-v2", "sd-v2", "sd-demo", "sd-demo"):
+        await buy(served, model=model)
+    ids = [row.get("provider_request_id") for row in await rows_of(served)]
+    assert ids == ["r1", "r1", "mesh-1", None]
 
 
 async def test_a_token_in_an_error_is_not_shown(served: Served, kserve: StubKServe) -> None:

@@ -166,7 +166,7 @@ def answer_of(
     answer = {
         **_content(ratio, tier, twist),
         "modelVersion": "gemini-of-another-kind" if twist == "other_version" else model,
-        "responseId": "r-1",
+        "responseId": f"r-{seed}",
     }
     if twist != "no_usage":
         answer["usageMetadata"] = usage

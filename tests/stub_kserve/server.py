@@ -105,7 +105,8 @@ class StubKServe:
             case "link":
                 return await _send(writer, 200, {"predictions": [f"{self.base_url}/secret.png"]})
             case _:
-                return await _write(writer, 200, kind, content)
+                call_id = "mesh-1" if fault == "named" else ""
+                return await _write(writer, 200, kind, content, call_id=call_id)
 
     def close(self) -> None:
         """End what hangs."""
@@ -120,9 +121,17 @@ async def _send(writer: asyncio.StreamWriter, status: int, body: dict[str, objec
 
 
 async def _write(
-    writer: asyncio.StreamWriter, status: int, kind: str, content: bytes, *, cut: bool = False
+    writer: asyncio.StreamWriter,
+    status: int,
+    kind: str,
+    content: bytes,
+    *,
+    cut: bool = False,
+    call_id: str = "",
 ) -> bool:
+    """Write an answer, whole or its first half; `call_id`: as a mesh names a call."""
     head = f"HTTP/1.1 {status} Status\r\ncontent-type: {kind}\r\ncontent-length: {len(content)}"
+    head += f"\r\nx-request-id: {call_id}" if call_id else ""
     writer.write(head.encode() + b"\r\n\r\n" + (content[: len(content) // 2] if cut else content))
     await writer.drain()
     return not cut

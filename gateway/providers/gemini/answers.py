@@ -11,7 +11,7 @@ import pybase64
 from gateway.domain import ImageRequest, Outcome, ProviderAnswer, ProviderReply, Usage
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.image_sizes import read_image_header
-from gateway.providers.values import clean, count, optional_text, parse_loosely
+from gateway.providers.values import clean, count, identified, optional_text, parse_loosely
 
 REFUSED_PROMPTS = frozenset(
     {
@@ -35,7 +35,7 @@ HEADER_CHARACTERS = 400_000
 def read_answer(
     content: bytes, request: ImageRequest, reply: ProviderReply | None
 ) -> ProviderAnswer:
-    """Read the body of a 200: one image.
+    """Read the body of a 200: one image. `reply` gets Gemini's id of the call, the `responseId`.
 
     Raises:
         ProviderFailure: it holds a refusal, no image, or cannot be read. `usage` is what it cost.
@@ -46,10 +46,13 @@ def read_answer(
         raise _unreadable() from None
     if not isinstance(body, dict):
         raise _unreadable()
+    reply = identified(reply, body, "responseId")
     image = _image(body)
     usage = read_usage(body.get("usageMetadata"), request, has_image=image is not None)
     if image is None:
-        raise _without_image(body, usage)
+        failure = _without_image(body, usage)
+        failure.reply = reply
+        raise failure
     media_type, size = _facts(image)
     return ProviderAnswer(
         images=(image,),

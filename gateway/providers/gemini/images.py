@@ -104,7 +104,7 @@ class GeminiImages:
             answer = read_answer(body, request, sending.reply)
             return replace(answer, created=int(time.time()))  # Gemini names no time
         except ProviderFailure as failure:
-            failure.reply = sending.reply
+            failure.reply = failure.reply or sending.reply
             raise
 
     async def _exchange(

@@ -17,7 +17,7 @@ from PIL import Image
 from gateway.domain import ImageRequest, Outcome, ProviderAnswer, ProviderReply
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.image_sizes import ImageHeader, read_image_header
-from gateway.providers.values import parse_loosely
+from gateway.providers.values import identified, parse_loosely
 
 MAX_IMAGE_BYTES = 52_428_800
 MAX_PIXEL_VALUES = 50_331_648
@@ -46,17 +46,24 @@ class FoundImage:
 def read_answer(
     content: bytes, request: ImageRequest, *, seed: int, reply: ProviderReply | None
 ) -> ProviderAnswer:
-    """Read the body of a 200: one image.
+    """Read the body of a 200: one image. `reply` gets the `id` that the v2 protocol has.
 
     Raises:
         ProviderFailure: it holds no image; the model may have run all the same.
     """
-    found = find_image(content)
+    header = read_image_header(content)
+    if header is not None:
+        found: FoundImage | None = FoundImage(pybase64.b64encode(content).decode(), header)
+    else:
+        body = _parsed(content)
+        found = next(_images(body), None)
+        reply = identified(reply, body, "id")
     if found is None:
         raise ProviderFailure(
             Outcome.AMBIGUOUS,
             Reason.UNKNOWN,
             "The provider's answer contains no readable image.",
+            reply=reply,
         )
     return ProviderAnswer(
         images=(found.base64,),
@@ -81,16 +88,11 @@ def says_ready(content: bytes) -> bool:
     return str(ready).lower() == "true"
 
 
-def find_image(content: bytes) -> FoundImage | None:
-    """Return the first image of an answer; None if there is none."""
-    header = read_image_header(content)
-    if header is not None:
-        return FoundImage(pybase64.b64encode(content).decode(), header)
+def _parsed(content: bytes) -> object:
     try:
-        body = parse_loosely(content)
+        return parse_loosely(content)
     except ValueError:
         return None
-    return next(_images(body), None)
 
 
 def _images(body: object) -> Iterator[FoundImage]:

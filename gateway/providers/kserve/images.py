@@ -123,7 +123,7 @@ class KServeImages:
                 read_answer, body, request, seed=seed, reply=sending.reply
             )
         except ProviderFailure as failure:
-            failure.reply = sending.reply
+            failure.reply = failure.reply or sending.reply
             redact(failure, credential)
             raise
         _note_size(request, answer)

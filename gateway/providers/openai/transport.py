@@ -4,7 +4,6 @@ The SDK's own transport reports a connection that was reset after the request wa
 connect timeout, and reads answers of any length.
 """
 
-import re
 from collections.abc import AsyncIterable, AsyncIterator
 from functools import lru_cache
 from typing import cast
@@ -33,14 +32,11 @@ from gateway.providers.connections import (
     read_limited,
 )
 from gateway.providers.openai.rate_limits import read_limits
-from gateway.redaction import redact
+from gateway.providers.values import REQUEST_ID_HEADER, call_id
 
 MAX_ERROR_BYTES = 1_048_576
 MAX_URLS = 64
 SUCCESS = range(200, 300)
-REQUEST_ID_HEADER = "x-request-id"
-# https://platform.openai.com/docs/api-reference/debugging-requests
-REPLY_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _READ_HEADERS = ("Content-Type", "Retry-After")
 """The headers that the SDK or this package reads; each one of dozens costs time to convert."""
 
@@ -230,9 +226,9 @@ def _interrupted(error: Exception) -> httpx2.TransportError:
 
 
 def _reply(response: aiohttp.ClientResponse) -> ProviderReply:
-    """Return the status and OpenAI's id of the call, dropping a malformed id (untrusted text)."""
-    given = response.headers.get(REQUEST_ID_HEADER, "")
-    is_usual = REPLY_ID.fullmatch(given) is not None
-    return ProviderReply(
-        response.status, redact(given) if is_usual else None, read_limits(response.headers)
-    )
+    """Return the status, the limits and OpenAI's id of the call.
+
+    https://platform.openai.com/docs/api-reference/debugging-requests
+    """
+    named = call_id(response.headers.get(REQUEST_ID_HEADER))
+    return ProviderReply(response.status, named, read_limits(response.headers))
