@@ -63,9 +63,10 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             return NotFound(message, code="model_not_found", param="model")
         case Reason.CREDENTIAL | Reason.QUOTA | Reason.MODEL:
             telemetry.alarm("house_credential", reason=failure.reason, model=model)
+            is_charged = failure.outcome is Outcome.REFUSED_CHARGED
             return Unavailable(
                 "The provider does not serve this gateway right now. Its operator has been "
-                "alerted. Nothing was bought.",
+                f"alerted. {'The refusal was charged.' if is_charged else 'Nothing was bought.'}",
                 code="provider_unavailable",
                 retry_after_seconds=60,
             )

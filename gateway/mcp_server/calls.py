@@ -12,6 +12,7 @@ from starlette.requests import Request
 from gateway.bootstrap import Gateway
 from gateway.domain import Caller
 from gateway.errors import BudgetExceeded, GatewayError, InvalidRequest, envelope
+from gateway.money import format_usd
 from gateway.request_record import current, note_error
 
 Context = ServerRequestContext[Any, Request]
@@ -19,6 +20,8 @@ ARGUMENTS_STATE = "mcp_arguments"
 """The key in a request's state for the arguments of a large call, removed from its message."""
 ERROR_META = "error"
 """The key in a tool error's `_meta` for REST's error envelope."""
+COST_META = "cost"
+"""The key in a result's `_meta` for its cost."""
 
 ADVICE = {
     "model_not_found": "Call list_available_models for the available models.",
@@ -37,8 +40,7 @@ ADVICE = {
     "credential_rejected": "Tell the user that their provider key does not work.",
     "no_credential": "Tell the user: a provider key must be stored first.",
     "overloaded": "Nothing was bought.",
-    "provider_unavailable": "Nothing was bought. Another model may be available: see "
-    "list_available_models.",
+    "provider_unavailable": "Another model may be available: see list_available_models.",
     "rate_limit_exceeded": "Do not call again at once.",
     "insufficient_scope": "Tell the user: another key, or consent to more scopes, is needed.",
 }
@@ -84,7 +86,8 @@ def tool_error(error: GatewayError) -> CallToolResult:
     """Build a tool error with REST's error code, and advice to the model on what to do next.
 
     The envelope is in `_meta`: several clients validate the structured content of errors too
-    against the tool's output schema, and would report a schema error in place of this one.
+    against the tool's output schema, and would report a schema error in place of this one. Beside
+    it is the cost of a call that was paid for all the same.
     """
     note_error(error)
     said = [f"{error.code}: {error.message}", ADVICE.get(error.code, "")]
@@ -92,14 +95,23 @@ def tool_error(error: GatewayError) -> CallToolResult:
     if error.retry_after_seconds is not None and not isinstance(error, BudgetExceeded):
         said.append(f"Try again in {error.retry_after_seconds} s.")
     meta: dict[str, object] = {ERROR_META: error_data(error)}
-    if (generation_id := current().generation_id) is not None:
-        said.append(f"Generation {generation_id}.")
-        meta["generation_id"] = str(generation_id)
+    record = current()
+    if record.generation_id is not None:
+        said.append(f"Generation {record.generation_id}.")
+        meta["generation_id"] = str(record.generation_id)
+    if record.cost_nano:
+        usd = format_usd(record.cost_nano)
+        meta[COST_META] = cost_meta(usd, record.served_model, record.provider)
     return CallToolResult(
         content=[TextContent(type="text", text=" ".join(part for part in said if part))],
         is_error=True,
         _meta=meta,
     )
+
+
+def cost_meta(usd: str, model: str | None, provider: str | None) -> dict[str, str | None]:
+    """Build the cost in a result's `_meta`: a decimal string, and who was paid for what."""
+    return {"usd": usd, "model": model, "provider": provider}
 
 
 def protocol_error(error: GatewayError, **data: object) -> MCPError:

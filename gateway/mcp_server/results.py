@@ -17,12 +17,11 @@ from gateway.domain import Generation, StorageState, StoredImage
 from gateway.errors import StorageFailed
 from gateway.generation.image_references import HOSTED_SCHEME
 from gateway.generation.results import dimensions
+from gateway.mcp_server.calls import COST_META, cost_meta
 from gateway.media.decoder import Decoder
 from gateway.media.previews import make_preview
 from gateway.money import format_usd
 
-COST_META = "cost"
-"""The key in a result's `_meta` for its cost."""
 MAX_UNIX_SECONDS = 253_402_300_800
 """The year 10000, which `datetime` cannot represent."""
 MAX_FULL_IMAGE_BASE64 = 1_000_000
@@ -100,13 +99,7 @@ async def show_generation(
             ),
         ],
         structured_content=result.model_dump(mode="json"),
-        _meta={
-            COST_META: {
-                "usd": result.cost_usd,
-                "model": result.model,
-                "provider": generation.provider,
-            }
-        },
+        _meta={COST_META: cost_meta(result.cost_usd, result.model, generation.provider)},
     )
 
 

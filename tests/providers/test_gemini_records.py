@@ -1,0 +1,69 @@
+"""Records of a call of Gemini: its id in the request log, and its cost in an agent's result."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from gateway.config import Settings
+from gateway.money import NanoUsd, format_usd
+from tests.harness import Served, make_settings
+from tests.mcp_helpers import call, error_of, text_of
+from tests.request_log_helpers import rows_of
+from tests.stub_gemini import StubGemini, running_gemini
+from tests.stub_gemini.api import KEY
+
+BANANA = "gemini-nano-banana-2.1"
+ASKED = {"model": BANANA, "prompt": "a red circle"}
+
+
+@pytest.fixture
+async def gemini() -> AsyncIterator[StubGemini]:
+    async with running_gemini() as stub:
+        yield stub
+
+
+@pytest.fixture
+def settings(database: str, gemini: StubGemini, tmp_path: Path) -> Settings:
+    changes = {"GEMINI_API_KEY": SecretStr(KEY), "GEMINI_BASE_URL": gemini.base_url}
+    return make_settings(database, tmp_path, **changes)
+
+
+async def test_the_id_of_an_answer_is_in_the_request_log_charged_refusals_included(
+    served: Served, gemini: StubGemini
+) -> None:
+    gemini.faults += ["", "refused_image", "no_image", "invalid"]
+    async with served.http(await served.key()) as http:
+        for _ in range(4):
+            await http.post("/v1/images/generations", json=ASKED)
+    rows = [
+        (row["provider_status"], row.get("provider_request_id")) for row in await rows_of(served)
+    ]
+    assert rows == [(200, "r-1"), (200, "r-2"), (200, "r-3"), (400, None)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("refused_image", "moderation_blocked"),
+        ("no_image", "image_unfinished"),
+        ("limited", "provider_unavailable"),
+    ],
+)
+async def test_mcp_shows_the_cost_of_a_call_that_was_charged_and_failed(
+    served: Served, gemini: StubGemini, fault: str, code: str
+) -> None:
+    gemini.faults += [fault, "invalid"]
+    asked = ASKED | {"idempotency_key": "once"}
+    async with served.mcp(await served.key()) as client:
+        first, again = [await call(client, "generate_image", **asked) for _ in range(2)]
+        uncharged = await call(client, "generate_image", **asked | {"idempotency_key": "other"})
+    [line] = gemini.bill
+    paid = {"usd": format_usd(NanoUsd(line.cost_nano_usd)), "model": BANANA, "provider": "gemini"}
+    assert error_of(first)["code"] == code
+    for result in (first, again):
+        assert (result.meta or {})["cost"] == paid
+        assert "Nothing was bought" not in text_of(result)
+    assert "cost" not in (uncharged.meta or {})
+    assert await served.ledger_total() == line.cost_nano_usd
