@@ -138,6 +138,17 @@ def log_as() -> Iterator[LogAs]:
 
 
 @pytest.fixture
+def calm_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Expect neither a traceback nor an error in the log, until the gateway has shut down."""
+    yield
+    records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
+    assert "gateway.requests" in {record.name for record in records}
+    loud = [one for one in records if one.levelno >= logging.ERROR or one.exc_info]
+    assert [one.getMessage() for one in loud] == []
+    assert "Traceback" not in "".join((*capfd.readouterr(), caplog.text))
+
+
+@pytest.fixture
 async def database(postgres: PostgresServer) -> AsyncIterator[str]:
     """The owner's address of a migrated database for this test alone."""
     url = await postgres.create()

@@ -14,10 +14,11 @@ from PIL import Image
 from gateway.vault.gateway_secrets import SecretPurpose
 from tests.cli.test_cli_manners import CommandLine, Finished, RunningGateway, fresh_folder
 from tests.cli.test_cli_manners import running_gateway as start_gateway
-from tests.harness import MASTER_KEY, run_sql
+from tests.harness import MASTER_KEY, Served, run_sql
 from tests.limits_helpers import running_valkey
 from tests.models_files import write
-from tests.stub_openai import StubControl, stub_process
+from tests.money_helpers import post_image
+from tests.stub_openai import Fault, Stub, StubControl, stub_process
 
 NEW_MASTER_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 CHECKS = [
@@ -138,6 +139,30 @@ async def test_doctor_reports_books_that_do_not_agree(database: str, tmp_path: P
     )
     ill = await asyncio.to_thread(command, "doctor", "--json")
     assert (ill.status, states_of(ill)["ledger"]) == (1, "wrong")
+
+
+async def test_doctor_reports_live_calls_of_unknown_cost_and_no_rehearsed_ones(
+    served: Served, stub: Stub, database: str, tmp_path: Path
+) -> None:
+    environment = {"GATEWAY_DATABASE_URL": database, "GATEWAY_MASTER_KEY": MASTER_KEY}
+    command = CommandLine({"GATEWAY_DATA_DIR": str(tmp_path), **environment}, tmp_path)
+
+    async def examined() -> Finished:
+        return await asyncio.to_thread(command, "doctor", "--json")
+
+    async with served.http(await served.key(livemode=False)) as rehearsing:
+        assert (await post_image(rehearsing, "[sandbox:unknown]")).status_code == 504
+    known = await examined()
+    stub.faults.add(Fault("reset_after_headers", times=2))
+    async with served.http(await served.key()) as http:
+        for _ in range(2):
+            assert (await post_image(http)).status_code == 504
+    unknown = await examined()
+    assert states_of(known)["open calls"] == "ok"
+    assert (unknown.status, states_of(unknown)["open calls"]) == (known.status, "open")
+    [detail] = [one["detail"] for one in unknown.json() if one["check"] == "open calls"]
+    assert detail.startswith("2 unknown, 0.0")
+    assert detail.endswith("`gateway reconcile list`")
 
 
 # migrate

@@ -121,6 +121,7 @@ async def turns(count: int, _reader: asyncio.StreamReader) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.usefixtures("calm_log")
 @both_eras
 @both_tools
 async def test_a_client_that_vanishes_at_any_point_is_charged_once_what_it_cost(
@@ -168,6 +169,7 @@ async def test_a_client_that_vanishes_at_any_point_is_charged_once_what_it_cost(
     await expect_no_files(before)
 
 
+@pytest.mark.usefixtures("calm_log")
 @both_eras
 @both_tools
 async def test_a_client_that_vanishes_while_partial_images_come_is_charged_for_them(

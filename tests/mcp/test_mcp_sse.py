@@ -24,7 +24,7 @@ from tests.harness import (
 )
 from tests.image_helpers import download
 from tests.mcp_helpers import call, content_of, error_of
-from tests.money_helpers import eventually
+from tests.money_helpers import eventually, until_states
 from tests.stub_openai import Fault, Stub
 
 MAKE = {"prompt": "a red fox", "model": GPT2, "size": "1024x1024", "quality": "low"}
@@ -139,6 +139,31 @@ async def test_an_invalid_message_is_refused_without_harm_to_its_session(
     assert "Traceback" not in logged
     assert "canary" not in logged
     assert stub.calls == []
+
+
+@pytest.mark.usefixtures("calm_log")
+async def test_a_client_whose_stream_breaks_during_its_call_is_charged_once(
+    speaking: Served, stub: Stub
+) -> None:
+    who = {"clientInfo": {"name": "leaving", "version": "1"}, "capabilities": {}}
+    bodies: list[dict[str, object]] = [
+        {"id": 1, "method": "initialize", "params": {"protocolVersion": "2024-11-05", **who}},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/call", "params": {"name": "generate_image", "arguments": MAKE}},
+    ]
+    key = await speaking.key()
+    async with speaking.http(key) as http:
+        for number in (1, 2, 3):
+            stub.faults.add(Fault(hold=True))
+            async with listening(http) as (address, _):
+                for body in bodies:
+                    answer = await http.post(address, json={"jsonrpc": "2.0", **body})
+                    assert answer.status_code == HTTPStatus.ACCEPTED
+                await stub.until_held(1)
+            stub.release()
+            await stub.until_billed(number)
+    await until_states(speaking, {"posted": 3})
+    assert len(stub.bill) == len(stub.calls) == 3
 
 
 async def test_one_tenant_takes_half_of_the_streams_and_gives_them_back(speaking: Served) -> None:

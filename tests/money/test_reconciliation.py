@@ -84,6 +84,43 @@ async def again(served: Served, user: str | None = None) -> httpx2.Response:
         return await http.post(GENERATIONS, json=image_body(), headers=KEY)
 
 
+async def open_metrics(served: Served, state: str) -> tuple[float, float, float]:
+    """Number, amount in nano-USD and age in seconds of the open calls, after a sweep."""
+    await served.sweep()
+    found = [
+        REGISTRY.get_sample_value(f"gateway_reservations_open{name}", {"state": state})
+        for name in ("", "_nano_usd", "_age_seconds")
+    ]
+    assert None not in found
+    return found[0] or 0.0, found[1] or 0.0, found[2] or 0.0
+
+
+async def test_the_metrics_have_number_amount_and_age_of_open_calls_by_state(
+    served: Served, stub: Stub
+) -> None:
+    call_id = await unknown_call(served, stub)
+    [held] = [one.held_nano for one in await books(served)]
+    count, amount, age = await open_metrics(served, "unknown")
+    assert (count, amount) == (1, held)
+    assert 0 <= age < 3600
+    await age_unknown(served)
+    count, amount, age = await open_metrics(served, "estimated")
+    [estimate] = [one.final_nano for one in await books(served)]
+    assert (count, amount) == (1, estimate)
+    assert 7200 <= age < 10_800
+    assert await open_metrics(served, "unknown") == (0, 0, 0)
+    answered(await resolve(served, call_id, "post", "0.0042"))
+    assert await open_metrics(served, "estimated") == (0, 0, 0)
+
+
+async def test_the_metrics_of_open_calls_count_rehearsals_without_their_amount(
+    served: Served,
+) -> None:
+    async with served.http(await served.key(livemode=False)) as http:
+        assert (await post_image(http, "[sandbox:unknown]")).status_code == 504
+    assert await open_metrics(served, "unknown") == (1, 0, 0)
+
+
 @pytest.mark.parametrize("estimated", [False, True], ids=["unknown", "estimated"])
 async def test_the_real_cost_is_posted_finally_with_its_reason(
     served: Served, stub: Stub, *, estimated: bool
