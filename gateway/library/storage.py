@@ -18,6 +18,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from gateway.errors import ConfigurationError, NotFound, StorageFailed
+from gateway.library.image_folder import ImageFolder
 
 if TYPE_CHECKING:  # what these name is known to type checkers only
     from obstore import GetResult, ObjectMeta
@@ -73,10 +74,10 @@ class ImageStore:
     """Puts and gets files by path; a file is either complete or absent.
 
     `folder` is their directory if they are local files. Every method may raise `StorageFailed`:
-    the store does not respond.
+    the store does not respond, or the directory is gone.
     """
 
-    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
+    def __init__(self, store: ObjectStore, folder: ImageFolder | None = None) -> None:
         self.objects = store
         self.folder = folder
 
@@ -87,6 +88,8 @@ class ImageStore:
             StorageFailed: the store did not accept it.
         """
         try:
+            if self.folder is not None:
+                await asyncio.to_thread(self.folder.prepare, path)
             await self.objects.put_async(path, content, use_multipart=False)
         except FAILED as error:
             raise StorageFailed(
@@ -105,7 +108,7 @@ class ImageStore:
                 result = await self.objects.get_async(path)
                 return bytes(await result.bytes_async())
         except FAILED as error:
-            raise _refusal(error) from error
+            raise await self._refusal(error) from error
 
     async def find(self, path: str) -> StoredObject:
         """Return the metadata of the file at `path`.
@@ -118,7 +121,7 @@ class ImageStore:
             async with asyncio.timeout(READ_SECONDS):
                 return _object(await self.objects.head_async(path))
         except FAILED as error:
-            raise _refusal(error) from error
+            raise await self._refusal(error) from error
 
     async def read(self, path: str, span: tuple[int, int] | None = None) -> OpenedFile:
         """Open the file at `path`: all of it, or the bytes from `span[0]` up to `span[1]`.
@@ -131,20 +134,21 @@ class ImageStore:
                 path, options={} if span is None else {"range": span}
             )
         except FAILED as error:
-            raise _refusal(error) from error
-        return OpenedFile(result.meta["size"], _chunks(result))
+            raise await self._refusal(error) from error
+        return OpenedFile(result.meta["size"], self._chunks(result))
 
     async def delete(self, path: str) -> None:
         """Delete the file at `path`, if it exists."""
         try:
             await self.objects.delete_async(path)
-        except MISSING:
-            return
         except FAILED as error:
-            raise _refusal(error) from error
+            refusal = await self._refusal(error)
+            if isinstance(refusal, StorageFailed):
+                raise refusal from error
 
     async def list(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
         """Yield every file below `folder`, unordered, in bounded batches."""
+        await self._expect_folder()
         try:
             async for found in self.objects.list(folder, chunk_size=LISTED_AT_ONCE):
                 yield [_object(meta) for meta in found]
@@ -153,6 +157,7 @@ class ImageStore:
 
     async def days(self, tenant_id: UUID) -> Sequence[str]:
         """Return the folders of the tenant's days with images, unordered."""
+        await self._expect_folder()
         found = [str(tenant_id)]
         try:
             for _level in ("year", "month", "day"):
@@ -170,9 +175,34 @@ class ImageStore:
         if self.folder is None:
             return 0
         try:
-            return await asyncio.to_thread(_unlink_unfinished, self.folder / folder, before)
+            return await asyncio.to_thread(_unlink_unfinished, self.folder.path / folder, before)
         except OSError as error:
             raise StorageFailed(UNANSWERED) from error
+
+    async def _expect_folder(self) -> None:
+        """Refuse to take files for deleted whose whole folder is gone.
+
+        Raises:
+            StorageFailed: the folder is gone.
+        """
+        if self.folder is not None and not await asyncio.to_thread(self.folder.is_there):
+            raise StorageFailed(UNANSWERED)
+
+    async def _refusal(self, error: Exception) -> NotFound | StorageFailed:
+        if not isinstance(error, MISSING):
+            return StorageFailed(UNANSWERED)
+        try:
+            await self._expect_folder()
+        except StorageFailed as refusal:
+            return refusal
+        return NotFound("This image is no longer stored.", code="image_not_found")
+
+    async def _chunks(self, result: "GetResult") -> AsyncIterator[bytes]:
+        try:
+            async for chunk in result.stream(min_chunk_size=STREAM_CHUNK_BYTES):
+                yield bytes(chunk)
+        except FAILED as error:
+            raise await self._refusal(error) from error
 
 
 def open_store(url: str, s3: Mapping[str, str] | None = None) -> ImageStore:
@@ -186,9 +216,8 @@ def open_store(url: str, s3: Mapping[str, str] | None = None) -> ImageStore:
     parts = urlsplit(url)
     try:
         if parts.scheme == "file":
-            folder = Path(url2pathname(parts.path))
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return ImageStore(LocalStore(folder, automatic_cleanup=True), folder)
+            folder = ImageFolder(Path(url2pathname(parts.path)))
+            return ImageStore(LocalStore(folder.path, automatic_cleanup=True), folder)
         if parts.scheme == "s3" and parts.netloc:
             options = dict(s3 or {})
             # An http:// endpoint in the settings is consent to plain HTTP.
@@ -247,22 +276,8 @@ def image_of(path: str) -> str | None:
     return None if form is None else form[1]
 
 
-async def _chunks(result: "GetResult") -> AsyncIterator[bytes]:
-    try:
-        async for chunk in result.stream(min_chunk_size=STREAM_CHUNK_BYTES):
-            yield bytes(chunk)
-    except FAILED as error:
-        raise _refusal(error) from error
-
-
 def _object(meta: "ObjectMeta") -> StoredObject:
     return StoredObject(meta["path"], meta["size"], meta["last_modified"])
-
-
-def _refusal(error: Exception) -> NotFound | StorageFailed:
-    if isinstance(error, MISSING):
-        return NotFound("This image is no longer stored.", code="image_not_found")
-    return StorageFailed(UNANSWERED)
 
 
 def _unlink_unfinished(folder: Path, before: datetime) -> int:

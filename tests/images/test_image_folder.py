@@ -1,0 +1,103 @@
+"""The folder of local images: the owner's alone, and never made again once it is gone."""
+
+import shutil
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from gateway.config import Settings
+from gateway.errors import NotFound, StorageFailed
+from gateway.library.image_folder import ImageFolder
+from gateway.library.storage import ImageStore, image_path, new_image_id, open_store
+from tests.hosting_helpers import files_in, hosted_gateway
+from tests.store_helpers import make_known, post, spooled
+from tests.stub_openai import Stub
+
+TENANT = UUID(int=7)
+
+
+def modes_of(folder: Path) -> set[int]:
+    """The modes of a folder and of those below it."""
+    found = [folder, *(one for one in folder.rglob("*") if one.is_dir())]
+    return {stat.S_IMODE(one.stat().st_mode) for one in found}
+
+
+async def test_a_folder_that_goes_while_images_are_made_is_a_store_that_fails(
+    settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    hasty = settings.model_copy(update={"store_retry_seconds": 0.1})
+    async with hosted_gateway(hasty, files_in(folder)) as hosted:
+        key = await hosted.served.key()
+        async with hosted.served.http(key) as http:
+            stored = (await post(http, 1, response_format="url")).json()["data"][0]["url"]
+            assert modes_of(folder) == {0o700}
+            aside = folder.rename(tmp_path / "aside")
+            assert (await post(http, 2)).status_code == 200
+            assert (await post(http, 3, response_format="url")).status_code == 500
+            await make_known(hosted, key)
+            assert (await post(http, 4, response_format="url")).status_code == 503
+            assert (await hosted.get(stored)).status_code == 500
+            with pytest.raises(StorageFailed):
+                await hosted.reconcile()
+            assert not folder.exists()
+            assert len(await spooled(hosted.served)) == 2
+            aside.rename(folder)
+            await hosted.served.sweep()
+            assert (await http.get("/ready")).json()["status"] == "ready"
+        assert (await spooled(hosted.served), len(await hosted.files())) == ([], 3)
+        assert (await hosted.get(stored)).status_code == 200
+        assert modes_of(folder) == {0o700}
+    assert len(stub.bill) == 3
+
+
+async def each_access(store: ImageStore, path: str) -> None:
+    """Expect each way to read, write or list files to fail."""
+
+    async def listed() -> None:
+        async for _ in store.list(str(TENANT)):
+            pass
+
+    accesses: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.put(path, b"x"),
+        lambda: store.get(path),
+        lambda: store.find(path),
+        lambda: store.read(path),
+        lambda: store.delete(path),
+        lambda: store.days(TENANT),
+        listed,
+    ]
+    for access in accesses:
+        with pytest.raises(StorageFailed):
+            await access()
+
+
+async def test_no_file_is_taken_for_deleted_while_the_folder_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    store = open_store(folder.as_uri())
+    path = image_path(TENANT, new_image_id(), "png")
+    await store.put(path, b"x")
+    shutil.rmtree(folder)
+    await each_access(store, path)
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(NotFound):
+        await store.get(path)
+    await store.delete(path)
+
+
+async def test_nothing_is_written_into_a_mount_point_whose_mount_is_gone(tmp_path: Path) -> None:
+    mounted = {tmp_path / "mnt"}
+    folder = ImageFolder(tmp_path / "mnt" / "images", is_mount=mounted.__contains__)
+    store = ImageStore(open_store(folder.path.as_uri()).objects, folder)
+    path = image_path(TENANT, new_image_id(), "png")
+    mounts = mounted.copy()
+    mounted.clear()
+    await each_access(store, path)
+    assert list(folder.path.iterdir()) == []
+    mounted |= mounts
+    await store.put(path, b"x")
+    assert await store.get(path) == b"x"
