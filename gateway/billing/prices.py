@@ -151,16 +151,7 @@ async def _insert(
     _check(rates)
     made = await session.execute(
         insert(PriceRow)
-        .values(
-            model=model,
-            effective_from=effective_from,
-            text_input_nano=rates.text_input_nano,
-            image_input_nano=rates.image_input_nano,
-            image_output_nano=rates.image_output_nano,
-            text_output_nano=rates.text_output_nano,
-            per_image_nano=rates.per_image_nano,
-            per_second_nano=rates.per_second_nano,
-        )
+        .values(_columns(model, rates, effective_from))
         .on_conflict_do_nothing(index_elements=[PriceRow.model, PriceRow.effective_from])
         .returning(PriceRow)
     )
@@ -174,12 +165,30 @@ async def _insert(
     return _price(row)
 
 
+def _columns(model: str, rates: SeedPrice, effective_from: datetime) -> dict[str, object]:
+    return {
+        "model": model,
+        "effective_from": effective_from,
+        "text_input_nano": rates.text_input_nano,
+        "image_input_nano": rates.image_input_nano,
+        "image_output_nano": rates.image_output_nano,
+        "text_output_nano": rates.text_output_nano,
+        "per_image_nano": rates.per_image_nano,
+        "per_second_nano": rates.per_second_nano,
+    }
+
+
 async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
     """Add the list price of each catalogue model that has no price; return their number."""
     priced = set(await session.scalars(select(PriceRow.model).distinct()))
     missing = {name: price for name, price in list_prices_of(models).items() if name not in priced}
-    for name, price in missing.items():
-        await _insert(session, name, price, effective_from=SEED_EFFECTIVE_FROM)
+    if missing:
+        for rates in missing.values():
+            _check(rates)
+        await session.execute(
+            insert(PriceRow).on_conflict_do_nothing(),  # a gateway that starts beside this one
+            [_columns(name, rates, SEED_EFFECTIVE_FROM) for name, rates in missing.items()],
+        )
     return len(missing)
 
 
