@@ -25,6 +25,7 @@ from fastapi.dependencies import models as fastapi_models
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from pydantic import SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from sqlalchemy import Row, make_url, text
 
 from gateway.billing import budgets, ledger
@@ -69,7 +70,7 @@ class PostgresServer:
     async def create(self, *, template: str = TEMPLATE) -> str:
         """Create a database from `template`; return its address, with the owner's role."""
         name = f"test_{secrets.token_hex(6)}"
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         return self._owner_url.set(database=name).render_as_string(hide_password=False)
 
     async def drop(self, url: str) -> None:
@@ -88,6 +89,21 @@ TLS = ssl.create_default_context()
 """One context for every client: loading certificates anew took an eighth of the tests' time."""
 
 
+class GivenSettings(Settings):
+    """Settings from arguments alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
     """Make the settings of a test's gateway. Nothing is read from the environment."""
     values: dict[str, Any] = {
@@ -96,6 +112,8 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "master_key": SecretStr(MASTER_KEY),
         "OPENAI_API_KEY": SecretStr(HOUSE_KEY),
         "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+        # Each takes the server as long as a request.
+        "database_pool_size": 4,
         "sweep_interval_seconds": 3600,
         "drain_seconds": 5,
         # Clients, stub and gateway share one event loop: requests wait longer than elsewhere.
@@ -106,7 +124,7 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "store_retry_seconds": 1,
         **changes,
     }
-    return Settings(_env_file=None, **values)  # type: ignore[call-arg]  # pydantic-settings' own
+    return GivenSettings(**values)
 
 
 @dataclass
@@ -369,6 +387,7 @@ def process_environment(settings: Settings) -> dict[str, str]:
         "GATEWAY_MASTER_KEY": MASTER_KEY,
         "OPENAI_API_KEY": settings.openai_api_key.get_secret_value(),
         "OPENAI_BASE_URL": settings.openai_base_url,
+        "GATEWAY_DATABASE_POOL_SIZE": str(settings.database_pool_size),
         "GATEWAY_SWEEP_INTERVAL_SECONDS": str(settings.sweep_interval_seconds),
         "GATEWAY_DRAIN_SECONDS": str(settings.drain_seconds),
         "GATEWAY_MAX_WAIT_MS": str(settings.max_wait_ms),

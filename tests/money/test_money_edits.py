@@ -95,7 +95,7 @@ def hold_and_cost(
     return quote(request, price).amount_nano, cost_nano_usd(call.facts, call.usage)
 
 
-@hypothesis_settings(max_examples=1000, deadline=None)
+@hypothesis_settings(max_examples=300, deadline=None)
 @given(
     body=bodies(LIVING),
     sizes=st.lists(SIZES, min_size=1, max_size=16),
@@ -111,7 +111,7 @@ def test_no_edit_costs_more_than_its_hold_by_patches(
     assert cost <= held
 
 
-@hypothesis_settings(max_examples=1000, deadline=None)
+@hypothesis_settings(max_examples=300, deadline=None)
 @given(
     body=bodies(BY_TILES),
     sizes=st.lists(SIZES, min_size=1, max_size=16),
@@ -129,7 +129,7 @@ def test_no_edit_costs_more_than_its_hold_by_tiles(
     assert cost <= held
 
 
-@hypothesis_settings(max_examples=500, deadline=None)
+@hypothesis_settings(max_examples=200, deadline=None)
 @given(body=bodies(LIVING), partial_images=st.integers(0, 3), size=st.none() | SIZES)
 def test_no_stream_costs_more_than_its_hold(
     body: dict[str, object], partial_images: int, size: Size | None

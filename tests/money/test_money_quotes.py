@@ -87,7 +87,7 @@ def hold_and_cost(body: dict[str, object], config: StubConfig) -> tuple[int, int
     return quote(request, price).amount_nano, cost_nano_usd(call.facts, call.usage)
 
 
-@hypothesis_settings(max_examples=2000, deadline=None)
+@hypothesis_settings(max_examples=500, deadline=None)
 @given(body=bodies(LIVING), seed=st.integers(0, 1000))
 def test_no_call_costs_more_than_its_hold(body: dict[str, object], seed: int) -> None:
     held, cost = hold_and_cost(body, StubConfig(seed=seed))

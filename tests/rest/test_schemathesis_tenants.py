@@ -48,11 +48,18 @@ SPOKEN = Spoken(
 
 
 @pytest.mark.timeout(600)
-async def test_every_answer_to_tenants_is_as_described(served: Served, stub: Stub) -> None:
+@pytest.mark.parametrize(
+    ("examples", "cases"), [(14, 3_300), pytest.param(45, 3_600, marks=pytest.mark.full)]
+)
+async def test_every_answer_to_tenants_is_as_described(
+    served: Served, stub: Stub, examples: int, cases: int
+) -> None:
     key = await served.key(scopes=[*Scope])
-    report = await examine(served, secret_of(key), operators=False, examples=45, spoken=SPOKEN)
+    report = await examine(
+        served, secret_of(key), operators=False, examples=examples, spoken=SPOKEN
+    )
     assert report.findings == [], "\n\n".join(report.findings[:20])
-    assert report.cases >= 2_100
+    assert report.cases >= cases
     assert 200 in report.answered("POST /v1/images/generations")
     assert 200 in report.answered("POST /v1/images/edits")
     assert 200 in report.answered("GET /v1/images")
