@@ -13,12 +13,14 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 $$;
 
 -- The ledger's lines with what reports group by. A line counts at the admission of its call.
+-- reserved_at is the same instant as admitted_at, in the reservation: a report that names it too
+-- reads the reservations of its period instead of all.
 CREATE OR REPLACE VIEW usage_line WITH (security_invoker = true) AS
 SELECT l.tenant_id, l.livemode, l.admitted_at, l.reservation_id,
     l.seq, l.api_key_id, l.user_id, l.requested_model, l.served_model, r.provider, r.operation,
     r.credential, r.served_quality, r.served_size, (l.seq = 1)::int AS calls, l.requests, l.images,
     l.text_input_tokens, l.image_input_tokens, l.text_output_tokens, l.image_output_tokens,
-    l.amount_nano, usage_status(r.state) AS status
+    l.amount_nano, usage_status(r.state) AS status, r.admitted_at AS reserved_at
 FROM ledger l JOIN reservation r ON r.tenant_id = l.tenant_id AND r.id = l.reservation_id
 WHERE l.kind <> 'hold';
 
@@ -28,7 +30,7 @@ SELECT u.tenant_id, u.livemode, u.admitted_at, u.reservation_id, u.seq, u.api_ke
     u.requested_model, u.served_model, u.provider, u.operation, u.credential,
     u.served_quality, u.served_size, u.calls::bigint, u.requests::bigint, u.images::bigint,
     u.text_input_tokens::bigint, u.image_input_tokens::bigint, u.text_output_tokens::bigint,
-    u.image_output_tokens::bigint, u.amount_nano::bigint, u.status
+    u.image_output_tokens::bigint, u.amount_nano::bigint, u.status, u.reserved_at
 FROM usage_line u;
 
 -- Those that are in the sums already.

@@ -194,6 +194,7 @@ CREATE OR REPLACE FUNCTION usage_between(
             AND (SELECT usage_has_other_days(p_tenant_id, p_zone))))
         AND (p_tenant_id IS NULL OR u.tenant_id = p_tenant_id) AND u.livemode = p_livemode
         AND u.admitted_at >= p_start AND u.admitted_at < p_end
+        AND u.reserved_at >= p_start AND u.reserved_at < p_end
     UNION ALL
     SELECT
         u.tenant_id, u.admitted_at AT TIME ZONE o.zone, u.api_key_id, u.user_id, u.requested_model,
