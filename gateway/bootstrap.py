@@ -12,7 +12,7 @@ from gateway.billing.opening import open_reservations
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.rerouting import Rerouting
 from gateway.billing.reservations import Reservations
-from gateway.billing.warming import warm
+from gateway.billing.warming import Step, WarmUp
 from gateway.catalog.declared import Host
 from gateway.catalog.loading import utc_today
 from gateway.catalog.vendors import LEGACY
@@ -86,6 +86,7 @@ class Gateway:
     """The opened resources that serve requests."""
 
     core: Core
+    warm_up: WarmUp
     api_keys: KeyLookup
     identity_provider: IdentityProvider | None
     pipeline: Pipeline
@@ -146,10 +147,9 @@ async def open_gateway(
         await _listen(stack, database, clear)
         reservations, journal = await open_reservations(stack, settings, database)
         store = (keeper := open_keeper(settings, database, core.vault)).files
-        links = LinkSigner(core.secrets, settings.public_url.rstrip("/"))
+        links, webhooks = LinkSigner(core.secrets, settings.public_url.rstrip("/")), _webhooks(core)
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
-        webhooks = _webhooks(core)
         vendors, house = _vendors(settings), _house_credentials(settings)
         request_log = open_request_log(settings, database)
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
@@ -174,9 +174,10 @@ async def open_gateway(
             settings=settings,
         )
         stack.push_async_callback(pipeline.drain, settings.drain_seconds)
-        await warm(database, reservations, Prices(database, tables), key_lookup.warm)
+        steps = (reservations.warm, key_lookup.warm, Prices(database, tables).load)
         yield Gateway(
             core=core,
+            warm_up=await _warmed_up(stack, database, *steps),
             api_keys=key_lookup,
             identity_provider=_identity_provider(stack, settings, database, token_owners),
             pipeline=pipeline,
@@ -204,6 +205,13 @@ async def _listen(
     listener = ChangeListener(database, clear)
     stack.push_async_callback(listener.close)
     await listener.start()
+
+
+async def _warmed_up(stack: AsyncExitStack, database: Database, *steps: Step) -> WarmUp:
+    warm_up = WarmUp(database, database.warm, *steps)
+    stack.push_async_callback(warm_up.close)
+    await warm_up.run()
+    return warm_up
 
 
 def _key_lookup(stack: AsyncExitStack, core: Core, callers: CallerCaches) -> KeyLookup:

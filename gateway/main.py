@@ -71,6 +71,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
                 else gateway
             )
             app.state.gateway = opened
+            await opened.keeper.health.examine()
             app.state.uploads = UploadReader(opened.settings)
             sweeper = Sweeper(opened)
             sweeper.start()

@@ -63,6 +63,13 @@ class StoreHealth:
         self.succeeded()
         return True
 
+    async def examine(self) -> None:
+        """Probe once, at start: a store that is away is known before anything is bought."""
+        if await self.probe():
+            return
+        while not self.is_failing:
+            self.failed()
+
     async def check(self, *, wants_link: bool) -> None:
         """Refuse a request whose images could not be delivered; does nothing on a healthy store.
 

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from gateway.bootstrap import Gateway
 from gateway.db.engine import DatabaseUnavailable, answered_within
 from gateway.library.store_health import StoreHealth
 from gateway.rest.dependencies import GatewayDep
@@ -36,13 +37,16 @@ async def health() -> dict[str, str]:
         200: {"model": Readiness},
         503: {
             "model": Readiness,
-            "description": "Postgres does not answer, or the gateway is shutting down.",
+            "description": "Postgres does not answer or has not since the start, or the gateway is "
+            "shutting down.",
             "headers": shared_headers("X-Request-Id", "Retry-After"),
         },
     },
 )
 async def ready(gateway: GatewayDep) -> JSONResponse:
     """Return 503 while Postgres does not answer, and during shutdown.
+
+    A process that could not warm up when it started does so now, before it is ready.
 
     200 with the status `degraded` while the image store is unavailable: all replicas share the
     store, and a load balancer that removed them all would also stop the requests that need no link.
@@ -53,10 +57,7 @@ async def ready(gateway: GatewayDep) -> JSONResponse:
             {"status": "draining", "database": "ok", "storage": storage},
             status_code=HTTPStatus.SERVICE_UNAVAILABLE,
         )
-    try:
-        async with answered_within(READY_TIMEOUT_SECONDS):
-            await gateway.database.call("SELECT 1")
-    except DatabaseUnavailable:
+    if not await _has_database(gateway):
         return JSONResponse(
             {"status": "unavailable", "database": "unavailable", "storage": storage},
             status_code=HTTPStatus.SERVICE_UNAVAILABLE,
@@ -64,6 +65,16 @@ async def ready(gateway: GatewayDep) -> JSONResponse:
         )
     status = "ready" if storage == "ok" else "degraded"
     return JSONResponse({"status": status, "database": "ok", "storage": storage})
+
+
+async def _has_database(gateway: Gateway) -> bool:
+    """Ask Postgres; warm up too if that failed at start."""
+    try:
+        async with answered_within(READY_TIMEOUT_SECONDS):
+            await gateway.database.call("SELECT 1")
+            return await gateway.warm_up.again()
+    except DatabaseUnavailable:
+        return False
 
 
 def _storage(health: StoreHealth) -> str:
