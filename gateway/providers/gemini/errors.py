@@ -12,7 +12,6 @@ from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.values import (
     MAX_RETRY_AFTER_SECONDS,
     clean,
-    optional_text,
     parse_loosely,
 )
 
@@ -39,7 +38,7 @@ def refused(status: int, content: bytes) -> ProviderFailure:
         Outcome.REJECTED,
         _reason(status, error),
         clean(message),
-        code=optional_text(error, "status"),
+        # Without Google's `status`: the codes that clients read are the same for each provider.
         retry_after_seconds=_retry_after(error),
     )
 
