@@ -29,7 +29,7 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full clients mutants check generated bench scale drill migrate lock clean
+.PHONY: help setup run dev test test-full clients mutants check generated faults bench scale drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -66,6 +66,9 @@ check: $(DEV_READY) ## format, lint, layers, types, style; changes nothing
 
 generated: $(DEV_READY) ## write .env.example and the generated tables in docs/ from the code
 	@$(BIN)/python -m tests.tooling.generated
+
+faults: $(DEV_READY) ## write docs/faults.md: every fault of every provider, as it happens
+	@$(BIN)/python -m tests.tooling.fault_table
 
 bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts --rounds 2')
 	@$(BIN)/python -m benchmarks $(ARGS)

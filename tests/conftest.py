@@ -71,14 +71,15 @@ def logging_as_served() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_authority(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Make clients trust one authority that signs nothing: tests talk to loopback alone.
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Make clients trust one authority of the tests' own: they talk to loopback alone.
 
     Each client and gateway would otherwise load the machine's 150 authorities, a tenth of the
     tests' time.
     """
-    authority = Authority(tmp_path_factory.mktemp("authority"), "unused")
+    authority = Authority(tmp_path_factory.mktemp("authority"), "trusted")
     os.environ["SSL_CERT_FILE"] = str(authority.file)
+    return authority
 
 
 @pytest.fixture(scope="session")

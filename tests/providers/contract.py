@@ -1,6 +1,6 @@
 """The failures that every provider must classify alike, and each vendor's spelling of them.
 
-docs/providers.md shows the table; test_contract.py runs it against a raw socket.
+test_contract.py runs them against a raw socket; test_fault_matrix.py takes the answers.
 """
 
 import base64

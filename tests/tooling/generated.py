@@ -1,4 +1,4 @@
-"""Files and parts of pages written from the code: settings, parameters, routes, failures.
+"""Files and parts of pages written from the code: settings, parameters, routes, models.
 
 `python -m tests.tooling.generated` writes them; with `--check` it only says which are stale.
 """
