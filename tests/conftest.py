@@ -34,6 +34,9 @@ from tests.hosting_helpers import Hosted, Place, S3Server, bucket_of, files_in, 
 from tests.identity_provider import Issuer, running_issuer
 from tests.oauth_helpers import trusting_gateway
 from tests.store_helpers import Away
+from tests.stub_gemini import StubGemini, running_gemini
+from tests.stub_kserve import StubKServe, running_kserve
+from tests.stub_kserve.api import KEY as CLUSTER_KEY
 from tests.stub_openai import Stub, running_stub
 from tests.tls_helpers import Authority
 
@@ -161,6 +164,21 @@ async def database(postgres: PostgresServer) -> AsyncIterator[str]:
 async def stub() -> AsyncIterator[Stub]:
     """The stub of OpenAI's Images API on loopback, with its own bill."""
     async with running_stub() as running:
+        yield running
+
+
+@pytest.fixture
+async def gemini() -> AsyncIterator[StubGemini]:
+    """The stub of Gemini's API on loopback, with its own bill."""
+    async with running_gemini() as running:
+        yield running
+
+
+@pytest.fixture
+async def kserve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StubKServe]:
+    """The stub of KServe's servers on loopback, with its own bill; `CLUSTER_TOKEN` is its key."""
+    monkeypatch.setenv("CLUSTER_TOKEN", CLUSTER_KEY)
+    async with running_kserve() as running:
         yield running
 
 

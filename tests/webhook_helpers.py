@@ -132,7 +132,7 @@ async def make_event(
 
 
 async def deliver(served: Served) -> None:
-    """Let the dispatcher announce and deliver what is due, and wait for what comes of it."""
+    """Let the dispatcher announce and deliver what is due, and wait for the answers."""
     async with asyncio.timeout(SECONDS):
         await served.gateway.webhooks.work()
         await served.gateway.webhooks.finish()

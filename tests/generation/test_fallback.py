@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.money_helpers import (
     until_states,
 )
 from tests.stream_helpers import open_stream, read_event
-from tests.stub_gemini import StubGemini, running_gemini
+from tests.stub_gemini import StubGemini
 from tests.stub_gemini.api import KEY
 from tests.stub_openai import Fault, Stub
 
@@ -45,12 +45,6 @@ def chains(folder: Path, *pairs: tuple[str, Sequence[str]]) -> Path:
         "".join(f'[[fallbacks]]\nmodel = "{model}"\nto = {list(to)}\n' for model, to in pairs)
     )
     return file
-
-
-@pytest.fixture
-async def gemini() -> AsyncIterator[StubGemini]:
-    async with running_gemini() as stub:
-        yield stub
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Fallback that ends on the operator's own cluster, and under the operator's own budget."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
@@ -13,10 +12,9 @@ from tests.harness import GPT2, Served, error_of, make_settings
 from tests.image_helpers import load_base64
 from tests.models_files import SIX, write
 from tests.money_helpers import books, budget_rows, image_body
-from tests.stub_gemini import StubGemini, running_gemini
+from tests.stub_gemini import StubGemini
 from tests.stub_gemini.api import KEY
-from tests.stub_kserve import StubKServe, running_kserve
-from tests.stub_kserve.api import KEY as CLUSTER_TOKEN
+from tests.stub_kserve import StubKServe
 from tests.stub_openai import Fault, Stub
 
 BANANA, OWN = "gemini-nano-banana-2.1", "sd-demo"
@@ -31,21 +29,8 @@ LIMITED = Fault("status", preset="rate_limited", times=None)
 
 
 @pytest.fixture
-async def gemini() -> AsyncIterator[StubGemini]:
-    async with running_gemini() as stub:
-        yield stub
-
-
-@pytest.fixture
-async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StubKServe]:
-    monkeypatch.setenv("CLUSTER_TOKEN", CLUSTER_TOKEN)
-    async with running_kserve() as stub:
-        yield stub
-
-
-@pytest.fixture
 def settings(
-    database: str, stub: Stub, gemini: StubGemini, cluster: StubKServe, tmp_path: Path
+    database: str, stub: Stub, gemini: StubGemini, kserve: StubKServe, tmp_path: Path
 ) -> Settings:
     return make_settings(
         database,
@@ -53,7 +38,7 @@ def settings(
         OPENAI_BASE_URL=stub.base_url,
         GEMINI_API_KEY=SecretStr(KEY),
         GEMINI_BASE_URL=gemini.base_url,
-        models_file=write(tmp_path, SIX + CHAIN, cluster.base_url),
+        models_file=write(tmp_path, SIX + CHAIN, kserve.base_url),
         provider_read_timeout_seconds=2,
     )
 
@@ -71,7 +56,7 @@ async def buy(served: Served) -> httpx2.Response:
 
 
 async def test_a_chain_ends_on_the_operators_own_cluster(
-    served: Served, stub: Stub, gemini: StubGemini, cluster: StubKServe
+    served: Served, stub: Stub, gemini: StubGemini, kserve: StubKServe
 ) -> None:
     stub.faults.add(LIMITED)
     gemini.faults.append("denied")
@@ -80,39 +65,39 @@ async def test_a_chain_ends_on_the_operators_own_cluster(
     assert answer.headers["x-gateway-provider"] == "cluster"
     assert answer.headers["x-gateway-served-model"] == OWN
     assert load_base64(answer.json()["data"][0]["b64_json"]).size == (1024, 1024)
-    [line] = cluster.bill
+    [line] = kserve.bill
     assert answer.headers["x-gateway-cost-usd"] == format_usd(line.cost_nano_usd)
-    assert (len(stub.calls), len(gemini.calls), len(cluster.calls)) == (1, 1, 1)
+    assert (len(stub.calls), len(gemini.calls), len(kserve.calls)) == (1, 1, 1)
     [booked] = await books(served)
     assert booked.lines == (("post", line.cost_nano_usd),)
 
 
 async def test_a_cluster_that_is_away_ends_the_chain_with_the_first_error(
-    served: Served, stub: Stub, gemini: StubGemini, cluster: StubKServe
+    served: Served, stub: Stub, gemini: StubGemini, kserve: StubKServe
 ) -> None:
     stub.faults.add(LIMITED)
     gemini.faults.append("denied")
-    cluster.keys.clear()
+    kserve.keys.clear()
     answer = await buy(served)
     assert (answer.status_code, error_of(answer)["code"]) == (429, "rate_limit_exceeded")
-    assert (cluster.bill, gemini.bill) == ([], [])
+    assert (kserve.bill, gemini.bill) == ([], [])
     [booked] = await books(served)
     assert (booked.state, booked.lines) == ("void", (("void", 0),))
 
 
 async def test_a_chain_holds_its_dearest_model_of_the_house_budget_and_spends_what_was_bought(
-    served: Served, stub: Stub, gemini: StubGemini, cluster: StubKServe
+    served: Served, stub: Stub, gemini: StubGemini, kserve: StubKServe
 ) -> None:
     await served.house_budget("5")
     stub.faults.add(LIMITED)
     gemini.faults.append("denied")
     assert (await buy(served)).headers["x-gateway-provider"] == "cluster"
-    [line] = cluster.bill
+    [line] = kserve.bill
     assert await house_sums(served) == (line.cost_nano_usd, 0)
 
 
 async def test_a_house_budget_too_small_for_the_dearest_model_passes_over_it(
-    served: Served, stub: Stub, gemini: StubGemini, cluster: StubKServe
+    served: Served, stub: Stub, gemini: StubGemini, kserve: StubKServe
 ) -> None:
     await served.house_budget("0.02")
     assert (await buy(served)).headers["x-gateway-provider"] == "openai"
@@ -121,5 +106,5 @@ async def test_a_house_budget_too_small_for_the_dearest_model_passes_over_it(
     stub.faults.add(LIMITED)
     assert (await buy(served)).headers["x-gateway-provider"] == "cluster"
     assert gemini.calls == []
-    [line] = cluster.bill
+    [line] = kserve.bill
     assert await house_sums(served) == (spent_nano + line.cost_nano_usd, 0)

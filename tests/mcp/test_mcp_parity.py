@@ -302,7 +302,7 @@ async def pair(settings: Settings, stub: Stub) -> AsyncIterator[Pair]:
         "reading": {"scopes": [Scope.IMAGES_READ]},
         "narrow": {"models": ["gpt-image-2.6-flare"]},
     }
-    # Many failures one after the other: what comes of each is compared, not of their number.
+    # Many failures one after the other: the result of each is compared, not their number.
     patient = settings.model_copy(update={"circuit_failures": 1000, "circuit_window_calls": 1000})
     async with served_gateway(patient, today=lambda: TODAY) as served:
         keys = {

@@ -28,7 +28,7 @@ BOUNDS = {
 
 
 async def reserve_at(served: Served, moment: datetime) -> str:
-    """Reserve a call whose id was made at a moment; return what became of it."""
+    """Reserve a call whose id was made at a moment; return the result."""
     [price] = await served.owner_sql("SELECT min(id) AS id FROM price")
     wanted = {
         "id": str(id_at(moment)),

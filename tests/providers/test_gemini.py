@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import random
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -31,7 +30,7 @@ from tests.harness import Served, error_of, make_settings, served_gateway
 from tests.image_helpers import png
 from tests.money_helpers import books
 from tests.stream_helpers import open_stream, read_events
-from tests.stub_gemini import StubGemini, answer_of, running_gemini
+from tests.stub_gemini import StubGemini, answer_of
 from tests.stub_gemini.api import KEY, MODELS, PIXELS, SCALES, drawn
 from tests.stub_openai import Stub
 
@@ -40,12 +39,6 @@ PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {"model": BANANA, "prompt": "a red circle", "size": "1376x768"}
 CATALOG = load_catalog(lambda: date(2026, 11, 28))
 CALLER = Caller(new_id(), None, new_id(), True, frozenset(), None, None, "active")  # noqa: FBT003
-
-
-@pytest.fixture
-async def gemini() -> AsyncIterator[StubGemini]:
-    async with running_gemini() as stub:
-        yield stub
 
 
 @pytest.fixture

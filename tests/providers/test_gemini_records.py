@@ -1,6 +1,5 @@
 """Records of a call of Gemini: its id in the request log, and its cost in an agent's result."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,11 @@ from gateway.money import NanoUsd, format_usd
 from tests.harness import Served, make_settings
 from tests.mcp_helpers import call, error_of, text_of
 from tests.request_log_helpers import rows_of
-from tests.stub_gemini import StubGemini, running_gemini
+from tests.stub_gemini import StubGemini
 from tests.stub_gemini.api import KEY
 
 BANANA = "gemini-nano-banana-2.1"
 ASKED = {"model": BANANA, "prompt": "a red circle"}
-
-
-@pytest.fixture
-async def gemini() -> AsyncIterator[StubGemini]:
-    async with running_gemini() as stub:
-        yield stub
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import random
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,13 @@ from tests.models_files import MODELS, SERVERS, SIX, catalog_with, write
 from tests.money_helpers import books
 from tests.request_log_helpers import rows_of
 from tests.stream_helpers import open_stream, read_events
-from tests.stub_kserve import StubKServe, answer_of, running_kserve
+from tests.stub_kserve import StubKServe, answer_of
 from tests.stub_kserve.api import KEY
 from tests.tls_helpers import Authority, tls_in_front_of
 
 PATH = "/v1/images/generations"
 PROMPT = "a red circle"
 CALLER = Caller(new_id(), None, new_id(), True, frozenset(), None, None, "active")  # noqa: FBT003
-
-
-@pytest.fixture
-async def kserve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StubKServe]:
-    monkeypatch.setenv("CLUSTER_TOKEN", KEY)
-    async with running_kserve() as stub:
-        yield stub
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def _joined(names: list[str]) -> str:
 
 
 def _cells(one: Observed) -> str:
-    """The cells that say what came of a fault."""
+    """The cells of one fault at one provider: calls, outcome, ledger, client."""
     answer = one.answer
     told = f"{answer.status} `{answer.code}`" if answer.code else str(answer.status)
     retry = ", Retry-After" if answer.retry_after else ""
