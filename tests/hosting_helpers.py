@@ -20,7 +20,8 @@ import orjson
 from PIL import Image
 from pydantic import SecretStr
 
-from gateway.billing.reservations import Reservations, Settlement, StoredFile
+from gateway.billing.reservations import Reservations
+from gateway.billing.settlement import Settlement, StoredFile
 from gateway.config import Settings
 from gateway.db.addresses import database_url
 from gateway.db.engine import Database

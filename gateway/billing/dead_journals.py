@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from gateway import telemetry
 from gateway.billing.journal import SUFFIX, DeadJournal, taken
 from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
-from gateway.billing.reservations import CHARGED, Settlement, report_conflict, settlement_fields
+from gateway.billing.settlement import CHARGED, Settlement, report_conflict, settlement_fields
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.identity import DatabaseIdentity, read_identity
 from gateway.db.money_tables import LedgerRow, ReservationRow

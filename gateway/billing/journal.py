@@ -23,7 +23,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
-from gateway.billing.reservations import Settlement
+from gateway.billing.settlement import Settlement
 from gateway.db.identity import IDENTITY_BYTES, DatabaseIdentity, identity_of
 from gateway.domain import Outcome, Usage
 from gateway.errors import Unavailable

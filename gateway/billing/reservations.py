@@ -4,123 +4,34 @@ States: held → posted | void | unknown; unknown → posted | posted_est | void
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import orjson
 import structlog
 
 from gateway import telemetry
+from gateway.billing.reserving import (
+    ReservationRequest,
+    ReserveAnswer,
+    hold_fields,
+    order_of,
+    read_answer,
+)
+from gateway.billing.settlement import Settlement, report_conflict, settlement_fields
 from gateway.db.addresses import STATEMENT_TIMEOUT_MS
 from gateway.db.deadlines import Deadline
 from gateway.db.engine import Database, DatabaseUnavailable, Lane
 from gateway.db.group_commit import GroupCommit
-from gateway.domain import Caller, IdempotencyClaim, Outcome, Provenance, Quote, Usage
-from gateway.errors import BudgetExceeded, Unavailable
-from gateway.image_models import AutoChoice
-from gateway.money import NanoUsd, format_usd_short
+from gateway.domain import Caller, IdempotencyClaim, Outcome
+from gateway.money import NanoUsd
 
 LANE_TIMEOUT_SECONDS = 10
 MAX_UNDOING = 10_000
 LOG_EVERY_ATTEMPTS = 60
 SETTLE_BACKOFF_MS = (50, 100, 250, 500, 1000)
 log = structlog.get_logger(__name__)
-
-
-SettlementKind = Literal["post", "post_est", "void", "unknown"]
-KIND_BY_OUTCOME: dict[Outcome, SettlementKind] = {
-    Outcome.NOT_SENT: "void",
-    Outcome.REJECTED: "void",
-    Outcome.MODERATION: "void",
-    Outcome.SUCCESS: "post",
-    Outcome.REFUSED_CHARGED: "post",
-    Outcome.SUCCESS_NO_USAGE: "post_est",
-    Outcome.AMBIGUOUS: "unknown",
-}
-CHARGED = frozenset({Outcome.SUCCESS, Outcome.REFUSED_CHARGED})
-"""Outcomes whose cost is known and more than nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReservationRequest:
-    """The amount to reserve for one call on every budget that applies to its caller."""
-
-    id: UUID
-    caller: Caller
-    quote: Quote
-    operation: str
-    requested_model: str
-    served_model: str
-    provider: str
-    credential: str
-    ttl_seconds: int
-    idempotency: IdempotencyClaim | None = None
-    most_nano: NanoUsd | None = None
-    """The dearest quote, where several models may serve it; reserved if the budgets have it."""
-
-    @property
-    def amount_nano(self) -> NanoUsd:
-        """The amount to reserve where the budgets have it."""
-        return self.quote.amount_nano if self.most_nano is None else self.most_nano
-
-
-class AlreadyClaimed(Exception):
-    """The request's idempotency key was claimed before; nothing is reserved."""
-
-
-class ClockSkewed(Unavailable):
-    """This gateway's clock and the database's differ by a week or more: nothing is reserved."""
-
-    code = "clock_skewed"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The clocks of this gateway and its database differ by a week or more. Nothing was "
-            "bought; the operator must set the clock.",
-            retry_after_seconds=60,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """One stored image, recorded together with the settlement.
-
-    `ttl_seconds`: its retention; `link_expires_at`: the expiry of the link given to the client
-    (Unix seconds). `prompt` is set only if the tenant stores prompts.
-    """
-
-    id: str
-    path: str
-    media_type: str
-    size_bytes: int
-    ttl_seconds: int
-    link_expires_at: int = 0
-    width: int | None = None
-    height: int | None = None
-    seed: int | None = None
-    prompt: str | None = field(default=None, repr=False)
-    prompt_hash: bytes | None = field(default=None, repr=False)
-    provenance: Provenance = Provenance.ORIGINAL
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """The outcome of one reservation.
-
-    `answer`: the answer to repeated requests. `served`: the quality and size of the images made.
-    """
-
-    id: UUID
-    outcome: Outcome
-    amount_nano: NanoUsd
-    images: int = 0
-    usage: Usage | None = None
-    stored: tuple[StoredFile, ...] = ()
-    answer: Mapping[str, object] | None = field(default=None, repr=False)
-    served: AutoChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +51,6 @@ class _Lookup:
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One row of the SQL function `reserve`.
-
-    `is_undecided`: nothing is reserved; this worker's shard of the operator's budget is short, and
-    the sum over all shards must decide. `is_least`: the quote is reserved, not the dearest.
-    """
-
-    refusal: BudgetExceeded | AlreadyClaimed | ClockSkewed | None
-    is_undecided: bool = False
-    is_least: bool = False
-
-
 class Reservations:
     """Reservations and settlements, each batching many concurrent calls into one commit."""
 
@@ -170,11 +68,11 @@ class Reservations:
         self._settle_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._lookup_lane = database.lane(timeout_seconds=LANE_TIMEOUT_SECONDS)
         self._admission_timeout_ms = admission_timeout_ms
-        self._holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
+        self._holds: GroupCommit[ReservationRequest, ReserveAnswer] = GroupCommit(
             "reserve", self._reserve_batch, max_batch=max_batch, abandoned=self._abandoned
         )
         # Batched separately: calls outside the operator's budget need not wait for all its shards.
-        self._whole_holds: GroupCommit[ReservationRequest, _Answer] = GroupCommit(
+        self._whole_holds: GroupCommit[ReservationRequest, ReserveAnswer] = GroupCommit(
             "reserve_whole", self._reserve_whole, max_batch=max_batch, abandoned=self._abandoned
         )
         self._settlements: GroupCommit[_Owned, str] = GroupCommit(
@@ -266,7 +164,7 @@ class Reservations:
         self._lookup_lane.close()
         return self._is_undone
 
-    def _abandoned(self, request: ReservationRequest, answer: _Answer) -> None:
+    def _abandoned(self, request: ReservationRequest, answer: ReserveAnswer) -> None:
         """Void a reservation that was committed after its request had been refused."""
         if answer.refusal is None and not answer.is_undecided:
             self._undo_later(request.caller.tenant_id, request.id)
@@ -296,24 +194,24 @@ class Reservations:
             await asyncio.sleep(STATEMENT_TIMEOUT_MS / 1000)
             await self.settle(tenant_id, void)
 
-    async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
+    async def _reserve_batch(self, requests: Sequence[ReservationRequest]) -> list[ReserveAnswer]:
         return await self._ask(self._hold_lane, requests, whole=False)
 
-    async def _reserve_whole(self, requests: Sequence[ReservationRequest]) -> list[_Answer]:
+    async def _reserve_whole(self, requests: Sequence[ReservationRequest]) -> list[ReserveAnswer]:
         return await self._ask(self._whole_lane, requests, whole=True)
 
     async def _ask(
         self, lane: Lane, requests: Sequence[ReservationRequest], *, whole: bool
-    ) -> list[_Answer]:
+    ) -> list[ReserveAnswer]:
         # One order of tenants and keys in every batch, so that two batches cannot deadlock.
-        ordered = sorted(requests, key=_order)
+        ordered = sorted(requests, key=order_of)
         rows = await lane.fetch(
             "SELECT * FROM reserve($1::jsonb, $2, $3)",
-            _to_json([_hold_fields(request) for request in ordered]),
+            _to_json([hold_fields(request) for request in ordered]),
             self._instance,
             whole,
         )
-        answers = {row["request_id"]: _answer(row) for row in rows}
+        answers = {row["request_id"]: read_answer(row) for row in rows}
         return [answers[request.id] for request in requests]
 
     async def _lookup_batch(self, lookups: Sequence[_Lookup]) -> list[bool]:
@@ -344,71 +242,6 @@ class Reservations:
         return [str(results[one.settlement.id]) for one in batch]
 
 
-def report_conflict(settlement: Settlement) -> None:
-    """Log a settlement of a call whose final amount differs, or whose month is archived."""
-    telemetry.alarm(
-        "settle_conflict",
-        reservation=str(settlement.id),
-        outcome=settlement.outcome,
-        nano=settlement.amount_nano,
-    )
-
-
-def _order(request: ReservationRequest) -> tuple[str, ...]:
-    """Sort by tenant, then by the columns that identify a claim (`idempotency_claim_owner`)."""
-    claim, caller = request.idempotency, request.caller
-    if claim is None:
-        return (str(caller.tenant_id),)
-    owner = (str(caller.user_id), str(caller.livemode))
-    return (str(caller.tenant_id), claim.key, *owner, request.operation)
-
-
-def _answer(row: Mapping[str, Any]) -> _Answer:
-    match row["outcome"]:
-        case "held":
-            return _Answer(None)
-        case "held_least":
-            return _Answer(None, is_least=True)
-        case "whole":
-            return _Answer(None, is_undecided=True)
-        case "claimed":
-            return _Answer(AlreadyClaimed())
-        case "clock":
-            telemetry.alarm("clock_skewed", reservation=str(row["request_id"]))
-            return _Answer(ClockSkewed())
-    return _Answer(
-        budget_refusal(
-            row["owner"],
-            row["window_name"],
-            limit_nano=row["budget_limit"],
-            available_nano=row["available"],
-            resets_at=row["resets_at"],
-        )
-    )
-
-
-def budget_refusal(
-    owner: str, window: str, *, limit_nano: int, available_nano: int, resets_at: datetime | None
-) -> BudgetExceeded:
-    """Build the error that names the short budget, its remaining amount and its reset.
-
-    The amounts of the operator's own budgets are not disclosed to clients.
-    """
-    name = "total budget" if window == "total" else f"budget per {window}"
-    until = f"It resets at {resets_at.isoformat()}." if resets_at else "It does not reset."
-    seconds = (resets_at - datetime.now(UTC)).total_seconds() if resets_at else None
-    return BudgetExceeded(
-        f"The {name} for all calls with the gateway's own provider key has less left than this "
-        f"call can cost at most. {until} It does not apply to a provider key of your own."
-        if owner == "house"
-        else f"The {owner}'s {name} of {format_usd_short(limit_nano)} USD has "
-        f"{format_usd_short(available_nano)} USD left, less than this call can cost at most. "
-        f"{until}",
-        retry_after_seconds=None if seconds is None else max(1, int(seconds)),
-        reason=f"budget {owner}/{window}",
-    )
-
-
 def _to_json(value: object) -> str:
     """Encode as JSON text, including asyncpg's own UUID class, which orjson does not know."""
     return orjson.dumps(value, default=str).decode()
@@ -423,77 +256,3 @@ def _lookup_fields(number: int, lookup: _Lookup) -> dict[str, object]:
         "operation": lookup.operation,
         "key": lookup.key,
     }
-
-
-def _hold_fields(request: ReservationRequest) -> dict[str, object]:
-    caller, claim = request.caller, request.idempotency
-    claimed = (
-        {}
-        if claim is None
-        else {"idempotency_key": claim.key, "request_hash": claim.request_hash.hex()}
-    )
-    return {
-        **claimed,
-        "id": request.id,
-        "tenant_id": caller.tenant_id,
-        "api_key_id": caller.api_key_id,
-        "user_id": caller.user_id,
-        "livemode": caller.livemode,
-        "operation": request.operation,
-        "requested_model": request.requested_model,
-        "served_model": request.served_model,
-        "provider": request.provider,
-        "credential": request.credential,
-        "price_id": request.quote.price.id,
-        "amount_nano": request.quote.amount_nano,
-        "ttl_seconds": request.ttl_seconds,
-        "terms": request.quote.terms,  # a dataclass, which orjson writes as an object
-        **({} if request.most_nano is None else {"most_nano": request.most_nano}),
-    }
-
-
-def settlement_fields(tenant_id: UUID, settlement: Settlement) -> dict[str, object]:
-    """Render a settlement for the SQL function `settle`."""
-    fields: dict[str, object] = {
-        "tenant_id": tenant_id,
-        "id": settlement.id,
-        "kind": KIND_BY_OUTCOME[settlement.outcome],
-        "amount_nano": settlement.amount_nano,
-        "outcome": settlement.outcome,
-        "images": settlement.images,
-    }
-    if settlement.usage is not None:
-        fields |= {
-            "text_input_tokens": settlement.usage.text_input_tokens,
-            "image_input_tokens": settlement.usage.image_input_tokens,
-            "text_output_tokens": settlement.usage.text_output_tokens,
-            "image_output_tokens": settlement.usage.image_output_tokens,
-        }
-    if settlement.stored:
-        fields["stored"] = [_stored_fields(file) for file in settlement.stored]
-    if settlement.answer is not None:
-        fields["answer"] = settlement.answer
-    if settlement.served is not None:
-        fields |= {"quality": settlement.served.quality, "size": settlement.served.size}
-    return fields
-
-
-def _stored_fields(file: StoredFile) -> dict[str, object]:
-    return {
-        "id": file.id,
-        "path": file.path,
-        "media_type": file.media_type,
-        "size_bytes": file.size_bytes,
-        "ttl_seconds": file.ttl_seconds,
-        "width": file.width,
-        "height": file.height,
-        "seed": file.seed,
-        "prompt": None if file.prompt is None else _storable(file.prompt),
-        "prompt_hash": None if file.prompt_hash is None else file.prompt_hash.hex(),
-        "provenance": file.provenance,
-    }
-
-
-def _storable(text: str) -> str:
-    """Replace characters that JSON or Postgres refuse: one would fail the whole batch."""
-    return text.replace("\x00", "").encode(errors="replace").decode()

@@ -14,7 +14,8 @@ from uuid import UUID
 import pybase64
 from sqlalchemy import Select, and_, select
 
-from gateway.billing.reservations import Reservations, StoredFile
+from gateway.billing.reservations import Reservations
+from gateway.billing.settlement import StoredFile
 from gateway.catalog.loading import Catalog
 from gateway.db.engine import Database, answered_within
 from gateway.db.money_tables import IdempotencyClaimRow, ReservationRow

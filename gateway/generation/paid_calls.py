@@ -11,7 +11,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing import quotes
-from gateway.billing.reservations import CHARGED, Settlement
+from gateway.billing.settlement import CHARGED, Settlement
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable, answered_within
 from gateway.domain import (

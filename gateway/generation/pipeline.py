@@ -25,7 +25,8 @@ from gateway.billing import quotes
 from gateway.billing.journal import Journal
 from gateway.billing.prices import Prices
 from gateway.billing.rerouting import Rerouting
-from gateway.billing.reservations import AlreadyClaimed, ReservationRequest, Reservations
+from gateway.billing.reservations import Reservations
+from gateway.billing.reserving import AlreadyClaimed, ReservationRequest
 from gateway.catalog.loading import Catalog
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable

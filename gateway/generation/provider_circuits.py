@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gateway.billing.reservations import CHARGED
+from gateway.billing.settlement import CHARGED
 from gateway.domain import Caller, Outcome
 from gateway.errors import CredentialRejected, GatewayError, RateLimited, Unavailable
 from gateway.load.circuits import CircuitName, CircuitOpen, Circuits, ProviderCall, Trouble

@@ -11,7 +11,7 @@ from uuid import UUID
 import pybase64
 
 from gateway import telemetry
-from gateway.billing.reservations import StoredFile
+from gateway.billing.settlement import StoredFile
 from gateway.domain import (
     Caller,
     ImageRequest,

@@ -8,7 +8,8 @@ import structlog
 
 from gateway import telemetry
 from gateway.billing.journal import Journal
-from gateway.billing.reservations import Reservations, Settlement
+from gateway.billing.reservations import Reservations
+from gateway.billing.settlement import Settlement
 from gateway.domain import Outcome
 from gateway.money import NanoUsd
 

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import telemetry
-from gateway.billing.reservations import StoredFile
+from gateway.billing.settlement import StoredFile
 from gateway.db.engine import Database, DatabaseUnavailable
 from gateway.domain import StorageState
 from gateway.errors import ConfigurationError, NotFound, StorageFailed

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from gateway.billing.reservations import StoredFile
+from gateway.billing.settlement import StoredFile
 from gateway.config import StorageSettings
 from gateway.db.engine import Database, OperatorSession, TenantSession
 from gateway.db.pools import Beside

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from gateway.billing.reservations import budget_refusal
+from gateway.billing.reserving import budget_refusal
 from gateway.catalog.loading import unknown_model
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import LimitKind, RateLimit, Scope, StorageState

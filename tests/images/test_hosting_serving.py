@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from gateway.billing.reservations import StoredFile
+from gateway.billing.settlement import StoredFile
 from gateway.config import Settings
 from gateway.errors import NotFound
 from gateway.library.links import LinkKind

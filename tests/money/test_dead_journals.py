@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 from gateway.billing import prices
 from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.journal import Journal
-from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.billing.reservations import Reservations
+from gateway.billing.reserving import ReservationRequest
+from gateway.billing.settlement import Settlement
 from gateway.db.identity import DatabaseIdentity, read_identity
 from gateway.domain import Caller, Outcome, Quote, new_id
 from gateway.money import NanoUsd

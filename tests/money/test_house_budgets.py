@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from gateway.billing import budgets, prices
-from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.billing.reservations import Reservations
+from gateway.billing.reserving import ReservationRequest
+from gateway.billing.settlement import Settlement
 from gateway.db.addresses import create_engine, database_url
 from gateway.domain import Caller, Outcome, Price, Quote, new_id
 from gateway.errors import BudgetExceeded

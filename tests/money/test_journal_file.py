@@ -18,7 +18,7 @@ from gateway.billing.journal import (
     taken,
 )
 from gateway.billing.journal_folders import Mount
-from gateway.billing.reservations import Settlement
+from gateway.billing.settlement import Settlement
 from gateway.db.identity import DatabaseIdentity
 from gateway.domain import Outcome, Usage, new_id
 from gateway.errors import Unavailable

@@ -17,7 +17,9 @@ from structlog.testing import capture_logs
 
 from gateway.billing import prices
 from gateway.billing.reconciliation import Resolution, Verdict, resolve
-from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.billing.reservations import Reservations
+from gateway.billing.reserving import ReservationRequest
+from gateway.billing.settlement import Settlement
 from gateway.billing.sweeping import sweep
 from gateway.db.addresses import create_engine, database_url
 from gateway.db.engine import APP_ROLE, AS_OPERATOR, AS_TENANT

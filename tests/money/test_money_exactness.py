@@ -13,7 +13,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.billing import ledger, prices
-from gateway.billing.reservations import budget_refusal
+from gateway.billing.reserving import budget_refusal
 from gateway.db.addresses import create_engine, database_url
 from gateway.image_models import SeedPrice
 from tests.harness import GPT2, Served, error_of

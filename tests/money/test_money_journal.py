@@ -16,7 +16,7 @@ from sqlalchemy.exc import InterfaceError
 from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.journal import Journal, taken
 from gateway.billing.journal_folders import Mount
-from gateway.billing.reservations import Settlement
+from gateway.billing.settlement import Settlement
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import Outcome, new_id

@@ -15,7 +15,9 @@ import pytest
 
 from gateway.billing import prices
 from gateway.billing.quotes import cost
-from gateway.billing.reservations import ReservationRequest, Reservations, Settlement
+from gateway.billing.reservations import Reservations
+from gateway.billing.reserving import ReservationRequest
+from gateway.billing.settlement import Settlement
 from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
 from gateway.image_models import SeedPrice
 from gateway.money import NanoUsd, format_usd
