@@ -22,7 +22,7 @@ from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
 from gateway.db.pools import Beside
-from gateway.domain import Outcome, SecretText, new_id
+from gateway.domain import SecretText, new_id
 from gateway.generation.credential_tests import CredentialTests
 from gateway.generation.hosts import Hosts
 from gateway.generation.idempotency import Replays
@@ -54,6 +54,7 @@ from gateway.oidc.identity_provider import (
     identity_provider_of,
 )
 from gateway.opening import open_core
+from gateway.provider_answers import Outcome
 from gateway.providers.base import (
     HostProvider,
     ImageProvider,

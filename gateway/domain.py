@@ -11,6 +11,7 @@ from uuid import UUID
 
 from gateway.image_models import Model
 from gateway.money import NanoUsd
+from gateway.provider_answers import PartialImage, ProviderAnswer
 
 
 class Scope(StrEnum):
@@ -247,26 +248,6 @@ class ImageRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens as the provider reports them; text and image tokens are priced separately."""
-
-    text_input_tokens: int
-    image_input_tokens: int
-    text_output_tokens: int
-    image_output_tokens: int
-
-    @property
-    def input_tokens(self) -> int:
-        """The sum of all input tokens."""
-        return self.text_input_tokens + self.image_input_tokens
-
-    @property
-    def output_tokens(self) -> int:
-        """The sum of all output tokens."""
-        return self.text_output_tokens + self.image_output_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class Price:
     """One version of a price: nano-USD per million tokens, per image, per second. Immutable."""
 
@@ -304,88 +285,6 @@ class Quote:
     price: Price
     amount_nano: NanoUsd
     terms: CostFactors
-
-
-class Provenance(StrEnum):
-    """An image's file: the model's own, or encoded anew and marked, or marked and signed."""
-
-    ORIGINAL = "original"
-    MARKED = "marked"
-    SIGNED = "signed"
-
-
-class Outcome(StrEnum):
-    """The financial outcome of a paid call (docs/money.md)."""
-
-    NOT_SENT = "not_sent"
-    REJECTED = "rejected"
-    MODERATION = "moderation"
-    SUCCESS = "success"
-    SUCCESS_NO_USAGE = "success_no_usage"
-    REFUSED_CHARGED = "refused_charged"
-    AMBIGUOUS = "ambiguous"
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderLimit:
-    """A provider's own limit of a kind (requests, tokens, images) for one credential."""
-
-    kind: str
-    limit: int
-    remaining: int
-    reset_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderReply:
-    """A provider's HTTP response: its status, the id by which its support finds the call, and the
-    limits that it tells.
-    """
-
-    status: int
-    request_id: str | None
-    limits: tuple[ProviderLimit, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderAnswer:
-    """The images that a provider made, as base64 text, and the provider's metadata.
-
-    `usage` is None where the provider reported none, or none that can be read. `revised_prompts`
-    and `seeds` have one entry for each image, or are empty. `model_version`: the model that a
-    vendor says it used, which may be another one than was asked for. `microseconds`: the time that
-    the calls took, where it is billed. `calls`: how many calls made the images, those that failed
-    included. `is_cost_open`: the cost of one of several calls is not known.
-    """
-
-    images: tuple[str, ...]
-    created: int
-    usage: Usage | None
-    size: str | None
-    quality: str | None
-    background: str | None
-    output_format: str
-    revised_prompts: tuple[str, ...] = ()
-    reply: ProviderReply | None = None
-    model_version: str | None = None
-    provenance: Provenance = Provenance.ORIGINAL
-    seeds: tuple[int, ...] = ()
-    microseconds: int | None = None
-    calls: int = 1
-    is_cost_open: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PartialImage:
-    """An unfinished image of a request with `stream`; `index` counts from 0."""
-
-    index: int
-    base64: str = field(repr=False)
-    created: int
-    size: str | None
-    quality: str | None
-    background: str | None
-    output_format: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from typing import Self
 from uuid import UUID
 
 from gateway import telemetry
-from gateway.domain import Caller, CostStatus, Operator, ProviderReply
+from gateway.domain import Caller, CostStatus, Operator
 from gateway.errors import GatewayError
 from gateway.money import NanoUsd
+from gateway.provider_answers import ProviderReply
 from gateway.redaction import redact
 from gateway.request_ids import CLIENT_ID, moment_of
 

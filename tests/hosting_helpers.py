@@ -25,11 +25,12 @@ from gateway.billing.settlement import Settlement, StoredFile
 from gateway.config import Settings
 from gateway.db.addresses import database_url
 from gateway.db.engine import Database
-from gateway.domain import Outcome, new_id
+from gateway.domain import new_id
 from gateway.library.links import LinkKind
 from gateway.library.storage import ImageStore, image_path, new_image_id, open_store
 from gateway.maintenance import Sweeper
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome
 from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import GPT2, Served, served_gateway
 

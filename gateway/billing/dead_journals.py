@@ -25,8 +25,8 @@ from gateway.billing.settlement import CHARGED, Settlement, report_conflict, set
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.identity import DatabaseIdentity, read_identity
 from gateway.db.money_tables import LedgerRow, ReservationRow
-from gateway.domain import Outcome
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome
 
 KEEP_SECONDS = 60
 """Longer than a statement already sent by the worker can take to commit a reservation."""

@@ -25,10 +25,10 @@ from gateway import telemetry
 from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
 from gateway.billing.settlement import Settlement
 from gateway.db.identity import IDENTITY_BYTES, DatabaseIdentity, identity_of
-from gateway.domain import Outcome, Usage
 from gateway.errors import Unavailable
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome, Usage
 
 SUFFIX = ".journal"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

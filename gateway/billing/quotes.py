@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable
 from math import isqrt
 
-from gateway.domain import CostFactors, ImageRequest, Price, ProviderAnswer, Quote, Usage
+from gateway.domain import CostFactors, ImageRequest, Price, Quote
 from gateway.image_models import PARTIAL_IMAGE_TOKENS, AutoChoice, Model, Unit, parse_size
 from gateway.money import NanoUsd, token_cost
+from gateway.provider_answers import ProviderAnswer, Usage
 
 PROMPT_OVERHEAD_TOKENS = 32
 """Tokens that a provider may add around the prompt; a token has at least one UTF-8 byte."""

@@ -24,8 +24,9 @@ from gateway.db.addresses import STATEMENT_TIMEOUT_MS
 from gateway.db.deadlines import Deadline
 from gateway.db.engine import Database, DatabaseUnavailable, Lane
 from gateway.db.group_commit import GroupCommit
-from gateway.domain import Caller, IdempotencyClaim, Outcome
+from gateway.domain import Caller, IdempotencyClaim
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome
 
 LANE_TIMEOUT_SECONDS = 10
 MAX_UNDOING = 10_000

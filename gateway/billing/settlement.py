@@ -6,9 +6,9 @@ from typing import Literal
 from uuid import UUID
 
 from gateway import telemetry
-from gateway.domain import Outcome, Provenance, Usage
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome, Provenance, Usage
 
 SettlementKind = Literal["post", "post_est", "void", "unknown"]
 KIND_BY_OUTCOME: dict[Outcome, SettlementKind] = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from gateway import telemetry
-from gateway.domain import Outcome, StorageState
+from gateway.domain import StorageState
 from gateway.errors import (
     ContentRefused,
     CredentialRejected,
@@ -18,6 +18,7 @@ from gateway.errors import (
     StorageFailed,
     Unavailable,
 )
+from gateway.provider_answers import Outcome
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.redaction import redact
 

@@ -28,10 +28,8 @@ from gateway.domain import (
     ImageRequest,
     NewClaim,
     Operation,
-    ProviderAnswer,
     RepeatedClaim,
     StoredImage,
-    Usage,
 )
 from gateway.errors import (
     ContentRefused,
@@ -52,6 +50,7 @@ from gateway.library.links import LinkSigner
 from gateway.library.retention import link_expiry
 from gateway.library.storage import ImageStore
 from gateway.money import NanoUsd, format_usd
+from gateway.provider_answers import ProviderAnswer, Usage
 from gateway.request_record import current
 
 RETRY_AFTER_SECONDS = 2

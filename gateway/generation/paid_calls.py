@@ -19,14 +19,11 @@ from gateway.domain import (
     CostStatus,
     Generation,
     ImageRequest,
-    Outcome,
     PartialSink,
-    ProviderAnswer,
     Quote,
     SecretText,
     StorageState,
     StoredImage,
-    Usage,
 )
 from gateway.errors import CredentialUnreadable, GatewayError, ImageUnfinished
 from gateway.generation import continuity
@@ -44,6 +41,7 @@ from gateway.generation.vendor_limits import VendorLimits
 from gateway.image_models import AutoChoice, Unit
 from gateway.load.circuits import ProviderCall
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome, ProviderAnswer, Usage
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gateway.billing.settlement import CHARGED
-from gateway.domain import Caller, Outcome
+from gateway.domain import Caller
 from gateway.errors import CredentialRejected, GatewayError, RateLimited, Unavailable
 from gateway.load.circuits import CircuitName, CircuitOpen, Circuits, ProviderCall, Trouble
+from gateway.provider_answers import Outcome
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.tenancy.credentials import CredentialChoice
 

@@ -12,14 +12,7 @@ import pybase64
 
 from gateway import telemetry
 from gateway.billing.settlement import StoredFile
-from gateway.domain import (
-    Caller,
-    ImageRequest,
-    Provenance,
-    ProviderAnswer,
-    StorageState,
-    StoredImage,
-)
+from gateway.domain import Caller, ImageRequest, StorageState, StoredImage
 from gateway.errors import ImageUnfinished
 from gateway.generation.continuity import Encoding, PostProcessing
 from gateway.library.keeping import Keeper
@@ -32,6 +25,7 @@ from gateway.media.manifests import ManifestSigner, SigningFailed
 from gateway.media.metadata import sniff_format
 from gateway.media.source_types import SourceType
 from gateway.media.temporary_files import new_spool
+from gateway.provider_answers import Provenance, ProviderAnswer
 
 STORE_TIMEOUT_SECONDS = 60.0
 BEST_QUALITY = 100

@@ -10,8 +10,8 @@ from gateway import telemetry
 from gateway.billing.journal import Journal
 from gateway.billing.reservations import Reservations
 from gateway.billing.settlement import Settlement
-from gateway.domain import Outcome
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome
 
 log = structlog.get_logger(__name__)
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from gateway import telemetry
-from gateway.domain import ProviderLimit, ProviderReply
+from gateway.provider_answers import ProviderLimit, ProviderReply
 from gateway.tenancy.credentials import CredentialChoice
 
 LOW_PERCENT = 10

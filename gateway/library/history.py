@@ -19,10 +19,11 @@ from gateway.db.audit import Action, record
 from gateway.db.engine import Database, TenantSession
 from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.tables import ImageCleanupRow, ImageRow, TenantRow
-from gateway.domain import Caller, CostStatus, Provenance
+from gateway.domain import Caller, CostStatus
 from gateway.errors import InvalidRequest, NotFound, StorageFailed
 from gateway.library.retention import delete_files, forget_spooled, mark_deleted
 from gateway.library.storage import ImageStore, is_image_id
+from gateway.provider_answers import Provenance
 
 COST_STATUS = {"posted": CostStatus.ACTUAL, "posted_est": CostStatus.ESTIMATED}
 

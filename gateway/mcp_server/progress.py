@@ -8,10 +8,11 @@ from typing import Any
 
 from mcp.types import ProgressNotification, ProgressNotificationParams
 
-from gateway.domain import Admitted, Generation, PartialImage
+from gateway.domain import Admitted, Generation
 from gateway.mcp_server.calls import Context
 from gateway.media.decoder import Decoder
 from gateway.media.previews import make_preview
+from gateway.provider_answers import PartialImage
 
 INTERVAL_SECONDS = 2.0
 PREVIEW_KEY = "image-gateway/preview"

@@ -5,16 +5,9 @@ from datetime import date
 from enum import StrEnum
 from typing import Protocol
 
-from gateway.domain import (
-    ImageRequest,
-    Outcome,
-    PartialSink,
-    ProviderAnswer,
-    ProviderReply,
-    SecretText,
-    Usage,
-)
+from gateway.domain import ImageRequest, PartialSink, SecretText
 from gateway.image_models import Model
+from gateway.provider_answers import Outcome, ProviderAnswer, ProviderReply, Usage
 
 
 class Reason(StrEnum):

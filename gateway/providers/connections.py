@@ -20,8 +20,8 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from gateway import __version__
-from gateway.domain import ProviderReply
 from gateway.errors import ConfigurationError
+from gateway.provider_answers import ProviderReply
 
 KEEPALIVE_SECONDS = 30.0
 POOL_TIMEOUT_SECONDS = 10.0

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import aiohttp
 from yarl import URL
 
-from gateway.domain import ProviderReply
+from gateway.provider_answers import ProviderReply
 from gateway.providers.base import interrupted, too_large
 from gateway.providers.connections import (
     AnswerTooLong,

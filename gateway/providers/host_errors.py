@@ -6,7 +6,8 @@ says that no image was made.
 
 from collections.abc import Mapping
 
-from gateway.domain import Outcome, SecretText
+from gateway.domain import SecretText
+from gateway.provider_answers import Outcome
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.values import (
     MAX_INTEGER_DIGITS,

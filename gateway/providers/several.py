@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from gateway.domain import Outcome, ProviderAnswer, Usage
+from gateway.provider_answers import Outcome, ProviderAnswer, Usage
 from gateway.providers.base import ProviderFailure
 
 _WEIGHT = {

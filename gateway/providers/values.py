@@ -8,7 +8,7 @@ from typing import cast
 
 import orjson
 
-from gateway.domain import ProviderReply
+from gateway.provider_answers import ProviderReply
 from gateway.redaction import redact
 
 MAX_TOKENS = 1_000_000_000

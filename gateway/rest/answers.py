@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from datetime import time as day_time
 
-from gateway.domain import Generation, ImageRequest, LimitKind, RateLimit, Standing, Usage
+from gateway.domain import Generation, ImageRequest, LimitKind, RateLimit, Standing
 from gateway.image_models import Model
 from gateway.money import format_usd
+from gateway.provider_answers import Usage
 
 LIMITED = {LimitKind.REQUESTS: "Requests", LimitKind.IMAGES: "Images"}
 UNITS = {LimitKind.IMAGES: ';qu="images"', LimitKind.CONCURRENT: ';qu="concurrent-requests"'}

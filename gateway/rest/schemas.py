@@ -13,7 +13,7 @@ from pydantic import (
     SecretStr,
 )
 
-from gateway.domain import Provenance
+from gateway.provider_answers import Provenance
 
 
 def _in_digits(value: object) -> object:

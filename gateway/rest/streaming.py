@@ -12,18 +12,11 @@ import orjson
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from gateway.domain import (
-    Admitted,
-    Caller,
-    Generation,
-    ImageRequest,
-    Operation,
-    PartialImage,
-    Standing,
-)
+from gateway.domain import Admitted, Caller, Generation, ImageRequest, Operation, Standing
 from gateway.errors import GatewayError, envelope
 from gateway.generation.pipeline import Pipeline
 from gateway.money import format_usd
+from gateway.provider_answers import PartialImage
 from gateway.request_record import current, note_error
 from gateway.rest.answers import REPLAYED, limit_headers, model_headers, render_usage
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.catalog.loading import load_catalog
-from gateway.domain import ImageRequest, Outcome
+from gateway.domain import ImageRequest
+from gateway.provider_answers import Outcome
 from gateway.providers.base import ProviderFailure
 from gateway.providers.openai.answers import read_body, read_partial, refused, stream_failed
 

@@ -9,18 +9,10 @@ import pytest
 from PIL import Image
 
 from gateway.catalog.loading import load_catalog
-from gateway.domain import (
-    ImageRequest,
-    InputImage,
-    Operation,
-    Outcome,
-    PartialImage,
-    ProviderAnswer,
-    SecretText,
-    Usage,
-)
+from gateway.domain import ImageRequest, InputImage, Operation, SecretText
 from gateway.media import drawing_process
 from gateway.media.decoder_process import JobLimits
+from gateway.provider_answers import Outcome, PartialImage, ProviderAnswer, Usage
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.sandbox.provider import Drawing, Sandbox
 from tests.image_helpers import (

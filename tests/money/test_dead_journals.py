@@ -16,8 +16,9 @@ from gateway.billing.reservations import Reservations
 from gateway.billing.reserving import ReservationRequest
 from gateway.billing.settlement import Settlement
 from gateway.db.identity import DatabaseIdentity, read_identity
-from gateway.domain import Caller, Outcome, Quote, new_id
+from gateway.domain import Caller, Quote, new_id
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome
 from tests.harness import GPT2, Served
 from tests.money_helpers import TERMS
 

@@ -17,9 +17,10 @@ from gateway.billing.reservations import Reservations
 from gateway.billing.reserving import ReservationRequest
 from gateway.billing.settlement import Settlement
 from gateway.db.addresses import create_engine, database_url
-from gateway.domain import Caller, Outcome, Price, Quote, new_id
+from gateway.domain import Caller, Price, Quote, new_id
 from gateway.errors import BudgetExceeded
 from gateway.money import NanoUsd, format_usd
+from gateway.provider_answers import Outcome
 from tests.admin_helpers import admin, answered, created, refusal
 from tests.harness import GPT2, Served, error_of
 from tests.money_helpers import TERMS, post_image, quote_nano

@@ -20,10 +20,11 @@ from gateway.billing.journal import (
 from gateway.billing.journal_folders import Mount
 from gateway.billing.settlement import Settlement
 from gateway.db.identity import DatabaseIdentity
-from gateway.domain import Outcome, Usage, new_id
+from gateway.domain import new_id
 from gateway.errors import Unavailable
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome, Usage
 
 HERE = DatabaseIdentity(system=7_713_374_756_031_322_907, timeline=3, database=5, reservations=9)
 

@@ -23,9 +23,10 @@ from gateway.billing.settlement import Settlement
 from gateway.billing.sweeping import sweep
 from gateway.db.addresses import create_engine, database_url
 from gateway.db.engine import APP_ROLE, AS_OPERATOR, AS_TENANT
-from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
+from gateway.domain import Caller, Price, Quote, new_id
 from gateway.errors import BudgetExceeded, Conflict
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome, Usage
 from tests.harness import GPT2, Served
 from tests.money_helpers import TERMS, post_image
 from tests.stub_openai import Fault, Stub

@@ -19,8 +19,9 @@ from gateway.billing.journal_folders import Mount
 from gateway.billing.settlement import Settlement
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable
-from gateway.domain import Outcome, new_id
+from gateway.domain import new_id
 from gateway.money import NanoUsd
+from gateway.provider_answers import Outcome
 from tests.harness import GatewayProcess, Served, run_sql, served_gateway
 from tests.money.test_money_crashes import data_keys_locked, victim
 from tests.money_helpers import (

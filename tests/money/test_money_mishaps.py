@@ -18,9 +18,10 @@ from gateway.billing.quotes import cost
 from gateway.billing.reservations import Reservations
 from gateway.billing.reserving import ReservationRequest
 from gateway.billing.settlement import Settlement
-from gateway.domain import Caller, Outcome, Price, Quote, Usage, new_id
+from gateway.domain import Caller, Price, Quote, new_id
 from gateway.image_models import SeedPrice
 from gateway.money import NanoUsd, format_usd
+from gateway.provider_answers import Outcome, Usage
 from gateway.providers.openai.answers import read_usage
 from tests.harness import GPT2, Served
 from tests.money_helpers import (

@@ -4,7 +4,8 @@ import pytest
 
 from gateway.billing.quotes import choice_served
 from gateway.catalog.loading import load_catalog
-from gateway.domain import ImageRequest, Operation, ProviderAnswer
+from gateway.domain import ImageRequest, Operation
+from gateway.provider_answers import ProviderAnswer
 from tests.harness import GPT2
 
 

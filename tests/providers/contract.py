@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from gateway.catalog.declared import Kind
-from gateway.domain import Outcome
+from gateway.provider_answers import Outcome
 from gateway.providers.base import Reason
 
 SECRET = "secret-key-0123456789"

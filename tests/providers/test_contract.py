@@ -13,8 +13,9 @@ import pytest
 from gateway.catalog.loading import load_catalog
 from gateway.catalog.vendors import VENDORS
 from gateway.config.providers import ProviderSettings
-from gateway.domain import ImageRequest, InputImage, Operation, Outcome, SecretText, Usage
+from gateway.domain import ImageRequest, InputImage, Operation, SecretText
 from gateway.net.downloads import Downloads
+from gateway.provider_answers import Outcome, Usage
 from gateway.providers.base import (
     CredentialState,
     ProviderFailure,

@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from gateway.domain import ProviderLimit, ProviderReply
 from gateway.generation.vendor_limits import MAX_SERIES, VendorLimits
+from gateway.provider_answers import ProviderLimit, ProviderReply
 from gateway.providers.openai.rate_limits import read_limits
 from gateway.telemetry import alarms_total, provider_limit, provider_limit_remaining
 from gateway.tenancy.credentials import CredentialChoice

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import pybase64
 
-from gateway.domain import ImageRequest, Outcome, ProviderAnswer, ProviderReply, Usage
+from gateway.domain import ImageRequest
+from gateway.provider_answers import Outcome, ProviderAnswer, ProviderReply, Usage
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.image_sizes import read_image_header
 from gateway.providers.values import clean, count, identified, optional_text, parse_loosely

@@ -7,7 +7,7 @@ refusal may have been charged, as may one without Google's error body, which a p
 import re
 from collections.abc import Iterator, Mapping
 
-from gateway.domain import Outcome
+from gateway.provider_answers import Outcome
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.values import (
     MAX_RETRY_AFTER_SECONDS,

@@ -9,12 +9,8 @@ from datetime import date
 import structlog
 from yarl import URL
 
-from gateway.domain import (
-    ImageRequest,
-    PartialSink,
-    ProviderAnswer,
-    SecretText,
-)
+from gateway.domain import ImageRequest, PartialSink, SecretText
+from gateway.provider_answers import ProviderAnswer
 from gateway.providers.base import (
     CredentialState,
     ProviderFailure,

@@ -14,7 +14,8 @@ from typing import Any
 import pybase64
 from PIL import Image
 
-from gateway.domain import ImageRequest, Outcome, ProviderAnswer, ProviderReply
+from gateway.domain import ImageRequest
+from gateway.provider_answers import Outcome, ProviderAnswer, ProviderReply
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.image_sizes import ImageHeader, read_image_header
 from gateway.providers.values import identified, parse_loosely

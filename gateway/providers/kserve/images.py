@@ -15,14 +15,10 @@ import structlog
 from yarl import URL
 
 from gateway.catalog.declared import Host
-from gateway.domain import (
-    ImageRequest,
-    PartialSink,
-    ProviderAnswer,
-    SecretText,
-)
+from gateway.domain import ImageRequest, PartialSink, SecretText
 from gateway.image_models import Model
 from gateway.image_parameters import MAX_SEED
+from gateway.provider_answers import ProviderAnswer
 from gateway.providers.base import (
     CredentialState,
     ProviderFailure,

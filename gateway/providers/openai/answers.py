@@ -8,14 +8,8 @@ from typing import cast
 
 import orjson
 
-from gateway.domain import (
-    ImageRequest,
-    Outcome,
-    PartialImage,
-    ProviderAnswer,
-    ProviderReply,
-    Usage,
-)
+from gateway.domain import ImageRequest
+from gateway.provider_answers import Outcome, PartialImage, ProviderAnswer, ProviderReply, Usage
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.values import (
     MAX_INTEGER_DIGITS,

@@ -10,9 +10,10 @@ from urllib.parse import urljoin
 
 import pybase64
 
-from gateway.domain import ImageRequest, Outcome, ProviderAnswer
+from gateway.domain import ImageRequest
 from gateway.image_models import Wording, parse_size
 from gateway.image_parameters import MAX_SEED
+from gateway.provider_answers import Outcome, ProviderAnswer
 from gateway.providers import host_errors
 from gateway.providers.base import ProviderFailure
 from gateway.providers.image_sizes import read_image_header

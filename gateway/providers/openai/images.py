@@ -19,17 +19,11 @@ import pybase64
 import structlog
 
 from gateway.catalog.declared import Host
-from gateway.domain import (
-    ImageRequest,
-    InputImage,
-    Operation,
-    PartialSink,
-    ProviderAnswer,
-    SecretText,
-)
+from gateway.domain import ImageRequest, InputImage, Operation, PartialSink, SecretText
 from gateway.image_models import Model
 from gateway.image_parameters import sent_fields
 from gateway.net.downloads import DownloadRefused, Downloads
+from gateway.provider_answers import ProviderAnswer
 from gateway.providers.base import CredentialState, ProviderFailure, interrupted, too_large
 from gateway.providers.connections import (
     POOL_TIMEOUT_SECONDS,

@@ -6,7 +6,7 @@ https://developers.openai.com/api/docs/guides/rate-limits
 import re
 from collections.abc import Iterator, Mapping
 
-from gateway.domain import ProviderLimit
+from gateway.provider_answers import ProviderLimit
 
 KINDS = ("requests", "tokens", "images", "input-images")
 MAX_DIGITS = 15

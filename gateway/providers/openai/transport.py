@@ -24,7 +24,7 @@ from httpx2._types import (
 )
 from yarl import URL
 
-from gateway.domain import ProviderReply
+from gateway.provider_answers import ProviderReply
 from gateway.providers.connections import (
     ProviderConnections,
     current_sending,

@@ -15,19 +15,10 @@ from typing import BinaryIO, Literal
 
 import pybase64
 
-from gateway.domain import (
-    ImageRequest,
-    InputImage,
-    Outcome,
-    PartialImage,
-    PartialSink,
-    ProviderAnswer,
-    ProviderReply,
-    SecretText,
-    Usage,
-)
+from gateway.domain import ImageRequest, InputImage, PartialSink, SecretText
 from gateway.image_models import INPUT_PATCH, PARTIAL_IMAGE_TOKENS, Unit, parse_size
 from gateway.image_parameters import MAX_SEED
+from gateway.provider_answers import Outcome, PartialImage, ProviderAnswer, ProviderReply, Usage
 from gateway.providers.base import ProviderFailure, Reason
 
 OutputFormat = Literal["png", "jpeg", "webp"]
