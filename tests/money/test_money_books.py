@@ -485,19 +485,3 @@ async def test_a_hold_beyond_a_budget_is_refused_by_the_database_itself(books: B
     with pytest.raises(BudgetExceeded):
         await books.hold()
     await books.close()
-
-
-async def test_no_column_of_any_table_is_a_float(served: Served) -> None:
-    rows = await served.owner_sql(
-        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema ="
-        " 'public' AND data_type IN ('real', 'double precision', 'money')"
-    )
-    assert rows == []
-
-
-async def test_every_amount_of_money_is_a_bigint(served: Served) -> None:
-    rows = await served.owner_sql(
-        "SELECT DISTINCT data_type FROM information_schema.columns WHERE table_schema = 'public'"
-        " AND column_name LIKE '%nano'"
-    )
-    assert [row[0] for row in rows] == ["bigint"]

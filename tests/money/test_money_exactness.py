@@ -31,6 +31,22 @@ LOCK_WAITS = text(
 )
 
 
+async def test_no_column_of_any_table_is_a_float(served: Served) -> None:
+    rows = await served.owner_sql(
+        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema ="
+        " 'public' AND data_type IN ('real', 'double precision', 'money')"
+    )
+    assert rows == []
+
+
+async def test_every_amount_of_money_is_a_bigint(served: Served) -> None:
+    rows = await served.owner_sql(
+        "SELECT DISTINCT data_type FROM information_schema.columns WHERE table_schema = 'public'"
+        " AND column_name LIKE '%nano'"
+    )
+    assert [row[0] for row in rows] == ["bigint"]
+
+
 async def test_each_component_of_a_cost_is_rounded_up_once(served: Served, stub: Stub) -> None:
     async with served.gateway.database.operator() as session:
         await prices.add(session, GPT2, RATES, effective_from=datetime.now(UTC) - A_MINUTE)
