@@ -20,11 +20,11 @@ from sqlalchemy.exc import DBAPIError
 
 from gateway import telemetry
 from gateway.billing.journal import SUFFIX, DeadJournal, taken
-from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
 from gateway.billing.settlement import CHARGED, Settlement, report_conflict, settlement_fields
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.identity import DatabaseIdentity, read_identity
 from gateway.db.money_tables import LedgerRow, ReservationRow
+from gateway.file_systems import Mounts, mounts_of_machine, remote_kind
 from gateway.money import NanoUsd
 from gateway.provider_answers import Outcome
 
@@ -108,7 +108,7 @@ class DeadJournals:
 
     def _find(self) -> list[Path]:
         """List every journal; none if locks do not show which workers of other machines live."""
-        if unsuitable_kind(self._folder, self._mounts) is not None:
+        if remote_kind(self._folder, self._mounts) is not None:
             return []
         return sorted(self._folder.glob(f"*{SUFFIX}"))
 

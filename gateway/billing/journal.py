@@ -22,10 +22,10 @@ import psutil  # type: ignore[import-untyped]  # ships without types
 import structlog
 
 from gateway import telemetry
-from gateway.billing.journal_folders import Mounts, mounts_of_machine, unsuitable_kind
 from gateway.billing.settlement import Settlement
 from gateway.db.identity import IDENTITY_BYTES, DatabaseIdentity, identity_of
 from gateway.errors import Unavailable
+from gateway.file_systems import Mounts, mounts_of_machine, remote_kind
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
 from gateway.provider_answers import Outcome, Usage
@@ -70,7 +70,7 @@ def open_journal(
 
     Without a journal, a kill leaves every reserved call with an unknown outcome.
     """
-    kind = unsuitable_kind(folder, mounts)
+    kind = remote_kind(folder, mounts)
     if kind is not None:
         telemetry.alarms_total.labels("journal_failed").inc()
         log.warning(

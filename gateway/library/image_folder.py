@@ -1,7 +1,10 @@
 """The folder of local image files: made at start alone, and open to its owner alone."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+
+from gateway.file_systems import remote_kind
 
 OWNER_ONLY = 0o700
 _ROOT = Path("/")
@@ -25,20 +28,54 @@ class ImageFolder:
         self._is_mount = is_mount
         real = path.resolve()
         self._mount = next(one for one in (real, *real.parents) if one == _ROOT or is_mount(one))
+        # The look-up of a folder on this machine's own disk does not block; a file server may.
+        self._is_remote = remote_kind(path) is not None
+        self._known = _identity(path)
 
-    def is_there(self) -> bool:
-        """Tell whether the folder exists, on the mount on which it was at start."""
-        return self.path.is_dir() and (self._mount == _ROOT or self._is_mount(self._mount))
+    async def expect(self) -> None:
+        """Expect the folder to exist, on the mount on which it was at start.
 
-    def prepare(self, name: str) -> None:
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        if not self._is_known():
+            await asyncio.to_thread(self._find)
+
+    async def prepare(self, name: str) -> None:
         """Make the folders of the file `name`, which is about to be written.
 
         Raises:
             OSError: they cannot be made, or the folder of all images is gone.
         """
-        if not self.is_there():
+        # Usually two system calls: a thread for each image would cost a third of the throughput.
+        if not self._is_prepared(name):
+            await asyncio.to_thread(self._make, name)
+
+    def _is_prepared(self, name: str) -> bool:
+        return self._is_known() and (self.path / name.rpartition("/")[0]).is_dir()
+
+    def _is_known(self) -> bool:
+        """Tell, without waiting for a file server, whether the folder was found before."""
+        try:
+            return not self._is_remote and _identity(self.path) == self._known
+        except OSError:
+            return False
+
+    def _find(self) -> None:
+        is_mounted = self._mount == _ROOT or self._is_mount(self._mount)
+        if not (is_mounted and self.path.is_dir()):
             raise FileNotFoundError("The folder of images is gone.")
+        self._known = _identity(self.path)
+
+    def _make(self, name: str) -> None:
+        self._find()
         folder = self.path
         for part in PurePosixPath(name).parts[:-1]:
             folder /= part
             folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Identify what lies at the path: another mount or another folder differs."""
+    found = path.stat()
+    return found.st_dev, found.st_ino

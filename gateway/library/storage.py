@@ -89,7 +89,7 @@ class ImageStore:
         """
         try:
             if self.folder is not None:
-                await asyncio.to_thread(self.folder.prepare, path)
+                await self.folder.prepare(path)
             await self.objects.put_async(path, content, use_multipart=False)
         except FAILED as error:
             raise StorageFailed(
@@ -185,8 +185,12 @@ class ImageStore:
         Raises:
             StorageFailed: the folder is gone.
         """
-        if self.folder is not None and not await asyncio.to_thread(self.folder.is_there):
-            raise StorageFailed(UNANSWERED)
+        if self.folder is None:
+            return
+        try:
+            await self.folder.expect()
+        except FileNotFoundError as error:
+            raise StorageFailed(UNANSWERED) from error
 
     async def _refusal(self, error: Exception) -> NotFound | StorageFailed:
         if not isinstance(error, MISSING):

@@ -96,8 +96,12 @@ async def test_nothing_is_written_into_a_mount_point_whose_mount_is_gone(tmp_pat
     path = image_path(TENANT, new_image_id(), "png")
     mounts = mounted.copy()
     mounted.clear()
+    aside = folder.path.rename(tmp_path / "aside")
+    folder.path.mkdir()
     await each_access(store, path)
     assert list(folder.path.iterdir()) == []
+    folder.path.rmdir()
+    aside.rename(folder.path)
     mounted |= mounts
     await store.put(path, b"x")
     assert await store.get(path) == b"x"

@@ -17,11 +17,11 @@ from gateway.billing.journal import (
     open_journal,
     taken,
 )
-from gateway.billing.journal_folders import Mount
 from gateway.billing.settlement import Settlement
 from gateway.db.identity import DatabaseIdentity
 from gateway.domain import new_id
 from gateway.errors import Unavailable
+from gateway.file_systems import Mount
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
 from gateway.provider_answers import Outcome, Usage

@@ -15,11 +15,11 @@ from sqlalchemy.exc import InterfaceError
 
 from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.journal import Journal, taken
-from gateway.billing.journal_folders import Mount
 from gateway.billing.settlement import Settlement
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import new_id
+from gateway.file_systems import Mount
 from gateway.money import NanoUsd
 from gateway.provider_answers import Outcome
 from tests.harness import GatewayProcess, Served, run_sql, served_gateway

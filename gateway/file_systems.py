@@ -1,4 +1,4 @@
-"""Folders that can hold a journal: those on a file system local to this machine's kernel."""
+"""File systems: those local to this machine's kernel, and those that others serve."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships without types
 
-UNSUITABLE = frozenset(
+REMOTE = frozenset(
     {
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "davfs", "ncpfs"),
         *("9p", "virtiofs", "vboxsf", "vmhgfs", "prl_fs", "afs", "coda"),
@@ -35,13 +35,13 @@ def mounts_of_machine() -> Sequence[Mount]:
     return [Mount(Path(one.mountpoint), one.fstype) for one in psutil.disk_partitions(all=True)]
 
 
-def unsuitable_kind(folder: Path, mounts: Mounts = mounts_of_machine) -> str | None:
-    """Return the folder's file system type if it cannot hold a journal, else None."""
+def remote_kind(folder: Path, mounts: Mounts = mounts_of_machine) -> str | None:
+    """Return the folder's file system type if it is not local to this kernel, else None."""
     resolved = folder.resolve()
     above = [one for one in mounts() if resolved.is_relative_to(one.path)]
     if not above:
         return None
     # The deepest mount; of several at one path the last hides the others.
     kind = max(enumerate(above), key=lambda one: (len(one[1].path.parts), one[0]))[1].kind
-    is_unsuitable = kind in UNSUITABLE or (kind.startswith("fuse.") and kind != LOCAL_FUSE)
-    return kind if is_unsuitable else None
+    is_remote = kind in REMOTE or (kind.startswith("fuse.") and kind != LOCAL_FUSE)
+    return kind if is_remote else None
