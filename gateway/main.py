@@ -18,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from gateway import __version__
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
+from gateway.console import assets
 from gateway.maintenance import Sweeper
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
@@ -96,7 +97,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     )
     for module in (
         *(images, simple, history, hosting, models, usage, requests, tenant),
-        *(credentials, health, oauth, tools, admin),
+        *(credentials, health, oauth, tools, admin, assets),
     ):
         app.include_router(module.router)
     describe(app)

@@ -61,6 +61,7 @@ ROUTES = (
     WebRoute("/docs-assets/", Access.OPEN),
     WebRoute("/openapi.json", Access.OPEN),
     WebRoute("/images/", Access.OPEN),
+    WebRoute("/console/static/", Access.OPEN, is_quiet=True),
     WebRoute(METADATA_PATH, Access.OPEN),
     WebRoute(METADATA_PATH + MCP_PATH, Access.OPEN),
     WebRoute(METRICS_PATH, Access.OPERATOR, is_quiet=True),

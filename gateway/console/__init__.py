@@ -1,0 +1,6 @@
+"""The console: pages for people in a browser, under /console.
+
+A front like `rest`: it reads forms, calls the core and renders its answers as HTML. `render` makes
+pages of templates/, `charts` their figures, `assets` serves static/; each module of pages/ has the
+routes of one screen.
+"""

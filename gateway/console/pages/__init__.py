@@ -1,0 +1,1 @@
+"""The pages: a module for each, with its routes and the values that its template shows."""
