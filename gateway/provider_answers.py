@@ -66,14 +66,29 @@ class ProviderReply:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeCall:
+    """One of the calls that a request took: its outcome and what it used.
+
+    `version`: the model that the vendor says it used. `usage` is None where none was reported.
+    """
+
+    outcome: Outcome
+    version: str | None = None
+    reply: ProviderReply | None = None
+    usage: Usage | None = None
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderAnswer:
     """The images that a provider made, as base64 text, and the provider's metadata.
 
     `usage` is None where the provider reported none, or none that can be read. `revised_prompts`
     and `seeds` have one entry for each image, or are empty. `model_version`: the model that a
     vendor says it used, which may be another one than was asked for. `microseconds`: the time that
-    the calls took, where it is billed. `calls`: how many calls made the images, those that failed
-    included. `is_cost_open`: the cost of one of several calls is not known.
+    the calls took, where it is billed. `calls`: those that made the images, with those that failed;
+    empty if this answer is the only one. `is_cost_open`: the cost of one of several calls is not
+    known.
     """
 
     images: tuple[str, ...]
@@ -89,8 +104,15 @@ class ProviderAnswer:
     provenance: Provenance = Provenance.ORIGINAL
     seeds: tuple[int, ...] = ()
     microseconds: int | None = None
-    calls: int = 1
+    calls: tuple[MadeCall, ...] = ()
     is_cost_open: bool = False
+
+    @property
+    def made(self) -> tuple[MadeCall, ...]:
+        """The calls that this answer took."""
+        return self.calls or (
+            MadeCall(Outcome.SUCCESS, self.model_version, self.reply, self.usage, len(self.images)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,10 +121,11 @@ class RequestRecord:
     ) -> None:
         """Note the provider's response, if there was one, its latency and the number of calls.
 
-        `version`: the model that the vendor says it used.
+        `version`: the model that the vendor says it used. The calls of a fallback add up.
         """
         self.provider_milliseconds = round(seconds * 1000)
-        self.provider_calls, self.model_version = calls, version
+        self.provider_calls = (self.provider_calls or 0) + calls
+        self.model_version = version
         if reply is not None:
             self.provider_status, self.provider_request_id = reply.status, reply.request_id
 

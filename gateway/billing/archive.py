@@ -11,7 +11,8 @@ from datetime import UTC, date, datetime
 from sqlalchemy import func, select, text
 
 from gateway.db.engine import Database, OperatorSession
-from gateway.db.money_tables import LedgerRow
+from gateway.db.listed_calls import count_sent, read_calls, version_served
+from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.usage_tables import ArchivedMonthRow
 from gateway.errors import Conflict, NotFound
 
@@ -25,13 +26,15 @@ OBSTACLES = {
     "unchecked": "the books have not been checked beyond it: `gateway maintain`",
 }
 """Why a month cannot be archived (the SQL function `archive_obstacle`)."""
-EXPORTED = (
+OF_LINES = (
     *("at", "tenant_id", "reservation_id", "seq", "kind", "amount_nano", "admitted_at"),
     *("livemode", "api_key_id", "user_id", "requested_model", "served_model", "requests"),
     *("images", "text_input_tokens", "image_input_tokens", "text_output_tokens"),
     "image_output_tokens",
 )
-"""The columns of an exported month."""
+OF_CALLS = ("provider", "credential", "provider_calls", "model_version")
+EXPORTED = (*OF_LINES, *OF_CALLS)
+"""The columns of an exported month; each line also names the provider calls of its generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +132,21 @@ async def export_month(session: OperatorSession, month: date) -> AsyncIterator[S
         raise NotFound(f"The ledger has no entries of {month:%Y-%m}.", param="month")
     await _allow_time(session)
     query = (
-        select(*(getattr(LedgerRow, name) for name in EXPORTED))
+        select(
+            *(getattr(LedgerRow, name) for name in OF_LINES),
+            *(ReservationRow.provider, ReservationRow.credential, ReservationRow.calls),
+        )
+        .join(
+            ReservationRow,
+            (ReservationRow.tenant_id == LedgerRow.tenant_id)
+            & (ReservationRow.id == LedgerRow.reservation_id),
+        )
         .where(LedgerRow.reservation_id >= found.lowest, LedgerRow.reservation_id < found.below)
         .order_by(LedgerRow.tenant_id, LedgerRow.reservation_id, LedgerRow.seq)
     )
-    async for row in await session.stream(query):
-        yield tuple(row)
+    async for *line, listed in await session.stream(query):
+        calls = read_calls(listed)
+        yield (*line, count_sent(calls), version_served(calls))
 
 
 async def _oldest_due(database: Database, months: int) -> date | None:

@@ -16,6 +16,7 @@ from gateway import telemetry
 from gateway.billing.estimates import estimates_of
 from gateway.db.audit import Action, AuditEntry, list_entries_of, record
 from gateway.db.engine import OperatorSession
+from gateway.db.listed_calls import ListedCall, read_calls
 from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
 from gateway.domain import Operation
@@ -71,7 +72,8 @@ class CallRecord:
     """One paid call with all that is known of its cost, by its generation id.
 
     `cost_nano` is None while the call is open; `estimate_nano` is its current estimate, None once
-    it has a cost. `entries` are the resolutions in the audit trail.
+    it has a cost. `entries` are the resolutions in the audit trail. `calls`: the provider calls;
+    None if they are not listed.
     """
 
     id: UUID
@@ -95,6 +97,7 @@ class CallRecord:
     admitted_at: datetime
     deadline_at: datetime
     resolved_at: datetime | None
+    calls: tuple[ListedCall, ...] | None
     lines: tuple[LedgerLine, ...]
     entries: tuple[AuditEntry, ...]
 
@@ -188,6 +191,7 @@ async def show(session: OperatorSession, models: Mapping[str, Model], call_id: U
         admitted_at=row.admitted_at,
         deadline_at=row.deadline_at,
         resolved_at=row.resolved_at,
+        calls=read_calls(row.calls),
         lines=tuple(LedgerLine(line.at, line.kind, line.amount_nano) for line in lines),
         entries=tuple(entries),
     )

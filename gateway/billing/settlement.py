@@ -6,6 +6,7 @@ from typing import Literal
 from uuid import UUID
 
 from gateway import telemetry
+from gateway.db.listed_calls import ListedCall, to_json
 from gateway.image_models import AutoChoice
 from gateway.money import NanoUsd
 from gateway.provider_answers import Outcome, Provenance, Usage
@@ -51,6 +52,7 @@ class Settlement:
     """The outcome of one reservation.
 
     `answer`: the answer to repeated requests. `served`: the quality and size of the images made.
+    `calls`: the provider calls that were made for it, of which `usage` is the sum.
     """
 
     id: UUID
@@ -61,6 +63,7 @@ class Settlement:
     stored: tuple[StoredFile, ...] = ()
     answer: Mapping[str, object] | None = field(default=None, repr=False)
     served: AutoChoice | None = None
+    calls: tuple[ListedCall, ...] = ()
 
 
 def report_conflict(settlement: Settlement) -> None:
@@ -94,6 +97,8 @@ def settlement_fields(tenant_id: UUID, settlement: Settlement) -> dict[str, obje
         fields["stored"] = [_stored_fields(file) for file in settlement.stored]
     if settlement.answer is not None:
         fields["answer"] = settlement.answer
+    if settlement.calls:
+        fields["calls"] = to_json(settlement.calls)
     if settlement.served is not None:
         fields |= {"quality": settlement.served.quality, "size": settlement.served.size}
     return fields

@@ -15,6 +15,7 @@ from gateway.billing.sweeping import SweptReservations, sweep
 from gateway.catalog.opening import open_catalog
 from gateway.cli.output import JsonOption, console, invoker, print_json, read, run, show
 from gateway.core import Core, Reader
+from gateway.db.listed_calls import render_calls
 from gateway.money import NanoUsd, format_usd, parse_usd
 
 reconcile = typer.Typer(
@@ -174,11 +175,14 @@ def _print_call(call: CallRecord, *, as_json: bool) -> None:
         [
             {"field": name, "value": value}
             for name, value in row.items()
-            if name not in {"lines", "resolutions"}
+            if name not in {"lines", "resolutions", "calls"}
         ],
         as_json=False,
     )
     console.print()
+    if call.calls:
+        show(_calls(call), as_json=False, title="Provider calls", right=("tokens",))
+        console.print()
     show(_lines(call), as_json=False, title="Ledger", right=("amount_usd",))
     if call.entries:
         console.print()
@@ -208,6 +212,7 @@ def _row(call: CallRecord) -> dict[str, object]:
         "admitted_at": call.admitted_at,
         "deadline_at": call.deadline_at,
         "resolved_at": call.resolved_at,
+        **render_calls(call.calls),
         "lines": _lines(call),
         "resolutions": _resolutions(call),
     }
@@ -217,6 +222,23 @@ def _lines(call: CallRecord) -> list[dict[str, object]]:
     return [
         {"at": line.at, "kind": line.kind, "amount_usd": format_usd(line.amount_nano)}
         for line in call.lines
+    ]
+
+
+def _calls(call: CallRecord) -> list[dict[str, object]]:
+    return [
+        {
+            "provider": one.provider,
+            "model": one.version or one.model,
+            "outcome": one.outcome,
+            "status": one.status,
+            "id": one.request_id,
+            "images": one.images,
+            "tokens": None
+            if one.usage is None
+            else one.usage.input_tokens + one.usage.output_tokens,
+        }
+        for one in call.calls or ()
     ]
 
 

@@ -9,6 +9,7 @@ import typer
 from gateway.billing.usage import parse_moment
 from gateway.cli.output import JsonOption, console, print_json, read, show
 from gateway.core import Reader
+from gateway.db.listed_calls import ListedCall
 from gateway.db.pages import Page
 from gateway.errors import NotFound
 from gateway.money import NanoUsd, format_usd
@@ -179,8 +180,18 @@ def _money(logged: LoggedRequest, purchase: RequestReservation | None) -> Iterat
     yield "generation", f"{purchase.id}{replayed}"
     final = "not known yet" if purchase.final_nano is None else _usd(purchase.final_nano)
     yield "cost", f"{final} ({purchase.state}), at most {_usd(purchase.held_nano)}"
+    if len(purchase.calls or ()) > 1:
+        for call in purchase.calls or ():
+            yield "call", _call(call)
     for line in purchase.lines:
         yield "ledger", f"{line.at:%Y-%m-%d %H:%M:%S} {line.kind} {_usd(line.amount_nano)}"
+
+
+def _call(call: ListedCall) -> str:
+    """One of several provider calls, for which the vendor's support asks by its id."""
+    version = f" ({call.version})" if call.version not in {None, call.model} else ""
+    shown = f"{call.provider} {call.model}{version}: {call.outcome}"
+    return shown if call.request_id is None else f"{shown}, {call.request_id}"
 
 
 def _cost(nano: int | None, status: str | None) -> str | None:

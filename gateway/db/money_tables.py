@@ -246,6 +246,7 @@ class ReservationRow(Table):
     operator's.
     `terms`: the terms of its cost, for the estimate (`gateway.billing.estimates.Terms`).
     `served_quality` and `served_size`: those of the images that the provider made.
+    `calls`: the provider calls that were made (`gateway.db.listed_calls`); null if not listed.
     """
 
     __tablename__ = "reservation"
@@ -310,6 +311,7 @@ class ReservationRow(Table):
     terms: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     served_quality: Mapped[str | None] = mapped_column(Text)
     served_size: Mapped[str | None] = mapped_column(Text)
+    calls: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
 
 class IdempotencyClaimRow(Table):

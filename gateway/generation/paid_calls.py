@@ -14,6 +14,7 @@ from gateway.billing import quotes
 from gateway.billing.settlement import CHARGED, Settlement
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable, answered_within
+from gateway.db.listed_calls import count_sent, version_served
 from gateway.domain import (
     Caller,
     CostStatus,
@@ -34,6 +35,7 @@ from gateway.generation.failures import (
     not_stored,
 )
 from gateway.generation.idempotency import record_error, record_for
+from gateway.generation.made_calls import check_version, listed, unanswered
 from gateway.generation.provider_circuits import HOUSE, note_failure
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
@@ -165,15 +167,17 @@ class PaidCalls:
         self, paid: PaidCall, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
         """Make the call, timed, and note its outcome in any case."""
-        self._settlements.sent(paid.caller.tenant_id, paid.id)
+        sent = ended = listed(paid.served.model, paid.provider, unanswered(paid.served))
+        self._settlements.sent(paid.caller.tenant_id, paid.id, sent)
         started = time.perf_counter()
-        outcome, reply, calls, version = Outcome.AMBIGUOUS, None, 1, None
+        outcome, reply = Outcome.AMBIGUOUS, None
         try:
             # The provider's own timeout is per read: an answer that drips never meets it.
             async with asyncio.timeout(self.hold_seconds(paid.served)):
                 answer = await self._try_twice(paid, secret, partials)
         except ProviderFailure as failure:
-            outcome, reply, calls = failure.outcome, failure.reply, failure.calls
+            outcome, reply = failure.outcome, failure.reply
+            ended = listed(paid.served.model, paid.provider, failure.made)
             raise
         except TimeoutError as error:
             raise ProviderFailure(
@@ -187,12 +191,15 @@ class PaidCalls:
         else:
             is_known = answer.usage is not None or paid.served.model.unit is not Unit.TOKEN
             outcome = Outcome.SUCCESS if is_known else Outcome.SUCCESS_NO_USAGE
-            reply, calls, version = answer.reply, answer.calls, answer.model_version
-            _check_version(paid, answer)
+            reply, ended = answer.reply, listed(paid.served.model, paid.provider, answer.made)
+            check_version(paid.id, paid.served.model, answer)
             return answer
         finally:
             elapsed = time.perf_counter() - started
-            current().replied(reply, elapsed, calls=calls, version=version)
+            self._settlements.ended(paid.id, sent, ended)
+            current().replied(
+                reply, elapsed, calls=count_sent(ended) or 0, version=version_served(ended)
+            )
             self._vendor_limits.note(paid.provider, paid.credential, reply)
             telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
 
@@ -373,13 +380,3 @@ def _client_error(paid: PaidCall, failure: ProviderFailure) -> GatewayError:
         provider=paid.served.model.provider,  # the sandbox speaks for it
         model=paid.served.model.id,
     )
-
-
-def _check_version(paid: PaidCall, answer: ProviderAnswer) -> None:
-    """Raise an alarm where a vendor used another model than was asked for: its price may differ."""
-    version = answer.model_version
-    if version is None:
-        return
-    log.info("model_version", generation=str(paid.id), version=version)
-    if not version.startswith(paid.served.model.id):
-        telemetry.alarm("model_rerouted", model=paid.served.model.id, served=version)

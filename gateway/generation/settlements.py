@@ -1,6 +1,7 @@
 """Settlement of paid calls, also where a later step of the request fails."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from gateway import telemetry
 from gateway.billing.journal import Journal
 from gateway.billing.reservations import Reservations
 from gateway.billing.settlement import Settlement
+from gateway.db.listed_calls import ListedCall
 from gateway.money import NanoUsd
 from gateway.provider_answers import Outcome
 
@@ -25,11 +27,12 @@ class Settlements:
         self._reservations = reservations
         self._journal = journal
         self._wait_seconds = wait_seconds
+        self._calls: dict[UUID, list[ListedCall]] = {}
         self._known: dict[UUID, tuple[UUID, Settlement]] = {}
         self._running: dict[asyncio.Task[str], Settlement] = {}
 
-    def sent(self, tenant_id: UUID, reservation_id: UUID) -> None:
-        """Note that a tenant's call is about to go out, of unknown outcome until it is known.
+    def sent(self, tenant_id: UUID, reservation_id: UUID, calls: Sequence[ListedCall]) -> None:
+        """Note that a tenant's calls are about to go out, of unknown outcome until it is known.
 
         Raises:
             Unavailable: it cannot be noted. The call must not be made; its hold is given back.
@@ -39,6 +42,15 @@ class Settlements:
         if self._journal is not None:
             self._journal.sent(reservation_id)
         self._known[reservation_id] = (tenant_id, replace(unsent, outcome=Outcome.AMBIGUOUS))
+        self._calls.setdefault(reservation_id, []).extend(calls)
+
+    def ended(
+        self, reservation_id: UUID, sent: Sequence[ListedCall], ended: Sequence[ListedCall]
+    ) -> None:
+        """List the calls that were sent last as they have ended."""
+        listed = self._calls.get(reservation_id)
+        if listed is not None:
+            listed[len(listed) - len(sent) :] = ended
 
     def know(self, tenant_id: UUID, settlement: Settlement) -> None:
         """Remember how a call is to be settled should it end here and now."""
@@ -57,7 +69,8 @@ class Settlements:
         _, known = self._known.pop(settlement.id, (tenant_id, None))
         if self._journal is not None and (known is None or known.outcome is not settlement.outcome):
             self._journal.told(settlement)
-        task = asyncio.create_task(self._reservations.settle(tenant_id, settlement))
+        listed = replace(settlement, calls=tuple(self._calls.pop(settlement.id, ())))
+        task = asyncio.create_task(self._reservations.settle(tenant_id, listed))
         self._running[task] = settlement
         task.add_done_callback(self._settled)
         return task

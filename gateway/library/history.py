@@ -17,6 +17,7 @@ from gateway import telemetry
 from gateway.db.actors import Actor
 from gateway.db.audit import Action, record
 from gateway.db.engine import Database, TenantSession
+from gateway.db.listed_calls import ListedCall, read_calls
 from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.tables import ImageCleanupRow, ImageRow, TenantRow
 from gateway.domain import Caller, CostStatus
@@ -32,7 +33,7 @@ COST_STATUS = {"posted": CostStatus.ACTUAL, "posted_est": CostStatus.ESTIMATED}
 class HostedImage:
     """One image of the history.
 
-    `generation_images` and `cost_nano` refer to its whole generation.
+    `generation_images`, `cost_nano` and `calls` refer to its whole generation.
     """
 
     id: str
@@ -54,6 +55,7 @@ class HostedImage:
     cost_nano: int | None
     cost_status: CostStatus
     provenance: Provenance
+    calls: tuple[ListedCall, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,7 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
             ImageRow.provenance,
             *(ReservationRow.requested_model, ReservationRow.served_model),
             *(ReservationRow.operation, ReservationRow.state, ReservationRow.final_nano),
+            ReservationRow.calls,
             func.coalesce(images, stored).label("generation_images"),
         )
         .join(
@@ -303,6 +306,7 @@ def _image(row: Row[Any]) -> HostedImage:
         cost_nano=row.final_nano,
         cost_status=COST_STATUS.get(row.state, CostStatus.PENDING),
         provenance=Provenance(row.provenance),
+        calls=read_calls(row.calls),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from gateway.domain import ImageRequest, PartialSink, SecretText
 from gateway.image_models import Model
-from gateway.provider_answers import Outcome, ProviderAnswer, ProviderReply, Usage
+from gateway.provider_answers import MadeCall, Outcome, ProviderAnswer, ProviderReply, Usage
 
 
 class Reason(StrEnum):
@@ -35,8 +35,8 @@ class ProviderFailure(Exception):
     """A call that returned no images; `outcome` says what it may cost, `usage` what it did cost.
 
     `message`, `code` and `param` are the provider's own and may echo parts of a key, so they are
-    redacted before they reach a client or a log. `reply` is None if no answer came. `calls`: how
-    many calls it stands for.
+    redacted before they reach a client or a log. `reply` is None if no answer came. `calls`: those
+    that it stands for; empty if it is the only one.
     """
 
     def __init__(
@@ -60,7 +60,12 @@ class ProviderFailure(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.usage = usage
         self.reply = reply
-        self.calls = 1
+        self.calls: tuple[MadeCall, ...] = ()
+
+    @property
+    def made(self) -> tuple[MadeCall, ...]:
+        """The calls that have failed so."""
+        return self.calls or (MadeCall(self.outcome, reply=self.reply, usage=self.usage),)
 
 
 class CredentialTester(Protocol):

@@ -37,13 +37,13 @@ async def make_all(calls: Sequence[Coroutine[Any, Any, ProviderAnswer]]) -> Prov
 def _logged(result: ProviderAnswer | BaseException) -> dict[str, object]:
     if not isinstance(result, ProviderAnswer | ProviderFailure):
         return {"outcome": Outcome.AMBIGUOUS.value}
-    logged = {
-        "usage": None if result.usage is None else asdict(result.usage),
-        "provider_request_id": None if result.reply is None else result.reply.request_id,
+    [made] = result.made
+    logged: dict[str, object] = {
+        "outcome": made.outcome.value,
+        "usage": None if made.usage is None else asdict(made.usage),
+        "provider_request_id": None if made.reply is None else made.reply.request_id,
     }
-    if isinstance(result, ProviderFailure):
-        return {"outcome": result.outcome.value, **logged}
-    return {"outcome": Outcome.SUCCESS.value, "version": result.model_version, **logged}
+    return logged if made.version is None else logged | {"version": made.version}
 
 
 def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer:
@@ -60,6 +60,12 @@ def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer
     for one in results:
         if isinstance(one, BaseException) and not isinstance(one, ProviderFailure):
             raise one
+    calls = tuple(
+        call
+        for one in results
+        if isinstance(one, ProviderAnswer | ProviderFailure)
+        for call in one.made
+    )
     charged = [*(answer.usage for answer in answers), *(_charged(failures))]
     usage = _sum(charged)
     if answers:
@@ -69,13 +75,13 @@ def combine(results: Sequence[ProviderAnswer | BaseException]) -> ProviderAnswer
             usage=usage,
             seeds=tuple(seed for answer in answers for seed in answer.seeds),
             microseconds=sum(answer.microseconds or 0 for answer in answers),
-            calls=len(results),
+            calls=calls,
             is_cost_open=any(failure.outcome is Outcome.AMBIGUOUS for failure in failures),
         )
     heaviest = max(failures, key=lambda failure: _WEIGHT[failure.outcome])
     if heaviest.outcome is not Outcome.AMBIGUOUS:
         heaviest.usage = usage if charged else None
-    heaviest.calls = len(results)
+    heaviest.calls = calls
     raise heaviest
 
 

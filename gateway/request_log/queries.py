@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_
 
 from gateway.db.engine import OperatorSession, TenantSession
+from gateway.db.listed_calls import ListedCall, read_calls
 from gateway.db.money_tables import LedgerRow, ReservationRow
 from gateway.db.pages import Page, page_of
 from gateway.db.request_tables import RequestRow
@@ -63,7 +64,10 @@ class RequestLedgerLine:
 
 @dataclass(frozen=True, slots=True)
 class RequestReservation:
-    """The reservation and ledger of a generation. `final_nano` is None while it is open."""
+    """The reservation and ledger of a generation. `final_nano` is None while it is open.
+
+    `calls`: the provider calls that were made for it; None if they are not listed.
+    """
 
     id: UUID
     state: str
@@ -73,6 +77,7 @@ class RequestReservation:
     admitted_at: datetime
     deadline_at: datetime
     resolved_at: datetime | None
+    calls: tuple[ListedCall, ...] | None
     lines: tuple[RequestLedgerLine, ...]
 
 
@@ -258,6 +263,7 @@ async def _booked(
         admitted_at=row.admitted_at,
         deadline_at=row.deadline_at,
         resolved_at=row.resolved_at,
+        calls=read_calls(row.calls),
         lines=tuple(_line(line) for line in lines),
     )
 

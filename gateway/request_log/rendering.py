@@ -1,5 +1,6 @@
 """Rendering of requests for REST and the command line; money as decimal strings."""
 
+from gateway.db.listed_calls import render_calls
 from gateway.money import NanoUsd, format_usd
 from gateway.request_log.queries import LoggedRequest, RequestDetail, RequestReservation
 
@@ -56,6 +57,7 @@ def _render_purchase(purchase: RequestReservation) -> dict[str, object]:
         "admitted_at": purchase.admitted_at,
         "deadline_at": purchase.deadline_at,
         "resolved_at": purchase.resolved_at,
+        **render_calls(purchase.calls),
         "ledger": [
             {
                 "at": line.at,

@@ -12,6 +12,7 @@ from gateway.library.history import HostedImage
 from gateway.library.links import LinkKind
 from gateway.library.retention import link_expiry
 from gateway.money import NanoUsd, format_usd
+from gateway.rest.calls import sum_calls
 from gateway.rest.dependencies import ActorDep, GatewayDep, ImageFiles, ImageWriter
 from gateway.rest.refusals import refused_with
 from gateway.rest.schemas import (
@@ -120,5 +121,6 @@ def render_image(gateway: Gateway, image: HostedImage) -> ImageObject:
             cost_usd=cost,
             cost_status=image.cost_status.value,
             images=image.generation_images,
+            **sum_calls(image.calls).model_dump(),
         ),
     )

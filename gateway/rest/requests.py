@@ -12,6 +12,7 @@ from gateway.request_ids import CLIENT_ID, REQUEST_ID
 from gateway.request_log import queries
 from gateway.request_log.queries import RequestFilter
 from gateway.request_log.rendering import render_outcome, render_request
+from gateway.rest import calls
 from gateway.rest.dependencies import GatewayDep, UsageReader
 from gateway.rest.schemas import IN_DIGITS, PageLimit
 
@@ -70,6 +71,7 @@ OUTCOME_EXAMPLE: dict[str, JsonValue] = {
         "admitted_at": "2026-11-28T09:20:00.011Z",
         "deadline_at": "2026-11-28T09:26:00.011Z",
         "resolved_at": None,
+        **calls.EXAMPLE,
         "ledger": [
             {
                 "at": "2026-11-28T09:20:00.011Z",
@@ -129,7 +131,8 @@ class RequestObject(BaseModel):
     )
     provider_milliseconds: int | None
     provider_calls: int | None = Field(
-        description="Calls that were made for it: one for each image at some vendors."
+        description="Calls that reached a provider for it: one for each image at some vendors, and "
+        "those of fallbacks."
     )
     model_version: str | None = Field(
         description="The model that the vendor says it used, where it says so."
@@ -150,7 +153,7 @@ class LedgerLineObject(BaseModel):
     output_tokens: int
 
 
-class PurchaseObject(BaseModel):
+class PurchaseObject(calls.CallsObject):
     """The generation in the ledger, in its current state."""
 
     id: UUID

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from gateway.provider_answers import Provenance
+from gateway.rest.calls import CallsSum
 
 
 def _in_digits(value: object) -> object:
@@ -78,7 +79,7 @@ class ImageListQuery(BaseModel):
     )
 
 
-class GenerationOfImage(BaseModel):
+class GenerationOfImage(CallsSum):
     """The request that made an image; the cost is that of all its images."""
 
     id: str

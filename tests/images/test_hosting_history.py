@@ -74,6 +74,8 @@ async def test_an_image_is_shown_with_its_cost_and_its_link(
             "cost_usd": f"0.{stub.bill[0].cost_nano_usd:09d}",
             "cost_status": "actual",
             "images": 2,
+            "provider_calls": 1,
+            "model_version": None,
         },
     }
     assert before <= shown["created_at"] <= datetime.now(UTC).timestamp()

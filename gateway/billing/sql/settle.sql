@@ -151,7 +151,7 @@ END $$;
 
 -- Input: p_settlements, JSON objects with tenant_id, id, kind (post, post_est, void, unknown),
 -- amount_nano, outcome, images, the four token counts, stored (images), answer (of a keyed request),
--- quality and size of the images made.
+-- quality and size of the images made, calls (as gateway/db/listed_calls.py writes them).
 --
 -- Output: one row per settlement. `result` is that of settlement_result; `breach`, the nano-dollars
 -- by which the cost exceeds the reservation.
@@ -190,7 +190,7 @@ BEGIN
         SELECT x.* FROM jsonb_to_recordset(p_settlements) AS x(
             tenant_id uuid, id uuid, kind text, amount_nano bigint, outcome text, images int,
             text_input_tokens bigint, image_input_tokens bigint, text_output_tokens bigint,
-            image_output_tokens bigint, stored jsonb, answer jsonb, quality text, size text
+            image_output_tokens bigint, stored jsonb, answer jsonb, quality text, size text, calls jsonb
         )
     LOOP
         IF s.kind NOT IN ('post', 'post_est', 'void', 'unknown') OR s.amount_nano < 0 THEN
@@ -206,14 +206,16 @@ BEGIN
         result := settlement_result(r, s.kind, s.amount_nano, v_has_new_images);
         IF s.kind = 'unknown' AND r.state IN ('held', 'unknown') THEN
             -- The sweeper was first; the gateway's report shows that the call was sent.
-            UPDATE reservation SET state = 'unknown', outcome = s.outcome
+            UPDATE reservation SET state = 'unknown', outcome = s.outcome,
+                calls = coalesce(s.calls, r.calls)
             WHERE tenant_id = s.tenant_id AND id = s.id;
         ELSIF r.state = 'posted' AND v_has_new_images THEN
             -- An operator resolved the call before its late answer: the amount stands, the images
             -- are recorded, and the idempotency key is answered with them from now on.
             UPDATE reservation SET
                 served_quality = coalesce(s.quality, r.served_quality),
-                served_size = coalesce(s.size, r.served_size)
+                served_size = coalesce(s.size, r.served_size),
+                calls = coalesce(s.calls, r.calls)
             WHERE tenant_id = s.tenant_id AND id = s.id;
             PERFORM keep_answer(s.tenant_id, s.id, s.answer);
             PERFORM add_images(r, v_now, s.stored);
@@ -245,7 +247,7 @@ BEGIN
             final_nano = coalesce(r.final_nano, 0) + v_change,
             outcome = s.outcome, resolved_at = v_now,
             served_quality = coalesce(s.quality, r.served_quality),
-            served_size = coalesce(s.size, r.served_size)
+            served_size = coalesce(s.size, r.served_size), calls = coalesce(s.calls, r.calls)
         WHERE tenant_id = s.tenant_id AND id = s.id;
         IF NOT v_is_charged THEN
             -- A call that was certainly not charged may be retried under the same key.

@@ -15,6 +15,7 @@ from gateway.bootstrap import Gateway
 from gateway.db.audit import AuditEntry
 from gateway.db.engine import DatabaseUnavailable
 from gateway.money import format_usd, parse_usd
+from gateway.rest import calls
 from gateway.rest.admin.audit import ActorObject, actor_of
 from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
 from gateway.rest.admin.schemas import (
@@ -27,6 +28,7 @@ from gateway.rest.admin.schemas import (
     Usd,
     with_example,
 )
+from gateway.rest.calls import CallsObject, call_objects, sum_calls
 from gateway.rest.dependencies import ActorDep, GatewayDep
 from gateway.rest.refusals import refused_with
 
@@ -144,7 +146,7 @@ class ResolutionObject(BaseModel):
     reason: str
 
 
-class CallObject(Identified):
+class CallObject(Identified, CallsObject):
     """One paid call with all facts about its cost, by the id of its generation."""
 
     model_config = with_example(
@@ -170,6 +172,7 @@ class CallObject(Identified):
         admitted_at="2026-11-21T09:20:00Z",
         deadline_at="2026-11-21T09:31:00Z",
         resolved_at="2026-11-21T10:02:00Z",
+        **calls.EXAMPLE,
         lines=[
             {"at": "2026-11-21T09:20:00Z", "kind": "hold", "amount_usd": "0.211000000"},
             {"at": "2026-11-21T10:02:00Z", "kind": "post", "amount_usd": "0.005920000"},
@@ -378,6 +381,8 @@ def _render_record(call: CallRecord) -> CallObject:
         admitted_at=call.admitted_at,
         deadline_at=call.deadline_at,
         resolved_at=call.resolved_at,
+        **sum_calls(call.calls).model_dump(),
+        calls=call_objects(call.calls),
         lines=[
             LineObject.model_validate(
                 {"at": line.at, "kind": line.kind, "amount_usd": format_usd(line.amount_nano)}
