@@ -1,6 +1,7 @@
 """The ASGI application and the layers that a request passes through, from the outside in.
 
-Instrumentation (request id, metrics) ─► Authentication (bearer key or token → Caller)
+Instrumentation (request id, metrics) ─► ConsoleGuard (its pages: cross-site requests, headers)
+    ─► Authentication (bearer key or token → Caller)
     ─► Admission (concurrency, per-tenant queue) ─► rest/… routes, or the MCP server at /mcp
     ─► generation/pipeline
 """
@@ -19,6 +20,9 @@ from gateway import __version__
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.config import Settings, load_settings
 from gateway.console import assets
+from gateway.console import router as console
+from gateway.console.dependencies import install_sign_in_redirect
+from gateway.console.guard import ConsoleGuard
 from gateway.maintenance import Sweeper
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
@@ -97,16 +101,18 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     )
     for module in (
         *(images, simple, history, hosting, models, usage, requests, tenant),
-        *(credentials, health, oauth, tools, admin, assets),
+        *(credentials, health, oauth, tools, admin, assets, console),
     ):
         app.include_router(module.router)
     describe(app)
     install_error_handlers(app)
+    install_sign_in_redirect(app)
     # Routes, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.extend(mcp.routes)
     # Starlette makes the last one added the outermost.
     app.add_middleware(AdmissionControl)
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
+    app.add_middleware(ConsoleGuard)
     app.add_middleware(Instrumentation)
     return app
 

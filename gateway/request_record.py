@@ -54,6 +54,7 @@ class RequestRecord:
     api_key_id: UUID | None = None
     user_id: UUID | None = None
     operator_key_id: UUID | None = None
+    session_id: UUID | None = None
     client_request_id: str | None = None
     trace_id: str | None = None
     method: str | None = None

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from gateway.config import load_settings
 from gateway.db import (  # noqa: F401 - tables
+    console_tables,
     key_tables,
     money_tables,
     request_tables,

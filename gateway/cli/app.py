@@ -40,6 +40,9 @@ COMMANDS = {
         "demo:demo",
         "Make an image with the OpenAI client and one with an MCP client; show the usage.",
     ),
+    "console-link": Entry(
+        "console:console_link", "Print a one-time link that signs in to the console as operator."
+    ),
     "mcp-stdio": Entry(
         "mcp:mcp_stdio",
         "Connect an MCP client that starts local programs to a gateway: MCP on stdin and stdout.",

@@ -167,7 +167,9 @@ def _caller(logged: LoggedRequest) -> Iterator[tuple[str, str]]:
         yield "user", logged.user or str(row.user_id)
     if row.operator_key_id is not None:
         yield "admin key", str(row.operator_key_id)
-    if row.tenant_id is None and row.operator_key_id is None:
+    if row.session_id is not None:
+        yield "console session", str(row.session_id)
+    if row.tenant_id is None and row.operator_key_id is None and row.session_id is None:
         yield "caller", "not known: no valid key"
 
 

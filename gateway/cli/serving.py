@@ -26,10 +26,12 @@ from uvicorn.supervisors import Multiprocess
 
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.cli.models_copy import ModelsCopy
-from gateway.cli.output import JsonOption, console, guarded, print_json, refuse
+from gateway.cli.output import JsonOption, console, guarded, invoker, print_json, refuse
 from gateway.config import Settings, export_to_workers, load_settings
 from gateway.core import Core
+from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
+from gateway.identity.links import make_link
 from gateway.main import create_app, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.opening import open_core
@@ -164,7 +166,8 @@ def _serve_one(settings: Settings, host: str, port: int, *, as_json: bool) -> No
         start = _Start()
         async with open_gateway(settings) as gateway:
             config = _uvicorn_config(create_app(settings, gateway), settings, host, port)
-            greet = partial(_greet, gateway.core, as_json=as_json)
+            link = await _console_link(gateway.core, as_json=as_json)
+            greet = partial(_greet, gateway.core, as_json=as_json, link=link)
             server = _Server(config, gateway, greet, start)
             await server.serve(_listeners(config))
 
@@ -189,7 +192,8 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
         start = _Start()
         load_templates(settings.prompts_dir)  # an error is reported once here, not by each worker
         async with open_core(settings) as core:
-            _greet(core, as_json=as_json, workers=workers)
+            link = await _console_link(core, as_json=as_json)
+            _greet(core, as_json=as_json, workers=workers, link=link)
             with _shared_metrics(), ModelsCopy(settings) as models_copy:
                 config = _uvicorn_config(
                     "gateway.cli:worker_app", settings, host, port, workers=workers
@@ -310,7 +314,15 @@ def _holder_of(port: int) -> str:
     return ""
 
 
-def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
+async def _console_link(core: Core, *, as_json: bool) -> SecretText | None:
+    """Make a sign-in link of the console, for a person at a terminal."""
+    if as_json or not sys.stdout.isatty():
+        return None
+    async with core.database.operator(by=invoker()) as session:
+        return await make_link(session, invoker(), core.settings)
+
+
+def _greet(core: Core, *, as_json: bool, workers: int = 1, link: SecretText | None = None) -> None:
     """Print the gateway's address and, on a terminal, how to use it and the keys."""
     settings = core.settings
     base_url = settings.public_url.rstrip("/")
@@ -338,6 +350,11 @@ def _greet(core: Core, *, as_json: bool, workers: int = 1) -> None:
             "Live keys need an OpenAI key: set OPENAI_API_KEY, or store a tenant's own with\n"
             f"`{setting}`."
         )
+    if link is not None:
+        console.print(
+            f"\nConsole (signs in once, within {settings.console_link_seconds // 60} minutes)"
+        )
+        console.print(f"  {link.reveal()}")
     console.print(f"\nAPI documentation   {base_url}/docs\nMCP endpoint        {base_url}/mcp\n")
 
 

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from gateway.config.base import FIRST, SettingsGroup
 from gateway.config.connections import ConnectionSettings
+from gateway.config.console import ConsoleSettings
 from gateway.config.database import DatabaseSettings
 from gateway.config.keys import KeySettings
 from gateway.config.limits import LimitSettings
@@ -114,6 +115,7 @@ GROUPS = (
     Group("mcp", "MCP", McpSettings, "mcp_"),
     Group("webhooks", "Webhooks", WebhookSettings, "webhook_"),
     Group("oidc", "Sign-in by OIDC", OidcSettings, "oidc_"),
+    Group("console", "Console", ConsoleSettings, "console_"),
     Group("logging", "Logging", LogSettings, "log_"),
 )
 SETTINGS = tuple(setting for group in GROUPS for setting in group)

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.config.connections import ConnectionSettings
+from gateway.config.console import ConsoleSettings
 from gateway.config.database import DatabaseSettings
 from gateway.config.keys import KeySettings
 from gateway.config.limits import LimitSettings
@@ -44,6 +45,7 @@ class Settings(
     McpSettings,
     WebhookSettings,
     OidcSettings,
+    ConsoleSettings,
     LogSettings,
     BaseSettings,
 ):

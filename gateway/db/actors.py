@@ -9,11 +9,11 @@ class Actor:
     """The author of a change.
 
     `id`: that of an admin key, of an API key (the first of a line of rolled keys) or of a token's
-    user; the login of a command's user; "gateway" for the gateway's own changes. `name`: the name
-    of that key at the time, if any.
+    user; the login of a command's user; a session of the console; "gateway" for the gateway's own
+    changes. `name`: the name of that key, or of the person in the console, at the time, if any.
     """
 
-    type: Literal["operator_key", "api_key", "user", "cli", "gateway"]
+    type: Literal["operator_key", "api_key", "user", "cli", "session", "break_glass", "gateway"]
     id: str
     request_id: str | None = None
     name: str | None = None

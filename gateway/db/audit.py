@@ -65,6 +65,18 @@ class Action(StrEnum):
     GATEWAY_SECRET_ROLLED = "gateway_secret.rolled"  # noqa: S105 - a name
     GATEWAY_SECRET_RETIRED = "gateway_secret.retired"  # noqa: S105 - a name
     CALL_RESOLVED = "call.resolved"
+    LINK_MADE = "console.link_made"
+    SESSION_BEGUN = "console.session_begun"
+    SESSION_ENDED = "console.session_ended"
+    SIGN_IN_REFUSED = "console.sign_in_refused"
+    PORTAL_OPENED = "console.portal_opened"
+    PORTAL_LEFT = "console.portal_left"
+    PERSON_ADDED = "console.person_added"
+    PERSON_CHANGED = "console.person_changed"
+    PERSON_REMOVED = "console.person_removed"
+    INVITATION_MADE = "console.invitation_made"
+    INVITATION_ACCEPTED = "console.invitation_accepted"
+    INVITATION_REVOKED = "console.invitation_revoked"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,3 +64,4 @@ class RequestRow(Table):
     milliseconds: Mapped[int] = mapped_column(BigInteger)
     provider_calls: Mapped[int | None] = mapped_column(SmallInteger)
     model_version: Mapped[str | None] = mapped_column(Text)
+    session_id: Mapped[UUID | None]

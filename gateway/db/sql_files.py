@@ -22,6 +22,7 @@ FILES = (
     "library/sql/storage.sql",
     "billing/sql/invariants.sql",
     "tenancy/sql/access.sql",
+    "identity/sql/sessions.sql",
     "request_log/sql/request_log.sql",
     "db/sql/changes.sql",
     "billing/sql/months.sql",

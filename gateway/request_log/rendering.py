@@ -34,6 +34,7 @@ def render_for_operators(logged: LoggedRequest) -> dict[str, object]:
         "tenant_id": row.tenant_id,
         "tenant": logged.tenant,
         "operator_key_id": row.operator_key_id,
+        "session_id": row.session_id,
     }
 
 

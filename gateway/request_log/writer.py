@@ -91,7 +91,8 @@ class RequestLog:
             await self._rows.close()
 
     def _may_store(self, record: RequestRecord) -> bool:
-        if record.tenant_id is not None or record.operator_key_id is not None:
+        known = (record.tenant_id, record.operator_key_id, record.session_id)
+        if any(one is not None for one in known):
             return True
         if self._unauthenticated.take():
             return True

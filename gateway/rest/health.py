@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -13,15 +13,17 @@ from gateway.library.store_health import StoreHealth
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.openapi import shared_headers
 from gateway.rest.schemas import Health, Readiness
+from gateway.web.routes import CONSOLE_PATH
 
 router = APIRouter(tags=["health"])
 READY_TIMEOUT_SECONDS = 1.0
 
 
 @router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """Redirect browsers to the documentation."""
-    return RedirectResponse("/docs")
+async def root(request: Request) -> RedirectResponse:
+    """Redirect browsers to the console, programs to the documentation."""
+    accepted = request.headers.get("accept", "")
+    return RedirectResponse(CONSOLE_PATH if "text/html" in accepted else "/docs")
 
 
 @router.get("/health", summary="Liveness", response_model=Health)

@@ -49,7 +49,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         route = find_route(scope["path"])
-        if route.access is Access.OPEN:
+        if route.access in {Access.OPEN, Access.SESSION}:
             await self._app(scope, receive, send)
             return
         gateway: Gateway = scope["app"].state.gateway

@@ -11,6 +11,7 @@ SSE_PATH, SSE_MESSAGES_PATH = "/sse", "/sse/messages"
 """The HTTP+SSE transport of 2024-11-05, if the operator has enabled it."""
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 METRICS_PATH = "/metrics"
+CONSOLE_PATH = "/console"
 
 
 class Access(Enum):
@@ -19,6 +20,8 @@ class Access(Enum):
     OPEN = auto()
     TENANT = auto()
     OPERATOR = auto()
+    SESSION = auto()
+    """A page of the console: no key counts, and its own dependency asks for a session."""
 
 
 class AdmissionClass(Enum):
@@ -62,6 +65,8 @@ ROUTES = (
     WebRoute("/openapi.json", Access.OPEN),
     WebRoute("/images/", Access.OPEN),
     WebRoute("/console/static/", Access.OPEN, is_quiet=True),
+    WebRoute(CONSOLE_PATH, Access.SESSION),
+    WebRoute(CONSOLE_PATH + "/", Access.SESSION),
     WebRoute(METADATA_PATH, Access.OPEN),
     WebRoute(METADATA_PATH + MCP_PATH, Access.OPEN),
     WebRoute(METRICS_PATH, Access.OPERATOR, is_quiet=True),

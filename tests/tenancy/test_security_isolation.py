@@ -46,6 +46,13 @@ PLANTS = {
     f" VALUES ({NEW_ID}, :a, {NEW_ID}, 1, '\\x00')",
     "request_log": "(at, id, tenant_id, method, route, status, milliseconds)"
     " VALUES (now(), 'req_1', :a, 'GET', '/mcp', 200, 1)",
+    "console_person": "(id, tenant_id, issuer, subject, name, role, has_claimed_role)"
+    f" VALUES ({NEW_ID}, :a, 'https://idp.example', 'm', 'm', 'tenant-admin', false)",
+    "console_session": "(id, digest, name, role, via, tenant_id, idle_seconds, idle_until,"
+    " absolute_until, address, agent)"
+    f" VALUES ({NEW_ID}, '\\x00', 'm', 'tenant-admin', 'oidc', :a, 60, now(), now(), '', '')",
+    "console_invitation": "(id, digest, tenant_id, email, role, invited_by, expires_at)"
+    f" VALUES ({NEW_ID}, '\\x00', :a, 'm@b.example', 'tenant-admin', 'm', now())",
     "webhook_delivery": "(id, tenant_id, endpoint_id, event_id)"
     f" VALUES ({NEW_ID}, :a, {NEW_ID}, {NEW_ID})",
 }
@@ -108,6 +115,18 @@ INSERT INTO archived_usage (
     image_input_tokens, text_output_tokens, image_output_tokens, amount_nano
 ) VALUES (:tenant_id, '2025-01-01', true, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """
+PEOPLE = f"""
+WITH person AS (
+    INSERT INTO console_person (id, tenant_id, issuer, subject, name, role, has_claimed_role)
+    VALUES ({NEW_ID}, :tenant_id, 'https://idp.example', :subject, 'Ada', 'tenant-admin', false)
+), invitation AS (
+    INSERT INTO console_invitation (id, digest, tenant_id, email, role, invited_by, expires_at)
+    VALUES ({NEW_ID}, sha256(CAST(:subject AS bytea)), :tenant_id, 'a@b.example', 'tenant-member', 'Ada', now())
+)
+INSERT INTO console_session (
+    id, digest, name, role, via, tenant_id, idle_seconds, idle_until, absolute_until, address, agent
+) VALUES ({NEW_ID}, sha256(CAST(:subject AS bytea)), 'Ada', 'tenant-admin', 'oidc', :tenant_id, 60, now(), now(), '', '')
+"""
 MONEY = {
     "budget_period": "spent_nano",
     "house_budget_period": "spent_nano",
@@ -156,6 +175,7 @@ async def two(served: Served) -> Two:
         await served.owner_sql(EVENT_DELIVERED, tenant_id=tenant_id)
         await served.owner_sql(CLEANED_UP, tenant_id=tenant_id)
         await served.owner_sql(SPOOLED, tenant_id=tenant_id)
+        await served.owner_sql(PEOPLE, tenant_id=tenant_id, subject=str(tenant_id))
     await served.owner_sql(ARCHIVED, tenant_id=served.tenant_id)
     await served.gateway.request_log.flush()
     url = httpx2.URL(made.json()["data"][0]["url"])
@@ -352,6 +372,9 @@ async def test_another_tenants_rows_cannot_be_changed(two: Two) -> None:
         "DELETE FROM webhook_endpoint WHERE tenant_id = :a",
         "DELETE FROM webhook_secret WHERE tenant_id = :a",
         "DELETE FROM webhook_delivery WHERE tenant_id = :a",
+        "UPDATE console_person SET role = 'tenant-admin' WHERE tenant_id = :a",
+        "UPDATE console_session SET ended_at = now(), end_reason = 'm' WHERE tenant_id = :a",
+        "DELETE FROM console_invitation WHERE tenant_id = :a",
     )
     async with as_role(two.served, tenant_id=str(two.b)) as connection:
         for change in changes:

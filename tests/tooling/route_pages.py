@@ -25,7 +25,12 @@ HEAD = "| route | key | admission | secret | label |\n|---|---|---|---|---|\n"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 POSTED = frozenset({MCP_PATH, SSE_MESSAGES_PATH})
 """Routes without methods of their own are read by GET, except these."""
-KEYS = {Access.OPEN: "none", Access.TENANT: "API key", Access.OPERATOR: "admin key"}
+KEYS = {
+    Access.OPEN: "none",
+    Access.TENANT: "API key",
+    Access.OPERATOR: "admin key",
+    Access.SESSION: "console session",
+}
 ADMISSION = {
     AdmissionClass.ORDINARY: "ordinary",
     AdmissionClass.PURCHASE: "purchase",

@@ -18,6 +18,7 @@ from tests.style_rules import Rule, Source
 ROOT = Path(__file__).resolve().parents[2]
 TABLES_PATHS = (
     "gateway/db/tables.py",
+    "gateway/db/console_tables.py",
     "gateway/db/money_tables.py",
     "gateway/db/request_tables.py",
     "gateway/db/spool_table.py",

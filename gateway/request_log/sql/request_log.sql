@@ -43,7 +43,7 @@ BEGIN
         r.client_request_id, r.trace_id, r.method, r.route, r.tool, r.status, r.error_code,
         r.error_param, r.reason, r.requested_model, r.served_model, r.generation_id, r.replayed,
         r.provider, r.credential, r.provider_status, r.provider_request_id, r.provider_milliseconds,
-        r.cost_nano, r.cost_status, r.milliseconds, r.provider_calls, r.model_version
+        r.cost_nano, r.cost_status, r.milliseconds, r.provider_calls, r.model_version, r.session_id
     FROM jsonb_to_recordset(p_rows) AS r(
         at timestamptz, request_id text, tenant_id uuid, livemode boolean, api_key_id uuid,
         user_id uuid, operator_key_id uuid, client_request_id text, trace_id text, method text,
@@ -51,7 +51,7 @@ BEGIN
         requested_model text, served_model text, generation_id uuid, replayed boolean,
         provider text, credential text, provider_status smallint, provider_request_id text,
         provider_milliseconds bigint, cost_nano bigint, cost_status text, milliseconds bigint,
-        provider_calls smallint, model_version text)
+        provider_calls smallint, model_version text, session_id uuid)
     WHERE r.at BETWEEN now() - interval '7 days' AND now() + interval '2 days'
     ON CONFLICT DO NOTHING;
     SELECT count(*) INTO v_refused FROM jsonb_to_recordset(p_rows) AS r(at timestamptz)

@@ -27,10 +27,11 @@ Snapshot = dict[str, JsonValue]
 class ActorObject(BaseModel):
     """The author of a change."""
 
-    type: Literal["operator_key", "api_key", "user", "cli", "gateway"]
+    type: Literal["operator_key", "api_key", "user", "cli", "session", "break_glass", "gateway"]
     id: str = Field(
         description="An admin key's id; an API key's (the first of its line); the id of a user "
-        "with a token; the login of an operator's command; `gateway` for its own first start."
+        "with a token; the login of an operator's command; a session of the console "
+        "(`break_glass`: opened by an admin key); `gateway` for its own first start."
     )
     name: str | None = Field(description="The key's name at the time; null if it had none.")
 

@@ -22,7 +22,12 @@ from gateway.rest.requests import (
 )
 
 router = APIRouter(prefix="/requests", tags=["admin: requests"])
-OPERATORS_EXAMPLE = EXAMPLE | {"tenant_id": TENANT_ID, "tenant": "acme", "operator_key_id": None}
+OPERATORS_EXAMPLE = EXAMPLE | {
+    "tenant_id": TENANT_ID,
+    "tenant": "acme",
+    "operator_key_id": None,
+    "session_id": None,
+}
 
 
 class OperatorsRequestObject(RequestObject, Identified):
@@ -34,6 +39,7 @@ class OperatorsRequestObject(RequestObject, Identified):
     tenant_id: UUID | None
     tenant: str | None
     operator_key_id: UUID | None
+    session_id: UUID | None = Field(description="The session of the console that sent it.")
 
 
 class OperatorsRequestDetail(OperatorsRequestObject):

@@ -1,0 +1,22 @@
+"""The command that prints a sign-in link of the console."""
+
+from gateway.cli.output import JsonOption, console, invoker, print_json, run
+from gateway.core import Core
+from gateway.domain import SecretText
+from gateway.identity.links import make_link
+
+
+def console_link(as_json: JsonOption = False) -> None:
+    """Print a link that signs in to the console as operator-admin, once, within ten minutes."""
+
+    async def work(core: Core) -> tuple[SecretText, int]:
+        async with core.database.operator(by=invoker()) as session:
+            link = await make_link(session, invoker(), core.settings)
+        return link, core.settings.console_link_seconds
+
+    link, seconds = run(work)
+    if as_json:
+        print_json({"url": link.reveal(), "expires_in_seconds": seconds})
+        return
+    console.print(link.reveal())
+    console.print(f"It signs in once, within {seconds // 60} minutes, as operator-admin.")

@@ -1,0 +1,140 @@
+"""Dependencies of the pages: the viewer, alone or with a permission, and a bounded form.
+
+    @router.get("/console/tenants")
+    async def tenants(viewer: HouseReader, gateway: GatewayDep) -> Response: ...
+
+Without a session, `ViewerDep` leads the browser to the sign-in and back.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated
+from urllib.parse import parse_qsl, quote
+
+from fastapi import Depends, FastAPI, Request
+from starlette.responses import RedirectResponse, Response
+
+from gateway.bootstrap import Gateway
+from gateway.console.cookies import drop_cookie, read_cookie
+from gateway.console.guard import SAFE_METHODS
+from gateway.console.paths import HOME, LOGIN, own_path
+from gateway.errors import InvalidRequest
+from gateway.identity import sessions
+from gateway.identity.sessions import Browser, SessionEnded
+from gateway.identity.viewers import Permission, Viewer
+from gateway.request_record import current
+from gateway.rest.dependencies import GatewayDep
+from gateway.tenancy.refused_keys import source_of
+from gateway.web.bodies import read_body, refuse_compressed
+
+MAX_FORM_BYTES = 65_536
+MAX_FORM_FIELDS = 200
+FORM_TYPE = "application/x-www-form-urlencoded"
+
+
+async def get_viewer(request: Request, gateway: GatewayDep) -> Viewer:
+    """Return the viewer of the request's session, and note them in the request's record.
+
+    Raises:
+        SessionEnded: there is no session, or it has ended; the browser is led to the sign-in.
+    """
+    viewer = await sessions.find(gateway.database, read_cookie(request, gateway.settings))
+    record = current()
+    record.sink = gateway.request_log.put
+    record.session_id = viewer.session_id
+    record.tenant_id, record.user_id = viewer.tenant_id, viewer.user_id
+    record.operator_key_id = viewer.operator_key_id
+    if viewer.key is not None:
+        record.api_key_id, record.livemode = viewer.key.root_id, viewer.key.livemode
+    return viewer
+
+
+class Needs:
+    """A dependency that returns the viewer if they have a permission."""
+
+    def __init__(self, permission: Permission) -> None:
+        self._permission = permission
+
+    async def __call__(self, viewer: Annotated[Viewer, Depends(get_viewer)]) -> Viewer:
+        viewer.require(self._permission)
+        return viewer
+
+
+ViewerDep = Annotated[Viewer, Depends(get_viewer)]
+HouseReader = Annotated[Viewer, Depends(Needs(Permission.HOUSE_READ))]
+HouseChanger = Annotated[Viewer, Depends(Needs(Permission.HOUSE_CHANGE))]
+TenantReader = Annotated[Viewer, Depends(Needs(Permission.TENANT_READ))]
+TenantChanger = Annotated[Viewer, Depends(Needs(Permission.TENANT_CHANGE))]
+UsageViewer = Annotated[Viewer, Depends(Needs(Permission.USAGE_READ))]
+ImageViewer = Annotated[Viewer, Depends(Needs(Permission.IMAGES_READ))]
+ImageMaker = Annotated[Viewer, Depends(Needs(Permission.IMAGES_MAKE))]
+
+
+async def read_form(request: Request, gateway: GatewayDep) -> Mapping[str, str]:
+    """Return the fields of a posted form; of a repeated one, the last value.
+
+    Raises:
+        InvalidRequest: another content type, or too many fields.
+        PayloadTooLarge: more than `MAX_FORM_BYTES`.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM_TYPE:
+        raise InvalidRequest(f"A form must be sent as {FORM_TYPE}.")
+    refuse_compressed(request.scope)
+    content = await read_body(
+        request.scope,
+        request.receive,
+        max_bytes=MAX_FORM_BYTES,
+        seconds=gateway.settings.upload_seconds,
+    )
+    try:
+        fields = parse_qsl(
+            content.decode(),
+            keep_blank_values=True,
+            max_num_fields=MAX_FORM_FIELDS,
+            errors="strict",
+        )
+    except ValueError:
+        raise InvalidRequest(
+            f"The form cannot be read: it must be UTF-8 with at most {MAX_FORM_FIELDS} fields."
+        ) from None
+    return dict(fields)
+
+
+FormDep = Annotated[Mapping[str, str], Depends(read_form)]
+
+
+def browser_of(request: Request) -> Browser:
+    """The browser of a request, as the list of sessions shows it."""
+    address = request.client.host if request.client else ""
+    return Browser(source_of(address), request.headers.get("user-agent", ""))
+
+
+def redirect(path: str) -> RedirectResponse:
+    """Lead the browser to one of the console's pages, by GET."""
+    return RedirectResponse(path, status_code=HTTPStatus.SEE_OTHER)
+
+
+def install_sign_in_redirect(app: FastAPI) -> None:
+    """Lead browsers without a session to the sign-in."""
+    app.add_exception_handler(SessionEnded, _to_sign_in)
+
+
+async def _to_sign_in(request: Request, error: Exception) -> Response:
+    if not isinstance(error, SessionEnded):
+        raise error
+    gateway: Gateway = request.app.state.gateway
+    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    # A form cannot be sent again after the sign-in.
+    target = own_path(here) if request.method in SAFE_METHODS else HOME
+    address = f"{LOGIN}?next={quote(target, safe='/')}"
+    if error.end_reason:
+        address += f"&ended={quote(error.end_reason)}"
+    response: Response
+    if "hx-request" in request.headers:
+        # A redirect would be followed, and the sign-in put into a part of the page.
+        response = Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": address})
+    else:
+        response = redirect(address)
+    if read_cookie(request, gateway.settings):
+        drop_cookie(response, gateway.settings)
+    return response

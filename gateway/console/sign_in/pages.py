@@ -1,0 +1,107 @@
+"""The page of sign-in, one-time links, and sign-out."""
+
+from http import HTTPStatus
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.bootstrap import Gateway
+from gateway.console.cookies import drop_cookie, read_cookie, set_cookie
+from gateway.console.dependencies import FormDep, ViewerDep, browser_of, redirect
+from gateway.console.paths import HOME, own_path
+from gateway.console.sign_in.forms import page
+from gateway.db.actors import Actor
+from gateway.errors import GatewayError, Unauthenticated
+from gateway.identity import links, sessions
+from gateway.identity.sessions import END_REASONS, SignedIn
+from gateway.request_record import current
+from gateway.rest.dependencies import GatewayDep
+
+router = APIRouter()
+FOREIGN = "cross-site"
+
+
+@router.get("/console/login")
+async def show_sign_in(request: Request, gateway: GatewayDep) -> Response:
+    """Show the ways of sign-in."""
+    ended = END_REASONS.get(request.query_params.get("ended", ""), "")
+    return sign_in_page(request, gateway, notice=ended)
+
+
+@router.get(links.LINK_PATH)
+async def open_link(request: Request, gateway: GatewayDep, token: str = "") -> Response:
+    """Sign in by a one-time link, or ask first where another site led here.
+
+    A preview, a prefetch or another site's redirect must not use it up.
+    """
+    purpose = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
+    site = request.headers.get("sec-fetch-site", "none")
+    if "prefetch" in purpose or site not in {"none", "same-origin"}:
+        answer = page("link", token=token)
+        answer.headers["Referrer-Policy"] = "no-referrer"
+        return answer
+    return await _sign_in_by_link(request, gateway, token)
+
+
+@router.post(links.LINK_PATH)
+async def use_link(request: Request, gateway: GatewayDep, form: FormDep) -> Response:
+    """Sign in by a one-time link, from the page that asks first."""
+    return await _sign_in_by_link(request, gateway, form.get("token", ""))
+
+
+@router.post("/console/logout")
+async def sign_out(viewer: ViewerDep, gateway: GatewayDep) -> Response:
+    """End the session, everywhere."""
+    actor = viewer.actor(current().request_id)
+    async with gateway.operators_database.operator(by=actor) as session:
+        await sessions.end_own(session, viewer, viewer.session_id)
+    response = redirect("/console/login?ended=signed_out")
+    drop_cookie(response, gateway.settings)
+    return response
+
+
+async def _sign_in_by_link(request: Request, gateway: Gateway, token: str) -> Response:
+    try:
+        who = await links.use_link(gateway.database, token)
+    except Unauthenticated as error:
+        return sign_in_page(request, gateway, error=error)
+    return await signed_in(request, gateway, who)
+
+
+async def signed_in(
+    request: Request, gateway: Gateway, who: SignedIn, next_path: str | None = None
+) -> Response:
+    """Begin a session with a new token, and lead the browser to where it wanted to go."""
+    actor = Actor("session", who.via, current().request_id, who.name)
+    async with gateway.operators_database.operator(by=actor) as session:
+        # Whatever token the browser came with is not used any further.
+        await sessions.replace(session, read_cookie(request, gateway.settings))
+        token = await sessions.begin(session, who, browser_of(request), gateway.settings)
+    response = redirect(own_path(next_path))
+    set_cookie(response, gateway.settings, token)
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def sign_in_page(
+    request: Request,
+    gateway: Gateway,
+    *,
+    notice: str = "",
+    error: GatewayError | None = None,
+    next_path: str | None = None,
+) -> Response:
+    """Render the ways of sign-in, with a notice or the reason of a refusal."""
+    if error is not None:
+        current().fail(error)
+    answer = page(
+        "login",
+        status=HTTPStatus.OK if error is None else error.status,
+        next_path=own_path(next_path or request.query_params.get("next")),
+        home=HOME,
+        break_glass=gateway.settings.console_break_glass,
+        notice=notice,
+        error="" if error is None else error.message,
+    )
+    answer.headers["Referrer-Policy"] = "no-referrer"
+    return answer

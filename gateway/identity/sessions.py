@@ -1,0 +1,340 @@
+"""Sessions of the console: begin, find, list and end them.
+
+A session is a row in Postgres and an opaque token in a cookie, so that it can be ended at once at
+every gateway. Each sign-in and each change of rights makes a new token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, func, literal_column, or_, select, update
+
+from gateway.config import Settings
+from gateway.db.audit import Action, record
+from gateway.db.console_tables import ConsoleSessionRow
+from gateway.db.engine import Database, OperatorSession, TenantSession
+from gateway.db.pages import Page, page_of
+from gateway.domain import SecretText, new_id
+from gateway.errors import NotFound, Unauthenticated
+from gateway.identity.tokens import digest_of, is_token, new_token
+from gateway.identity.viewers import KeyRights, Role, Via, Viewer
+
+MAX_AGENT_CHARACTERS = 200
+MAX_ADDRESS_CHARACTERS = 64
+_ROW: ColumnElement[object] = literal_column("console_session")
+END_REASONS = {
+    "signed_out": "You have signed out.",
+    "replaced": "You have signed in again since.",
+    "too_old": "Your session has reached its longest time.",
+    "idle": "You were not active for a while.",
+    "person_changed": "Your role was changed, or your access was taken away.",
+    "key_ended": "The key of this session was revoked or has expired.",
+    "tenant_disabled": "Your tenant or your user is disabled.",
+    "ended_by_owner": "You ended this session from another one.",
+    "ended_by_operator": "An administrator ended this session.",
+}
+"""The reasons for which sessions end, as their owners read them."""
+
+
+class SessionEnded(Unauthenticated):
+    """There is no session, or it has ended; `end_reason` is one of `END_REASONS` or empty."""
+
+    code = "session_ended"
+
+    def __init__(self, end_reason: str = "") -> None:
+        super().__init__(f"{END_REASONS.get(end_reason, '')} Sign in again.".strip())
+        self.end_reason = end_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Browser:
+    """The browser of a request, as its owner will recognise it: network and User-Agent."""
+
+    address: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A person who has just proved who they are, and what for."""
+
+    name: str
+    role: Role
+    via: Via
+    tenant_id: UUID | None = None
+    user_id: UUID | None = None
+    person_id: UUID | None = None
+    api_key_id: UUID | None = None
+    operator_key_id: UUID | None = None
+    expires_at: datetime | None = None
+    provider_token: SecretText | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """The public fields of a session."""
+
+    id: UUID
+    name: str
+    role: Role
+    via: Via
+    tenant_id: UUID | None
+    person_id: UUID | None
+    visited_tenant_id: UUID | None
+    created_at: datetime
+    last_seen_at: datetime
+    expires_at: datetime
+    address: str
+    agent: str
+    ended_at: datetime | None
+    end_reason: str | None
+
+    @property
+    def is_break_glass(self) -> bool:
+        """Return True for a session that an admin key opened."""
+        return self.via == "admin_key"
+
+
+async def begin(
+    session: OperatorSession, who: SignedIn, browser: Browser, settings: Settings
+) -> SecretText:
+    """Begin a session; return its token, which is stored as a digest alone."""
+    token, now = new_token(), datetime.now(UTC)
+    idle, longest = _lifetime(who, settings)
+    until = now + longest
+    if who.expires_at is not None:
+        until = min(until, who.expires_at)
+    row = ConsoleSessionRow(
+        id=new_id(),
+        digest=digest_of(token.reveal()),
+        name=who.name,
+        role=who.role,
+        via=who.via,
+        tenant_id=who.tenant_id,
+        user_id=who.user_id,
+        person_id=who.person_id,
+        api_key_id=who.api_key_id,
+        operator_key_id=who.operator_key_id,
+        idle_seconds=max(1, round(idle.total_seconds())),
+        idle_until=min(until, now + idle),
+        absolute_until=until,
+        address=browser.address[:MAX_ADDRESS_CHARACTERS],
+        agent=browser.agent[:MAX_AGENT_CHARACTERS],
+        provider_token=None if who.provider_token is None else who.provider_token.reveal(),
+    )
+    session.add(row)
+    await session.flush()
+    await record(
+        session,
+        Action.SESSION_BEGUN,
+        tenant_id=who.tenant_id,
+        object_id=row.id,
+        after=_shown(row),
+    )
+    return token
+
+
+async def find(database: Database, token: str) -> Viewer:
+    """Find the viewer of a session's token.
+
+    Raises:
+        SessionEnded: there is no such session, or it has ended.
+        DatabaseUnavailable: Postgres is away.
+    """
+    if not is_token(token):
+        raise SessionEnded
+    rows = await database.call(
+        "SELECT * FROM find_console_session(:digest)", {"digest": digest_of(token)}
+    )
+    if not rows:
+        raise SessionEnded
+    row = rows[0]
+    if row.end_reason is not None:
+        raise SessionEnded(row.end_reason)
+    key = None
+    if row.api_key_id is not None:
+        models = None if row.key_models is None else frozenset(row.key_models)
+        key = KeyRights(row.key_root_id, frozenset(row.key_scopes), models, row.key_livemode)
+    return Viewer(
+        session_id=row.id,
+        name=row.name,
+        role=Role(row.role),
+        via=row.via,
+        tenant_id=row.visited_tenant_id or row.tenant_id,
+        tenant_name=row.tenant_name,
+        time_zone=row.tenant_zone or "UTC",
+        user_id=row.user_id,
+        person_id=row.person_id,
+        api_key_id=row.api_key_id,
+        operator_key_id=row.operator_key_id,
+        is_visiting=row.visited_tenant_id is not None,
+        key=key,
+        created_at=row.created_at,
+        idle_until=row.idle_until,
+        expires_at=row.absolute_until,
+    )
+
+
+async def end_own(session: OperatorSession, viewer: Viewer, session_id: UUID) -> SecretText | None:
+    """End a session of the same person; return the provider's token of it, if it had one.
+
+    Raises:
+        NotFound: it is not one of this person's, or has ended already.
+    """
+    is_own = (ConsoleSessionRow.id == session_id) & _of_same_person(viewer)
+    reason = "signed_out" if session_id == viewer.session_id else "ended_by_owner"
+    tokens = await _end(session, is_own, reason)
+    if not tokens:
+        raise NotFound("There is no such session, or it has ended.", param="session_id")
+    return tokens[0]
+
+
+async def end_others_of(session: OperatorSession, viewer: Viewer) -> int:
+    """End all sessions of the same person but the one in use; return their number."""
+    others = _of_same_person(viewer) & (ConsoleSessionRow.id != viewer.session_id)
+    return len(await _end(session, others, "ended_by_owner"))
+
+
+async def end_one(session: OperatorSession | TenantSession, session_id: UUID) -> None:
+    """End a session that this transaction sees: any for operators, a tenant's own otherwise.
+
+    Raises:
+        NotFound: there is none, or it has ended already.
+    """
+    if not await _end(session, ConsoleSessionRow.id == session_id, "ended_by_operator"):
+        raise NotFound("There is no such session, or it has ended.", param="session_id")
+
+
+async def end_of_person(session: OperatorSession | TenantSession, person_id: UUID) -> int:
+    """End every session of a person; return their number."""
+    return len(await _end(session, ConsoleSessionRow.person_id == person_id, "person_changed"))
+
+
+async def replace(session: OperatorSession, token: str) -> None:
+    """End the session that a browser had before it signed in again."""
+    if is_token(token):
+        await _end(session, ConsoleSessionRow.digest == digest_of(token), "replaced")
+
+
+async def list_own(session: OperatorSession, viewer: Viewer) -> list[SessionInfo]:
+    """List the person's sessions that have not ended, the newest first."""
+    rows = await session.scalars(
+        select(ConsoleSessionRow)
+        .where(_of_same_person(viewer), _lasts())
+        .order_by(ConsoleSessionRow.id.desc())
+        .limit(100)
+    )
+    return [_info(row) for row in rows]
+
+
+async def list_page(
+    session: OperatorSession | TenantSession,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    with_ended: bool = False,
+) -> Page[SessionInfo]:
+    """List one page of the sessions that this transaction sees, the newest first."""
+    query = select(ConsoleSessionRow).order_by(ConsoleSessionRow.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(ConsoleSessionRow.id < after)
+    if not with_ended:
+        query = query.where(_lasts())
+    return page_of([_info(row) for row in await session.scalars(query)], limit)
+
+
+async def _end(
+    session: OperatorSession | TenantSession, which: ColumnElement[bool], reason: str
+) -> Sequence[SecretText | None]:
+    found = await session.scalars(
+        select(ConsoleSessionRow)
+        .where(which, ConsoleSessionRow.ended_at.is_(None))
+        .with_for_update()
+    )
+    tokens = []
+    for row in found.all():
+        before = _shown(row)
+        tokens.append(None if row.provider_token is None else SecretText(row.provider_token))
+        await session.execute(
+            update(ConsoleSessionRow)
+            .where(ConsoleSessionRow.id == row.id)
+            .values(ended_at=func.now(), end_reason=reason, provider_token=None)
+            .execution_options(synchronize_session=False)
+        )
+        await record(
+            session,
+            Action.SESSION_ENDED,
+            tenant_id=row.tenant_id,
+            object_id=row.id,
+            before=before,
+            after=before | {"end_reason": reason},
+        )
+    return tokens
+
+
+def _of_same_person(viewer: Viewer) -> ColumnElement[bool]:
+    """The sessions of one person; those of a link are one another's, as are those of one key."""
+    owned: ColumnElement[bool] = ConsoleSessionRow.id == viewer.session_id
+    if viewer.person_id is not None:
+        owned = or_(owned, ConsoleSessionRow.person_id == viewer.person_id)
+    elif viewer.operator_key_id is not None:
+        owned = or_(owned, ConsoleSessionRow.operator_key_id == viewer.operator_key_id)
+    elif viewer.api_key_id is not None:
+        owned = or_(owned, ConsoleSessionRow.api_key_id == viewer.api_key_id)
+    return owned
+
+
+def _lasts() -> ColumnElement[bool]:
+    return func.console_session_end(_ROW).is_(None)
+
+
+def _lifetime(who: SignedIn, settings: Settings) -> tuple[timedelta, timedelta]:
+    """The idle and the longest time of a session."""
+    if who.via == "admin_key":
+        longest = timedelta(seconds=settings.console_break_glass_seconds)
+        return longest, longest
+    if who.role.is_operator:
+        idle, seconds = (
+            settings.console_operator_idle_seconds,
+            settings.console_operator_session_seconds,
+        )
+    else:
+        idle, seconds = (
+            settings.console_tenant_idle_seconds,
+            settings.console_tenant_session_seconds,
+        )
+    return timedelta(seconds=idle), timedelta(seconds=seconds)
+
+
+def _shown(row: ConsoleSessionRow) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "role": str(row.role),
+        "via": row.via,
+        "person_id": row.person_id,
+        "api_key_id": row.api_key_id,
+        "operator_key_id": row.operator_key_id,
+        "address": row.address,
+        "expires_at": row.absolute_until,
+    }
+
+
+def _info(row: ConsoleSessionRow) -> SessionInfo:
+    return SessionInfo(
+        id=row.id,
+        name=row.name,
+        role=Role(row.role),
+        via=row.via,  # type: ignore[arg-type]  # as the table's check says
+        tenant_id=row.tenant_id,
+        person_id=row.person_id,
+        visited_tenant_id=row.visited_tenant_id,
+        created_at=row.created_at,
+        last_seen_at=row.last_seen_at,
+        expires_at=min(row.idle_until, row.absolute_until),
+        address=row.address,
+        agent=row.agent,
+        ended_at=row.ended_at,
+        end_reason=row.end_reason,
+    )
