@@ -9,26 +9,15 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 
 from gateway.bootstrap import Gateway
+from gateway.console.render import PAGE_HEADERS
 from gateway.errors import Forbidden
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.web.routes import Access, find_route
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_SITES = frozenset({"same-origin", "none"})
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; font-src 'self'; form-action 'self'; frame-ancestors 'none'; "
-    "base-uri 'none'; object-src 'none'"
-)
-PAGE_HEADERS = {
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "strict-origin-when-cross-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-}
+FRAMES = {"X-Frame-Options": "DENY"}
+"""For browsers that do not know `frame-ancestors`."""
 HSTS = "max-age=31536000"
 
 
@@ -55,9 +44,8 @@ class ConsoleGuard:
         async def send_page(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
-                for name, value in PAGE_HEADERS.items():
+                for name, value in (PAGE_HEADERS | FRAMES).items():
                     headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
                 if is_https:
                     headers.setdefault("Strict-Transport-Security", HSTS)
                 message["headers"] = headers.raw

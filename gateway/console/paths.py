@@ -4,6 +4,9 @@ import re
 
 HOME = "/console"
 LOGIN = "/console/login"
+SIGN_OUT = "/console/sign-out"
+SESSIONS = "/console/sessions"
+LEAVE_PORTAL = "/console/portal/leave"
 MAX_NEXT_CHARACTERS = 1000
 # Printable ASCII but the backslash, which browsers read as a slash.
 _OWN = re.compile(r"/console(?:[/?][\x21-\x5b\x5d-\x7e]*)?")

@@ -69,7 +69,7 @@ async def test_a_sign_out_ends_the_session_for_every_holder_of_its_token(served:
         await sign_in(served, browser)
         thief.cookies.update(browser.cookies)
         assert (await thief.get("/console")).status_code == 200
-        out = await browser.post("/console/logout", headers=OWN)
+        out = await browser.post("/console/sign-out", headers=OWN)
         assert out.headers["location"] == "/console/login?ended=signed_out"
         assert "ig_session" not in browser.cookies
         late = await thief.get("/console")
@@ -145,7 +145,7 @@ async def test_a_form_of_another_site_changes_nothing(
 ) -> None:
     async with served.http() as browser:
         await sign_in(served, browser)
-        forged = await browser.post("/console/logout", headers=headers)
+        forged = await browser.post("/console/sign-out", headers=headers)
         still = await browser.get("/console")
     assert (forged.status_code, still.status_code) == (403, 200)
 
@@ -155,7 +155,7 @@ async def test_an_own_form_is_known_by_its_origin_where_browsers_say_no_more(
 ) -> None:
     async with served.http() as browser:
         await sign_in(served, browser)
-        own = await browser.post("/console/logout", headers={"Origin": served.base_url})
+        own = await browser.post("/console/sign-out", headers={"Origin": served.base_url})
     assert own.status_code == 303
 
 
@@ -184,7 +184,7 @@ async def test_a_sign_in_leads_to_own_pages_alone(served: Served, target: str) -
 async def test_every_page_has_its_headers(served: Served) -> None:
     async with served.http() as browser:
         answers = [await browser.get("/console/login"), await browser.get("/console")]
-        answers.append(await browser.post("/console/logout"))
+        answers.append(await browser.post("/console/sign-out"))
         answers.append(await browser.get("/console/no-such-page"))
     for answer in answers:
         headers = answer.headers
@@ -209,7 +209,7 @@ async def test_the_root_leads_people_to_the_console_and_programs_to_the_docs(
 async def test_sign_ins_and_their_ends_are_in_the_audit_trail(served: Served) -> None:
     async with served.http() as browser:
         await sign_in(served, browser)
-        await browser.post("/console/logout", headers=OWN)
+        await browser.post("/console/sign-out", headers=OWN)
     rows = await served.owner_sql(
         "SELECT action, actor_type, actor_name FROM audit WHERE action LIKE 'console.%' ORDER BY at"
     )

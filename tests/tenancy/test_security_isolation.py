@@ -121,11 +121,13 @@ WITH person AS (
     VALUES ({NEW_ID}, :tenant_id, 'https://idp.example', :subject, 'Ada', 'tenant-admin', false)
 ), invitation AS (
     INSERT INTO console_invitation (id, digest, tenant_id, email, role, invited_by, expires_at)
-    VALUES ({NEW_ID}, sha256(CAST(:subject AS bytea)), :tenant_id, 'a@b.example', 'tenant-member', 'Ada', now())
+    VALUES ({NEW_ID}, sha256(CAST(:subject AS bytea)), :tenant_id, 'a@b.example', 'tenant-member',
+        'Ada', now())
 )
 INSERT INTO console_session (
     id, digest, name, role, via, tenant_id, idle_seconds, idle_until, absolute_until, address, agent
-) VALUES ({NEW_ID}, sha256(CAST(:subject AS bytea)), 'Ada', 'tenant-admin', 'oidc', :tenant_id, 60, now(), now(), '', '')
+) VALUES ({NEW_ID}, sha256(CAST(:subject AS bytea)), 'Ada', 'tenant-admin', 'oidc', :tenant_id, 60,
+    now(), now(), '', '')
 """
 MONEY = {
     "budget_period": "spent_nano",

@@ -8,8 +8,8 @@ from starlette.responses import Response
 from gateway.bootstrap import Gateway
 from gateway.console.cookies import drop_cookie, read_cookie, set_cookie
 from gateway.console.dependencies import FormDep, ViewerDep, browser_of, redirect
-from gateway.console.paths import HOME, own_path
-from gateway.console.sign_in.forms import page
+from gateway.console.paths import SIGN_OUT, own_path
+from gateway.console.render import NO_SHELL, page
 from gateway.db.actors import Actor
 from gateway.errors import GatewayError, Unauthenticated
 from gateway.identity import links, sessions
@@ -37,9 +37,13 @@ async def open_link(request: Request, gateway: GatewayDep, token: str = "") -> R
     purpose = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
     site = request.headers.get("sec-fetch-site", "none")
     if "prefetch" in purpose or site not in {"none", "same-origin"}:
-        answer = page("link", token=token)
-        answer.headers["Referrer-Policy"] = "no-referrer"
-        return answer
+        return page(
+            NO_SHELL,
+            "sign_in/link.html",
+            title="Sign in",
+            headers={"Referrer-Policy": "no-referrer"},
+            token=token,
+        )
     return await _sign_in_by_link(request, gateway, token)
 
 
@@ -49,7 +53,7 @@ async def use_link(request: Request, gateway: GatewayDep, form: FormDep) -> Resp
     return await _sign_in_by_link(request, gateway, form.get("token", ""))
 
 
-@router.post("/console/logout")
+@router.post(SIGN_OUT)
 async def sign_out(viewer: ViewerDep, gateway: GatewayDep) -> Response:
     """End the session, everywhere."""
     actor = viewer.actor(current().request_id)
@@ -94,14 +98,14 @@ def sign_in_page(
     """Render the ways of sign-in, with a notice or the reason of a refusal."""
     if error is not None:
         current().fail(error)
-    answer = page(
-        "login",
+    return page(
+        NO_SHELL,
+        "sign_in/login.html",
+        title="Sign in",
         status=HTTPStatus.OK if error is None else error.status,
+        headers={"Referrer-Policy": "no-referrer"},
         next_path=own_path(next_path or request.query_params.get("next")),
-        home=HOME,
         break_glass=gateway.settings.console_break_glass,
         notice=notice,
         error="" if error is None else error.message,
     )
-    answer.headers["Referrer-Policy"] = "no-referrer"
-    return answer
