@@ -25,9 +25,7 @@ CREATE TABLE console_person (
         'tenant-admin', 'tenant-member', 'tenant-billing-viewer')),
     CONSTRAINT console_person_owner CHECK ((role LIKE 'tenant-%') = (tenant_id IS NOT NULL)),
     CONSTRAINT console_person_identity UNIQUE (issuer, subject),
-    CONSTRAINT console_person_status CHECK (status IN ('active', 'disabled')),
-    CONSTRAINT console_person_own_user FOREIGN KEY (tenant_id, user_id)
-        REFERENCES tenant_user (tenant_id, id) ON DELETE RESTRICT
+    CONSTRAINT console_person_status CHECK (status IN ('active', 'disabled'))
 );
 CREATE INDEX console_person_tenant ON console_person (tenant_id, id);
 
@@ -59,11 +57,7 @@ CREATE TABLE console_session (
     CONSTRAINT console_session_via CHECK (via IN ('oidc', 'link', 'admin_key', 'api_key')),
     CONSTRAINT console_session_idle CHECK (idle_seconds > 0),
     CONSTRAINT console_session_end_reason CHECK ((ended_at IS NULL) = (end_reason IS NULL)),
-    CONSTRAINT console_session_visit CHECK (visited_tenant_id IS NULL OR role = 'operator-admin'),
-    CONSTRAINT console_session_own_user FOREIGN KEY (tenant_id, user_id)
-        REFERENCES tenant_user (tenant_id, id) ON DELETE RESTRICT,
-    CONSTRAINT console_session_own_key FOREIGN KEY (tenant_id, api_key_id)
-        REFERENCES api_key (tenant_id, id) ON DELETE RESTRICT
+    CONSTRAINT console_session_visit CHECK (visited_tenant_id IS NULL OR role = 'operator-admin')
 );
 CREATE INDEX console_session_tenant ON console_session (tenant_id, id);
 CREATE INDEX console_session_person ON console_session (person_id);

@@ -22,6 +22,11 @@ HOT_FILES = (
 )
 SWEEPS = {"expire_reservations", "forget_idempotency_keys"}
 """Work of every few seconds, for all tenants."""
+POINTING = (
+    *("event", "webhook_endpoint"),
+    *("console_person", "console_session", "console_invitation"),
+)
+"""Local tables that may refer to the tenant itself."""
 KEY_OF_CLASS = {"tenant": "tenant_id", "house": "shard"}
 
 
@@ -74,7 +79,7 @@ async def test_every_reference_between_tenants_tables_contains_the_tenant(databa
         (key.name, key.target)
         for key in keys
         if classes[key.name] != "tenant" and classes[key.target] == "tenant"
-    } <= {("event", "tenant"), ("webhook_endpoint", "tenant")}
+    } <= {(name, "tenant") for name in POINTING}
 
 
 async def test_a_tenants_rows_have_a_tenant(database: str) -> None:
