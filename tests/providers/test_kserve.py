@@ -20,7 +20,6 @@ from gateway.generation.parameters import parse_image_request
 from gateway.providers.kserve.answers import read_answer
 from gateway.providers.kserve.request import encode_request
 from tests.harness import Served, error_of, make_settings, served_gateway
-from tests.image_helpers import png
 from tests.models_files import MODELS, SERVERS, SIX, catalog_with, write
 from tests.money_helpers import books
 from tests.request_log_helpers import rows_of
@@ -440,42 +439,3 @@ price = { per_image_usd = "0.002" }
             answers = [await buy(served, model=f"sd-{name}") for name in ("ours", "other")]
     assert [answer.status_code for answer in answers] == [200, 502]
     assert len(kserve.calls) == 1
-
-
-async def test_an_input_image_is_sent_under_the_servers_name(
-    database: str, kserve: StubKServe, tmp_path: Path
-) -> None:
-    text = """
-[[providers]]
-name = "cluster"
-kind = "kserve"
-base_url = "BASE"
-bearer_env = "CLUSTER_TOKEN"
-host_header = "sd.example.com"
-
-[[models]]
-id = "inpaint"
-provider = "cluster"
-upstream_name = "raw"
-endpoints = ["edits"]
-sizes = ["64x64"]
-input_fields = { image = "init_image", mask = "mask_image" }
-price = { per_image_usd = "0.002" }
-[models.template]
-prompt = "$prompt"
-[models.template.parameters]
-seed = "$seed"
-width = "$width"
-height = "$height"
-init = "$image"
-mask = "$mask"
-"""
-    settings = make_settings(database, tmp_path, models_file=write(tmp_path, text, kserve.base_url))
-    async with served_gateway(settings) as served:
-        async with served.openai(await served.key()) as client:
-            await client.images.edit(model="inpaint", prompt=PROMPT, image=png(64, 64))
-        await expect_books_to_agree(served, kserve)
-    [call] = kserve.calls
-    assert base64.b64decode(call.json["parameters"]["init"]).startswith(b"\x89PNG")
-    assert "mask" not in call.json["parameters"]
-    assert call.headers["host"] == "sd.example.com"

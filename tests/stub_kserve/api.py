@@ -81,10 +81,18 @@ def _openshift(body: dict[str, Any]) -> Answer:
 
 def _each(body: dict[str, Any]) -> list[dict[str, Any]]:
     for one in body["instances"]:
+        _check_image(one)
         if not isinstance(one["seed"], int) or one["num_inference_steps"] < 1:
             raise Refused(422, {"detail": [{"loc": ["seed"], "msg": "field required"}]})
     instances: list[dict[str, Any]] = body["instances"]
     return instances
+
+
+def _check_image(asked: dict[str, Any]) -> None:
+    """Open the image of an edit, as a pipeline from image to image does."""
+    if "image" in asked:
+        with Image.open(io.BytesIO(base64.b64decode(asked["image"], validate=True))) as opened:
+            opened.load()
 
 
 def _minimal(body: dict[str, Any]) -> Answer:
@@ -121,6 +129,7 @@ def _inputs(body: dict[str, Any]) -> dict[str, Any]:
 def _v2(body: dict[str, Any]) -> Answer:
     """Open inference: every input a text, and a document inside the output's text."""
     asked = _inputs(body)
+    _check_image(asked)
     width, height = int(asked["width"]), int(asked["height"])
     assert asked["seed"].isdecimal()
     inner = {

@@ -6,7 +6,7 @@ A model that was scaled to zero takes minutes to answer: connecting is quick, re
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from urllib.parse import quote
@@ -82,16 +82,23 @@ class KServeImages:
         first = request.seed
         if first is None:
             first = random.randrange(MAX_SEED)  # noqa: S311 - of an image, not a secret
+        seeds = [(first + number) % (MAX_SEED + 1) for number in range(request.n)]
+        contents = await asyncio.to_thread(self._encode, request, seeds)
         calls = [
-            self._buy(request, (first + number) % (MAX_SEED + 1), credential)
-            for number in range(request.n)
+            self._buy(request, seed, content, credential)
+            for seed, content in zip(seeds, contents, strict=True)
         ]
         if len(calls) == 1:
             return await calls[0]
         return await make_all(calls)
 
+    def _encode(self, request: ImageRequest, seeds: Sequence[int]) -> list[bytes]:
+        """Encode the calls one after another: they read the same input files."""
+        protocol = self._host.protocol
+        return [encode_request(request, protocol=protocol, seed=seed) for seed in seeds]
+
     async def _buy(
-        self, request: ImageRequest, seed: int, credential: SecretText
+        self, request: ImageRequest, seed: int, content: bytes, credential: SecretText
     ) -> ProviderAnswer:
         """Make one call.
 
@@ -99,9 +106,6 @@ class KServeImages:
             ProviderFailure: it returned no image.
         """
         sending = new_sending()
-        content = await asyncio.to_thread(
-            encode_request, request, protocol=self._host.protocol, seed=seed
-        )
         started = time.perf_counter()
         try:
             status, headers, body = await self._exchange(
