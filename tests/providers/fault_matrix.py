@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from gateway.config import Settings
 from gateway.tenancy.api_keys import IssuedKey
 from tests.compatible_host import Host, running_host
-from tests.harness import Served, error_of, make_settings, secret_of
-from tests.money_helpers import GENERATIONS, age_unknown
+from tests.harness import Served, make_settings
+from tests.money_helpers import age_unknown, count_states
 from tests.providers.contract import DIALECTS
 from tests.providers.faults import COMPATIBLE, FAULTS, GEMINI, KSERVE, OPENAI, Fault
 from tests.providers.faulty_upstream import (
@@ -26,6 +26,7 @@ from tests.providers.faulty_upstream import (
     faulty_upstream,
     prompt_of,
 )
+from tests.providers.ways import STREAM, Answer, ask
 from tests.stub_gemini import StubGemini, running_gemini
 from tests.stub_gemini.api import KEY as GEMINI_KEY
 from tests.stub_kserve import StubKServe, running_kserve
@@ -59,6 +60,8 @@ id = "sd-v1"
 provider = "v1"
 upstream_name = "openshift"
 sizes = ["64x64"]
+endpoints = ["generations", "edits"]
+input_fields = {{ image = "image" }}
 parameters = ["seed", "steps"]
 defaults = {{ steps = 25 }}
 price = {{ per_image_usd = "0.002" }}
@@ -67,6 +70,8 @@ price = {{ per_image_usd = "0.002" }}
 id = "sd-v2"
 provider = "v2"
 upstream_name = "v2"
+endpoints = ["generations", "edits"]
+input_fields = {{ image = "image" }}
 sizes = ["64x64"]
 parameters = ["seed"]
 price = {{ per_image_usd = "0.002" }}
@@ -74,19 +79,10 @@ price = {{ per_image_usd = "0.002" }}
 [[models]]
 id = "hosted"
 provider = "host"
+endpoints = ["generations", "edits"]
 sizes = ["64x64"]
 price = {{ per_image_usd = "0.004" }}
 """
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The client's answer: its status, its error's code or type, and its headers about retries."""
-
-    status: int
-    code: str
-    retry_after: bool
-    should_retry: str | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +100,7 @@ class Observed:
     """One fault at one vendor. `entry`: after the call; `final`: more than an hour later."""
 
     fault: Fault
+    way: str
     vendor: Vendor
     arrived: Arrived
     answer: Answer
@@ -117,6 +114,7 @@ class _Case:
 
     number: int
     fault: Fault
+    way: str
     upstream: FaultyUpstream
     key: IssuedKey
 
@@ -152,6 +150,7 @@ def _openai(stub: Stub) -> Vendor:
         stub.port,
         lambda: sum(line.cost_nano_usd for line in stub.bill),
         lambda twist: stub.faults.add(OpenAIFault(twist)),  # type: ignore[arg-type]  # a kind of it
+        {"stream": True, "partial_images": 1},
     )
 
 
@@ -215,26 +214,32 @@ def settings_for(database: str, folder: Path, upstreams: list[FaultyUpstream]) -
 
 
 async def observe(served: Served, upstreams: list[FaultyUpstream]) -> list[Observed]:
-    """Have each fault happen once to a call of each provider that can have it."""
+    """Have each fault happen to a call of each provider that can have it, once in each way."""
     cases: list[_Case] = []
     own = await _tenant_with_keys(served, upstreams)
     for upstream in upstreams:
         for fault in FAULTS:
-            if fault.happens_at(upstream.vendor.title, upstream.vendor.dialect):
+            if not fault.happens_at(upstream.vendor.title, upstream.vendor.dialect):
+                continue
+            for way in fault.by:
                 key = await served.key(tenant_id=own if fault.own_key else None)
-                cases.append(_Case(len(cases), fault, upstream, key))
+                cases.append(_Case(len(cases), fault, way, upstream, key))
     # Those that wait for a time-out wait together; the others each find the vendor alone.
     slow = [case for case in cases if case.fault.is_slow]
     async with served.http() as http:
-        answers = dict(await asyncio.gather(*(_call(http, case) for case in slow)))
-        answers |= dict([await _call(http, case) for case in cases if not case.fault.is_slow])
+        answers = dict(await asyncio.gather(*(_call(served, http, case) for case in slow)))
+        answers |= dict(
+            [await _call(served, http, case) for case in cases if not case.fault.is_slow]
+        )
     entries = await _entries(served)
     await age_unknown(served)
-    await served.sweep()
+    while "unknown" in await count_states(served):  # a sweep estimates a bounded number
+        await served.sweep()
     finals = await _entries(served)
     return [
         Observed(
             case.fault,
+            case.way,
             case.upstream.vendor,
             case.upstream.arrived[case.number],
             answers[case.number],
@@ -256,20 +261,13 @@ async def _tenant_with_keys(served: Served, upstreams: list[FaultyUpstream]) -> 
     return tenant_id
 
 
-async def _call(http: httpx2.AsyncClient, case: _Case) -> tuple[int, Answer]:
+async def _call(served: Served, http: httpx2.AsyncClient, case: _Case) -> tuple[int, Answer]:
     await case.upstream.expect(case.number, case.fault)
-    answer = await http.post(
-        GENERATIONS,
-        json=case.upstream.vendor.body | {"prompt": prompt_of(case.number)},
-        headers={"Authorization": f"Bearer {secret_of(case.key)}"},
-    )
-    error = {} if answer.is_success else error_of(answer)
-    return case.number, Answer(
-        answer.status_code,
-        error.get("code") or error.get("type") or "",
-        "retry-after" in answer.headers,
-        answer.headers.get("x-should-retry"),
-    )
+    vendor = case.upstream.vendor
+    body = vendor.body | {"prompt": prompt_of(case.number)}
+    if case.way == STREAM:
+        body |= vendor.streamed
+    return case.number, await ask(served, http, case.way, case.key, body)
 
 
 async def _entries(served: Served) -> Mapping[UUID, Entry]:

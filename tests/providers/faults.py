@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tests.providers.contract import END, HANG, RESET, Dialect
+from tests.providers.ways import GENERATION, STREAM, WAYS
 
 DRIP = "drip"
 """One more way in which a connection goes on: a byte now and then."""
@@ -25,6 +26,7 @@ class Fault:
     `sent`: the part of the answer that is sent before the connection goes on as `then`. `twists`:
     the stubs' own names for the fault, by vendor. `only`: the vendors that can have it; empty: all
     that have the words. `own_key`: the call is made with a key of the tenant's own.
+    `by`: the ways of asking that meet it.
     """
 
     section: str
@@ -40,6 +42,7 @@ class Fault:
     twists: Mapping[str, str] = field(default_factory=dict)
     only: frozenset[str] = frozenset()
     own_key: bool = False
+    by: tuple[str, ...] = (GENERATION,)
 
     @property
     def is_slow(self) -> bool:
@@ -87,7 +90,38 @@ def _twisted(section: str, name: str, **twists: str) -> Fault:
     return Fault(section, name, twists=named, only=frozenset(named))
 
 
-FAULTS = (
+ERROR_EVENT = "an error event after a partial image"
+MET_BY_ALL = frozenset(
+    {
+        "connection refused",
+        "reset before the request's body is read",
+        "reset after the request",
+        "no answer in time",
+        "reset within the answer's body",
+        "closed within the answer's body",
+        "silence within the answer's body",
+        "reset after the whole answer",
+        "compressed with gzip",
+        "labelled with another content type",
+        "a page of HTML",
+        "JSON of another kind",
+        "no image and no usage",
+        "longer than the limit",
+        "an image without its usage",
+        "words instead of an image",
+        "a refusal of the prompt",
+        "a refusal of the image",
+        "400",
+        "413",
+        "400: a refused prompt",
+        "401, the operator's key",
+        "429 with a delay",
+        "503: the model is not ready",
+        "500",
+    }
+)
+"""The faults that edits, streams and calls by MCP meet as well: they read answers in other ways."""
+_FAULTS = (
     Fault(CONNECTION, "connection refused", listens="closed"),
     Fault(CONNECTION, "no TLS at an https address", listens="plain"),
     Fault(CONNECTION, "a certificate that is not trusted", listens="untrusted"),
@@ -112,6 +146,7 @@ FAULTS = (
     _twisted(ANSWER, "words instead of an image", gemini="text_only", kserve="no_image"),
     _twisted(ANSWER, "a refusal of the prompt", gemini="refused_prompt"),
     _twisted(ANSWER, "a refusal of the image", gemini="refused_image"),
+    replace(_twisted(ANSWER, ERROR_EVENT, openai="stream_error"), by=(STREAM,)),
     _refused("400", 400, "invalid"),
     _refused("413", 413, "invalid"),
     _refused("422: a failed validation", 422, "invalid", *KSERVE, COMPATIBLE),
@@ -138,3 +173,4 @@ FAULTS = (
     _failed("504", 504),
     *(_failed(f"{status} as a page of HTML", status, "html") for status in (400, 403, 429, 502)),
 )
+FAULTS = tuple(replace(one, by=WAYS) if one.name in MET_BY_ALL else one for one in _FAULTS)

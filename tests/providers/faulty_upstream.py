@@ -7,9 +7,9 @@ import socket
 import ssl
 import struct
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.providers.contract import HANG, RESET, Dialect, answer_bytes
 from tests.providers.faults import DRIP, Fault
@@ -25,7 +25,7 @@ RESETTING = struct.pack("ii", 1, 0)
 class Vendor:
     """A healthy stub and its words: a model of it, its port, its bill, and the faults it knows.
 
-    `body` asks for one image. `billed_nano` sums its bill (nano-USD).
+    `body` asks for one image, with `streamed` as a stream. `billed_nano` sums its bill (nano-USD).
     """
 
     title: str
@@ -35,6 +35,7 @@ class Vendor:
     port: int
     billed_nano: Callable[[], int]
     expect_fault: Callable[[str], None]
+    streamed: Mapping[str, object] = field(default_factory=lambda: {"stream": True})
 
 
 @dataclass
@@ -147,9 +148,23 @@ async def _ask(port: int, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=MAX_BYTES)
     writer.write(request)
     head = await reader.readuntil(HEAD_END)
-    body = await reader.readexactly(_length(head))
+    body = await (_read_chunks(reader) if _is_chunked(head) else reader.readexactly(_length(head)))
     writer.close()
     return head + body
+
+
+def _is_chunked(head: bytes) -> bool:
+    return re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head) is not None
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """Read the whole body of a stream, which has no length."""
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += await reader.readexactly(size)
+        await reader.readexactly(2)
+    await reader.readexactly(2)
+    return body
 
 
 def _length(head: bytes) -> int:
@@ -167,7 +182,7 @@ def _changed(fault: Fault, answer: bytes) -> bytes:
         head += b"\r\ncontent-encoding: gzip"
     if fault.encoding == "damaged gzip":
         body = body[: len(body) // 2] + bytes(len(body) - len(body) // 2)
-    head = re.sub(rb"(?i)\r\n(content-length|connection):[^\r]*", b"", head)
+    head = re.sub(rb"(?i)\r\n(content-length|connection|transfer-encoding):[^\r]*", b"", head)
     return head + b"\r\nconnection: close\r\ncontent-length: %d" % len(body) + HEAD_END + body
 
 

@@ -8,10 +8,11 @@ import pytest_asyncio
 from tests.harness import PostgresServer, served_gateway
 from tests.providers.contract import DIALECTS
 from tests.providers.fault_matrix import Observed, observe, settings_for, upstreams_of
-from tests.providers.faults import FAULTS
+from tests.providers.faults import ERROR_EVENT, FAULTS
+from tests.providers.ways import EDIT, GENERATION, MCP, STREAM
 from tests.stub_kserve.api import KEY as CLUSTER_KEY
 from tests.tls_helpers import Authority
-from tests.tooling.fault_table import PAGE, TABLES, rendered, tables_of
+from tests.tooling.fault_table import PAGE, TABLES, facts_of, rendered, tables_of
 
 ATTEMPTS = 2
 """A connection that could not be established is tried once more."""
@@ -52,7 +53,9 @@ async def observed(
 def expect_each(observed: list[Observed], is_kept: Callable[[Observed], bool]) -> None:
     """Expect a rule to be kept by every fault at every provider, and name those that break it."""
     assert observed
-    assert [(one.vendor.title, one.fault.name) for one in observed if not is_kept(one)] == []
+    assert [
+        (one.vendor.title, one.fault.name, one.way) for one in observed if not is_kept(one)
+    ] == []
 
 
 def test_every_provider_and_every_fault_is_seen(observed: list[Observed]) -> None:
@@ -70,6 +73,22 @@ def test_a_call_is_made_once_and_only_an_unsent_one_is_tried_again(
         return (one.arrived.calls, one.arrived.connections) == (0, attempts)
 
     expect_each(observed, is_kept)
+
+
+def test_edits_streams_and_mcp_have_the_calls_the_costs_and_the_code_of_a_generation(
+    observed: list[Observed],
+) -> None:
+    generations = {
+        (one.fault.name, one.vendor.title): one for one in observed if one.way == GENERATION
+    }
+    others = [one for one in observed if one.way != GENERATION and one.fault.name != ERROR_EVENT]
+    assert {(one.way, one.vendor.title) for one in others} == {
+        (way, title) for way in (EDIT, STREAM, MCP) for _, title in generations
+    }
+    expect_each(
+        others,
+        lambda one: facts_of(one) == facts_of(generations[one.fault.name, one.vendor.title]),
+    )
 
 
 def test_the_ledger_has_the_bill_or_the_reserved_amount(observed: list[Observed]) -> None:
@@ -92,6 +111,11 @@ def test_the_ledger_has_the_bill_or_the_reserved_amount(observed: list[Observed]
 def test_the_client_is_told_if_it_may_try_again(observed: list[Observed]) -> None:
     def is_kept(one: Observed) -> bool:
         answer, outcome = one.answer, one.entry.outcome
+        if answer.status == 200:  # an image, the last event of a stream, or a tool's result
+            is_unknown = answer.code == "outcome_unknown"
+            return (is_unknown, answer.code == "provider_unreachable") == (
+                *(outcome == "ambiguous", outcome == "not_sent"),
+            )
         if outcome == "ambiguous":
             return (answer.status, answer.code, answer.should_retry, answer.retry_after) == (
                 *(504, "outcome_unknown"),
@@ -106,7 +130,9 @@ def test_the_client_is_told_if_it_may_try_again(observed: list[Observed]) -> Non
 
 def test_trouble_with_the_operators_key_is_not_the_tenants(observed: list[Observed]) -> None:
     own = {one.answer.status for one in observed if one.fault.own_key}
-    house = {one.answer.status for one in observed if not one.fault.own_key}
+    house = {
+        one.answer.status for one in observed if one.way == GENERATION and not one.fault.own_key
+    }
     assert own == {404, 424}
     assert house == {200, 400, 429, 500, 502, 503, 504}
 

@@ -1,13 +1,14 @@
 """docs/faults.md, written from a run of every fault: `python -m tests.tooling.fault_table`."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.providers.fault_matrix import Observed
 from tests.providers.faults import ANSWER, CONNECTION, FAULTS, STATUS
+from tests.providers.ways import GENERATION, STREAM, WAYS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 TEST = "tests/providers/test_fault_matrix.py"
@@ -17,6 +18,7 @@ QUIETLY = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 BEGIN = "<!-- `make faults` writes these tables from a run. -->\n"
 END = "<!-- The written tables end here. -->\n"
 HEAD = "| fault | provider | calls | outcome | ledger | client |\n|---|---|---|---|---|---|\n"
+WAYS_HEAD = "| fault | provider | edit | stream | MCP |\n|---|---|---|---|---|\n"
 HELD = "the reserved amount"
 
 
@@ -24,9 +26,13 @@ def rendered(observed: Iterable[Observed]) -> str:
     """The tables: one a section, one row for the faults and providers of which all is the same."""
     rows = list(observed)
     everywhere = {one.vendor.title for one in rows}
-    sections = (
-        f"## {section}\n\n{HEAD}{''.join(_rows(rows, section, everywhere))}"
+    generations = [one for one in rows if one.way == GENERATION]
+    sections = [
+        f"## {section}\n\n{HEAD}{''.join(_rows(generations, section, everywhere))}"
         for section in (CONNECTION, ANSWER, STATUS)
+    ]
+    sections.append(
+        f"## Edits, streams and MCP\n\n{WAYS_HEAD}{''.join(_compared(rows, everywhere))}"
     )
     return f"{BEGIN}\n{chr(10).join(sections)}\n{END}"
 
@@ -43,6 +49,43 @@ def _rows(rows: Iterable[Observed], section: str, everywhere: set[str]) -> Itera
     for one in sorted(rows, key=lambda row: FAULTS.index(row.fault)):
         if one.fault.section == section:
             vendors.setdefault((one.fault.name, _cells(one)), []).append(one.vendor.title)
+    return _merged(vendors, everywhere)
+
+
+def _compared(rows: Iterable[Observed], everywhere: set[str]) -> Iterator[str]:
+    """The rows of the faults that every way of asking meets, compared with a generation."""
+    found: dict[tuple[str, str], dict[str, Observed]] = {}
+    for one in sorted(rows, key=lambda row: FAULTS.index(row.fault)):
+        found.setdefault((one.fault.name, one.vendor.title), {})[one.way] = one
+    vendors: dict[tuple[str, str], list[str]] = {}
+    for (fault, title), by in found.items():
+        if set(by) != {GENERATION}:
+            told = " | ".join(_cell(by.get(way), by.get(GENERATION)) for way in WAYS[1:])
+            vendors.setdefault((fault, told), []).append(title)
+    return _merged(vendors, everywhere)
+
+
+def _cell(one: Observed | None, generation: Observed | None) -> str:
+    if one is None:
+        return ""
+    event = " in an event" if one.way == STREAM and one.answer.status == 200 else ""
+    if generation is not None and facts_of(one) == facts_of(generation):
+        return f"the same{event if one.answer.code else ''}"
+    return f"{one.entry.outcome}, {_ledger(one)}, `{one.answer.code}`{event}"
+
+
+def facts_of(one: Observed) -> tuple[int, str, list[str], str]:
+    """The calls, the outcome, the kinds of ledger lines and the code for the client."""
+    return (
+        one.arrived.calls,
+        one.entry.outcome,
+        [kind for kind, _ in one.final.lines],
+        one.answer.code,
+    )
+
+
+def _merged(vendors: Mapping[tuple[str, str], list[str]], everywhere: set[str]) -> Iterator[str]:
+    """One row for the faults of which vendors and cells are the same."""
     faults: dict[tuple[str, str], list[str]] = {}
     for (fault, told), titles in vendors.items():
         where = "all" if set(titles) == everywhere else ", ".join(titles)
