@@ -29,6 +29,7 @@
     ├── StorageFailed             500 storage_failed
     ├── ImageUnfinished           500 image_unfinished
     ├── ProviderUnreachable       502 provider_unreachable, provider_error
+    ├── AccountRefused            503 provider_unavailable
     ├── NotConfigured             503 no_credential, price_unknown
     ├── CredentialUnreadable      503 credential_unreadable
     ├── Unavailable               503 overloaded, database_unavailable, provider_unavailable,
@@ -291,6 +292,14 @@ class Unavailable(GatewayError):
 
     status = 503
     code = "overloaded"
+
+
+class AccountRefused(GatewayError):
+    """The provider refused the operator's own account in an answer that it charged."""
+
+    status = 503
+    code = "provider_unavailable"
+    retry = False
 
 
 class NotConfigured(GatewayError):

@@ -6,6 +6,7 @@ from uuid import UUID
 from gateway import telemetry
 from gateway.domain import StorageState
 from gateway.errors import (
+    AccountRefused,
     ContentRefused,
     CredentialRejected,
     GatewayError,
@@ -64,12 +65,13 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             return NotFound(message, code="model_not_found", param="model")
         case Reason.CREDENTIAL | Reason.QUOTA | Reason.MODEL:
             telemetry.alarm("house_credential", reason=failure.reason, model=model)
-            is_charged = failure.outcome is Outcome.REFUSED_CHARGED
+            told = (
+                "The provider does not serve this gateway right now. Its operator has been alerted."
+            )
+            if failure.outcome is Outcome.REFUSED_CHARGED:
+                return AccountRefused(f"{told} The refusal was charged.")
             return Unavailable(
-                "The provider does not serve this gateway right now. Its operator has been "
-                f"alerted. {'The refusal was charged.' if is_charged else 'Nothing was bought.'}",
-                code="provider_unavailable",
-                retry_after_seconds=60,
+                f"{told} Nothing was bought.", code="provider_unavailable", retry_after_seconds=60
             )
         case _:
             return InvalidRequest(message, code=failure.code, param=failure.param)

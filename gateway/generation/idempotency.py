@@ -32,6 +32,7 @@ from gateway.domain import (
     StoredImage,
 )
 from gateway.errors import (
+    AccountRefused,
     ContentRefused,
     CredentialRejected,
     GatewayError,
@@ -56,7 +57,10 @@ from gateway.request_record import current
 RETRY_AFTER_SECONDS = 2
 _RECORDED_ERRORS: dict[str, type[GatewayError]] = {
     error.code: error
-    for error in (ImageUnfinished, StorageFailed, ContentRefused, CredentialRejected)
+    for error in (
+        *(ImageUnfinished, StorageFailed),
+        *(ContentRefused, CredentialRejected, AccountRefused),
+    )
 }
 
 

@@ -48,8 +48,14 @@ class StoreHealth:
         self._failures += 1
         self._probed_at = time.monotonic()
         if self._failures == FAILURES_IN_ROW:
-            telemetry.image_store_failing.set(1)
-            telemetry.alarm("image_store_away")
+            _tell_away()
+
+    def found_away(self) -> None:
+        """Record that the store is away, without waiting for further failures."""
+        self._probed_at = time.monotonic()
+        if not self.is_failing:
+            self._failures = FAILURES_IN_ROW
+            _tell_away()
 
     async def probe(self) -> bool:
         """Write a small file and delete it; return True if the store accepts files."""
@@ -65,10 +71,8 @@ class StoreHealth:
 
     async def examine(self) -> None:
         """Probe once, at start: a store that is away is known before anything is bought."""
-        if await self.probe():
-            return
-        while not self.is_failing:
-            self.failed()
+        if not await self.probe():
+            self.found_away()
 
     async def check(self, *, wants_link: bool) -> None:
         """Refuse a request whose images could not be delivered; does nothing on a healthy store.
@@ -89,6 +93,11 @@ class StoreHealth:
             async with self._probing:
                 await self.probe()
         return not self.is_failing
+
+
+def _tell_away() -> None:
+    telemetry.image_store_failing.set(1)
+    telemetry.alarm("image_store_away")
 
 
 def store_away(*, is_spool_full: bool) -> Unavailable:

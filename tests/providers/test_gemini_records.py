@@ -52,6 +52,7 @@ async def test_mcp_shows_the_cost_of_a_call_that_was_charged_and_failed(
     async with served.mcp(await served.key()) as client:
         first, again = [await call(client, "generate_image", **asked) for _ in range(2)]
         uncharged = await call(client, "generate_image", **asked | {"idempotency_key": "other"})
+    assert error_of(again) == error_of(first)
     [line] = gemini.bill
     paid = {"usd": format_usd(NanoUsd(line.cost_nano_usd)), "model": BANANA, "provider": "gemini"}
     assert error_of(first)["code"] == code
@@ -60,3 +61,20 @@ async def test_mcp_shows_the_cost_of_a_call_that_was_charged_and_failed(
         assert "Nothing was bought" not in text_of(result)
     assert "cost" not in (uncharged.meta or {})
     assert await served.ledger_total() == line.cost_nano_usd
+
+
+async def test_a_charged_refusal_of_the_operators_account_is_repeated_as_it_was(
+    served: Served, gemini: StubGemini
+) -> None:
+    gemini.faults.append("limited")
+    async with served.http(await served.key()) as http:
+        http.headers["Idempotency-Key"] = "once"
+        first, again = [await http.post("/v1/images/generations", json=ASKED) for _ in range(2)]
+    assert (first.status_code, first.json()["error"]["code"]) == (503, "provider_unavailable")
+    assert (again.status_code, again.json()) == (503, first.json())
+    for answer in (first, again):
+        # Another call would be charged again, and this key has its answer.
+        assert answer.headers["x-should-retry"] == "false"
+        assert "retry-after" not in answer.headers
+    assert len(gemini.calls) == 1
+    assert await served.ledger_total() == gemini.bill[0].cost_nano_usd
