@@ -1,4 +1,4 @@
-"""The directory of API keys, and the gateway's own keys: admin keys, secrets, rotations."""
+"""API keys: their directory and last use; the gateway's own keys, secrets and rotations."""
 
 from datetime import datetime
 from typing import Literal
@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from gateway.db.tables import Table, Timestamp
+from gateway.db.tables import Table, Timestamp, tenant_key
 
 
 class KeyDirectoryRow(Table):
@@ -30,6 +30,19 @@ class KeyDirectoryRow(Table):
     tenant_id: Mapped[UUID]
     api_key_id: Mapped[UUID]
     pepper_version: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+
+
+class ApiKeyUseRow(Table):
+    """The last request with a key of a line, by the line's first key; accurate to half a minute.
+
+    `record_requests` writes it with the request log. It outlives its key: no foreign key.
+    """
+
+    __tablename__ = "api_key_use"
+
+    tenant_id: Mapped[UUID] = tenant_key()
+    api_key_id: Mapped[UUID] = mapped_column(primary_key=True)
+    last_used_at: Mapped[datetime] = mapped_column(Timestamp)
 
 
 class ChangeRow(Table):

@@ -21,6 +21,24 @@ EXCEPTION
     WHEN duplicate_table OR unique_violation THEN NULL;
 END $$;
 
+-- Note the last use of each key in a batch, at most every half minute: an API key in steady use
+-- would otherwise change its row with every batch. A page of the console is no use of the key that
+-- opened its session.
+CREATE OR REPLACE FUNCTION note_key_uses(p_rows jsonb) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
+    INSERT INTO api_key_use AS u (tenant_id, api_key_id, last_used_at)
+    SELECT r.tenant_id, r.api_key_id, max(r.at)
+    FROM jsonb_to_recordset(p_rows) AS r(
+        at timestamptz, tenant_id uuid, api_key_id uuid, session_id uuid)
+    JOIN tenant t ON t.id = r.tenant_id
+    WHERE r.api_key_id IS NOT NULL AND r.session_id IS NULL
+        AND r.at BETWEEN now() - interval '7 days' AND now() + interval '2 days'
+    GROUP BY 1, 2
+    ORDER BY 1, 2  -- in one order, so that two batches cannot wait for each other
+    ON CONFLICT (tenant_id, api_key_id) DO UPDATE SET last_used_at = excluded.last_used_at
+    WHERE excluded.last_used_at >= u.last_used_at + interval '30 seconds'
+$$;
+
 -- Write a batch of records, given as JSON objects; returns the number refused because their
 -- clock is off by more than a week back or two days ahead.
 CREATE OR REPLACE FUNCTION record_requests(p_rows jsonb) RETURNS int
@@ -54,6 +72,7 @@ BEGIN
         provider_calls smallint, model_version text, session_id uuid)
     WHERE r.at BETWEEN now() - interval '7 days' AND now() + interval '2 days'
     ON CONFLICT DO NOTHING;
+    PERFORM note_key_uses(p_rows);
     SELECT count(*) INTO v_refused FROM jsonb_to_recordset(p_rows) AS r(at timestamptz)
     WHERE r.at NOT BETWEEN now() - interval '7 days' AND now() + interval '2 days';
     RETURN v_refused;
@@ -90,6 +109,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $
 $$;
 
 REVOKE ALL ON FUNCTION add_request_log_day(date) FROM PUBLIC;
+REVOKE ALL ON FUNCTION note_key_uses(jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION record_requests(jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION keep_request_log(int) FROM PUBLIC;
 REVOKE ALL ON FUNCTION forget_requests(uuid) FROM PUBLIC;
