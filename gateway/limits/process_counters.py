@@ -61,10 +61,9 @@ class LocalCounters:
 
     def give_back(self, demands: Sequence[Demand], second: int) -> None:
         """Undo a request that was counted in that second."""
-        now = self._turn() // 1000
         for demand in demands:
             if not demand.is_lease:
-                self._window(demand.counter, now).take_out(second, demand.cost)
+                self._window(demand.counter, second).take_out(second, demand.cost)
 
     @property
     def leases(self) -> Mapping[str, set[str]]:
