@@ -145,7 +145,7 @@ BEGIN
             spent_nano = spent_nano + c.spent_nano,
             held_nano = held_nano - c.released_nano,
             breach_nano = breach_nano + c.breach_nano
-        WHERE shard = c.shard AND id = c.period_id AND (c.spent_nano <> 0 OR c.released_nano <> 0);
+        WHERE shard = c.shard AND id = c.period_id;
     END LOOP;
 END $$;
 
