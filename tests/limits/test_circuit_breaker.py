@@ -173,8 +173,9 @@ def test_a_tenant_served_minutes_ago_passes_a_rate_limit_once() -> None:
 def test_a_tenant_served_long_ago_waits_for_a_rate_limit_as_a_new_one_does() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
     circuit.succeed(0, EVE)
-    put_off(circuit, 601, ANN, BOB)
-    assert refusal(circuit, 601, EVE) == (Trouble.RATE_LIMITED, 60)
+    put_off(circuit, 600, ANN, BOB)
+    assert refusal(circuit, 600, EVE) is None
+    assert refusal(circuit, 601, EVE) == (Trouble.RATE_LIMITED, 59)
 
 
 def test_a_rate_limit_of_the_served_tenant_does_not_count_as_its_failure() -> None:

@@ -1,7 +1,6 @@
 """House budgets: eight shards of one limit together admit exactly what the limit admits."""
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -12,115 +11,22 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from gateway.billing import budgets, prices
-from gateway.billing.reservations import Reservations
-from gateway.billing.reserving import ReservationRequest
-from gateway.billing.settlement import Settlement
+from gateway.billing import budgets
 from gateway.db.addresses import create_engine, database_url
-from gateway.domain import Caller, Price, Quote, new_id
-from gateway.errors import BudgetExceeded
-from gateway.money import NanoUsd, format_usd
-from gateway.provider_answers import Outcome
+from gateway.domain import new_id
+from gateway.money import format_usd
 from tests.admin_helpers import admin, answered, created, refusal
-from tests.harness import GPT2, Served, error_of
-from tests.money_helpers import TERMS, post_image, quote_nano
+from tests.harness import Served, error_of
+from tests.house_helpers import WORKERS, House, make_house
+from tests.money_helpers import post_image, quote_nano
 from tests.stub_openai import Fault, Stub
 
 PATH = "/budgets"
-# Each has a shard of its own: the end of its id names it.
-WORKERS = [UUID(f"019aa5f2-7c00-7000-8000-00000000000{shard}") for shard in range(8)]
-
-
-class House:
-    """Workers that hold and settle with the house credential, beside the expected total."""
-
-    def __init__(
-        self, served: Served, caller: Caller, price: Price, workers: Sequence[UUID]
-    ) -> None:
-        self.served = served
-        self._caller = caller
-        self._price = price
-        self._workers = [
-            Reservations(
-                served.gateway.database, instance=worker, max_batch=64, admission_timeout_ms=60000
-            )
-            for worker in workers
-        ]
-
-    async def limit(
-        self, limit_nano: int, enforcement: str | None = None, *, window: str = "total"
-    ) -> None:
-        async with self.served.gateway.database.operator() as session:
-            await budgets.set_limit(
-                session,
-                None,
-                window=window,
-                limit_nano=NanoUsd(limit_nano),
-                enforcement=enforcement,
-            )
-
-    async def hold(self, worker: int, amount_nano: int, credential: str = "house") -> UUID | None:
-        """A reservation; None if the house budget refuses it."""
-        wanted = ReservationRequest(
-            id=new_id(),
-            caller=self._caller,
-            quote=Quote(self._price, NanoUsd(amount_nano), TERMS),
-            operation="generation",
-            requested_model=GPT2,
-            served_model=GPT2,
-            provider="openai",
-            credential=credential,
-            ttl_seconds=600,
-        )
-        try:
-            await self._workers[worker].reserve(wanted)
-        except BudgetExceeded:
-            return None
-        return wanted.id
-
-    async def settle(self, worker: int, reservation_id: UUID, amount_nano: int) -> None:
-        await self._workers[worker].settle(
-            self._caller.tenant_id,
-            Settlement(reservation_id, Outcome.SUCCESS, NanoUsd(amount_nano), images=1),
-        )
-
-    async def start_anew(self) -> None:
-        """Remove all budgets, reservations and lines."""
-        for statement in (
-            "ALTER TABLE ledger DISABLE TRIGGER USER",
-            "DELETE FROM ledger",
-            "DELETE FROM reservation",
-            "DELETE FROM house_budget_period",
-            "DELETE FROM house_budget",
-            "ALTER TABLE ledger ENABLE TRIGGER USER",
-        ):
-            await self.served.owner_sql(statement)
-
-    async def close(self) -> None:
-        for worker in self._workers:
-            await worker.close()
 
 
 @pytest.fixture
 async def house(served: Served) -> House:
     return await make_house(served, WORKERS)
-
-
-async def make_house(served: Served, workers: Sequence[UUID]) -> House:
-    key = await served.key()
-    async with served.gateway.database.operator() as session:
-        price = next(p for p in await prices.list_prices(session) if p.model == GPT2)
-    caller = Caller(
-        tenant_id=served.tenant_id,
-        user_id=None,
-        api_key_id=key.id,
-        livemode=True,
-        scopes=frozenset(),
-        models=None,
-        expires_at=None,
-        tenant_status="active",
-    )
-    return House(served, caller, price, workers)
 
 
 STEPS = st.one_of(
@@ -252,6 +158,9 @@ async def test_a_tenant_with_its_own_key_does_not_wait_for_the_houses_shards(
     assert url is not None
     engine = create_engine(database_url(url.get_secret_value()), role=None)
     async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1 FROM house_budget_period FOR UPDATE"))
+        assert await house.hold(0, 100, credential="tenant") is not None
+    async with engine.begin() as connection:
         await connection.execute(
             text("SELECT 1 FROM house_budget_period WHERE shard = 5 FOR UPDATE")
         )
@@ -361,45 +270,6 @@ async def test_the_houses_budget_binds_calls_with_its_credential_and_no_others(
     assert [call.key for call in stub.calls] == ["sk-of-this-tenant-alone"]
 
 
-async def test_the_operator_is_warned_by_the_total_of_all_shards(
-    house: House,
-) -> None:
-    await house.limit(1000)
-    for worker in range(8):
-        held = await house.hold(worker, 100)
-        assert held is not None
-        await house.settle(worker, held, 64)
-    await house.served.sweep()
-    await house.served.sweep()
-    assert await told(house.served) == [("budget.threshold_reached", 50, format_usd(8 * 64))]
-    for _ in range(6):
-        held = await house.hold(3, 80)
-        assert held is not None
-        await house.settle(3, held, 80)
-    await house.served.sweep()
-    assert await house.hold(5, 100) is None
-    assert await house.hold(6, 100) is None
-    assert await told(house.served) == [
-        ("budget.threshold_reached", 50, format_usd(512)),
-        ("budget.threshold_reached", 80, format_usd(992)),
-        ("budget.exceeded", None, format_usd(992)),
-    ]
-    await house.close()
-
-
-async def test_a_limit_that_was_raised_and_is_lowered_again_warns_again(house: House) -> None:
-    held = None
-    for limit in (1000, 2000, 1000):
-        await house.limit(limit)
-        if held is None:
-            held = await house.hold(0, 500)
-            assert held is not None
-            await house.settle(0, held, 500)
-        await house.served.sweep()
-    assert await told(house.served) == [("budget.threshold_reached", 50, format_usd(500))] * 2
-    await house.close()
-
-
 async def test_a_new_house_period_begins_where_the_last_one_ended(house: House) -> None:
     await house.limit(1000, window="month")
     assert await house.hold(0, 500) is not None
@@ -415,44 +285,6 @@ async def test_a_new_house_period_begins_where_the_last_one_ended(house: House) 
     )
     assert {(len(row.starts), row.starts[1] == row.ends[0]) for row in rows} == {(2, True)}
     await house.close()
-
-
-async def test_a_threshold_between_two_nano_dollars_is_reached_by_the_higher_one(
-    house: House,
-) -> None:
-    await house.limit(101)
-    warned = []
-    for amount in (50, 1):
-        held = await house.hold(0, amount)
-        assert held is not None
-        await house.settle(0, held, amount)
-        await house.served.sweep()
-        warned.append(await told(house.served))
-    assert warned == [[], [("budget.threshold_reached", 50, format_usd(51))]]
-    await house.close()
-
-
-async def test_a_settlement_after_a_house_period_still_warns(house: House) -> None:
-    await house.limit(1000)
-    held = await house.hold(0, 500)
-    assert held is not None
-    await house.served.owner_sql(
-        "UPDATE house_budget_period SET period_end = clock_timestamp() - interval '1 minute'"
-    )
-    await house.settle(0, held, 500)
-    await house.served.sweep()
-    await house.served.sweep()
-    assert await told(house.served) == [("budget.threshold_reached", 50, format_usd(500))]
-    await house.close()
-
-
-async def told(served: Served) -> list[tuple[str, int | None, str]]:
-    """The operator's events, oldest first."""
-    rows = await served.owner_sql(
-        "SELECT type, data FROM event WHERE tenant_id IS NULL ORDER BY created_at"
-    )
-    assert all(row.data["owner"] == "house" for row in rows)
-    return [(row.type, row.data.get("threshold_percent"), row.data["spent_usd"]) for row in rows]
 
 
 @pytest.mark.asyncio(loop_scope="module")

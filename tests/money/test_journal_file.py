@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from gateway.billing.journal import (
+    HEADER_BYTES,
     MAX_RESTING_SLOTS,
     REST_NS,
     SLOT_BYTES,
@@ -33,7 +34,7 @@ def test_a_slot_rests_for_a_while_and_the_journal_stays_bounded(tmp_path: Path) 
     now = 0
     journal = Journal(tmp_path, new_id(), HERE, clock=lambda: now)
     [path] = tmp_path.iterdir()
-    empty = path.stat().st_size - SLOTS_AT_ONCE * SLOT_BYTES
+    assert path.stat().st_size == HEADER_BYTES + SLOTS_AT_ONCE * SLOT_BYTES
     settled = []
     for _ in range(10 * SLOTS_AT_ONCE):
         settled.append(new_id())
@@ -41,7 +42,7 @@ def test_a_slot_rests_for_a_while_and_the_journal_stays_bounded(tmp_path: Path) 
         journal.settled(settled[-1])
     content = path.read_bytes()
     assert all(call.bytes in content for call in settled)
-    assert len(content) == empty + 10 * SLOTS_AT_ONCE * SLOT_BYTES
+    assert len(content) == HEADER_BYTES + 10 * SLOTS_AT_ONCE * SLOT_BYTES
     now = REST_NS
     for _ in range(20 * SLOTS_AT_ONCE):
         call = new_id()
@@ -53,11 +54,11 @@ def test_a_slot_rests_for_a_while_and_the_journal_stays_bounded(tmp_path: Path) 
         call = new_id()
         journal.sent(call)
         journal.settled(call)
-    assert path.stat().st_size <= empty + (MAX_RESTING_SLOTS + SLOTS_AT_ONCE) * SLOT_BYTES
+    assert path.stat().st_size <= HEADER_BYTES + (MAX_RESTING_SLOTS + SLOTS_AT_ONCE) * SLOT_BYTES
     under_way = MAX_RESTING_SLOTS + 2 * SLOTS_AT_ONCE
     for _ in range(under_way):
         journal.sent(new_id())
-    assert path.stat().st_size <= empty + (2 * under_way) * SLOT_BYTES
+    assert path.stat().st_size <= HEADER_BYTES + (2 * under_way) * SLOT_BYTES
     journal.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.config import Settings
 from gateway.money import format_usd
-from tests.harness import GatewayProcess, Served, error_of
+from tests.harness import GatewayProcess, Served, error_of, owner_connections
 from tests.money_helpers import (
     budget_rows,
     client_of,
@@ -134,6 +134,28 @@ async def test_a_budget_smaller_than_the_call_refuses_it_and_holds_nothing(
     assert stub.calls == []
     assert await count_states(served) == {}
     assert [row[3] for row in await budget_rows(served)] == [0]
+
+
+async def test_a_call_is_settled_while_a_budget_that_it_does_not_count_in_is_locked(
+    served: Served,
+) -> None:
+    ann, bob = await served.key(), await served.key()
+    for key in (ann, bob):
+        await served.budget("1", window="total", api_key_id=key.id)
+    async with served.http(bob) as http:
+        assert (await post_image(http)).status_code == 200
+    async with (
+        owner_connections(served.gateway.settings, 1) as [other],
+        other.transaction(),
+        served.http(ann) as http,
+    ):
+        await other.execute(
+            "SELECT 1 FROM budget_period x WHERE x.budget_id IN"
+            " (SELECT b.id FROM budget b WHERE b.api_key_id = $1) FOR UPDATE",
+            bob.id,
+        )
+        answer = await post_image(http)
+    assert (answer.status_code, answer.headers["x-gateway-cost-status"]) == (200, "actual")
 
 
 async def test_a_budget_of_exactly_the_quote_admits_the_call_once(

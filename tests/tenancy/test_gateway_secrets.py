@@ -49,6 +49,23 @@ async def test_rolled_and_retired_secrets_are_in_the_audit_trail(served: Served)
     }
 
 
+async def test_a_new_link_key_signs_from_and_the_old_one_is_accepted_until_the_told_moment(
+    served: Served,
+) -> None:
+    database, vault = served.gateway.database, served.gateway.core.vault
+    async with database.operator() as session:
+        _, signs_from = await gateway_secrets.roll_link_key(
+            session, vault, lifetime=timedelta(days=1)
+        )
+        known = GatewaySecrets(vault, await gateway_secrets.list_versions(session, vault))
+    rolled = await changes(served, "gateway_secret.rolled")
+    until = datetime.fromisoformat(rolled["link_key"]["old_links_until"]).timestamp()
+    at = signs_from.timestamp()
+    new, old = known.link_keys(at)
+    assert [known.signing_link_key(at - 1), known.signing_link_key(at)] == [old, new]
+    assert [known.link_keys(until - 1), known.link_keys(until)] == [[new, old], [new]]
+
+
 async def test_peppers_are_read_again_only_where_one_is_unknown(served: Served) -> None:
     database, vault = served.gateway.database, served.gateway.core.vault
     async with database.operator() as session:
