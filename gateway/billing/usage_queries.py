@@ -89,11 +89,18 @@ OPEN = text("reservation.state IN ('held', 'unknown')")
 
 @dataclass(frozen=True, slots=True)
 class UsageFilters:
-    """The filters of a report; None: no filter. `key_id`: the first key of a line."""
+    """The filters of a report; None: no filter. `key_id`: the first key of a line.
+
+    `requested_models`: any of these, as the callers named them.
+    """
 
     key_id: UUID | None = None
     user_id: UUID | None = None
     model: str | None = None
+    provider: str | None = None
+    operation: str | None = None
+    credential_owner: str | None = None
+    requested_models: tuple[str, ...] | None = None
 
 
 EVERYTHING = UsageFilters()
@@ -241,10 +248,18 @@ def _grouped(
         grouped = grouped.where(rows.c.api_key_id == query.filters.key_id)
     if query.filters.user_id is not None:
         grouped = grouped.where(rows.c.user_id == query.filters.user_id)
-    if query.filters.model is not None:
-        # Postgres refuses NUL, and no model name contains it.
-        is_name = query.filters.model.isprintable()
-        grouped = grouped.where(rows.c.served_model == query.filters.model if is_name else false())
+    equal = {
+        "served_model": query.filters.model,
+        "provider": query.filters.provider,
+        "operation": query.filters.operation,
+        "credential": query.filters.credential_owner,
+    }
+    for name, value in equal.items():
+        if value is not None:
+            # Postgres refuses NUL, and no name contains it.
+            grouped = grouped.where(rows.c[name] == value if value.isprintable() else false())
+    if query.filters.requested_models is not None:
+        grouped = grouped.where(rows.c.requested_model.in_(query.filters.requested_models))
     positions = _positions(columns)
     return grouped.group_by(*positions) if positions else grouped
 

@@ -55,7 +55,7 @@ from gateway.generation.provider_circuits import HOUSE, provider_call
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
 from gateway.limits.enforcement import Admission, Limiter
-from gateway.load.circuits import Circuits, ProviderCall
+from gateway.load.circuits import Circuits, ProviderCall, TroubledCircuit
 from gateway.load.concurrency import Bulkhead
 from gateway.load.gate import Gate, GateSlot, current_slot
 from gateway.money import NanoUsd
@@ -133,6 +133,10 @@ class Pipeline:
             is_draining=lambda: self._draining,
         )
         self._draining = False
+
+    def troubled_circuits(self) -> list[TroubledCircuit]:
+        """List the circuits of this process that hold calls back."""
+        return self._circuits.troubled()
 
     async def generate(
         self,

@@ -161,6 +161,13 @@ class Circuit:
         elif is_counted:
             self._count(now)
 
+    def described(self, name: "CircuitName", now: float) -> "TroubledCircuit":
+        """Describe the circuit, for operators."""
+        if self.state is State.CLOSED:
+            waits = self._put_off_until - now
+            return TroubledCircuit(name, State.OPEN, Trouble.RATE_LIMITED, max(0.0, waits))
+        return TroubledCircuit(name, self.state, self.trouble, max(0.0, self._until - now))
+
     def is_over(self, now: float) -> bool:
         """Tell whether the circuit is idle for so long that it can be forgotten."""
         return now > max(self._touched, self._until, self._put_off_until) + FORGET_SECONDS
@@ -280,6 +287,16 @@ class ProviderCall:
             self._circuits.tell(name, self._number, outcome, is_kept=name in kept)
 
 
+@dataclass(frozen=True, slots=True)
+class TroubledCircuit:
+    """A circuit that does not let every call through now. `seconds`: until its next probe."""
+
+    name: CircuitName
+    state: State
+    trouble: Trouble
+    seconds: float
+
+
 class Circuits:
     """The circuits of this process; the least recently used ones beyond a limit are forgotten."""
 
@@ -295,6 +312,15 @@ class Circuits:
     def __len__(self) -> int:
         """Return the number of circuits."""
         return len(self._circuits)
+
+    def troubled(self) -> list[TroubledCircuit]:
+        """List the circuits that are not closed, or put off by the provider's Retry-After."""
+        now = self._clock()
+        return [
+            circuit.described(name, now)
+            for name, circuit in self._circuits.items()
+            if circuit.state is not State.CLOSED or circuit.is_put_off(now)
+        ]
 
     @contextmanager
     def call(self, tenant_id: UUID) -> Iterator[ProviderCall]:
