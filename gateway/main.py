@@ -1,6 +1,7 @@
 """The ASGI application and the layers that a request passes through, from the outside in.
 
-Instrumentation (request id, metrics) ─► ConsoleGuard (its pages: cross-site requests, headers)
+ErrorPages (errors as pages, for browsers) ─► Instrumentation (request id, metrics)
+    ─► ConsoleGuard (its pages: cross-site requests, headers)
     ─► Authentication (bearer key or token → Caller)
     ─► Admission (concurrency, per-tenant queue) ─► rest/… routes, or the MCP server at /mcp
     ─► generation/pipeline
@@ -22,6 +23,7 @@ from gateway.config import Settings, load_settings
 from gateway.console import assets
 from gateway.console import router as console
 from gateway.console.dependencies import install_sign_in_redirect
+from gateway.console.error_pages import ErrorPages
 from gateway.console.guard import ConsoleGuard
 from gateway.maintenance import Sweeper
 from gateway.mcp_server.server import McpFront
@@ -114,6 +116,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(ConsoleGuard)
     app.add_middleware(Instrumentation)
+    app.add_middleware(ErrorPages)
     return app
 
 
