@@ -29,11 +29,11 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full clients mutants check generated faults bench scale drill migrate lock clean
+.PHONY: help setup run dev test test-full clients mutants check generated faults screenshots bench scale drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(DEV_READY) ## install everything for development into .venv
 
@@ -69,6 +69,9 @@ generated: $(DEV_READY) ## write .env.example and the generated tables in docs/ 
 
 faults: $(DEV_READY) ## write docs/faults.md: every fault of every provider, as it happens
 	@$(BIN)/python -m tests.tooling.fault_table
+
+screenshots: $(DEV_READY) ## write docs/images/console from seeded data (needs Chromium; ARGS=folder)
+	@$(BIN)/python -m tests.console.screenshots $(ARGS)
 
 bench: $(DEV_READY) ## measure speed and memory against the floor (ARGS='parts --rounds 2')
 	@$(BIN)/python -m benchmarks $(ARGS)
