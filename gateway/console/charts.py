@@ -10,7 +10,7 @@ they are in the tooltip and the table.
         labels=("1 Nov", "2 Nov"), series=(Series("gpt-image-2", (5_000_000, 0)),), unit=USD,
     ))
 
-and in a template, after `{% import "charts.html" as charts %}`: `{{ charts.figure(chart) }}`.
+and in a template: `{{ charts.figure(chart) }}`.
 """
 
 from collections.abc import Callable, Sequence

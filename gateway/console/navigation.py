@@ -1,7 +1,7 @@
 """The side navigation: one line for each page, in the order shown.
 
 A page adds its line here. The tests read this table too: each page in it is opened in a browser,
-checked for accessibility and photographed by `make screenshots`.
+checked for accessibility and shown in an image by `make screenshots`.
 """
 
 from dataclasses import dataclass

@@ -6,16 +6,16 @@ A page's function computes plain values and hands them to `page`:
 
     {# templates/costs.html #}
     {% extends "page.html" %}
-    {% import "ui.html" as ui %}
     {% block content %}
       {{ ui.tile("Spend", report.cost_nano | usd) }}
       <p>Since {{ report.start | time }}, {{ report.requests | count }} requests.</p>
     {% endblock %}
 
-Filters: `usd` (rounded, the exact amount in its title), `usd_exact`, `count`, `time` and `date` (in
-the shell's zone), `ago`, `ms`, `size`. A block of a template alone, for htmx and for live tiles:
-`fragment(shell, "overview.html", "tiles", …)`. Parts are macros of templates/ui.html, charts of
-templates/charts.html; docs/console-pages.md shows them.
+Filters: `usd` (rounded, the exact amount in its title), `usd_short` (rounded, a plain text),
+`usd_exact`, `count`, `time`, `clock` and `date` (in the shell's zone), `ago`, `ms`, `size`. The
+macros of templates/ui.html and templates/charts.html are there in every template as `ui` and
+`charts`; docs/console-pages.md shows them. A block of a template alone, for htmx and for live
+tiles: `fragment(shell, "overview.html", "tiles", …)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from fastapi import Response
 from fastapi.responses import HTMLResponse
@@ -163,13 +164,20 @@ def environment() -> Environment:
     }
     made.filters |= {
         "usd": _usd,
+        "usd_short": formats.money,
         "usd_exact": formats.money_exact,
         "count": formats.count,
         "ms": formats.milliseconds,
         "size": formats.size,
         "time": _time,
+        "clock": _clock,
         "date": _date,
         "ago": _ago,
+    }
+    # Globals rather than imports: a block that is rendered alone runs no import of its template.
+    made.globals |= {
+        "ui": made.get_template("ui.html").module,
+        "charts": made.get_template("charts.html").module,
     }
     return made
 
@@ -193,6 +201,13 @@ def _time(context: Context, at: datetime | None) -> Markup:
     return Markup('<time class="nowrap" datetime="{}" title="{}">{}</time>').format(
         at.isoformat(), formats.moment_exact(at, zone), formats.moment(at, zone)
     )
+
+
+@pass_context
+def _clock(context: Context, at: datetime) -> str:
+    """Show the time of day in the page's zone, to the second, with the zone."""
+    zone = context["shell"].zone
+    return f"{at.astimezone(ZoneInfo(zone)):%H:%M:%S} {zone}"
 
 
 @pass_context

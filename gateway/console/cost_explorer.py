@@ -1,0 +1,271 @@
+"""The cost explorer: sums of usage by group, compared with the period before, for any front page.
+
+It reads usage reports alone, so that its amounts are those of every other report.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, get_args
+from uuid import UUID
+
+from gateway.billing import usage
+from gateway.billing.usage import UsageRow
+from gateway.billing.usage_queries import GroupField, ReportQuery, UsageFilters
+from gateway.console import formats
+from gateway.console.charts import USD, Chart, ChartData, Series, stacked_bars
+from gateway.console.periods import Days
+from gateway.db.engine import OperatorSession, TenantSession
+
+Session = TenantSession | OperatorSession
+Grouping = Literal[
+    "model", "tenant", "user", "key", "provider", "operation", "credential_owner", "requested_model"
+]
+GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
+NAMES: Mapping[Grouping, str] = {
+    "model": "Model",
+    "tenant": "Tenant",
+    "user": "User",
+    "key": "API key",
+    "provider": "Provider",
+    "operation": "Operation",
+    "credential_owner": "Credential owner",
+    "requested_model": "Requested model",
+}
+FEW: frozenset[Grouping] = frozenset(
+    {"model", "requested_model", "provider", "operation", "credential_owner"}
+)
+"""Groupings of which there are few groups, so that one report by time and group is small."""
+IDS: Mapping[Grouping, tuple[int, int]] = {"tenant": (0, 1), "user": (0, 1), "key": (1, 0)}
+"""For groups with a name and an id: their positions in a report's row."""
+MAX_DRAWN = 7
+"""Groups with a colour of their own; the rest is drawn as one."""
+MOST_STACKED = 200
+MAX_SHOWN = 100
+MAX_HOURLY_DAYS = 3
+OTHERS = "Others"
+NONE = "(none)"
+ALL = "*"
+"""The key of all groups together, where they are too many to be read one by one."""
+_NOTHING = UsageRow(())
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The question to the explorer. `tenant_id` None: all tenants, in each one's own days."""
+
+    tenant_id: UUID | None
+    filters: UsageFilters
+    livemode: bool
+    days: Days
+    group: Grouping
+    by_hour: bool = False
+    compares: bool = True
+
+    def query(self, days: Days, group_by: tuple[GroupField, ...]) -> ReportQuery:
+        """Build the report of some days."""
+        return ReportQuery(self.tenant_id, self.filters, self.livemode, days.period, group_by)
+
+    @property
+    def time(self) -> GroupField:
+        """The unit of the chart."""
+        return "hour" if self.by_hour else "day"
+
+    @property
+    def columns(self) -> tuple[GroupField, ...]:
+        """The groups of the file."""
+        return (self.time, self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class ExplorerRow:
+    """One group: its name and id (or the name again), and its sums now and before."""
+
+    name: str
+    id: str
+    now: UsageRow
+    before: UsageRow
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """The answer: groups by their cost, dearest first, their totals, and the chart."""
+
+    rows: tuple[ExplorerRow, ...]
+    number: int
+    total: UsageRow
+    before: UsageRow
+    chart: Chart
+
+
+async def explore(
+    session: Session, question: Question, link: Callable[[str], str] | None = None
+) -> Exploration:
+    """Answer a question; `link` makes the address of what lies behind a day or hour.
+
+    Raises:
+        InvalidRequest: the report has too many groups or takes too long (`report_too_large`).
+    """
+    now, now_by_time = await _sums(session, question, question.days)
+    before: dict[str, UsageRow] = {}
+    before_by_time: dict[str, dict[str, int]] = {}
+    if question.compares:
+        before, before_by_time = await _sums(session, question, question.days.before)
+    names = before | now
+    rows = sorted(
+        (
+            ExplorerRow(
+                *_name(question.group, row), now.get(key, _NOTHING), before.get(key, _NOTHING)
+            )
+            for key, row in names.items()
+        ),
+        key=lambda row: (-row.now.cost_nano, -row.before.cost_nano, row.name),
+    )
+    return Exploration(
+        rows=tuple(rows[:MAX_SHOWN]),
+        number=len(rows),
+        total=_total(now.values()),
+        before=_total(before.values()),
+        chart=_chart(question, rows, now_by_time, before_by_time, link),
+    )
+
+
+async def _sums(
+    session: Session, question: Question, days: Days
+) -> tuple[dict[str, UsageRow], dict[str, dict[str, int]]]:
+    """Read the sums of each group, and the cost of each group in each hour or day.
+
+    Of many groups, only the costs of all together are read by time, under the key `ALL`.
+    """
+    time, group = question.time, question.group
+    by_group: dict[str, UsageRow] = {}
+    by_time: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    is_few = group in FEW
+    if not is_few:
+        report = await usage.report(session, question.query(days, (group,)))
+        by_group = {_key(group, row.group): row for row in report.rows}
+        is_few = len(by_group) <= MOST_STACKED
+    stacked = await usage.report(
+        session, question.query(days, (time, group) if is_few else (time,))
+    )
+    for row in stacked.rows:
+        moment, rest = row.group[0] or "", row.group[1:]
+        key = _key(group, rest) if is_few else ALL
+        by_time[moment][key] += row.cost_nano
+        if group in FEW:
+            found = by_group.get(key)
+            by_group[key] = _add(rest, found, row)
+    return by_group, by_time
+
+
+def _key(group: Grouping, texts: usage.Group) -> str:
+    return texts[IDS.get(group, (0, 0))[1]] or ""
+
+
+def _name(group: Grouping, row: UsageRow) -> tuple[str, str]:
+    """Return a group's name and its id."""
+    at_name, at_id = IDS.get(group, (0, 0))
+    found = row.group[at_id] or ""
+    return row.group[at_name] or (f"…{found[-4:]}" if found else NONE), found
+
+
+def _add(group: usage.Group, first: UsageRow | None, second: UsageRow) -> UsageRow:
+    sums = _total([second] if first is None else [first, second])
+    return UsageRow(group, *_numbers(sums))
+
+
+def _numbers(row: UsageRow) -> tuple[int, ...]:
+    return (
+        *(row.requests, row.images, row.input_tokens, row.output_tokens, row.cost_nano),
+        *(row.failed_requests, row.estimated_requests, row.estimated_nano),
+        *(row.open_requests, row.open_nano),
+    )
+
+
+def _total(rows: Iterable[UsageRow]) -> UsageRow:
+    columns = [_numbers(row) for row in rows]
+    return UsageRow((), *(sum(values) for values in zip(*columns, strict=True)))
+
+
+def _chart(
+    question: Question,
+    rows: Sequence[ExplorerRow],
+    now: Mapping[str, Mapping[str, int]],
+    before: Mapping[str, Mapping[str, int]],
+    link: Callable[[str], str] | None,
+) -> Chart:
+    expected = _moments(question, question.days)
+    # A tenant's day may begin before the period's first, or end after its last.
+    moments = sorted({*expected, *now})
+    unit = "hour" if question.by_hour else "day"
+    return stacked_bars(
+        ChartData(
+            key="cost",
+            title=f"Cost by {unit} and {NAMES[question.group].lower()}",
+            description=f"US dollars, {question.days.text}",
+            labels=tuple(_label(question, moment) for moment in moments),
+            series=_series(rows, moments, now),
+            unit=USD,
+            before=_before(question, moments, expected, before) if question.compares else None,
+            links=() if link is None else tuple(link(moment) for moment in moments),
+            label_name="Hour" if question.by_hour else "Day",
+        )
+    )
+
+
+def _series(
+    rows: Sequence[ExplorerRow], moments: Sequence[str], now: Mapping[str, Mapping[str, int]]
+) -> tuple[Series, ...]:
+    """Give the dearest groups a series each, and the rest one; their sum is the whole cost."""
+    drawn = [row for row in rows if row.now.cost_nano > 0]
+    if any(ALL in costs for costs in now.values()):
+        drawn = []
+    series = [
+        Series(row.name, tuple(now.get(moment, {}).get(row.id, 0) for moment in moments))
+        for row in (drawn if len(drawn) <= MAX_DRAWN + 1 else drawn[:MAX_DRAWN])
+    ]
+    totals = [sum(now.get(moment, {}).values()) for moment in moments]
+    rest = [
+        total - sum(int(one.values[at] or 0) for one in series) for at, total in enumerate(totals)
+    ]
+    if any(rest):
+        series.append(Series(OTHERS if series else "Cost", tuple(rest)))
+    return tuple(series)
+
+
+def _before(
+    question: Question,
+    moments: Sequence[str],
+    expected: Sequence[str],
+    before: Mapping[str, Mapping[str, int]],
+) -> Series:
+    """Lay the period before over this one, first day on first day; months differ in length."""
+    then = dict(zip(expected, _moments(question, question.days.before), strict=False))
+    return Series(
+        "Period before",
+        tuple(
+            sum(before.get(then[moment], {}).values()) if moment in then else None
+            for moment in moments
+        ),
+    )
+
+
+def _moments(question: Question, days: Days) -> list[str]:
+    """Return the texts of the chart's hours or days, as a report writes them."""
+    if not question.by_hour:
+        return [on.isoformat() for on in days.dates()]
+    hours = [
+        datetime(on.year, on.month, on.day, hour)  # noqa: DTZ001 - local, as reports write them
+        for on in days.dates()
+        for hour in range(24)
+    ]
+    return [f"{hour:%Y-%m-%dT%H:00}" for hour in hours]
+
+
+def _label(question: Question, moment: str) -> str:
+    if question.by_hour:
+        at = datetime.fromisoformat(moment)
+        return f"{formats.day(at.date(), with_year=False)} {at:%H:%M}"
+    on = datetime.fromisoformat(moment).date()
+    return formats.day(on, with_year=False)

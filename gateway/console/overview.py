@@ -1,0 +1,230 @@
+"""The figures of the operator's overview, each tile from one query.
+
+They are of live calls. Spend comes from the sums of usage, in days of each tenant's time zone;
+circuits are those of the process that answers.
+"""
+
+import calendar
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+from gateway.billing import budget_watch, ledger, usage
+from gateway.billing.budget_watch import WatchedBudget
+from gateway.billing.ledger import OpenSum
+from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery, UsageFilters
+from gateway.bootstrap import Gateway
+from gateway.console import formats
+from gateway.console.charts import USD, Chart, ChartData, Series, stacked_bars
+from gateway.console.shared import Shared
+from gateway.db.engine import OperatorSession
+from gateway.db.pools import Beside
+from gateway.load.circuits import TroubledCircuit
+from gateway.request_log.figures import RequestFigures, figures
+
+LIVE_SECONDS = 10
+SLOW_SECONDS = 60
+CHART_DAYS = 30
+PACE_DAYS = 7
+DYING_DAYS = 60
+CALLED_DAYS = 30
+MAX_BUDGETS = 12
+MAX_CALLERS = 5
+MAX_DRAWN = 7
+HOURS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class SpendFigures:
+    """Costs in nano-USD. `before`: of the same days of the month before.
+
+    `forecast`: this month's, if its other days cost what the last seven whole ones did.
+    """
+
+    today: int
+    yesterday: int
+    month: int
+    before: int
+    forecast: int
+    by_day: tuple[int, ...]
+    chart: Chart
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCaller:
+    """A tenant that asked for a model in the last 30 days. Cost in nano-USD."""
+
+    tenant: str
+    tenant_id: str
+    requests: int
+    cost_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class DyingModel:
+    """A model that its vendor shuts down soon, with its callers, the most frequent first."""
+
+    id: str
+    provider: str
+    shutdown_date: date
+    days: int
+    successor: str | None
+    callers: tuple[ModelCaller, ...]
+    more_callers: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFigures:
+    """The figures that change while one looks at them."""
+
+    at: datetime
+    spend: SpendFigures
+    requests: RequestFigures
+    held: OpenSum
+    unknown: OpenSum
+    estimated: OpenSum
+    circuits: tuple[TroubledCircuit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlowFigures:
+    """The figures that change by the hour."""
+
+    budgets: tuple[WatchedBudget, ...]
+    dying: tuple[DyingModel, ...]
+
+
+class Overview:
+    """The overview's figures, shared by all who look at it in this process."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.live = Shared(self._live, seconds=LIVE_SECONDS)
+        self.slow = Shared(self._slow, seconds=SLOW_SECONDS)
+
+    async def _live(self) -> LiveFigures:
+        now = datetime.now(UTC)
+        hour = now.replace(minute=0, second=0, microsecond=0)
+        database = self._gateway.database.beside(Beside.OPERATORS_REPORTS)
+        async with database.operator() as session:
+            spend = await spend_figures(session, now.date())
+            requests = await figures(
+                session, None, start=hour - timedelta(hours=HOURS - 1), end=now
+            )
+            open_sums = {one.state: one for one in await ledger.sum_open(session) if one.livemode}
+        return LiveFigures(
+            at=now,
+            spend=spend,
+            requests=requests,
+            held=open_sums["held"],
+            unknown=open_sums["unknown"],
+            estimated=open_sums["estimated"],
+            circuits=tuple(self._gateway.pipeline.troubled_circuits()),
+        )
+
+    async def _slow(self) -> SlowFigures:
+        database = self._gateway.database.beside(Beside.OPERATORS_REPORTS)
+        async with database.operator() as session:
+            budgets = await budget_watch.nearly_used(session, limit=MAX_BUDGETS)
+            dying = await self._dying(session)
+        return SlowFigures(tuple(budgets), dying)
+
+    async def _dying(self, session: OperatorSession) -> tuple[DyingModel, ...]:
+        now = datetime.now(UTC)
+        today, last = now.date(), now.date() + timedelta(days=DYING_DAYS)
+        dying = {
+            model.id: model
+            for model in self._gateway.core.catalog.models.values()
+            if model.shutdown_date is not None and today < model.shutdown_date <= last
+        }
+        callers: dict[str, list[ModelCaller]] = defaultdict(list)
+        if dying:
+            query = ReportQuery(
+                None,
+                UsageFilters(requested_models=tuple(dying)),
+                livemode=True,
+                period=Period(now - timedelta(days=CALLED_DAYS), now + timedelta(minutes=1)),
+                group_by=("requested_model", "tenant"),
+            )
+            async for row in usage.export(session, query):
+                model, tenant, tenant_id = (text or "" for text in row.group)
+                callers[model].append(ModelCaller(tenant, tenant_id, row.requests, row.cost_nano))
+        return tuple(
+            DyingModel(
+                model.id,
+                model.provider,
+                model.shutdown_date,
+                (model.shutdown_date - today).days,
+                model.successor,
+                tuple(sorted(callers[model.id], key=lambda one: -one.requests)[:MAX_CALLERS]),
+                max(0, len(callers[model.id]) - MAX_CALLERS),
+            )
+            for model in sorted(dying.values(), key=lambda one: (one.shutdown_date or last, one.id))
+            if model.shutdown_date is not None
+        )
+
+
+async def spend_figures(session: OperatorSession, today: date) -> SpendFigures:
+    """Read the costs of this month and the month before, by day and model: one report."""
+    first = (today.replace(day=1) - timedelta(days=1)).replace(day=1)
+    start = min(first, today - timedelta(days=CHART_DAYS))
+    period = Period(
+        datetime(start.year, start.month, start.day, tzinfo=UTC),
+        datetime.now(UTC) + timedelta(minutes=1),
+    )
+    query = ReportQuery(None, EVERYTHING, livemode=True, period=period, group_by=("day", "model"))
+    by_model: dict[str, dict[date, int]] = defaultdict(dict)
+    async for row in usage.export(session, query):
+        # East of here it is tomorrow already; it counts as today.
+        day = min(today, date.fromisoformat(row.group[0] or today.isoformat()))
+        costs = by_model[row.group[1] or ""]
+        costs[day] = costs.get(day, 0) + row.cost_nano
+    return summed_up(by_model, today)
+
+
+def summed_up(by_model: Mapping[str, Mapping[date, int]], today: date) -> SpendFigures:
+    """Sum up the costs of each model by day."""
+    by_day: dict[date, int] = defaultdict(int)
+    for costs in by_model.values():
+        for day, cost in costs.items():
+            by_day[day] += cost
+    days = [today - timedelta(days=at) for at in reversed(range(CHART_DAYS))]
+    month = sum(by_day[day] for day in _days_of(today.replace(day=1), today))
+    last_end = today.replace(day=1) - timedelta(days=1)
+    same = last_end.replace(day=min(today.day, last_end.day))
+    pace = sum(by_day[today - timedelta(days=at)] for at in range(1, PACE_DAYS + 1))
+    left = calendar.monthrange(today.year, today.month)[1] - today.day
+    return SpendFigures(
+        today=by_day[today],
+        yesterday=by_day[today - timedelta(days=1)],
+        month=month,
+        before=sum(by_day[day] for day in _days_of(last_end.replace(day=1), same)),
+        forecast=month + max(0, pace // PACE_DAYS - by_day[today]) + pace * left // PACE_DAYS,
+        by_day=tuple(by_day[day] for day in days),
+        chart=_chart(by_model, days),
+    )
+
+
+def _days_of(first: date, last: date) -> list[date]:
+    return [first + timedelta(days=at) for at in range((last - first).days + 1)]
+
+
+def _chart(by_model: Mapping[str, Mapping[date, int]], days: list[date]) -> Chart:
+    sums = {model: [costs.get(day, 0) for day in days] for model, costs in by_model.items()}
+    order = sorted((name for name in sums if any(sums[name])), key=lambda name: -sum(sums[name]))
+    series = [Series(name, tuple(sums[name])) for name in order[:MAX_DRAWN]]
+    if len(order) > MAX_DRAWN:
+        rest = zip(*(sums[name] for name in order[MAX_DRAWN:]), strict=True)
+        series.append(Series("Others", tuple(sum(values) for values in rest)))
+    return stacked_bars(
+        ChartData(
+            key="spend",
+            title="Spend by day and model",
+            description=f"US dollars, the last {CHART_DAYS} days",
+            labels=tuple(formats.day(day, with_year=False) for day in days),
+            series=tuple(series),
+            unit=USD,
+            links=tuple(f"/console/costs?start={day}&end={day}&group=tenant" for day in days),
+        )
+    )

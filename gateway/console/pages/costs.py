@@ -1,0 +1,262 @@
+"""The operators' cost explorer: a GET form, a chart, a table and a file, each by its address."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import urlencode
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from gateway.billing.usage_queries import UsageFilters
+from gateway.bootstrap import Gateway
+from gateway.console import periods
+from gateway.console.cost_explorer import (
+    GROUPINGS,
+    MAX_HOURLY_DAYS,
+    MAX_SHOWN,
+    NAMES,
+    ExplorerRow,
+    Grouping,
+    Question,
+    explore,
+)
+from gateway.console.dependencies import HouseReader
+from gateway.console.render import page
+from gateway.console.shell import shell_of
+from gateway.db.engine import OperatorSession
+from gateway.db.pools import Beside
+from gateway.domain import Operation
+from gateway.errors import InvalidRequest
+from gateway.identity.viewers import Viewer
+from gateway.rest.dependencies import GatewayDep
+from gateway.rest.usage import UsageQuery, find_filters, report_answer
+from gateway.tenancy import tenants
+from gateway.tenancy.lookups import KeyScope
+
+PATH = "/console/costs"
+REQUESTS = "/console/requests"
+MAX_TENANTS = 200
+"""Tenants offered in the form; any other is named by its address."""
+OWNERS = (("house", "House credential"), ("tenant", "Tenant's own"), ("user", "User's own"))
+FILTERS: dict[Grouping, str] = {
+    "model": "model",
+    "tenant": "tenant",
+    "user": "user",
+    "key": "key",
+    "provider": "provider",
+    "operation": "operation",
+    "credential_owner": "owner",
+    "requested_model": "requested_model",
+}
+"""The field of the form that chooses one group of a grouping."""
+
+router = APIRouter()
+
+
+class CostForm(BaseModel):
+    """The fields of the form, all in the address. An empty field is none."""
+
+    model_config = ConfigDict(extra="forbid", str_max_length=255, str_strip_whitespace=True)
+
+    period: str = periods.USUAL
+    start: str = ""
+    end: str = ""
+    by: str = "day"
+    group: str = "model"
+    tenant: str = ""
+    key: str = ""
+    user: str = ""
+    model: str = ""
+    requested_model: str = ""
+    provider: str = ""
+    operation: str = ""
+    owner: str = ""
+    mode: str = "live"
+    compare: str = "yes"
+    format: str = ""
+
+    def address(self, path: str = PATH, **changes: str) -> str:
+        """Write the address of this form with some fields changed; usual values are left out."""
+        usual = type(self)()
+        fields = self.model_dump() | {"format": ""} | changes
+        asked = {
+            name: value
+            for name, value in fields.items()
+            if value and value != getattr(usual, name, "")
+        }
+        return f"{path}?{urlencode(asked)}" if asked else path
+
+
+@dataclass(frozen=True, slots=True)
+class CostLine:
+    """A row of the table, with the addresses of its group alone and of its requests."""
+
+    row: ExplorerRow
+    only: str
+    requests: str
+
+
+@router.get(PATH)
+async def costs(
+    viewer: HouseReader,
+    gateway: GatewayDep,
+    request: Request,
+    form: Annotated[CostForm, Query()],
+) -> Response:
+    """Show costs by group and day, or send them as a file."""
+    database = gateway.database.beside(Beside.OPERATORS_REPORTS)
+    async with database.operator() as session:
+        question = await _question(session, form, viewer)
+        if form.format == "csv":
+            query = question.query(question.days, question.columns)
+            return await report_answer(session, query, UsageQuery.model_validate({"format": "csv"}))
+        found = await explore(session, question, lambda moment: _of_moment(form, moment))
+        offered = await tenants.list_page(session, limit=MAX_TENANTS)
+    return page(
+        shell_of(viewer, request),
+        "costs.html",
+        title="Costs",
+        lead=_lead(question, form),
+        form=form,
+        found=found,
+        lines=[_line(form, question, row) for row in found.rows],
+        group_name=NAMES[question.group],
+        days=question.days,
+        max_shown=MAX_SHOWN,
+        can_be_hourly=question.days.number <= MAX_HOURLY_DAYS,
+        choices=_choices(gateway, form, [(one.id, one.name) for one in offered.items]),
+        period_links=[
+            (text, form.address(period=name, start="", end=""), _is_current(form, name))
+            for name, text in periods.CHOICES.items()
+        ],
+    )
+
+
+async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) -> Question:
+    """Read the form.
+
+    Raises:
+        InvalidRequest: a field has an unknown value; the message names it.
+        NotFound: there is no such tenant, key or user.
+    """
+    tenant_id, zone = None, viewer.time_zone
+    if form.tenant:
+        tenant = await tenants.find(session, form.tenant)
+        tenant_id, zone = tenant.id, tenant.time_zone
+    livemode = _one_of("mode", form.mode, ("live", "test")) == "live"
+    today = datetime.now(ZoneInfo(zone)).date()
+    days = periods.parse_days(form.period, form.start, form.end, today, zone)
+    by_hour = _one_of("by", form.by, ("day", "hour")) == "hour"
+    if by_hour and days.number > MAX_HOURLY_DAYS:
+        raise InvalidRequest(
+            f"Hours are shown for at most {MAX_HOURLY_DAYS} days; {days.number} requested. Choose "
+            "a shorter period, or days.",
+            param="by",
+        )
+    return Question(
+        tenant_id,
+        await _filters(session, form, tenant_id, livemode=livemode),
+        livemode,
+        days,
+        group=_grouping(form.group),
+        by_hour=by_hour,
+        compares=_one_of("compare", form.compare, ("yes", "no")) == "yes",
+    )
+
+
+async def _filters(
+    session: OperatorSession, form: CostForm, tenant_id: UUID | None, *, livemode: bool
+) -> UsageFilters:
+    found = await find_filters(
+        session,
+        tenant_id,
+        form.key or None,
+        form.user or None,
+        form.model or None,
+        among=KeyScope(livemode=livemode),
+    )
+    return replace(
+        found,
+        provider=form.provider or None,
+        operation=form.operation or None,
+        credential_owner=form.owner or None,
+        requested_models=(form.requested_model,) if form.requested_model else None,
+    )
+
+
+def _grouping(text: str) -> Grouping:
+    for grouping in GROUPINGS:
+        if grouping == text:
+            return grouping
+    raise InvalidRequest(f"group must be one of {', '.join(GROUPINGS)}.", param="group")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise InvalidRequest(f"{name} must be one of {', '.join(allowed)}.", param=name)
+    return value
+
+
+def _is_current(form: CostForm, name: str) -> bool:
+    return not (form.start or form.end) and form.period == name
+
+
+def _lead(question: Question, form: CostForm) -> str:
+    mode = "live calls" if question.livemode else "test calls"
+    whose = "each tenant's time zone" if question.tenant_id is None else question.days.zone
+    before = f", compared with {question.days.before.text}" if question.compares else ""
+    unit = "Hours and days" if form.by == "hour" else "Days"
+    return f"{question.days.text}, {mode}{before}. {unit} are those of {whose}."
+
+
+def _of_moment(form: CostForm, moment: str) -> str:
+    """The address of one day of the chart: its hours."""
+    day = moment.partition("T")[0]
+    return form.address(start=day, end=day, by="hour")
+
+
+def _line(form: CostForm, question: Question, row: ExplorerRow) -> CostLine:
+    field = FILTERS[question.group]
+    chosen = {field: row.id} if row.id else {}
+    narrower: Grouping = "key" if question.group == "tenant" else "model"
+    only = form.address(**chosen, group=narrower if question.group != "model" else "tenant")
+    asked = {
+        "tenant": form.tenant,
+        "key": form.key,
+        "model": form.model,
+        "start": question.days.first.isoformat(),
+        "end": question.days.last.isoformat(),
+        "mode": form.mode,
+    } | {name: value for name, value in chosen.items() if name in {"tenant", "key", "model"}}
+    address = f"{REQUESTS}?{urlencode({name: value for name, value in asked.items() if value})}"
+    return CostLine(row, only if chosen else "", address)
+
+
+def _choices(
+    gateway: Gateway, form: CostForm, offered: list[tuple[UUID, str]]
+) -> dict[str, list[tuple[str, str]]]:
+    """The options of each select; what the address names is offered too."""
+    models = gateway.core.catalog.models
+    found: dict[str, list[tuple[str, str]]] = {
+        "group": [(name, text) for name, text in NAMES.items()],
+        "tenant": [("", "All tenants"), *((str(one), name) for one, name in offered)],
+        "model": [("", "All models"), *((name, name) for name in sorted(models))],
+        "requested_model": [("", "Any"), *((name, name) for name in sorted(models))],
+        "provider": [
+            ("", "All providers"),
+            *((name, name) for name in sorted({model.provider for model in models.values()})),
+        ],
+        "operation": [("", "All operations"), *((one.value, one.value) for one in Operation)],
+        "owner": [("", "Any credential"), *OWNERS],
+        "by": [("day", "Days"), ("hour", "Hours")],
+        "mode": [("live", "Live"), ("test", "Test")],
+        "compare": [("yes", "The period before"), ("no", "Nothing")],
+    }
+    for name, options in found.items():
+        value = getattr(form, name)
+        if value not in {one for one, _ in options}:
+            options.append((value, value))
+    return found

@@ -1,0 +1,118 @@
+"""The first page: operators' overview with its live tiles, or a tenant's home."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+
+from gateway.bootstrap import Gateway
+from gateway.console.dependencies import HouseReader, ViewerDep
+from gateway.console.overview import LIVE_SECONDS, Overview
+from gateway.console.paths import HOME
+from gateway.console.render import Shell, fragment, page
+from gateway.console.shell import shell_of
+from gateway.errors import GatewayError, Unavailable
+from gateway.identity.viewers import Permission
+
+EVENTS = "/console/events"
+MAX_WATCHERS = 40
+"""Open streams of live tiles in one process; further ones are asked to come again."""
+WATCH_SECONDS = 300
+"""A stream ends after this time. The browser asks again, with its session."""
+RETRY_MS = 5000
+TEMPLATE = "overview.html"
+
+router = APIRouter()
+
+
+class TooManyWatchers(Unavailable):
+    """All streams of live tiles are in use; the page itself can still be read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"The console has {MAX_WATCHERS} open live views already. Reload the page to see the "
+            "newest figures.",
+            retry_after_seconds=60,
+        )
+
+
+class Watchers:
+    """The overview's figures, and the streams that show them. One in each process."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.overview = Overview(gateway)
+        self._leaving = gateway.leaving
+        self._number = 0
+
+    def enter(self) -> None:
+        """Count a stream.
+
+        Raises:
+            TooManyWatchers: there are too many.
+        """
+        if self._number >= MAX_WATCHERS:
+            raise TooManyWatchers
+        self._number += 1
+
+    async def stream(self, shell: Shell) -> AsyncIterator[str]:
+        """Yield the tiles as server-sent events whenever they have changed, for a while."""
+        try:
+            yield f"retry: {RETRY_MS}\n\n"
+            shown = ""
+            for _ in range(WATCH_SECONDS // LIVE_SECONDS):
+                with suppress(GatewayError):  # the database is away: the tiles stay as they are
+                    figures = await self.overview.live.get()
+                    tiles = fragment(shell, TEMPLATE, "tiles", live=figures)
+                    if tiles != shown:
+                        shown = tiles
+                        yield "".join(f"data: {line}\n" for line in tiles.splitlines()) + "\n"
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LIVE_SECONDS):
+                        await self._leaving.wait()
+                    return
+        finally:
+            self._number -= 1
+
+
+async def get_watchers(request: Request) -> Watchers:
+    """Return the process's watchers, made when they are first asked for."""
+    state = request.app.state
+    if not hasattr(state, "console_watchers"):
+        state.console_watchers = Watchers(state.gateway)
+    watchers: Watchers = state.console_watchers
+    return watchers
+
+
+WatchersDep = Annotated[Watchers, Depends(get_watchers)]
+
+
+@router.get(HOME)
+async def home(viewer: ViewerDep, watchers: WatchersDep, request: Request) -> Response:
+    """Show operators the overview, and tenants their home."""
+    if viewer.tenant_id is not None:
+        return page(shell_of(viewer, request), "sign_in/home.html", title="Image Gateway")
+    viewer.require(Permission.HOUSE_READ)
+    return page(
+        shell_of(viewer, request),
+        TEMPLATE,
+        title="Overview",
+        lead="Live calls of all tenants. Days are those of each tenant's time zone; other times "
+        f"are in {viewer.time_zone}.",
+        live=await watchers.overview.live.get(),
+        slow=await watchers.overview.slow.get(),
+        events=EVENTS,
+    )
+
+
+@router.get(EVENTS)
+async def events(viewer: HouseReader, watchers: WatchersDep, request: Request) -> Response:
+    """Send the overview's tiles whenever they change, as server-sent events."""
+    watchers.enter()
+    return StreamingResponse(
+        watchers.stream(shell_of(viewer, request)),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
