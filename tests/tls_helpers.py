@@ -29,6 +29,12 @@ class Authority:
 
     def server_context(self) -> ssl.SSLContext:
         """The TLS context of a server on 127.0.0.1, with a certificate of this authority."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.chain_of_server())
+        return context
+
+    def chain_of_server(self) -> Path:
+        """A file with the key and the certificate of a server on 127.0.0.1."""
         key = ec.generate_private_key(ec.SECP256R1())
         address = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
         certificate = self._sign(_named("server"), key, address)
@@ -41,9 +47,7 @@ class Authority:
             )
             + certificate.public_bytes(serialization.Encoding.PEM)
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(chain)
-        return context
+        return chain
 
     def _sign(
         self, name: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType
