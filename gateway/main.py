@@ -25,6 +25,7 @@ from gateway.console import router as console
 from gateway.console.dependencies import install_sign_in_redirect
 from gateway.console.error_pages import ErrorPages
 from gateway.console.guard import ConsoleGuard
+from gateway.console.sign_in.limits import install_limit_page
 from gateway.maintenance import Sweeper
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
@@ -109,6 +110,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     describe(app)
     install_error_handlers(app)
     install_sign_in_redirect(app)
+    install_limit_page(app)
     # Routes, not a mount: a mount at the root would answer for every unknown path.
     app.router.routes.extend(mcp.routes)
     # Starlette makes the last one added the outermost.

@@ -22,6 +22,7 @@ from gateway.db.cache import forget_recorded
 from gateway.db.engine import DatabaseUnavailable
 from gateway.db.pools import Beside
 from gateway.errors import StorageFailed
+from gateway.identity import sessions
 from gateway.library.erasure import erase
 from gateway.library.orphans import SWEEP, RemovedOrphans, reconcile
 from gateway.library.retention import (
@@ -48,6 +49,7 @@ USAGE_INTERVAL_SECONDS = 5.0
 LIFETIMES_RETRY_SECONDS = 600.0
 ORPHAN_RETRY_SECONDS = 600.0
 SECRETS_INTERVAL_SECONDS = 60.0
+CONSOLE_INTERVAL_SECONDS = 3600.0
 log = structlog.get_logger(__name__)
 
 
@@ -81,6 +83,7 @@ class Sweeper:
             self._add_up_usage,
             self._check_invariants,
             self._retire_secrets,
+            self._sweep_console,
         ):
             self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
 
@@ -101,6 +104,7 @@ class Sweeper:
         await self._expire_beyond_caps()
         await self._delete_expired_images()
         await self._keep_requests()
+        await self._forget_sessions()
         await self._roll_up_usage()
         await self._check_invariants()
 
@@ -121,6 +125,7 @@ class Sweeper:
             ("images beyond storage caps", self._expire_beyond_caps),
             ("expired images", self._delete_expired_images),
             ("the request log", self._keep_requests),
+            ("sessions of the console", self._forget_sessions),
             ("sums of usage", self._roll_up_usage),
             ("keys that are no longer used", self._retire_unused_secrets),
         ):
@@ -264,6 +269,16 @@ class Sweeper:
             log.info("request_log_days_dropped", count=dropped)
         async with self._database.operator() as session:
             await forget_recorded(session)
+
+    async def _sweep_console(self) -> None:
+        if await self._claim("console", CONSOLE_INTERVAL_SECONDS):
+            await self._forget_sessions()
+
+    async def _forget_sessions(self) -> None:
+        """Delete ended sessions, links and invitations of the console, and failed sign-ins."""
+        count = await sessions.sweep(self._database, days=self._gateway.settings.console_kept_days)
+        if count:
+            log.info("console_swept", rows=count)
 
     async def _add_up_usage(self) -> None:
         if await self._claim("usage", USAGE_INTERVAL_SECONDS):

@@ -39,10 +39,12 @@ from tests.harness import free_port
 REALM = "/realms/company"
 CLIENT_SECRET = "client-secret-canary-81c7"
 CALLBACK = "http://127.0.0.1:1/callback"
+OPENID_SCOPES = "openid email profile"
 ALL_SCOPES = "images:read images:write usage:read credentials:write"
 OIDC = f"{REALM}/.well-known/openid-configuration"
 RFC8414 = f"/.well-known/oauth-authorization-server{REALM}"
 JWKS = f"{REALM}/jwks"
+OK = 200
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,20 @@ class OAuthClient(ClientMixin):  # type: ignore[misc]
 
     client_id: str
     tenant: str | None
+    callback: str = CALLBACK
 
     def get_client_id(self) -> str:
         return self.client_id
 
     def get_default_redirect_uri(self) -> str:
-        return CALLBACK
+        return self.callback
 
     def get_allowed_scope(self, scope: str) -> str:
-        return " ".join(word for word in (scope or "").split() if word in ALL_SCOPES.split())
+        known = {*ALL_SCOPES.split(), *OPENID_SCOPES.split()}
+        return " ".join(word for word in (scope or "").split() if word in known)
 
     def check_redirect_uri(self, redirect_uri: str) -> bool:
-        return redirect_uri == CALLBACK
+        return redirect_uri == self.callback
 
     def check_client_secret(self, client_secret: str) -> bool:
         return client_secret == CLIENT_SECRET
@@ -79,9 +83,10 @@ class OAuthClient(ClientMixin):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Person:
-    """The user who is signed in at the provider, in a browser."""
+    """The user who is signed in at the provider, in a browser, with claims about them."""
 
     name: str
+    claims: dict[str, object] = field(default_factory=dict)
 
     def get_user_id(self) -> str:
         return self.name
@@ -96,9 +101,11 @@ class Code:
     scope: str
     code_challenge: str
     code_challenge_method: str = "S256"
+    redirect_uri: str = CALLBACK
+    nonce: str | None = None
 
     def get_redirect_uri(self) -> str:
-        return CALLBACK
+        return self.redirect_uri
 
     def get_scope(self) -> str:
         return self.scope
@@ -116,9 +123,22 @@ class Issuer:
     answers: dict[str, Callable[[], AnyResponse]] = field(default_factory=dict)
     """Answers by path that replace the right ones."""
     codes: dict[str, Code] = field(default_factory=dict)
+    id_token_changes: dict[str, object] = field(default_factory=dict)
+    """Claims that replace the right ones of ID tokens."""
+    id_token_key: Key | None = None
+    """The key that signs ID tokens in place of the current one."""
+    callback_issuer: str | None = None
+    """The `iss` of callbacks, in place of the right one; empty: none."""
 
-    def add_client(self, client_id: str, tenant: str | None) -> None:
-        self.clients[client_id] = OAuthClient(client_id, tenant)
+    def add_client(self, client_id: str, tenant: str | None, *, callback: str = CALLBACK) -> None:
+        self.clients[client_id] = OAuthClient(client_id, tenant, callback)
+
+    def id_token(self, code: Code) -> str:
+        """The ID token of a code."""
+        changes: dict[str, object] = {"nonce": code.nonce, "tenant": None, "scope": None}
+        changes |= {"sub": code.person.name, **code.person.claims} | self.id_token_changes
+        claims = self.claims(code.client_id, **changes)
+        return self.sign(claims, key=self.id_token_key, header={"typ": "JWT"})
 
     def rotate(self) -> None:
         """Sign with a new key from now on, and remove the old one from the key set."""
@@ -159,6 +179,8 @@ class Issuer:
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
             "scopes_supported": ALL_SCOPES.split(),
             "authorization_response_iss_parameter_supported": True,
+            "id_token_signing_alg_values_supported": ["RS256", "HS256", "none"],
+            "end_session_endpoint": f"{self.url}/logout",
         }
 
     def key_set(self) -> dict[str, Any]:
@@ -217,14 +239,19 @@ def _application(issuer: Issuer) -> Flask:
 
     @application.post(f"{REALM}/token")
     def give_token() -> Any:
-        return server.create_token_response()
+        code = issuer.codes.get(request.form.get("code", ""))
+        answer = server.create_token_response()
+        if code is None or "openid" not in code.scope.split() or answer.status_code != OK:
+            return answer
+        return jsonify({**answer.get_json(), "id_token": issuer.id_token(code)})
 
     @application.get(f"{REALM}/authorize")
     def authorize() -> Any:
         grant = server.get_consent_grant(end_user=issuer.signed_in)
         answer = server.create_authorization_response(grant_user=issuer.signed_in, grant=grant)
         # RFC 9207: the answer says who gives it.
-        answer.headers["Location"] += f"&iss={issuer.url}"
+        told = issuer.url if issuer.callback_issuer is None else issuer.callback_issuer
+        answer.headers["Location"] += f"&iss={told}" if told else ""
         return answer
 
     return application
@@ -240,6 +267,8 @@ def _authorization_server(application: Flask, issuer: Issuer) -> Any:
                 person=given.user,
                 scope=given.payload.scope,
                 code_challenge=given.payload.data["code_challenge"],
+                redirect_uri=given.payload.redirect_uri,
+                nonce=given.payload.data.get("nonce"),
             )
 
         def query_authorization_code(self, code: str, client: OAuthClient) -> Code | None:

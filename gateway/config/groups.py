@@ -33,6 +33,7 @@ NOT_IN_FILE = frozenset({"config_file", "prometheus_multiproc_dir"})
 NEVER_EMPTY = (
     *("GATEWAY_DATABASE_URL", "GATEWAY_MIGRATION_DATABASE_URL"),
     *("GATEWAY_MASTER_KEY", "GATEWAY_ADMIN_KEY", "GATEWAY_API_KEY"),
+    *("GATEWAY_OIDC_CLIENT_SECRET",),
     *("OPENAI_API_KEY", "GEMINI_API_KEY", "GATEWAY_LEGACY_API_KEY", "AWS_SECRET_ACCESS_KEY"),
 )
 """Secrets, and the addresses without which another database would be used: an empty one is a

@@ -2,14 +2,20 @@
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from gateway.config.addresses import is_https_or_loopback
 from gateway.config.base import SettingsGroup
 
+CONSOLE_ROLES = (
+    *("operator-admin", "operator-viewer"),
+    *("tenant-admin", "tenant-member", "tenant-billing-viewer"),
+)
+"""The names of the console's roles, as `gateway.identity.viewers` has them; a test compares."""
+
 
 class OidcSettings(SettingsGroup):
-    """Tokens of your identity provider, beside API keys (docs/oauth.md)."""
+    """Your identity provider: tokens beside API keys (docs/oauth.md), sign-in to the console."""
 
     oidc_issuer: str | None = Field(
         default=None,
@@ -31,6 +37,36 @@ class OidcSettings(SettingsGroup):
     )
     oidc_user_claim: str = Field(
         default="sub", min_length=1, description="The claim that identifies the user."
+    )
+    oidc_client_id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The client id of this gateway at the identity provider. With it, people sign "
+        "in to the console there; the callback is `GATEWAY_PUBLIC_URL/console/login/callback`.",
+        examples=["image-gateway"],
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        default=None,
+        description="The secret of that client. Without it, the gateway is a public client (PKCE "
+        "alone).",
+    )
+    oidc_sign_in_scope: str = Field(
+        default="openid email profile",
+        pattern=r"^openid( [\x21\x23-\x5b\x5d-\x7e]+)*$",
+        description="The scopes that sign-in to the console asks for; `openid` comes first.",
+    )
+    oidc_role_claim: str = Field(
+        default="groups",
+        min_length=1,
+        description="The claim of the ID token that `GATEWAY_OIDC_ROLES` reads. `realm.roles` "
+        "reads a nested claim.",
+    )
+    oidc_roles: str = Field(
+        default="",
+        description="The role in the console for each value of that claim, as `value=role` "
+        "separated by commas. Of several roles the most powerful counts. Roles of tenants need the "
+        "claim `GATEWAY_OIDC_TENANT_CLAIM` too. People without such a claim need an invitation.",
+        examples=["image-admins=operator-admin,finance=tenant-billing-viewer"],
     )
     oidc_scope_prefix: str = Field(
         default="",
@@ -62,6 +98,25 @@ class OidcSettings(SettingsGroup):
     oidc_max_token_characters: int = Field(
         default=16_384, ge=512, description="The characters of a token."
     )
+
+    @property
+    def oidc_role_map(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of a claim's value and a role's name."""
+        parts = (part.strip() for part in self.oidc_roles.split(","))
+        pairs = (part.rpartition("=") for part in parts if part)
+        return tuple((value.strip(), role.strip()) for value, _, role in pairs)
+
+    @model_validator(mode="after")
+    def _require_known_roles(self) -> Self:
+        for value, role in self.oidc_role_map:
+            if not value or role not in CONSOLE_ROLES:
+                raise ValueError(
+                    f"GATEWAY_OIDC_ROLES has {value}={role}. Write value=role with one of: "
+                    f"{', '.join(CONSOLE_ROLES)}."
+                )
+        if self.oidc_client_id is not None and self.oidc_issuer is None:
+            raise ValueError("GATEWAY_OIDC_CLIENT_ID needs GATEWAY_OIDC_ISSUER, the provider.")
+        return self
 
     @model_validator(mode="after")
     def _require_safe_issuer(self) -> Self:

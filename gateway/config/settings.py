@@ -67,6 +67,7 @@ class Settings(
             "OPENAI_API_KEY": self.openai_api_key,
             "GEMINI_API_KEY": self.gemini_api_key,
             "GATEWAY_LEGACY_API_KEY": self.legacy_api_key,
+            "GATEWAY_OIDC_CLIENT_SECRET": self.oidc_client_secret,
             "AWS_SECRET_ACCESS_KEY": self.aws_secret_access_key,
         }
         for name, secret in named.items():

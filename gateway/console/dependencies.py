@@ -40,7 +40,6 @@ async def get_viewer(request: Request, gateway: GatewayDep) -> Viewer:
     """
     viewer = await sessions.find(gateway.database, read_cookie(request, gateway.settings))
     record = current()
-    record.sink = gateway.request_log.put
     record.session_id = viewer.session_id
     record.tenant_id, record.user_id = viewer.tenant_id, viewer.user_id
     record.operator_key_id = viewer.operator_key_id

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from gateway.bootstrap import Gateway
 from gateway.console.render import PAGE_HEADERS
 from gateway.errors import Forbidden
+from gateway.request_record import current
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.web.routes import Access, find_route
 
@@ -39,6 +40,7 @@ class ConsoleGuard:
             await self._app(scope, receive, send)
             return
         gateway: Gateway = scope["app"].state.gateway
+        current().sink = gateway.request_log.put
         is_https = gateway.settings.public_url.startswith("https://")
 
         async def send_page(message: Message) -> None:

@@ -6,6 +6,9 @@ HOME = "/console"
 LOGIN = "/console/login"
 SIGN_OUT = "/console/sign-out"
 SESSIONS = "/console/sessions"
+PEOPLE = "/console/people"
+ALL_SESSIONS = "/console/people/sessions"
+INVITATIONS = "/console/people/invitations"
 LEAVE_PORTAL = "/console/portal/leave"
 MAX_NEXT_CHARACTERS = 1000
 # Printable ASCII but the backslash, which browsers read as a slash.

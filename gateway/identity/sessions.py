@@ -19,7 +19,8 @@ from gateway.db.pages import Page, page_of
 from gateway.domain import SecretText, new_id
 from gateway.errors import NotFound, Unauthenticated
 from gateway.identity.tokens import digest_of, is_token, new_token
-from gateway.identity.viewers import KeyRights, Role, Via, Viewer
+from gateway.identity.viewers import KeyRights, Permission, Role, Via, Viewer
+from gateway.tenancy.tenants import keep_living
 
 MAX_AGENT_CHARACTERS = 200
 MAX_ADDRESS_CHARACTERS = 64
@@ -212,6 +213,34 @@ async def end_of_person(session: OperatorSession | TenantSession, person_id: UUI
     return len(await _end(session, ConsoleSessionRow.person_id == person_id, "person_changed"))
 
 
+async def visit(session: OperatorSession, viewer: Viewer, tenant_id: UUID | None) -> SecretText:
+    """Open the portal of a tenant for an operator, or leave it (None); return a new token.
+
+    Raises:
+        Forbidden: the viewer is not an operator-admin.
+        NotFound: there is no such tenant, or it was deleted.
+    """
+    viewer.require(Permission.PORTAL_VISIT)
+    if tenant_id is not None:
+        await keep_living(session, tenant_id)
+    token = new_token()
+    await session.execute(
+        update(ConsoleSessionRow)
+        .where(ConsoleSessionRow.id == viewer.session_id, ConsoleSessionRow.ended_at.is_(None))
+        .values(digest=digest_of(token.reveal()), visited_tenant_id=tenant_id)
+        .execution_options(synchronize_session=False)
+    )
+    visited = tenant_id or viewer.tenant_id
+    await record(
+        session,
+        Action.PORTAL_LEFT if tenant_id is None else Action.PORTAL_OPENED,
+        tenant_id=visited,
+        object_id=viewer.session_id,
+        after={"tenant_id": visited},
+    )
+    return token
+
+
 async def replace(session: OperatorSession, token: str) -> None:
     """End the session that a browser had before it signed in again."""
     if is_token(token):
@@ -243,6 +272,16 @@ async def list_page(
     if not with_ended:
         query = query.where(_lasts())
     return page_of([_info(row) for row in await session.scalars(query)], limit)
+
+
+async def sweep(database: Database, *, days: int) -> int:
+    """Delete what ended more than `days` ago, and what is of no use; return the number of rows.
+
+    Raises:
+        DatabaseUnavailable: Postgres is away.
+    """
+    [row] = await database.call("SELECT sweep_console(:days)", {"days": days})
+    return int(row[0])
 
 
 async def _end(

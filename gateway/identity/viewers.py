@@ -165,6 +165,21 @@ class Viewer:
         held = self.permissions
         return frozenset(scope.value for scope, needed in _NEEDED.items() if needed in held)
 
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """The modes that this viewer may choose: live (True), test (False), or both."""
+        return (True, False) if self.key is None else (self.key.livemode,)
+
+    @property
+    def own_user_id(self) -> UUID | None:
+        """The user to whose own images, usage and requests this viewer is limited; None: to none.
+
+        A tenant's member sees their own alone. Others of the tenant, and keys, as over REST, see
+        the tenant's.
+        """
+        is_member = self.key is None and self.role is Role.TENANT_MEMBER
+        return self.user_id if is_member else None
+
     def may(self, permission: Permission) -> bool:
         """Return True if this viewer has the permission."""
         return permission in self.permissions

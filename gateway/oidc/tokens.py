@@ -177,7 +177,7 @@ def _explain(error: JoseError, expected: TokenExpectations) -> str:
     return f"The claims of this token cannot be used. {_NEW_ONE}"
 
 
-def _find(claims: Mapping[str, object], name: str) -> object:
+def find_claim(claims: Mapping[str, object], name: str) -> object:
     """Find a claim by its name; a name `a.b` that is absent means `b` within `a`."""
     if name in claims:
         return claims[name]
@@ -188,7 +188,7 @@ def _find(claims: Mapping[str, object], name: str) -> object:
 
 
 def _name(claims: Mapping[str, object], name: str) -> str:
-    found = _find(claims, name)
+    found = find_claim(claims, name)
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
     if not isinstance(found, str) or not found.strip():

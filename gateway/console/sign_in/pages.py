@@ -1,6 +1,7 @@
 """The page of sign-in, one-time links, and sign-out."""
 
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -8,20 +9,22 @@ from starlette.responses import Response
 from gateway.bootstrap import Gateway
 from gateway.console.cookies import drop_cookie, read_cookie, set_cookie
 from gateway.console.dependencies import FormDep, ViewerDep, browser_of, redirect
-from gateway.console.paths import SIGN_OUT, own_path
+from gateway.console.paths import LOGIN, SIGN_OUT, own_path
 from gateway.console.render import NO_SHELL, page
+from gateway.console.sign_in.limits import limited
+from gateway.console.sign_in.provider import provider_of
 from gateway.db.actors import Actor
 from gateway.errors import GatewayError, Unauthenticated
 from gateway.identity import links, sessions
 from gateway.identity.sessions import END_REASONS, SignedIn
-from gateway.request_record import current
+from gateway.request_record import current, note_error
 from gateway.rest.dependencies import GatewayDep
 
 router = APIRouter()
-FOREIGN = "cross-site"
 
 
-@router.get("/console/login")
+@router.get(LOGIN)
+@limited
 async def show_sign_in(request: Request, gateway: GatewayDep) -> Response:
     """Show the ways of sign-in."""
     ended = END_REASONS.get(request.query_params.get("ended", ""), "")
@@ -29,6 +32,7 @@ async def show_sign_in(request: Request, gateway: GatewayDep) -> Response:
 
 
 @router.get(links.LINK_PATH)
+@limited
 async def open_link(request: Request, gateway: GatewayDep, token: str = "") -> Response:
     """Sign in by a one-time link, or ask first where another site led here.
 
@@ -48,18 +52,26 @@ async def open_link(request: Request, gateway: GatewayDep, token: str = "") -> R
 
 
 @router.post(links.LINK_PATH)
+@limited
 async def use_link(request: Request, gateway: GatewayDep, form: FormDep) -> Response:
     """Sign in by a one-time link, from the page that asks first."""
     return await _sign_in_by_link(request, gateway, form.get("token", ""))
 
 
 @router.post(SIGN_OUT)
-async def sign_out(viewer: ViewerDep, gateway: GatewayDep) -> Response:
-    """End the session, everywhere."""
+async def sign_out(request: Request, viewer: ViewerDep, gateway: GatewayDep) -> Response:
+    """End the session here, and at the identity provider that it came from."""
     actor = viewer.actor(current().request_id)
     async with gateway.operators_database.operator(by=actor) as session:
-        await sessions.end_own(session, viewer, viewer.session_id)
-    response = redirect("/console/login?ended=signed_out")
+        token = await sessions.end_own(session, viewer, viewer.session_id)
+    provider = None if token is None else provider_of(request, gateway.settings)
+    address = None if token is None or provider is None else await provider.sign_out_url(token)
+    # Not a redirect: `form-action` forbids one that leaves for another site.
+    response = (
+        redirect(f"{LOGIN}?ended=signed_out")
+        if address is None
+        else page(NO_SHELL, "sign_in/signed_out.html", title="Signed out", address=address)
+    )
     drop_cookie(response, gateway.settings)
     return response
 
@@ -68,7 +80,7 @@ async def _sign_in_by_link(request: Request, gateway: Gateway, token: str) -> Re
     try:
         who = await links.use_link(gateway.database, token)
     except Unauthenticated as error:
-        return sign_in_page(request, gateway, error=error)
+        return refused(request, gateway, error)
     return await signed_in(request, gateway, who)
 
 
@@ -87,6 +99,17 @@ async def signed_in(
     return response
 
 
+def refused(
+    request: Request, gateway: Gateway, error: GatewayError, *, next_path: str | None = None
+) -> Response:
+    """Show the ways of sign-in again, with the reason of a refusal."""
+    note_error(error)
+    answer = sign_in_page(request, gateway, error=error, next_path=next_path)
+    if error.retry_after_seconds is not None:
+        answer.headers["Retry-After"] = str(error.retry_after_seconds)
+    return answer
+
+
 def sign_in_page(
     request: Request,
     gateway: Gateway,
@@ -96,8 +119,6 @@ def sign_in_page(
     next_path: str | None = None,
 ) -> Response:
     """Render the ways of sign-in, with a notice or the reason of a refusal."""
-    if error is not None:
-        current().fail(error)
     return page(
         NO_SHELL,
         "sign_in/login.html",
@@ -106,6 +127,8 @@ def sign_in_page(
         headers={"Referrer-Policy": "no-referrer"},
         next_path=own_path(next_path or request.query_params.get("next")),
         break_glass=gateway.settings.console_break_glass,
+        has_provider=provider_of(request, gateway.settings) is not None,
+        provider_name=urlsplit(gateway.settings.oidc_issuer or "").hostname,
         notice=notice,
         error="" if error is None else error.message,
     )

@@ -16,6 +16,7 @@ from gateway.rest.admin import (
     prices,
     reconciliation,
     requests,
+    sessions,
     tenants,
     usage,
     users,
@@ -31,6 +32,7 @@ router = APIRouter(
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
     *(webhooks, usage, requests, prices, reconciliation, audit, admin_keys),
+    sessions,
 ):
     router.include_router(noun.router)
 router.include_router(budgets.house_router)
