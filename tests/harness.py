@@ -21,6 +21,7 @@ from uuid import UUID
 import asyncpg
 import httpx2
 import openai
+from fastapi import FastAPI
 from fastapi.dependencies import models as fastapi_models
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -134,6 +135,7 @@ class Served:
     gateway: Gateway
     base_url: str
     tenant_id: UUID
+    app: FastAPI
 
     async def key(
         self,
@@ -269,7 +271,7 @@ async def served_gateway(
         bounds = ConnectionBounds.of(settings)
         app = create_app(settings, gateway)
         async with serving(app, lifespan="on", port=port, bounds=bounds) as base_url:
-            yield Served(gateway, base_url, tenant.id)
+            yield Served(gateway, base_url, tenant.id, app)
     _forget_applications()
 
 

@@ -302,7 +302,8 @@ async def served_with_downloads(settings: Settings, downloads: Downloads) -> Asy
         gateway = replace(opened, intake=intake)
         async with gateway.database.operator() as session:
             tenant = await tenants.create(session, "acme")
-        async with serving(create_app(settings, gateway), lifespan="on") as base_url:
-            served = Served(gateway, base_url, tenant.id)
+        app = create_app(settings, gateway)
+        async with serving(app, lifespan="on") as base_url:
+            served = Served(gateway, base_url, tenant.id, app)
             yield served
             await served.check_invariants()

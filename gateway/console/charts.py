@@ -19,6 +19,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 
+from gateway.console import formats
 from gateway.console.formats import DASH, count, money_axis, money_exact
 
 Number = int | Decimal
@@ -160,8 +161,12 @@ class Chart:
         """The rows of the table: label, the exact texts of its numbers, and its link, if any."""
         every = (*self.data.series, *(() if self.data.before is None else (self.data.before,)))
         links = self.data.links or ("",) * len(self.data.labels)
+        columns = [
+            formats.aligned([_exact(self.data.unit, value) for value in one.values])
+            for one in every
+        ]
         return tuple(
-            (label, tuple(_exact(self.data.unit, one.values[at]) for one in every), links[at])
+            (label, tuple(column[at] for column in columns), links[at])
             for at, label in enumerate(self.data.labels)
         )
 
@@ -275,11 +280,12 @@ def _stack(data: ChartData, at: int, top: Fraction) -> list[Bar]:
     number = len(data.labels)
     width = min(BAR_PART * 100 / number, WIDEST_BAR)
     x = _centre(at, number) - width / 2
-    values = [_positive(series.values[at]) for series in data.series]
-    edges = [Fraction()]
-    for value in values:
-        edges.append(edges[-1] + value)
-    heights = [round(_y(edge, top) * 100) for edge in edges]
+    edges: list[Number] = [0]
+    for series in data.series:
+        edges.append(edges[-1] + max(series.values[at] or 0, 0))
+    # Whole hundredths of a pixel by one division: a page has hundreds of edges.
+    whole, part = (HEIGHT * 100 / top).as_integer_ratio()
+    heights = [HEIGHT * 100 - _rounded(edge * whole, part) for edge in edges]
     return [
         Bar(_percent(x), _percent(width), _hundredths(upper), _hundredths(lower - upper), colour)
         for colour, (lower, upper) in enumerate(pairwise(heights), 1)
@@ -358,6 +364,11 @@ def _colour(at: int) -> int:
 
 def _y(value: Fraction, top: Fraction, height: int = HEIGHT) -> Fraction:
     return height - min(Fraction(1), value / top) * height
+
+
+def _rounded(number: Number, part: int) -> int:
+    """Divide and round to the nearest whole number, half up."""
+    return int((2 * number + part) // (2 * part))
 
 
 def _percent(value: Fraction) -> str:

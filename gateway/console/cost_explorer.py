@@ -65,7 +65,9 @@ class Question:
 
     def query(self, days: Days, group_by: tuple[GroupField, ...]) -> ReportQuery:
         """Build the report of some days."""
-        return ReportQuery(self.tenant_id, self.filters, self.livemode, days.period, group_by)
+        # Hours of several zones would not line up; days are kept by each tenant's zone.
+        zone = days.zone if self.by_hour and self.tenant_id is None else None
+        return ReportQuery(self.tenant_id, self.filters, self.livemode, days.period, group_by, zone)
 
     @property
     def time(self) -> GroupField:

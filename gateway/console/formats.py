@@ -3,6 +3,7 @@
 Money is whole nano-dollars. A page shows a rounded amount and has the exact one in its title.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from zoneinfo import ZoneInfo
@@ -10,6 +11,7 @@ from zoneinfo import ZoneInfo
 from gateway.money import NANO_PER_USD, format_usd_short
 
 CENT_NANO = NANO_PER_USD // 100
+TEN_CENTS_NANO = NANO_PER_USD // 10
 DASH = "\N{EN DASH}"
 SHORT = ((10**9, "B"), (10**6, "M"), (10**3, "k"))
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -19,7 +21,7 @@ HUNDRED = 100
 
 
 def money(nano: int | None) -> str:
-    """Write an amount to look at: cents, and below a dollar the first digits that matter.
+    """Write an amount to look at: cents, and below ten cents the first digits that matter.
 
     `1_234_567_890_000` → "$1,234.57", `5_920_000` → "$0.00592", None → a dash.
     """
@@ -27,7 +29,7 @@ def money(nano: int | None) -> str:
         return DASH
     sign = "-" if nano < 0 else ""
     amount = abs(nano)
-    if amount >= NANO_PER_USD or amount == 0:
+    if amount >= TEN_CENTS_NANO or amount == 0:
         return f"{sign}${_grouped(amount, CENT_NANO, 2)}"
     return f"{sign}${_significant(amount)}"
 
@@ -39,6 +41,14 @@ def money_exact(nano: int | None) -> str:
     text = format_usd_short(abs(nano))
     whole, fraction = text.split(".")
     return f"{'-' if nano < 0 else ''}${int(whole):,}.{fraction}"
+
+
+def aligned(texts: Sequence[str]) -> list[str]:
+    """Pad exact amounts of one column to the same number of decimals, so that points align."""
+    most = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [
+        text + "0" * (most - len(text.partition(".")[2])) if "." in text else text for text in texts
+    ]
 
 
 def money_axis(nano: Fraction) -> str:
@@ -151,7 +161,7 @@ def _grouped(amount: int, unit: int, places: int) -> str:
 
 
 def _significant(nano: int, digits: int = 3) -> str:
-    """Write less than a dollar: at least cents, at most so many digits that matter."""
+    """Write less than ten cents: at least cents, at most so many digits that matter."""
     keep = max(0, len(str(nano)) - digits)
     step = 10**keep
     return format_usd_short((nano + step // 2) // step * step)

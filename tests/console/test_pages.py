@@ -120,7 +120,7 @@ async def test_a_changed_filter_shows_its_costs_at_once(visitor: Visitor) -> Non
 async def test_live_tiles_come_by_events_and_pages_work_without_scripts(visitor: Visitor) -> None:
     context = await visitor.context()
     page = await context.new_page()
-    async with page.expect_response("**/console/events") as events:
+    async with page.expect_response("**/console/events?*") as events:
         await page.goto("/console")
     answer = await events.value
     assert answer.headers["content-type"].startswith("text/event-stream")

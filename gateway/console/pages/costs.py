@@ -206,7 +206,8 @@ def _is_current(form: CostForm, name: str) -> bool:
 
 def _lead(question: Question, form: CostForm) -> str:
     mode = "live calls" if question.livemode else "test calls"
-    whose = "each tenant's time zone" if question.tenant_id is None else question.days.zone
+    is_of_each = question.tenant_id is None and not question.by_hour
+    whose = "each tenant's time zone" if is_of_each else question.days.zone
     before = f", compared with {question.days.before.text}" if question.compares else ""
     unit = "Hours and days" if form.by == "hour" else "Days"
     return f"{question.days.text}, {mode}{before}. {unit} are those of {whose}."

@@ -1,6 +1,7 @@
 """The first page: operators' overview with its live tiles, or a tenant's home."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated
@@ -22,7 +23,12 @@ MAX_WATCHERS = 40
 """Open streams of live tiles in one process; further ones are asked to come again."""
 WATCH_SECONDS = 300
 """A stream ends after this time. The browser asks again, with its session."""
+WATCHABLE_SECONDS = 1800
+"""A page is kept up to date for this time. Its streams count as use of the session: without an end,
+a screen that is left open would keep the session from ever becoming idle."""
 RETRY_MS = 5000
+OVER = "event: over\ndata: reload the page\n\n"
+"""The event at which the page closes its stream for good."""
 TEMPLATE = "overview.html"
 
 router = APIRouter()
@@ -103,16 +109,24 @@ async def home(viewer: ViewerDep, watchers: WatchersDep, request: Request) -> Re
         f"are in {viewer.time_zone}.",
         live=await watchers.overview.live.get(),
         slow=await watchers.overview.slow.get(),
-        events=EVENTS,
+        events=f"{EVENTS}?opened={int(time.time())}",
     )
 
 
 @router.get(EVENTS)
-async def events(viewer: HouseReader, watchers: WatchersDep, request: Request) -> Response:
-    """Send the overview's tiles whenever they change, as server-sent events."""
+async def events(
+    viewer: HouseReader, watchers: WatchersDep, request: Request, opened: int = 0
+) -> Response:
+    """Send the overview's tiles whenever they change, as server-sent events.
+
+    `opened`: when the page was made, in Unix seconds.
+    """
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    if not 0 <= time.time() - opened <= WATCHABLE_SECONDS:
+        return Response(OVER, media_type="text/event-stream", headers=headers)
     watchers.enter()
     return StreamingResponse(
         watchers.stream(shell_of(viewer, request)),
         media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        headers=headers,
     )
