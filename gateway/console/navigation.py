@@ -37,6 +37,13 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
                 NavigationItem("/console/costs", "Costs", "chart-column"),
             ),
         ),
+        NavigationGroup(
+            "Access",
+            (
+                NavigationItem("/console/people", "People", "users"),
+                NavigationItem("/console/people/sessions", "Sessions", "monitor-smartphone"),
+            ),
+        ),
     ),
     "tenant": (NavigationGroup("", (NavigationItem("/console", "Home", "house"),)),),
 }

@@ -73,7 +73,6 @@ class Action(StrEnum):
     PORTAL_LEFT = "console.portal_left"
     PERSON_ADDED = "console.person_added"
     PERSON_CHANGED = "console.person_changed"
-    PERSON_REMOVED = "console.person_removed"
     INVITATION_MADE = "console.invitation_made"
     INVITATION_ACCEPTED = "console.invitation_accepted"
     INVITATION_REVOKED = "console.invitation_revoked"

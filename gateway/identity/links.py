@@ -24,8 +24,13 @@ class LinkRefused(Unauthenticated):
     code = "link_refused"
 
 
-async def make_link(session: OperatorSession, maker: Actor, settings: Settings) -> SecretText:
-    """Make a link; return its address, which is not stored."""
+async def make_link(
+    session: OperatorSession, maker: Actor, settings: Settings, *, base_url: str | None = None
+) -> SecretText:
+    """Make a link; return its address, which is not stored.
+
+    `base_url`: the gateway's address, if it is not that of the settings.
+    """
     token = new_token()
     expires_at = datetime.now(UTC) + timedelta(seconds=settings.console_link_seconds)
     made_by = maker.name or maker.id
@@ -41,8 +46,8 @@ async def make_link(session: OperatorSession, maker: Actor, settings: Settings) 
         object_id=made_by,
         after={"expires_at": expires_at},
     )
-    base_url = settings.public_url.rstrip("/")
-    return SecretText(f"{base_url}{LINK_PATH}?token={token.reveal()}")
+    base_url = base_url or settings.public_url
+    return SecretText(f"{base_url.rstrip('/')}{LINK_PATH}?token={token.reveal()}")
 
 
 async def use_link(database: Database, token: str) -> SignedIn:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 
 from gateway.vault import key_format
@@ -51,6 +52,16 @@ def test_a_key_is_made_by_command_and_works_at_the_running_server(running: Runni
     assert "prometheus" in shown.out
     assert made["secret"] not in shown.out
     assert listed(running)[made["id"]]["last_used_at"] is not None
+
+
+def test_a_link_opens_the_console_of_the_running_server_once(running: RunningGateway) -> None:
+    made = running.command("console-link", "--json").json()
+    assert made["url"].startswith(f"{running.base_url}/console/login/link?token=")
+    assert made["expires_in_seconds"] == 600
+    with httpx2.Client() as browser, httpx2.Client() as late:
+        assert browser.get(made["url"]).headers["location"] == "/console"
+        assert late.get(made["url"]).status_code == 401
+    assert "/console/login/link?token=" in running.command("console-link").out
 
 
 def test_a_key_is_rolled_and_revoked_by_name_id_or_last_characters(

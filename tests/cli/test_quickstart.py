@@ -94,6 +94,17 @@ def test_no_key_is_printed_without_a_terminal() -> None:
                 assert process.base_url in printed
                 assert str(folder / "data/quickstart.json") in printed
                 assert "igw_" not in printed
+                assert "/console/login/link" not in printed
+
+
+def test_the_printed_link_opens_the_console_once(first: GatewayProcess) -> None:
+    printed = first.log.read_text()
+    start = f"{first.base_url}/console/login/link?token="
+    link = next(word for word in printed.split() if word.startswith(start))
+    with httpx2.Client() as browser, httpx2.Client() as late:
+        assert browser.get(link).headers["location"] == "/console"
+        assert browser.get(f"{first.base_url}/console").status_code == 200
+        assert late.get(link).status_code == 401
 
 
 def test_the_printed_commands_work_in_another_shell(first: GatewayProcess, folder: Path) -> None:

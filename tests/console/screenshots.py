@@ -19,6 +19,8 @@ VIEWS = (("", 1440, "light"), ("-dark", 1440, "dark"), ("-phone", 390, "light"))
 CALLS = 24_000
 MORE: dict[str, str] = {
     "costs-tenants": "/console/costs?group=tenant&period=month",
+    "own-sessions": "/console/sessions",
+    "sign-in": "/console/login",
     "costs-empty": "/console/costs?start=2026-01-01&end=2026-01-02",
 }
 """Further states of pages, by the name of their file."""
@@ -27,7 +29,8 @@ MORE: dict[str, str] = {
 def pages() -> dict[str, str]:
     """Every page to show: those of the operator's navigation, and further states."""
     listed = [item.path for group in NAVIGATION["operator"] for item in group.items]
-    named = {path.removeprefix("/console").strip("/") or "overview": path for path in listed}
+    names = (path.removeprefix("/console").strip("/").replace("/", "-") for path in listed)
+    named = {name or "overview": path for name, path in zip(names, listed, strict=True)}
     return named | MORE
 
 
