@@ -39,6 +39,7 @@ from gateway.telemetry import configure_logging
 from gateway.tenancy.quickstart import read_quickstart
 from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
 from gateway.web.connections.protocol import BoundedConfig
+from gateway.web.connections.tls import Certificate
 
 log = structlog.get_logger(__name__)
 ACCEPTED_PER_TURN = 16
@@ -69,15 +70,18 @@ def serve(
     host, port = host or settings.host, port or settings.port
     workers = workers or settings.workers
     configure_logging(settings.log_level, settings.resolved_log_format)
-    if (host, port) != ("127.0.0.1", 8000) and "public_url" not in settings.model_fields_set:
+    if "public_url" not in settings.model_fields_set:
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared only
-        settings = settings.model_copy(update={"public_url": f"http://{shown}:{port}"})
+        scheme = "http" if settings.tls_files is None else "https"
+        settings = settings.model_copy(update={"public_url": f"{scheme}://{shown}:{port}"})
     if workers > 1 and settings.mcp_sse:
         refuse(
             f"GATEWAY_MCP_SSE needs one process, and {workers} workers were requested: a session "
             "lives in the process that holds its stream. Use --workers 1, or disable it."
         )
     _refuse_unusable(host, port)
+    if settings.tls_files is not None:
+        guarded(partial(Certificate, *settings.tls_files))
     raise_descriptor_limit()
     if workers == 1:
         _serve_one(settings, host, port, as_json=as_json)
@@ -89,7 +93,7 @@ class _Server(uvicorn.Server):
     """A server that prints the greeting once it listens, and drains while clients still wait."""
 
     def __init__(
-        self, config: uvicorn.Config, gateway: Gateway, greet: Callable[[], None], start: "_Start"
+        self, config: BoundedConfig, gateway: Gateway, greet: Callable[[], None], start: "_Start"
     ) -> None:
         super().__init__(config)
         self._start = start
@@ -97,6 +101,7 @@ class _Server(uvicorn.Server):
         self._greet = greet
         self._loop = asyncio.get_running_loop()
         self._reloads: set[asyncio.Task[bool]] = set()
+        self._bounded_config = config
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         stop = partial(super().handle_exit, sig, frame)
@@ -106,16 +111,18 @@ class _Server(uvicorn.Server):
         await self._start.over()  # from here on this server handles signals
         await super().startup(sockets)
         if self.started:
-            self._follow_models_file()
+            self._follow_files()
             spare_garbage_collector()
             self._greet()
 
-    def _follow_models_file(self) -> None:
-        """Read the models file again at SIGHUP, where the system has this signal."""
+    def _follow_files(self) -> None:
+        """Read the models file and the certificate again at SIGHUP, where there is this signal."""
         if hasattr(signal, "SIGHUP"):
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _reload(self) -> None:
+        if self._bounded_config.certificate is not None:
+            _reload_certificate(self._bounded_config.certificate.reload)
         task = self._loop.create_task(self._gateway.hosts.reload())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
@@ -125,6 +132,17 @@ class _Server(uvicorn.Server):
         draining = asyncio.create_task(self._gateway.pipeline.drain(seconds))
         await super().shutdown(sockets)
         await draining
+
+
+def _reload_certificate(read: Callable[[], object]) -> bool:
+    """Read the certificate again; return False, and keep the former one, if it is wrong."""
+    try:
+        read()
+    except ConfigurationError as error:
+        log.error("tls_certificate_refused", error=str(error))  # noqa: TRY400 - the words say it
+        return False
+    log.info("tls_certificate_read")
+    return True
 
 
 class _Start:
@@ -198,7 +216,7 @@ def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_js
                 config = _uvicorn_config(
                     "gateway.cli:worker_app", settings, host, port, workers=workers
                 )
-                supervisor = _Supervisor(config, _listeners(config), models_copy)
+                supervisor = _Supervisor(config, settings, models_copy)
                 await start.over()
                 # It blocks the main thread, the only one that may handle signals.
                 supervisor.run()
@@ -214,11 +232,10 @@ class _Supervisor(Multiprocess):
     Later connections are refused at once, since no worker would accept them.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, sockets: list[socket.socket], models_copy: ModelsCopy
-    ) -> None:
-        super().__init__(config, sockets=sockets)
+    def __init__(self, config: uvicorn.Config, settings: Settings, models_copy: ModelsCopy) -> None:
+        super().__init__(config, sockets=_listeners(config))
         self._models_copy = models_copy
+        self._tls_files = settings.tls_files
 
     def terminate_all(self) -> None:
         for listener in self.sockets:
@@ -226,7 +243,10 @@ class _Supervisor(Multiprocess):
         super().terminate_all()
 
     def handle_hup(self) -> None:
-        """Replace the workers, which read the models file at their start, unless it is wrong."""
+        """Replace the workers, which read these files at their start, unless one is wrong."""
+        files = self._tls_files
+        if files is not None and not _reload_certificate(partial(Certificate, *files)):
+            return
         try:
             self._models_copy.take()
         except ConfigurationError as error:
@@ -258,10 +278,11 @@ def _shared_metrics() -> Iterator[None]:
 
 def _uvicorn_config(
     app: FastAPI | str, settings: Settings, host: str, port: int, *, workers: int = 1
-) -> uvicorn.Config:
+) -> BoundedConfig:
     return BoundedConfig(
         app,
         bounds=ConnectionBounds.of(settings),
+        tls_files=settings.tls_files,
         host=host,
         port=port,
         workers=workers,

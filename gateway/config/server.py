@@ -4,9 +4,10 @@ import getpass
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import platformdirs
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from gateway.config.base import FIRST, SettingsGroup
 
@@ -96,12 +97,40 @@ class ServerSettings(SettingsGroup):
         ge=0,
         description="The seconds that paid calls may take to finish after the shutdown delay.",
     )
+    tls_cert_file: Path | None = Field(
+        default=None,
+        description="A PEM file with the server's certificate and those that issued it, for HTTPS "
+        "without a proxy. It is read again at SIGHUP.",
+        examples=["/etc/image-gateway/fullchain.pem"],
+    )
+    tls_key_file: Path | None = Field(
+        default=None,
+        description="The PEM file with the private key of `GATEWAY_TLS_CERT_FILE`, without a "
+        "passphrase. It is read again at SIGHUP.",
+        examples=["/etc/image-gateway/privkey.pem"],
+    )
     prometheus_multiproc_dir: Path | None = Field(
         default=None,
         validation_alias="PROMETHEUS_MULTIPROC_DIR",
         description="The directory in which several processes share their metrics. `gateway serve "
         "--workers` makes one itself; set it only if another program starts the processes.",
     )
+
+    @model_validator(mode="after")
+    def _require_both_tls_files(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError(
+                "GATEWAY_TLS_CERT_FILE and GATEWAY_TLS_KEY_FILE belong together: set both for "
+                "HTTPS, or neither."
+            )
+        return self
+
+    @property
+    def tls_files(self) -> tuple[Path, Path] | None:
+        """The files of certificate and key; None without HTTPS."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        return self.tls_cert_file, self.tls_key_file
 
     @field_validator("port", mode="wrap")
     @classmethod

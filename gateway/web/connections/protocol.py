@@ -1,5 +1,7 @@
 """HTTP/1.1 with bounds, beneath the application, on top of uvicorn's unbounded protocol.
 
+Bounds hold from the first byte, so that TLS, too, begins here and not in the event loop's server.
+
 A request that exceeds a bound is refused in OpenAI's envelope if a response can still be sent; it
 is counted in `gateway_connections_refused_total`, and its connection is closed.
 """
@@ -7,6 +9,7 @@ is counted in `gateway_connections_refused_total`, and its connection is closed.
 import asyncio
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import httptools
@@ -17,6 +20,7 @@ from gateway import telemetry
 from gateway.web.connections.bounds import ConnectionBounds
 from gateway.web.connections.refusals import ConnectionRefusal, ConnectionRefusals, rendered
 from gateway.web.connections.registry import Registry
+from gateway.web.connections.tls import Certificate, start_tls
 
 PIECE_BYTES = 16_384
 """The loop delivers up to sixteen times as much at once; bounds are checked after each piece."""
@@ -34,25 +38,36 @@ _WATCHED = frozenset({b"expect", b"host"})
 
 
 class BoundedConfig(uvicorn.Config):
-    """uvicorn's configuration with this protocol; `load` adds the process's registry."""
+    """uvicorn's configuration with this protocol; `load` adds what belongs to one process.
+
+    `tls_files`: the PEM files of certificate chain and key; None serves plain HTTP.
+    """
 
     registry: Registry
+    certificate: Certificate | None
 
     def __init__(
         self,
         app: Any,  # noqa: ANN401 - passed on to uvicorn, as the options are
         *,
         bounds: ConnectionBounds,
+        tls_files: tuple[Path, Path] | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
         # No route is a WebSocket's, and uvicorn's WebSocket protocol would enforce no bounds.
         super().__init__(app, http=BoundedProtocol, ws="none", log_config=None, **options)
         self._bounds = bounds
+        self._tls_files = tls_files
 
     def load(self) -> None:
-        """Load the application, in the process that serves it."""
+        """Load the application and the certificate, in the process that serves them.
+
+        Raises:
+            ConfigurationError: the certificate cannot be used.
+        """
         super().load()
         self.registry = Registry(self._bounds)
+        self.certificate = None if self._tls_files is None else Certificate(*self._tls_files)
 
 
 class _Exceeded(Exception):
@@ -121,13 +136,48 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing_bytes = 0
         self._taking: asyncio.TimerHandle | None = None
         self._answer: _ResponseTransport | None = None
+        self._certificate = config.certificate
+        self._handshake: asyncio.Task[None] | None = None
+        # What arrives before the handshake's task goes on: of the handshake, and then of a request.
+        self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         host = None if self.client is None else self.client[0]
         refusal = self._registry.admit(self, host, self.loop.time())
-        if refusal is not None:
-            self._refuse(refusal)
+        if self._certificate is None:
+            if refusal is not None:
+                self._refuse(refusal)
+        elif refusal is not None:
+            self._end(refusal)  # an answer could not be read without TLS
+        else:
+            self._handshake = self.loop.create_task(self._secure(transport, self._certificate))
+
+    async def _secure(self, transport: asyncio.Transport, certificate: Certificate) -> None:
+        """Begin TLS; a client that does not, or not in time, is closed."""
+        try:
+            secured = await start_tls(
+                transport, self, certificate.context, self._early, self._bounds.header_seconds
+            )
+        except OSError as error:  # TLS errors and timeouts too
+            if not self._is_refused:
+                self._end(ConnectionRefusals.handshake)
+            self._abandon(transport, error)
+            return
+        finally:
+            self._handshake = None
+        if self._is_refused:
+            self._abandon(transport, None)
+            return
+        super().connection_made(secured)
+        for data in self._early:
+            self.data_received(data)
+        self._early.clear()
+
+    def _abandon(self, transport: asyncio.Transport, error: OSError | None) -> None:
+        """Close a connection whose TLS never began, of whose end the loop does not tell."""
+        transport.abort()
+        self.connection_lost(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._registry.leave(self)
@@ -136,6 +186,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._handshake is not None:
+            self._early.append(data)
+            return
         if len(data) <= PIECE_BYTES:
             if not self._is_refused:
                 self._feed(data)

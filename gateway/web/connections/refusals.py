@@ -39,6 +39,8 @@ class ConnectionRefusals:
     """The connection was idle, and new connections needed its slot."""
     body_unread = ConnectionRefusal("body")
     """The request was answered, but its body did not end in time."""
+    handshake = ConnectionRefusal("handshake")
+    """The client did not complete the TLS handshake."""
     not_taken = ConnectionRefusal("answer")
     """The client does not read its answer."""
     pipelined = ConnectionRefusal("pipelined")
