@@ -49,6 +49,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.generation import continuity
+from gateway.generation.failures import shutting_down
 from gateway.generation.fallback import FallbackCalls, OpenedCall, substitutes
 from gateway.generation.idempotency import Replays, repeated
 from gateway.generation.paid_calls import SANDBOX, PaidCall, PaidCalls
@@ -228,7 +229,7 @@ class Pipeline:
 
     def _room(self, caller: Caller) -> Bulkhead:
         if self._draining:
-            raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
+            raise shutting_down()
         return self._live_slots if caller.livemode else self._test_slots
 
     def _ended(self, task: asyncio.Task[Generation]) -> None:
