@@ -68,6 +68,14 @@ async def months_of(served: Served, *months: date) -> None:
         await served.owner_sql("SELECT add_month(CAST(:month AS date))", month=month)
 
 
+def months_ago(number: int) -> date:
+    """The first day of a month before the present one."""
+    month = datetime.now(UTC).date().replace(day=1)
+    for _ in range(number):
+        month = (month - DAY).replace(day=1)
+    return month
+
+
 async def check_books(served: Served) -> None:
     """Check the whole ledger, as the gateway does once a week; months are archived after it."""
     found = await ledger.check_all(
@@ -237,6 +245,11 @@ async def test_a_month_is_archived_only_when_nothing_can_need_its_entries(served
     call, _ = await old_calls(served, owner, [BEGIN + 3 * DAY, BEGIN + 9 * DAY], chance)
     assert await obstacle(JANUARY) == "unsummed"
     await usage_sums.roll_up(database)
+    checked = "UPDATE sweep SET compared_to = :to WHERE name = 'invariants'"
+    beyond = BEGIN + (31 + 7) * DAY
+    await served.owner_sql(checked, to=beyond - timedelta(microseconds=1))
+    assert await obstacle(JANUARY) == "unchecked"
+    await served.owner_sql(checked, to=beyond)
     assert await obstacle(JANUARY) is None
     await served.owner_sql(
         "UPDATE reservation SET state = 'unknown', final_nano = NULL WHERE id = :id", id=call
@@ -303,6 +316,30 @@ async def test_the_costs_of_archived_calls_are_final(served: Served) -> None:
     await served.owner_sql(
         "UPDATE reservation SET final_nano = final_nano - 1 WHERE id = :id", id=estimated
     )
+
+
+async def test_a_report_that_cuts_the_quarter_of_the_last_archived_call_is_refused(
+    served: Served,
+) -> None:
+    database = served.gateway.database
+    await months_of(served, JANUARY)
+    at = BEGIN + 12 * DAY  # the very beginning of a quarter
+    await old_calls(served, Owner(served.tenant_id), [at], random.Random(1))
+    await usage_sums.roll_up(database)
+    await check_books(served)
+    for month in (date(2024, 12, 1), JANUARY):
+        await archive.archive_month(database, month)
+
+    async def report(minutes: int) -> int:
+        period = Period(BEGIN, at + timedelta(minutes=minutes))
+        query = ReportQuery(served.tenant_id, EVERYTHING, True, period, ())  # noqa: FBT003
+        async with database.operator() as session:
+            return (await usage.report(session, query)).total.requests
+
+    assert [await report(minutes) for minutes in (0, 15)] == [0, 1]
+    with pytest.raises(InvalidRequest) as refused:
+        await report(7)
+    assert refused.value.code == "report_archived"
 
 
 async def command(served: Served, *words: str, **environment: str) -> tuple[int, str, str]:
@@ -391,7 +428,8 @@ async def test_a_month_is_exported_before_it_is_archived(
 
 
 async def test_months_of_the_audit_trail_are_dropped_after_their_time(served: Served) -> None:
-    await months_of(served, JANUARY)
+    two_ago, three_ago = (months_ago(number) for number in (2, 3))  # the latter ended two ago
+    await months_of(served, JANUARY, three_ago, two_ago)
     await served.owner_sql(
         "INSERT INTO audit (id, at, actor_type, actor_id, action, object_id)"
         " VALUES (gen_random_uuid(), '2025-01-10', 'gateway', 'gateway', 'price.added', '1')"
@@ -403,7 +441,7 @@ async def test_months_of_the_audit_trail_are_dropped_after_their_time(served: Se
     kept = await archive.retain(database, ledger_months=None, audit_months=1200)
     assert kept.audit_months == 0
     dropped = await archive.retain(database, ledger_months=None, audit_months=2)
-    assert dropped.audit_months == 3
+    assert dropped.audit_months == 4
     rows = await served.owner_sql("SELECT min(at) AS first FROM audit")
     assert rows[0].first is None or rows[0].first > datetime.now(UTC) - 100 * DAY
     async with served.http(await served.key()) as http:  # calls and their audit trail go on
