@@ -29,6 +29,7 @@ from gateway.web.bodies import read_body, refuse_compressed
 
 MAX_FORM_BYTES = 65_536
 MAX_FORM_FIELDS = 200
+EVENT_STREAM = "text/event-stream"
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
@@ -38,7 +39,12 @@ async def get_viewer(request: Request, gateway: GatewayDep) -> Viewer:
     Raises:
         SessionEnded: there is no session, or it has ended; the browser is led to the sign-in.
     """
-    viewer = await sessions.find(gateway.database, read_cookie(request, gateway.settings))
+    viewer = await sessions.find(
+        gateway.database,
+        read_cookie(request, gateway.settings),
+        # An open page renews its stream by itself, whether anyone looks at it or not.
+        touches=EVENT_STREAM not in request.headers.get("accept", ""),
+    )
     record = current()
     record.session_id = viewer.session_id
     record.tenant_id, record.user_id = viewer.tenant_id, viewer.user_id

@@ -79,6 +79,12 @@ async def changing_people(
             yield own
 
 
+def may_change(viewer: Viewer) -> bool:
+    """Return True if the viewer may change the people whom they see."""
+    needed = Permission.HOUSE_CHANGE if viewer.tenant_id is None else Permission.MEMBERS_CHANGE
+    return viewer.may(needed)
+
+
 def roles_to_give(viewer: Viewer) -> tuple[Role, ...]:
     """The roles that a viewer may give: in a tenant those of tenants, else all."""
     return tuple(Role) if viewer.tenant_id is None else TENANT_ROLES

@@ -137,8 +137,11 @@ async def begin(
     return token
 
 
-async def find(database: Database, token: str) -> Viewer:
+async def find(database: Database, token: str, *, touches: bool = True) -> Viewer:
     """Find the viewer of a session's token.
+
+    `touches`: a person asked, so that the session does not end as idle; not so for what a page
+    asks by itself.
 
     Raises:
         SessionEnded: there is no such session, or it has ended.
@@ -147,7 +150,8 @@ async def find(database: Database, token: str) -> Viewer:
     if not is_token(token):
         raise SessionEnded
     rows = await database.call(
-        "SELECT * FROM find_console_session(:digest)", {"digest": digest_of(token)}
+        "SELECT * FROM find_console_session(:digest, :touches)",
+        {"digest": digest_of(token), "touches": touches},
     )
     if not rows:
         raise SessionEnded

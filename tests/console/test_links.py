@@ -1,5 +1,7 @@
 """Sign-in by a one-time link, and what a session is good for."""
 
+import time
+
 import httpx2
 import pytest
 
@@ -106,6 +108,28 @@ async def test_a_request_extends_the_idle_time_but_never_the_longest(served: Ser
         " AS extended FROM console_session"
     )
     assert (row.at_most, row.extended) == (True, True)
+
+
+async def test_a_stream_ends_with_its_session_and_does_not_keep_it_from_becoming_idle(
+    served: Served,
+) -> None:
+    async with served.http() as browser:
+        browser.headers["Accept"] = "text/event-stream"
+        await browser.get(await new_link(served))
+        await served.owner_sql(
+            "UPDATE console_session SET last_seen_at = now() - interval '10 minutes',"
+            " idle_until = now() + interval '1 minute'"
+        )
+        path = f"/console/events?opened={int(time.time())}"
+        async with browser.stream("GET", path) as events:
+            assert events.status_code == 200
+            [row] = await served.owner_sql(
+                "SELECT idle_until < now() + interval '2 minutes' AS is_kept FROM console_session"
+            )
+            assert row.is_kept
+        await served.owner_sql("UPDATE console_session SET idle_until = now()")
+        ended = await browser.get(path)
+    assert ended.headers["location"].endswith("ended=idle")
 
 
 async def test_the_cookie_opens_no_api_route_and_a_key_opens_no_page(served: Served) -> None:

@@ -10,13 +10,18 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gateway.bootstrap import Gateway
+from gateway.console.cookies import read_cookie
 from gateway.console.dependencies import HouseReader, ViewerDep
 from gateway.console.overview import LIVE_SECONDS, Overview
 from gateway.console.paths import HOME
 from gateway.console.render import Shell, fragment, page
 from gateway.console.shell import shell_of
+from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import GatewayError, Unavailable
+from gateway.identity import sessions
+from gateway.identity.sessions import SessionEnded
 from gateway.identity.viewers import Permission
+from gateway.rest.dependencies import GatewayDep
 
 EVENTS = "/console/events"
 MAX_WATCHERS = 40
@@ -24,8 +29,8 @@ MAX_WATCHERS = 40
 WATCH_SECONDS = 300
 """A stream ends after this time. The browser asks again, with its session."""
 WATCHABLE_SECONDS = 1800
-"""A page is kept up to date for this time. Its streams count as use of the session: without an end,
-a screen that is left open would keep the session from ever becoming idle."""
+"""A page is kept up to date for this time: a screen that is left open does not ask for ever. Its
+streams end with the session, and do not keep it from becoming idle."""
 RETRY_MS = 5000
 OVER = "event: over\ndata: reload the page\n\n"
 """The event at which the page closes its stream for good."""
@@ -51,6 +56,7 @@ class Watchers:
     def __init__(self, gateway: Gateway) -> None:
         self.overview = Overview(gateway)
         self._leaving = gateway.leaving
+        self._database = gateway.database
         self._number = 0
 
     def enter(self) -> None:
@@ -63,12 +69,17 @@ class Watchers:
             raise TooManyWatchers
         self._number += 1
 
-    async def stream(self, shell: Shell) -> AsyncIterator[str]:
-        """Yield the tiles as server-sent events whenever they have changed, for a while."""
+    async def stream(self, shell: Shell, token: str) -> AsyncIterator[str]:
+        """Yield the tiles as server-sent events whenever they have changed, for a while.
+
+        The stream ends with the session of `token`, which it does not keep from becoming idle.
+        """
         try:
             yield f"retry: {RETRY_MS}\n\n"
             shown = ""
             for _ in range(WATCH_SECONDS // LIVE_SECONDS):
+                if not await self._lasts(token):
+                    return
                 with suppress(GatewayError):  # the database is away: the tiles stay as they are
                     figures = await self.overview.live.get()
                     tiles = fragment(shell, TEMPLATE, "tiles", live=figures)
@@ -81,6 +92,15 @@ class Watchers:
                     return
         finally:
             self._number -= 1
+
+    async def _lasts(self, token: str) -> bool:
+        try:
+            await sessions.find(self._database, token, touches=False)
+        except SessionEnded:
+            return False
+        except DatabaseUnavailable:
+            return True
+        return True
 
 
 async def get_watchers(request: Request) -> Watchers:
@@ -115,7 +135,11 @@ async def home(viewer: ViewerDep, watchers: WatchersDep, request: Request) -> Re
 
 @router.get(EVENTS)
 async def events(
-    viewer: HouseReader, watchers: WatchersDep, request: Request, opened: int = 0
+    viewer: HouseReader,
+    watchers: WatchersDep,
+    request: Request,
+    gateway: GatewayDep,
+    opened: int = 0,
 ) -> Response:
     """Send the overview's tiles whenever they change, as server-sent events.
 
@@ -126,7 +150,7 @@ async def events(
         return Response(OVER, media_type="text/event-stream", headers=headers)
     watchers.enter()
     return StreamingResponse(
-        watchers.stream(shell_of(viewer, request)),
+        watchers.stream(shell_of(viewer, request), read_cookie(request, gateway.settings)),
         media_type="text/event-stream",
         headers=headers,
     )

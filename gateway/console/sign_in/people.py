@@ -15,7 +15,7 @@ from gateway.db.engine import OperatorSession
 from gateway.domain import SecretText
 from gateway.errors import InvalidRequest
 from gateway.identity import invitations, people
-from gateway.identity.people import changing_people, reading_people, roles_to_give
+from gateway.identity.people import changing_people, may_change, reading_people, roles_to_give
 from gateway.identity.viewers import Role, Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
@@ -123,6 +123,7 @@ async def _page(
         tenant_names=names,
         in_tenant=viewer.tenant_id is not None,
         own_person_id=viewer.person_id,
+        may_change=may_change(viewer),
         roles=roles,
         role_options=[(role.value, role.value) for role in roles],
         operator_roles={role for role in Role if role.is_operator},

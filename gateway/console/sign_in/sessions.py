@@ -11,7 +11,7 @@ from gateway.console.paths import ALL_SESSIONS, SESSIONS
 from gateway.console.render import Flash, page
 from gateway.console.shell import shell_of
 from gateway.identity import sessions
-from gateway.identity.people import changing_people, reading_people
+from gateway.identity.people import changing_people, may_change, reading_people
 from gateway.request_record import current
 from gateway.rest.dependencies import GatewayDep
 
@@ -39,6 +39,7 @@ async def show_own(
         own_id=viewer.session_id,
         end_path=SESSIONS,
         is_own=True,
+        may_end=True,
         older="",
     )
 
@@ -85,6 +86,7 @@ async def show_all(
         own_id=viewer.session_id,
         end_path=ALL_SESSIONS,
         is_own=False,
+        may_end=may_change(viewer),
         older=f"{ALL_SESSIONS}?after={found.items[-1].id}" if found.has_more else "",
     )
 

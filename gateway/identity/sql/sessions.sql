@@ -44,9 +44,10 @@ END $$;
 
 -- The session with this digest, with what its pages show of it. `end_reason` is NULL while it lasts.
 --
--- Notes the time at most once a minute, or four times in a short idle time: a page costs no write
--- otherwise. Finds ended sessions too, so that their owner can be told why.
-CREATE OR REPLACE FUNCTION find_console_session(p_digest bytea) RETURNS TABLE (
+-- Notes the time if `p_touches`, at most once a minute, or four times in a short idle time: a page
+-- costs no write otherwise. Finds ended sessions too, so that their owner can be told why.
+DROP FUNCTION IF EXISTS find_console_session(bytea);
+CREATE OR REPLACE FUNCTION find_console_session(p_digest bytea, p_touches boolean) RETURNS TABLE (
     id uuid, name text, role text, via text, tenant_id uuid, user_id uuid, person_id uuid,
     api_key_id uuid, key_root_id uuid, key_scopes text[], key_models text[], key_livemode boolean,
     operator_key_id uuid, visited_tenant_id uuid, created_at timestamptz,
@@ -68,7 +69,7 @@ BEGIN
     IF v_reason IS NOT NULL AND s.ended_at IS NULL THEN
         UPDATE console_session SET ended_at = v_now, end_reason = v_reason, provider_token = NULL
         WHERE id = s.id AND ended_at IS NULL;
-    ELSIF v_reason IS NULL
+    ELSIF v_reason IS NULL AND p_touches
         AND s.last_seen_at < v_now - make_interval(secs => least(60, s.idle_seconds / 4.0))
     THEN
         UPDATE console_session SET last_seen_at = v_now,
@@ -144,12 +145,12 @@ BEGIN
 END $$;
 
 REVOKE ALL ON FUNCTION console_session_end(console_session) FROM PUBLIC;
-REVOKE ALL ON FUNCTION find_console_session(bytea) FROM PUBLIC;
+REVOKE ALL ON FUNCTION find_console_session(bytea, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION console_caller(uuid, uuid, uuid, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION use_console_link(bytea) FROM PUBLIC;
 REVOKE ALL ON FUNCTION sweep_console(int) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION console_session_end(console_session) TO image_gateway_app;
-GRANT EXECUTE ON FUNCTION find_console_session(bytea) TO image_gateway_app;
+GRANT EXECUTE ON FUNCTION find_console_session(bytea, boolean) TO image_gateway_app;
 GRANT EXECUTE ON FUNCTION console_caller(uuid, uuid, uuid, boolean) TO image_gateway_app;
 GRANT EXECUTE ON FUNCTION use_console_link(bytea) TO image_gateway_app;
 GRANT EXECUTE ON FUNCTION sweep_console(int) TO image_gateway_app;
