@@ -204,7 +204,7 @@ def _chart(
     return stacked_bars(
         ChartData(
             key="cost",
-            title=f"Cost by {unit} and {NAMES[question.group].lower()}",
+            title=f"Cost by {unit} and {in_sentence(NAMES[question.group])}",
             description=f"US dollars, {question.days.text}",
             labels=tuple(_label(question, moment) for moment in moments),
             series=_series(rows, moments, now),
@@ -251,6 +251,11 @@ def _before(
             for moment in moments
         ),
     )
+
+
+def in_sentence(name: str) -> str:
+    """Write a name within a sentence: "Credential owner" → "credential owner", "API key" stays."""
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 
 def _moments(question: Question, days: Days) -> list[str]:

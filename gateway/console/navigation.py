@@ -4,8 +4,11 @@ A page adds its line here. The tests read this table too: each page in it is ope
 checked for accessibility and shown in an image by `make screenshots`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from gateway.identity.viewers import Permission
 
 Side = Literal["operator", "tenant"]
 """The part of the console: the operator's, or a tenant's portal."""
@@ -13,11 +16,16 @@ Side = Literal["operator", "tenant"]
 
 @dataclass(frozen=True, slots=True)
 class NavigationItem:
-    """A link of the navigation; `icon` is a symbol of static/icons.svg."""
+    """A link of the navigation; `icon` is a symbol of static/icons.svg.
+
+    `needs`: the permission that the page asks for, so that others do not see the link; None: a
+    session is enough.
+    """
 
     path: str
     label: str
     icon: str
+    needs: Permission | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +48,38 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
         NavigationGroup(
             "Access",
             (
-                NavigationItem("/console/people", "People", "users"),
-                NavigationItem("/console/people/sessions", "Sessions", "monitor-smartphone"),
+                NavigationItem("/console/people", "People", "users", Permission.HOUSE_READ),
+                NavigationItem(
+                    "/console/people/sessions",
+                    "All sessions",
+                    "monitor-smartphone",
+                    Permission.HOUSE_READ,
+                ),
             ),
         ),
     ),
-    "tenant": (NavigationGroup("", (NavigationItem("/console", "Home", "house"),)),),
+    "tenant": (
+        NavigationGroup("", (NavigationItem("/console", "Home", "house"),)),
+        NavigationGroup(
+            "Access",
+            (NavigationItem("/console/people", "People", "users", Permission.MEMBERS_CHANGE),),
+        ),
+    ),
 }
+
+
+def navigation_for(side: Side, permissions: Collection[Permission]) -> list[NavigationGroup]:
+    """Return the links whose pages these permissions open, without empty groups."""
+    groups = (
+        replace(
+            group,
+            items=tuple(
+                item for item in group.items if item.needs is None or item.needs in permissions
+            ),
+        )
+        for group in NAVIGATION[side]
+    )
+    return [group for group in groups if group.items]
 
 
 def current_path(side: Side, path: str) -> str | None:

@@ -33,7 +33,13 @@ from markupsafe import Markup, escape
 
 from gateway.console import charts, formats
 from gateway.console.assets import assets
-from gateway.console.navigation import NAVIGATION, Side, current_path
+from gateway.console.navigation import (
+    NavigationGroup,
+    Side,
+    current_path,
+    navigation_for,
+)
+from gateway.identity.viewers import Permission
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENT_SECURITY_POLICY = (
@@ -91,6 +97,12 @@ class Shell:
     sign_out_path: str = "/console/sign-out"
     sessions_path: str | None = None
     flashes: tuple[Flash, ...] = ()
+    permissions: frozenset[Permission] = frozenset()
+
+    @property
+    def navigation(self) -> list[NavigationGroup]:
+        """The links that this viewer may follow."""
+        return navigation_for(self.side, self.permissions)
 
     @property
     def current(self) -> str | None:
@@ -124,17 +136,13 @@ def render(shell: Shell, template: str, **context: object) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a name that `context` lacks.
     """
-    return (
-        environment()
-        .get_template(template)
-        .render(shell=shell, navigation=NAVIGATION[shell.side], **context)
-    )
+    return environment().get_template(template).render(shell=shell, **context)
 
 
 def fragment(shell: Shell, template: str, block: str, **context: object) -> str:
     """Render one block of a template, with what the whole page would be given."""
     found = environment().get_template(template)
-    known = found.new_context({"shell": shell, "navigation": NAVIGATION[shell.side], **context})
+    known = found.new_context({"shell": shell, **context})
     return "".join(found.blocks[block](known))
 
 

@@ -28,4 +28,5 @@ def shell_of(
         sign_out_path=SIGN_OUT,
         sessions_path=SESSIONS,
         flashes=() if flash is None else (flash,),
+        permissions=viewer.permissions,
     )

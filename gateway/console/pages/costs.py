@@ -22,6 +22,7 @@ from gateway.console.cost_explorer import (
     Grouping,
     Question,
     explore,
+    in_sentence,
 )
 from gateway.console.dependencies import HouseReader
 from gateway.console.render import page
@@ -124,6 +125,8 @@ async def costs(
         found=found,
         lines=[_line(form, question, row) for row in found.rows],
         group_name=NAMES[question.group],
+        heading=f"By {in_sentence(NAMES[question.group])}",
+        shows_ids=question.group in {"key", "user"},
         days=question.days,
         max_shown=MAX_SHOWN,
         can_be_hourly=question.days.number <= MAX_HOURLY_DAYS,
