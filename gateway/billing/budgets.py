@@ -136,8 +136,11 @@ async def raise_limit(
     *,
     to_nano: NanoUsd,
     until: datetime,
+    reason: str | None = None,
 ) -> Budget:
     """Raise the limit until a moment at most a year away; then the usual limit applies again.
+
+    `reason`: for the audit trail.
 
     Raises:
         InvalidRequest: not above the usual limit, or the moment is past or more than a year away.
@@ -157,7 +160,7 @@ async def raise_limit(
             f"(got {until.isoformat()}). To change the limit permanently, set it.",
             param="until",
         )
-    return await _change_raise(session, tenant_id, row, to_nano, until)
+    return await _change_raise(session, tenant_id, row, to_nano, until, reason=reason)
 
 
 async def end_raise(session: Session, tenant_id: UUID | None, budget_id: int) -> Budget:
@@ -276,6 +279,8 @@ async def _change_raise(
     row: BudgetRow | HouseBudgetRow,
     to_nano: int | None,
     until: datetime | None,
+    *,
+    reason: str | None = None,
 ) -> Budget:
     before = _shown(row)
     row.raised_to_nano, row.raised_until, row.updated_at = to_nano, until, func.now()
@@ -286,7 +291,7 @@ async def _change_raise(
         tenant_id=tenant_id,
         object_id=row.id,
         before=before,
-        after=_shown(row),
+        after=_shown(row) | ({} if reason is None else {"reason": reason}),
     )
     return await _one(session, tenant_id, row.id)
 

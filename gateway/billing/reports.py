@@ -73,21 +73,22 @@ def render_row(query: ReportQuery, row: UsageRow) -> dict[str, int | str | None]
 
 def csv_header(query: ReportQuery) -> str:
     """Render the first line of a report as CSV, with its line end."""
-    return _csv_line([*query.columns, *render_sums(UsageRow(()))])
+    return csv_line([*query.columns, *render_sums(UsageRow(()))])
 
 
 def csv_row(row: UsageRow) -> str:
     """Render one row of a report as CSV, with its line end."""
-    return _csv_line([*(_csv_text(value) for value in row.group), *render_sums(row).values()])
+    return csv_line([*(csv_text(value) for value in row.group), *render_sums(row).values()])
 
 
-def _csv_line(cells: Sequence[int | str]) -> str:
+def csv_line(cells: Sequence[int | str]) -> str:
+    """Render cells as one line of CSV, with its end."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(cells)
     return out.getvalue()
 
 
-def _csv_text(value: str | None) -> str:
+def csv_text(value: str | None) -> str:
     """Escape a cell so that a spreadsheet does not read it as a formula."""
     text = value or ""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -137,10 +137,14 @@ async def list_entries(
     after: UUID | None = None,
     tenant_id: UUID | None = None,
     action: Action | None = None,
+    actor: str | None = None,
+    object_id: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Page[AuditEntry]:
     """List one page of changes from `start` until `end`, newest first, after `after`.
+
+    `actor`: the id of their author, or the name at the time.
 
     Raises:
         InvalidRequest: `after` is not the id of an entry.
@@ -148,8 +152,12 @@ async def list_entries(
     query = select(AuditRow)
     if tenant_id is not None:
         query = query.where(AuditRow.tenant_id == tenant_id)
-    if action is not None:
-        query = query.where(AuditRow.action == action)
+    equal = {AuditRow.action: action, AuditRow.object_id: object_id}
+    for column, value in equal.items():
+        if value is not None:
+            query = query.where(column == value)
+    if actor is not None:
+        query = query.where((AuditRow.actor_id == actor) | (AuditRow.actor_name == actor))
     if start is not None:
         query = query.where(AuditRow.at >= start)
     if end is not None:

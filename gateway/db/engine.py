@@ -8,6 +8,7 @@ operators becomes `image_gateway_operator`, which sees all rows.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, NewType
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -17,6 +18,7 @@ from sqlalchemy import Row, TextClause, func, select, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import QueuePool
 
 from gateway.db.actors import THE_GATEWAY, Actor
 from gateway.db.addresses import create_engine, database_url, open_connection
@@ -76,6 +78,15 @@ async def answered_within(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise DatabaseUnavailable from error
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """The connections that a pool may open, and those in use."""
+
+    name: str
+    size: int
+    in_use: int
 
 
 class _Shares:
@@ -162,6 +173,22 @@ class Database:
                 work=work,
             )
         return self._beside[work]
+
+    def use(self) -> list["PoolUse"]:
+        """Tell how much each pool is used by now: that of requests, then those beside it."""
+        return [
+            PoolUse(
+                "requests" if one._work is None else one._work.name.lower(),  # noqa: SLF001 - of its own class
+                one._pool_size,  # noqa: SLF001
+                one._in_use,  # noqa: SLF001
+            )
+            for one in (self, *self._beside.values())
+        ]
+
+    @property
+    def _in_use(self) -> int:
+        pool = self._engine.pool
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
     async def warm(self) -> None:
         """Open every connection of the pool, so that a burst of first requests does not wait.

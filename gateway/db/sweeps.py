@@ -1,9 +1,31 @@
 """Periodic work that one worker at a time does for all."""
 
-from sqlalchemy import func, update
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select, update
 
 from gateway.db.engine import OperatorSession
 from gateway.db.tables import SweepRow
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Periodic work. `due_at`: its next time; one that is claimed is due at the claim's end.
+
+    `compared_to`, `whole_at`: as in `SweepRow`.
+    """
+
+    name: str
+    due_at: datetime
+    compared_to: datetime | None
+    whole_at: datetime | None
+
+
+async def list_all(session: OperatorSession) -> list[Sweep]:
+    """List all periodic work by name."""
+    rows = await session.scalars(select(SweepRow).order_by(SweepRow.name))
+    return [Sweep(row.name, row.due_at, row.compared_to, row.whole_at) for row in rows]
 
 
 async def claim(session: OperatorSession, name: str, *, seconds: float) -> bool:

@@ -23,13 +23,20 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.request_ids import CLIENT_ID, began_at
 
 MOST_OTHERS = 100
+CONSOLE = "/console"
+"""The begin of the routes of the console's pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFilter:
-    """A filter of requests; None: no filter. `model`: as requested or as served."""
+    """A filter of requests; None: no filter. `model`: as requested or as served.
+
+    `statuses`: the lowest and the highest status. `is_api`: without the pages of the console.
+    """
 
     status: int | None = None
+    statuses: tuple[int, int] | None = None
+    is_api: bool = False
     error_code: str | None = None
     model: str | None = None
     api_key_id: UUID | None = None
@@ -165,6 +172,10 @@ def _chosen(chosen: RequestFilter) -> list[ColumnElement[bool]]:
     if chosen.model is not None:
         served = RequestRow.served_model == chosen.model
         found.append(or_(RequestRow.requested_model == chosen.model, served))
+    if chosen.statuses is not None:
+        found.append(RequestRow.status.between(*chosen.statuses))
+    if chosen.is_api:
+        found.append(~RequestRow.route.startswith(CONSOLE, autoescape=True))
     if chosen.start is not None:
         found.append(RequestRow.at >= chosen.start)
     if chosen.end is not None:
@@ -235,10 +246,10 @@ async def _purchase(
 ) -> RequestReservation | None:
     if request.generation_id is None or request.tenant_id is None:
         return None
-    return await _booked(session, request.tenant_id, request.generation_id)
+    return await find_reservation(session, request.tenant_id, request.generation_id)
 
 
-async def _booked(
+async def find_reservation(
     session: TenantSession | OperatorSession, tenant_id: UUID, generation_id: UUID
 ) -> RequestReservation | None:
     """Find a generation in the ledger; None if it was never reserved."""

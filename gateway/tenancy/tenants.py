@@ -153,6 +153,29 @@ async def list_page(
     return page_of([_tenant(row) for row in await session.scalars(query)], limit)
 
 
+async def search(
+    session: OperatorSession,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    text: str = "",
+    status: str | None = None,
+) -> Page[Tenant]:
+    """List one page of tenants whose name contains `text`, or whose id is, newest first."""
+    query = select(TenantRow).order_by(TenantRow.id.desc()).limit(limit + 1)
+    if text:
+        if not text.isprintable():
+            return Page((), has_more=False)  # Postgres refuses NUL, and no name contains it
+        found = TenantRow.name.icontains(text, autoescape=True)
+        given = as_uuid(text)
+        query = query.where(found if given is None else (TenantRow.id == given) | found)
+    if status is not None:
+        query = query.where(TenantRow.status == status)
+    if after is not None:
+        query = query.where(TenantRow.id < after)
+    return page_of([_tenant(row) for row in await session.scalars(query)], limit)
+
+
 async def set_status(session: OperatorSession, name_or_id: str, status: str) -> Tenant:
     """Suspend (`suspended`) or resume (`active`) a tenant.
 

@@ -1,5 +1,6 @@
 """Users: the persons and applications of a tenant."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, cast
@@ -190,6 +191,21 @@ async def user_names(session: TenantSession, tenant_id: UUID) -> dict[UUID, str]
         select(TenantUserRow.id, TenantUserRow.name).where(TenantUserRow.tenant_id == tenant_id)
     )
     return dict(rows.all())
+
+
+async def names_of(
+    session: TenantSession, tenant_id: UUID, user_ids: Iterable[UUID | None]
+) -> dict[UUID, str]:
+    """Return the names of some users of the tenant by id."""
+    wanted = {one for one in user_ids if one is not None}
+    if not wanted:
+        return {}
+    rows = await session.execute(
+        select(TenantUserRow.id, TenantUserRow.name).where(
+            TenantUserRow.tenant_id == tenant_id, TenantUserRow.id.in_(wanted)
+        )
+    )
+    return {row.id: row.name for row in rows}
 
 
 async def _find(
