@@ -108,6 +108,12 @@ def moment(at: datetime | None, zone: str) -> str:
     return f"{day(local.date())}, {local:%H:%M}"
 
 
+def instant(at: datetime, zone: str) -> str:
+    """Write a time to the millisecond: "30 Nov 2026, 08:15:04.120"."""
+    local = at.astimezone(ZoneInfo(zone))
+    return f"{day(local.date())}, {local:%H:%M:%S}.{local.microsecond // SECOND_MS:03d}"
+
+
 def moment_exact(at: datetime, zone: str) -> str:
     """Write a time to the second, with its zone: "2026-11-30 08:15:04 Europe/Vienna (+01:00)"."""
     local = at.astimezone(ZoneInfo(zone))

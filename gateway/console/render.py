@@ -12,10 +12,10 @@ A page's function computes plain values and hands them to `page`:
     {% endblock %}
 
 Filters: `usd` (rounded, the exact amount in its title), `usd_short` (rounded, a plain text),
-`usd_exact`, `count`, `time`, `clock` and `date` (in the shell's zone), `ago`, `ms`, `size`. The
-macros of templates/ui.html and templates/charts.html are there in every template as `ui` and
-`charts`; docs/console-pages.md shows them. A block of a template alone, for htmx and for live
-tiles: `fragment(shell, "overview.html", "tiles", …)`.
+`usd_exact`, `count`, `time`, `instant`, `clock` and `date` (in the shell's zone), `ago`, `ms`,
+`size`. The macros of templates/ui.html and templates/charts.html are there in every template as
+`ui` and `charts`; docs/console-pages.md shows them. A block of a template alone, for htmx and for
+live tiles: `fragment(shell, "overview.html", "tiles", …)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -179,6 +179,7 @@ def environment() -> Environment:
         "size": formats.size,
         "time": _time,
         "clock": _clock,
+        "instant": _instant,
         "date": _date,
         "ago": _ago,
     }
@@ -208,6 +209,17 @@ def _time(context: Context, at: datetime | None) -> Markup:
     zone = context["shell"].zone
     return Markup('<time class="nowrap" datetime="{}" title="{}">{}</time>').format(
         at.isoformat(), formats.moment_exact(at, zone), formats.moment(at, zone)
+    )
+
+
+@pass_context
+def _instant(context: Context, at: datetime | None) -> Markup:
+    """Show a time to the millisecond, where its order among others matters."""
+    if at is None:
+        return escape(formats.DASH)
+    zone = context["shell"].zone
+    return Markup('<time class="nowrap" datetime="{}" title="{}">{}</time>').format(
+        at.isoformat(), formats.moment_exact(at, zone), formats.instant(at, zone)
     )
 
 
