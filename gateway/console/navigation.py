@@ -43,6 +43,20 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
             (
                 NavigationItem("/console", "Overview", "layout-dashboard"),
                 NavigationItem("/console/costs", "Costs", "chart-column"),
+                NavigationItem("/console/requests", "Requests", "scroll-text"),
+                NavigationItem("/console/open-calls", "Open calls", "circle-question-mark"),
+                NavigationItem("/console/tenants", "Tenants", "building-2"),
+            ),
+        ),
+        NavigationGroup(
+            "Gateway",
+            (
+                NavigationItem("/console/models", "Models and prices", "boxes"),
+                NavigationItem("/console/budgets", "House budgets", "wallet"),
+                NavigationItem("/console/webhooks", "Webhooks", "webhook"),
+                NavigationItem("/console/admin-keys", "Admin keys", "key-round"),
+                NavigationItem("/console/audit", "Audit", "shield-check"),
+                NavigationItem("/console/system", "System", "server"),
             ),
         ),
         NavigationGroup(

@@ -1,0 +1,146 @@
+"""Admin keys: list, create, roll and revoke them; a secret is shown once."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.bootstrap import Gateway
+from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.forms import (
+    REFUSALS,
+    UNTOUCHED,
+    FormState,
+    grace,
+    moment_or_none,
+    refused,
+    typed,
+)
+from gateway.console.pages.operator_shared import GRACES, ShownSecret, operator_page
+from gateway.console.render import Flash
+from gateway.domain import AdminScope
+from gateway.identity.transactions import changing_house, reading_house
+from gateway.identity.viewers import Viewer
+from gateway.rest.dependencies import GatewayDep
+from gateway.tenancy import admin_keys
+from gateway.tenancy.admin_keys import IssuedAdminKey
+
+PATH = "/console/admin-keys"
+CACHE = "operator_key"
+PAGE_SIZE = 50
+SCOPES = {
+    AdminScope.ADMIN: "Everything",
+    AdminScope.ADMIN_READ: "Every GET under /admin/v1, and /metrics",
+    AdminScope.METRICS: "/metrics alone",
+}
+ORIGINS = {
+    "first_start": "first start",
+    "setting": "GATEWAY_ADMIN_KEY",
+    "command": "command",
+    "rest": "REST or console",
+}
+DONE = {"revoked": Flash("The admin key was revoked. Its next request is refused.")}
+USE = (
+    "Programs send it as “Authorization: Bearer …” to /admin/v1. The gateway keeps a digest alone."
+)
+
+router = APIRouter()
+
+
+@router.get(PATH)
+async def show_admin_keys(
+    *,
+    request: Request,
+    viewer: HouseReader,
+    gateway: GatewayDep,
+    after: UUID | None = None,
+    done: str = "",
+) -> Response:
+    """List admin keys, newest first, with their last use."""
+    return await _page(request, gateway, viewer, after=after, flash=DONE.get(done))
+
+
+@router.post(PATH)
+async def create_admin_key(
+    request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+) -> Response:
+    """Create an admin key; the answer shows its secret once."""
+    try:
+        issued = await _create(gateway, viewer, form)
+    except REFUSALS as error:
+        return await _page(request, gateway, viewer, state=refused("create", form, error))
+    return await _page(request, gateway, viewer, issued=issued)
+
+
+@router.post(PATH + "/{key_id}/roll")
+async def roll_admin_key(
+    key_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+) -> Response:
+    """Issue the successor of an admin key; the answer shows its secret once."""
+    try:
+        async with changing_house(gateway, viewer, clears=CACHE) as session:
+            twin = await admin_keys.roll(
+                session, key_id, pepper=gateway.core.pepper, origin="rest", grace=grace(form)
+            )
+    except REFUSALS as error:
+        return await _page(request, gateway, viewer, state=refused("keys", form, error))
+    return await _page(request, gateway, viewer, issued=twin)
+
+
+@router.post(PATH + "/{key_id}/revoke")
+async def revoke_admin_key(
+    key_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep
+) -> Response:
+    """Revoke an admin key; the last one that can do everything stays."""
+    try:
+        async with changing_house(gateway, viewer, clears=CACHE) as session:
+            await admin_keys.revoke(session, key_id, keeps_one=True)
+    except REFUSALS as error:
+        return await _page(request, gateway, viewer, state=refused("keys", {}, error))
+    return redirect(f"{PATH}?done=revoked")
+
+
+async def _create(gateway: Gateway, viewer: Viewer, form: Mapping[str, str]) -> IssuedAdminKey:
+    expires_at = moment_or_none(form, "expires_at", viewer.time_zone)
+    async with changing_house(gateway, viewer, clears=CACHE) as session:
+        return await admin_keys.create(
+            session,
+            typed(form, "name"),
+            pepper=gateway.core.pepper,
+            origin="rest",
+            scopes=[scope.value for scope in AdminScope if form.get(f"scope-{scope}")],
+            expires_at=expires_at,
+        )
+
+
+async def _page(
+    request: Request,
+    gateway: Gateway,
+    viewer: Viewer,
+    *,
+    after: UUID | None = None,
+    flash: Flash | None = None,
+    state: FormState = UNTOUCHED,
+    issued: IssuedAdminKey | None = None,
+) -> Response:
+    async with reading_house(gateway, viewer) as session:
+        found = await admin_keys.list_page(session, limit=PAGE_SIZE, after=after)
+    return operator_page(
+        viewer,
+        request,
+        "admin_keys.html",
+        title="Admin keys",
+        lead="Keys of operators' programs, and the way into the console in an emergency.",
+        flash=flash,
+        state=state,
+        shown=None if issued is None else ShownSecret(issued.name, issued.secret.reveal(), USE),
+        found=found.items,
+        origins=ORIGINS,
+        scopes=list(SCOPES.items()),
+        graces=GRACES,
+        now=datetime.now(UTC),
+        newest=PATH if after else "",
+        older=f"{PATH}?after={found.items[-1].id}" if found.has_more else "",
+    )

@@ -1,0 +1,103 @@
+"""The frame of the operators' pages, and of those of one tenant with their tabs."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from fastapi import Request
+from starlette.responses import Response
+
+from gateway.console.forms import UNTOUCHED, FormState
+from gateway.console.render import Crumb, Flash, page
+from gateway.console.shell import shell_of
+from gateway.identity.viewers import Permission, Viewer
+from gateway.tenancy.tenants import Tenant
+
+TENANTS = "/console/tenants"
+TABS = (
+    ("", "Overview"),
+    ("/keys", "API keys"),
+    ("/users", "Users"),
+    ("/budgets", "Budgets"),
+    ("/limits", "Limits"),
+    ("/credentials", "Credentials"),
+    ("/webhooks", "Webhooks"),
+    ("/settings", "Settings"),
+    ("/audit", "Audit"),
+)
+GRACES = (
+    ("0", "at once"),
+    ("3600", "in an hour"),
+    ("86400", "in a day"),
+    ("604800", "in a week"),
+    ("2592000", "in 30 days"),
+)
+"""The times that a rolled secret stays valid, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSecret:
+    """A new secret, for the one page that shows it."""
+
+    name: str
+    secret: str
+    use: str
+
+
+def operator_page(
+    viewer: Viewer,
+    request: Request,
+    template: str,
+    *,
+    title: str,
+    lead: str = "",
+    crumbs: tuple[Crumb, ...] = (),
+    flash: Flash | None = None,
+    state: FormState = UNTOUCHED,
+    **context: object,
+) -> Response:
+    """Render a page of templates/operator; `may_change`: the viewer may use its forms."""
+    return page(
+        shell_of(viewer, request, flash=flash),
+        f"operator/{template}",
+        title=title,
+        lead=lead,
+        crumbs=crumbs,
+        status=state.status,
+        headers=None,
+        state=state,
+        may_change=viewer.may(Permission.HOUSE_CHANGE),
+        **context,
+    )
+
+
+def tenant_path(tenant_id: UUID, tab: str = "") -> str:
+    """The address of a tenant's page."""
+    return f"{TENANTS}/{tenant_id}{tab}"
+
+
+def tenant_page(
+    viewer: Viewer,
+    request: Request,
+    template: str,
+    tenant: Tenant,
+    tab: str,
+    *,
+    flash: Flash | None = None,
+    state: FormState = UNTOUCHED,
+    **context: object,
+) -> Response:
+    """Render a tab of a tenant's page."""
+    return operator_page(
+        viewer,
+        request,
+        template,
+        title=tenant.name,
+        lead="",
+        crumbs=(Crumb("Tenants", TENANTS),),
+        flash=flash,
+        state=state,
+        tenant=tenant,
+        may_visit=viewer.may(Permission.PORTAL_VISIT) and tenant.status != "deleted",
+        tabs=[(label, tenant_path(tenant.id, path), path == tab) for path, label in TABS],
+        **context,
+    )

@@ -1,0 +1,178 @@
+"""API keys of a tenant, as operators see and change them: create, roll, revoke."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.billing import tenant_figures
+from gateway.bootstrap import Gateway
+from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.forms import (
+    REFUSALS,
+    UNTOUCHED,
+    FormState,
+    grace,
+    moment_or_none,
+    one_of,
+    refused,
+    typed,
+)
+from gateway.console.pages.operator_shared import GRACES, ShownSecret, tenant_page, tenant_path
+from gateway.console.render import Flash
+from gateway.domain import USUAL_KEY_SCOPES, Scope
+from gateway.errors import InvalidRequest
+from gateway.identity.transactions import changing_tenant, reading_tenant
+from gateway.identity.viewers import Permission, Viewer
+from gateway.rest.admin.keys import KeyBody, check_key
+from gateway.rest.dependencies import GatewayDep
+from gateway.tenancy import api_keys, lookups, tenants, users
+from gateway.tenancy.api_keys import IssuedKey
+
+TAB = "/keys"
+PATH = "/console/tenants/{tenant_id}/keys"
+PAGE_SIZE = 50
+SCOPE_MEANINGS = {
+    Scope.IMAGES_WRITE: "Make and edit images",
+    Scope.IMAGES_READ: "See and delete the history of images",
+    Scope.USAGE_READ: "See usage, budgets and requests",
+    Scope.CREDENTIALS_WRITE: "Store provider credentials",
+    Scope.TENANT_ADMIN: "Administer the tenant's keys, users, limits and webhooks",
+}
+DONE = {"revoked": Flash("The key was revoked. Its next request is refused.")}
+USE = "Applications send it as “Authorization: Bearer …”. The gateway keeps a digest alone."
+
+router = APIRouter()
+
+
+@router.get(PATH)
+async def show_keys(
+    *,
+    tenant_id: UUID,
+    request: Request,
+    viewer: HouseReader,
+    gateway: GatewayDep,
+    after: UUID | None = None,
+    done: str = "",
+) -> Response:
+    """List the keys of a tenant, newest first, with the day of their last call."""
+    return await _page(request, gateway, viewer, tenant_id, after=after, flash=DONE.get(done))
+
+
+@router.post(PATH)
+async def create_key(
+    tenant_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+) -> Response:
+    """Create a key; the answer shows its secret once."""
+    try:
+        issued = await _issue(gateway, viewer, tenant_id, form)
+    except REFUSALS as error:
+        state = refused("create", form, error)
+        return await _page(request, gateway, viewer, tenant_id, state=state)
+    return await _page(request, gateway, viewer, tenant_id, issued=issued)
+
+
+@router.post(PATH + "/{key_id}/roll")
+async def roll_key(
+    *,
+    tenant_id: UUID,
+    key_id: UUID,
+    request: Request,
+    viewer: HouseChanger,
+    gateway: GatewayDep,
+    form: FormDep,
+) -> Response:
+    """Issue the successor of a key; the answer shows its secret once."""
+    try:
+        valid = grace(form)
+        async with changing_tenant(
+            gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
+        ) as session:
+            twin = await api_keys.roll(session, key_id, pepper=gateway.core.pepper, grace=valid)
+    except REFUSALS as error:
+        state = refused("roll", form, error)
+        return await _page(request, gateway, viewer, tenant_id, state=state)
+    return await _page(request, gateway, viewer, tenant_id, issued=twin)
+
+
+@router.post(PATH + "/{key_id}/revoke")
+async def revoke_key(
+    tenant_id: UUID, key_id: UUID, viewer: HouseChanger, gateway: GatewayDep
+) -> Response:
+    """Revoke a key, from its next request on."""
+    async with changing_tenant(
+        gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
+    ) as session:
+        await api_keys.revoke(session, key_id)
+    return redirect(f"{tenant_path(tenant_id, TAB)}?done=revoked")
+
+
+async def _issue(
+    gateway: Gateway, viewer: Viewer, tenant_id: UUID, form: Mapping[str, str]
+) -> IssuedKey:
+    models = [one for one in typed(form, "models").replace(",", " ").split() if one]
+    expires_at = moment_or_none(form, "expires_at", viewer.time_zone)
+    check_key(gateway, KeyBody.model_construct(models=models or None, expires_at=expires_at))
+    livemode = one_of(form, "mode", ("live", "test")) == "live"
+    scopes = [scope.value for scope in Scope if form.get(f"scope-{scope}")]
+    if not scopes:
+        raise InvalidRequest("Choose at least one scope.", param="scopes")
+    async with changing_tenant(
+        gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
+    ) as session:
+        user = typed(form, "user")
+        found = await lookups.find_user(session, tenant_id, user) if user else None
+        return await api_keys.issue(
+            session,
+            tenant_id,
+            pepper=gateway.core.pepper,
+            livemode=livemode,
+            name=typed(form, "name") or None,
+            user_id=None if found is None else found.id,
+            scopes=scopes,
+            models=models or None,
+            expires_at=expires_at,
+        )
+
+
+async def _page(
+    request: Request,
+    gateway: Gateway,
+    viewer: Viewer,
+    tenant_id: UUID,
+    *,
+    after: UUID | None = None,
+    flash: Flash | None = None,
+    state: FormState = UNTOUCHED,
+    issued: IssuedKey | None = None,
+) -> Response:
+    async with reading_tenant(
+        gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
+    ) as session:
+        tenant = await tenants.get(session, tenant_id)
+        found = await api_keys.list_page(session, tenant_id, limit=PAGE_SIZE, after=after)
+        used = await tenant_figures.last_days_of_keys(session, tenant_id)
+        names = await users.names_of(session, tenant_id, (one.user_id for one in found.items))
+    here = tenant_path(tenant_id, TAB)
+    return tenant_page(
+        viewer,
+        request,
+        "tenant_keys.html",
+        tenant,
+        TAB,
+        flash=flash,
+        state=state,
+        shown=None
+        if issued is None
+        else ShownSecret(issued.name or "the new key", issued.secret.reveal(), USE),
+        found=found.items,
+        used=used,
+        names=names,
+        scopes=[(scope, SCOPE_MEANINGS[scope], scope in USUAL_KEY_SCOPES) for scope in Scope],
+        graces=GRACES,
+        now=datetime.now(UTC),
+        newest=here if after else "",
+        older=f"{here}?after={found.items[-1].id}" if found.has_more else "",
+    )
