@@ -112,6 +112,19 @@ async def test_what_the_first_vendor_surely_did_not_charge_another_one_serves(
     assert {(one["served_model"], one["provider"]) for one in logged} >= {(BANANA, "gemini")}
 
 
+async def test_a_call_that_moves_to_another_vendor_moves_no_other_call(
+    served: Served, stub: Stub, gemini: StubGemini
+) -> None:
+    assert (await buy(served)).status_code == 200
+    limited(stub)
+    assert (await buy(served)).status_code == 200
+    assert await served_models(served) == [
+        ("posted", GPT2, "openai"),
+        ("posted", BANANA, "gemini"),
+    ]
+    await expect_books_to_agree(served, stub, gemini)
+
+
 async def test_a_vendor_that_cannot_be_reached_is_replaced(
     settings: Settings, stub: Stub, gemini: StubGemini
 ) -> None:

@@ -248,11 +248,10 @@ async def test_a_month_is_archived_only_when_nothing_can_need_its_entries(served
 
 async def test_the_costs_of_archived_calls_are_final(served: Served) -> None:
     database = served.gateway.database
-    await months_of(served, JANUARY)
-    chance = random.Random(3)
-    calls = await old_calls(
-        served, Owner(served.tenant_id), [BEGIN + n * DAY for n in range(5, 25)], chance
-    )
+    await months_of(served, JANUARY, FEBRUARY)
+    chance, owner = random.Random(3), Owner(served.tenant_id)
+    calls = await old_calls(served, owner, [BEGIN + n * DAY for n in range(5, 25)], chance)
+    await old_calls(served, owner, [BEGIN + 40 * DAY], chance)  # whose lines are kept
     await usage_sums.roll_up(database)
     await check_books(served)
     await archive.archive_month(database, date(2024, 12, 1))

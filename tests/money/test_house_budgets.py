@@ -284,6 +284,11 @@ async def test_a_new_house_period_begins_where_the_last_one_ended(house: House) 
         " FROM house_budget_period GROUP BY 1"
     )
     assert {(len(row.starts), row.starts[1] == row.ends[0]) for row in rows} == {(2, True)}
+    [last] = await house.served.owner_sql(
+        "SELECT current_house_periods(ARRAY[shard], ARRAY[budget_id], period_end) = ARRAY[id]"
+        " AS has_its_end FROM house_budget_period ORDER BY id DESC LIMIT 1"
+    )
+    assert not last.has_its_end
     await house.close()
 
 

@@ -210,6 +210,20 @@ async def test_a_new_period_starts_with_the_whole_limit_at_the_end_of_the_last_o
     )
     assert rows[0].period_end == rows[1].period_start
     assert [row.has_its_start for row in rows] == [True, True]
+    [last] = await served.owner_sql(
+        "SELECT current_periods(tenant_id, ARRAY[budget_id], period_end) = ARRAY[id] AS has_its_end"
+        " FROM budget_period ORDER BY id DESC LIMIT 1"
+    )
+    assert not last.has_its_end
+    # The periods of another budget do not cut those of a new one.
+    await served.budget("5", window="month")
+    async with served.http(await served.key()) as http:
+        assert (await post_image(http)).status_code == 402
+    [month] = await served.owner_sql(
+        "SELECT p.period_start FROM budget_period p JOIN budget b ON b.id = p.budget_id"
+        " WHERE b.period = 'month'"
+    )
+    assert month.period_start <= rows[0].period_start
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
