@@ -140,6 +140,7 @@ def put_off(circuit: Circuit, now: float, *tenants: UUID, seconds: float = 120) 
 def test_rate_limits_of_two_tenants_delay_no_tenant_while_a_third_is_served() -> None:
     circuit = Circuit(LIMITS, is_shared=True)
     circuit.succeed(0, EVE)
+    circuit.succeed(5, BOB)
     put_off(circuit, 10, ANN, BOB)
     assert [refusal(circuit, 11, one) for one in (EVE, DAN, ANN)] == [None] * 3
     circuit.succeed(59, EVE)
