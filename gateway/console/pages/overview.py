@@ -59,21 +59,24 @@ class Watchers:
         self._database = gateway.database
         self._number = 0
 
-    def enter(self) -> None:
-        """Count a stream.
+    def check(self) -> None:
+        """Refuse a further stream if there are too many.
+
+        A stream counts itself once it runs: of one whose client has left before, no code runs, so
+        that it could not be subtracted again. Streams that begin at once may exceed the bound.
 
         Raises:
             TooManyWatchers: there are too many.
         """
         if self._number >= MAX_WATCHERS:
             raise TooManyWatchers
-        self._number += 1
 
     async def stream(self, shell: Shell, token: str) -> AsyncIterator[str]:
         """Yield the tiles as server-sent events whenever they have changed, for a while.
 
         The stream ends with the session of `token`, which it does not keep from becoming idle.
         """
+        self._number += 1
         try:
             yield f"retry: {RETRY_MS}\n\n"
             shown = ""
@@ -148,7 +151,7 @@ async def events(
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if not 0 <= time.time() - opened <= WATCHABLE_SECONDS:
         return Response(OVER, media_type="text/event-stream", headers=headers)
-    watchers.enter()
+    watchers.check()
     return StreamingResponse(
         watchers.stream(shell_of(viewer, request), read_cookie(request, gateway.settings)),
         media_type="text/event-stream",
