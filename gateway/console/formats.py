@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from zoneinfo import ZoneInfo
 
+from gateway.billing.budgets import Budget
 from gateway.money import NANO_PER_USD, format_usd_short
 
 CENT_NANO = NANO_PER_USD // 100
@@ -157,6 +158,17 @@ def delta(now: int, before: int) -> str:
     if abs(change) >= 10 * HUNDRED:
         return f"{round(Fraction(now, before))} times"
     return f"{change:+d} %" if change else "±0 %"
+
+
+def budget_name(budget: Budget) -> str:
+    """Name a budget by its owner and window: "Key website, per month"."""
+    owner = {
+        "house": "The operator's budget",
+        "tenant": "Budget of the whole tenant",
+        "user": f"User {budget.user_name or budget.user_id}",
+        "key": f"Key {budget.api_key_name or budget.api_key_id}",
+    }[budget.owner]
+    return f"{owner}, {'in total' if budget.window == 'total' else f'per {budget.window}'}"
 
 
 def _grouped(amount: int, unit: int, places: int) -> str:

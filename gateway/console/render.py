@@ -169,6 +169,7 @@ def environment() -> Environment:
         "sparkline": charts.sparkline,
         "delta": formats.delta,
         "percent": formats.percent,
+        "budget_name": formats.budget_name,
     }
     made.filters |= {
         "usd": _usd,

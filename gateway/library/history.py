@@ -33,7 +33,8 @@ COST_STATUS = {"posted": CostStatus.ACTUAL, "posted_est": CostStatus.ESTIMATED}
 class HostedImage:
     """One image of the history.
 
-    `generation_images`, `cost_nano` and `calls` refer to its whole generation.
+    `generation_images`, `cost_nano` and `calls` refer to its whole generation; `size` and `quality`
+    are those that the provider named for it.
     """
 
     id: str
@@ -48,6 +49,8 @@ class HostedImage:
     media_type: str
     size_bytes: int
     seed: int | None
+    size: str | None
+    quality: str | None
     prompt: str | None = field(repr=False)
     prompt_hash: bytes | None = field(repr=False)
     generation_id: UUID
@@ -56,6 +59,23 @@ class HostedImage:
     cost_status: CostStatus
     provenance: Provenance
     calls: tuple[ListedCall, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFilter:
+    """A filter of images; None: no filter. `key_id`: the first key of a line.
+
+    `generation_id`: the images of one generation.
+    """
+
+    user_id: UUID | None = None
+    key_id: UUID | None = None
+    operation: str | None = None
+    before: datetime | None = None
+    generation_id: UUID | None = None
+
+
+EVERY_IMAGE = ImageFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +111,14 @@ async def list_images(
     after: str | None = None,
     since: datetime | None = None,
     model: str | None = None,
+    chosen: ImageFilter = EVERY_IMAGE,
 ) -> ImagePage:
     """List the caller's images, newest first, starting behind `after`; `model` as requested.
 
     Raises:
         InvalidRequest: `after` is not the id of an image that the caller has or had.
     """
-    query = _query(caller).where(*_living())
+    query = _query(caller).where(*_living(), *_chosen(chosen))
     if model is not None:
         query = query.where(ImageRow.requested_model == model)
     if since is not None:
@@ -119,6 +140,18 @@ async def list_images(
     return ImagePage(tuple(_image(row) for row in rows[:limit]), len(rows) > limit)
 
 
+def parse_generation(text: str) -> UUID:
+    """Parse the id of a generation.
+
+    Raises:
+        NotFound: it has not the form of one.
+    """
+    try:
+        return UUID(text)
+    except ValueError:
+        raise NotFound("There is no such generation.", param="generation_id") from None
+
+
 async def find_image(session: TenantSession, caller: Caller, image_id: str) -> HostedImage:
     """Find one image of the caller.
 
@@ -131,6 +164,19 @@ async def find_image(session: TenantSession, caller: Caller, image_id: str) -> H
     if row is None:
         raise _not_found(image_id)
     return _image(row)
+
+
+async def find_images(
+    session: TenantSession, caller: Caller, image_ids: Sequence[str]
+) -> tuple[HostedImage, ...]:
+    """Find several images of the caller, newest first; those that are gone are left out."""
+    known = [image_id for image_id in image_ids if is_image_id(image_id)]
+    rows = await session.execute(
+        _query(caller)
+        .where(ImageRow.id.in_(known), *_living())
+        .order_by(ImageRow.created_at.desc(), ImageRow.id.desc())
+    )
+    return tuple(_image(row) for row in rows)
 
 
 async def storage_stats(session: TenantSession, caller: Caller) -> StorageStats:
@@ -262,7 +308,7 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
             ImageRow.provenance,
             *(ReservationRow.requested_model, ReservationRow.served_model),
             *(ReservationRow.operation, ReservationRow.state, ReservationRow.final_nano),
-            ReservationRow.calls,
+            *(ReservationRow.served_size, ReservationRow.served_quality, ReservationRow.calls),
             func.coalesce(images, stored).label("generation_images"),
         )
         .join(
@@ -279,6 +325,19 @@ def _query(caller: Caller) -> Select[*tuple[Any, ...]]:
 def _own(caller: Caller) -> Sequence[ColumnElement[bool]]:
     mine = [ImageRow.tenant_id == caller.tenant_id, ImageRow.livemode.is_(caller.livemode)]
     return mine if caller.user_id is None else [*mine, ImageRow.user_id == caller.user_id]
+
+
+def _chosen(chosen: ImageFilter) -> list[ColumnElement[bool]]:
+    equal = {
+        ImageRow.user_id: chosen.user_id,
+        ImageRow.reservation_id: chosen.generation_id,
+        ReservationRow.api_key_id: chosen.key_id,
+        ReservationRow.operation: chosen.operation,
+    }
+    found = [column == value for column, value in equal.items() if value is not None]
+    if chosen.before is not None:
+        found.append(ImageRow.created_at < chosen.before)
+    return found
 
 
 def _living() -> Sequence[ColumnElement[bool]]:
@@ -299,6 +358,8 @@ def _image(row: Row[Any]) -> HostedImage:
         media_type=row.media_type,
         size_bytes=row.size_bytes,
         seed=row.seed,
+        size=row.served_size,
+        quality=row.served_quality,
         prompt=row.prompt,
         prompt_hash=row.prompt_hash,
         generation_id=row.reservation_id,

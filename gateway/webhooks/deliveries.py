@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, or_, select, text, update
+from sqlalchemy import delete, exists, func, or_, select, text, true, update
 
 from gateway.db.audit import Action, record
-from gateway.db.engine import OperatorSession
+from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.pages import Page, page_of
 from gateway.db.tables import (
     EventRow,
@@ -51,6 +51,20 @@ class Delivery:
     last_error: str | None
     created_at: datetime
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailingEndpoint:
+    """An endpoint that does not receive its events, with the failure of its latest delivery.
+
+    `disabled_at`: it answered that it is gone, and gets no events any more.
+    """
+
+    id: UUID
+    url: str
+    disabled_at: datetime | None
+    last_error: str | None
+    last_status: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,3 +398,43 @@ def _delivery(row: WebhookDeliveryRow, event_type: str) -> Delivery:
         created_at=row.created_at,
         finished_at=row.finished_at,
     )
+
+
+async def list_failing(session: TenantSession, tenant_id: UUID) -> list[FailingEndpoint]:
+    """List the tenant's endpoints whose latest attempted delivery failed, and those that are gone.
+
+    Endpoints that an operator has disabled are not listed.
+    """
+    latest = (
+        select(
+            WebhookDeliveryRow.status,
+            WebhookDeliveryRow.last_error,
+            WebhookDeliveryRow.last_status,
+            WebhookDeliveryRow.created_at,
+        )
+        .where(
+            WebhookDeliveryRow.endpoint_id == WebhookEndpointRow.id,
+            WebhookDeliveryRow.tenant_id == tenant_id,
+            WebhookDeliveryRow.attempts > 0,
+        )
+        .order_by(WebhookDeliveryRow.id.desc())
+        .limit(1)
+        .lateral("latest")
+    )
+    rows = await session.execute(
+        select(WebhookEndpointRow, latest)
+        .outerjoin(latest, true())
+        .where(WebhookEndpointRow.tenant_id == tenant_id)
+        .order_by(WebhookEndpointRow.id)
+    )
+    return [
+        FailingEndpoint(row[0].id, row[0].url, row[0].disabled_at, row.last_error, row.last_status)
+        for row in rows
+        if _is_failing(row[0], row.status, row.last_error)
+    ]
+
+
+def _is_failing(endpoint: WebhookEndpointRow, status: str | None, error: str | None) -> bool:
+    if endpoint.disabled_at is not None:
+        return endpoint.disabled_reason == "gone"
+    return status in {"pending", "dead"} and error is not None

@@ -13,7 +13,9 @@ from gateway.bootstrap import Gateway
 from gateway.console.cookies import read_cookie
 from gateway.console.dependencies import HouseReader, ViewerDep
 from gateway.console.overview import LIVE_SECONDS, Overview
+from gateway.console.pages.tenant_home import show_home
 from gateway.console.paths import HOME
+from gateway.console.portal import portal_of
 from gateway.console.render import Shell, fragment, page
 from gateway.console.shell import shell_of
 from gateway.db.engine import DatabaseUnavailable
@@ -119,10 +121,12 @@ WatchersDep = Annotated[Watchers, Depends(get_watchers)]
 
 
 @router.get(HOME)
-async def home(viewer: ViewerDep, watchers: WatchersDep, request: Request) -> Response:
+async def home(
+    viewer: ViewerDep, gateway: GatewayDep, watchers: WatchersDep, request: Request
+) -> Response:
     """Show operators the overview, and tenants their home."""
     if viewer.tenant_id is not None:
-        return page(shell_of(viewer, request), "sign_in/home.html", title="Image Gateway")
+        return await show_home(portal_of(viewer, gateway, request))
     viewer.require(Permission.HOUSE_READ)
     return page(
         shell_of(viewer, request),
