@@ -3,11 +3,18 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import httpx2
 
 from gateway.db.actors import Actor
+from gateway.db.engine import TenantSession
+from gateway.identity import sessions
 from gateway.identity.links import make_link
+from gateway.identity.sessions import Browser, SignedIn
+from gateway.identity.viewers import Role
+from gateway.tenancy import users
+from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import Served
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
@@ -46,3 +53,28 @@ async def led_to(client: httpx2.AsyncClient, path: str = "/console") -> str:
 def reason(answer: httpx2.Response) -> str:
     """The reason for which a session ended, in the address of the sign-in."""
     return httpx2.URL(answer.headers["location"]).params["ended"]
+
+
+@asynccontextmanager
+async def signed_in_as(
+    served: Served, role: Role, *, tenant_id: UUID | None = None, user: str | None = None
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A browser with the session of a person of this role, of the usual tenant or another."""
+    owner = None if role.is_operator else tenant_id or served.tenant_id
+    async with served.gateway.database.operator(by=Actor("cli", "root")) as session:
+        user_id = None
+        if user is not None and owner is not None:
+            user_id = await users.ensure_user(TenantSession(session), owner, user)
+        who = SignedIn(f"A {role}", role, "oidc", tenant_id=owner, user_id=user_id)
+        token = await sessions.begin(session, who, Browser("", ""), served.gateway.settings)
+    async with browser(served, cookies={"ig_session": token.reveal()}) as client:
+        yield client
+
+
+@asynccontextmanager
+async def by_key(served: Served, key: IssuedKey) -> AsyncIterator[httpx2.AsyncClient]:
+    """A browser that a tenant's API key has signed in."""
+    async with browser(served) as client:
+        answer = await client.post("/console/login/api-key", data={"key": key.secret.reveal()})
+        assert answer.status_code == 303, answer.text
+        yield client

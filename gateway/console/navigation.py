@@ -73,7 +73,16 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
         ),
     ),
     "tenant": (
-        NavigationGroup("", (NavigationItem("/console", "Home", "house"),)),
+        NavigationGroup(
+            "",
+            (
+                NavigationItem("/console", "Home", "house"),
+                NavigationItem(
+                    "/console/playground", "Playground", "wand-sparkles", Permission.IMAGES_MAKE
+                ),
+                NavigationItem("/console/gallery", "Gallery", "images", Permission.IMAGES_READ),
+            ),
+        ),
         NavigationGroup(
             "Access",
             (NavigationItem("/console/people", "People", "users", Permission.MEMBERS_CHANGE),),

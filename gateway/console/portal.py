@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Request
 from starlette.responses import Response
@@ -48,6 +49,13 @@ class Portal:
     viewer: Viewer
     livemode: bool
     was_chosen: bool
+
+    @property
+    def tenant_id(self) -> UUID:
+        """The tenant whose portal it is."""
+        if self.viewer.tenant_id is None:
+            raise Forbidden("This page belongs to a tenant.", code="role_not_allowed")
+        return self.viewer.tenant_id
 
     @property
     def mode(self) -> str:

@@ -32,7 +32,7 @@ HUNDRED = 100
 
 
 @dataclass(frozen=True, slots=True)
-class DyingModel:
+class EndingModel:
     """A model that its vendor shuts down soon, and the tenant's requests for it in 30 days."""
 
     id: str
@@ -49,7 +49,7 @@ class Alerts:
     """
 
     budgets: tuple[Budget, ...]
-    dying: tuple[DyingModel, ...]
+    dying: tuple[EndingModel, ...]
     webhooks: tuple[FailingEndpoint, ...]
     rejected_provider: str | None
 
@@ -190,7 +190,7 @@ def _is_alarming(budget: Budget) -> bool:
 
 async def _dying(
     session: TenantSession, caller: Caller, catalog: Catalog
-) -> tuple[DyingModel, ...]:
+) -> tuple[EndingModel, ...]:
     """Find the models that end soon and were asked for lately."""
     now = datetime.now(UTC)
     last = now.date() + timedelta(days=DYING_DAYS)
@@ -210,7 +210,7 @@ async def _dying(
     )
     report = await usage.report(session, query)
     found = [
-        DyingModel(
+        EndingModel(
             model.id, model.shutdown_date, model.successor, row.requests + row.failed_requests
         )
         for row in report.rows

@@ -209,6 +209,11 @@ def _field(name: str, text: str, names: Mapping[str, str]) -> object:
             code="invalid_type",
             param=name,
         )
+    return read_value(name, text)
+
+
+def read_value(name: str, text: str) -> object:
+    """Read the text of a form's field as the type of its parameter; as text if it does not fit."""
     if name in INTEGER_FIELDS and text.isascii() and text.removeprefix("-").isdecimal():
         return int(text[:20])
     if name in NUMBER_FIELDS and NUMBER.fullmatch(text):

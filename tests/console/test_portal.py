@@ -1,0 +1,245 @@
+"""A tenant's home and gallery: what each role sees, of which mode, and what it may delete."""
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from gateway.db.actors import Actor
+from gateway.domain import Scope
+from gateway.identity.viewers import Role
+from gateway.webhooks import endpoints
+from tests.console_helpers import by_key, operator, signed_in_as
+from tests.harness import PostgresServer, Served, make_settings, served_gateway
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+EVIL = '<script>alert("x")</script>'
+PAGES = ("/console", "/console/gallery", "/console/playground")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def portal(
+    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """One gateway for the file, without a provider key; its tenant stores prompts."""
+    url = await postgres.create()
+    settings = make_settings(url, tmp_path_factory.mktemp("portal"), OPENAI_API_KEY=None)
+    async with served_gateway(settings) as running:
+        await running.owner_sql("UPDATE tenant SET stores_prompts = true")
+        yield running
+        await running.check_invariants()
+    await postgres.drop(url)
+
+
+async def make(
+    served: Served, *prompts: str, user: str | None = None, tenant_id: UUID | None = None
+) -> list[str]:
+    """Make sandbox images over REST, each with a key named as its user; return their ids."""
+    key = await served.key(livemode=False, user=user, name=f"key of {user}", tenant_id=tenant_id)
+    async with served.http(key) as http:
+        for prompt in prompts:
+            fields = {
+                "prompt": prompt,
+                "model": "gpt-image-2",
+                "quality": "low",
+                "size": "1024x1024",
+            }
+            answer = await http.post("/v1/images/generations", json=fields)
+            assert answer.status_code == 200, answer.text
+        listed = await http.get("/v1/images", params={"limit": len(prompts)})
+    return [image["id"] for image in listed.json()["data"]]
+
+
+def ids_of(answer: httpx2.Response) -> Sequence[str]:
+    assert answer.status_code == 200, answer.text
+    return list(dict.fromkeys(re.findall(r"/console/gallery/(img_\w+)", answer.text)))
+
+
+async def test_each_role_and_key_gets_the_pages_that_it_may_see(portal: Served) -> None:
+    expected = {
+        Role.TENANT_ADMIN: [200, 200, 200],
+        Role.TENANT_MEMBER: [200, 200, 200],
+        Role.TENANT_BILLING_VIEWER: [200, 403, 403],
+        Role.OPERATOR_VIEWER: [200, 403, 403],
+    }
+    for role, statuses in expected.items():
+        async with signed_in_as(
+            portal, role, user="ana" if role == Role.TENANT_MEMBER else None
+        ) as one:
+            assert [(await one.get(path)).status_code for path in PAGES] == statuses, role
+    by_scope = {Scope.IMAGES_WRITE: [303, 403, 200], Scope.USAGE_READ: [200, 403, 403]}
+    for scope, statuses in by_scope.items():
+        key = await portal.key(livemode=False, scopes=[scope])
+        async with by_key(portal, key) as one:
+            assert [(await one.get(path)).status_code for path in PAGES] == statuses, scope
+
+
+async def test_home_tells_costs_budgets_images_and_what_needs_attention(portal: Served) -> None:
+    busy = await portal.tenant("busy")
+    await portal.owner_sql("UPDATE tenant SET stores_prompts = true")
+    async with signed_in_as(portal, Role.TENANT_ADMIN, tenant_id=busy) as new:
+        first = await new.get("/console")
+    assert "First steps" in first.text
+    await portal.budget("0.007", livemode=False, tenant_id=busy)
+    await make(portal, f"A boat {EVIL}", tenant_id=busy)
+    async with portal.gateway.database.tenant(busy, by=Actor("cli", "root")) as session:
+        hook = await endpoints.create(
+            session,
+            busy,
+            sealing=portal.gateway.core.webhook_sealing,
+            url="https://hooks.example.com/x",
+            allow_private=False,
+            max_endpoints=9,
+        )
+    await portal.owner_sql(
+        "UPDATE webhook_endpoint SET disabled_at = now(), disabled_reason = 'gone'"
+    )
+    async with signed_in_as(portal, Role.TENANT_ADMIN, tenant_id=busy) as admin:
+        home = await admin.get("/console?mode=test")
+        live = await admin.get("/console?mode=live")
+    async with signed_in_as(portal, Role.TENANT_BILLING_VIEWER, tenant_id=busy) as billing:
+        costs = await billing.get("/console?mode=test")
+    assert "First steps" not in home.text
+    assert re.search(r"Budget of the whole tenant, per month is \d\d %", home.text)
+    assert str(hook.endpoint.id) in home.text
+    assert "Cost by day and model" in home.text
+    assert len(ids_of(home)) == 1
+    assert EVIL not in home.text
+    assert ids_of(live) == []
+    assert ids_of(costs) == []
+    assert "Last images" not in costs.text
+    assert str(hook.endpoint.id) not in costs.text
+
+
+async def test_a_member_and_a_users_key_see_and_delete_their_own_images_alone(
+    portal: Served,
+) -> None:
+    [of_ana] = await make(portal, "of ana", user="ana")
+    [of_bob] = await make(portal, "of bob", user="bob")
+    async with signed_in_as(portal, Role.TENANT_MEMBER, user="ana") as ana:
+        seen = ids_of(await ana.get("/console/gallery?mode=test"))
+        other = await ana.get(f"/console/gallery/{of_bob}")
+        form = {of_ana: "on", of_bob: "on", "confirmed": "yes"}
+        deleted = await ana.post("/console/gallery/delete", data=form)
+    async with by_key(portal, await portal.key(livemode=False, user="bob")) as bob:
+        of_key = ids_of(await bob.get("/console/gallery"))
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as admin:
+        everyone = ids_of(await admin.get("/console/gallery?mode=test"))
+    assert seen == [of_ana]
+    assert other.status_code == 404
+    assert deleted.headers["location"] == "/console/gallery?deleted=1"
+    assert of_key == [of_bob]
+    assert of_bob in everyone
+    assert of_ana not in everyone
+    [row] = await portal.owner_sql(
+        "SELECT actor_name FROM audit WHERE action = 'image.deleted' AND object_id = :id", id=of_ana
+    )
+    assert row.actor_name == "A tenant-member"
+
+
+async def test_another_tenants_images_are_not_found(portal: Served) -> None:
+    [image] = await make(portal, "ours")
+    foreign = await portal.tenant("other")
+    async with signed_in_as(portal, Role.TENANT_ADMIN, tenant_id=foreign) as other:
+        await other.get("/console?mode=test")
+        seen = [
+            await other.get(f"/console/gallery/{image}"),
+            await other.get(f"/console/gallery?after={image}"),
+            await other.get(f"/console/playground?image={image}"),
+            await other.get(f"/console/playground?same={image}"),
+            await other.post("/console/gallery/delete", data={image: "on"}),
+        ]
+        await other.post("/console/gallery/delete", data={image: "on", "confirmed": "yes"})
+    assert [one.status_code for one in seen] == [404, 400, 404, 404, 404]
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as ours:
+        assert (await ours.get(f"/console/gallery/{image}?mode=test")).status_code == 200
+
+
+async def test_the_gallery_filters_pages_and_asks_before_it_deletes(portal: Served) -> None:
+    made = await make(portal, *(f"paged {at}" for at in range(3)), user="pia")
+    await make(portal, "not of pia")
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as admin:
+        await admin.get("/console?mode=test")
+        by_user = ids_of(await admin.get("/console/gallery?user=pia"))
+        of_one_key = ids_of(await admin.get("/console/gallery?key=key of pia&operation=generation"))
+        later = ids_of(await admin.get(f"/console/gallery?user=pia&after={made[0]}"))
+        edits = ids_of(await admin.get("/console/gallery?operation=edit"))
+        before = ids_of(await admin.get("/console/gallery?end=2020-01-01"))
+        asked = await admin.post("/console/gallery/delete", data=dict.fromkeys(made[:2], "on"))
+        still = ids_of(await admin.get("/console/gallery?user=pia"))
+        agreed = dict.fromkeys(made[:2], "on") | {"confirmed": "yes"}
+        done = await admin.post("/console/gallery/delete", data=agreed)
+        told = await admin.get(done.headers["location"])
+        left = ids_of(await admin.get("/console/gallery?user=pia"))
+    assert by_user == of_one_key == still == made
+    assert later == made[1:]
+    assert (edits, before) == ([], [])
+    assert "Delete 2 images?" in asked.text
+    assert "2 images were deleted" in told.text
+    assert left == made[2:]
+
+
+async def test_an_image_page_has_its_prompt_cost_and_a_link_that_works(portal: Served) -> None:
+    [image] = await make(portal, f"A tower {EVIL}")
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as admin:
+        page = await admin.get(f"/console/gallery/{image}?mode=test")
+        same = await admin.get(f"/console/playground?same={image}")
+    assert "A tower &lt;script&gt;" in page.text
+    assert EVIL not in page.text + same.text
+    assert "A tower &lt;script&gt;" in same.text
+    assert "$0.00" in page.text
+    source = re.search(r'<img src="(/images/[^"]+)"', page.text)
+    assert source is not None
+    async with portal.http() as anyone:
+        served = await anyone.get(source[1].replace("&amp;", "&"))
+    assert served.headers["content-type"] == "image/png"
+
+
+async def test_a_mode_is_kept_for_the_next_page_and_limited_to_that_of_a_key(
+    portal: Served,
+) -> None:
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as admin:
+        assert "Home" in (await admin.get("/console?mode=test")).text
+        kept = await admin.get("/console/gallery")
+    async with by_key(portal, await portal.key(livemode=False)) as key:
+        own = await key.get("/console/gallery")
+        other = await key.get("/console/gallery?mode=live")
+    assert "of the test mode" in kept.text
+    assert "of the test mode" in own.text
+    assert other.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/console?mode=both", 400),
+        ("/console/gallery?start=2026-99-99", 400),
+        ("/console/gallery?key=none", 400),
+        ("/console/gallery?user=%00", 400),
+        ("/console/gallery?operation=x", 400),
+        ("/console/gallery?after=x", 400),
+        ("/console/gallery?colour=red", 400),
+        ("/console/gallery?deleted=" + "9" * 200, 200),
+        ("/console/gallery/img_x", 404),
+        ("/console/playground?model=none", 404),
+        ("/console/playground?image=%00", 404),
+        ("/console/playground/results/x", 404),
+        (f"/console/playground/results/{uuid4()}", 404),
+    ],
+)
+async def test_bad_input_is_told_on_a_page(portal: Served, path: str, status: int) -> None:
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as admin:
+        answer = await admin.get(path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+async def test_an_operator_sees_a_portal_only_after_opening_it(portal: Served) -> None:
+    async with operator(portal) as one:
+        closed = await one.get("/console/gallery")
+        await one.post(f"/console/tenants/{portal.tenant_id}/portal")
+        opened = await one.get("/console/gallery?mode=test")
+    assert (closed.status_code, opened.status_code) == (403, 200)
