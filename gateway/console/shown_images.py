@@ -5,6 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.bootstrap import Gateway
+from gateway.console.portal import Portal
+from gateway.errors import NotFound
+from gateway.identity.viewers import Permission
+from gateway.library import history
 from gateway.library.history import HostedImage
 from gateway.library.links import LinkKind
 from gateway.library.retention import link_expiry
@@ -27,6 +31,29 @@ class ShownImage:
     download: str
     address: str
     alt: str
+
+
+async def find_in_any_mode(portal: Portal, image_id: str) -> tuple[Portal, HostedImage]:
+    """Find an image, and return the portal in the image's mode.
+
+    An address that a colleague has passed on does not depend on the mode that one has chosen.
+
+    Raises:
+        NotFound: there is none that the viewer may see.
+    """
+    try:
+        return portal, await _find(portal, image_id)
+    except NotFound:
+        if portal.viewer.modes == (portal.livemode,):
+            raise
+        other = portal.in_mode(livemode=not portal.livemode)
+        return other, await _find(other, image_id)
+
+
+async def _find(portal: Portal, image_id: str) -> HostedImage:
+    caller = await portal.caller(whole_tenant=True)
+    async with portal.reading(Permission.IMAGES_READ) as session:
+        return await history.find_image(session, caller, image_id)
 
 
 def show_images(gateway: Gateway, images: Iterable[HostedImage]) -> tuple[ShownImage, ...]:

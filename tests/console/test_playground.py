@@ -92,6 +92,13 @@ async def test_a_plain_form_makes_an_image_and_shows_it_with_its_exact_cost(
     assert (row.has_user, row.livemode) == (True, False)
     assert f"${row.final_nano / 10**9:.9f}".rstrip("0") in shown.text
     assert "test, not charged" in shown.text
+    await gateway.gateway.request_log.flush()
+    [logged] = await gateway.owner_sql(
+        "SELECT livemode, user_id IS NOT NULL AS has_user, session_id IS NOT NULL AS has_session"
+        " FROM request_log WHERE generation_id = (SELECT id FROM reservation"
+        " ORDER BY admitted_at DESC LIMIT 1)"
+    )
+    assert tuple(logged) == (False, True, True)
 
 
 async def test_a_form_that_is_sent_twice_buys_once_and_a_changed_one_buys_anew(

@@ -13,7 +13,7 @@ from gateway.billing.usage import parse_moment
 from gateway.console.dependencies import FormDep, redirect
 from gateway.console.portal import ImagePortal, MakerPortal, Portal
 from gateway.console.render import Crumb, Flash
-from gateway.console.shown_images import show_image, show_images
+from gateway.console.shown_images import find_in_any_mode, show_image, show_images
 from gateway.db.engine import TenantSession
 from gateway.domain import Caller, Operation
 from gateway.errors import InvalidRequest, NotFound
@@ -158,9 +158,9 @@ async def _choose(
 @router.get(PATH + "/{image_id}")
 async def show_one(image_id: str, portal: ImagePortal) -> Response:
     """Show an image with all that is known of it, and with fresh links."""
+    portal, image = await find_in_any_mode(portal, image_id)
     caller = await portal.caller(whole_tenant=True)
     async with portal.reading(Permission.IMAGES_READ) as session:
-        image = await history.find_image(session, caller, image_id)
         siblings = await history.list_images(
             session,
             caller,

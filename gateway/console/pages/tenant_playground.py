@@ -30,7 +30,7 @@ from gateway.console.playground.snippets import Call, snippets_of
 from gateway.console.playground.views import View, draft_of, first_view
 from gateway.console.portal import MakerPortal, Portal
 from gateway.console.render import Crumb
-from gateway.console.shown_images import show_images
+from gateway.console.shown_images import find_in_any_mode, show_images
 from gateway.domain import Caller, Generation, ImageRequest, Operation
 from gateway.errors import GatewayError, NotFound
 from gateway.generation.input_images import Upload
@@ -73,16 +73,20 @@ async def show_playground(
     portal: MakerPortal, model: str = "", operation: str = "", image: str = "", same: str = ""
 ) -> Response:
     """Show an empty form; or one that uses a stored image, or makes the same again."""
-    portal = await _with_usual_mode(portal)
+    found = None
+    if image or same:
+        portal, found = await find_in_any_mode(portal, image or same)
+    else:
+        portal = await _with_usual_mode(portal)
     caller = await portal.caller()
-    view = await first_view(portal, caller, model, operation, image=image, same=same)
+    view = first_view(portal, caller, model, operation, found=found, is_same=not image)
     return await _page(portal, caller, view)
 
 
 @router.post(ROUTE)
 async def send_form(request: Request, portal: MakerPortal, uploads: UploadsDep) -> Response:
     """Make the images, show the quote, or show the form of another model: without scripts."""
-    caller = await portal.caller()
+    caller = await _buyer(portal)
     with ExitStack() as files:
         fields, given = await _read(request, uploads, caller, files)
         view = View(draft_of(portal, caller, fields))
@@ -104,7 +108,7 @@ async def send_form(request: Request, portal: MakerPortal, uploads: UploadsDep) 
 @router.post(ROUTE + "/stream")
 async def stream(request: Request, portal: MakerPortal, uploads: UploadsDep) -> Response:
     """Make the images, and send partial ones as they come, as server-sent events."""
-    caller = await portal.caller()
+    caller = await _buyer(portal)
     with ExitStack() as files:
         try:
             fields, given = await _read(request, uploads, caller, files)
@@ -197,6 +201,13 @@ async def _images_of(portal: Portal, caller: Caller, generation_id: str) -> tupl
 
 
 # Reading forms
+
+
+async def _buyer(portal: Portal) -> Caller:
+    """Build the caller, and note it in the request's record, so that the tenant finds the call."""
+    caller = await portal.caller()
+    current().identify(caller)
+    return caller
 
 
 async def _read(

@@ -10,9 +10,7 @@ from gateway.console.portal import Portal
 from gateway.domain import Caller, Operation
 from gateway.errors import GatewayError, InvalidRequest, ModelRetired
 from gateway.generation.parameters import check_value
-from gateway.identity.viewers import Permission
 from gateway.image_models import Model
-from gateway.library import history
 from gateway.library.history import HostedImage
 from gateway.money import NanoUsd
 
@@ -54,20 +52,29 @@ def model_of(portal: Portal, caller: Caller, name: str) -> Model:
     return chosen or available[0]
 
 
-async def first_view(
-    portal: Portal, caller: Caller, model: str, operation: str, *, image: str, same: str
+def first_view(
+    portal: Portal,
+    caller: Caller,
+    model: str,
+    operation: str,
+    *,
+    found: HostedImage | None,
+    is_same: bool,
 ) -> View:
+    """Build the first state of a form; `found` is its input or (`is_same`) what to make again.
+
+    Raises:
+        GatewayError: the model may not be used, or none edits images.
+    """
     fields = {"model": model, "operation": operation}
-    if not image and not same:
+    if found is None:
         return View(draft_of(portal, caller, fields))
-    whole = await portal.caller(whole_tenant=True)
-    async with portal.reading(Permission.IMAGES_READ) as session:
-        found = await history.find_image(session, whole, image or same)
     try:
         chosen = model_of(portal, caller, model or found.requested_model)
     except GatewayError:
         chosen = model_of(portal, caller, model)
-    if image:
+    if not is_same:
+        image = found.id
         editing = operation or Operation.EDIT.value
         draft = drafts.read_draft({"operation": editing, "hosted": image}, chosen)
         if not draft.needs_images:

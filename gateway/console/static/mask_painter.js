@@ -19,6 +19,7 @@ export class MaskPainter {
     this.cursor = null;
     this.erases = false;
     this.exported = Promise.resolve();
+    this.version = 0;
     this.listen();
   }
 
@@ -47,6 +48,7 @@ export class MaskPainter {
 
   hide() {
     this.source = null;
+    this.version += 1;
     this.strokes = [];
     this.place.hidden = true;
     this.changed(null);
@@ -166,6 +168,7 @@ export class MaskPainter {
 
   // Export the mask: opaque, but transparent where it was painted.
   finish() {
+    const version = ++this.version;
     const painted = this.strokes.some((stroke) => !stroke.erases);
     this.state.textContent = painted ? "The painted area is changed." : "Nothing is painted.";
     if (!painted) {
@@ -186,7 +189,8 @@ export class MaskPainter {
     context.drawImage(strokes, 0, 0);
     this.exported = new Promise((resolve) => {
       mask.toBlob((blob) => {
-        this.changed(blob);
+        // It may have been painted on, or undone, while this one was encoded.
+        if (version === this.version) this.changed(blob);
         resolve();
       }, "image/png");
     });

@@ -46,7 +46,8 @@ function askQuote() {
     const number = ++quoteNumber;
     try {
       const answer = await post("/quote", texts());
-      if (!answer.ok || number !== quoteNumber) return;
+      if (number !== quoteNumber) return;
+      if (!answer.ok) throw new Error("refused");
       const parts = await answer.json();
       const open = document.querySelector("#code details[open] summary")?.textContent;
       replace("quote", parts.quote);
@@ -55,7 +56,8 @@ function askQuote() {
         if (one.querySelector("summary").textContent === open) one.open = true;
       }
     } catch {
-      // The next change asks again.
+      // An older quote must not stand beside a changed form.
+      byId("quote").textContent = "No quote at the moment.";
     }
   }, QUOTE_DELAY_MS);
 }
