@@ -36,6 +36,10 @@ COMMANDS = {
     "maintain": Entry(
         "operations:maintain", "Do the periodic work once; exit status 1 if the books are broken."
     ),
+    "backup": Entry(
+        "backup:backup", "Write database, images and master key to one file, while serving."
+    ),
+    "restore": Entry("backup:restore", "Restore a backup into an empty data directory."),
     "demo": Entry(
         "demo:demo",
         "Make an image with the OpenAI client and one with an MCP client; show the usage.",

@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]  # ships without types
 from sqlalchemy import URL
 
 from gateway.db import postgres_programs as programs
-from gateway.db.postgres_account import serving_account
+from gateway.db.postgres_account import own_account, serving_account
 from gateway.db.postgres_cluster import (
     Postmaster,
     forget_reused_pid,
@@ -41,6 +41,7 @@ MAX_SOCKET_PATH_BYTES = 103
 """Size of `sun_path` (`unix(7)`): 104 with a closing NUL on macOS, 108 on Linux."""
 START_SECONDS = 120
 POLL_SECONDS = 0.01
+SAID_CHARACTERS = 500
 log = logging.getLogger(__name__)
 """The standard library's: commands that read start faster without structlog."""
 
@@ -81,6 +82,38 @@ class EmbeddedPostgres:
     def serving_url(self, role: str) -> URL:
         """Build the URL of the gateway's database for the serving role."""
         return self.owner_url().set(username=role)
+
+    def run_program(
+        self, name: str, *arguments: str, source: Path | None = None, output: Path | None = None
+    ) -> None:
+        """Run one of Postgres' own programs as the owner role, on files as its streams.
+
+        Raises:
+            ConfigurationError: it failed; the message has its last words.
+        """
+        command = [
+            str(programs.find_programs(own_account()) / name),
+            *(f"--host={self._reachable_folder()}", "--username=postgres", "--no-password"),
+            *arguments,
+        ]
+        with ExitStack() as stack:
+            stdin = subprocess.DEVNULL if source is None else stack.enter_context(source.open("rb"))
+            stdout = (
+                subprocess.DEVNULL if output is None else stack.enter_context(output.open("xb"))
+            )
+            ended = subprocess.run(  # noqa: S603 - our own program
+                command,
+                check=False,
+                cwd="/",
+                env=programs.ENVIRONMENT,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                pass_fds=[self._folder],
+            )
+        if ended.returncode:
+            said = ended.stderr.decode(errors="replace").strip()[-SAID_CHARACTERS:]
+            raise ConfigurationError(f"{name} failed: {said}")
 
     def ensure_running(self) -> None:
         """Restart the server if it has ended.
