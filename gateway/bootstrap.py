@@ -2,38 +2,36 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, BinaryIO
+from typing import Any
 
 from gateway.billing.opening import open_reservations
 from gateway.billing.prices import Prices, PriceTable
 from gateway.billing.rerouting import Rerouting
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import Step, WarmUp
-from gateway.catalog.declared import Host
 from gateway.catalog.loading import utc_today
-from gateway.catalog.vendors import LEGACY
 from gateway.config import Settings
-from gateway.config.proxies import proxy_for
 from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
 from gateway.db.pools import Beside
-from gateway.domain import SecretText, new_id
+from gateway.domain import new_id
 from gateway.generation.credential_tests import CredentialTests
 from gateway.generation.hosts import Hosts
 from gateway.generation.idempotency import Replays
 from gateway.generation.image_references import InputImageFetcher
 from gateway.generation.intake import Intake
 from gateway.generation.model_lifetimes import Lifetimes
+from gateway.generation.opening import MAX_DOWNLOAD_BYTES, open_providers
 from gateway.generation.pipeline import Pipeline
 from gateway.generation.results import Results
 from gateway.library.keeping import Keeper
 from gateway.library.links import LinkSigner
-from gateway.library.opening import open_decoder, open_finisher, open_keeper, open_sketcher
+from gateway.library.opening import open_decoder, open_finisher, open_keeper
 from gateway.library.storage import ImageStore
 from gateway.library.thumbnails import Thumbnails
 from gateway.limits.enforcement import Limiter, open_limiter
@@ -41,36 +39,16 @@ from gateway.load.circuits import Circuits
 from gateway.load.gate import Gate, GateLimits
 from gateway.media.decoder import (
     Decoder,
-    DecoderBusy,
-    DecoderFailed,
-    UnusableImage,
 )
 from gateway.media.manifests import open_signer
-from gateway.media.temporary_files import new_spool
-from gateway.net.downloads import Downloads, origin_of
+from gateway.net.downloads import Downloads
 from gateway.oidc.identity_provider import (
     IdentityProvider,
     TokenOwner,
     identity_provider_of,
 )
 from gateway.opening import open_core
-from gateway.provider_answers import Outcome
-from gateway.providers.base import (
-    HostProvider,
-    ImageProvider,
-    ProviderFailure,
-    Reason,
-    VendorProvider,
-)
-from gateway.providers.opening import (
-    HOST_OPENERS,
-    OPENERS,
-    ProviderOptions,
-    open_compatible,
-)
-from gateway.providers.sandbox.provider import Drawer, Drawing, Sandbox
 from gateway.request_log.writer import RequestLog, open_request_log
-from gateway.request_record import current
 from gateway.tenancy.credentials import Credentials
 from gateway.tenancy.key_lookup import CallerCaches, KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
@@ -78,8 +56,6 @@ from gateway.webhooks.dispatcher import Dispatcher, open_dispatcher
 
 OPERATOR_KEY_SECONDS = 30.0
 """The accuracy of an admin key's `last_used_at`, which is written when its cache entry expires."""
-MAX_DOWNLOAD_BYTES = 52_428_800
-"""The largest input image that any model accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +127,11 @@ async def open_gateway(
         links, webhooks = LinkSigner(core.secrets, settings.public_url.rstrip("/")), _webhooks(core)
         decoder, finisher, gate = open_decoder(settings), open_finisher(settings), _gate(settings)
         thumbnails, downloads = Thumbnails(store, decoder), _downloads(settings)
-        vendors, house = _vendors(settings), _house_credentials(settings)
         request_log = open_request_log(settings, database)
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
-        credentials = Credentials(database, core.vault, house, callers.credentials)
-        providers = _providers(stack, settings, vendors)
-        hosts = _hosts(stack, core, vendors, providers, house, today)
+        opened = open_providers(stack, settings, core.catalog, database, today=today)
+        credentials = Credentials(database, core.vault, opened.house, callers.credentials)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(
             catalog=core.catalog,
@@ -165,7 +139,7 @@ async def open_gateway(
             credentials=credentials,
             reservations=reservations,
             rerouting=Rerouting(database, timeout_ms=settings.admission_timeout_ms),
-            providers=providers,
+            providers=opened.providers,
             results=_results(core, keeper, links, finisher),
             replays=_replays(core, reservations, store, links),
             gate=gate,
@@ -191,9 +165,9 @@ async def open_gateway(
             finisher=finisher,
             intake=Intake(pipeline, _fetcher(core, store, links, downloads), decoder),
             thumbnails=thumbnails,
-            credential_tests=CredentialTests(database, credentials, vendors),
-            lifetimes=Lifetimes(core.catalog, vendors, house),
-            hosts=hosts,
+            credential_tests=CredentialTests(database, credentials, opened.vendors),
+            lifetimes=opened.lifetimes,
+            hosts=opened.hosts,
             webhooks=webhooks,
             request_log=request_log,
             clear_caches=clear,
@@ -313,54 +287,6 @@ def _identity_provider(
     return provider
 
 
-def _providers(
-    stack: AsyncExitStack,
-    settings: Settings,
-    vendors: Mapping[str, VendorProvider],
-) -> dict[str, ImageProvider]:
-    sketcher = open_sketcher(settings)
-    stack.push_async_callback(sketcher.close)
-    providers: dict[str, ImageProvider] = {**vendors, "sandbox": Sandbox(_drawer(sketcher))}
-    if settings.legacy_base_url is not None:
-        options = _options(settings, settings.legacy_base_url)
-        host = Host(LEGACY, "openai-compatible", settings.legacy_base_url)
-        providers[LEGACY] = open_compatible(host, options)
-    # Read when it is closed: hosts are opened later, and replaced.
-    stack.push_async_callback(_close_all, providers)
-    return providers
-
-
-async def _close_all(providers: Mapping[str, ImageProvider]) -> None:
-    for provider in providers.values():
-        await provider.close()
-
-
-def _hosts(  # noqa: PLR0917 - the tables that it fills
-    stack: AsyncExitStack,
-    core: Core,
-    vendors: dict[str, VendorProvider],
-    providers: dict[str, ImageProvider],
-    house: dict[str, SecretText],
-    today: Callable[[], date],
-) -> Hosts:
-    def open_one(host: Host) -> HostProvider:
-        return HOST_OPENERS[host.kind](host, _options(core.settings, host.base_url))
-
-    hosts = Hosts(
-        core.settings,
-        core.catalog,
-        core.database,
-        open_host=open_one,
-        vendors=vendors,
-        providers=providers,
-        house=house,
-        today=today,
-    )
-    stack.push_async_callback(hosts.close)
-    hosts.open()
-    return hosts
-
-
 def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -> Results:
     return Results(
         keeper,
@@ -375,59 +301,6 @@ def _results(core: Core, keeper: Keeper, links: LinkSigner, finisher: Decoder) -
         image_ttl_seconds=core.settings.image_ttl_seconds,
         image_retention_seconds=core.settings.resolved_image_retention_seconds,
     )
-
-
-def _vendors(settings: Settings) -> dict[str, VendorProvider]:
-    addresses = settings.provider_addresses
-    return {name: opener(_options(settings, addresses[name])) for name, opener in OPENERS.items()}
-
-
-def _options(settings: Settings, base_url: str) -> ProviderOptions:
-    def open_downloads() -> Downloads:
-        return Downloads(
-            max_bytes=MAX_DOWNLOAD_BYTES,
-            total_seconds=settings.download_seconds,
-            connect_seconds=settings.provider_connect_timeout_seconds,
-            trusted_origins=frozenset({origin_of(base_url)}),
-        )
-
-    return ProviderOptions(
-        base_url=base_url,
-        proxy=proxy_for(base_url),
-        connect_timeout_seconds=settings.provider_connect_timeout_seconds,
-        read_timeout_seconds=settings.provider_read_timeout_seconds,
-        max_connections=settings.provider_max_connections,
-        max_answer_bytes=settings.provider_max_answer_bytes,
-        downloads=open_downloads,
-    )
-
-
-def _house_credentials(settings: Settings) -> dict[str, SecretText]:
-    house = {
-        name: SecretText(key.get_secret_value().strip())
-        for name, key in settings.house_keys.items()
-    }
-    if settings.legacy_base_url is not None:
-        key = settings.legacy_api_key
-        # A self-hosted endpoint often needs no key; it then ignores this one.
-        house[LEGACY] = SecretText("none" if key is None else key.get_secret_value().strip())
-    return house
-
-
-def _drawer(sketcher: Decoder) -> Drawer:
-    async def draw(drawing: Drawing, inputs: Sequence[BinaryIO]) -> bytes:
-        with new_spool() as target:
-            try:
-                # Tenants take turns, so that many large drawings of one delay no other's.
-                owner = current().tenant_id
-                await sketcher.draw(asdict(drawing), inputs, target, owner=owner)
-            except (UnusableImage, DecoderBusy, DecoderFailed) as error:
-                raise ProviderFailure(
-                    Outcome.NOT_SENT, Reason.UNREACHABLE, "The sandbox is busy."
-                ) from error
-            return target.read()
-
-    return draw
 
 
 def _downloads(settings: Settings) -> Downloads:

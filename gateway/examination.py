@@ -18,6 +18,7 @@ from gateway.mcp_server.prompt_templates import load_templates
 from gateway.money import format_usd_short
 from gateway.oidc.identity_provider import IdentityProvider
 from gateway.oidc.signing_keys import KeysNotFetched
+from gateway.providers.base import Reason
 from gateway.vault import key_status
 
 Note = Callable[[str, str, str], None]
@@ -36,7 +37,7 @@ async def examine(gateway: Gateway, note: Note, *, ledger_seconds: int | None = 
     note("master key", "ok", f"{', '.join(keys.ids)} from {keys.path or 'GATEWAY_MASTER_KEY'}")
     await _examine_secrets(gateway, note)
     await _examine_store(gateway, note)
-    _examine_house_keys(settings, note)
+    await _examine_house_keys(gateway, note)
     await _examine_hosts(gateway, note)
     _examine_limits(gateway, note)
     templates = load_templates(settings.prompts_dir)
@@ -62,17 +63,27 @@ async def _examine_connections(gateway: Gateway, note: Note) -> None:
         note("connections", "ok", said)
 
 
-def _examine_house_keys(settings: Settings, note: Note) -> None:
+async def _examine_house_keys(gateway: Gateway, note: Note) -> None:
+    """Compare each vendor's own list of models, which is free, with the catalogue."""
+    settings = gateway.settings
     for name, vendor in VENDORS.items():
-        if name in settings.house_keys:
-            address = settings.provider_addresses[name]
-            note(f"{name} key", "ok", f"set, for {address} (not tested: calls cost money)")
+        found = await gateway.lifetimes.compare(name)
+        if found is None:
+            advice = "is not set: live calls need a tenant's own key"
+            note(f"{name} key", "none", f"{vendor.key_setting} {advice}")
+            continue
+        address = settings.provider_addresses[name]
+        if found.failure is Reason.CREDENTIAL:
+            note(f"{name} key", "wrong", f"{address} refuses {vendor.key_setting}")
+        elif found.failure is not None:
+            said = f"set, but {address} gives no list of models ({found.failure})"
+            note(f"{name} key", "unknown", said)
+        elif found.missing:
+            said = f"model not listed by {address}: {', '.join(found.missing)}"
+            note(f"{name} key", "missing", said)
         else:
-            note(
-                f"{name} key",
-                "none",
-                f"{vendor.key_setting} is not set: live calls need a tenant's own key",
-            )
+            count = len(found.models)
+            note(f"{name} key", "ok", f"{address} lists all {count} models of the catalogue")
 
 
 async def _examine_hosts(gateway: Gateway, note: Note) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import httpx2
 import structlog
 
@@ -30,6 +31,20 @@ QUOTES = "/v1/images/quotes"
 WAIT_SECONDS = 30
 TERMS = CostFactors(1, "low", "1024x1024", 100, 0, 0, 0)
 """Of the cheap request."""
+
+
+LOCK_WAITS = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+    AND wait_event_type = 'Lock' AND query LIKE $1
+"""
+
+
+async def until_waiting(
+    watcher: asyncpg.Connection, fragment: str, *late: asyncio.Task[object]
+) -> None:
+    """Return once the statements of all these tasks, which contain `fragment`, wait for locks."""
+    while await watcher.fetchval(LOCK_WAITS, f"%{fragment}%") < len(late):
+        assert not any(one.done() for one in late), "it did not wait"
 
 
 @contextmanager

@@ -141,6 +141,11 @@ class Catalog:
             if is_alive and (caller.models is None or other.id in caller.models):
                 yield other
 
+    def living(self, provider: str) -> list[Model]:
+        """List the models of a provider that are not shut down."""
+        models = self._models.values()
+        return [m for m in models if m.provider == provider and not m.is_retired(self._today())]
+
     def learn_shutdown_dates(self, dates: Mapping[str, date]) -> list[str]:
         """Apply the dates that a vendor announces; return the models whose date has changed."""
         self._announced |= dates

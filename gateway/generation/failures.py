@@ -77,6 +77,13 @@ def client_error(  # noqa: PLR0911 - a table, one line a case
             return InvalidRequest(message, code=failure.code, param=failure.param)
 
 
+def shutting_down() -> Unavailable:
+    """Build the refusal of a call that a gateway would begin while it shuts down."""
+    return Unavailable(
+        "This gateway is shutting down. Nothing was bought; try again.", retry_after_seconds=1
+    )
+
+
 def is_served_elsewhere(failure: ProviderFailure, *, house_credential: bool) -> bool:
     """Tell if another model may be asked: surely not charged, and not the client's fault.
 

@@ -16,6 +16,7 @@ from gateway.catalog.loading import Catalog
 from gateway.db.engine import DatabaseUnavailable
 from gateway.domain import Caller, Generation, ImageRequest, PartialSink, SecretText
 from gateway.errors import CredentialRejected, GatewayError, RateLimited, Unavailable
+from gateway.generation.failures import shutting_down
 from gateway.generation.paid_calls import PaidCall, PaidCalls, Turn, Unserved
 from gateway.generation.provider_circuits import HOUSE, provider_call
 from gateway.generation.translation import in_words_of
@@ -76,7 +77,8 @@ class FallbackCalls:
         """Make the first call, and each of `others` where the one before was not charged.
 
         Raises:
-            GatewayError: the first failure, where no other call was made that may be charged.
+            GatewayError: the first failure, where no other call was made that may be charged; or
+                that this gateway is shutting down, if it would have made another call.
         """
         opened, turn = first, Turn(has_next=True)
         async with AsyncExitStack() as steps:
@@ -88,8 +90,12 @@ class FallbackCalls:
                 except Unserved as unserved:
                     turn = Turn(bool(others), turn.first_error or unserved.error)
                     failure = unserved.failure
+                is_last = not others
                 following = await self._next(others, steps)
                 if following is None:
+                    if self._is_draining() and not is_last:
+                        # The first error may ask for a minute's wait; another replica serves now.
+                        turn = Turn(first_error=shutting_down())
                     await self._paid_calls.give_up(opened.paid, failure, turn)
                 _note(opened.paid, following.paid, failure.reason)
                 opened, turn = following, Turn(bool(others), turn.first_error)

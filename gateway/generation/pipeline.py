@@ -23,6 +23,7 @@ import structlog
 from gateway import telemetry
 from gateway.billing import quotes
 from gateway.billing.journal import Journal
+from gateway.billing.price_lists import PriceList, price_list
 from gateway.billing.prices import Prices
 from gateway.billing.rerouting import Rerouting
 from gateway.billing.reservations import Reservations
@@ -48,12 +49,14 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.generation import continuity
+from gateway.generation.failures import shutting_down
 from gateway.generation.fallback import FallbackCalls, OpenedCall, substitutes
 from gateway.generation.idempotency import Replays, repeated
 from gateway.generation.paid_calls import SANDBOX, PaidCall, PaidCalls
 from gateway.generation.provider_circuits import HOUSE, provider_call
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
+from gateway.image_models import Model
 from gateway.limits.enforcement import Admission, Limiter
 from gateway.load.circuits import Circuits, ProviderCall, TroubledCircuit
 from gateway.load.concurrency import Bulkhead
@@ -200,6 +203,10 @@ class Pipeline:
         """Quote the most that a served request can cost; nothing is reserved or bought."""
         return quotes.quote(served, await self._prices.current(served.priced_as))
 
+    async def price_list(self, model: Model) -> PriceList | None:
+        """List what a model's images cost now; None if it has no price."""
+        return await price_list(self._prices, model)
+
     async def drain(self, seconds: float) -> None:
         """Take no new work, let paid calls finish for `seconds`, mark the rest as unknown."""
         self._draining = True
@@ -222,7 +229,7 @@ class Pipeline:
 
     def _room(self, caller: Caller) -> Bulkhead:
         if self._draining:
-            raise Unavailable("This gateway is shutting down. Try again.", retry_after_seconds=1)
+            raise shutting_down()
         return self._live_slots if caller.livemode else self._test_slots
 
     def _ended(self, task: asyncio.Task[Generation]) -> None:

@@ -1,25 +1,18 @@
 """Model cards: a model's capabilities, lifetime and cost."""
 
+from dataclasses import asdict
+
 from pydantic import BaseModel, Field
 
+from gateway.billing.price_lists import PriceList
 from gateway.bootstrap import Gateway
-from gateway.domain import Caller, Operation, Price, Quote
+from gateway.domain import Caller, Operation, Quote
 from gateway.errors import InvalidRequest, NotConfigured
 from gateway.generation.parameters import ENDPOINTS, parse_image_request
 from gateway.image_models import Model
 from gateway.money import format_usd_short
 
 SAMPLE_SIZE = "1024x1024"
-
-
-class ModelPrice(BaseModel):
-    """List price: US dollars per million tokens, per image or per second. Decimal strings."""
-
-    text_input_usd: str
-    image_input_usd: str
-    image_output_usd: str
-    per_image_usd: str | None
-    per_second_usd: str | None
 
 
 class ModelCard(BaseModel):
@@ -39,7 +32,9 @@ class ModelCard(BaseModel):
     streams: bool = Field(description="True if partial_images can be requested.")
     shutdown_date: str | None
     successor: str | None
-    price: ModelPrice | None
+    price: dict[str, str | dict[str, str]] | None = Field(
+        description="unit, and US dollars as decimal strings: per million tokens, image or second."
+    )
     sample_size: str
     max_cost_usd: dict[str, str] = Field(
         description="Maximum cost of one image of sample_size, by quality."
@@ -75,7 +70,7 @@ async def model_card(gateway: Gateway, caller: Caller, model: Model) -> ModelCar
         streams="partial_images" in model.parameters,
         shutdown_date=None if model.shutdown_date is None else model.shutdown_date.isoformat(),
         successor=model.successor,
-        price=_price(next(iter(quotes.values())).price) if quotes else None,
+        price=_price(await gateway.pipeline.price_list(serving)),
         sample_size=size,
         max_cost_usd={
             quality: format_usd_short(quote.amount_nano) for quality, quote in quotes.items()
@@ -99,16 +94,11 @@ async def _sample(
         return None
 
 
-def _price(price: Price) -> ModelPrice:
-    per_image = format_usd_short(price.per_image_nano) if price.per_image_nano else None
-    per_second = format_usd_short(price.per_second_nano) if price.per_second_nano else None
-    return ModelPrice(
-        text_input_usd=format_usd_short(price.text_input_nano),
-        image_input_usd=format_usd_short(price.image_input_nano),
-        image_output_usd=format_usd_short(price.image_output_nano),
-        per_image_usd=per_image,
-        per_second_usd=per_second,
-    )
+def _price(found: PriceList | None) -> dict[str, str | dict[str, str]] | None:
+    """Render the prices of the model's unit alone: a schema of them all is long for an agent."""
+    if found is None:
+        return None
+    return {name: value for name, value in asdict(found).items() if value is not None}
 
 
 def _sizes(model: Model) -> str:

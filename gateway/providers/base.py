@@ -112,6 +112,18 @@ class VendorProvider(ImageProvider, CredentialTester, Protocol):
         ...
 
 
+class CatalogueVendor(VendorProvider, Protocol):
+    """A vendor of the catalogue's models, which lists those that it has."""
+
+    async def listed_models(self, credential: SecretText) -> frozenset[str]:
+        """Return the names of the models that the vendor lists for a credential, without a call.
+
+        Raises:
+            ProviderFailure: no readable answer.
+        """
+        ...
+
+
 class HostProvider(VendorProvider, Protocol):
     """An operator's own host, which can be asked if a model is ready."""
 

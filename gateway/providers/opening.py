@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gateway.catalog.declared import Host, Kind
 from gateway.net.downloads import Downloads
-from gateway.providers.base import HostProvider, VendorProvider
+from gateway.providers.base import CatalogueVendor, HostProvider
 from gateway.providers.connections import ProviderConnections
 from gateway.providers.gemini.images import GeminiImages
 from gateway.providers.kserve.images import KServeImages
@@ -84,7 +84,7 @@ HOST_OPENERS: Mapping[Kind, Callable[[Host, ProviderOptions], HostProvider]] = {
     "openai-compatible": open_compatible,
 }
 """The kinds of hosts that a models file declares."""
-OPENERS: Mapping[str, Callable[[ProviderOptions], VendorProvider]] = {
+OPENERS: Mapping[str, Callable[[ProviderOptions], CatalogueVendor]] = {
     "openai": open_openai,
     "gemini": open_gemini,
 }

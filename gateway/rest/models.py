@@ -1,11 +1,15 @@
 """The models that a key may use, with their dates and capabilities."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from datetime import time as day_time
 
 from fastapi import APIRouter
 
+from gateway.billing.price_lists import PriceList
+from gateway.bootstrap import Gateway
+from gateway.domain import Caller
 from gateway.errors import ModelRetired, NotFound
 from gateway.image_models import Model
 from gateway.rest.dependencies import GatewayDep, ImageFiles
@@ -28,13 +32,7 @@ async def list_models(gateway: GatewayDep, caller: ImageFiles) -> dict[str, obje
     available = list(catalog.available(caller))
     ready = await gateway.hosts.readiness(available) if caller.livemode else {}
     models = [
-        render_model(
-            model,
-            catalog.serving(model, livemode=caller.livemode),
-            catalog.fallbacks(model.id),
-            is_ready=ready.get(model.id),
-        )
-        for model in available
+        await _shown(gateway, caller, model, is_ready=ready.get(model.id)) for model in available
     ]
     return {"object": "list", "data": models}
 
@@ -52,14 +50,26 @@ async def get_model(model_id: str, gateway: GatewayDep, caller: ImageFiles) -> d
     except ModelRetired as error:
         # OpenAI answers 404 here, but 400 where images are made.
         raise NotFound(error.message, code="model_not_found", param="model") from None
+    ready = await gateway.hosts.readiness([model]) if caller.livemode else {}
+    return await _shown(gateway, caller, model, is_ready=ready.get(model.id))
+
+
+async def _shown(
+    gateway: Gateway, caller: Caller, model: Model, *, is_ready: bool | None
+) -> dict[str, object]:
     catalog = gateway.core.catalog
     serving = catalog.serving(model, livemode=caller.livemode)
-    ready = await gateway.hosts.readiness([model]) if caller.livemode else {}
-    return render_model(model, serving, catalog.fallbacks(model.id), is_ready=ready.get(model.id))
+    price = await gateway.pipeline.price_list(serving)
+    return render_model(model, serving, catalog.fallbacks(model.id), price=price, is_ready=is_ready)
 
 
 def render_model(
-    model: Model, serving: Model, fallbacks: Sequence[Model] = (), *, is_ready: bool | None = None
+    model: Model,
+    serving: Model,
+    fallbacks: Sequence[Model] = (),
+    *,
+    price: PriceList | None = None,
+    is_ready: bool | None = None,
 ) -> dict[str, object]:
     """Render OpenAI's model object, extended; `served_model` is the model that makes the images.
 
@@ -89,6 +99,7 @@ def render_model(
         "served_model": serving.id,
         "fallbacks": [fallback.id for fallback in fallbacks],
         "ready": is_ready,
+        "price": None if price is None else asdict(price),
         "capabilities": {
             "endpoints": sorted(model.endpoints),
             "parameters": sorted(model.parameters),

@@ -159,6 +159,21 @@ class ModelCapabilities(BaseModel):
     max_prompt_characters: int
 
 
+class ModelPrice(BaseModel):
+    """US dollars as exact decimal strings; those of another unit are null."""
+
+    unit: Literal["token", "image", "second"]
+    text_input_usd: str | None = Field(description="Per million tokens, as the next three.")
+    image_input_usd: str | None
+    text_output_usd: str | None
+    image_output_usd: str | None
+    per_image_usd: str | None
+    by_size_usd: dict[str, str] | None = Field(
+        description="Per image, by `size` or `quality/size`, where they decide."
+    )
+    per_second_usd: str | None = Field(description="Per second of the call.")
+
+
 class ModelObject(BaseModel):
     """OpenAI's model object, extended; `served_model` is the model that makes the images."""
 
@@ -175,6 +190,9 @@ class ModelObject(BaseModel):
     ready: bool | None = Field(
         description="The last word of the operator's own host; null for any other model, or where "
         "it is not known."
+    )
+    price: ModelPrice | None = Field(
+        description="The price in force of `served_model`; null if it has none: it is not called."
     )
     capabilities: ModelCapabilities
 

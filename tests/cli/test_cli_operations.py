@@ -56,8 +56,10 @@ def test_doctor_reports_a_healthy_gateway(running: RunningGateway) -> None:
     assert (as_json.status, as_json.err, table.status, table.err) == (0, "", 0, "")
     assert all(check in table.out for check in CHECKS)
     keys = {"OPENAI_API_KEY": "sk-doctor-canary-0123", "GEMINI_API_KEY": "AIza-doctor-canary"}
-    with_key = running.command.process("doctor", "--json", **keys)
-    assert states_of(with_key) == dict.fromkeys(CHECKS, "ok") | {"limits": "none"}
+    away = {"GEMINI_BASE_URL": "http://127.0.0.1:9"}
+    with_key = running.command.process("doctor", "--json", **keys, **away)
+    asked = {"limits": "none", "gemini key": "unknown"}
+    assert states_of(with_key) == dict.fromkeys(CHECKS, "ok") | asked
     assert "canary" not in with_key.out
 
 

@@ -18,9 +18,9 @@ from gateway.library.storage import thumbnail_path
 from gateway.tenancy import tenants
 from gateway.tenancy.api_keys import IssuedKey
 from gateway.tenancy.tenants import Tenant
-from tests.harness import Served, make_settings, secret_of
+from tests.harness import Served, make_settings, owner_connections, secret_of
 from tests.hosting_helpers import Hosted, files_in, hosted_gateway
-from tests.money_helpers import eventually
+from tests.money_helpers import eventually, until_waiting
 
 files_only = pytest.mark.parametrize("place", ["files"], indirect=True)
 YEAR_SECONDS = 31_536_000
@@ -109,6 +109,25 @@ async def test_stored_bytes_are_counted_once_however_images_come_and_go(hosted: 
     [found] = await served.owner_sql("SELECT what FROM invariant_break")
     assert found.what == "stored bytes are not those of the images"
     await served.owner_sql("UPDATE stored_bytes SET size_bytes = size_bytes - 1")
+
+
+@files_only
+async def test_images_that_two_gateways_count_at_the_same_time_count_once(hosted: Hosted) -> None:
+    served = hosted.served
+    await choose(served, max_image_bytes=10_000)
+    await served.sweep()
+    await hosted.put(await served.key(), b"x" * 100)
+    await served.owner_sql("UPDATE image SET created_at = created_at - interval '11 minutes'")
+    count = f"SELECT * FROM tenants_beyond_caps('{UUID(int=0)}', 100)"  # noqa: S608 - a constant
+    async with owner_connections(served.gateway.settings, 4) as (other, watcher, *gateways):
+        async with other.transaction():
+            await other.execute("LOCK TABLE image")  # so that both begin before either is done
+            counting = [asyncio.create_task(one.execute(count)) for one in gateways]
+            await until_waiting(watcher, "tenants_beyond_caps", *counting)
+        await asyncio.gather(*counting)
+    await served.check_invariants()
+    [row] = await served.owner_sql("SELECT size_bytes FROM stored_bytes")
+    assert row.size_bytes == 100
 
 
 @files_only

@@ -53,6 +53,8 @@ async def test_models_are_those_of_rest_with_what_they_can_do(
             assert card["served_by"] == model["served_model"]
             assert card["shutdown_date"] == model["shutdown_date"]
             assert card["successor"] == model["successor"]
+            price = {part: value for part, value in model["price"].items() if value is not None}
+            assert card["price"] == price
             assert card["is_default"] == (name == found["default_model"])
         assert found["default_model"] == served.gateway.settings.default_model
         await expect_nothing_bought(served, stub)

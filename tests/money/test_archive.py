@@ -68,12 +68,30 @@ async def months_of(served: Served, *months: date) -> None:
         await served.owner_sql("SELECT add_month(CAST(:month AS date))", month=month)
 
 
+def months_ago(number: int) -> date:
+    """The first day of a month before the present one."""
+    month = datetime.now(UTC).date().replace(day=1)
+    for _ in range(number):
+        month = (month - DAY).replace(day=1)
+    return month
+
+
 async def check_books(served: Served) -> None:
     """Check the whole ledger, as the gateway does once a week; months are archived after it."""
     found = await ledger.check_all(
         served.gateway.database, progress=lambda _what: None, remember=True
     )
     assert found == []
+
+
+async def settle_late(served: Served, tenant_id: UUID, call: UUID) -> str:
+    """Report the actual cost of a call that was estimated or void; return the result."""
+    late = {"tenant_id": tenant_id, "id": call, "kind": "post", "amount_nano": 17}
+    [settled] = await served.owner_sql(
+        "SELECT result FROM settle(CAST(:late AS jsonb))",
+        late=json.dumps([late | {"outcome": "success"}], default=str),
+    )
+    return str(settled.result)
 
 
 @pytest.fixture
@@ -96,6 +114,9 @@ async def year(served: Served) -> tuple[Served, list[Owner]]:
             for _ in range(30)
         ]
         await old_calls(served, owner, moments, chance)
+    estimated = await served.owner_sql("SELECT * FROM reservation WHERE state = 'posted_est'")
+    for row in estimated[::2]:
+        assert await settle_late(served, row.tenant_id, row.id) == "ok"  # a third line
     await usage_sums.roll_up(served.gateway.database)
     await check_books(served)
     return served, owners
@@ -221,9 +242,14 @@ async def test_a_month_is_archived_only_when_nothing_can_need_its_entries(served
     await check_books(served)
     await archive.archive_month(database, date(2024, 12, 1))
     assert await refusal(date(2024, 12, 1)) == "not_found"
-    [call] = await old_calls(served, owner, [BEGIN + 3 * DAY], chance)
+    call, _ = await old_calls(served, owner, [BEGIN + 3 * DAY, BEGIN + 9 * DAY], chance)
     assert await obstacle(JANUARY) == "unsummed"
     await usage_sums.roll_up(database)
+    checked = "UPDATE sweep SET compared_to = :to WHERE name = 'invariants'"
+    beyond = BEGIN + (31 + 7) * DAY
+    await served.owner_sql(checked, to=beyond - timedelta(microseconds=1))
+    assert await obstacle(JANUARY) == "unchecked"
+    await served.owner_sql(checked, to=beyond)
     assert await obstacle(JANUARY) is None
     await served.owner_sql(
         "UPDATE reservation SET state = 'unknown', final_nano = NULL WHERE id = :id", id=call
@@ -237,6 +263,12 @@ async def test_a_month_is_archived_only_when_nothing_can_need_its_entries(served
     with pytest.raises(Exception, match="do not add up"):
         await archive.archive_month(database, JANUARY)
     await served.owner_sql("UPDATE reservation SET held_nano = held_nano - 1")
+    await served.owner_sql("DELETE FROM usage_slot WHERE slot < :at", at=BEGIN + 6 * DAY)
+    with pytest.raises(Exception, match="1 of 2 sums of usage_slot are missing"):
+        await archive.archive_month(database, JANUARY)
+    async with database.operator() as session:
+        await usage_sums.recompute(session, served.tenant_id)
+    await usage_sums.roll_up(database)
     await served.owner_sql("UPDATE usage_day SET images = images - 1")
     await archive.archive_month(database, JANUARY)  # the sums of all are checked by I6
     assert [one.what for one in await ledger.invariant_breaks(database)] == [
@@ -271,12 +303,7 @@ async def test_the_costs_of_archived_calls_are_final(served: Served) -> None:
             with pytest.raises(Conflict) as refused:
                 await resolve(session, models, call, Resolution("post", "invoice", NanoUsd(1)))
         assert refused.value.code == "call_archived"
-        late = {"tenant_id": served.tenant_id, "id": call, "kind": "post", "amount_nano": 17}
-        [settled] = await served.owner_sql(
-            "SELECT result FROM settle(CAST(:late AS jsonb))",
-            late=json.dumps([late | {"outcome": "success"}], default=str),
-        )
-        assert settled.result == "archived"
+        assert await settle_late(served, served.tenant_id, call) == "archived"
     assert await served.owner_sql("SELECT * FROM reservation ORDER BY id") == before
     await served.check_invariants()
     await served.owner_sql(
@@ -288,6 +315,30 @@ async def test_the_costs_of_archived_calls_are_final(served: Served) -> None:
     await served.owner_sql(
         "UPDATE reservation SET final_nano = final_nano - 1 WHERE id = :id", id=estimated
     )
+
+
+async def test_a_report_that_cuts_the_quarter_of_the_last_archived_call_is_refused(
+    served: Served,
+) -> None:
+    database = served.gateway.database
+    await months_of(served, JANUARY)
+    at = BEGIN + 12 * DAY  # the very beginning of a quarter
+    await old_calls(served, Owner(served.tenant_id), [at], random.Random(1))
+    await usage_sums.roll_up(database)
+    await check_books(served)
+    for month in (date(2024, 12, 1), JANUARY):
+        await archive.archive_month(database, month)
+
+    async def report(minutes: int) -> int:
+        period = Period(BEGIN, at + timedelta(minutes=minutes))
+        query = ReportQuery(served.tenant_id, EVERYTHING, True, period, ())  # noqa: FBT003
+        async with database.operator() as session:
+            return (await usage.report(session, query)).total.requests
+
+    assert [await report(minutes) for minutes in (0, 15)] == [0, 1]
+    with pytest.raises(InvalidRequest) as refused:
+        await report(7)
+    assert refused.value.code == "report_archived"
 
 
 async def command(served: Served, *words: str, **environment: str) -> tuple[int, str, str]:
@@ -342,7 +393,7 @@ async def test_a_worker_killed_while_it_archives_leaves_nothing_half_done(
         date(2024, 12, 1),
         *(JANUARY, FEBRUARY, MARCH, date(2025, 4, 1)),
     ]
-    assert sum(row.lines for row in months) == 2 * 60 * len(owners)
+    assert sum(row.lines for row in months) == len(lines) - 1 + 60 * len(owners)  # with holds
     assert len(await entries(served)) == 2
     await served.check_invariants()
 
@@ -376,7 +427,8 @@ async def test_a_month_is_exported_before_it_is_archived(
 
 
 async def test_months_of_the_audit_trail_are_dropped_after_their_time(served: Served) -> None:
-    await months_of(served, JANUARY)
+    two_ago, three_ago = (months_ago(number) for number in (2, 3))  # the latter ended two ago
+    await months_of(served, JANUARY, three_ago, two_ago)
     await served.owner_sql(
         "INSERT INTO audit (id, at, actor_type, actor_id, action, object_id)"
         " VALUES (gen_random_uuid(), '2025-01-10', 'gateway', 'gateway', 'price.added', '1')"
@@ -388,7 +440,7 @@ async def test_months_of_the_audit_trail_are_dropped_after_their_time(served: Se
     kept = await archive.retain(database, ledger_months=None, audit_months=1200)
     assert kept.audit_months == 0
     dropped = await archive.retain(database, ledger_months=None, audit_months=2)
-    assert dropped.audit_months == 3
+    assert dropped.audit_months == 4
     rows = await served.owner_sql("SELECT min(at) AS first FROM audit")
     assert rows[0].first is None or rows[0].first > datetime.now(UTC) - 100 * DAY
     async with served.http(await served.key()) as http:  # calls and their audit trail go on

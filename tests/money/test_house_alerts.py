@@ -1,13 +1,15 @@
 """Events of house budgets: thresholds over all shards, and the first refusal of each period."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from gateway.billing import budgets
 from gateway.money import NanoUsd, format_usd
-from tests.harness import Served
+from tests.harness import Served, owner_connections
 from tests.house_helpers import WORKERS, House, make_house
+from tests.money_helpers import until_waiting
 
 
 @pytest.fixture
@@ -123,4 +125,20 @@ async def test_two_house_budgets_tell_each_their_own_first_refusal(house: House)
         ("budget.exceeded", None, format_usd(950)),
         ("budget.exceeded", None, format_usd(10)),
     ]
+    await house.close()
+
+
+async def test_two_gateways_that_look_at_the_same_time_warn_once(house: House) -> None:
+    await house.limit(1000)
+    held = await house.hold(0, 500)
+    assert held is not None
+    await house.settle(0, held, 500)
+    settings, look = house.served.gateway.settings, "SELECT alert_house_budgets()"
+    async with owner_connections(settings, 3) as (first, second, watcher):
+        async with first.transaction():
+            await first.execute(look)
+            late = asyncio.create_task(second.execute(look))
+            await until_waiting(watcher, look, late)
+        await late
+    assert await told(house.served) == [("budget.threshold_reached", 50, format_usd(500))]
     await house.close()

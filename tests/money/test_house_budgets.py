@@ -332,3 +332,4 @@ async def test_tenants_see_no_budget_of_the_house(served: Served, stub: Stub) ->
         stub.release()
         assert (await waiting).status_code == 200
     assert budget["held_usd"] == format_usd(quote)
+    assert budget["remaining_usd"] == format_usd(10**9 - quote)

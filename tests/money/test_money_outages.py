@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
-from tests.harness import Served, error_of, make_settings, served_gateway
+from tests.harness import Served, error_of, make_settings, owner_connections, served_gateway
 from tests.money_helpers import (
     budget_rows,
     client_of,
@@ -25,6 +25,11 @@ from tests.money_postgres import OwnPostgres, Relay, own_postgres, relayed
 from tests.stub_openai import Fault, Stub
 
 REFUSAL_SECONDS = 1.0
+LATEST_SETTLE = """
+SELECT max(query_start) FROM pg_stat_activity WHERE datname = current_database()
+    AND query LIKE '%FROM settle(%' AND state = 'idle' AND pid <> pg_backend_pid()
+"""
+"""The start of the latest settlement that has ended."""
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +210,29 @@ async def test_a_hold_whose_acknowledgement_is_lost_is_voided_and_not_dispatched
         relay.reset()
         await until_states(served, {"posted": 1, "void": 1})
         assert len(stub.calls) == 1
+
+
+async def test_a_hold_that_commits_after_it_was_looked_for_is_voided_by_a_second_look(
+    settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    """The statement waits in Postgres, where no closed connection ends it."""
+    async with (
+        served_through_relay(settings, tmp_path) as (served, relay, http),
+        owner_connections(settings, 2) as (other, watcher),
+    ):
+        await served.budget("1", window="total")
+        assert (await post_image(http)).status_code == 200
+        settled = await watcher.fetchval(LATEST_SETTLE)
+        async with other.transaction():
+            await other.execute("SELECT 1 FROM budget_period FOR UPDATE")
+            relay.mute_answers_to(b'"price_id"')
+            assert (await post_image(http)).status_code == 503
+            while await watcher.fetchval(LATEST_SETTLE) in {settled, None}:  # noqa: ASYNC110
+                await asyncio.sleep(0)  # Postgres tells no one
+        await until_states(served, {"posted": 2, "held": 1})
+        await until_states(served, {"posted": 2, "void": 1})
+        assert len(stub.calls) == 2
+        relay.reset()
 
 
 async def test_a_settlement_whose_acknowledgement_is_lost_is_posted_once(

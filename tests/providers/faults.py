@@ -146,6 +146,7 @@ _FAULTS = (
     _twisted(ANSWER, "words instead of an image", gemini="text_only", kserve="no_image"),
     _twisted(ANSWER, "a refusal of the prompt", gemini="refused_prompt"),
     _twisted(ANSWER, "a refusal of the image", gemini="refused_image"),
+    _twisted(ANSWER, "a refusal of the account", gemini="limited"),
     replace(_twisted(ANSWER, ERROR_EVENT, openai="stream_error"), by=(STREAM,)),
     _refused("400", 400, "invalid"),
     _refused("413", 413, "invalid"),

@@ -122,8 +122,13 @@ def test_the_client_is_told_if_it_may_try_again(observed: list[Observed]) -> Non
                 *("false", False),
             )
         is_away = (answer.status, answer.code) == (502, "provider_unreachable")
-        is_later = answer.status in {429, 503}
-        return is_away == (outcome == "not_sent") and answer.retry_after == is_later
+        is_charged = outcome == "refused_charged"
+        is_later = answer.status in {429, 503} and not is_charged
+        is_final = answer.status == 503 and is_charged
+        return (is_away, answer.retry_after, answer.should_retry == "false") == (
+            *(outcome == "not_sent", is_later),
+            is_final or answer.should_retry == "false",
+        )
 
     expect_each(observed, is_kept)
 

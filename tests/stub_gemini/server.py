@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from tests.stub_gemini.api import (
     KEY,
     MAX_REQUEST_BYTES,
+    MODELS,
     BillLine,
     GeminiCall,
     Refused,
@@ -67,6 +68,7 @@ class StubGemini:
         self.bill: list[BillLine] = []
         self.faults: list[str] = []
         self.keys = {KEY}
+        self.unlisted: set[str] = set()
         self.port = 0
         self.in_flight = 0
         self.most_in_flight = 0
@@ -105,7 +107,13 @@ class StubGemini:
     async def _list(self, writer: asyncio.StreamWriter, headers: dict[str, str]) -> bool:
         if headers.get("x-goog-api-key") not in self.keys:
             return await _send(writer, 400, STATUSES["key_invalid"].body)
-        return await _send(writer, 200, {"models": []})
+        methods = ["generateContent", "countTokens"]
+        models = [
+            {"name": f"models/{name}", "supportedGenerationMethods": methods}
+            for name in MODELS
+            if name not in self.unlisted
+        ]
+        return await _send(writer, 200, {"models": models})
 
     async def _generate(
         self, writer: asyncio.StreamWriter, target: str, headers: dict[str, str], content: bytes

@@ -16,6 +16,8 @@ from tests.harness import (
     process_environment,
     secret_of,
 )
+from tests.stub_gemini import StubGemini
+from tests.stub_gemini.api import KEY as GEMINI_KEY
 from tests.stub_openai import Fault, Stub
 
 BODY = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
@@ -59,6 +61,36 @@ async def test_a_call_that_outlives_the_drain_is_told_that_its_outcome_is_unknow
     assert response.headers["x-should-retry"] == "false"
     rows = await served.owner_sql("SELECT state FROM reservation")
     assert [row.state for row in rows] == ["unknown"]
+
+
+async def test_no_fallback_is_begun_after_sigterm(
+    served: Served, settings: Settings, stub: Stub, gemini: StubGemini, tmp_path: Path
+) -> None:
+    key = secret_of(await served.key())
+    chain = tmp_path / "models.toml"
+    chain.write_text(f'[[fallbacks]]\nmodel = "{GPT2}"\nto = ["gemini-nano-banana-2.1"]\n')
+    environment = process_environment(settings) | {
+        "GEMINI_API_KEY": GEMINI_KEY,
+        "GEMINI_BASE_URL": gemini.base_url,
+        "GATEWAY_MODELS_FILE": str(chain),
+    }
+    stub.faults.add(Fault("status", preset="rate_limited", hold=True))
+    with gateway_process(environment, tmp_path / "log") as running:
+        await running.until_ready()
+        async with httpx2.AsyncClient(timeout=60) as http:
+            call = asyncio.create_task(_post(http, running.base_url, key))
+            await stub.until_held(1)
+            running.process.send_signal(signal.SIGTERM)
+            await _until_refused(running.base_url)
+            stub.release()
+            response = await call
+        assert (response.status_code, error_of(response)["code"]) == (503, "overloaded")
+        assert "shutting down" in error_of(response)["message"]
+        assert response.headers["retry-after"] == "1"
+        await asyncio.to_thread(running.process.wait, 30)
+    assert gemini.calls == []
+    [row] = await served.owner_sql("SELECT state, final_nano FROM reservation")
+    assert (row.state, row.final_nano) == ("void", 0)
 
 
 async def test_a_gateway_behind_a_balancer_serves_during_its_shutdown_delay(

@@ -105,8 +105,7 @@ BEGIN
         CONTINUE WHEN NOT p_whole;
         UPDATE house_budget_period x SET
             allotted_nano = CASE WHEN p.available_nano >= 0 THEN x.spent_nano + x.held_nano
-                + p.available_nano / shard_count()
-                + CASE WHEN x.id = p.id THEN p.available_nano % shard_count() ELSE 0 END END,
+                + p.available_nano / shard_count() END,
             -- While more than the limit is used, no single shard can know the remainder.
             allotted_of_nano = CASE WHEN p.available_nano >= 0 THEN p.limit_nano END,
             allotted_division = p.division

@@ -15,14 +15,13 @@ from PIL import Image
 from gateway.media.drawings.canvas import parse_colour
 from gateway.media.drawings.caption import PROMPT_CHARS_READ, lay_out_caption, write_caption
 from gateway.media.drawings.inputs import EditInputs, work_in
+from gateway.media.drawings.png import encode_png
 from gateway.media.drawings.scenery import PALETTES, RIDGES, Palette, choose, paint_scene
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SCENE_PIXELS_MAX = 600_000
 """Larger images are painted at a fraction of their size and enlarged, to bound time and memory."""
-RUN_LENGTHS = 3
-"""`Z_RLE` of zlib, as Pillow passes it on."""
 COARSEST_SIDE = 12
 """Pixels on the short side of the first partial image; each further one has twice as many."""
 
@@ -57,7 +56,7 @@ def paint(
         dice=dice,
     )
     if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
+        image = image.resize(size, Image.Resampling.BILINEAR)
     if inputs is not None:
         plate = round(caption.top - caption.margin * 0.6)
         image = work_in(image, inputs, index=index, plate_top=plate, plate_colour=palette.near)
@@ -89,9 +88,8 @@ def encode(image: Image.Image, output_format: OutputFormat, compression: int | N
     quality = 100 if compression is None else compression
     file = io.BytesIO()
     if output_format == "png":
-        # Run lengths alone: the fastest way, and on flat colours the smallest file.
-        image.save(file, "PNG", compress_level=1, compress_type=RUN_LENGTHS)
-    elif output_format == "jpeg":
+        return encode_png(image)
+    if output_format == "jpeg":
         # Above 95 libjpeg grows the file without a visible gain (Pillow handbook, "JPEG saving").
         image.save(file, "JPEG", quality=min(max(quality, 1), 95))
     else:

@@ -192,6 +192,8 @@ def paint_land(
     With `shine_x`, the farthest is flat water that reflects the disc above that x.
     """
     width, height = canvas.image.size
+    unit = canvas.unit
+    step = max(2, unit // 340)
     layers = 5
     for layer in range(layers):
         depth = layer / (layers - 1)
@@ -200,14 +202,13 @@ def paint_land(
             depth = 0.14 + 0.86 * depth
         crest = (span[0] + (span[1] - span[0]) * depth**1.15) * height
         flat = shine_x is not None and layer == 0
-        relief = 0.0 if flat else canvas.unit * (0.17 - 0.09 * depth)
+        relief = 0.0 if flat else unit * (0.17 - 0.09 * depth)
         ridge = make_ridge(kind, depth, dice)
         outline: Points = [
-            (x, crest - relief * ridge(x / canvas.unit))
-            for x in range(-4, width + canvas.unit // 8 + 8, max(1, canvas.unit // 340))
+            (x, crest - relief * ridge(x / unit)) for x in range(-4, width + unit // 8 + 8, step)
         ]
         if kind == "trees" and layer >= 2:
-            outline = plant_trees(outline, canvas.unit * (0.02 + 0.05 * depth), dice)
+            outline = plant_trees(outline, unit * (0.02 + 0.05 * depth), dice)
         colour = mix(palette.far, palette.near, depth**0.9)
         foot = mix(colour, palette.sky_low, 0.42 * (1 - depth))
         paint_layer(canvas, outline, colour, foot)
@@ -224,9 +225,9 @@ def paint_layer(canvas: Canvas, outline: Points, colour: Colour, foot: Colour) -
     shape += [(shape[-1][0], height * 2), (shape[0][0], height * 2)]
     mask = smooth_mask((width, solid - top), lambda pen: pen.polygon(shape, fill=255))
     fade = max(1, min(height - top, round(canvas.unit * 0.34)))
-    ramp = Image.new("RGB", (1, height - top), foot)
-    for y in range(fade):
-        ramp.putpixel((0, y), mix(colour, foot, y / fade))
+    rows = [bytes(mix(colour, foot, y / fade)) for y in range(fade)]
+    rows += [bytes(foot)] * (height - top - fade)
+    ramp = Image.frombytes("RGB", (1, height - top), b"".join(rows))
     fill = ramp.resize((width, height - top), Image.Resampling.NEAREST)
     canvas.stamp(fill.crop((0, 0, *mask.size)), mask, (0, top))
     # Below the lowest point of the crest nothing shows through, which saves most of the mask.

@@ -195,3 +195,22 @@ def _unreadable() -> ProviderFailure:
         Reason.UNKNOWN,
         "The provider's answer contains no readable image.",
     )
+
+
+def read_model_names(content: bytes) -> frozenset[str]:
+    """Parse the names of a list of models.
+
+    Raises:
+        ProviderFailure: this is not a list of models.
+    """
+    try:
+        body = parse_loosely(content)
+        models = body["models"] if isinstance(body, dict) else None
+        names = [model["name"] for model in models] if isinstance(models, list) else None
+    except (ValueError, KeyError, TypeError):
+        names = None
+    if names is None:
+        raise ProviderFailure(
+            Outcome.REJECTED, Reason.UNKNOWN, "The list of models cannot be read."
+        )
+    return frozenset(str(name).removeprefix("models/") for name in names)

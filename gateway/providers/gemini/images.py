@@ -11,10 +11,7 @@ from yarl import URL
 
 from gateway.domain import ImageRequest, PartialSink, SecretText
 from gateway.provider_answers import ProviderAnswer
-from gateway.providers.base import (
-    CredentialState,
-    ProviderFailure,
-)
+from gateway.providers.base import CredentialState, ProviderFailure, interrupted
 from gateway.providers.connections import (
     ProviderConnections,
     Sending,
@@ -22,7 +19,7 @@ from gateway.providers.connections import (
     user_agent,
 )
 from gateway.providers.exchange import OK, exchange
-from gateway.providers.gemini.answers import read_answer
+from gateway.providers.gemini.answers import read_answer, read_model_names
 from gateway.providers.gemini.errors import is_invalid_key, refused
 from gateway.providers.gemini.request import encode_request
 from gateway.providers.several import make_all
@@ -30,6 +27,8 @@ from gateway.request_record import current
 
 VERSION = "v1beta"
 TEST_TIMEOUT_SECONDS = 10.0
+MOST_MODELS = 1000
+"""The longest page of Google's list."""
 BAD_REQUEST, LIMITED = 400, 429
 REFUSED_KEY_STATUSES = frozenset({401, 403})
 log = structlog.get_logger(__name__)
@@ -142,19 +141,36 @@ class GeminiImages:
         del credential
         return {}
 
+    async def listed_models(self, credential: SecretText) -> frozenset[str]:
+        """Fetch the names of the models that Google lists, which is free.
+
+        Raises:
+            ProviderFailure: no answer, or a malformed one.
+        """
+        try:
+            status, body = await self._list(credential)
+        except TimeoutError:
+            raise interrupted(sent=True) from None
+        if status != OK:
+            raise refused(status, body)
+        return read_model_names(body)
+
+    async def _list(self, credential: SecretText) -> tuple[int, bytes]:
+        async with asyncio.timeout(TEST_TIMEOUT_SECONDS):
+            return await self._exchange(
+                "GET",
+                self._models_url % {"pageSize": MOST_MODELS},
+                credential,
+                new_sending(),
+                headers={},
+                content=None,
+                read_seconds=TEST_TIMEOUT_SECONDS,
+            )
+
     async def test_credential(self, credential: SecretText) -> CredentialState:
         """Test a credential with the list of models, which is free; its content is ignored."""
         try:
-            async with asyncio.timeout(TEST_TIMEOUT_SECONDS):
-                status, body = await self._exchange(
-                    "GET",
-                    self._models_url,
-                    credential,
-                    new_sending(),
-                    headers={},
-                    content=None,
-                    read_seconds=TEST_TIMEOUT_SECONDS,
-                )
+            status, body = await self._list(credential)
         except (ProviderFailure, TimeoutError) as error:
             log.info("credential_not_tested", error=type(error).__name__)
             return CredentialState.UNREACHABLE

@@ -177,6 +177,21 @@ def read_shutdown_dates(content: bytes) -> dict[str, date]:
     Raises:
         ProviderFailure: this is not a list of models.
     """
+    dates = {name: _date(value) for name, value in _listed(content)}
+    return {name: found for name, found in dates.items() if found is not None}
+
+
+def read_model_names(content: bytes) -> frozenset[str]:
+    """Parse the names of the models.
+
+    Raises:
+        ProviderFailure: this is not a list of models.
+    """
+    return frozenset(name for name, _ in _listed(content))
+
+
+def _listed(content: bytes) -> list[tuple[str, object]]:
+    """Parse the names of a list of models, and their shutdown dates as they stand."""
     try:
         entries = orjson.loads(content)["data"]
         named = [(entry["id"], entry.get("shutdown_date")) for entry in entries]
@@ -184,8 +199,7 @@ def read_shutdown_dates(content: bytes) -> dict[str, date]:
         raise ProviderFailure(
             Outcome.REJECTED, Reason.UNKNOWN, "The list of models cannot be read."
         ) from error
-    dates = {name: _date(value) for name, value in named if isinstance(name, str)}
-    return {name: found for name, found in dates.items() if found is not None}
+    return [(name, value) for name, value in named if isinstance(name, str)]
 
 
 def _date(value: object) -> date | None:

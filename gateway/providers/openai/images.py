@@ -38,6 +38,7 @@ from gateway.providers.openai.answers import (
     read_body,
     read_completed,
     read_event,
+    read_model_names,
     read_partial,
     read_shutdown_dates,
     refused,
@@ -256,13 +257,23 @@ class OpenAIImages:
         Raises:
             ProviderFailure: no answer, or a malformed one.
         """
+        return read_shutdown_dates(await self._list(credential))
+
+    async def listed_models(self, credential: SecretText) -> frozenset[str]:
+        """Fetch the names of the models from `GET /v1/models`.
+
+        Raises:
+            ProviderFailure: no answer, or a malformed one.
+        """
+        return read_model_names(await self._list(credential))
+
+    async def _list(self, credential: SecretText) -> bytes:
         sending = new_sending()
         try:
             async with self._failures(sending), asyncio.timeout(MODELS_TIMEOUT_SECONDS):
-                response = await self._models(credential, MODELS_TIMEOUT_SECONDS)
+                return (await self._models(credential, MODELS_TIMEOUT_SECONDS)).content
         except TimeoutError:
             raise interrupted(sent=sending.had_connection) from None
-        return read_shutdown_dates(response.content)
 
     async def test_credential(self, credential: SecretText) -> CredentialState:
         """Test a credential with the list of models, which is free; its content is ignored."""
