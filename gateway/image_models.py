@@ -161,7 +161,8 @@ class Wording:
     `name`: the model's name there. `fields`: our name of a parameter → theirs, and `types` its
     datatype in protocol v2. `defaults` are sent where the caller gives none, `constants` always;
     parameters in `dropped` never. `template`: the whole body, with `$name` where a value goes.
-    `steps`: the number of steps of each quality.
+    `steps`: the number of steps of each quality. `negative_mark`: the text in a prompt after which
+    the host reads the negative one; empty: it has a parameter for it.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Wording:
     template: Mapping[str, object] | None = None
     input_fields: Mapping[str, str] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
+    negative_mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

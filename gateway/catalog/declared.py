@@ -140,6 +140,9 @@ def _wrong_models(file: ModelsFile, known: Mapping[str, Model]) -> Iterator[Prob
             for name in ("template", "types"):
                 if getattr(entry, name):
                     yield ("models", number, name), "belongs to providers of kind kserve"
+        elif entry.negative_prompt_after is not None:
+            place = ("models", number, "negative_prompt_after")
+            yield place, "belongs to providers of kind openai-compatible"
 
 
 def _wrong_fallbacks(file: ModelsFile, models: set[str]) -> Iterator[Problem]:
@@ -268,6 +271,7 @@ def declared_model(entry: ModelEntry, host: Host) -> Model:
             template=entry.template,
             input_fields=_by_name(entry.input_fields),
             steps=_by_name(entry.qualities),
+            negative_mark=entry.negative_prompt_after or "",
         ),
     )
 

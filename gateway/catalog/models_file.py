@@ -166,6 +166,7 @@ class ModelEntry(FileEntry):
     drop: list[SentName] = []
     template: dict[str, object] | None = None
     input_fields: dict[Literal["image", "mask"], str] = {}
+    negative_prompt_after: Annotated[str, Field(min_length=1, max_length=10)] | None = None
     max_input_bytes: int = Field(20_000_000, ge=1024, le=52_428_800)
     timeout_seconds: int = Field(300, ge=1, le=3600)
     max_images: int = Field(4, ge=1, le=10)

@@ -240,6 +240,13 @@ def _prompt(parameter: Parameter, value: object, model: Model) -> str:
             code="string_above_max_length",
             param="prompt",
         )
+    mark = "" if model.wording is None else model.wording.negative_mark
+    if mark and mark in prompt:
+        raise InvalidRequest(
+            f"The prompt of {model.id} must not contain {mark!r}, after which its server reads "
+            "what to avoid. Give that as negative_prompt.",
+            param="prompt",
+        )
     try:
         prompt.encode()
     except UnicodeEncodeError:

@@ -90,6 +90,11 @@ WRONG = [
         'kind = "openai-compatible"',
         ["line 12: models[1].template: belongs to providers of kind kserve"],
     ),
+    (
+        'sizes = ["512x512"]',
+        'sizes = ["512x512"]\nnegative_prompt_after = "|"',
+        ["line 12: models[1].negative_prompt_after: belongs to providers of kind openai-compat"],
+    ),
     ("[[models]]", "[[models]", ["FILE, line 7: not TOML: "]),
 ]
 

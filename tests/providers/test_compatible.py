@@ -37,6 +37,15 @@ drop = ["user"]
 price = { per_image_usd = "0.004" }
 
 [[models]]
+id = "local"
+provider = "omni"
+sizes = ["64x64"]
+parameters = ["negative_prompt", "steps"]
+fields = { steps = "step" }
+negative_prompt_after = "|"
+price = { per_image_usd = "0.004" }
+
+[[models]]
 id = "plain"
 provider = "omni"
 sizes = ["64x64"]
@@ -95,6 +104,22 @@ async def test_a_request_is_in_the_hosts_words_and_the_bill_agrees(
     assert [item["seed"] for item in told["data"]] == [3, 3]
     assert answer.headers["x-gateway-cost-status"] == "actual"
     assert "authorization" not in host.headers[0]
+    await expect_books_to_agree(served, host)
+
+
+async def test_a_negative_prompt_stands_in_the_prompt_where_a_host_reads_it_there(
+    served: Served, host: Host
+) -> None:
+    for given in ({}, {"negative_prompt": "blur, text", "steps": 9}):
+        assert (await buy(served, model="local", **given)).status_code == 200
+    plain, mixed = host.calls
+    assert plain["prompt"] == PROMPT
+    assert (mixed["prompt"], mixed["step"]) == (f"{PROMPT}|blur, text", 9)
+    assert "negative_prompt" not in mixed
+    refused = error_of(await buy(served, model="local", prompt="a fox | a bear"))
+    assert refused["param"] == "prompt"
+    assert "negative_prompt" in refused["message"]
+    assert len(host.calls) == 2
     await expect_books_to_agree(served, host)
 
 

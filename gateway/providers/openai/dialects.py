@@ -38,16 +38,20 @@ def fields_of(request: ImageRequest, wording: Wording) -> dict[str, object]:
     width, height = parse_size(size)
     defaults = wording.defaults
     steps = wording.steps.get(request.quality or "")
+    negative = _either(request.negative_prompt, defaults.get("negative_prompt"))
+    prompt = request.prompt
+    if wording.negative_mark and negative is not None:
+        prompt, negative = f"{prompt}{wording.negative_mark}{negative}", None
     values: dict[str, object | None] = {
         "model": wording.name,
-        "prompt": request.prompt,
+        "prompt": prompt,
         "n": request.n,
         "size": size,
         "width": width if "width" in wording.fields else None,
         "height": height if "height" in wording.fields else None,
         # Where the file gives a quality a number of steps, the host knows no qualities.
         "quality": request.quality if steps == 0 else None,
-        "negative_prompt": _either(request.negative_prompt, defaults.get("negative_prompt")),
+        "negative_prompt": negative,
         "seed": _either(request.seed, defaults.get("seed")),
         "steps": _either(_either(request.steps, steps or None), defaults.get("steps")),
         "guidance_scale": _either(request.guidance_scale, defaults.get("guidance_scale")),
