@@ -248,14 +248,16 @@ async def test_each_failure_has_its_answer_and_its_line(
     assert kserve.questions == []  # a link in an answer is not followed
 
 
-async def test_the_servers_id_of_a_call_is_in_the_request_log(
+async def test_the_servers_id_and_version_are_in_the_request_log(
     served: Served, kserve: StubKServe
 ) -> None:
     kserve.faults += ["", "named", "named", ""]
     for model in ("sd-v2", "sd-v2", "sd-demo", "sd-demo"):
         await buy(served, model=model)
-    ids = [row.get("provider_request_id") for row in await rows_of(served)]
-    assert ids == ["r1", "r1", "mesh-1", None]
+    rows = await rows_of(served)
+    assert [row.get("provider_request_id") for row in rows] == ["r1", "r1", "mesh-1", None]
+    # The stub answers with versions in protocol v2 alone, which names them.
+    assert [row.get("model_version") for row in rows] == ["3", "3", None, None]
 
 
 async def test_a_token_in_an_error_is_not_shown(served: Served, kserve: StubKServe) -> None:

@@ -138,7 +138,8 @@ def _v2(body: dict[str, Any]) -> Answer:
         "model_id": "sd",
     }
     output = {"name": "output", "shape": [1], "datatype": "BYTES", "data": [json.dumps(inner)]}
-    return _json({"model_name": "m", "id": "r1", "outputs": [output]}, BillLine("v2"))
+    answer = {"model_name": "m", "model_version": "3", "id": "r1", "outputs": [output]}
+    return _json(answer, BillLine("v2"))
 
 
 def _triton(body: dict[str, Any]) -> Answer:

@@ -18,7 +18,7 @@ from gateway.domain import ImageRequest
 from gateway.provider_answers import Outcome, ProviderAnswer, ProviderReply
 from gateway.providers.base import ProviderFailure, Reason
 from gateway.providers.image_sizes import ImageHeader, read_image_header
-from gateway.providers.values import identified, parse_loosely
+from gateway.providers.values import identified, optional_text, parse_loosely
 
 MAX_IMAGE_BYTES = 52_428_800
 MAX_PIXEL_VALUES = 50_331_648
@@ -47,18 +47,20 @@ class FoundImage:
 def read_answer(
     content: bytes, request: ImageRequest, *, seed: int, reply: ProviderReply | None
 ) -> ProviderAnswer:
-    """Read the body of a 200: one image. `reply` gets the `id` that the v2 protocol has.
+    """Read the body of a 200: one image. `reply` gets the `id` that the v2 protocol has; it may
+    name a `model_version` too.
 
     Raises:
         ProviderFailure: it holds no image; the model may have run all the same.
     """
-    header = read_image_header(content)
+    header, version = read_image_header(content), None
     if header is not None:
         found: FoundImage | None = FoundImage(pybase64.b64encode(content).decode(), header)
     else:
         body = _parsed(content)
         found = next(_images(body), None)
         reply = identified(reply, body, "id")
+        version = optional_text(body, "model_version") if isinstance(body, Mapping) else None
     if found is None:
         raise ProviderFailure(
             Outcome.AMBIGUOUS,
@@ -68,6 +70,7 @@ def read_answer(
         )
     return ProviderAnswer(
         images=(found.base64,),
+        model_version=version,
         created=0,
         usage=None,
         size=found.header.size,
