@@ -78,3 +78,21 @@ async def test_a_charged_refusal_of_the_operators_account_is_repeated_as_it_was(
         assert "retry-after" not in answer.headers
     assert len(gemini.calls) == 1
     assert await served.ledger_total() == gemini.bill[0].cost_nano_usd
+
+
+async def test_a_users_key_comes_before_the_tenants_and_both_before_the_operators(
+    served: Served, gemini: StubGemini
+) -> None:
+    own = {"anna": "AIzaSy-the-users-own", None: "AIzaSy-the-tenants-own"}
+    gemini.keys |= set(own.values())
+    for user, secret in own.items():
+        async with served.http(await served.key(user=user)) as http:
+            stored = await http.put("/v1/credentials/gemini", json={"secret": secret})
+        assert stored.status_code == 200, stored.text
+    other = await served.key(tenant_id=await served.tenant("other"))
+    for key in (await served.key(user="anna"), await served.key(user="ben"), other):
+        async with served.http(key) as http:
+            assert (await http.post("/v1/images/generations", json=ASKED)).status_code == 200
+    assert [call.key for call in gemini.calls] == [*own.values(), KEY]
+    rows = await served.owner_sql("SELECT credential FROM reservation ORDER BY id")
+    assert [row.credential for row in rows] == ["user", "tenant", "house"]
