@@ -131,7 +131,7 @@ async def record(
 
 
 async def list_entries(
-    session: OperatorSession,
+    session: OperatorSession | TenantSession,
     *,
     limit: int,
     after: UUID | None = None,
@@ -197,7 +197,9 @@ async def list_entries_of(
     return [_entry(row, names) for row in rows]
 
 
-async def _names(session: OperatorSession, rows: Sequence[AuditRow]) -> Mapping[str, str | None]:
+async def _names(
+    session: OperatorSession | TenantSession, rows: Sequence[AuditRow]
+) -> Mapping[str, str | None]:
     """Look up the current names of the tenants, users and keys of these changes by id."""
     texts = {row.object_id for row in rows} | {str(row.tenant_id) for row in rows}
     ids = [UUID(one) for one in texts if _UUID.fullmatch(one)]

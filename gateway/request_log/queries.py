@@ -23,6 +23,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.request_ids import CLIENT_ID, began_at
 
 MOST_OTHERS = 100
+FIRST_FAILURE = 400
 CONSOLE = "/console"
 """The begin of the routes of the console's pages."""
 
@@ -31,7 +32,8 @@ CONSOLE = "/console"
 class RequestFilter:
     """A filter of requests; None: no filter. `model`: as requested or as served.
 
-    `statuses`: the lowest and the highest status. `is_api`: without the pages of the console.
+    `statuses`: the lowest and the highest status. `is_failed`: with an error, or without one.
+    `is_api`: without the pages of the console.
     """
 
     status: int | None = None
@@ -40,6 +42,8 @@ class RequestFilter:
     error_code: str | None = None
     model: str | None = None
     api_key_id: UUID | None = None
+    user_id: UUID | None = None
+    is_failed: bool | None = None
     client_request_id: str | None = None
     generation_id: UUID | None = None
     start: datetime | None = None
@@ -152,6 +156,29 @@ async def find_any(session: OperatorSession, request_id: str) -> RequestDetail:
     return await _find(session, _query(None), request_id)
 
 
+async def find_own_call(
+    session: TenantSession, caller: Caller, generation_id: UUID
+) -> RequestReservation:
+    """Find one of the caller's generations in the ledger, whose request the log has no more.
+
+    Raises:
+        NotFound: there is none, or it is not the caller's.
+    """
+    query = select(ReservationRow.id).where(
+        ReservationRow.tenant_id == caller.tenant_id,
+        ReservationRow.id == generation_id,
+        ReservationRow.livemode.is_(caller.livemode),
+    )
+    if caller.user_id is not None:
+        query = query.where(ReservationRow.user_id == caller.user_id)
+    found = None
+    if await session.scalar(query) is not None:
+        found = await find_reservation(session, caller.tenant_id, generation_id)
+    if found is None:
+        raise NotFound("There is no request or call with this id.", param="request_id")
+    return found
+
+
 def _own(caller: Caller) -> list[ColumnElement[bool]]:
     """Build the conditions of usage reports: the user's or the whole tenant's, of one mode."""
     own: list[ColumnElement[bool]] = [RequestRow.livemode.is_(caller.livemode)]
@@ -165,6 +192,7 @@ def _chosen(chosen: RequestFilter) -> list[ColumnElement[bool]]:
         RequestRow.status: chosen.status,
         RequestRow.error_code: chosen.error_code,
         RequestRow.api_key_id: chosen.api_key_id,
+        RequestRow.user_id: chosen.user_id,
         RequestRow.client_request_id: chosen.client_request_id,
         RequestRow.generation_id: chosen.generation_id,
     }
@@ -174,6 +202,10 @@ def _chosen(chosen: RequestFilter) -> list[ColumnElement[bool]]:
         found.append(or_(RequestRow.requested_model == chosen.model, served))
     if chosen.statuses is not None:
         found.append(RequestRow.status.between(*chosen.statuses))
+    if chosen.is_failed is not None:
+        # An MCP tool that failed is answered with 200.
+        failed = or_(RequestRow.status >= FIRST_FAILURE, RequestRow.error_code.is_not(None))
+        found.append(failed if chosen.is_failed else ~failed)
     if chosen.is_api:
         found.append(~RequestRow.route.startswith(CONSOLE, autoescape=True))
     if chosen.start is not None:
