@@ -7,7 +7,8 @@ from sqlalchemy import select
 
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.tables import ApiKeyRow, TenantUserRow
-from gateway.errors import InvalidRequest, NotFound
+from gateway.domain import Caller
+from gateway.errors import Forbidden, InvalidRequest, NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +62,17 @@ async def check_user(
     )
     if known is None:
         raise NotFound(f"This tenant has no user {user_id}.", param="user_id")
+
+
+def refuse_own_bound(caller: Caller, owner: OwnerIds) -> None:
+    """Refuse to loosen a limit that applies to the caller.
+
+    Raises:
+        Forbidden: the limit is that of the caller's own line of keys or user.
+    """
+    own = {caller.api_key_id, caller.user_id} - {None}
+    if own & {owner.api_key_id, owner.user_id}:
+        raise Forbidden(
+            "This limit applies to the key in use, which can lower it but neither raise nor remove "
+            "it. Ask another administrator."
+        )

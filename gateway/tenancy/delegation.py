@@ -13,7 +13,6 @@ from sqlalchemy import exists, select
 
 from gateway.db.engine import TenantSession
 from gateway.db.money_tables import BudgetRow
-from gateway.db.owners import OwnerIds
 from gateway.db.tables import RateLimitRow
 from gateway.domain import Caller
 from gateway.errors import Forbidden
@@ -51,20 +50,6 @@ async def refuse_more(session: TenantSession, caller: Caller, grant: KeyGrant) -
             "This key has a budget or limits of its own, which would not apply to another key, so "
             "it can neither issue nor roll one. Use a key without them, or ask the operator of "
             "this gateway."
-        )
-
-
-def refuse_own_bound(caller: Caller, owner: OwnerIds) -> None:
-    """Refuse to loosen a limit that applies to the caller.
-
-    Raises:
-        Forbidden: the limit is that of the caller's own line of keys or user.
-    """
-    own = {caller.api_key_id, caller.user_id} - {None}
-    if own & {owner.api_key_id, owner.user_id}:
-        raise Forbidden(
-            "This limit applies to the key in use, which can lower it but neither raise nor remove "
-            "it. Ask another administrator."
         )
 
 

@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from gateway.db.engine import TenantSession, one_at_a_time
-from gateway.db.owners import OwnerIds, find_owner
+from gateway.db.owners import OwnerIds, find_owner, refuse_own_bound
 from gateway.db.pages import Page
 from gateway.domain import USUAL_KEY_SCOPES, Caller, LimitKind, Scope
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.tenancy import api_keys, erasure, limit_rows, users
 from gateway.tenancy.api_keys import IssuedKey, KeyInfo
-from gateway.tenancy.delegation import KeyGrant, refuse_more, refuse_own_bound
+from gateway.tenancy.delegation import KeyGrant, refuse_more
 from gateway.tenancy.limit_rows import StoredLimit
 from gateway.tenancy.users import User
 from gateway.vault.key_format import Pepper
