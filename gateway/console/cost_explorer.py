@@ -6,21 +6,31 @@ It reads usage reports alone, so that its amounts are those of every other repor
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal, get_args
 from uuid import UUID
 
 from gateway.billing import usage
 from gateway.billing.usage import UsageRow
 from gateway.billing.usage_queries import GroupField, ReportQuery, UsageFilters
-from gateway.console import formats
+from gateway.console import formats, periods
 from gateway.console.charts import USD, Chart, ChartData, Series, stacked_bars
 from gateway.console.periods import Days
 from gateway.db.engine import OperatorSession, TenantSession
 
 Session = TenantSession | OperatorSession
 Grouping = Literal[
-    "model", "tenant", "user", "key", "provider", "operation", "credential_owner", "requested_model"
+    "model",
+    "tenant",
+    "user",
+    "key",
+    "provider",
+    "operation",
+    "credential_owner",
+    "requested_model",
+    "size",
+    "quality",
+    "status",
 ]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
 NAMES: Mapping[Grouping, str] = {
@@ -32,9 +42,15 @@ NAMES: Mapping[Grouping, str] = {
     "operation": "Operation",
     "credential_owner": "Credential owner",
     "requested_model": "Requested model",
+    "size": "Size",
+    "quality": "Quality",
+    "status": "Status",
 }
 FEW: frozenset[Grouping] = frozenset(
-    {"model", "requested_model", "provider", "operation", "credential_owner"}
+    {
+        *("model", "requested_model", "provider", "operation", "credential_owner"),
+        *("size", "quality", "status"),
+    }
 )
 """Groupings of which there are few groups, so that one report by time and group is small."""
 IDS: Mapping[Grouping, tuple[int, int]] = {"tenant": (0, 1), "user": (0, 1), "key": (1, 0)}
@@ -44,6 +60,8 @@ MAX_DRAWN = 7
 MOST_STACKED = 200
 MAX_SHOWN = 100
 MAX_HOURLY_DAYS = 3
+TimeUnit = Literal["hour", "day", "month"]
+UNITS: Mapping[TimeUnit, str] = {"hour": "Hours", "day": "Days", "month": "Months"}
 OTHERS = "Others"
 NONE = "(none)"
 ALL = "*"
@@ -60,19 +78,15 @@ class Question:
     livemode: bool
     days: Days
     group: Grouping
-    by_hour: bool = False
+    time: TimeUnit = "day"
     compares: bool = True
+    zone: str | None = None
 
     def query(self, days: Days, group_by: tuple[GroupField, ...]) -> ReportQuery:
         """Build the report of some days."""
         # Hours of several zones would not line up; days are kept by each tenant's zone.
-        zone = days.zone if self.by_hour and self.tenant_id is None else None
+        zone = days.zone if self.time == "hour" and self.tenant_id is None else self.zone
         return ReportQuery(self.tenant_id, self.filters, self.livemode, days.period, group_by, zone)
-
-    @property
-    def time(self) -> GroupField:
-        """The unit of the chart."""
-        return "hour" if self.by_hour else "day"
 
     @property
     def columns(self) -> tuple[GroupField, ...]:
@@ -200,7 +214,7 @@ def _chart(
     expected = _moments(question, question.days)
     # A tenant's day may begin before the period's first, or end after its last.
     moments = sorted({*expected, *now})
-    unit = "hour" if question.by_hour else "day"
+    unit = question.time
     return stacked_bars(
         ChartData(
             key="cost",
@@ -211,7 +225,7 @@ def _chart(
             unit=USD,
             before=_before(question, moments, expected, before) if question.compares else None,
             links=() if link is None else tuple(link(moment) for moment in moments),
-            label_name="Hour" if question.by_hour else "Day",
+            label_name=unit.capitalize(),
         )
     )
 
@@ -258,10 +272,21 @@ def in_sentence(name: str) -> str:
     return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 
+def days_of(moment: str) -> tuple[str, str]:
+    """Return the first and the last day of an hour, day or month of the chart."""
+    day = moment.partition("T")[0]
+    if len(day) != len("2026-11"):
+        return day, day
+    first = date.fromisoformat(f"{day}-01")
+    return first.isoformat(), periods.end_of_month(first).isoformat()
+
+
 def _moments(question: Question, days: Days) -> list[str]:
     """Return the texts of the chart's hours or days, as a report writes them."""
-    if not question.by_hour:
+    if question.time == "day":
         return [on.isoformat() for on in days.dates()]
+    if question.time == "month":
+        return sorted({f"{on:%Y-%m}" for on in days.dates()})
     hours = [
         datetime(on.year, on.month, on.day, hour)  # noqa: DTZ001 - local, as reports write them
         for on in days.dates()
@@ -271,7 +296,9 @@ def _moments(question: Question, days: Days) -> list[str]:
 
 
 def _label(question: Question, moment: str) -> str:
-    if question.by_hour:
+    if question.time == "month":
+        return f"{date.fromisoformat(f'{moment}-01'):%b %Y}"
+    if question.time == "hour":
         at = datetime.fromisoformat(moment)
         return f"{formats.day(at.date(), with_year=False)} {at:%H:%M}"
     on = datetime.fromisoformat(moment).date()

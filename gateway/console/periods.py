@@ -47,7 +47,7 @@ class Days:
     @property
     def before(self) -> "Days":
         """The same number of days just before; of a whole month, the month before."""
-        if self.first.day == 1 and self.last == _end_of_month(self.first):
+        if self.first.day == 1 and self.last == end_of_month(self.first):
             end = self.first - timedelta(days=1)
             return Days(end.replace(day=1), end, self.zone)
         length = timedelta(days=self.number)
@@ -97,7 +97,8 @@ def _midnight(on: date, zone: str) -> datetime:
     return datetime.combine(on, time(), ZoneInfo(zone))
 
 
-def _end_of_month(on: date) -> date:
+def end_of_month(on: date) -> date:
+    """Return the last day of a month."""
     return (on.replace(day=1) + timedelta(days=32)).replace(day=1) - timedelta(days=1)
 
 

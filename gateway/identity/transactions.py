@@ -64,16 +64,24 @@ async def changing_house(
 
 @asynccontextmanager
 async def reading_tenant(
-    gateway: Opened, viewer: Viewer, permission: Permission, *, tenant_id: UUID | None = None
+    gateway: Opened,
+    viewer: Viewer,
+    permission: Permission,
+    *,
+    tenant_id: UUID | None = None,
+    is_report: bool = False,
 ) -> AsyncIterator[TenantSession]:
     """Open a transaction of one tenant, to read: the viewer's, or for operators any.
+
+    `is_report`: it may take long, and uses the connections of reports.
 
     Raises:
         Forbidden: the viewer lacks the permission, or it is another tenant than the viewer's.
         NotFound: there is no such tenant.
     """
     found = _tenant_of(viewer, permission, tenant_id, house=Permission.HOUSE_READ)
-    async with gateway.database.beside(_pool(viewer)).tenant(found) as session:
+    pool = _pool_of_reports(viewer) if is_report else _pool(viewer)
+    async with gateway.database.beside(pool).tenant(found) as session:
         await tenants.get(session, found)
         yield session
 
@@ -121,3 +129,7 @@ def _tenant_of(
 def _pool(viewer: Viewer) -> Beside | None:
     """Operators wait for no tenant, and no tenant for them."""
     return Beside.OPERATORS if viewer.is_operator else None
+
+
+def _pool_of_reports(viewer: Viewer) -> Beside:
+    return Beside.OPERATORS_REPORTS if viewer.is_operator else Beside.REPORTS

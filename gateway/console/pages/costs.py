@@ -18,9 +18,12 @@ from gateway.console.cost_explorer import (
     MAX_HOURLY_DAYS,
     MAX_SHOWN,
     NAMES,
+    UNITS,
     ExplorerRow,
     Grouping,
     Question,
+    TimeUnit,
+    days_of,
     explore,
     in_sentence,
 )
@@ -152,8 +155,8 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
     livemode = _one_of("mode", form.mode, ("live", "test")) == "live"
     today = datetime.now(ZoneInfo(zone)).date()
     days = periods.parse_days(form.period, form.start, form.end, today, zone)
-    by_hour = _one_of("by", form.by, ("day", "hour")) == "hour"
-    if by_hour and days.number > MAX_HOURLY_DAYS:
+    unit = _unit(form.by)
+    if unit == "hour" and days.number > MAX_HOURLY_DAYS:
         raise InvalidRequest(
             f"Hours are shown for at most {MAX_HOURLY_DAYS} days; {days.number} requested. Choose "
             "a shorter period, or days.",
@@ -165,7 +168,7 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
         livemode,
         days,
         group=_grouping(form.group),
-        by_hour=by_hour,
+        time=unit,
         compares=_one_of("compare", form.compare, ("yes", "no")) == "yes",
     )
 
@@ -190,6 +193,13 @@ async def _filters(
     )
 
 
+def _unit(text: str) -> TimeUnit:
+    for unit in UNITS:
+        if unit == text:
+            return unit
+    raise InvalidRequest(f"by must be one of {', '.join(UNITS)}.", param="by")
+
+
 def _grouping(text: str) -> Grouping:
     for grouping in GROUPINGS:
         if grouping == text:
@@ -209,7 +219,7 @@ def _is_current(form: CostForm, name: str) -> bool:
 
 def _lead(question: Question, form: CostForm) -> str:
     mode = "live calls" if question.livemode else "test calls"
-    is_of_each = question.tenant_id is None and not question.by_hour
+    is_of_each = question.tenant_id is None and question.time != "hour"
     whose = "each tenant's time zone" if is_of_each else question.days.zone
     before = f", compared with {question.days.before.text}" if question.compares else ""
     unit = "Hours and days" if form.by == "hour" else "Days"
@@ -217,14 +227,14 @@ def _lead(question: Question, form: CostForm) -> str:
 
 
 def _of_moment(form: CostForm, moment: str) -> str:
-    """The address of one day of the chart: its hours."""
-    day = moment.partition("T")[0]
-    return form.address(start=day, end=day, by="hour")
+    """The address of one day of the chart: its hours; of a month, its days."""
+    first, last = days_of(moment)
+    return form.address(start=first, end=last, by="hour" if first == last else "day")
 
 
 def _line(form: CostForm, question: Question, row: ExplorerRow) -> CostLine:
-    field = FILTERS[question.group]
-    chosen = {field: row.id} if row.id else {}
+    field = FILTERS.get(question.group)
+    chosen = {field: row.id} if row.id and field is not None else {}
     narrower: Grouping = "key" if question.group == "tenant" else "model"
     only = form.address(**chosen, group=narrower if question.group != "model" else "tenant")
     asked = {
@@ -255,7 +265,7 @@ def _choices(
         ],
         "operation": [("", "All operations"), *((one.value, one.value) for one in Operation)],
         "owner": [("", "Any credential"), *OWNERS],
-        "by": [("day", "Days"), ("hour", "Hours")],
+        "by": [("month", "Months"), ("day", "Days"), ("hour", "Hours")],
         "mode": [("live", "Live"), ("test", "Test")],
         "compare": [("yes", "The period before"), ("no", "Nothing")],
     }
