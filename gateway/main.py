@@ -33,6 +33,7 @@ from gateway.parent_watch import end_with_parent
 from gateway.rest import (
     admin,
     credentials,
+    docs_pages,
     health,
     history,
     hosting,
@@ -95,8 +96,9 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs-assets",
+        static_url=docs_pages.ASSETS,
         # A redirect would repeat the Host header, which the client controls.
         redirect_slashes=False,
         # Otherwise the page offers the description to an external validator.
@@ -104,7 +106,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     )
     for module in (
         *(images, simple, history, hosting, models, usage, requests, tenant),
-        *(credentials, health, oauth, tools, admin, assets, console),
+        *(credentials, health, oauth, tools, admin, docs_pages, assets, console),
     ):
         app.include_router(module.router)
     describe(app)

@@ -5,18 +5,17 @@ Keys, refusals, headers and bodies are components; a route names only its own.
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.routing import Route
 
+from gateway.errors import InvalidRequest
+from gateway.rest.audiences import AUDIENCES, Description, part_for
 from gateway.rest.refusals import REFUSALS, reference, shared_responses
 from gateway.rest.schemas import ErrorAnswer
 from gateway.web.routes import Access, find_route
 
-Description = dict[str, Any]
-"""A JSON object of OpenAPI 3.1. Its values have any type: programs read them."""
 SCHEMAS = "#/components/schemas/"
 GUARDED = frozenset({400, 401, 403, 503})
 """The statuses of refusals that any route with a key can answer with."""
@@ -104,21 +103,32 @@ def describe(app: FastAPI) -> None:
     """Serve the complete description in place of FastAPI's own.
 
     It is built on the first request, since most processes never need it, and in a thread: it takes
-    half a second. The serialized result is kept.
+    half a second. The serialized result is kept. `?audience=tenant` and `?audience=operator` are
+    the parts for the pages of /docs; without it, the description is whole.
     """
     make_schema = app.openapi
     # https://fastapi.tiangolo.com/how-to/extending-openapi/
     app.openapi = lambda: app.openapi_schema or complete(make_schema())  # type: ignore[method-assign]
     making = asyncio.Lock()
-    made: list[bytes] = []
+    made: dict[str, bytes] = {}
 
-    async def description(_request: Request) -> Response:
+    async def description(request: Request) -> Response:
+        audience = request.query_params.get("audience", "")
+        if audience and audience not in AUDIENCES:
+            raise InvalidRequest(
+                f"audience must be one of {', '.join(AUDIENCES)}.", param="audience"
+            )
         async with making:
-            if not made:
-                made.append(await asyncio.to_thread(lambda: orjson.dumps(app.openapi())))
-        return Response(made[0], media_type="application/json")
+            if audience not in made:
+                made[audience] = await asyncio.to_thread(_serialized, app, audience)
+        return Response(made[audience], media_type="application/json")
 
     app.router.routes.insert(0, Route("/openapi.json", description, include_in_schema=False))
+
+
+def _serialized(app: FastAPI, audience: str) -> bytes:
+    whole = app.openapi()
+    return orjson.dumps(part_for(audience, whole) if audience else whole)
 
 
 def complete(schema: Description) -> Description:

@@ -61,6 +61,7 @@ ROUTES = (
     WebRoute("/health", Access.OPEN, is_quiet=True),
     WebRoute("/ready", Access.OPEN, is_quiet=True),
     WebRoute("/docs", Access.OPEN),
+    WebRoute("/docs/operators", Access.OPEN),
     WebRoute("/docs-assets/", Access.OPEN),
     WebRoute("/openapi.json", Access.OPEN),
     WebRoute("/images/", Access.OPEN),

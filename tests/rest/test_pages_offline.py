@@ -32,6 +32,26 @@ async def test_the_documentation_names_no_other_host(served: Served) -> None:
     assert "@import" not in style
 
 
+async def test_each_audience_has_a_page_with_its_own_routes_alone(served: Served) -> None:
+    async with served.http() as http:
+        whole = (await http.get("/openapi.json")).json()
+        found = {}
+        for audience, path in (("tenant", "/docs"), ("operator", "/docs/operators")):
+            page = (await http.get(path)).text
+            assert f"/openapi.json?audience={audience}" in page
+            found[audience] = (await http.get(f"/openapi.json?audience={audience}")).json()
+        wrong = await http.get("/openapi.json?audience=all")
+    tenants, operators = found["tenant"], found["operator"]
+    assert {path for path in tenants["paths"] if path.startswith("/admin/")} == set()
+    assert set(tenants["paths"]) | set(operators["paths"]) == set(whole["paths"])
+    assert "admin" not in str(tenants["components"]["schemas"].keys()).lower()
+    assert "igw_admin" not in str(tenants["components"])
+    for one in (tenants, operators):
+        for kind, name in re.findall(r"'#/components/(\w+)/([^']+)'", str(one)):
+            assert name in one["components"][kind]
+    assert wrong.status_code == 400
+
+
 async def test_the_documentation_page_and_the_schema_are_small(served: Served) -> None:
     async with served.http() as http:
         page = await http.get("/docs")
