@@ -159,12 +159,17 @@ async def session_cookies(served: Served) -> list[dict[str, object]]:
 
 
 @asynccontextmanager
-async def signed_in(served: Served) -> AsyncIterator[Visitor]:
-    """Start a browser with an operator's session; fail at the end if pages did wrong."""
+async def signed_in(
+    served: Served, cookies: list[dict[str, object]] | None = None
+) -> AsyncIterator[Visitor]:
+    """Start a browser with an operator's session, or with these cookies.
+
+    It fails at the end if pages did wrong.
+    """
     faults = Faults(urlsplit(served.base_url).netloc)
-    cookies = await session_cookies(served)
+    found = await session_cookies(served) if cookies is None else cookies
     async with chromium() as browser:
-        visitor = Visitor(browser, served.base_url, cookies, faults)
+        visitor = Visitor(browser, served.base_url, found, faults)
         yield visitor
         for context in visitor.open:
             await context.close()

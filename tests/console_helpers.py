@@ -7,6 +7,7 @@ from uuid import UUID
 
 import httpx2
 
+from gateway.console.cookies import SESSION
 from gateway.db.actors import Actor
 from gateway.db.engine import TenantSession
 from gateway.identity import sessions
@@ -77,4 +78,29 @@ async def by_key(served: Served, key: IssuedKey) -> AsyncIterator[httpx2.AsyncCl
     async with browser(served) as client:
         answer = await client.post("/console/login/api-key", data={"key": key.secret.reveal()})
         assert answer.status_code == 303, answer.text
+        yield client
+
+
+@asynccontextmanager
+async def person(
+    served: Served,
+    role: Role,
+    *,
+    tenant_id: UUID | None = None,
+    user_id: UUID | None = None,
+    key: IssuedKey | None = None,
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A browser of a tenant's person, named after the role, or of the holder of an API key."""
+    who = SignedIn(
+        f"Ada the {role}",
+        role,
+        "oidc" if key is None else "api_key",
+        tenant_id=tenant_id or served.tenant_id,
+        user_id=user_id if key is None else key.user_id,
+        api_key_id=None if key is None else key.id,
+    )
+    settings = served.gateway.settings
+    async with served.gateway.operators_database.operator(by=Actor("cli", "root")) as session:
+        token = await sessions.begin(session, who, Browser("127.0.0.1", "test"), settings)
+    async with browser(served, cookies={SESSION: token.reveal()}) as client:
         yield client

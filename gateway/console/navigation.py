@@ -19,13 +19,14 @@ class NavigationItem:
     """A link of the navigation; `icon` is a symbol of static/icons.svg.
 
     `needs`: the permission that the page asks for, so that others do not see the link; None: a
-    session is enough.
+    session is enough. `of_key`: it is a page for the holders of API keys alone.
     """
 
     path: str
     label: str
     icon: str
     needs: Permission | None = None
+    of_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
             "",
             (
                 NavigationItem("/console", "Home", "house"),
+                NavigationItem("/console/this-key", "This key", "key-round", of_key=True),
                 NavigationItem(
                     "/console/playground", "Playground", "wand-sparkles", Permission.IMAGES_MAKE
                 ),
@@ -84,20 +86,62 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
             ),
         ),
         NavigationGroup(
+            "Spending",
+            (
+                NavigationItem("/console/usage", "Usage", "chart-column", Permission.USAGE_READ),
+                NavigationItem(
+                    "/console/portal/requests", "Requests", "scroll-text", Permission.USAGE_READ
+                ),
+                NavigationItem(
+                    "/console/portal/budgets", "Budgets and limits", "wallet", Permission.USAGE_READ
+                ),
+            ),
+        ),
+        NavigationGroup(
+            "Set-up",
+            (
+                NavigationItem("/console/connect", "Connect", "plug"),
+                NavigationItem("/console/keys", "API keys", "key-round", Permission.TENANT_READ),
+                NavigationItem("/console/users", "Users", "users", Permission.TENANT_READ),
+                NavigationItem(
+                    "/console/credentials",
+                    "Provider keys",
+                    "lock-keyhole",
+                    Permission.OWN_CREDENTIALS,
+                ),
+                NavigationItem(
+                    "/console/portal/webhooks", "Webhooks", "webhook", Permission.TENANT_READ
+                ),
+            ),
+        ),
+        NavigationGroup(
             "Access",
-            (NavigationItem("/console/people", "People", "users", Permission.MEMBERS_CHANGE),),
+            (
+                NavigationItem("/console/people", "People", "users", Permission.MEMBERS_CHANGE),
+                NavigationItem(
+                    "/console/portal/audit", "Audit trail", "history", Permission.TENANT_READ
+                ),
+            ),
         ),
     ),
 }
 
 
-def navigation_for(side: Side, permissions: Collection[Permission]) -> list[NavigationGroup]:
-    """Return the links whose pages these permissions open, without empty groups."""
+def navigation_for(
+    side: Side, permissions: Collection[Permission], *, has_key: bool = False
+) -> list[NavigationGroup]:
+    """Return the links whose pages these permissions open, without empty groups.
+
+    `has_key`: the viewer is the holder of an API key.
+    """
     groups = (
         replace(
             group,
             items=tuple(
-                item for item in group.items if item.needs is None or item.needs in permissions
+                item
+                for item in group.items
+                if (item.needs is None or item.needs in permissions)
+                and (has_key or not item.of_key)
             ),
         )
         for group in NAVIGATION[side]

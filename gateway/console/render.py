@@ -81,7 +81,8 @@ class Crumb:
 class Shell:
     """The frame around a page: who looks at it, and from where.
 
-    `zone`: the time zone of all times on the page. `tenant_name` and `livemode` are those of a
+    `zone`: the time zone of all times on the page. `has_key`: it is the holder of an API key.
+    `modes`: those that the viewer may choose. `tenant_name` and `livemode` are those of a
     tenant's portal. `visits`: an operator looks at the portal; `leave_path` ends that.
     """
 
@@ -98,11 +99,13 @@ class Shell:
     sessions_path: str | None = None
     flashes: tuple[Flash, ...] = ()
     permissions: frozenset[Permission] = frozenset()
+    has_key: bool = False
+    modes: tuple[bool, ...] = ()
 
     @property
     def navigation(self) -> list[NavigationGroup]:
         """The links that this viewer may follow."""
-        return navigation_for(self.side, self.permissions)
+        return navigation_for(self.side, self.permissions, has_key=self.has_key)
 
     @property
     def current(self) -> str | None:
@@ -183,6 +186,7 @@ def environment() -> Environment:
         "instant": _instant,
         "date": _date,
         "ago": _ago,
+        "iso_date": _iso_date,
     }
     # Globals rather than imports: a block that is rendered alone runs no import of its template.
     made.globals |= {
@@ -239,6 +243,12 @@ def _ago(context: Context, at: datetime | None) -> Markup:
     return Markup('<time class="nowrap" datetime="{}" title="{}">{}</time>').format(
         at.isoformat(), formats.moment_exact(at, context["shell"].zone), formats.ago(at)
     )
+
+
+@pass_context
+def _iso_date(context: Context, at: datetime) -> str:
+    """Write the date of a time in the page's zone, as addresses have it."""
+    return at.astimezone(ZoneInfo(context["shell"].zone)).date().isoformat()
 
 
 def _date(on: date | None) -> str:

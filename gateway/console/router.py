@@ -6,6 +6,7 @@ from gateway.console.pages import (
     costs,
     operators,
     overview,
+    self_service,
     tenant_gallery,
     tenant_playground,
 )
@@ -15,5 +16,5 @@ from gateway.console.sign_in import pages as sign_in
 router = APIRouter(include_in_schema=False)
 for module in (sign_in, keys, oidc, sessions, people, portal):
     router.include_router(module.router)
-for screen in (overview, costs, operators, tenant_gallery, tenant_playground):
+for screen in (overview, costs, operators, tenant_gallery, tenant_playground, self_service):
     router.include_router(screen.router)

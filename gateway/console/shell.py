@@ -29,4 +29,6 @@ def shell_of(
         sessions_path=SESSIONS,
         flashes=() if flash is None else (flash,),
         permissions=viewer.permissions,
+        has_key=viewer.key is not None,
+        modes=viewer.modes,
     )

@@ -49,10 +49,12 @@ MEANINGS: Mapping[Permission, str] = {
     Permission.HOUSE_CHANGE: "Change tenants, limits, budgets, prices, people and sessions",
     Permission.PORTAL_VISIT: "Open the portal of a tenant (audited)",
     Permission.TENANT_READ: "See the tenant's keys, users, credentials, webhooks and audit trail",
-    Permission.TENANT_CHANGE: "Change the tenant's keys, users, credentials, limits and webhooks",
+    Permission.TENANT_CHANGE: (
+        "Change the tenant's keys, users, credentials, budgets, limits and webhooks"
+    ),
     Permission.MEMBERS_CHANGE: "Invite the tenant's people, change their roles, end their sessions",
-    Permission.USAGE_READ: "See usage, costs and budgets",
-    Permission.IMAGES_READ: "See images, prompts and requests",
+    Permission.USAGE_READ: "See usage, costs, budgets and requests",
+    Permission.IMAGES_READ: "See images and prompts",
     Permission.IMAGES_MAKE: "Make and edit images in the playground",
     Permission.OWN_CREDENTIALS: "Store provider credentials of one's own",
 }

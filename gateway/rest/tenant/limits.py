@@ -67,7 +67,7 @@ async def put_limit(
             livemode=body.livemode if "livemode" in body.model_fields_set else None,
             api_key_id=body.api_key_id,
             user_id=body.user_id,
-            tenant_default=_default(gateway.settings, kind),
+            tenant_default=default_limit(gateway.settings, kind),
         )
     response.status_code = 201 if stored.is_new else 200
     return render_limit(stored)
@@ -101,7 +101,8 @@ async def remove_limit(
     return Response(status_code=204)
 
 
-def _default(settings: Settings, kind: LimitKind) -> int | None:
+def default_limit(settings: Settings, kind: LimitKind) -> int | None:
+    """Return the gateway's own limit of a tenant for which none is set; None: there is none."""
     return {
         LimitKind.REQUESTS: settings.default_requests_per_minute,
         LimitKind.IMAGES: settings.default_images_per_minute,

@@ -1,0 +1,312 @@
+"""A tenant's usage: a GET form, a chart, a table and a file, each by its address."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from gateway.billing import usage
+from gateway.billing.usage_queries import UsageFilters
+from gateway.console import periods
+from gateway.console.cost_explorer import (
+    GROUPINGS,
+    MAX_HOURLY_DAYS,
+    MAX_SHOWN,
+    NAMES,
+    UNITS,
+    ExplorerRow,
+    Grouping,
+    Question,
+    TimeUnit,
+    days_of,
+    explore,
+)
+from gateway.console.periods import Days
+from gateway.console.portal import Portal, UsagePortal
+from gateway.db.engine import TenantSession
+from gateway.domain import Caller, Operation
+from gateway.errors import InvalidRequest
+from gateway.identity.transactions import reading_tenant
+from gateway.identity.viewers import Permission
+from gateway.rest.usage import UsageQuery, find_filters, report_answer
+from gateway.tenancy.lookups import KeyScope
+
+PATH = "/console/usage"
+CALLS = "/console/usage/calls"
+OWNERS = (("house", "The gateway's"), ("tenant", "Your own"), ("user", "A user's own"))
+STATUSES = (
+    ("charged", "Charged"),
+    ("estimated", "Estimated"),
+    ("failed", "Failed"),
+    ("in_progress", "Under way"),
+    ("unknown", "Outcome unknown"),
+)
+FILTERS: dict[Grouping, str] = {
+    "model": "model",
+    "user": "user",
+    "key": "key",
+    "provider": "provider",
+    "operation": "operation",
+    "credential_owner": "owner",
+    "requested_model": "requested_model",
+}
+"""The field of the form that chooses one group of a grouping."""
+CALL_FIELDS: dict[Grouping, str] = FILTERS | {
+    "size": "size",
+    "quality": "quality",
+    "status": "status",
+}
+"""The field that chooses one group in the list of calls."""
+
+router = APIRouter()
+
+
+class UsageForm(BaseModel):
+    """The fields of the form, all in the address. An empty field is none."""
+
+    model_config = ConfigDict(extra="forbid", str_max_length=255, str_strip_whitespace=True)
+
+    period: str = periods.USUAL
+    start: str = ""
+    end: str = ""
+    by: str = "day"
+    group: str = "model"
+    key: str = ""
+    user: str = ""
+    model: str = ""
+    requested_model: str = ""
+    provider: str = ""
+    operation: str = ""
+    owner: str = ""
+    zone: str = ""
+    compare: str = "yes"
+    mode: str = ""
+    format: str = ""
+
+    def address(self, path: str = PATH, **changes: str) -> str:
+        """Write the address of this form with some fields changed; usual values are left out."""
+        usual = type(self)()
+        fields = self.model_dump() | {"format": ""} | changes
+        asked = {
+            name: value
+            for name, value in fields.items()
+            if value and value != getattr(usual, name, "")
+        }
+        return f"{path}?{urlencode(asked)}" if asked else path
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """A row of the table, with the addresses of its group alone and of its calls."""
+
+    row: ExplorerRow
+    only: str
+    calls: str
+    failed: str
+    estimated: str
+    open: str
+
+
+@router.get(PATH)
+async def show_usage(portal: UsagePortal, form: Annotated[UsageForm, Query()]) -> Response:
+    """Show usage by group and time, or send it as a file."""
+    caller = await portal.caller(whole_tenant=True)
+    async with reading_tenant(
+        portal.gateway, portal.viewer, Permission.USAGE_READ, is_report=True
+    ) as session:
+        question = await read_question(session, portal, caller, form)
+        if form.format == "csv":
+            query = question.query(question.days, question.columns)
+            return await report_answer(session, query, UsageQuery.model_validate({"format": "csv"}))
+        if form.format:
+            raise InvalidRequest("format must be csv.", param="format")
+        link = _linker(form, question)
+        found = await explore(session, question, lambda moment: link(*days_of(moment)))
+    days = question.days
+    return portal.page(
+        "tenant/usage.html",
+        title="Usage",
+        lead=_lead(question, caller),
+        form=form,
+        found=found,
+        lines=[_line(form, question, row) for row in found.rows],
+        total_calls=calls_address(form, days),
+        group_name=NAMES[question.group],
+        days=days,
+        max_shown=MAX_SHOWN,
+        choices=_choices(portal, form, caller, days),
+        sees_users=caller.user_id is None,
+        period_links=[
+            (text, form.address(period=name, start="", end=""), _is_current(form, name))
+            for name, text in periods.CHOICES.items()
+        ],
+    )
+
+
+async def read_question(
+    session: TenantSession, portal: Portal, caller: Caller, form: UsageForm
+) -> Question:
+    """Read the form, for what this caller may see.
+
+    Raises:
+        InvalidRequest: a field has an unknown value; the message names it.
+        NotFound: there is no such key or user.
+    """
+    own_zone = await usage.tenant_zone(session, caller.tenant_id)
+    zone = await usage.report_zone(session, form.zone or None, own_zone)
+    today = datetime.now(ZoneInfo(zone)).date()
+    days = periods.parse_days(form.period, form.start, form.end, today, zone)
+    unit = _unit(form.by)
+    if unit == "hour" and days.number > MAX_HOURLY_DAYS:
+        raise InvalidRequest(
+            f"Hours are shown for at most {MAX_HOURLY_DAYS} days; {days.number} requested. Choose "
+            "a shorter period, or days.",
+            param="by",
+        )
+    if form.compare not in {"yes", "no"}:
+        raise InvalidRequest("compare must be yes or no.", param="compare")
+    return Question(
+        caller.tenant_id,
+        await read_filters(session, caller, form),
+        portal.livemode,
+        days,
+        group=_grouping(form.group),
+        time=unit,
+        compares=form.compare == "yes",
+        zone=None if zone == own_zone else zone,
+    )
+
+
+async def read_filters(session: TenantSession, caller: Caller, form: UsageForm) -> UsageFilters:
+    """Resolve the filters, among the keys and users that the caller may see.
+
+    Raises:
+        NotFound: there is no such key or user.
+        InvalidRequest: several match.
+    """
+    among = KeyScope(user_id=caller.user_id, livemode=caller.livemode)
+    found = await find_filters(
+        session,
+        caller.tenant_id,
+        form.key or None,
+        form.user or None,
+        form.model or None,
+        among=among,
+    )
+    return replace(
+        found,
+        user_id=caller.user_id or found.user_id,
+        provider=form.provider or None,
+        operation=form.operation or None,
+        credential_owner=form.owner or None,
+        requested_models=(form.requested_model,) if form.requested_model else None,
+    )
+
+
+def calls_address(form: UsageForm, days: Days, **changes: str) -> str:
+    """Write the address of the calls behind an amount of the form's report."""
+    asked = {
+        name: getattr(form, name)
+        for name in (*FILTERS.values(), "zone", "mode")
+        if getattr(form, name)
+    }
+    asked |= {"start": days.first.isoformat(), "end": days.last.isoformat()}
+    asked |= {name: value for name, value in changes.items() if value}
+    return f"{CALLS}?{urlencode(asked)}"
+
+
+def _linker(form: UsageForm, question: Question) -> Callable[[str, str], str]:
+    """Build the addresses of what lies behind a part of the chart: days of a month, else calls."""
+
+    def link(first: str, last: str) -> str:
+        changes = {"start": first, "end": last}
+        if question.time == "month":
+            return form.address(by="day", **changes)
+        return calls_address(form, question.days, **changes)
+
+    return link
+
+
+def _line(form: UsageForm, question: Question, row: ExplorerRow) -> UsageLine:
+    """Build a row's links; a group without a name cannot be chosen, and leads to all calls."""
+    field = FILTERS.get(question.group)
+    only = ""
+    if row.id and field is not None:
+        narrower: Grouping = "key" if question.group == "model" else "model"
+        only = form.address(**{field: row.id}, group=narrower)
+    chosen = {CALL_FIELDS[question.group]: row.id}
+
+    def calls(status: str = "") -> str:
+        asked = {"status": status} | chosen if status else chosen
+        return calls_address(form, question.days, **asked)
+
+    return UsageLine(row, only, calls(), calls("failed"), calls("estimated"), calls("open"))
+
+
+def _lead(question: Question, caller: Caller) -> str:
+    whose = "Your own calls" if caller.user_id is not None else "All calls"
+    before = f", compared with {question.days.before.text}" if question.compares else ""
+    mode = "live" if question.livemode else "test"
+    unit = {"hour": "Hours and days", "day": "Days", "month": "Months and days"}[question.time]
+    return (
+        f"{whose} in {mode} mode, {question.days.text}{before}. "
+        f"{unit} are those of {question.days.zone}."
+    )
+
+
+def _unit(text: str) -> TimeUnit:
+    for unit in UNITS:
+        if unit == text:
+            return unit
+    raise InvalidRequest(f"by must be one of {', '.join(UNITS)}.", param="by")
+
+
+def _grouping(text: str) -> Grouping:
+    for grouping in GROUPINGS:
+        if grouping == text != "tenant":
+            return grouping
+    allowed = [grouping for grouping in GROUPINGS if grouping != "tenant"]
+    raise InvalidRequest(f"group must be one of {', '.join(allowed)}.", param="group")
+
+
+def _is_current(form: UsageForm, name: str) -> bool:
+    return not (form.start or form.end) and form.period == name
+
+
+def _choices(
+    portal: Portal, form: UsageForm, caller: Caller, days: Days
+) -> dict[str, list[tuple[str, str]]]:
+    """The options of each select; a value of the address that is none of them is offered too."""
+    models = portal.gateway.core.catalog.models
+    groups = [name for name in NAMES if name != "tenant"]
+    if caller.user_id is not None:
+        groups.remove("user")
+    units = [unit for unit in UNITS if unit != "hour" or days.number <= MAX_HOURLY_DAYS]
+    found: dict[str, list[tuple[str, str]]] = {
+        "group": [(name, NAMES[name]) for name in groups],
+        "by": [(unit, UNITS[unit]) for unit in units],
+        "compare": [("yes", "The period before"), ("no", "Nothing")],
+        "model": [("", "All models"), *_same(sorted(models))],
+        "provider": [
+            ("", "All providers"),
+            *_same(sorted({model.provider for model in models.values()})),
+        ],
+        "operation": [("", "All operations"), *_same([one.value for one in Operation])],
+        "owner": [("", "Any credential"), *OWNERS],
+        "requested_model": [("", "Any"), *_same(sorted(models))],
+    }
+    for name, options in found.items():
+        value = getattr(form, name)
+        if value not in {one for one, _ in options}:
+            options.append((value, value))
+    return found
+
+
+def _same(values: Sequence[str]) -> list[tuple[str, str]]:
+    return [(value, value) for value in values]
