@@ -16,9 +16,9 @@ from gateway.db.addresses import create_engine, database_url
 from gateway.domain import new_id
 from gateway.money import format_usd
 from tests.admin_helpers import admin, answered, created, refusal
-from tests.harness import Served, error_of
+from tests.harness import Served, error_of, owner_connections
 from tests.house_helpers import WORKERS, House, make_house
-from tests.money_helpers import post_image, quote_nano
+from tests.money_helpers import post_image, quote_nano, until_states, until_waiting
 from tests.stub_openai import Fault, Stub
 
 PATH = "/budgets"
@@ -170,6 +170,20 @@ async def test_a_tenant_with_its_own_key_does_not_wait_for_the_houses_shards(
         assert not waiting.done()
     assert await waiting is not None
     await engine.dispose()
+    await house.close()
+
+
+async def test_a_reservation_whose_request_was_cancelled_meanwhile_is_voided(house: House) -> None:
+    await house.limit(1000)
+    assert await house.hold(0, 1) is not None
+    async with owner_connections(house.served.gateway.settings, 2) as (other, watcher):
+        async with other.transaction():
+            await other.execute("SELECT 1 FROM house_budget_period FOR UPDATE")
+            late = asyncio.create_task(house.hold(0, 100))
+            await until_waiting(watcher, "FROM reserve(", late)
+            late.cancel()
+            await asyncio.wait([late])
+        await until_states(house.served, {"held": 1, "void": 1})
     await house.close()
 
 
