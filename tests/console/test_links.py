@@ -5,8 +5,9 @@ import time
 import httpx2
 import pytest
 
+from gateway.config import Settings
 from tests.console_helpers import OWN, new_link
-from tests.harness import Served
+from tests.harness import Served, served_gateway
 
 HTML = {"Accept": "text/html"}
 
@@ -207,6 +208,18 @@ async def test_every_page_has_its_headers(served: Served) -> None:
         assert headers["cache-control"] == "no-store"
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cross-origin-opener-policy"] == "same-origin"
+
+
+async def test_over_https_browsers_keep_the_cookie_for_this_host_alone(
+    settings: Settings,
+) -> None:
+    changed = settings.model_copy(update={"public_url": "https://images.example.com"})
+    async with served_gateway(changed) as safe, safe.http() as browser:
+        answer = await browser.get(await new_link(safe))
+    name, *attributes = answer.headers["set-cookie"].split("; ")
+    assert name.startswith("__Host-ig_session=")
+    assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=lax", "Secure"}
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
 async def test_the_root_leads_people_to_the_console_and_programs_to_the_docs(
