@@ -1,8 +1,8 @@
-"""Figures of tenants for lists: the costs of this month, and the last calls."""
+"""Figures of tenants for lists: the costs of this month, and the last call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import text
@@ -62,20 +62,6 @@ _FIGURES = text("""
     ) u
     WHERE t.id = ANY(CAST(:ids AS uuid[]))
 """)
-_LAST_DAYS = text("""
-    SELECT api_key_id, max(day) AS day FROM (
-        SELECT api_key_id, day FROM usage_owner_day
-        WHERE tenant_id = :tenant_id AND api_key_id IS NOT NULL
-        UNION ALL
-        SELECT l.api_key_id, (l.admitted_at AT TIME ZONE t.time_zone)::date
-        FROM usage_pending x
-        JOIN ledger l ON l.tenant_id = x.tenant_id AND l.reservation_id = x.reservation_id
-            AND l.seq = x.seq
-        JOIN tenant t ON t.id = x.tenant_id
-        WHERE x.tenant_id = :tenant_id AND l.api_key_id IS NOT NULL
-    ) used
-    GROUP BY api_key_id
-""")
 
 
 async def figures_of(session: Session, tenant_ids: Sequence[UUID]) -> dict[UUID, TenantFigures]:
@@ -85,9 +71,3 @@ async def figures_of(session: Session, tenant_ids: Sequence[UUID]) -> dict[UUID,
         row.id: TenantFigures(row.cost_nano, row.requests, row.failed, row.last_call_at)
         for row in rows
     }
-
-
-async def last_days_of_keys(session: Session, tenant_id: UUID) -> dict[UUID, date]:
-    """Return the last day of the tenant's time zone with a call, for each line of keys."""
-    rows = await session.execute(_LAST_DAYS, {"tenant_id": tenant_id})
-    return {row.api_key_id: row.day for row in rows}

@@ -14,6 +14,7 @@ from gateway.money import NANO_PER_USD, format_usd_short
 CENT_NANO = NANO_PER_USD // 100
 TEN_CENTS_NANO = NANO_PER_USD // 10
 DASH = "\N{EN DASH}"
+SIZES = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB"))
 SHORT = ((10**9, "B"), (10**6, "M"), (10**3, "k"))
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SECOND_MS = 1000
@@ -95,9 +96,9 @@ def size(count_of_bytes: int | None) -> str:
     """Write a size in bytes: "512 B", "1.4 MB"."""
     if count_of_bytes is None:
         return DASH
-    for power, letter in SHORT:
+    for power, unit in SIZES:
         if count_of_bytes >= power:
-            return f"{_plain(Fraction(count_of_bytes, power), places=1)} {letter.upper()}B"
+            return f"{_plain(Fraction(count_of_bytes, power), places=1)} {unit}"
     return f"{count_of_bytes} B"
 
 

@@ -44,20 +44,33 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
             (
                 NavigationItem("/console", "Overview", "layout-dashboard"),
                 NavigationItem("/console/costs", "Costs", "chart-column"),
-                NavigationItem("/console/requests", "Requests", "scroll-text"),
-                NavigationItem("/console/open-calls", "Open calls", "circle-question-mark"),
-                NavigationItem("/console/tenants", "Tenants", "building-2"),
+                NavigationItem(
+                    "/console/requests", "Requests", "scroll-text", Permission.HOUSE_READ
+                ),
+                NavigationItem(
+                    "/console/open-calls",
+                    "Open calls",
+                    "circle-question-mark",
+                    Permission.HOUSE_READ,
+                ),
+                NavigationItem("/console/tenants", "Tenants", "building-2", Permission.HOUSE_READ),
             ),
         ),
         NavigationGroup(
             "Gateway",
             (
-                NavigationItem("/console/models", "Models and prices", "boxes"),
-                NavigationItem("/console/budgets", "House budgets", "wallet"),
-                NavigationItem("/console/webhooks", "Webhooks", "webhook"),
-                NavigationItem("/console/admin-keys", "Admin keys", "key-round"),
-                NavigationItem("/console/audit", "Audit", "shield-check"),
-                NavigationItem("/console/system", "System", "server"),
+                NavigationItem(
+                    "/console/models", "Models and prices", "boxes", Permission.HOUSE_READ
+                ),
+                NavigationItem(
+                    "/console/budgets", "House budgets", "wallet", Permission.HOUSE_READ
+                ),
+                NavigationItem("/console/webhooks", "Webhooks", "webhook", Permission.HOUSE_READ),
+                NavigationItem(
+                    "/console/admin-keys", "Admin keys", "key-round", Permission.HOUSE_READ
+                ),
+                NavigationItem("/console/audit", "Audit", "shield-check", Permission.HOUSE_READ),
+                NavigationItem("/console/system", "System", "server", Permission.HOUSE_READ),
             ),
         ),
         NavigationGroup(

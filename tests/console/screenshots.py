@@ -5,14 +5,15 @@ Desktop, phone and dark. They are written to docs/images/console, or to the fold
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gateway.console.navigation import NAVIGATION
 from gateway.db.embedded import EmbeddedPostgres
 from tests.console_browser import CHROMIUM, NO_BROWSER, ROOT, Visitor, signed_in
-from tests.console_seed import seed
-from tests.harness import PostgresServer, make_settings, served_gateway
+from tests.console_seed import Seeded, seed
+from tests.harness import PostgresServer, Served, make_settings, served_gateway
 
 FOLDER = ROOT / "docs/images/console"
 VIEWS = (("", 1440, "light"), ("-dark", 1440, "dark"), ("-phone", 390, "light"))
@@ -34,9 +35,30 @@ def pages() -> dict[str, str]:
     return named | MORE
 
 
-async def take(visitor: Visitor, folder: Path) -> None:
-    """Write the images of all pages."""
-    for name, path in pages().items():
+async def details(served: Served, seeded: Seeded) -> dict[str, str]:
+    """The pages of single objects: a tenant with its tabs, a call to resolve, a request."""
+    tenant = f"/console/tenants/{seeded.tenants['Northwind Travel'].id}"
+    tabs = ("keys", "users", "budgets", "limits", "credentials", "webhooks", "settings", "audit")
+    [unknown] = await served.owner_sql(
+        "SELECT id FROM reservation WHERE outcome = 'ambiguous' ORDER BY id DESC LIMIT 1"
+    )
+    [request] = await served.owner_sql(
+        "SELECT id FROM request_log WHERE cost_nano > 0 ORDER BY at DESC LIMIT 1"
+    )
+    [hook] = await served.owner_sql("SELECT id FROM webhook_endpoint ORDER BY id DESC LIMIT 1")
+    return {
+        "tenant": tenant,
+        **{f"tenant-{tab}": f"{tenant}/{tab}" for tab in tabs},
+        "unknown-call": f"/console/requests/{unknown.id}",
+        "request": f"/console/requests/{request.id}",
+        "webhook": f"/console/webhooks/{hook.id}",
+        "model": "/console/models/gpt-image-2",
+    }
+
+
+async def take(visitor: Visitor, folder: Path, shown: Mapping[str, str]) -> None:
+    """Write the images of pages."""
+    for name, path in shown.items():
         for suffix, width, theme in VIEWS:
             page = await visitor.visit(path, theme=theme, width=width)
             await page.screenshot(path=folder / f"{name}{suffix}.png", full_page=True)
@@ -58,9 +80,10 @@ async def main(folder: Path) -> None:
             await server.prepare()
             settings = make_settings(await server.create(), Path(place) / "data")
             async with served_gateway(settings) as served:
-                await seed(served, calls=CALLS)
+                seeded = await seed(served, calls=CALLS)
                 async with signed_in(served) as visitor:
-                    await take(visitor, folder)
+                    shown = pages() | await details(served, seeded)
+                    await take(visitor, folder, shown)
         finally:
             await embedded.close()
 

@@ -94,7 +94,7 @@ async def test_a_request_shows_its_whole_way(scene: Scene) -> None:
         "order-17",
         str(row.id),
         row.vendor,
-        "Tenant , day",
+        "Tenant, day",
         "hold",
         "charge",
         "image/png",

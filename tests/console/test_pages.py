@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.console.navigation import NAVIGATION
-from tests.console.screenshots import pages
+from tests.console.screenshots import details, pages
 from tests.console_browser import (
     AXE,
     CHROMIUM,
@@ -67,9 +67,13 @@ def amount(text: str) -> Decimal:
 @in_browser
 @pytest.mark.skipif(not AXE.exists(), reason=NO_AXE)
 @pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_every_page_meets_wcag_2_2_aa(visitor: Visitor, theme: str) -> None:
+async def test_every_page_meets_wcag_2_2_aa(
+    busy: tuple[Served, Seeded], visitor: Visitor, theme: str
+) -> None:
     found = []
-    for at, path in enumerate(pages().values()):
+    # Pages of single objects are made of the same parts: they are checked in one theme.
+    more = await details(*busy) if theme == "light" else {}
+    for at, path in enumerate((pages() | more).values()):
         # A phone's layout is the same in both themes, and of the same parts on each page.
         for width in (1440, 390) if theme == "light" and at < PAGES_ON_PHONES else (1440,):
             found += await accessibility_faults(visitor, path, theme=theme, width=width)
@@ -77,8 +81,8 @@ async def test_every_page_meets_wcag_2_2_aa(visitor: Visitor, theme: str) -> Non
 
 
 @in_browser
-async def test_no_page_is_wider_than_a_phone(visitor: Visitor) -> None:
-    for path in pages().values():
+async def test_no_page_is_wider_than_a_phone(busy: tuple[Served, Seeded], visitor: Visitor) -> None:
+    for path in (pages() | await details(*busy)).values():
         page = await visitor.visit(path, width=375)
         wide = await page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 375, path

@@ -21,7 +21,7 @@ import httpx2
 from sqlalchemy import Engine, event
 
 from gateway.db.embedded import EmbeddedPostgres
-from tests.console.screenshots import pages
+from tests.console.screenshots import details, pages
 from tests.console_browser import session_cookies
 from tests.console_seed import seed
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
@@ -94,12 +94,12 @@ async def main(calls: int, rounds: int) -> None:
             await server.prepare()
             settings = make_settings(await server.create(), Path(place) / "data")
             async with served_gateway(settings) as served:
-                await seed(served, calls=calls)
+                seeded = await seed(served, calls=calls)
                 cookies = await session_cookies(served)
                 jar = {str(one["name"]): str(one["value"]) for one in cookies}
                 async with served.http(cookies=jar) as http:
                     print("| page | queries | p50 ms | p95 ms | kB |\n|---|---|---|---|---|")
-                    for name, path in pages().items():
+                    for name, path in (pages() | await details(served, seeded)).items():
                         one = await time_page(served, http, name, path, rounds=rounds)
                         print(
                             f"| `{one.path}` | {one.queries} | {one.p50:.0f} | {one.p95:.0f} |"

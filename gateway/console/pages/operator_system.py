@@ -39,6 +39,8 @@ SWEEPS = {
     "secrets": "Keys that are no longer used are retired",
     "invariants": "The books are checked",
     "orphans": "Files without a row are deleted",
+    "webhooks": "Old deliveries and events are deleted",
+    "erasures": "What deleted tenants and users left is erased",
     "console": "Ended sessions, links and invitations are forgotten",
 }
 

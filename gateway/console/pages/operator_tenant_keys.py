@@ -7,7 +7,6 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.billing import tenant_figures
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
 from gateway.console.forms import (
@@ -28,7 +27,7 @@ from gateway.identity.transactions import changing_tenant, reading_tenant
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.admin.keys import KeyBody, check_key
 from gateway.rest.dependencies import GatewayDep
-from gateway.tenancy import api_keys, lookups, tenants, users
+from gateway.tenancy import api_keys, key_use, lookups, tenants, users
 from gateway.tenancy.api_keys import IssuedKey
 
 TAB = "/keys"
@@ -57,7 +56,7 @@ async def show_keys(
     after: UUID | None = None,
     done: str = "",
 ) -> Response:
-    """List the keys of a tenant, newest first, with the day of their last call."""
+    """List the keys of a tenant, newest first, with their last use."""
     return await _page(request, gateway, viewer, tenant_id, after=after, flash=DONE.get(done))
 
 
@@ -153,7 +152,7 @@ async def _page(
     ) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await api_keys.list_page(session, tenant_id, limit=PAGE_SIZE, after=after)
-        used = await tenant_figures.last_days_of_keys(session, tenant_id)
+        used = await key_use.last_uses(session, tenant_id, {one.root_id for one in found.items})
         names = await users.names_of(session, tenant_id, (one.user_id for one in found.items))
     here = tenant_path(tenant_id, TAB)
     return tenant_page(

@@ -196,6 +196,11 @@ def _split(amount: int | None, units: tuple[tuple[str, int], ...]) -> tuple[str,
     return str(amount // size), name
 
 
+def _words(seconds: int) -> str:
+    number, unit = _split(seconds, TIMES)
+    return f"{number} {unit.removesuffix('s') if number == '1' else unit}"
+
+
 async def _users(
     request: Request,
     gateway: Gateway,
@@ -251,5 +256,5 @@ async def _settings(
         cap=_split(tenant.max_image_bytes, SIZES),
         times=[(name, name) for name, _ in TIMES],
         sizes=[(name, name) for name, _ in SIZES],
-        usual_seconds=gateway.settings.resolved_image_retention_seconds,
+        usual=_words(gateway.settings.resolved_image_retention_seconds),
     )
