@@ -168,6 +168,9 @@ async def test_a_budget_is_set_felt_raised_and_removed(
     whole = await admin.post(f"/console/portal/budgets/{rows[0].id}/remove?mode=test")
     assert whole.status_code == 403
     assert "set by the operator" in whole.text
+    for path in ("/console/portal/budgets/{}/remove", "/console/portal/budgets/limits/{}/remove"):
+        for number in ("0", "9" * 30, "x"):
+            assert (await admin.post(path.format(number))).status_code in {400, 404}, path
 
 
 async def test_the_holder_of_a_key_cannot_loosen_its_own_budget(served: Served) -> None:

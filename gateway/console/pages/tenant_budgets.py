@@ -25,6 +25,7 @@ from gateway.db.engine import TenantSession
 from gateway.domain import Caller, LimitKind
 from gateway.errors import InvalidRequest
 from gateway.identity.viewers import Permission
+from gateway.rest.admin.schemas import RowId
 from gateway.rest.tenant.limits import default_limit
 from gateway.tenancy import lookups, self_service
 from gateway.tenancy.limit_rows import StoredLimit
@@ -91,7 +92,7 @@ async def set_budget(portal: ChangerPortal, form: FormDep) -> Response:
 
 
 @router.post(PATH + "/{budget_id}/remove")
-async def remove_budget(portal: ChangerPortal, budget_id: int) -> Response:
+async def remove_budget(portal: ChangerPortal, budget_id: RowId) -> Response:
     """Remove the budget of a user or a key."""
     caller = await administrator(portal)
     try:
@@ -127,7 +128,7 @@ async def set_limit(portal: ChangerPortal, form: FormDep) -> Response:
 
 
 @router.post(PATH + "/limits/{limit_id}/remove")
-async def remove_limit(portal: ChangerPortal, limit_id: int) -> Response:
+async def remove_limit(portal: ChangerPortal, limit_id: RowId) -> Response:
     """Remove the limit of a user or a key."""
     caller = await administrator(portal)
     try:
