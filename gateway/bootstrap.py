@@ -18,6 +18,7 @@ from gateway.config import Settings
 from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
+from gateway.db.pool_metrics import PoolMetrics
 from gateway.db.pools import Beside
 from gateway.domain import new_id
 from gateway.generation.credential_tests import CredentialTests
@@ -49,6 +50,7 @@ from gateway.oidc.identity_provider import (
 )
 from gateway.opening import open_core
 from gateway.request_log.writer import RequestLog, open_request_log
+from gateway.telemetry import cache_lookups_total
 from gateway.tenancy.credentials import Credentials
 from gateway.tenancy.key_lookup import CallerCaches, KeyLookup
 from gateway.tenancy.refused_keys import RefusedKeys
@@ -114,10 +116,10 @@ async def open_gateway(
     """
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings, today=today))
-        database = core.database
+        (database := core.database).measure(PoolMetrics)
         callers = _caller_caches(settings)
-        tables: Cache[str, PriceTable] = _cache(settings)
-        token_owners: Cache[tuple[str, str], TokenOwner] = _cache(settings)
+        tables: Cache[str, PriceTable] = _cache(settings, "prices")
+        token_owners: Cache[tuple[str, str], TokenOwner] = _cache(settings, "token_owners")
         key_lookup = _key_lookup(stack, core, callers)
         caches = (callers.by_key, callers.operators, callers.credentials, tables, token_owners)
         clear = _clearer(core, key_lookup, *caches)
@@ -263,12 +265,16 @@ def _fetcher(
 
 def _caller_caches(settings: Settings) -> CallerCaches:
     return CallerCaches(
-        _cache(settings), _cache(settings, ttl_seconds=OPERATOR_KEY_SECONDS), _cache(settings)
+        _cache(settings, "api_keys"),
+        _cache(settings, "admin_keys", ttl_seconds=OPERATOR_KEY_SECONDS),
+        _cache(settings, "credentials"),
     )
 
 
-def _cache(settings: Settings, *, ttl_seconds: float = math.inf) -> Cache[K, V]:
+def _cache(settings: Settings, name: str, *, ttl_seconds: float = math.inf) -> Cache[K, V]:
     return Cache(
+        hit=cache_lookups_total.labels(name, "hit").inc,
+        miss=cache_lookups_total.labels(name, "miss").inc,
         ttl_seconds=min(ttl_seconds, settings.cache_ttl_seconds),
         max_entries=settings.cache_max_entries,
         load_seconds=settings.admission_seconds,

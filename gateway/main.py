@@ -26,6 +26,7 @@ from gateway.console.dependencies import install_sign_in_redirect
 from gateway.console.error_pages import ErrorPages
 from gateway.console.guard import ConsoleGuard
 from gateway.console.sign_in.limits import install_limit_page
+from gateway.logs import configure_logging
 from gateway.maintenance import Sweeper
 from gateway.mcp_server.server import McpFront
 from gateway.mcp_server.tools import TOOL_SCOPES
@@ -49,7 +50,6 @@ from gateway.rest import (
 from gateway.rest.errors import install_error_handlers
 from gateway.rest.openapi import describe
 from gateway.rest.uploads import UploadReader
-from gateway.telemetry import configure_logging
 from gateway.web.admission import AdmissionControl
 from gateway.web.authentication import Authentication
 from gateway.web.instrumentation import Instrumentation

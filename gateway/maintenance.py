@@ -5,13 +5,14 @@ refresh the models' shutdown dates once a day.
 """
 
 import asyncio
+import platform
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from gateway import telemetry
+from gateway import __version__, telemetry
 from gateway.billing import archive, ledger, usage_sums
 from gateway.billing.dead_journals import DeadJournals, RecoveredCalls
 from gateway.billing.ledger import InvariantBreak
@@ -32,6 +33,7 @@ from gateway.library.retention import (
     expired_images,
     mark_cleaned,
 )
+from gateway.measuring import Measures
 from gateway.request_log.retention import keep
 from gateway.tenancy.erasure import SWEEP as ERASURES
 from gateway.vault.gateway_secrets import newest_pepper_version, retire_due
@@ -43,6 +45,7 @@ DELETE_TIMEOUT_SECONDS = 30.0
 INVARIANT_INTERVAL_SECONDS = 3600.0
 BYTE_CAP_INTERVAL_SECONDS = 60.0
 ERASURE_INTERVAL_SECONDS = 60.0
+MEASURE_INTERVAL_SECONDS = 60.0
 LIFETIMES_INTERVAL_SECONDS = 86_400.0
 REQUESTS_INTERVAL_SECONDS = 3600.0
 USAGE_INTERVAL_SECONDS = 5.0
@@ -60,9 +63,10 @@ class Sweeper:
         self._gateway = gateway
         self._database = gateway.database.beside(Beside.BACKGROUND)
         self._journals = DeadJournals(self._database, gateway.settings.resolved_journal_dir)
+        self._measures = Measures(gateway.core, self._database)
         self._tasks: list[asyncio.Task[None]] = []
         self._deleting = asyncio.Semaphore(PARALLEL_DELETIONS)
-        self._lifetimes_due = time.monotonic()
+        self._lifetimes_due = self._measures_due = time.monotonic()
         self._asks_again: dict[str, float] = {}
 
     def start(self) -> None:
@@ -70,8 +74,10 @@ class Sweeper:
 
         The journals of earlier workers are settled at once: their clients may already be retrying.
         """
+        telemetry.build_info.labels(__version__, platform.python_version()).set(1)
         self._tasks.append(asyncio.create_task(self._settle_journals(), name="settle_journals"))
         for work in (
+            self._measure,
             self._sweep_money,
             self._sweep_images,
             self._drain_spool,
@@ -85,7 +91,9 @@ class Sweeper:
             self._retire_secrets,
             self._sweep_console,
         ):
-            self._tasks.append(asyncio.create_task(self._repeat(work), name=work.__name__))
+            name = work.__name__.removeprefix("_")
+            telemetry.sweep_success_seconds.labels(name).set_to_current_time()
+            self._tasks.append(asyncio.create_task(self._repeat(work, name), name=name))
 
     async def close(self) -> None:
         """Stop sweeping."""
@@ -97,6 +105,7 @@ class Sweeper:
     async def sweep(self) -> None:
         """Run each due job once."""
         self._asks_again.clear()
+        self._measures_due = 0.0
         await self._sweep_money()
         await self._send_events()
         await self._erase()
@@ -106,6 +115,7 @@ class Sweeper:
         await self._keep_requests()
         await self._forget_sessions()
         await self._roll_up_usage()
+        await self._measure()
         await self._check_invariants()
 
     async def run(self, note: Callable[[str], None]) -> Sequence[InvariantBreak]:
@@ -190,33 +200,30 @@ class Sweeper:
         await ledger.forget_claims(
             database, after_seconds=self._gateway.settings.idempotency_seconds, limit=BATCH
         )
-        await self._measure()
+        await self._measures.count_open_calls()
 
     async def _send_events(self) -> None:
         await self._gateway.webhooks.work()
 
-    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, work: Callable[[], Awaitable[None]], name: str) -> None:
         while True:
             await asyncio.sleep(self._gateway.settings.sweep_interval_seconds)
             try:
                 await work()
             except DatabaseUnavailable as error:
-                log.warning("sweep_put_off", work=work.__name__, reason=error.code)
+                telemetry.sweep_failures_total.labels(name).inc()
+                log.warning("sweep_put_off", work=name, reason=error.code)
             except Exception:  # top: a failed sweep is reported, and the next one must still run
-                log.exception("sweep_failed", work=work.__name__)
+                telemetry.sweep_failures_total.labels(name).inc()
+                log.exception("sweep_failed", work=name)
+            else:
+                telemetry.sweep_success_seconds.labels(name).set_to_current_time()
 
     async def _measure(self) -> None:
-        database = self._database
-        async with database.operator() as session:
-            sums = await ledger.sum_open(session)
-        now = datetime.now(UTC)
-        for state in ledger.OPEN_STATES:
-            open_calls = [one for one in sums if one.state == state]
-            telemetry.holds_open.labels(state).set(sum(one.count for one in open_calls))
-            [live] = [one for one in open_calls if one.livemode]
-            age = timedelta(0) if live.oldest is None else now - live.oldest
-            telemetry.open_nano_usd.labels(state).set(live.amount_nano)
-            telemetry.open_age_seconds.labels(state).set(max(0.0, age.total_seconds()))
+        """Set the gauges once a minute, in every worker: each has metrics of its own."""
+        if time.monotonic() >= self._measures_due:
+            await self._measures.take()
+            self._measures_due = time.monotonic() + MEASURE_INTERVAL_SECONDS
 
     async def _check_invariants(self) -> None:
         """Check the books once an hour, in one worker: the new entries, once a week the whole."""

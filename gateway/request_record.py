@@ -154,7 +154,7 @@ def set_current(record: RequestRecord | None) -> None:
 
 def note_error(error: GatewayError) -> None:
     """Count an error that is being answered, and note it in the request's record."""
-    telemetry.errors_total.labels(error.code).inc()
+    telemetry.errors_total.labels(error.code, str(error.status)).inc()
     current().fail(error)
 
 

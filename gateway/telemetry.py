@@ -1,28 +1,29 @@
-"""Structured logs with secrets redacted, request ids, and the Prometheus metrics."""
-
-import logging
-import sys
-from collections.abc import MutableMapping
-from typing import Literal
+"""The Prometheus metrics, and alarms. `make generated` lists them in docs/metrics.md."""
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-from gateway.redaction import redact
+# Each would double the number of series; a counter that begins anew is seen without them.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotations
 
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+WAIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 requests_total = Counter(
     "gateway_requests_total", "Answers, by route and status", ["route", "method", "status"]
 )
-errors_total = Counter("gateway_errors_total", "Refusals and failures, by code", ["code"])
+errors_total = Counter(
+    "gateway_errors_total",
+    "Refusals and failures over REST and MCP, by code and the status that it stands for",
+    ["code", "status"],
+)
 request_seconds = Histogram(
     "gateway_request_duration_seconds", "Request duration", ["route"], buckets=REQUEST_SECONDS
 )
 provider_seconds = Histogram(
     "gateway_provider_duration_seconds",
-    "Duration of one provider call",
-    ["provider", "outcome"],
+    "Duration of the paid calls of a request to one model, by outcome",
+    ["provider", "model", "outcome"],
     buckets=REQUEST_SECONDS,
 )
 provider_limit = Gauge(
@@ -42,8 +43,57 @@ fallbacks_total = Counter(
     "Calls that another model served after one that was not charged",
     ["model", "instead", "reason"],
 )
+images_total = Counter(
+    "gateway_images_total", "Images made and paid for", ["provider", "model", "livemode"]
+)
+tokens_total = Counter(
+    "gateway_tokens_total",
+    "Tokens that providers reported: text_input, image_input, text_output, image_output",
+    ["provider", "model", "livemode", "kind"],
+)
 cost_nano_usd_total = Counter(
     "gateway_cost_nano_usd_total", "Money settled, in 1e-9 USD", ["provider", "model", "livemode"]
+)
+tenant_requests_total = Counter(
+    "gateway_tenant_requests_total",
+    "Answers to a tenant's requests, by class of status: 2xx, 4xx, 5xx",
+    ["tenant", "livemode", "status"],
+)
+tenant_images_total = Counter(
+    "gateway_tenant_images_total", "Images made for a tenant", ["tenant", "livemode"]
+)
+tenant_tokens_total = Counter(
+    "gateway_tenant_tokens_total",
+    "Tokens of a tenant's calls: input, output",
+    ["tenant", "livemode", "kind"],
+)
+tenant_cost_nano_usd_total = Counter(
+    "gateway_tenant_cost_nano_usd_total",
+    "Money settled for a tenant, in 1e-9 USD",
+    ["tenant", "livemode"],
+)
+tenant_budget_used_ratio = Gauge(
+    "gateway_tenant_budget_used_ratio",
+    "Spent and held part of a tenant's own budget in its current period, live calls; 1 is all",
+    ["tenant", "window"],
+    multiprocess_mode="mostrecent",
+)
+house_budget_used_nano_usd = Gauge(
+    "gateway_house_budget_used_nano_usd",
+    "Spent and held amount of the operator's budget in its current period, in 1e-9 USD",
+    ["window"],
+    multiprocess_mode="mostrecent",
+)
+house_budget_limit_nano_usd = Gauge(
+    "gateway_house_budget_limit_nano_usd",
+    "Limit in force of the operator's budget, in 1e-9 USD",
+    ["window"],
+    multiprocess_mode="mostrecent",
+)
+settlements_waiting = Gauge(
+    "gateway_settlements_waiting",
+    "Settlements of ended calls that Postgres has not acknowledged",
+    multiprocess_mode="livesum",
 )
 holds_open = Gauge(
     "gateway_reservations_open",
@@ -92,6 +142,41 @@ limits_shared = Gauge(
 shed_total = Counter(
     "gateway_shed_total", "Requests refused by load shedding, by component", ["gate"]
 )
+queue_waiting = Gauge(
+    "gateway_queue_waiting", "Requests in a queue", ["queue"], multiprocess_mode="livesum"
+)
+queue_wait_seconds = Histogram(
+    "gateway_queue_wait_seconds",
+    "Time in a queue, of those that had to wait and were admitted",
+    ["queue"],
+    buckets=WAIT_SECONDS,
+)
+pool_connections = Gauge(
+    "gateway_database_pool_connections",
+    "Most connections to Postgres of a pool",
+    ["pool"],
+    multiprocess_mode="livesum",
+)
+pool_in_use = Gauge(
+    "gateway_database_pool_in_use",
+    "Connections of a pool that are in use",
+    ["pool"],
+    multiprocess_mode="livesum",
+)
+pool_wait_seconds = Histogram(
+    "gateway_database_pool_wait_seconds",
+    "Time until a connection of a pool was available, opening it included",
+    ["pool"],
+    buckets=WAIT_SECONDS,
+)
+pool_timeouts_total = Counter(
+    "gateway_database_pool_timeouts_total",
+    "Requests that found no connection of a pool, or of their tenant's share of it, in time",
+    ["pool"],
+)
+cache_lookups_total = Counter(
+    "gateway_cache_lookups_total", "Look-ups in a cache: hit, miss", ["cache", "outcome"]
+)
 connections_open = Gauge(
     "gateway_connections_open", "Client connections", multiprocess_mode="livesum"
 )
@@ -130,6 +215,17 @@ webhooks_waiting = Gauge(
     "Pending webhook deliveries",
     multiprocess_mode="mostrecent",
 )
+image_store_seconds = Histogram(
+    "gateway_image_store_duration_seconds",
+    "Duration of an operation of the image store that succeeded",
+    ["operation"],
+    buckets=WAIT_SECONDS,
+)
+image_store_errors_total = Counter(
+    "gateway_image_store_errors_total",
+    "Operations that the image store refused or did not answer",
+    ["operation"],
+)
 image_store_failing = Gauge(
     "gateway_image_store_failing",
     "1 if a worker has found the image store unavailable",
@@ -161,6 +257,51 @@ batch_size = Histogram(
     ["kind"],
     buckets=(1, 2, 4, 8, 16, 32, 64),
 )
+batch_seconds = Histogram(
+    "gateway_group_commit_duration_seconds",
+    "Duration of one shared commit",
+    ["kind"],
+    buckets=WAIT_SECONDS,
+)
+sweep_success_seconds = Gauge(
+    "gateway_sweep_success_timestamp_seconds",
+    "Unix time at which periodic work last ended without an error; at first that of the start",
+    ["work"],
+    multiprocess_mode="mostrecent",
+)
+sweep_failures_total = Counter(
+    "gateway_sweep_failures_total", "Runs of periodic work that failed or were put off", ["work"]
+)
+disk_free_bytes = Gauge(
+    "gateway_disk_free_bytes",
+    "Bytes free for the gateway on the file system of data, images, journal or temporary files",
+    ["directory"],
+    multiprocess_mode="mostrecent",
+)
+disk_size_bytes = Gauge(
+    "gateway_disk_size_bytes",
+    "Size of that file system",
+    ["directory"],
+    multiprocess_mode="mostrecent",
+)
+certificate_expiry_seconds = Gauge(
+    "gateway_certificate_expiry_timestamp_seconds",
+    "Unix time at which a configured certificate expires",
+    ["certificate"],
+    multiprocess_mode="mostrecent",
+)
+secret_created_seconds = Gauge(
+    "gateway_secret_created_timestamp_seconds",
+    "Unix time at which the newest version of a secret of the gateway was made",
+    ["secret"],
+    multiprocess_mode="mostrecent",
+)
+build_info = Gauge(
+    "gateway_build_info",
+    "1, with the version of the gateway and of Python",
+    ["version", "python"],
+    multiprocess_mode="mostrecent",
+)
 
 request_log_dropped_total = Counter(
     "gateway_request_log_dropped_total",
@@ -168,72 +309,6 @@ request_log_dropped_total = Counter(
     " (too many a minute), refused (a defect), clock (of another day), shutdown",
     ["reason"],
 )
-REQUEST_LOGGER = "gateway.requests"
-"""The logger whose messages are JSON lines already, several in one message."""
-
-
-def _redact_event(
-    _logger: object, _method: str, event: MutableMapping[str, object]
-) -> MutableMapping[str, object]:
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = redact(value)
-    return event
-
-
-class _Formatter(structlog.stdlib.ProcessorFormatter):
-    """A formatter that passes request lines through: they are many, and hold no secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.name == REQUEST_LOGGER:
-            return record.getMessage()
-        return super().format(record)
-
-
-def configure_logging(level: str, log_format: Literal["console", "json"]) -> None:
-    """Send every log line, also the libraries', through one redacting chain to stderr."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _redact_event,
-    ]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            # The default shows the values of variables, some of which are secrets.
-            exception_formatter=structlog.dev.plain_traceback,
-        )
-    )
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _Formatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(level)
-    # These libraries log each request or statement at INFO.
-    for noisy in (
-        *("httpx2", "openai", "mcp", "sse_starlette", "alembic"),
-        *("uvicorn", "uvicorn.access"),
-    ):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 
 def alarm(kind: str, **details: str | int | None) -> None:

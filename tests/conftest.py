@@ -20,8 +20,8 @@ import structlog
 
 from gateway.config import Settings
 from gateway.db.embedded import EmbeddedPostgres
+from gateway.logs import configure_logging
 from gateway.main import spare_garbage_collector
-from gateway.telemetry import configure_logging
 from tests.harness import (
     TEMPLATE_READY,
     LogAs,

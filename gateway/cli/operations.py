@@ -19,9 +19,9 @@ from gateway.config import Settings, load_settings
 from gateway.core import Core
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.examination import Note, examine
+from gateway.logs import configure_logging
 from gateway.maintenance import Sweeper
 from gateway.reading import open_reader
-from gateway.telemetry import configure_logging
 
 
 def migrate(as_json: JsonOption = False) -> None:

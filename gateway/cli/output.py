@@ -80,7 +80,7 @@ async def core() -> AsyncIterator[Core]:
     """Open the core with the environment's settings."""
     settings = load_settings()
     # Imported here, so that read-only commands start faster.
-    import_module("gateway.telemetry").configure_logging("WARNING", "console")
+    import_module("gateway.logs").configure_logging("WARNING", "console")
     open_core = import_module("gateway.opening").open_core
     async with open_core(settings) as opened:
         if opened.new_admin_key is not None and not settings.uses_embedded_postgres:

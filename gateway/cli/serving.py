@@ -32,10 +32,10 @@ from gateway.core import Core
 from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
 from gateway.identity.links import make_link
+from gateway.logs import configure_logging
 from gateway.main import create_app, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.opening import open_core
-from gateway.telemetry import configure_logging
 from gateway.tenancy.quickstart import read_quickstart
 from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
 from gateway.web.connections.protocol import BoundedConfig

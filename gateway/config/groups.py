@@ -19,6 +19,7 @@ from gateway.config.limits import LimitSettings
 from gateway.config.load import LoadSettings
 from gateway.config.logs import LogSettings
 from gateway.config.mcp import McpSettings
+from gateway.config.metrics import MetricsSettings
 from gateway.config.money import MoneySettings
 from gateway.config.oidc import OidcSettings
 from gateway.config.providers import ProviderSettings
@@ -118,5 +119,6 @@ GROUPS = (
     Group("oidc", "Sign-in by OIDC", OidcSettings, "oidc_"),
     Group("console", "Console", ConsoleSettings, "console_"),
     Group("logging", "Logging", LogSettings, "log_"),
+    Group("metrics", "Metrics", MetricsSettings, "metrics_"),
 )
 SETTINGS = tuple(setting for group in GROUPS for setting in group)

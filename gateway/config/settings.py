@@ -16,6 +16,7 @@ from gateway.config.limits import LimitSettings
 from gateway.config.load import LoadSettings
 from gateway.config.logs import LogSettings
 from gateway.config.mcp import McpSettings
+from gateway.config.metrics import MetricsSettings
 from gateway.config.money import MoneySettings
 from gateway.config.oidc import OidcSettings
 from gateway.config.providers import ProviderSettings
@@ -47,6 +48,7 @@ class Settings(
     OidcSettings,
     ConsoleSettings,
     LogSettings,
+    MetricsSettings,
     BaseSettings,
 ):
     """All settings of the operator. `gateway.config.loading` reads it from its sources."""

@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 """The standard library's: commands that read start faster without structlog."""
 
 
+def _count_nothing() -> None:
+    """Count no look-up."""
+
+
 class Cache(Generic[K, V]):
     """A cache of values by key, each with a tag (tenant id or table name) that invalidates it."""
 
@@ -52,8 +56,12 @@ class Cache(Generic[K, V]):
         ttl_seconds: float,
         max_entries: int,
         load_seconds: float,
+        hit: Callable[[], None] = _count_nothing,
+        miss: Callable[[], None] = _count_nothing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Call `hit` or `miss` at each look-up."""
+        self._hit, self._miss = hit, miss
         self._ttl_seconds = ttl_seconds
         self._max_entries = max_entries
         self._load_seconds = load_seconds
@@ -75,7 +83,9 @@ class Cache(Generic[K, V]):
         entry = self._entries.get(key)
         if entry is not None and self._clock() - entry[2] < self._ttl_seconds:
             self._entries.move_to_end(key)
+            self._hit()
             return entry[0]
+        self._miss()
         epoch, loading = self._loading.get(key, (-1, None))
         if loading is None or epoch != self._epoch:
             loading = asyncio.create_task(self._load(key, load))

@@ -6,9 +6,9 @@ operators becomes `image_gateway_operator`, which sees all rows.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, NewType
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool
 from gateway.db.actors import THE_GATEWAY, Actor
 from gateway.db.addresses import create_engine, database_url, open_connection
 from gateway.db.deadlines import Deadline
-from gateway.db.pools import SPARED, Beside
+from gateway.db.pools import SPARED, Beside, OpenMeter, PoolMeter, PoolUse
 from gateway.errors import Unavailable
 
 APP_ROLE = "image_gateway_app"
@@ -80,15 +80,6 @@ async def answered_within(seconds: float) -> AsyncIterator[None]:
         raise DatabaseUnavailable from error
 
 
-@dataclass(frozen=True, slots=True)
-class PoolUse:
-    """The connections that a pool may open, and those in use."""
-
-    name: str
-    size: int
-    in_use: int
-
-
 class _Shares:
     """A bulkhead for the pool: at most so many connections for one tenant, and for all of them.
 
@@ -140,6 +131,8 @@ class Database:
         self._pool_size = pool_size
         self._work = work
         self._beside: dict[Beside, Database] = {}
+        self._open_meter: OpenMeter | None = None
+        self._meter: PoolMeter | None = None
         wait_seconds = connect_timeout_seconds if work is None else work.wait_seconds
         self._engine = create_engine(
             self._url,
@@ -165,16 +158,18 @@ class Database:
             return self
         if work not in self._beside:
             url, connect_timeout_seconds, read_only = self._settings
-            self._beside[work] = Database(
+            other = self._beside[work] = Database(
                 url,
                 pool_size=work.connections,
                 connect_timeout_seconds=connect_timeout_seconds,
                 read_only=read_only,
                 work=work,
             )
+            if self._open_meter is not None:
+                other.measure(self._open_meter)
         return self._beside[work]
 
-    def use(self) -> list["PoolUse"]:
+    def use(self) -> list[PoolUse]:
         """Tell how much each pool is used by now: that of requests, then those beside it."""
         return [
             PoolUse(
@@ -189,6 +184,14 @@ class Database:
     def _in_use(self) -> int:
         pool = self._engine.pool
         return pool.checkedout() if isinstance(pool, QueuePool) else 0
+
+    def measure(self, open_meter: OpenMeter) -> None:
+        """Measure this pool and those beside it, from now on."""
+        self._open_meter = open_meter
+        name = "requests" if self._work is None else self._work.name.lower()
+        self._meter = open_meter(name, self._engine, self._pool_size)
+        for other in self._beside.values():
+            other.measure(open_meter)
 
     async def warm(self) -> None:
         """Open every connection of the pool, so that a burst of first requests does not wait.
@@ -208,6 +211,8 @@ class Database:
     async def close(self) -> None:
         """Close every connection of the pool, and of those beside it."""
         await self._engine.dispose()
+        if self._meter is not None:
+            self._meter.close()
         for other in self._beside.values():
             await other.close()
 
@@ -222,10 +227,15 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres is away, or this tenant's share of the pool is in use.
         """
-        async with (
-            self._shares.taken(tenant_id),
-            self._transaction(AS_TENANT.bindparams(tenant_id=str(tenant_id)), by) as session,
-        ):
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._shares.taken(tenant_id))
+            except DatabaseUnavailable:
+                if self._meter is not None:
+                    self._meter.timed_out()
+                raise
+            begin = AS_TENANT.bindparams(tenant_id=str(tenant_id))
+            session = await stack.enter_async_context(self._transaction(begin, by))
             yield TenantSession(session)
 
     @asynccontextmanager
@@ -242,15 +252,18 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, begin: TextClause, by: Actor) -> AsyncIterator[AsyncSession]:
+        started = time.perf_counter()
         try:
             async with (
                 AsyncSession(self._engine, expire_on_commit=False, info={ACTOR: by}) as session,
                 session.begin(),
             ):
+                await session.connection()
+                self._note_wait(started)
                 await session.execute(begin)
                 yield session
         except (DBAPIError, *LOST_CONNECTION) as error:
-            raise_if_lost(error, read_only=self._read_only)
+            self._raise_if_lost(error)
             raise
 
     async def call(
@@ -261,13 +274,24 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres is away, or went away before it acknowledged.
         """
+        started = time.perf_counter()
         try:
             async with self._calls.connect() as connection:
+                self._note_wait(started)
                 result = await connection.execute(text(statement), parameters or {})
                 return result.all()
         except (DBAPIError, *LOST_CONNECTION) as error:
-            raise_if_lost(error, read_only=self._read_only)
+            self._raise_if_lost(error)
             raise
+
+    def _note_wait(self, started: float) -> None:
+        if self._meter is not None:
+            self._meter.waited(time.perf_counter() - started)
+
+    def _raise_if_lost(self, error: BaseException) -> None:
+        if self._meter is not None and isinstance(error, PoolTimeoutError):
+            self._meter.timed_out()
+        raise_if_lost(error, read_only=self._read_only)
 
     @asynccontextmanager
     async def exclusive(self, lock: int) -> AsyncIterator[None]:

@@ -5,6 +5,7 @@ single item does not wait.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -34,6 +35,7 @@ class GroupCommit(Generic[Item, Result]):
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._committer: asyncio.Task[None] | None = None
         self._sizes = telemetry.batch_size.labels(kind)
+        self._seconds = telemetry.batch_seconds.labels(kind)
 
     async def submit(self, item: Item) -> Result:
         """Commit `item` together with all other waiting items, and return its own result.
@@ -64,6 +66,7 @@ class GroupCommit(Generic[Item, Result]):
 
     async def _commit_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         self._sizes.observe(len(batch))
+        started = time.perf_counter()
         try:
             results = await self._commit([item for item, _ in batch])
         except Exception as error:  # top: every submitter of the batch must get it
@@ -77,6 +80,7 @@ class GroupCommit(Generic[Item, Result]):
                 if not future.done():
                     future.set_exception(error)
             return
+        self._seconds.observe(time.perf_counter() - started)
         for (item, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)

@@ -1,6 +1,11 @@
-"""Sizes of the pools of connections, and the number that one worker opens."""
+"""Sizes and use of the pools of connections, and the number that one worker opens."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
+
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 SPARED = 2
 """Connections of the pool of requests that are reserved for look-ups, not for tenants' pages."""
@@ -25,6 +30,32 @@ class Beside(Enum):
         self.connections = connections
         self.of_one_tenant = of_one_tenant
         self.wait_seconds = wait_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """The connections that a pool may open, and those in use."""
+
+    name: str
+    size: int
+    in_use: int
+
+
+class PoolMeter(Protocol):
+    """Measures one pool (`gateway.db.pool_metrics`)."""
+
+    def waited(self, seconds: float) -> None:
+        """Note the time until a connection was available."""
+
+    def timed_out(self) -> None:
+        """Count a request that found none in time."""
+
+    def close(self) -> None:
+        """Forget the pool."""
+
+
+OpenMeter = Callable[[str, AsyncEngine, int], PoolMeter]
+"""Begins to measure a pool, by its name and its number of connections."""
 
 
 def connections_of_worker(pool_size: int) -> int:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from gateway import telemetry
+from gateway import telemetry, usage_metrics
 from gateway.billing import quotes
 from gateway.billing.settlement import CHARGED, Settlement
 from gateway.config import Settings
@@ -201,7 +201,8 @@ class PaidCalls:
                 reply, elapsed, calls=count_sent(ended) or 0, version=version_served(ended)
             )
             self._vendor_limits.note(paid.provider, paid.credential, reply)
-            telemetry.provider_seconds.labels(paid.provider, outcome).observe(elapsed)
+            model = paid.served.model.id
+            telemetry.provider_seconds.labels(paid.provider, model, outcome).observe(elapsed)
 
     async def _try_twice(
         self, paid: PaidCall, secret: SecretText, partials: PartialSink | None
@@ -283,6 +284,12 @@ class PaidCalls:
             cost_nano = self._estimate(paid, quotes.likely_choice(paid.served, answer))
             telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
         current().cost(cost_nano, status)
+        usage_metrics.count_output(
+            *(paid.caller.tenant_id, paid.provider, paid.served.model.id),
+            livemode=paid.caller.livemode,
+            images=len(answer.images),
+            usage=answer.usage,
+        )
         settlement = Settlement(
             paid.id,
             outcome,
@@ -334,9 +341,11 @@ class PaidCalls:
         cost_nano = quotes.cost_of_call(
             paid.served, paid.quote.price, usage=usage, images=images, microseconds=microseconds
         )
-        telemetry.cost_nano_usd_total.labels(
-            paid.provider, paid.served.model.id, str(paid.caller.livemode).lower()
-        ).inc(paid.quote.amount_nano if cost_nano is None else cost_nano)
+        usage_metrics.count_cost(
+            *(paid.caller.tenant_id, paid.provider, paid.served.model.id),
+            livemode=paid.caller.livemode,
+            nano=paid.quote.amount_nano if cost_nano is None else cost_nano,
+        )
         return cost_nano
 
     async def _keep(

@@ -72,6 +72,7 @@ class Settlements:
         listed = replace(settlement, calls=tuple(self._calls.pop(settlement.id, ())))
         task = asyncio.create_task(self._reservations.settle(tenant_id, listed))
         self._running[task] = settlement
+        telemetry.settlements_waiting.inc()
         task.add_done_callback(self._settled)
         return task
 
@@ -104,6 +105,7 @@ class Settlements:
         posted as an estimate.
         """
         settlement = self._running.pop(task)
+        telemetry.settlements_waiting.dec()
         error = None if task.cancelled() else task.exception()
         if self._journal is not None and not task.cancelled() and error is None:
             self._journal.settled(settlement.id)

@@ -4,8 +4,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from uuid import UUID
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
+from gateway import telemetry
 from gateway.errors import ConfigurationError, NotFound, StorageFailed
 from gateway.library.image_folder import ImageFolder
 
@@ -70,6 +71,25 @@ class OpenedFile:
     chunks: AsyncIterator[bytes] = field(repr=False)
 
 
+class _Operation:
+    """Measures the operations of one kind: those that succeed, and those that the store fails."""
+
+    def __init__(self, name: str) -> None:
+        self._seconds = telemetry.image_store_seconds.labels(name)
+        self._errors = telemetry.image_store_errors_total.labels(name)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure the block."""
+        started = time.perf_counter()
+        try:
+            yield
+        except StorageFailed:
+            self._errors.inc()
+            raise
+        self._seconds.observe(time.perf_counter() - started)
+
+
 class ImageStore:
     """Puts and gets files by path; a file is either complete or absent.
 
@@ -80,6 +100,7 @@ class ImageStore:
     def __init__(self, store: ObjectStore, folder: ImageFolder | None = None) -> None:
         self.objects = store
         self.folder = folder
+        self._puts, self._gets, self._deletions = map(_Operation, ("put", "get", "delete"))
 
     async def put(self, path: str, content: bytes) -> None:
         """Store `content`.
@@ -87,14 +108,15 @@ class ImageStore:
         Raises:
             StorageFailed: the store did not accept it.
         """
-        try:
-            if self.folder is not None:
-                await self.folder.prepare(path)
-            await self.objects.put_async(path, content, use_multipart=False)
-        except FAILED as error:
-            raise StorageFailed(
-                f"The image store did not accept a file ({type(error).__name__})."
-            ) from error
+        with self._puts.measured():
+            try:
+                if self.folder is not None:
+                    await self.folder.prepare(path)
+                await self.objects.put_async(path, content, use_multipart=False)
+            except FAILED as error:
+                raise StorageFailed(
+                    f"The image store did not accept a file ({type(error).__name__})."
+                ) from error
 
     async def get(self, path: str) -> bytes:
         """Return the bytes at `path`.
@@ -103,12 +125,13 @@ class ImageStore:
             NotFound: the file does not exist, or no longer.
             StorageFailed: the store does not respond in time.
         """
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                result = await self.objects.get_async(path)
-                return bytes(await result.bytes_async())
-        except FAILED as error:
-            raise await self._refusal(error) from error
+        with self._gets.measured():
+            try:
+                async with asyncio.timeout(READ_SECONDS):
+                    result = await self.objects.get_async(path)
+                    return bytes(await result.bytes_async())
+            except FAILED as error:
+                raise await self._refusal(error) from error
 
     async def find(self, path: str) -> StoredObject:
         """Return the metadata of the file at `path`.
@@ -129,22 +152,24 @@ class ImageStore:
         Raises:
             NotFound: the file does not exist, or no longer.
         """
-        try:
-            result = await self.objects.get_async(
-                path, options={} if span is None else {"range": span}
-            )
-        except FAILED as error:
-            raise await self._refusal(error) from error
+        with self._gets.measured():
+            try:
+                result = await self.objects.get_async(
+                    path, options={} if span is None else {"range": span}
+                )
+            except FAILED as error:
+                raise await self._refusal(error) from error
         return OpenedFile(result.meta["size"], self._chunks(result))
 
     async def delete(self, path: str) -> None:
         """Delete the file at `path`, if it exists."""
-        try:
-            await self.objects.delete_async(path)
-        except FAILED as error:
-            refusal = await self._refusal(error)
-            if isinstance(refusal, StorageFailed):
-                raise refusal from error
+        with self._deletions.measured():
+            try:
+                await self.objects.delete_async(path)
+            except FAILED as error:
+                refusal = await self._refusal(error)
+                if isinstance(refusal, StorageFailed):
+                    raise refusal from error
 
     async def list(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
         """Yield every file below `folder`, unordered, in bounded batches."""

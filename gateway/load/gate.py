@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 from gateway import telemetry
 from gateway.errors import Unavailable
@@ -91,6 +92,8 @@ class Gate:
         self._is_closed = False
         self._is_ending = False
         self._shed = telemetry.shed_total.labels(name)
+        self._in_queue = telemetry.queue_waiting.labels(name)
+        self._waits = telemetry.queue_wait_seconds.labels(name)
 
     @property
     def inside(self) -> int:
@@ -160,8 +163,17 @@ class Gate:
         self._queues.setdefault(owner, deque()).append(future)
         self._waiting += 1
         timer = loop.call_later(self._limits.wait_seconds, self._refuse, owner, future, BUSY)
-        future.add_done_callback(lambda _: timer.cancel())
+        self._in_queue.inc()
+        future.add_done_callback(partial(self._waited, timer, self._clock()))
         return future
+
+    def _waited(
+        self, timer: asyncio.TimerHandle, since: float, future: "asyncio.Future[GateSlot]"
+    ) -> None:
+        timer.cancel()
+        self._in_queue.dec()
+        if not future.cancelled() and future.exception() is None:
+            self._waits.observe(self._clock() - since)
 
     def abandon(self, owner: Hashable, future: "asyncio.Future[GateSlot]") -> None:
         """Wait no longer; a slot that was given meanwhile goes to the next."""

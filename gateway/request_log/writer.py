@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from gateway import telemetry
 from gateway.config import Settings
 from gateway.db.engine import Database, DatabaseUnavailable, answered_within
+from gateway.logs import REQUEST_LOGGER
 from gateway.request_record import SHOWN, RequestRecord
 
 LINE_SECONDS = 0.1
@@ -60,7 +61,7 @@ class RequestLog:
         """Enqueue a complete record. Never waits and never raises."""
         values = zip(SHOWN, _shown(record), strict=True)
         shown = {name: value for name, value in values if value is not None}
-        logger = logging.getLogger(telemetry.REQUEST_LOGGER)
+        logger = logging.getLogger(REQUEST_LOGGER)
         is_logged = logger.isEnabledFor(logging.INFO)
         if is_logged and self._log_format == "console":
             log.info(EVENT, **_for_people(shown))
@@ -108,7 +109,7 @@ def _for_people(shown: Mapping[str, object]) -> dict[str, str]:
 async def _write_lines(lines: Sequence[bytes]) -> None:
     # In a thread: the reader of standard error may be slow.
     text = b"\n".join(lines).decode()
-    await asyncio.to_thread(logging.getLogger(telemetry.REQUEST_LOGGER).info, text)
+    await asyncio.to_thread(logging.getLogger(REQUEST_LOGGER).info, text)
 
 
 async def _write_rows(database: Database, rows: Sequence[bytes]) -> None:

@@ -129,6 +129,10 @@ class GatewaySecrets:
         """Return the peppers that accept no key, kept to recognise ended admin keys."""
         return _as_peppers(self._versions.get(SecretPurpose.RETIRED_PEPPER, ()))
 
+    def newest(self, purpose: SecretPurpose) -> SecretVersion:
+        """Return the newest version of a secret."""
+        return self._versions[purpose][0]
+
     def link_keys(self, now: float) -> list[bytes]:
         """Return the keys whose links are accepted at `now` (Unix seconds), the newest first."""
         return [key.value for key in self._links if _is_accepted(key, now)]

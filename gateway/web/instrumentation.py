@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
 import orjson
 import structlog
+from prometheus_client import Counter, Histogram
 
 from gateway import request_record, telemetry
 from gateway.errors import GatewayError, InternalError, envelope, response_headers
 from gateway.request_record import RequestRecord, note_error
+from gateway.usage_metrics import count_request
 from gateway.web.routes import find_route
 
 Message = MutableMapping[str, Any]
@@ -103,6 +106,16 @@ def _begin(scope: RequestScope) -> tuple[RequestRecord, list[tuple[bytes, bytes]
     return record, headers
 
 
+@cache  # finding a series by its labels takes longer than counting
+def _answers(route: str | None, method: str | None, status: int) -> Counter:
+    return telemetry.requests_total.labels(route, method, str(status))
+
+
+@cache
+def _durations(route: str | None) -> Histogram:
+    return telemetry.request_seconds.labels(route)
+
+
 async def send_error(
     error: GatewayError,
     send: Send,
@@ -130,8 +143,10 @@ async def send_error(
 
 def _take_note(record: RequestRecord, status: int, seconds: float, *, is_quiet: bool) -> None:
     record.status, record.milliseconds = status, round(seconds * 1000)
-    telemetry.requests_total.labels(record.route, record.method, str(status)).inc()
-    telemetry.request_seconds.labels(record.route).observe(seconds)
+    _answers(record.route, record.method, status).inc()
+    _durations(record.route).observe(seconds)
+    if record.tenant_id is not None:
+        count_request(record.tenant_id, livemode=bool(record.livemode), status=status)
     # Open paths are not recorded: image links, pages, probes.
     if record.sink is None and not is_quiet:
         log.debug(

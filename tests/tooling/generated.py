@@ -1,4 +1,4 @@
-"""Files and parts of pages written from the code: settings, parameters, routes, models.
+"""Files and parts of pages written from the code: settings, parameters, routes, models, metrics.
 
 `python -m tests.tooling.generated` writes them; with `--check` it only says which are stale.
 """
@@ -6,7 +6,13 @@
 import sys
 from pathlib import Path
 
-from tests.tooling import parameter_pages, provider_pages, route_pages, settings_pages
+from tests.tooling import (
+    metric_pages,
+    parameter_pages,
+    provider_pages,
+    route_pages,
+    settings_pages,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +24,7 @@ def rendered() -> dict[Path, str]:
         | parameter_pages.rendered()
         | route_pages.rendered()
         | provider_pages.rendered()
+        | metric_pages.rendered()
     )
 
 

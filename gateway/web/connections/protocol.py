@@ -378,7 +378,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._end(refusal)
             return
         telemetry.connections_refused_total.labels(refusal.counted).inc()
-        telemetry.errors_total.labels(refusal.error.code).inc()
+        telemetry.errors_total.labels(refusal.error.code, str(refusal.error.status)).inc()
         self._is_refused = True
         self._registry.leave(self)
         self._unset_keepalive_if_required()
