@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.tooling import (
+    boards,
     metric_pages,
     parameter_pages,
     provider_pages,
@@ -25,6 +26,7 @@ def rendered() -> dict[Path, str]:
         | route_pages.rendered()
         | provider_pages.rendered()
         | metric_pages.rendered()
+        | boards.rendered()
     )
 
 
