@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from gateway.console.dependencies import redirect
 from gateway.console.portal import Portal
 from gateway.console.shown_images import show_images
 from gateway.console.tenant_home import Home, read_home
@@ -48,7 +47,12 @@ CONNECT = Step(
 async def show_home(portal: Portal) -> Response:
     """Show budgets, this month's costs, the last images and what needs attention."""
     if not portal.viewer.may(Permission.USAGE_READ):
-        return _elsewhere(portal)
+        held = "This API key sees" if portal.viewer.key is not None else "You see"
+        return portal.page(
+            "tenant_start.html",
+            title="Home",
+            lead=f"{held} no usage, so there are no figures here.",
+        )
     caller = await portal.caller(whole_tenant=True)
     async with portal.reading(Permission.USAGE_READ) as session:
         home = await read_home(session, portal.viewer, caller, portal.gateway.core.catalog)
@@ -63,18 +67,6 @@ async def show_home(portal: Portal) -> Response:
         images=shown,
         steps=_steps(portal, home),
     )
-
-
-def _elsewhere(portal: Portal) -> Response:
-    """Lead a key that sees no usage to what it may do.
-
-    Raises:
-        Forbidden: it may do nothing here.
-    """
-    if portal.viewer.may(Permission.IMAGES_MAKE):
-        return redirect("/console/playground")
-    portal.viewer.require(Permission.IMAGES_READ)
-    return redirect("/console/gallery")
 
 
 def _steps(portal: Portal, home: Home) -> tuple[Step, ...]:

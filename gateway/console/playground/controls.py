@@ -28,7 +28,7 @@ HINTS = {
 SUGGESTED = ("1024x1024", "1536x1024", "1024x1536", "2048x2048", "2048x1152", "3840x2160")
 USUAL = {"n": "1", "partial_images": "2"}
 TIMES = " \N{MULTIPLICATION SIGN} "
-OPEN_CHOICE = ("", "Let the model choose")
+OPEN_CHOICE = ("", "Model's choice")
 
 
 @dataclass(frozen=True, slots=True)
