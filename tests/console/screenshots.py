@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from gateway.console.navigation import NAVIGATION
 from gateway.db.embedded import EmbeddedPostgres
 from tests.console_browser import CHROMIUM, NO_BROWSER, ROOT, Visitor, signed_in
+from tests.console_portal import make_images, portal_cookies, portal_pages
 from tests.console_seed import Seeded, seed
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
 
@@ -57,7 +58,7 @@ async def details(served: Served, seeded: Seeded) -> dict[str, str]:
 
 
 async def take(visitor: Visitor, folder: Path, shown: Mapping[str, str]) -> None:
-    """Write the images of pages."""
+    """Write the images of pages, by the names of their files."""
     for name, path in shown.items():
         for suffix, width, theme in VIEWS:
             page = await visitor.visit(path, theme=theme, width=width)
@@ -81,9 +82,11 @@ async def main(folder: Path) -> None:
             settings = make_settings(await server.create(), Path(place) / "data")
             async with served_gateway(settings) as served:
                 seeded = await seed(served, calls=CALLS)
+                image = await make_images(served, seeded)
                 async with signed_in(served) as visitor:
-                    shown = pages() | await details(served, seeded)
-                    await take(visitor, folder, shown)
+                    await take(visitor, folder, pages() | await details(served, seeded))
+                    visitor.cookies = await portal_cookies(served, seeded)
+                    await take(visitor, folder, portal_pages(image))
         finally:
             await embedded.close()
 

@@ -17,6 +17,7 @@ from tests.console_helpers import by_key, signed_in_as
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
 from tests.image_helpers import file_bytes, mask, png
 from tests.stub_openai import Stub, running_stub
+from tests.stub_openai.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PLAYGROUND = "/console/playground"
@@ -108,7 +109,15 @@ async def test_a_form_that_is_sent_twice_buys_once_and_a_changed_one_buys_anew(
     before = len(provider.bill)
     filled = form_of(page, prompt="Twice", quality="low")
     address = f"{PLAYGROUND}?mode=live"
-    twins = await asyncio.gather(*(maker.post(address, files=filled) for _ in range(3)))
+    provider.faults.add(Fault(hold=True))
+    first = asyncio.create_task(maker.post(address, files=filled))
+    await provider.until_held(1)
+    second = asyncio.create_task(maker.post(address, files=filled))
+    # Enough for the second to find the first one under way; it must wait, not be refused.
+    for _ in range(5):
+        await maker.get(f"{PLAYGROUND}?mode=live")
+    provider.release()
+    twins = await asyncio.gather(first, second)
     again = await maker.post(f"{PLAYGROUND}/stream?mode=live", files=filled)
     once = len(provider.bill) - before
     await maker.post(address, files=form_of(page, prompt="Twice, but red", quality="low"))

@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from sqlalchemy import Engine, event
 from gateway.db.embedded import EmbeddedPostgres
 from tests.console.screenshots import details, pages
 from tests.console_browser import session_cookies
+from tests.console_portal import make_images, portal_cookies, portal_pages
 from tests.console_seed import seed
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
 
@@ -83,6 +84,24 @@ def _forget_shared(served: Served) -> None:
         del state.console_watchers
 
 
+async def time_pages(
+    served: Served,
+    cookies: Sequence[Mapping[str, object]],
+    paths: Mapping[str, str],
+    rounds: int,
+) -> None:
+    """Print a line of the table for each page."""
+    jar = {str(one["name"]): str(one["value"]) for one in cookies}
+    async with served.http(cookies=jar) as http:
+        for name, path in paths.items():
+            one = await time_page(served, http, name, path, rounds=rounds)
+            print(
+                f"| `{one.path}` | {one.queries} | {one.p50:.0f} | {one.p95:.0f} |"
+                f" {one.kilobytes:.0f} |",
+                flush=True,
+            )
+
+
 async def main(calls: int, rounds: int) -> None:
     """Print the table of all pages."""
     with TemporaryDirectory() as place:
@@ -95,17 +114,12 @@ async def main(calls: int, rounds: int) -> None:
             settings = make_settings(await server.create(), Path(place) / "data")
             async with served_gateway(settings) as served:
                 seeded = await seed(served, calls=calls)
-                cookies = await session_cookies(served)
-                jar = {str(one["name"]): str(one["value"]) for one in cookies}
-                async with served.http(cookies=jar) as http:
-                    print("| page | queries | p50 ms | p95 ms | kB |\n|---|---|---|---|---|")
-                    for name, path in (pages() | await details(served, seeded)).items():
-                        one = await time_page(served, http, name, path, rounds=rounds)
-                        print(
-                            f"| `{one.path}` | {one.queries} | {one.p50:.0f} | {one.p95:.0f} |"
-                            f" {one.kilobytes:.0f} |",
-                            flush=True,
-                        )
+                shown = pages() | await details(served, seeded)
+                image = await make_images(served, seeded)
+                print("| page | queries | p50 ms | p95 ms | kB |\n|---|---|---|---|---|")
+                await time_pages(served, await session_cookies(served), shown, rounds)
+                portal = await portal_cookies(served, seeded)
+                await time_pages(served, portal, portal_pages(image), rounds)
         finally:
             await embedded.close()
 
