@@ -139,11 +139,11 @@ async def _month(session: TenantSession, caller: Caller, zone: str) -> MonthFigu
         failed_requests=total.failed_requests,
         images=total.images,
         open_nano=total.open_nano,
-        chart=_chart(by_model, days),
+        chart=_chart(by_model, days, "live" if caller.livemode else "test"),
     )
 
 
-def _chart(by_model: dict[str, dict[str, int]], days: Sequence[date]) -> Chart:
+def _chart(by_model: dict[str, dict[str, int]], days: Sequence[date], mode: str) -> Chart:
     sums = {
         model: [costs.get(day.isoformat(), 0) for day in days] for model, costs in by_model.items()
     }
@@ -160,7 +160,7 @@ def _chart(by_model: dict[str, dict[str, int]], days: Sequence[date]) -> Chart:
             labels=tuple(formats.day(day, with_year=False) for day in days),
             series=tuple(series),
             unit=USD,
-            links=tuple(f"/console/usage?start={day}&end={day}" for day in days),
+            links=tuple(f"/console/usage?start={day}&end={day}&mode={mode}" for day in days),
         )
     )
 

@@ -192,6 +192,11 @@ async def test_an_image_page_has_its_prompt_cost_and_a_link_that_works(portal: S
         page = await admin.get(f"/console/gallery/{image}?mode=test")
         same = await admin.get(f"/console/playground?same={image}")
     assert "A tower &lt;script&gt;" in page.text
+    entries = re.search(r'<a href="(/console/portal/requests/[^"]+)"', page.text)
+    assert entries is not None
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as colleague:
+        await portal.gateway.request_log.flush()
+        assert (await colleague.get(entries[1])).status_code == 200
     assert EVIL not in page.text + same.text
     assert "A tower &lt;script&gt;" in same.text
     assert "$0.00" in page.text
