@@ -1,16 +1,25 @@
 """Changes that a tenant makes on its own pages: each is felt, and in the audit trail by name."""
 
+import asyncio
+import os
 import re
+import shutil
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
 
+from gateway.config import Settings
+from gateway.console import snippets
 from gateway.domain import Scope
 from gateway.identity.viewers import Role
 from gateway.webhooks import endpoints
 from tests.console_helpers import person
 from tests.harness import GPT2, Served
+from tests.money.test_money_crashes import locked, waiting_for_locks
+from tests.money_helpers import eventually
 
 LOW = {"model": GPT2, "prompt": "a red circle", "quality": "low", "size": "1024x1024"}
 IMAGES = "/v1/images/generations"
@@ -289,3 +298,40 @@ async def test_a_test_keys_holder_sees_webhooks_of_test_calls_alone(
         assert (await holder.get(path)).status_code == 404
         assert (await holder.post(f"{path}/delete")).status_code == 404
     assert (await admin.get(path)).status_code == 200
+
+
+async def test_a_report_that_takes_too_long_keeps_its_form_and_says_what_to_narrow(
+    settings: Settings, served: Served, admin: httpx2.AsyncClient
+) -> None:
+    async with locked(settings, "LOCK TABLE usage_day IN ACCESS EXCLUSIVE MODE"):
+        asked = asyncio.create_task(admin.get("/console/usage?period=90d"))
+        await eventually(lambda: waiting_for_locks(served))
+        # A statement beyond its time limit is cancelled in the same way.
+        await served.owner_sql(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        page = await asked
+    assert page.status_code == 400
+    assert "This report is too large" in page.text
+    assert "choose a shorter period" in page.text
+    assert '<input type="hidden" name="period" value="90d">' in page.text
+
+
+async def test_programs_to_paste_make_an_image(served: Served) -> None:
+    key = await served.key(livemode=False)
+    address, names = served.base_url, {"PATH": os.environ["PATH"]}
+    secret = {snippets.KEY: key.secret.reveal()}
+    commands = [[sys.executable, "-c", snippets.python_of(address)]]
+    if shutil.which("curl"):
+        [pasted] = [one.text for one in snippets.sdks(address) if one.id == "curl"]
+        commands += [
+            ["sh", "-c", pasted],
+            ["sh", "-c", snippets.curl_of(address, secret[snippets.KEY])],
+        ]
+    for command in commands:
+        running = await asyncio.create_subprocess_exec(
+            *command, env=names | secret, stdout=PIPE, stderr=PIPE
+        )
+        out, problems = await running.communicate()
+        assert b"/images/img_" in out, problems

@@ -34,6 +34,7 @@ from gateway.domain import Caller, Operation
 from gateway.errors import InvalidRequest
 from gateway.identity.transactions import reading_tenant
 from gateway.identity.viewers import Permission
+from gateway.request_record import note_error
 from gateway.rest.usage import UsageQuery, find_filters, report_answer
 from gateway.tenancy.lookups import KeyScope
 
@@ -63,6 +64,14 @@ CALL_FIELDS: dict[Grouping, str] = FILTERS | {
     "status": "status",
 }
 """The field that chooses one group in the list of calls."""
+
+TOO_MUCH = {
+    "report_too_large": "It has too many groups, or takes too long. Narrow it: choose a shorter "
+    "period, one model, key or user, or another grouping. Sizes, qualities, statuses and hours of "
+    "keys and users are counted call by call; the others are kept as sums.",
+    "report_archived": "",
+}
+"""Refusals of a report that the form can mend, in a person's words; "": in the report's own."""
 
 router = APIRouter()
 
@@ -127,15 +136,24 @@ async def show_usage(portal: UsagePortal, form: Annotated[UsageForm, Query()]) -
         if form.format:
             raise InvalidRequest("format must be csv.", param="format")
         link = _linker(form, question)
-        found = await explore(session, question, lambda moment: link(*days_of(moment)))
+        found, refusal, status = None, "", 200
+        try:
+            found = await explore(session, question, lambda moment: link(*days_of(moment)))
+        except InvalidRequest as error:
+            if error.code not in TOO_MUCH:
+                raise
+            note_error(error)
+            refusal, status = TOO_MUCH[error.code] or error.message, error.status
     days = question.days
     return portal.page(
         "tenant/usage.html",
         title="Usage",
         lead=_lead(question, caller),
+        status=status,
         form=form,
         found=found,
-        lines=[_line(form, question, row) for row in found.rows],
+        refusal=refusal,
+        lines=[] if found is None else [_line(form, question, row) for row in found.rows],
         total_calls=calls_address(form, days),
         group_name=NAMES[question.group],
         days=days,
