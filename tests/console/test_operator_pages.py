@@ -125,6 +125,16 @@ async def test_requests_are_found_by_each_filter(scene: Scene, query: str, count
     assert len(re.findall(r'<th scope="row"><a href="/console/requests/req_', page)) == count
 
 
+async def test_requests_of_the_console_are_shown_only_when_asked_for(scene: Scene) -> None:
+    await scene.get("/console/tenants")
+    await scene.served.gateway.request_log.flush()
+    assert "/console/{id}" not in await scene.get("/console/requests")
+    shown = await scene.get("/console/requests?pages=yes")
+    assert "/console/{id}" in shown
+    [page_id] = re.findall(r'href="/console/requests/(req_[^"]+)"', shown)[:1]
+    assert "of the console" in await scene.get(f"/console/requests/{page_id}")
+
+
 async def test_pages_of_requests_follow_one_another_without_gaps(scene: Scene) -> None:
     seen: list[str] = []
     path = "/console/requests?tenant=Northwind+Travel&mode=live"
