@@ -148,7 +148,7 @@ async def test_the_overview_agrees_with_the_ledger(
 ) -> None:
     text = (await http.get("/console")).text
     assert "Aster Games" in text
-    assert re.search(r"gpt-image-1\.5</strong>.*?ends 1 Dec 2026", text, re.DOTALL)
+    assert re.search(r"gpt-image-1\.5</a></strong>.*?ends 1 Dec 2026", text, re.DOTALL)
     sums = await busy[0].owner_sql(
         "SELECT state, count(*) FROM reservation WHERE state <> 'posted' GROUP BY 1"
     )
