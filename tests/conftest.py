@@ -53,9 +53,14 @@ LONG = {
 
 @pytest.hookimpl(optionalhook=True)  # `make mutants` runs without xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Run a single file without further processes: its tests stay in one. None: one per core."""
+    """Run a single file without further processes: its tests stay in one.
+
+    Otherwise one more than there are cores: each waits for Postgres, clients and children too.
+    """
     files = {argument.partition("::")[0] for argument in config.args}
-    return 0 if len(files) == 1 and files.pop().endswith(".py") else None
+    if len(files) == 1 and files.pop().endswith(".py"):
+        return 0
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -114,7 +114,7 @@ def make_settings(url: str, data_dir: Path, **changes: Any) -> Settings:
         "OPENAI_API_KEY": SecretStr(HOUSE_KEY),
         "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
         # Each takes the server as long as a request.
-        "database_pool_size": 4,
+        "database_pool_size": 2,
         "sweep_interval_seconds": 3600,
         "drain_seconds": 5,
         # Clients, stub and gateway share one event loop: requests wait longer than elsewhere.
