@@ -10,7 +10,8 @@ from pydantic import SecretStr
 from gateway.billing import prices
 from gateway.config import Settings
 from gateway.image_models import SeedPrice
-from tests.harness import GPT2, Served, make_settings
+from tests.admin_helpers import admin
+from tests.harness import GPT2, Served, error_of, make_settings
 from tests.models_files import SIX, write
 from tests.stub_openai import Stub
 
@@ -80,3 +81,17 @@ async def test_a_new_price_is_listed_from_its_start(served: Served) -> None:
         "text_output_usd": "3.00",
         "image_output_usd": "29.123456789",
     }
+
+
+async def test_operators_see_all_models_whichever_a_key_may_use(served: Served) -> None:
+    names = set(served.gateway.core.catalog.models)
+    async with admin(served) as http:
+        models = (await http.get("/models")).json()["data"]
+        one = (await http.get(f"/models/{GPT2}")).json()
+        refused = await http.get("/models/none")
+    found = {model["id"]: model for model in models}
+    assert set(found) == names
+    assert found[GPT2] == one == (await listed(served))[GPT2]
+    assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
+    async with served.http(await served.key()) as http:
+        assert (await http.get("/admin/v1/models")).status_code == 403

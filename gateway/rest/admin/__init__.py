@@ -13,6 +13,7 @@ from gateway.rest.admin import (
     credentials,
     keys,
     limits,
+    models,
     prices,
     reconciliation,
     requests,
@@ -32,7 +33,7 @@ router = APIRouter(
 for noun in (
     *(tenants, users, keys, credentials, budgets, limits),
     *(webhooks, usage, requests, prices, reconciliation, audit, admin_keys),
-    sessions,
+    *(sessions, models),
 ):
     router.include_router(noun.router)
 router.include_router(budgets.house_router)
