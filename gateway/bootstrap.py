@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import Any
 
 from gateway.billing.opening import open_reservations
@@ -19,7 +20,7 @@ from gateway.core import Core
 from gateway.db.cache import Cache, ChangeListener, K, V
 from gateway.db.engine import Database
 from gateway.db.pool_metrics import PoolMetrics
-from gateway.db.pools import Beside
+from gateway.db.pools import Beside, OpenMeter
 from gateway.domain import new_id
 from gateway.generation.credential_tests import CredentialTests
 from gateway.generation.hosts import Hosts
@@ -116,7 +117,7 @@ async def open_gateway(
     """
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings, today=today))
-        (database := core.database).measure(PoolMetrics)
+        (database := core.database).measure(_pool_metrics(settings))
         callers = _caller_caches(settings)
         tables: Cache[str, PriceTable] = _cache(settings, "prices")
         token_owners: Cache[tuple[str, str], TokenOwner] = _cache(settings, "token_owners")
@@ -174,6 +175,10 @@ async def open_gateway(
             request_log=request_log,
             clear_caches=clear,
         )
+
+
+def _pool_metrics(settings: Settings) -> OpenMeter:
+    return partial(PoolMetrics, is_traced=settings.traces_endpoint is not None)
 
 
 async def _listen(

@@ -53,6 +53,7 @@ from gateway.rest.uploads import UploadReader
 from gateway.web.admission import AdmissionControl
 from gateway.web.authentication import Authentication
 from gateway.web.instrumentation import Instrumentation
+from gateway.web.traces import open_traces, telemetry_of
 
 GC_NEW_OBJECTS = 20_000
 STOP_SECONDS = 10
@@ -69,11 +70,13 @@ Keys that begin with `igw_test_` use a sandbox and cost nothing.
 
 def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     """Build the application around an opened gateway; without one it opens its own at start."""
-    mcp = McpFront(settings)
+    mcp, traces = McpFront(settings), open_traces(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if traces is not None:
+                stack.push_async_callback(traces.close)
             opened = (
                 await stack.enter_async_context(open_gateway(settings))
                 if gateway is None
@@ -97,6 +100,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,
+        telemetry=telemetry_of(traces),
         redoc_url=None,
         static_url=docs_pages.ASSETS,
         # A redirect would repeat the Host header, which the client controls.
@@ -119,7 +123,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     app.add_middleware(AdmissionControl)
     app.add_middleware(Authentication, tool_scopes=TOOL_SCOPES)
     app.add_middleware(ConsoleGuard)
-    app.add_middleware(Instrumentation)
+    app.add_middleware(Instrumentation, traces=traces)
     app.add_middleware(ErrorPages)
     return app
 

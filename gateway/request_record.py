@@ -21,6 +21,7 @@ from gateway.money import NanoUsd
 from gateway.provider_answers import ProviderReply
 from gateway.redaction import redact
 from gateway.request_ids import CLIENT_ID, moment_of
+from gateway.tracing import current_parent
 
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values; later versions may append.
 _TRACEPARENT = re.compile(
@@ -39,7 +40,11 @@ class Trace:
     flags: str
 
     def traceparent(self) -> str:
-        """The `traceparent` header for an outgoing call, as a new span of the trace."""
+        """The `traceparent` header for an outgoing call: under the step that makes it, if it is
+        traced, else as a new span of the trace.
+        """
+        if (parent := current_parent()) is not None:
+            return parent.traceparent()
         return f"00-{self.trace_id}-{random.getrandbits(64) or 1:016x}-{self.flags}"
 
 

@@ -296,6 +296,9 @@ secret_created_seconds = Gauge(
     ["secret"],
     multiprocess_mode="mostrecent",
 )
+spans_dropped_total = Counter(
+    "gateway_spans_dropped_total", "Spans of traces that the collector did not take in time"
+)
 build_info = Gauge(
     "gateway_build_info",
     "1, with the version of the gateway and of Python",

@@ -40,6 +40,7 @@ from gateway.tenancy.quickstart import read_quickstart
 from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
 from gateway.web.connections.protocol import BoundedConfig
 from gateway.web.connections.tls import Certificate
+from gateway.web.traces import check_traces
 
 log = structlog.get_logger(__name__)
 ACCEPTED_PER_TURN = 16
@@ -82,6 +83,7 @@ def serve(
     _refuse_unusable(host, port)
     if settings.tls_files is not None:
         guarded(partial(Certificate, *settings.tls_files))
+    guarded(partial(check_traces, settings))
     raise_descriptor_limit()
     if workers == 1:
         _serve_one(settings, host, port, as_json=as_json)

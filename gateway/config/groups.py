@@ -25,6 +25,7 @@ from gateway.config.oidc import OidcSettings
 from gateway.config.providers import ProviderSettings
 from gateway.config.server import ServerSettings
 from gateway.config.storage import StorageSettings
+from gateway.config.traces import TraceSettings
 from gateway.config.uploads import UploadSettings
 from gateway.config.webhooks import WebhookSettings
 
@@ -120,5 +121,6 @@ GROUPS = (
     Group("console", "Console", ConsoleSettings, "console_"),
     Group("logging", "Logging", LogSettings, "log_"),
     Group("metrics", "Metrics", MetricsSettings, "metrics_"),
+    Group("traces", "Traces", TraceSettings, "otel_"),
 )
 SETTINGS = tuple(setting for group in GROUPS for setting in group)

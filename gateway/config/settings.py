@@ -22,6 +22,7 @@ from gateway.config.oidc import OidcSettings
 from gateway.config.providers import ProviderSettings
 from gateway.config.server import ServerSettings
 from gateway.config.storage import StorageSettings
+from gateway.config.traces import TraceSettings
 from gateway.config.uploads import UploadSettings
 from gateway.config.webhooks import WebhookSettings
 
@@ -49,6 +50,7 @@ class Settings(
     ConsoleSettings,
     LogSettings,
     MetricsSettings,
+    TraceSettings,
     BaseSettings,
 ):
     """All settings of the operator. `gateway.config.loading` reads it from its sources."""

@@ -5,12 +5,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from gateway import telemetry
+from gateway.db.sql_traces import trace_statements
 
 
 class PoolMetrics:
     """Measures one pool; a part of `Database.measure`, since commands that read measure nothing."""
 
-    def __init__(self, name: str, engine: AsyncEngine, size: int) -> None:
+    def __init__(
+        self, name: str, engine: AsyncEngine, size: int, *, is_traced: bool = False
+    ) -> None:
         self._wait = telemetry.pool_wait_seconds.labels(name)
         self._timeouts = telemetry.pool_timeouts_total.labels(name)
         self._in_use = telemetry.pool_in_use.labels(name)
@@ -19,6 +22,8 @@ class PoolMetrics:
         self._connections.inc(size)
         event.listen(engine.sync_engine, "checkout", self._taken)
         event.listen(engine.sync_engine, "checkin", self._given_back)
+        if is_traced:
+            trace_statements(engine)
 
     def waited(self, seconds: float) -> None:
         """Note the time until a connection was available."""

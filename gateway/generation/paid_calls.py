@@ -39,6 +39,7 @@ from gateway.generation.made_calls import check_version, listed, unanswered
 from gateway.generation.provider_circuits import HOUSE, note_failure
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
+from gateway.generation.traces import CallStep
 from gateway.generation.vendor_limits import VendorLimits
 from gateway.image_models import AutoChoice, Unit
 from gateway.load.circuits import ProviderCall
@@ -47,6 +48,7 @@ from gateway.provider_answers import Outcome, ProviderAnswer, Usage
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
+from gateway.tracing import postgresql, step
 
 SANDBOX: Literal["sandbox"] = "sandbox"
 log = structlog.get_logger(__name__)
@@ -174,7 +176,9 @@ class PaidCalls:
         try:
             # The provider's own timeout is per read: an answer that drips never meets it.
             async with asyncio.timeout(self.hold_seconds(paid.served)):
-                answer = await self._try_twice(paid, secret, partials)
+                with CallStep(paid.provider, paid.served) as calling:
+                    answer = await self._try_twice(paid, secret, partials)
+                    calling.note(answer)
         except ProviderFailure as failure:
             outcome, reply = failure.outcome, failure.reply
             ended = listed(paid.served.model, paid.provider, failure.made)
@@ -262,8 +266,9 @@ class PaidCalls:
             usage=failure.usage,
             answer=answer,
         )
-        settling = self._settlements.settle(paid.caller.tenant_id, settlement)
-        await self._settlements.acknowledged(settling)
+        with step("settle", is_call=True, **postgresql("settle")):
+            settling = self._settlements.settle(paid.caller.tenant_id, settlement)
+            await self._settlements.acknowledged(settling)
         log.info(
             "generation_failed",
             generation=str(paid.id),
@@ -370,8 +375,13 @@ class PaidCalls:
                 answer=record_for(paid.caller, paid.request, answer, stored, failed),
             ),
         )
-        images, kept = await self._results.store(paid.id, paid.caller, paid.request, answer, files)
+        settle_step = step("settle", is_call=True, **postgresql("settle"))
+        with step("store", gateway__images=len(files)):
+            images, kept = await self._results.store(
+                paid.id, paid.caller, paid.request, answer, files
+            )
         settled = await self._settlements.acknowledged(settling)
+        settle_step.end(None if settled else TimeoutError())
         if not settled:
             current().cost_status = CostStatus.PENDING
         return images, kept, settled

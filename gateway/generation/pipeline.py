@@ -65,6 +65,7 @@ from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
+from gateway.tracing import postgresql, step
 
 CANCEL_SECONDS = 2.0
 log = structlog.get_logger(__name__)
@@ -253,7 +254,8 @@ class Pipeline:
         if isinstance(claim, RepeatedClaim):
             return await self._replays.replay(caller, request, claim, found=slot.leave)
         async with AsyncExitStack() as steps:
-            reserved = await self._reserve(caller, request, steps)
+            with step("reserve"):
+                reserved = await self._reserve(caller, request, steps)
             if isinstance(reserved, _Reserved):
                 return await self._buy(reserved, slot, progress)
         # After the steps, which have given back by now what they took for a new request.
@@ -283,7 +285,8 @@ class Pipeline:
                 return claim
             raise
         try:
-            held_nano = await self._reserve_cost(purchase, orders)
+            with step("postgresql reserve", is_call=True, **postgresql("reserve")):
+                held_nano = await self._reserve_cost(purchase, orders)
         except AlreadyClaimed:
             admission.withdraw()
             return repeated(request)

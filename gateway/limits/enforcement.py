@@ -16,6 +16,7 @@ from gateway.errors import RateLimited
 from gateway.limits.process_counters import LocalCounters
 from gateway.limits.redis_counters import SharedCounters
 from gateway.limits.windows import Demand, Found, Taken
+from gateway.tracing import step
 
 NEVER_MS = 3_600_000
 _OWNERS = {"key": "this API key", "user": "this user", "tenant": "this tenant"}
@@ -154,7 +155,8 @@ class Limiter:
         """
         processes = 1
         if self._shared is not None:
-            taken = await self._shared.take(demands, lease)
+            with step("redis take", is_call=True, db__system__name="redis"):
+                taken = await self._shared.take(demands, lease)
             if taken is not None:
                 # Should Redis go away, this process knows what it has let in itself.
                 second = self._local.add(demands, lease) if taken.is_admitted else 0

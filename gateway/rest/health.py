@@ -4,7 +4,8 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.bootstrap import Gateway
@@ -89,14 +90,25 @@ def _storage(health: StoreHealth) -> str:
     "/metrics",
     summary="Prometheus metrics; needs an admin key",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {
+            "content": {
+                kind: {"schema": {"type": "string"}}
+                for kind in ("text/plain", "application/openmetrics-text")
+            }
+        }
+    },
 )
-async def metrics(gateway: GatewayDep) -> Response:
-    """Return the metrics of all workers, or of this process if there is only one."""
+async def metrics(gateway: GatewayDep, request: Request) -> Response:
+    """Return the metrics of all workers, or of this process if there is only one.
+
+    In the format of OpenMetrics, with exemplars, for a client that accepts it.
+    """
+    generate, media_type = choose_encoder(request.headers.get("accept", ""))
     if gateway.settings.prometheus_multiproc_dir is None:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate(REGISTRY), media_type=media_type)
     registry = CollectorRegistry()
     MultiProcessCollector(  # type: ignore[no-untyped-call]  # the library has no annotations
         registry, path=str(gateway.settings.prometheus_multiproc_dir)
     )
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate(registry), media_type=media_type)

@@ -18,6 +18,7 @@ from gateway.domain import Caller
 from gateway.errors import GatewayError, Unavailable, envelope, response_headers
 from gateway.load.gate import Gate, GateSlot, set_current_slot
 from gateway.request_record import note_error
+from gateway.tracing import step
 from gateway.web.bodies import LARGE_BODY_BYTES
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
 from gateway.web.routes import AdmissionClass, find_route
@@ -45,7 +46,8 @@ class AdmissionControl:
         gateway: Gateway = state["gateway"]
         client = _Client(receive, send)
         try:
-            slot = await _enter(gateway, caller, scope["path"], client)
+            with step("admission"):
+                slot = await _enter(gateway, caller, scope["path"], client)
         except Unavailable as error:
             await _refuse(error, scope, send)
             return

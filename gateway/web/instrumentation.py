@@ -8,13 +8,16 @@ from typing import Any
 
 import orjson
 import structlog
+from opentelemetry.trace import Span, get_current_span
 from prometheus_client import Counter, Histogram
 
 from gateway import request_record, telemetry
 from gateway.errors import GatewayError, InternalError, envelope, response_headers
-from gateway.request_record import RequestRecord, note_error
+from gateway.request_record import RequestRecord, Trace, note_error
+from gateway.tracing import current_parent, set_parent
 from gateway.usage_metrics import count_request
 from gateway.web.routes import find_route
+from gateway.web.traces import Traces
 
 Message = MutableMapping[str, Any]
 RequestScope = MutableMapping[str, Any]
@@ -36,8 +39,9 @@ log = structlog.get_logger(__name__)
 class Instrumentation:
     """Pure ASGI middleware that observes every answer, including those of other middleware."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, traces: Traces | None = None) -> None:
         self._app = app
+        self._traces = traces
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Pass the request on and observe its answer."""
@@ -45,6 +49,7 @@ class Instrumentation:
             await self._app(scope, receive, send)
             return
         record, headers = _begin(scope)
+        span = None if self._traces is None else _trace(self._traces, record)
         started = time.perf_counter()
         status, answered, ended = int(HTTPStatus.INTERNAL_SERVER_ERROR), False, False
 
@@ -54,6 +59,7 @@ class Instrumentation:
                 answered = True
                 status = int(message["status"])
                 message["headers"] = [*message.get("headers", ()), *headers]
+                _note_code(span, record)
                 if status >= FIRST_REFUSAL and record.generation_id is not None:
                     message["headers"].append((GENERATION_ID, str(record.generation_id).encode()))
             elif not message.get("more_body", False):
@@ -79,6 +85,26 @@ class Instrumentation:
             record.release()
             structlog.contextvars.unbind_contextvars("request_id", "trace_id")
             request_record.set_current(None)
+            set_parent(None)
+
+
+def _trace(traces: Traces, record: RequestRecord) -> Span | None:
+    """Make the request's span, if it is sampled, the parent of its steps; return it."""
+    span = get_current_span()
+    name = f"{record.method} {record.route}"
+    parent = traces.begin(span, name, record.route or "", record.request_id)
+    if parent is None:
+        return None
+    set_parent(parent)
+    record.trace = Trace(f"{parent.trace_id:032x}", "01")
+    record.trace_id = record.trace.trace_id
+    structlog.contextvars.bind_contextvars(trace_id=record.trace_id)
+    return span
+
+
+def _note_code(span: Span | None, record: RequestRecord) -> None:
+    if span is not None and record.error_code is not None:
+        span.set_attribute("gateway.error.code", record.error_code)
 
 
 def _begin(scope: RequestScope) -> tuple[RequestRecord, list[tuple[bytes, bytes]]]:
@@ -144,7 +170,9 @@ async def send_error(
 def _take_note(record: RequestRecord, status: int, seconds: float, *, is_quiet: bool) -> None:
     record.status, record.milliseconds = status, round(seconds * 1000)
     _answers(record.route, record.method, status).inc()
-    _durations(record.route).observe(seconds)
+    parent = current_parent()
+    exemplar = None if parent is None else {"trace_id": f"{parent.trace_id:032x}"}
+    _durations(record.route).observe(seconds, exemplar)
     if record.tenant_id is not None:
         count_request(record.tenant_id, livemode=bool(record.livemode), status=status)
     # Open paths are not recorded: image links, pages, probes.

@@ -1,0 +1,48 @@
+"""Steps of traces for statements of a pool: their kind alone, never a text or values."""
+
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.tracing import postgresql, step
+
+KINDS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "SET"})
+
+
+def trace_statements(engine: AsyncEngine) -> None:
+    """Make each statement a step of the request that runs it."""
+    event.listen(engine.sync_engine, "before_cursor_execute", _begin)
+    event.listen(engine.sync_engine, "after_cursor_execute", _end)
+    event.listen(engine.sync_engine, "handle_error", _fail)
+
+
+def _begin(
+    _connection: object,
+    _cursor: object,
+    statement: str,
+    _values: object,
+    context: Any,  # noqa: ANN401 - a place for attributes, as SQLAlchemy means it
+    *_: object,
+) -> None:
+    kind = statement.split(None, 1)[0].upper()
+    kind = kind if kind in KINDS else "OTHER"
+    context.gateway_step = step(f"postgresql {kind}", is_call=True, **postgresql(kind))
+
+
+def _end(
+    _connection: object,
+    _cursor: object,
+    _statement: str,
+    _values: object,
+    context: Any,  # noqa: ANN401 - the same
+    *_: object,
+) -> None:
+    context.gateway_step.end()
+
+
+def _fail(failure: ExceptionContext) -> None:
+    begun = getattr(failure.execution_context, "gateway_step", None)
+    if begun is not None:
+        begun.end(failure.original_exception)
