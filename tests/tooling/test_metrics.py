@@ -147,8 +147,9 @@ async def test_connections_in_use_are_measured(served: Served) -> None:
 
 
 async def test_a_tenants_share_of_the_pool_that_is_used_up_is_counted(settings: Settings) -> None:
-    async with served_gateway(settings.model_copy(update={"admission_timeout_ms": 500})) as served:
-        database = served.gateway.database  # of four connections, which are open by now
+    changes = {"admission_timeout_ms": 2000, "database_pool_size": 4}  # two for one tenant
+    async with served_gateway(settings.model_copy(update=changes)) as served:
+        database = served.gateway.database
         before = value("database_pool_timeouts_total", pool="requests")
         async with database.tenant(served.tenant_id), database.tenant(served.tenant_id):
             with pytest.raises(DatabaseUnavailable):
