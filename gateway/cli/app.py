@@ -37,15 +37,20 @@ COMMANDS = {
         "operations:maintain", "Do the periodic work once; exit status 1 if the books are broken."
     ),
     "backup": Entry(
-        "backup:backup", "Write database, images and master key to one file, while serving."
+        "backup:backup",
+        "Write database, images and master key to one file, while the gateway serves.",
     ),
-    "restore": Entry("backup:restore", "Restore a backup into an empty data directory."),
+    "restore": Entry(
+        "backup:restore",
+        "Restore a backup into an empty data directory, and migrate it to this release.",
+    ),
     "demo": Entry(
         "demo:demo",
         "Make an image with the OpenAI client and one with an MCP client; show the usage.",
     ),
     "console-link": Entry(
-        "console:console_link", "Print a one-time link that signs in to the console as operator."
+        "console:console_link",
+        "Print a link that signs in to the console as operator-admin, once, within ten minutes.",
     ),
     "mcp-stdio": Entry(
         "mcp:mcp_stdio",
