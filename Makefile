@@ -102,8 +102,8 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.1
 
 lock: ## resolve the lock files again (needs uv; ARGS=--upgrade for newer versions)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
-	@$(LOCK) $(ARGS) --extra demo -o requirements.lock
-	@$(LOCK) $(ARGS) -c requirements.lock -o requirements-production.lock
+	@$(LOCK) $(ARGS) --extra demo --extra otel -o requirements.lock
+	@$(LOCK) $(ARGS) --extra otel -c requirements.lock -o requirements-production.lock
 	@$(LOCK) $(ARGS) --extra dev -c requirements.lock -o requirements-dev.lock
 	@$(subst pyproject.toml,tests/clients/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
 		-o tests/clients/requirements.lock
