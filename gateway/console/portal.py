@@ -72,9 +72,11 @@ class Portal:
             self.gateway.database, self.viewer, livemode=self.livemode, whole_tenant=whole_tenant
         )
 
-    def reading(self, permission: Permission) -> AbstractAsyncContextManager[TenantSession]:
-        """Open a transaction of the tenant, to read."""
-        return reading_tenant(self.gateway, self.viewer, permission)
+    def reading(
+        self, permission: Permission, *, is_report: bool = False
+    ) -> AbstractAsyncContextManager[TenantSession]:
+        """Open a transaction of the tenant, to read; with `is_report`, beside those of requests."""
+        return reading_tenant(self.gateway, self.viewer, permission, is_report=is_report)
 
     def changing(self, permission: Permission) -> AbstractAsyncContextManager[TenantSession]:
         """Open a transaction of the tenant, to change; the audit trail names the viewer."""

@@ -23,7 +23,10 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.request_ids import CLIENT_ID, began_at
 
 MOST_OTHERS = 100
+MOST_RECENT = 1000
+"""Requests among which a recent failure is looked for: no index has their error codes."""
 FIRST_FAILURE = 400
+CREDENTIAL_REJECTED = "credential_rejected"
 CONSOLE = "/console"
 """The begin of the routes of the console's pages."""
 
@@ -116,6 +119,25 @@ async def list_own(
     """
     query = _query(caller.tenant_id).where(*_own(caller), *_chosen(chosen))
     return await _page(session, query, limit, after)
+
+
+async def find_rejecting_provider(
+    session: TenantSession, caller: Caller, *, since: datetime
+) -> str | None:
+    """Find the provider that refused a credential in the caller's last requests since then."""
+    recent = (
+        select(RequestRow.provider, RequestRow.error_code, RequestRow.at)
+        .where(RequestRow.tenant_id == caller.tenant_id, *_own(caller), RequestRow.at >= since)
+        .order_by(RequestRow.at.desc(), RequestRow.id.desc())
+        .limit(MOST_RECENT)
+        .subquery("recent")
+    )
+    return await session.scalar(
+        select(recent.c.provider)
+        .where(recent.c.error_code == CREDENTIAL_REJECTED)
+        .order_by(recent.c.at.desc())
+        .limit(1)
+    )
 
 
 async def list_all(

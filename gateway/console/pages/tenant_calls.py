@@ -49,7 +49,7 @@ class CallsForm(UsageForm):
 async def show_calls(portal: UsagePortal, form: Annotated[CallsForm, Query()]) -> Response:
     """List calls, newest first, with the exact cost of each."""
     caller = await portal.caller(whole_tenant=True)
-    async with portal.reading(Permission.USAGE_READ) as session:
+    async with portal.reading(Permission.USAGE_READ, is_report=True) as session:
         own_zone = await usage.tenant_zone(session, caller.tenant_id)
         zone = await usage.report_zone(session, form.zone or None, own_zone)
         today = datetime.now(ZoneInfo(zone)).date()

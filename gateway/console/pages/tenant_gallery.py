@@ -80,7 +80,7 @@ class _Chosen:
 async def show_gallery(portal: ImagePortal, form: Annotated[GalleryForm, Query()]) -> Response:
     """List the stored images, newest first."""
     caller = await portal.caller(whole_tenant=True)
-    async with portal.reading(Permission.IMAGES_READ) as session:
+    async with portal.reading(Permission.IMAGES_READ, is_report=True) as session:
         chosen = await _choose(session, portal, caller, form)
         found = NO_IMAGES
         if not chosen.errors:
@@ -93,7 +93,6 @@ async def show_gallery(portal: ImagePortal, form: Annotated[GalleryForm, Query()
                 model=form.model or None,
                 chosen=chosen.filter,
             )
-        stats = await history.storage_stats(session, caller)
     images = show_images(portal.gateway, found.images)
     models = sorted(portal.gateway.core.catalog.models)
     return portal.page(
@@ -105,7 +104,6 @@ async def show_gallery(portal: ImagePortal, form: Annotated[GalleryForm, Query()
         form=form,
         errors=chosen.errors,
         images=images,
-        stats=stats,
         models=[("", "Any"), *((name, name) for name in models)],
         operations=OPERATIONS,
         sees_users=caller.user_id is None and portal.viewer.may(Permission.TENANT_READ),

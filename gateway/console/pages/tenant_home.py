@@ -54,7 +54,7 @@ async def show_home(portal: Portal) -> Response:
             lead=f"{held} no usage, so there are no figures here.",
         )
     caller = await portal.caller(whole_tenant=True)
-    async with portal.reading(Permission.USAGE_READ) as session:
+    async with portal.reading(Permission.USAGE_READ, is_report=True) as session:
         home = await read_home(session, portal.viewer, caller, portal.gateway.core.catalog)
     shown = show_images(portal.gateway, home.images or ())
     whose = "Your own usage" if caller.user_id is not None else f"{portal.viewer.tenant_name}"

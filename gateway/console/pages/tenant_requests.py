@@ -14,6 +14,7 @@ from gateway.console.dependencies import redirect
 from gateway.console.forms import UNTOUCHED, refused, uuid_or_none
 from gateway.console.portal import UsagePortal
 from gateway.console.render import Crumb
+from gateway.console.searches import searching
 from gateway.console.self_service import PAGE_SIZE, REFUSALS
 from gateway.db.engine import TenantSession
 from gateway.domain import Caller
@@ -70,7 +71,7 @@ async def list_requests(portal: UsagePortal, form: Annotated[OwnRequestsForm, Qu
     found: Sequence[LoggedRequest] = ()
     state, older = UNTOUCHED, ""
     try:
-        async with portal.reading(Permission.USAGE_READ) as session:
+        async with portal.reading(Permission.USAGE_READ, is_report=True) as session, searching():
             chosen = await _chosen(session, caller, form)
             page = await queries.list_own(
                 session, caller, chosen, limit=PAGE_SIZE, after=form.after or None
