@@ -332,10 +332,33 @@ _OF_HOUSE = f"""
 _ALL = " ORDER BY livemode DESC, api_key_id NULLS FIRST, user_id NULLS FIRST, id"
 _ONE = " AND b.id = :id"
 _PAGE = " AND b.id < :below ORDER BY b.id DESC LIMIT :limit"
+_OF_CALLER = """
+    AND b.livemode = :livemode
+    AND (b.api_key_id IS NULL OR b.api_key_id = CAST(:key_id AS uuid))
+    AND (b.user_id IS NULL OR b.user_id = CAST(:user_id AS uuid))
+"""
+_OWNED = """
+    AND b.livemode = :livemode AND (b.api_key_id IS NOT NULL OR b.user_id IS NOT NULL)
+"""
+_LIMIT_IN_FORCE = """
+    greatest(b.limit_nano, 1,
+        CASE WHEN b.raised_until > clock_timestamp() THEN b.raised_to_nano END)
+"""
+# Periods are computed for the few that are chosen: each costs more than a row.
+_MOST_USED = f"""
+    AND b.id IN (
+        SELECT b.id FROM budget b
+        LEFT JOIN budget_period x ON x.tenant_id = b.tenant_id AND x.budget_id = b.id
+            AND x.period_start <= clock_timestamp() AND clock_timestamp() < x.period_end
+        WHERE b.tenant_id = :tenant_id AND b.removed_at IS NULL {_OWNED}
+        ORDER BY coalesce(x.spent_nano + x.held_nano, 0)::numeric / {_LIMIT_IN_FORCE} DESC, b.id
+        LIMIT :limit)
+    ORDER BY coalesce(bp.spent_nano + bp.held_nano, 0)::numeric / {_LIMIT_IN_FORCE} DESC, b.id
+"""  # noqa: S608 - constants
 
 
 async def _select(
-    session: Session, tenant_id: UUID | None, which: str, **values: int
+    session: Session, tenant_id: UUID | None, which: str, **values: int | UUID | None
 ) -> list[Budget]:
     if tenant_id is None:
         found = await session.execute(text(f"{_OF_HOUSE}{which}"), values)
@@ -412,11 +435,39 @@ def _shown(row: BudgetRow | HouseBudgetRow) -> dict[str, object]:
 
 
 async def for_caller(session: TenantSession, caller: Caller) -> list[Budget]:
-    """List the budgets that apply to a call of this caller."""
-    return [
-        budget
-        for budget in await list_budgets(session, caller.tenant_id)
-        if budget.livemode == caller.livemode
-        and budget.api_key_id in {None, caller.api_key_id}
-        and budget.user_id in {None, caller.user_id}
-    ]
+    """List the budgets that apply to a call of this caller: of its tenant, user and key."""
+    return await _select(
+        session,
+        caller.tenant_id,
+        _OF_CALLER + _ALL,
+        livemode=caller.livemode,
+        key_id=caller.api_key_id,
+        user_id=caller.user_id,
+    )
+
+
+async def list_owned(
+    session: TenantSession, caller: Caller, *, limit: int, after: int | None = None
+) -> Page[Budget]:
+    """List one page of the budgets of users and keys in the caller's mode, newest first."""
+    below = MAX_ID if after is None else after
+    found = await _select(
+        session,
+        caller.tenant_id,
+        _OWNED + _PAGE,
+        livemode=caller.livemode,
+        below=below,
+        limit=limit + 1,
+    )
+    return page_of(found, limit)
+
+
+async def list_most_used(session: TenantSession, caller: Caller, *, limit: int) -> list[Budget]:
+    """List the most used budgets of users and keys in the caller's mode, by their share."""
+    return await _select(
+        session,
+        caller.tenant_id,
+        _MOST_USED,
+        livemode=caller.livemode,
+        limit=limit,
+    )

@@ -225,11 +225,12 @@ async def export(
     async for row in _rows(session, query, limit=max_rows + 1):
         count += 1
         if count > max_rows:
-            raise _too_large(f"has more than {max_rows} rows", "Ask for a shorter period")
+            raise too_large(f"has more than {max_rows} rows", "Ask for a shorter period")
         yield row
 
 
-def _too_large(reason: str, advice: str) -> InvalidRequest:
+def too_large(reason: str, advice: str) -> InvalidRequest:
+    """Build the refusal of a report."""
     return InvalidRequest(
         f"This report {reason}. {advice}, one tenant, or fewer fields in group_by.",
         code="report_too_large",
@@ -257,7 +258,7 @@ async def _rows(
         cause = error.orig if isinstance(error, DBAPIError) else error
         state = getattr(cause, "sqlstate", None) or ""
         if state == QUERY_CANCELED:
-            raise _too_large("takes too long", "Ask for a shorter period") from error
+            raise too_large("takes too long", "Ask for a shorter period") from error
         if isinstance(error, asyncpg.PostgresError) and state[:2] in LOST_CLASSES:
             raise DatabaseUnavailable from error
         raise

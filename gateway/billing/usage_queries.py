@@ -182,6 +182,38 @@ def settled(query: ReportQuery, *, limit: int) -> Select[*tuple[Any, ...]]:
     return _named(query.tenant_id, query, grouped.subquery("sums"), tuple(sums), limit)
 
 
+def most_frequent(query: ReportQuery, *, of_each: int) -> Select[*tuple[Any, ...]]:
+    """Select the tenants with the most requests for each model, and the number of all of them.
+
+    Its groups are the model asked for and the tenant. Columns: model, name and id of the tenant,
+    requests, failed requests, cost, number.
+    """
+    rows = _usage_between(query)
+    sums = {
+        "requests": rows.c.requests,
+        "failed": rows.c.calls - rows.c.requests,
+        "cost_nano": rows.c.amount_nano,
+    }
+    grouped = _grouped(query, rows, sums).subquery("sums")
+    model, tenant = grouped.c.by_requested_model, grouped.c.by_tenant
+    order = (grouped.c.requests.desc(), tenant)
+    ranked = select(
+        grouped,
+        func.row_number().over(partition_by=model, order_by=order).label("place"),
+        func.count().over(partition_by=model).label("number"),
+    ).subquery("ranked")
+    found = ranked.c
+    return (
+        select(
+            *(found.by_requested_model, TenantRow.name, cast(found.by_tenant, Text)),
+            *(found.requests, found.failed, found.cost_nano, found.number),
+        )
+        .join(TenantRow, TenantRow.id == found.by_tenant)
+        .where(found.place <= of_each)
+        .order_by(found.by_requested_model, found.place)
+    )
+
+
 def unsettled(
     tenant_id: UUID | None, query: ReportQuery, condition: TextClause, amount: str, *, limit: int
 ) -> Select[*tuple[Any, ...]]:

@@ -13,7 +13,8 @@ from datetime import UTC, date, datetime, timedelta
 from gateway.billing import budget_watch, ledger, usage
 from gateway.billing.budget_watch import WatchedBudget
 from gateway.billing.ledger import OpenSum
-from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery, UsageFilters
+from gateway.billing.model_askers import ModelAskers, list_askers
+from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery
 from gateway.bootstrap import Gateway
 from gateway.console import formats
 from gateway.console.charts import USD, Chart, ChartData, Series, stacked_bars
@@ -28,7 +29,6 @@ SLOW_SECONDS = 60
 CHART_DAYS = 30
 PACE_DAYS = 7
 DYING_DAYS = 60
-CALLED_DAYS = 30
 MAX_BUDGETS = 12
 MAX_CALLERS = 5
 MAX_DRAWN = 7
@@ -52,16 +52,6 @@ class SpendFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCaller:
-    """A tenant that asked for a model in the last 30 days. Cost in nano-USD."""
-
-    tenant: str
-    tenant_id: str
-    requests: int
-    cost_nano: int
-
-
-@dataclass(frozen=True, slots=True)
 class DyingModel:
     """A model that its vendor shuts down soon, with its callers, the most frequent first."""
 
@@ -70,8 +60,7 @@ class DyingModel:
     shutdown_date: date
     days: int
     successor: str | None
-    callers: tuple[ModelCaller, ...]
-    more_callers: int
+    callers: ModelAskers
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +127,9 @@ class Overview:
             for model in self._gateway.core.catalog.models.values()
             if model.shutdown_date is not None and today < model.shutdown_date <= last
         }
-        callers: dict[str, list[ModelCaller]] = defaultdict(list)
+        callers: dict[str, ModelAskers] = {}
         if dying:
-            query = ReportQuery(
-                None,
-                UsageFilters(requested_models=tuple(dying)),
-                livemode=True,
-                period=Period(now - timedelta(days=CALLED_DAYS), now + timedelta(minutes=1)),
-                group_by=("requested_model", "tenant"),
-            )
-            async for row in usage.export(session, query):
-                model, tenant, tenant_id = (text or "" for text in row.group)
-                callers[model].append(ModelCaller(tenant, tenant_id, row.requests, row.cost_nano))
+            callers = await list_askers(session, tuple(dying), of_each=MAX_CALLERS)
         return tuple(
             DyingModel(
                 model.id,
@@ -157,8 +137,7 @@ class Overview:
                 model.shutdown_date,
                 (model.shutdown_date - today).days,
                 model.successor,
-                tuple(sorted(callers[model.id], key=lambda one: -one.requests)[:MAX_CALLERS]),
-                max(0, len(callers[model.id]) - MAX_CALLERS),
+                callers.get(model.id, ModelAskers()),
             )
             for model in sorted(dying.values(), key=lambda one: (one.shutdown_date or last, one.id))
             if model.shutdown_date is not None

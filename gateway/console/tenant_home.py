@@ -18,7 +18,6 @@ from gateway.identity.viewers import Permission, Viewer
 from gateway.library import history
 from gateway.library.history import HostedImage
 from gateway.request_log import queries as requests
-from gateway.request_log.queries import RequestFilter
 from gateway.webhooks import deliveries
 from gateway.webhooks.deliveries import FailingEndpoint
 
@@ -27,6 +26,8 @@ DYING_DAYS = 60
 CALLED_DAYS = 30
 REJECTED_DAYS = 1
 LAST_IMAGES = 8
+MOST_USED = 8
+"""Budgets of users and keys that Home shows."""
 MAX_DRAWN = 7
 HUNDRED = 100
 
@@ -89,7 +90,8 @@ async def read_home(
 ) -> Home:
     """Read the figures of one mode, as far as the viewer may see them.
 
-    A tenant's member sees their own usage and images, and the budgets that apply to them.
+    A tenant's member sees their own usage and images, and the budgets that apply to them;
+    others see the budgets of the whole tenant, and the most used ones of users and keys.
     """
     zone = await usage.tenant_zone(session, caller.tenant_id)
     applying = await _budgets(session, viewer, caller)
@@ -106,10 +108,10 @@ async def read_home(
 
 
 async def _budgets(session: TenantSession, viewer: Viewer, caller: Caller) -> list[Budget]:
+    applying = await budgets.for_caller(session, caller)
     if viewer.own_user_id is not None or viewer.key is not None:
-        return await budgets.for_caller(session, caller)
-    every = await budgets.list_budgets(session, caller.tenant_id)
-    return [budget for budget in every if budget.livemode == caller.livemode]
+        return applying
+    return [*applying, *await budgets.list_most_used(session, caller, limit=MOST_USED)]
 
 
 async def _month(session: TenantSession, caller: Caller, zone: str) -> MonthFigures:
@@ -221,6 +223,4 @@ async def _dying(
 
 async def _rejected_provider(session: TenantSession, caller: Caller) -> str | None:
     since = datetime.now(UTC) - timedelta(days=REJECTED_DAYS)
-    chosen = RequestFilter(error_code="credential_rejected", start=since)
-    page = await requests.list_own(session, caller, chosen, limit=1)
-    return page.items[0].row.provider if page.items else None
+    return await requests.find_rejecting_provider(session, caller, since=since)

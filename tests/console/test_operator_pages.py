@@ -1,5 +1,6 @@
 """The operators' pages: what each shows, for each role, with bad addresses and bad names."""
 
+import asyncio
 import csv
 import html
 import io
@@ -9,12 +10,15 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from gateway.billing.model_askers import list_askers
 from gateway.domain import AdminScope
 from gateway.tenancy import admin_keys
 from tests.admin_helpers import NO_ID
 from tests.console_helpers import browser
 from tests.console_scene import EVIL, Scene, open_scene, text_of
 from tests.harness import PostgresServer
+from tests.money.test_money_crashes import locked, waiting_for_locks
+from tests.money_helpers import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 FORMULA = "=HYPERLINK(1)"
@@ -123,6 +127,68 @@ async def test_a_request_shows_its_whole_way(scene: Scene) -> None:
 async def test_requests_are_found_by_each_filter(scene: Scene, query: str, count: int) -> None:
     page = await scene.get(f"/console/requests?{query}")
     assert len(re.findall(r'<th scope="row"><a href="/console/requests/req_', page)) == count
+
+
+async def test_a_search_without_a_start_goes_back_a_day_and_says_so(scene: Scene) -> None:
+    [row] = await scene.served.owner_sql(
+        "SELECT count(*) FROM request_log WHERE status = 402 AND at < now() - interval '1 day'"
+        " AND route NOT LIKE '/console%'"
+    )
+    assert row[0] > 0
+    said = "only the 24 hours before the end"
+    older = "2026-01-01"
+    for path, start in (
+        ("/console/requests?status=402", ""),
+        ("/console/audit?action=tenant.created", ""),
+        ("/console/requests?status=402", f"&start={older}"),
+        ("/console/audit?action=tenant.created", f"&start={older}"),
+        ("/console/requests?status=402", "&tenant=Northwind+Travel"),
+    ):
+        assert (said in await scene.get(path + start)) == (not start), path + start
+    ended = "/console/requests?status=402&end=2026-01-02"
+    assert 'href="/console/requests/req_' not in await scene.get(ended)
+
+
+async def test_a_search_that_takes_too_long_says_what_to_narrow(scene: Scene) -> None:
+    for table, path in (
+        ("request_log", "/console/requests?status=402"),
+        ("audit", "/console/audit?actor=root"),
+    ):
+        lock = f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
+        async with locked(scene.served.gateway.settings, lock):
+            asked = asyncio.create_task(scene.http.get(path))
+            await eventually(lambda: waiting_for_locks(scene.served))
+            # A statement beyond its time limit is cancelled in the same way.
+            await scene.served.owner_sql(
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                " AND datname = current_database() AND query LIKE :table",
+                table=f"SELECT %{table}%",
+            )
+            page = await asked
+        assert page.status_code == 400, path
+        assert "This search takes too long" in page.text
+        assert '<form class="filters"' in page.text
+
+
+async def test_a_models_page_has_its_most_frequent_tenants(scene: Scene) -> None:
+    page = await scene.get("/console/models/gpt-image-2")
+    rows = await scene.served.owner_sql(
+        "SELECT t.name, count(*) FROM reservation r JOIN tenant t ON t.id = r.tenant_id"
+        " WHERE r.requested_model = 'gpt-image-2' AND r.livemode AND r.state = 'posted'"
+        " AND r.admitted_at > now() - interval '30 days' GROUP BY 1 ORDER BY 2 DESC"
+    )
+    shown = re.findall(
+        r'<a href="/console/tenants/[^"]+">([^<]+)</a></th>\s*<td[^>]*><a[^>]*>(\d+)</a>', page
+    )
+    assert [int(number) for _, number in shown] == sorted((row[1] for row in rows), reverse=True)
+    assert {(html.unescape(name), int(number)) for name, number in shown} == {
+        tuple(r) for r in rows
+    }
+    async with scene.served.gateway.database.operator() as session:
+        askers = await list_askers(session, ["gpt-image-2"], of_each=2)
+    found = askers["gpt-image-2"]
+    assert [one.requests for one in found.first] == [row[1] for row in rows[:2]]
+    assert found.more == len(rows) - 2
 
 
 async def test_requests_of_the_console_are_shown_only_when_asked_for(scene: Scene) -> None:

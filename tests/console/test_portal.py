@@ -1,5 +1,6 @@
 """A tenant's home and gallery: what each role sees, of which mode, and what it may delete."""
 
+import html
 import re
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
@@ -7,7 +8,10 @@ from uuid import UUID
 import httpx2
 import pytest
 import pytest_asyncio
+from prometheus_client import REGISTRY
 
+from gateway.console.self_service import PAGE_SIZE
+from gateway.console.tenant_home import MOST_USED
 from gateway.db.actors import Actor
 from gateway.domain import Scope
 from gateway.identity.viewers import Role
@@ -17,6 +21,7 @@ from tests.harness import PostgresServer, Served, make_settings, served_gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 EVIL = '<script>alert("x")</script>'
+REQUESTS = "/console/portal/requests?show=failed"
 PAGES = ("/console", "/console/gallery", "/console/playground")
 
 
@@ -116,6 +121,75 @@ async def test_home_tells_costs_budgets_images_and_what_needs_attention(portal: 
     assert ids_of(costs) == []
     assert "Last images" not in costs.text
     assert str(hook.endpoint.id) not in costs.text
+
+
+def reports_begun() -> float:
+    """The connections of reports that pages of this process have taken."""
+    found = REGISTRY.get_sample_value(
+        "gateway_database_pool_wait_seconds_count", {"pool": "reports"}
+    )
+    return found or 0.0
+
+
+async def test_pages_that_sum_and_search_use_the_connections_of_reports(portal: Served) -> None:
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as admin:
+        for path in ("/console", "/console/gallery", "/console/usage/calls", REQUESTS):
+            before = reports_begun()
+            assert (await admin.get(path)).status_code == 200
+            assert reports_begun() == before + 1, path
+
+
+async def test_home_names_the_provider_that_refused_a_credential_within_a_day(
+    portal: Served,
+) -> None:
+    refused = await portal.tenant("refused")
+    key = await portal.key(tenant_id=refused, livemode=False)
+    async with portal.http(key) as http:
+        await http.get("/v1/images")
+    await portal.gateway.request_log.flush()
+    seen = []
+    async with signed_in_as(portal, Role.TENANT_ADMIN, tenant_id=refused) as admin:
+        for code in ("other", "credential_rejected"):
+            await portal.owner_sql(
+                "UPDATE request_log SET provider = 'openai', error_code = :code"
+                " WHERE tenant_id = :id AND livemode IS NOT NULL",
+                code=code,
+                id=refused,
+            )
+            seen.append(
+                "openai refuses your own key" in (await admin.get("/console?mode=test")).text
+            )
+    assert seen == [False, True]
+
+
+async def test_budgets_are_shown_in_pages_and_home_has_the_most_used(portal: Served) -> None:
+    crowded = await portal.tenant("crowded")
+    await portal.budget("5", tenant_id=crowded, livemode=False)
+    await portal.owner_sql(
+        "WITH made AS (INSERT INTO tenant_user (tenant_id, id, name)"
+        " SELECT :id, gen_random_uuid(), 'user ' || at FROM generate_series(1, 60) at"
+        " RETURNING id, name)"
+        " INSERT INTO budget (tenant_id, user_id, livemode, period, limit_nano)"
+        " SELECT :id, id, false, 'month', 1000000000 FROM made",
+        id=crowded,
+    )
+    await make(portal, "spent", user="user 7", tenant_id=crowded)
+    seen: list[str] = []
+    path = "/console/portal/budgets?mode=test"
+    async with signed_in_as(portal, Role.TENANT_ADMIN, tenant_id=crowded) as admin:
+        home = await admin.get("/console?mode=test")
+        while path:
+            page = await admin.get(path)
+            assert "<strong>The whole tenant, per month</strong>" in page.text
+            found = re.findall(r"<strong>User (user \d+), per month", page.text)
+            assert len(found) <= PAGE_SIZE
+            seen += found
+            older = re.search(r'href="([^"]+)" rel="next"', page.text)
+            path = html.unescape(older[1]) if older else ""
+    assert len(seen) == len(set(seen)) == 60
+    shown = re.findall(r"<strong>([^<]*user \d+[^<]*)</strong>", home.text)
+    assert len(shown) == MOST_USED
+    assert "user 7," in shown[0]
 
 
 async def test_a_member_and_a_users_key_see_and_delete_their_own_images_alone(

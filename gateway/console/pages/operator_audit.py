@@ -17,6 +17,7 @@ from gateway.console.dependencies import HouseReader
 from gateway.console.forms import REFUSALS, UNTOUCHED, refused
 from gateway.console.pages.operator_shared import operator_page, tenant_page, tenant_path
 from gateway.console.render import PAGE_HEADERS
+from gateway.console.searches import SEARCHED_NOTE, searching, usual_start
 from gateway.db.audit import Action, AuditEntry, list_entries
 from gateway.db.engine import OperatorSession
 from gateway.db.pages import Page
@@ -60,6 +61,11 @@ class AuditForm(BaseModel):
         fields = {k: v for k, v in (self.model_dump() | {"format": ""} | changes).items() if v}
         return f"{path}?{urlencode(fields)}" if fields else path
 
+    @property
+    def is_recent(self) -> bool:
+        """Tell whether a search gets the usual start: it has filters, and no index helps it."""
+        return any((self.action, self.actor, self.target)) and not (self.start or self.tenant)
+
 
 @router.get(PATH)
 async def show_audit(
@@ -73,7 +79,7 @@ async def show_audit(
     try:
         if form.format == "csv":
             return await _file(gateway, viewer, form)
-        async with reading_house(gateway, viewer) as session:
+        async with reading_house(gateway, viewer) as session, searching():
             found = await _entries(session, viewer, form, limit=PAGE_SIZE, after=form.after)
     except REFUSALS as error:
         state = refused("filters", form.model_dump(mode="json"), error)
@@ -85,6 +91,7 @@ async def show_audit(
         lead="Every change, by people, keys and commands. Entries are never changed.",
         state=state,
         form=form,
+        note=SEARCHED_NOTE if form.is_recent else "",
         actions=[("", "Any change"), *((one.value, one.value) for one in Action)],
         found=found.items,
         file=form.address(format="csv", after=None),
@@ -143,6 +150,8 @@ async def _entries(
         raise InvalidRequest(f"There is no change {form.action[:40]!r}.", param="action")
     zone = viewer.time_zone
     tenant = await lookups.find_tenant(session, form.tenant) if form.tenant else None
+    start = parse_moment(form.start, "start", zone, is_end=False) if form.start else None
+    end = parse_moment(form.end, "end", zone, is_end=True) if form.end else None
     return await list_entries(
         session,
         limit=limit,
@@ -151,8 +160,8 @@ async def _entries(
         action=Action(form.action) if form.action else None,
         actor=form.actor or None,
         object_id=form.target or None,
-        start=parse_moment(form.start, "start", zone, is_end=False) if form.start else None,
-        end=parse_moment(form.end, "end", zone, is_end=True) if form.end else None,
+        start=usual_start(end) if form.is_recent else start,
+        end=end,
     )
 
 
@@ -160,7 +169,7 @@ async def _file(gateway: Gateway, viewer: Viewer, form: AuditForm) -> Response:
     """Write the newest changes as CSV, without formulas for spreadsheets."""
     lines = [csv_line(COLUMNS)]
     after: UUID | None = None
-    async with reading_house(gateway, viewer) as session:
+    async with reading_house(gateway, viewer) as session, searching():
         while len(lines) <= MAX_FILE_ROWS:
             found = await _entries(session, viewer, form, limit=FILE_PAGE, after=after)
             lines += [csv_line([csv_text(cell) for cell in _cells(one)]) for one in found.items]

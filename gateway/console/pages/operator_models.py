@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.billing import prices, usage
+from gateway.billing.model_askers import ASKED_DAYS, ModelAskers, list_askers
 from gateway.billing.prices import list_prices_of
-from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery, UsageFilters
+from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery
 from gateway.bootstrap import Gateway
 from gateway.catalog.loading import Catalog, unknown_model
 from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
@@ -26,11 +27,12 @@ from gateway.console.forms import (
 )
 from gateway.console.pages.operator_shared import operator_page
 from gateway.console.render import Crumb, Flash
+from gateway.console.shared import Shared
 from gateway.db.engine import OperatorSession
 from gateway.db.pools import Beside
 from gateway.domain import Price
 from gateway.errors import InvalidRequest, ModelRetired
-from gateway.identity.transactions import changing_house
+from gateway.identity.transactions import changing_house, reading_house
 from gateway.identity.viewers import Viewer
 from gateway.image_models import Model, SeedPrice
 from gateway.money import NanoUsd
@@ -38,8 +40,8 @@ from gateway.rest.dependencies import GatewayDep
 from gateway.rest.models import render_model
 
 PATH = "/console/models"
-CALLED_DAYS = 30
 MAX_CALLERS = 50
+FIGURES_SECONDS = 60
 TOKEN_RATES = ("text_input", "image_input", "image_output")
 DONE = {"added": Flash("The price version was added. Calls after its start are quoted with it.")}
 
@@ -61,17 +63,6 @@ class ModelLine:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelAsker:
-    """A tenant that asked for a model in the last 30 days. Cost in nano-USD."""
-
-    tenant: str
-    tenant_id: str
-    requests: int
-    failed: int
-    cost_nano: int
-
-
-@dataclass(frozen=True, slots=True)
 class PriceVersion:
     """A version of a price; `is_current`: in force now."""
 
@@ -83,9 +74,9 @@ class PriceVersion:
 async def show_models(request: Request, viewer: HouseReader, gateway: GatewayDep) -> Response:
     """Show the catalogue: providers, dates, prices in force, readiness, and who asks."""
     catalog = gateway.core.catalog
-    async with gateway.database.beside(Beside.OPERATORS_REPORTS).operator() as session:
+    async with reading_house(gateway, viewer) as session:
         table = _in_force(await prices.list_prices(session))
-        asked = await _asked(session)
+    asked = await _figures_of(request, gateway).get()
     ready = await gateway.hosts.readiness(catalog.models.values())
     today = datetime.now(UTC).date()
     lines = [
@@ -98,13 +89,14 @@ async def show_models(request: Request, viewer: HouseReader, gateway: GatewayDep
         request,
         "models.html",
         title="Models and prices",
-        lead=f"Requests are live ones of the last {CALLED_DAYS} days, by the model asked for.",
+        lead=f"Requests are live ones of the last {ASKED_DAYS} days, by the model asked for.",
         lines=lines,
+        since=today - timedelta(days=ASKED_DAYS),
         hosts=sorted(catalog.hosts),
         dying=[
             line
             for line in lines
-            if line.asked and line.days_left is not None and line.days_left <= 2 * CALLED_DAYS
+            if line.asked and line.days_left is not None and line.days_left <= 2 * ASKED_DAYS
         ],
     )
 
@@ -149,7 +141,7 @@ async def _page(
     names = _price_names(catalog, model)
     async with gateway.database.beside(Beside.OPERATORS_REPORTS).operator() as session:
         versions = [one for one in await prices.list_prices(session) if one.model in names]
-        askers = await _askers(session, model.id)
+        askers = await list_askers(session, [model.id], of_each=MAX_CALLERS)
     ready = await gateway.hosts.readiness([model])
     serving = _serving(catalog, model)
     host = catalog.hosts.get(model.provider)
@@ -178,9 +170,8 @@ async def _page(
         ],
         is_per_image=bool(model.per_image),
         is_of_file=model.wording is not None,
-        askers=askers[:MAX_CALLERS],
-        more_askers=max(0, len(askers) - MAX_CALLERS),
-        called_days=CALLED_DAYS,
+        askers=askers.get(model.id, ModelAskers()),
+        called_days=ASKED_DAYS,
     )
 
 
@@ -242,31 +233,32 @@ def _line(
     )
 
 
-def _query(filters: UsageFilters, *group_by: str) -> ReportQuery:
-    now = datetime.now(UTC)
-    period = Period(now - timedelta(days=CALLED_DAYS), now + timedelta(minutes=1))
-    fields = usage.parse_group_by(",".join(group_by), allowed=("requested_model", "tenant"))
-    return ReportQuery(None, filters, livemode=True, period=period, group_by=fields)
+def _figures_of(request: Request, gateway: Gateway) -> Shared[dict[str, tuple[int, int]]]:
+    """Return the process's figures of all models, made when they are first asked for."""
+
+    async def read() -> dict[str, tuple[int, int]]:
+        async with gateway.database.beside(Beside.OPERATORS_REPORTS).operator() as session:
+            return await _asked(session)
+
+    state = request.app.state
+    if not hasattr(state, "console_models"):
+        state.console_models = Shared(read, seconds=FIGURES_SECONDS)
+    shared: Shared[dict[str, tuple[int, int]]] = state.console_models
+    return shared
 
 
 async def _asked(session: OperatorSession) -> dict[str, tuple[int, int]]:
     """Sum the live requests and their cost by the model asked for."""
+    now = datetime.now(UTC)
+    period = Period(now - timedelta(days=ASKED_DAYS), now + timedelta(minutes=1))
+    query = ReportQuery(
+        None, EVERYTHING, livemode=True, period=period, group_by=("requested_model",)
+    )
     found: dict[str, tuple[int, int]] = {}
-    async for row in usage.export(session, _query(EVERYTHING, "requested_model")):
+    async for row in usage.export(session, query):
         requests = row.requests + row.failed_requests + row.open_requests
         found[row.group[0] or ""] = (requests, row.cost_nano)
     return found
-
-
-async def _askers(session: OperatorSession, model_id: str) -> list[ModelAsker]:
-    filters = UsageFilters(requested_models=(model_id,))
-    found = [
-        ModelAsker(
-            row.group[0] or "", row.group[1] or "", row.requests, row.failed_requests, row.cost_nano
-        )
-        async for row in usage.export(session, _query(filters, "tenant"))
-    ]
-    return sorted(found, key=lambda one: -one.requests)
 
 
 def _rates(form: Mapping[str, str]) -> SeedPrice:

@@ -20,6 +20,7 @@ from gateway.bootstrap import Gateway
 from gateway.console.dependencies import HouseReader, redirect
 from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, refused, uuid_or_none
 from gateway.console.render import Crumb, Flash, page
+from gateway.console.searches import SEARCHED_NOTE, searching, usual_start
 from gateway.console.shell import shell_of
 from gateway.db.engine import OperatorSession
 from gateway.errors import InvalidRequest, NotFound
@@ -125,7 +126,7 @@ async def show_requests(
     found: tuple[LoggedRequest, ...] = ()
     state, older, zone = UNTOUCHED, "", viewer.time_zone
     try:
-        async with reading_house(gateway, viewer) as session:
+        async with reading_house(gateway, viewer) as session, searching():
             tenant = await lookups.find_tenant(session, form.tenant) if form.tenant else None
             zone = viewer.time_zone if tenant is None else tenant.time_zone
             tenant_id = None if tenant is None else tenant.id
@@ -153,6 +154,7 @@ async def show_requests(
         found=found,
         older=older,
         zone=zone,
+        note=SEARCHED_NOTE if _is_recent(form) else "",
         start=_local(form.start, is_end=False),
         end=_local(form.end, is_end=True),
         statuses=_with_own(STATUS_CHOICES, form.status),
@@ -252,6 +254,8 @@ async def _chosen(
     if form.status and statuses is None:
         status = _status(form.status)
     key_id = None
+    start = parse_moment(form.start, "start", zone, is_end=False) if form.start else None
+    end = parse_moment(form.end, "end", zone, is_end=True) if form.end else None
     if form.key:
         among = KeyScope(livemode=_mode(form))
         key_id = await lookups.find_line(session, tenant_id, form.key, among=among)
@@ -262,10 +266,16 @@ async def _chosen(
         model=form.model or None,
         api_key_id=key_id,
         client_request_id=form.id or None,
-        start=parse_moment(form.start, "start", zone, is_end=False) if form.start else None,
-        end=parse_moment(form.end, "end", zone, is_end=True) if form.end else None,
+        start=usual_start(end) if _is_recent(form) else start,
+        end=end,
         is_api=form.pages != "yes",
     )
+
+
+def _is_recent(form: RequestForm) -> bool:
+    """Tell whether a search gets the usual start: it has filters, and no index helps it."""
+    has_filter = any((form.key, form.mode, form.status, form.error_code, form.model))
+    return has_filter and not (form.start or form.tenant or form.id)
 
 
 def _status(text: str) -> int:

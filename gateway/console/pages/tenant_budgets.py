@@ -22,6 +22,7 @@ from gateway.console.self_service import (
     state_of,
 )
 from gateway.db.engine import TenantSession
+from gateway.db.pages import Page
 from gateway.domain import Caller, LimitKind
 from gateway.errors import InvalidRequest
 from gateway.identity.viewers import Permission
@@ -62,10 +63,11 @@ async def show_budgets(
     portal: UsagePortal,
     key: Annotated[str, Query(max_length=100)] = "",
     user: Annotated[str, Query(max_length=255)] = "",
+    after: Annotated[int | None, Query(ge=1, le=budgets.MAX_ID)] = None,
     done: str = "",
 ) -> Response:
     """Show budgets as bars, and the limits beside them; `key` and `user` fill in the forms."""
-    return await _page(portal, key=key, user=user, done=done)
+    return await _page(portal, key=key, user=user, after=after, done=done)
 
 
 @router.post(PATH)
@@ -166,12 +168,13 @@ async def _page(
     *,
     key: str = "",
     user: str = "",
+    after: int | None = None,
     done: str = "",
 ) -> Response:
     viewer = portal.viewer
     caller = await portal.caller()
     async with portal.reading(Permission.USAGE_READ) as session:
-        found = await _budgets(session, portal, caller)
+        of_tenant, others = await _budgets(session, portal, caller, after=after)
         limits: tuple[StoredLimit, ...] = ()
         if viewer.may(Permission.TENANT_READ):
             listed = await self_service.list_limits(
@@ -188,8 +191,10 @@ async def _page(
         state=state,
         key=key,
         user=user,
-        of_tenant=[budget for budget in found if budget.owner == "tenant"],
-        of_others=[budget for budget in found if budget.owner != "tenant"],
+        of_tenant=of_tenant,
+        of_others=others.items,
+        newest=f"{PATH}?mode={portal.mode}" if after is not None else "",
+        older=f"{PATH}?mode={portal.mode}&after={others.items[-1].id}" if others.has_more else "",
         tenant_limits=_tenant_limits(portal, caller, limits),
         limits=[limit for limit in limits if limit.owner != "tenant"],
         kinds=[(kind.value, text) for kind, text in KINDS.items()],
@@ -200,14 +205,18 @@ async def _page(
     )
 
 
-async def _budgets(session: TenantSession, portal: Portal, caller: Caller) -> list[Budget]:
-    """The budgets of one mode that the viewer may see: their own, or all of the tenant."""
-    if not portal.viewer.may(Permission.TENANT_READ) and caller.user_id is not None:
-        return await budgets.for_caller(session, caller)
-    if portal.viewer.key is not None and not portal.viewer.may(Permission.TENANT_READ):
-        return await budgets.for_caller(session, caller)
-    every = await budgets.list_budgets(session, caller.tenant_id)
-    return [budget for budget in every if budget.livemode == portal.livemode]
+async def _budgets(
+    session: TenantSession, portal: Portal, caller: Caller, *, after: int | None
+) -> tuple[list[Budget], Page[Budget]]:
+    """The tenant's budgets of one mode, and a page of others: the viewer's own, or all."""
+    applying = await budgets.for_caller(session, caller)
+    of_tenant = [budget for budget in applying if budget.owner == "tenant"]
+    is_restricted = caller.user_id is not None or portal.viewer.key is not None
+    if is_restricted and not portal.viewer.may(Permission.TENANT_READ):
+        return of_tenant, Page(
+            tuple(one for one in applying if one.owner != "tenant"), has_more=False
+        )
+    return of_tenant, await budgets.list_owned(session, caller, limit=PAGE_SIZE, after=after)
 
 
 def _tenant_limits(
