@@ -60,13 +60,13 @@ BY_CODE: Mapping[str, Advice] = {
     "credential_rejected": Advice(
         "The provider refused your own key.",
         "Test the stored key, and replace it if it was revoked at the provider or has no quota.",
-        "Provider keys",
+        "Credentials",
         "/console/credentials",
     ),
     "no_credential": Advice(
         "There is no key for this provider.",
         "Store your own, or ask the operator of this gateway. Test keys need none.",
-        "Provider keys",
+        "Credentials",
         "/console/credentials",
     ),
     "provider_unreachable": Advice("The provider could not be reached; nothing was sent.", _RETRY),

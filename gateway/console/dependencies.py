@@ -68,11 +68,6 @@ class Needs:
 ViewerDep = Annotated[Viewer, Depends(get_viewer)]
 HouseReader = Annotated[Viewer, Depends(Needs(Permission.HOUSE_READ))]
 HouseChanger = Annotated[Viewer, Depends(Needs(Permission.HOUSE_CHANGE))]
-TenantReader = Annotated[Viewer, Depends(Needs(Permission.TENANT_READ))]
-TenantChanger = Annotated[Viewer, Depends(Needs(Permission.TENANT_CHANGE))]
-UsageViewer = Annotated[Viewer, Depends(Needs(Permission.USAGE_READ))]
-ImageViewer = Annotated[Viewer, Depends(Needs(Permission.IMAGES_READ))]
-ImageMaker = Annotated[Viewer, Depends(Needs(Permission.IMAGES_MAKE))]
 
 
 async def read_form(request: Request, gateway: GatewayDep) -> Mapping[str, str]:

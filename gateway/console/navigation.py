@@ -118,7 +118,7 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
                 NavigationItem("/console/users", "Users", "users", Permission.TENANT_READ),
                 NavigationItem(
                     "/console/credentials",
-                    "Provider keys",
+                    "Credentials",
                     "lock-keyhole",
                     Permission.OWN_CREDENTIALS,
                 ),

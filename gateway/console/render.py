@@ -149,11 +149,6 @@ def fragment(shell: Shell, template: str, block: str, **context: object) -> str:
     return "".join(found.blocks[block](known))
 
 
-def fragment_response(shell: Shell, template: str, block: str, **context: object) -> Response:
-    """Render one block as the answer to htmx."""
-    return HTMLResponse(fragment(shell, template, block, **context), headers=PAGE_HEADERS)
-
-
 @cache
 def environment() -> Environment:
     """Build the templates' environment, once in a process."""

@@ -1,4 +1,4 @@
-"""Provider keys, the tenant's and each member's own: stored, tested and removed, never shown."""
+"""Credentials, the tenant's and each member's own: stored, tested and removed, never shown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class KeySlots:
 
 @router.get(PATH)
 async def show_credentials(portal: CredentialPortal, done: str = "") -> Response:
-    """Show which provider keys are stored, by their last four characters."""
+    """Show which credentials are stored, by their last four characters."""
     return await _page(portal, flash=DONE.get(done))
 
 
@@ -123,19 +123,19 @@ async def _caller(portal: Portal, form: FormDep) -> Caller:
     owner = forms.one_of(form, "owner", OWNERS)
     if owner not in owners_of(portal.viewer):
         raise Forbidden(
-            "You may store provider keys of your own only. Ask an administrator for the tenant's."
+            "You may store credentials of your own only. Ask an administrator for the tenant's."
             if owner == "tenant"
             else "You have no user, to whom a key could belong.",
             code="role_not_allowed",
         )
     if True not in portal.viewer.modes:
-        raise Forbidden("Provider keys are used by live calls only. Sign in with a live key.")
+        raise Forbidden("Credentials are used by live calls only. Sign in with a live key.")
     caller = await portal.in_mode(livemode=True).caller()
     return caller if owner == "user" else replace(caller, user_id=None)
 
 
 def owners_of(viewer: Viewer) -> tuple[Owner, ...]:
-    """Return the owners whose provider keys a viewer may store.
+    """Return the owners whose credentials a viewer may store.
 
     As over REST, the key of a user stores that user's, any other key the tenant's. Of people, an
     administrator may store the tenant's, and each their own.
@@ -160,7 +160,7 @@ async def _page(
     allowed = owners_of(viewer)
     return portal.page(
         "tenant/credentials.html",
-        title="Provider keys",
+        title="Credentials",
         lead="Keys of your own accounts at providers. Live calls use the user's key first, then "
         "the tenant's, then the gateway's.",
         status=state.status,

@@ -23,7 +23,7 @@ class Step:
 
 TRY = Step(
     "Make a test image",
-    "The sandbox draws it at once. It needs no provider key and costs nothing.",
+    "The sandbox draws it at once. It needs no credential and costs nothing.",
     "Open the playground",
     "/console/playground?mode=test",
     "wand-sparkles",

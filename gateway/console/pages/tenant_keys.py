@@ -36,7 +36,7 @@ SCOPES: Mapping[Scope, str] = {
     Scope.IMAGES_WRITE: "Make and edit images",
     Scope.IMAGES_READ: "See images made so far",
     Scope.USAGE_READ: "See usage, costs, budgets and requests",
-    Scope.CREDENTIALS_WRITE: "Store provider keys",
+    Scope.CREDENTIALS_WRITE: "Store credentials of providers",
     Scope.TENANT_ADMIN: "Administer keys, users, limits and webhooks",
 }
 USUAL_SCOPES = frozenset({Scope.IMAGES_WRITE, Scope.IMAGES_READ, Scope.USAGE_READ})

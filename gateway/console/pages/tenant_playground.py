@@ -352,7 +352,7 @@ async def _page(portal: Portal, caller: Caller, view: View) -> Response:
         serving = catalog.serving(model, livemode=portal.livemode)
         note = "" if serving.id == model.id else f"served by {serving.id}"
         if portal.livemode and serving.provider not in keys:
-            note = "no provider key"
+            note = "no credential"
         shown.append(ShownModel(model.id, serving.provider, note))
     serving = catalog.serving(view.draft.model, livemode=portal.livemode)
     lacks_key = portal.livemode and serving.provider not in keys

@@ -30,7 +30,7 @@ DONE = {
     "renamed": "The user was renamed.",
     "disabled": "The user was disabled: keys and tokens of this user are refused.",
     "active": "The user was enabled.",
-    "deleted": "The user was deleted, with images, prompts and provider keys.",
+    "deleted": "The user was deleted, with images, prompts and credentials.",
 }
 STATUSES: tuple[Literal["active"], Literal["disabled"]] = ("active", "disabled")
 DELETE = "delete"
@@ -121,7 +121,7 @@ async def _list_page(
     return portal.page(
         "tenant/users.html",
         title="Users",
-        lead="Persons and applications of yours that have keys, budgets, images and provider keys "
+        lead="Persons and applications of yours that have keys, budgets, images and credentials "
         "of their own. They are the same in live and test mode.",
         status=state.status,
         flash=flash_of(DONE, done),

@@ -25,14 +25,14 @@ BY_CODE = {
     ),
     "no_credential": Remedy(
         "There is no key for this provider",
-        "Store a provider key of your own, or try the request in test mode, which needs none.",
-        "Provider keys",
+        "Store a credential of your own, or try the request in test mode, which needs none.",
+        "Credentials",
         "/console/credentials",
     ),
     "credential_rejected": Remedy(
         "The provider refuses your own key",
         "Nothing was bought. Replace the key with a valid one.",
-        "Provider keys",
+        "Credentials",
         "/console/credentials",
     ),
     "rate_limit_exceeded": Remedy(

@@ -44,8 +44,6 @@ document.addEventListener("click", (event) => {
   if (theme) chooseTheme(theme.dataset.themeChoice);
   const button = target?.closest("[data-copy]");
   if (button) copy(button);
-  const close = target?.closest("[data-dismiss]");
-  if (close) close.closest(".notice")?.remove();
 });
 
 // Selects marked so send their form at once; the form's button remains for those without scripts.
