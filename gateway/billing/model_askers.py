@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.exc import DBAPIError
 
-from gateway.billing.usage import QUERY_CANCELED, too_large
+from gateway.billing.usage import too_large
 from gateway.billing.usage_queries import Period, ReportQuery, UsageFilters, most_frequent
-from gateway.db.engine import OperatorSession
+from gateway.db.engine import QUERY_CANCELED, OperatorSession
 
 ASKED_DAYS = 30
 

@@ -22,7 +22,13 @@ from gateway.billing.usage_queries import (
     settled,
     unsettled,
 )
-from gateway.db.engine import LOST_CLASSES, DatabaseUnavailable, OperatorSession, TenantSession
+from gateway.db.engine import (
+    LOST_CLASSES,
+    QUERY_CANCELED,
+    DatabaseUnavailable,
+    OperatorSession,
+    TenantSession,
+)
 from gateway.db.tables import TenantRow
 from gateway.db.time_zones import check_time_zone
 from gateway.errors import InvalidRequest
@@ -31,8 +37,6 @@ MAX_ROWS = 10_000
 """Groups of a report in one answer."""
 MAX_EXPORTED_ROWS = 1_000_000
 """Groups of a report that is sent as a file or page by page."""
-QUERY_CANCELED = "57014"
-"""The SQLSTATE of a statement beyond its time limit."""
 
 
 Group = tuple[str | None, ...]

@@ -45,6 +45,8 @@ LOST_CLASSES = frozenset({"08", "40", "53", "55", "57"})
 and operator intervention (shutdown, cancel): nothing was committed, or the outcome is unknown."""
 READ_ONLY = "25006"
 """The SQLSTATE of a primary that has become a standby: nothing was committed."""
+QUERY_CANCELED = "57014"
+"""The SQLSTATE of a statement beyond its time limit."""
 DEFECT_CLASSES = frozenset({"22", "23", "42", "P0"})
 """SQLSTATE classes that a retry cannot fix: data, constraint, syntax or privilege, assertion."""
 LANE_ERRORS = (

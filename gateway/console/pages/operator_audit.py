@@ -17,10 +17,11 @@ from gateway.console.dependencies import HouseReader
 from gateway.console.forms import REFUSALS, UNTOUCHED, refused
 from gateway.console.pages.operator_shared import operator_page, tenant_page, tenant_path
 from gateway.console.render import PAGE_HEADERS
-from gateway.console.searches import SEARCHED_NOTE, searching, usual_start
+from gateway.console.searches import SEARCHED_NOTE, usual_start
 from gateway.db.audit import Action, AuditEntry, list_entries
 from gateway.db.engine import OperatorSession
 from gateway.db.pages import Page
+from gateway.db.searches import searching
 from gateway.errors import InvalidRequest
 from gateway.identity.transactions import reading_house
 from gateway.identity.viewers import Viewer

@@ -20,9 +20,10 @@ from gateway.bootstrap import Gateway
 from gateway.console.dependencies import HouseReader, redirect
 from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, refused, uuid_or_none
 from gateway.console.render import Crumb, Flash, page
-from gateway.console.searches import SEARCHED_NOTE, searching, usual_start
+from gateway.console.searches import SEARCHED_NOTE, usual_start
 from gateway.console.shell import shell_of
 from gateway.db.engine import OperatorSession
+from gateway.db.searches import searching
 from gateway.errors import InvalidRequest, NotFound
 from gateway.identity.transactions import reading_house
 from gateway.identity.viewers import Permission, Viewer

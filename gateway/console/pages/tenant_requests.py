@@ -14,9 +14,9 @@ from gateway.console.dependencies import redirect
 from gateway.console.forms import UNTOUCHED, refused, uuid_or_none
 from gateway.console.portal import UsagePortal
 from gateway.console.render import Crumb
-from gateway.console.searches import searching
 from gateway.console.self_service import PAGE_SIZE, REFUSALS
 from gateway.db.engine import TenantSession
+from gateway.db.searches import searching
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest, NotFound
 from gateway.identity.viewers import Permission
