@@ -28,6 +28,8 @@ MAX_QUOTED = 40
 MAX_WHOLE = 2**63 - 1
 MAX_SECONDS = 1_000_000_000
 _DIGITS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?")
+_GROUPED = re.compile(r"[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
+"""An amount with commas between thousands. A decimal comma would multiply it: it is refused."""
 _WHOLE = re.compile(r"[0-9]{1,19}")
 
 
@@ -84,15 +86,17 @@ def usd(form: Mapping[str, str], name: str) -> NanoUsd:
     Raises:
         InvalidRequest: it is none.
     """
-    text = typed(form, name).removeprefix("$").replace(",", "")
+    text = typed(form, name).removeprefix("$")
+    if _GROUPED.fullmatch(text):
+        text = text.replace(",", "")
     try:
         amount = parse_usd(text)
     except ValueError:
         amount = None
     if amount is None or not _DIGITS.fullmatch(text):
         raise InvalidRequest(
-            "Enter US dollars from 0 to 1000000000 in digits, such as 12.50 "
-            f"(got {_quoted(form, name)}).",
+            "Enter US dollars from 0 to 1000000000 in digits, with a point before the cents, such "
+            f"as 12.50 or 1,000.50 (got {_quoted(form, name)}).",
             param=name,
         )
     return amount

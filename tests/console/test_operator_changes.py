@@ -47,6 +47,8 @@ async def scene(
         ),
         ("{t}/settings", {"name": "x", "image_retention_seconds": "1"}, "image_retention"),
         ("/console/budgets", {"window": "month", "limit_usd": "1e9"}, "limit_usd"),
+        ("/console/budgets", {"window": "month", "limit_usd": "12,50"}, "limit_usd"),
+        ("/console/budgets", {"window": "month", "limit_usd": "1,0000"}, "limit_usd"),
         ("/console/models/gpt-image-2/prices", {"name": "gpt-image-2"}, "text_input"),
         (
             "/console/webhooks",
