@@ -188,6 +188,18 @@ async def report(
     return UsageReport(query, rows, UsageRow((), *sums), has_more=has_more and bool(query.group_by))
 
 
+async def whole_report(session: TenantSession | OperatorSession, query: ReportQuery) -> UsageReport:
+    """Report usage with all groups.
+
+    Raises:
+        InvalidRequest: it has too many groups, or takes too long (`report_too_large`).
+    """
+    found = await report(session, query)
+    if found.has_more:
+        raise too_large(f"has more than {MAX_ROWS} rows", "Ask for a shorter period")
+    return found
+
+
 def cursor_of(group: Group) -> str:
     """Render a group as the text that `parse_cursor` reads."""
     return urlsafe_b64encode(orjson.dumps(group)).decode().rstrip("=")

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from uuid import UUID
 
 from gateway.billing import usage
-from gateway.billing.usage import UsageRow
+from gateway.billing.usage import UsageReport, UsageRow
 from gateway.billing.usage_queries import GroupField, ReportQuery, UsageFilters
 from gateway.console import formats, periods
 from gateway.console.charts import USD, Chart, ChartData, Series, stacked_bars
@@ -123,16 +123,16 @@ async def explore(
     Raises:
         InvalidRequest: the report has too many groups or takes too long (`report_too_large`).
     """
-    now, now_by_time = await _sums(session, question, question.days)
-    before: dict[str, UsageRow] = {}
-    before_by_time: dict[str, dict[str, int]] = {}
-    if question.compares:
-        before, before_by_time = await _sums(session, question, question.days.before)
-    names = before | now
+    nothing = _Sums({}, {}, _NOTHING)
+    now = await _sums(session, question, question.days)
+    before = await _sums(session, question, question.days.before) if question.compares else nothing
+    names = before.by_group | now.by_group
     rows = sorted(
         (
             ExplorerRow(
-                *_name(question.group, row), now.get(key, _NOTHING), before.get(key, _NOTHING)
+                *_name(question.group, row),
+                now.by_group.get(key, _NOTHING),
+                before.by_group.get(key, _NOTHING),
             )
             for key, row in names.items()
         ),
@@ -141,38 +141,62 @@ async def explore(
     return Exploration(
         rows=tuple(rows[:MAX_SHOWN]),
         number=len(rows),
-        total=_total(now.values()),
-        before=_total(before.values()),
-        chart=_chart(question, rows, now_by_time, before_by_time, link),
+        total=now.total,
+        before=before.total,
+        chart=_chart(question, rows, now.by_time, before.by_time, link),
     )
 
 
-async def _sums(
-    session: Session, question: Question, days: Days
-) -> tuple[dict[str, UsageRow], dict[str, dict[str, int]]]:
-    """Read the sums of each group, and the cost of each group in each hour or day.
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """The sums of each group, the cost of each group in each hour or day, and those of all."""
+
+    by_group: dict[str, UsageRow]
+    by_time: dict[str, dict[str, int]]
+    total: UsageRow
+
+
+async def _sums(session: Session, question: Question, days: Days) -> _Sums:
+    """Read the sums of some days.
 
     Of many groups, only the costs of all together are read by time, under the key `ALL`.
+
+    Raises:
+        InvalidRequest: there are too many groups or it takes too long (`report_too_large`).
     """
     time, group = question.time, question.group
-    by_group: dict[str, UsageRow] = {}
-    by_time: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    is_few = group in FEW
-    if not is_few:
-        report = await usage.report(session, question.query(days, (group,)))
-        by_group = {_key(group, row.group): row for row in report.rows}
-        is_few = len(by_group) <= MOST_STACKED
-    stacked = await usage.report(
-        session, question.query(days, (time, group) if is_few else (time,))
-    )
-    for row in stacked.rows:
-        moment, rest = row.group[0] or "", row.group[1:]
-        key = _key(group, rest) if is_few else ALL
-        by_time[moment][key] += row.cost_nano
-        if group in FEW:
-            found = by_group.get(key)
-            by_group[key] = _add(rest, found, row)
-    return by_group, by_time
+    if group in FEW:
+        stacked = await usage.report(session, question.query(days, (time, group)))
+        if not stacked.has_more:
+            return _Sums(_by_group(group, stacked), _by_time(group, stacked), stacked.total)
+    report = await usage.whole_report(session, question.query(days, (group,)))
+    is_stacked = group not in FEW and len(report.rows) <= MOST_STACKED
+    columns: tuple[GroupField, ...] = (time, group) if is_stacked else (time,)
+    timed = await usage.report(session, question.query(days, columns))
+    if timed.has_more:
+        timed = await usage.whole_report(session, question.query(days, (time,)))
+    return _Sums(_by_group(group, report), _by_time(group, timed), report.total)
+
+
+def _by_group(group: Grouping, report: UsageReport) -> dict[str, UsageRow]:
+    """Sum up the rows of a report, whose last columns are the group's, by group."""
+    sums: dict[str, UsageRow] = {}
+    first = len(report.query.group_by) - 1
+    for row in report.rows:
+        rest = row.group[first:]
+        key = _key(group, rest)
+        sums[key] = _add(rest, sums.get(key), row)
+    return sums
+
+
+def _by_time(group: Grouping, report: UsageReport) -> dict[str, dict[str, int]]:
+    """Sum up the costs of a report by time, and by group if it has any."""
+    sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    has_groups = group in report.query.group_by
+    for row in report.rows:
+        key = _key(group, row.group[1:]) if has_groups else ALL
+        sums[row.group[0] or ""][key] += row.cost_nano
+    return sums
 
 
 def _key(group: Grouping, texts: usage.Group) -> str:

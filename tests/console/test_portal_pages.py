@@ -70,6 +70,25 @@ FORMS = (
 FILLED = {"status": "disabled", "grace": "0", "name": "x", "window": "month", "limit_usd": "1"}
 
 
+MANY_DAYS = """
+    INSERT INTO usage_day (tenant_id, livemode, day, zone, requested_model, served_model, provider,
+        operation, credential, calls, requests, images, text_input_tokens,
+        image_input_tokens, text_output_tokens, image_output_tokens, amount_nano)
+    SELECT :tenant, true, DATE '2026-03-01' + d, 'UTC', 'm' || m, 'm' || m, 'openai',
+        'generation', 'house', 1, 1, 1, 0, 0, 0, 0, 1000000
+    FROM generate_series(0, 29) d, generate_series(1, 360) m RETURNING 1
+"""
+"""A month of 10 800 days of models, at a tenth of a cent each."""
+MANY_USERS = """
+    INSERT INTO usage_owner_day (tenant_id, livemode, day, zone, user_id, requested_model,
+        served_model, provider, operation, credential, calls, requests, images,
+        text_input_tokens, image_input_tokens, text_output_tokens, image_output_tokens, amount_nano)
+    SELECT :tenant, true, DATE '2026-03-02', 'UTC', gen_random_uuid(), 'm1', 'm1', 'openai',
+        'generation', 'house', 1, 1, 1, 0, 0, 0, 0, 1000000
+    FROM generate_series(1, 10001) RETURNING 1
+"""
+
+
 @dataclass
 class Shop:
     """A tenant with a user, keys, a webhook and calls in test mode, and its viewers."""
@@ -335,3 +354,22 @@ async def test_an_operator_in_the_portal_sees_the_tenants_pages_and_is_named_to_
     assert "console.portal_opened" in audit.text
     assert "webhook.created" in audit.text
     assert "hooks.example.com" in audit.text
+
+
+async def test_many_groups_are_summed_up_whole_or_refused(shop: Shop) -> None:
+    tenant = await shop.served.tenant("vast")
+    await shop.served.owner_sql(MANY_DAYS, tenant=tenant)
+    await shop.served.owner_sql(MANY_USERS, tenant=tenant)
+    period = "start=2026-03-01&end=2026-03-30&mode=live"
+    async with person(shop.served, Role.TENANT_ADMIN, tenant_id=tenant) as admin:
+        by_model = await admin.get(f"/console/usage?group=model&{period}")
+        by_user = await admin.get(f"/console/usage?group=user&{period}")
+    costs = f"/console/costs?tenant=vast&{period}"
+    whole = await shop.viewers["o"].get(f"{costs}&group=model")
+    refused = await shop.viewers["o"].get(f"{costs}&group=user")
+    for page in (by_model, whole):
+        assert exact(page.text)[0] == Decimal("10.8")
+        assert exact(page.text).count(Decimal("0.03")) >= 1
+    for page in (by_user, refused):
+        assert page.status_code == 400
+        assert "This report is too large" in page.text
