@@ -201,8 +201,28 @@ class Pipeline:
         return self._draining
 
     async def quote(self, served: ImageRequest) -> Quote:
-        """Quote the most that a served request can cost; nothing is reserved or bought."""
+        """Quote the most that a served request can cost with its model; nothing is bought."""
         return quotes.quote(served, await self._prices.current(served.priced_as))
+
+    async def quote_most(self, caller: Caller, request: ImageRequest) -> tuple[ImageRequest, Quote]:
+        """Quote the most that a request can cost; return it as served at first, and the quote.
+
+        It is that of the dearest model that may serve it, as its reservation: a fallback costs no
+        more than was quoted.
+
+        Raises:
+            NotConfigured: none of them has a price.
+        """
+        served = self.serve(caller, request)
+        found, refusal = [], None
+        for one in (served, *substitutes(self._catalog, caller, served)):
+            try:
+                found.append(await self.quote(one))
+            except NotConfigured as error:
+                refusal = refusal or error
+        if not found and refusal is not None:
+            raise refusal
+        return served, max(found, key=lambda quote: quote.amount_nano)
 
     async def price_list(self, model: Model) -> PriceList | None:
         """List what a model's images cost now; None if it has no price."""

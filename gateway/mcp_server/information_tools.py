@@ -122,8 +122,7 @@ async def estimate_cost(call: ToolCall) -> CallToolResult:
         defaults=call.gateway.settings.request_defaults,
         default_response_format="url",
     )
-    served = call.gateway.pipeline.serve(call.caller, request)
-    quote = await call.gateway.pipeline.quote(served)
+    served, quote = await call.gateway.pipeline.quote_most(call.caller, request)
     estimate = CostEstimate(
         model=served.model.id,
         requested_model=request.requested_model,

@@ -140,8 +140,7 @@ async def vary_image(
 async def create_quote(request: Request, gateway: GatewayDep, caller: ImageWriter) -> Response:
     """The same body as for generations; nothing is bought and nothing held."""
     image_request = await _read_generation(request, gateway, caller)
-    served = gateway.pipeline.serve(caller, image_request)
-    quote = await gateway.pipeline.quote(served)
+    served, quote = await gateway.pipeline.quote_most(caller, image_request)
     quoted = QuoteAnswer(
         model=image_request.requested_model,
         served_model=served.model.id,

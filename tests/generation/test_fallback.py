@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from PIL import Image, ImageChops
 from pydantic import SecretStr
 
 from gateway.config import Settings
-from gateway.money import format_usd
+from gateway.identity.viewers import Role
+from gateway.money import format_usd, format_usd_short
 from gateway.tenancy import tenants
+from tests.console_helpers import person
 from tests.harness import GPT2, Served, error_of, make_settings, served_gateway
 from tests.image_helpers import file_bytes, mask, photo, png
 from tests.mcp_helpers import call, content_of
@@ -32,6 +35,7 @@ from tests.stub_gemini.api import KEY
 from tests.stub_openai import Fault, Stub
 
 BANANA = "gemini-nano-banana-2.1"
+FLARE = "gpt-image-2.5-flare"
 PATH = "/v1/images/generations"
 BODY = image_body(size="1536x1024")
 AWAY = "http://127.0.0.1:9"
@@ -55,7 +59,7 @@ def settings(database: str, stub: Stub, gemini: StubGemini, tmp_path: Path) -> S
         OPENAI_BASE_URL=stub.base_url,
         GEMINI_API_KEY=SecretStr(KEY),
         GEMINI_BASE_URL=gemini.base_url,
-        models_file=chains(tmp_path, (GPT2, [BANANA])),
+        models_file=chains(tmp_path, (GPT2, [BANANA]), (FLARE, [GPT2])),
         provider_read_timeout_seconds=2,
     )
 
@@ -208,6 +212,9 @@ async def test_the_dearest_of_the_chain_is_reserved_once_or_else_the_first_alone
 ) -> None:
     key = await served.key()
     await served.budget("1", api_key_id=key.id)
+    async with served.http(key) as http:
+        quoted = (await http.post("/v1/images/quotes", json=BODY)).json()
+    assert quoted["served_model"] == GPT2
     assert (await buy(served, key=key)).headers["x-gateway-provider"] == "openai"
     poor = await served.key()
     await served.budget("0.02", api_key_id=poor.id)
@@ -219,6 +226,7 @@ async def test_the_dearest_of_the_chain_is_reserved_once_or_else_the_first_alone
     await served.budget("0.001", api_key_id=broke.id)
     assert error_of(await buy(served, key=broke))["code"] == "budget_exceeded"
     rich, cheap, failed = await books(served)
+    assert quoted["cost_usd_max"] == format_usd_short(rich.held_nano)
     assert cheap.held_nano == failed.held_nano < rich.held_nano
     assert (failed.state, gemini.calls) == ("void", [])
     await expect_books_to_agree(served, stub, gemini)
@@ -317,6 +325,20 @@ async def test_a_mask_that_the_other_model_does_not_take_is_applied_to_its_image
     [text, _] = sent["contents"][0]["parts"]
     assert text["text"].startswith("a red fox\n\nKeep the frame")
     await expect_books_to_agree(served, stub, gemini)
+
+
+async def test_the_playground_quotes_a_masked_edit_by_the_dearest_of_its_chain(
+    served: Served,
+) -> None:
+    changes = {"model": FLARE, "quality": "medium", "size": "1536x1024"}
+    made = await edit_with_mask(served, photo(96, 64), **changes)
+    assert made.headers["x-gateway-served-model"] == FLARE
+    [booked] = await books(served)
+    form = {"operation": "edit", "prompt": "a red fox", "masked": "yes", "sizes": "96x64"}
+    async with person(served, Role.TENANT_ADMIN) as browser:
+        page = await browser.post("/console/playground/quote?mode=live", data=form | changes)
+    [quoted] = re.findall(r'title="\$([\d.]+) USD', page.json()["quote"])
+    assert quoted == format_usd_short(booked.held_nano)
 
 
 async def test_a_mask_of_another_shape_than_the_image_to_make_is_not_passed_on(

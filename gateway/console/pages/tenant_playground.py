@@ -246,8 +246,8 @@ async def _quote_files(
 
 
 async def _quote(portal: Portal, caller: Caller, view: View, request: ImageRequest) -> None:
-    served = portal.gateway.pipeline.serve(caller, request)
-    view.quote_nano = (await portal.gateway.pipeline.quote(served)).amount_nano
+    served, quote = await portal.gateway.pipeline.quote_most(caller, request)
+    view.quote_nano = quote.amount_nano
     view.served_model = served.model.id
 
 

@@ -148,6 +148,7 @@ def with_sizes(
 
 
 def _stand_in(width: int, height: int) -> InputImage:
+    """Stand in for an image that every model takes: a fallback that may refuse it counts too."""
     return InputImage(
-        BytesIO(), PNG, width, height, size_bytes=0, has_alpha=False, is_transparent=False
+        BytesIO(), PNG, width, height, size_bytes=0, has_alpha=True, is_transparent=True
     )
