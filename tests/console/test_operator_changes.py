@@ -1,6 +1,7 @@
 """The operators' forms: each changes what it says, is refused with its reason, and is audited."""
 
 import html
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -149,6 +150,33 @@ async def test_a_budget_is_set_raised_and_removed(scene: Scene) -> None:
     await scene.post(f"{place}/{row.id}/remove", 404)
     await scene.post(f"{place}/{row.id}/colour", 404)
     await scene.post(f"{place}/99999999999999999999/remove", 404)
+
+
+async def test_a_listed_budget_is_changed_by_a_form_with_its_own_values(scene: Scene) -> None:
+    for place, owner in (
+        (f"{scene.tenant}/budgets", {"owner": "tenant", "mode": "test"}),
+        ("/console/budgets", {}),
+    ):
+        asked = {**owner, "window": "total", "enforcement": "soft", "alert_percents": "90"}
+        await scene.post(place, limit_usd="1,234.50", **asked)
+        form = form_to_change(await scene.get(place), "total")
+        shown = {"limit_usd": "1234.50", "enforcement": "soft", "alert_percents": "90"}
+        assert form.items() >= {**owner, "window": "total", **shown}.items()
+        refused = await scene.post(place, 400, **{**form, "limit_usd": "12,50"})
+        assert form_to_change(refused.text, "total")["limit_usd"] == "12,50"
+        await scene.post(place, **{**form, "limit_usd": "7"})
+        after = form_to_change(await scene.get(place), "total")
+        assert after == {**form, "limit_usd": "7.00"}
+        await scene.post(f"{place}/{form['change']}/remove")
+
+
+def form_to_change(page: str, window: str) -> dict[str, str]:
+    """The fields of the form that changes the budget of a window, as a browser sends them."""
+    forms = [one for one in re.findall(r"<form.*?</form>", page, re.DOTALL) if "change" in one]
+    [form] = [one for one in forms if f'name="window" value="{window}"' in one]
+    fields = re.findall(r'<input[^>]* name="([^"]+)"[^>]* value="([^"]*)"', form)
+    chosen = re.findall(r'<select[^>]* name="([^"]+)".*?value="(\w+)" selected', form, re.DOTALL)
+    return dict(fields) | dict(chosen)
 
 
 async def test_limits_users_and_settings_are_changed(scene: Scene) -> None:

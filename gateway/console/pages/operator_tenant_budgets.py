@@ -27,6 +27,7 @@ from gateway.db.pages import Page
 from gateway.errors import InvalidRequest, NotFound
 from gateway.identity.transactions import changing_house, reading_house, reading_tenant
 from gateway.identity.viewers import Permission, Viewer
+from gateway.money import format_usd_short
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
 
@@ -81,7 +82,8 @@ async def set_house_budget(
                 time_zone=typed(form, "time_zone") or None,
             )
     except REFUSALS as error:
-        return await _house_page(request, gateway, viewer, state=refused("set", form, error))
+        state = refused(_name_of(form), form, error)
+        return await _house_page(request, gateway, viewer, state=state)
     return redirect(f"{HOUSE}?done=set")
 
 
@@ -140,7 +142,7 @@ async def set_budget(
                 alert_percents=_percents(form),
             )
     except REFUSALS as error:
-        state = refused("set", form, error)
+        state = refused(_name_of(form), form, error)
         return await _page(request, gateway, viewer, tenant_id, state=state)
     return redirect(f"{tenant_path(tenant_id, BUDGETS)}?done=set")
 
@@ -193,6 +195,12 @@ async def _change(  # noqa: PLR0917 - as the path and the form have them
         await budgets.remove(session, tenant_id, row_id)
         return "removed"
     raise NotFound(f"A budget has no action {action[:20]!r}.")
+
+
+def _name_of(form: Mapping[str, str]) -> str:
+    """Name the form that sets a budget: a listed budget has its own, with its values."""
+    changed = typed(form, "change")
+    return f"change-{changed}" if changed else "set"
 
 
 def _percents(form: Mapping[str, str]) -> list[int]:
@@ -276,6 +284,7 @@ def _context(found: Page[Budget], here: str, after: int | None) -> dict[str, obj
         "found": found.items,
         "newest": here if after else "",
         "older": f"{here}?after={found.items[-1].id}" if found.has_more else "",
+        "limits": {one.id: format_usd_short(one.limit_nano) for one in found.items},
         "owners": OWNERS,
         "windows": WINDOW_NAMES,
         "enforcements": ENFORCEMENT_NAMES,
