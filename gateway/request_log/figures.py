@@ -13,7 +13,7 @@ HOUR = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class RequestFigures:
-    """Tenants' requests of one mode in a period.
+    """Tenants' requests of one mode in a period, with the playground's calls.
 
     `failed` were answered with 5xx, `refused` with 4xx. The milliseconds are those of requests that
     reserved money, None where there were none. `by_hour`: the number of requests and of failed ones
@@ -37,7 +37,7 @@ _FIGURES = text("""
             FILTER (WHERE r.generation_id IS NOT NULL) AS milliseconds
     FROM request_log r
     WHERE r.at >= :start AND r.at < :end AND r.livemode = :livemode AND r.tenant_id IS NOT NULL
-        AND r.route NOT LIKE '/console%'
+        AND (r.route NOT LIKE '/console%' OR r.generation_id IS NOT NULL)
         AND (CAST(:tenant_id AS uuid) IS NULL OR r.tenant_id = CAST(:tenant_id AS uuid))
     GROUP BY GROUPING SETS ((date_bin('1 hour', r.at, :start)), ())
     ORDER BY hour NULLS FIRST

@@ -36,7 +36,7 @@ class RequestFilter:
     """A filter of requests; None: no filter. `model`: as requested or as served.
 
     `statuses`: the lowest and the highest status. `is_failed`: with an error, or without one.
-    `is_api`: without the pages of the console.
+    `is_api`: without the pages of the console, except for what its playground has bought.
     """
 
     status: int | None = None
@@ -229,7 +229,9 @@ def _chosen(chosen: RequestFilter) -> list[ColumnElement[bool]]:
         failed = or_(RequestRow.status >= FIRST_FAILURE, RequestRow.error_code.is_not(None))
         found.append(failed if chosen.is_failed else ~failed)
     if chosen.is_api:
-        found.append(~RequestRow.route.startswith(CONSOLE, autoescape=True))
+        page = RequestRow.route.startswith(CONSOLE, autoescape=True)
+        # The playground's calls are the tenant's as much as those of its programs.
+        found.append(~and_(page, RequestRow.generation_id.is_(None)))
     if chosen.start is not None:
         found.append(RequestRow.at >= chosen.start)
     if chosen.end is not None:
