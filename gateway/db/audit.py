@@ -71,6 +71,7 @@ class Action(StrEnum):
     SIGN_IN_REFUSED = "console.sign_in_refused"
     PORTAL_OPENED = "console.portal_opened"
     PORTAL_LEFT = "console.portal_left"
+    IMAGES_ORDERED = "console.images_ordered"
     PERSON_ADDED = "console.person_added"
     PERSON_CHANGED = "console.person_changed"
     INVITATION_MADE = "console.invitation_made"

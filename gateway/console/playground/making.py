@@ -14,6 +14,7 @@ from gateway.console.playground.drafts import Draft
 from gateway.console.portal import Portal
 from gateway.domain import Admitted, Caller, Generation, ImageRequest, ProgressSink
 from gateway.errors import IdempotencyInFlight, NotFound
+from gateway.db.audit import Action, record
 from gateway.generation.idempotency import repeated
 from gateway.generation.image_references import InputImageReference
 from gateway.generation.input_images import Upload
@@ -76,6 +77,7 @@ async def prepare(
     if not draft.needs_images:
         return request
     links = _links(gateway, await find_hosted(portal, draft))
+        await _note_visitor(portal, request)
     given: list[Upload | InputImageReference] = [*links, *uploads]
     given.sort(key=lambda one: one.field != "image")
     return await gateway.intake.with_images(caller, request, given, files)
@@ -83,6 +85,28 @@ async def prepare(
 
 async def find_hosted(portal: Portal, draft: Draft) -> tuple[HostedImage, ...]:
     """Find the stored images that a form uses, in its order.
+
+async def _note_visitor(portal: Portal, request: ImageRequest) -> None:
+    """Record in the tenant's audit trail that a visiting operator is going to buy.
+
+    Not afterwards: the browser may leave, and Postgres may be away, while the call goes on.
+    """
+    if not portal.viewer.is_visiting:
+        return
+    async with portal.changing(Permission.IMAGES_MAKE) as session:
+        await record(
+            session,
+            Action.IMAGES_ORDERED,
+            tenant_id=portal.tenant_id,
+            object_id=request.requested_model,
+            after={
+                "model": request.requested_model,
+                "operation": request.operation.value,
+                "images": request.n,
+                "mode": portal.mode,
+            },
+        )
+
 
     Raises:
         Forbidden: the viewer sees no images.
