@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -13,9 +14,12 @@ import pytest_asyncio
 from gateway.console.playground.snippets import Call, snippets_of
 from gateway.domain import Operation, Scope
 from gateway.identity.viewers import Role
-from tests.console_helpers import by_key, signed_in_as
+from gateway.request_log.figures import figures
+from tests.console_helpers import by_key, operator, signed_in_as
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
 from tests.image_helpers import file_bytes, mask, png
+from tests.money.test_money_crashes import locked, waiting_for_locks
+from tests.money_helpers import eventually
 from tests.stub_openai import Stub, running_stub
 from tests.stub_openai.faults import Fault
 
@@ -265,6 +269,59 @@ async def test_a_refusal_is_shown_with_what_to_do_and_what_was_typed(
     [(kind, told)] = [one for one in events_of(stream) if one[0] != "partial"]
     assert (kind, text in told["html"]) == ("refused", True), told
     assert EVIL not in told["html"]
+
+
+async def test_a_purchase_is_shown_although_the_budgets_cannot_be_read_after_it(
+    gateway: Served, provider: Stub
+) -> None:
+    settings = gateway.gateway.settings
+    async with signed_in_as(gateway, Role.TENANT_ADMIN) as admin:
+        filled = form_of(await admin.get(f"{PLAYGROUND}?mode=live"), prompt="Dear", quality="low")
+        provider.faults.add(Fault(hold=True))
+        asked = asyncio.create_task(admin.post(f"{PLAYGROUND}/stream?mode=live", files=filled))
+        await provider.until_held(1)
+        async with locked(settings, "LOCK TABLE tenant_user IN ACCESS EXCLUSIVE MODE"):
+            provider.release()
+            await eventually(lambda: waiting_for_locks(gateway))
+            # As Postgres ends the statements of a server that is shut down.
+            await gateway.owner_sql(
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            events = events_of(await asked)
+    assert [kind for kind, _ in events] == ["result"]
+    assert '<img src="/images/img_' in events[0][1]["html"]
+
+
+async def test_a_visiting_operators_purchase_is_in_the_tenants_trail_requests_and_figures(
+    gateway: Served,
+) -> None:
+    tenant = await gateway.tenant("visited")
+    start = datetime.now(UTC) - timedelta(hours=1)
+    async with operator(gateway) as visitor:
+        await visitor.post(f"/console/tenants/{tenant}/portal")
+        page = await visitor.get(f"{PLAYGROUND}?mode=test")
+        made = await visitor.post(f"{PLAYGROUND}?mode=test", files=form_of(page, prompt="x"))
+        await visitor.post(f"{PLAYGROUND}?mode=test", files=form_of(page, prompt="x", do="quote"))
+    assert made.status_code == 303, made.text
+    await gateway.gateway.request_log.flush()
+    [row] = await gateway.owner_sql(
+        "SELECT actor_name, request_id, after FROM audit"
+        " WHERE action = 'console.images_ordered' AND tenant_id = :tenant",
+        tenant=tenant,
+    )
+    asked = {"model": FLARE, "operation": "generation", "images": 1, "mode": "test"}
+    assert (row.actor_name, row.after) == ("root (sign-in link)", asked)
+    async with signed_in_as(gateway, Role.TENANT_ADMIN, tenant_id=tenant) as admin:
+        trail = await admin.get("/console/portal/audit")
+        requests = await admin.get("/console/portal/requests?mode=test")
+    assert "console.images_ordered" in trail.text
+    assert set(re.findall(r"/console/portal/requests/(req_\w+)", requests.text)) == {row.request_id}
+    async with gateway.gateway.database.tenant(tenant) as session:
+        found = await figures(
+            session, tenant, start=start, end=start + timedelta(hours=2), livemode=False
+        )
+    assert found.requests == 1
 
 
 async def test_a_budget_is_felt_in_the_playground(gateway: Served) -> None:

@@ -288,18 +288,22 @@ async def _told(
 ) -> AsyncIterator[bytes]:
     """Tell the progress of a purchase; the last event is the result or the refusal."""
     yield KEEP_ALIVE
+    made = None
     try:
         async for event in progress:
             if event is None:
                 yield KEEP_ALIVE
             elif isinstance(event, Generation):
-                yield await _result_event(portal, caller, event)
+                made = event
             else:
                 source = f"data:image/{event.output_format or 'png'};base64,{event.base64}"
                 yield _event("partial", index=event.index, source=source)
     except GatewayError as error:
         note_error(error)
         yield _refusal_event(portal, error)
+    if made is not None:
+        # Outside of the `try`: after a purchase nothing may be told as its refusal.
+        yield await _result_event(portal, caller, made)
 
 
 def _event(kind: str, **fields: object) -> bytes:

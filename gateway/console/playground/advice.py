@@ -64,7 +64,8 @@ BY_CODE = {
         "This key may not use the model", "Choose another model, or sign in with another key."
     ),
     "database_unavailable": Remedy(
-        "The database does not answer", "Nothing was bought. Try again in a few seconds."
+        "The database does not answer",
+        "Send this form again in a few seconds: it buys its images once, however often it is sent.",
     ),
     "image_not_found": Remedy("An image is missing", "Remove it from the form, or choose another."),
     "invalid_image_file": Remedy(

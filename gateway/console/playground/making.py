@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+import structlog
+
 from gateway.billing import budgets
 from gateway.billing.budgets import Budget
 from gateway.bootstrap import Gateway
 from gateway.console.playground import drafts
 from gateway.console.playground.drafts import Draft
 from gateway.console.portal import Portal
-from gateway.domain import Admitted, Caller, Generation, ImageRequest, ProgressSink
-from gateway.errors import IdempotencyInFlight, NotFound
 from gateway.db.audit import Action, record
+from gateway.domain import Admitted, Caller, Generation, ImageRequest, ProgressSink
+from gateway.errors import GatewayError, IdempotencyInFlight, NotFound
 from gateway.generation.idempotency import repeated
 from gateway.generation.image_references import InputImageReference
 from gateway.generation.input_images import Upload
@@ -28,6 +30,7 @@ TWIN_SECONDS = 2.0
 TWIN_TRIES = 150
 """A form that was sent twice waits for its first sending, up to five minutes."""
 LINK_SECONDS = 600
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +77,14 @@ async def prepare(
     request = drafts.parse(gateway, caller, draft, streams=streams)
     if is_purchase:
         request = replace(request, idempotency=await drafts.claim(draft, uploads))
+        await _note_visitor(portal, request)
     if not draft.needs_images:
         return request
     links = _links(gateway, await find_hosted(portal, draft))
-        await _note_visitor(portal, request)
     given: list[Upload | InputImageReference] = [*links, *uploads]
     given.sort(key=lambda one: one.field != "image")
     return await gateway.intake.with_images(caller, request, given, files)
 
-
-async def find_hosted(portal: Portal, draft: Draft) -> tuple[HostedImage, ...]:
-    """Find the stored images that a form uses, in its order.
 
 async def _note_visitor(portal: Portal, request: ImageRequest) -> None:
     """Record in the tenant's audit trail that a visiting operator is going to buy.
@@ -107,6 +107,9 @@ async def _note_visitor(portal: Portal, request: ImageRequest) -> None:
             },
         )
 
+
+async def find_hosted(portal: Portal, draft: Draft) -> tuple[HostedImage, ...]:
+    """Find the stored images that a form uses, in its order.
 
     Raises:
         Forbidden: the viewer sees no images.
@@ -216,6 +219,13 @@ async def result_of(portal: Portal, caller: Caller, generation: Generation) -> R
 
 
 async def budgets_of(portal: Portal, caller: Caller) -> tuple[Budget, ...]:
-    """Read the budgets that a call of this caller counts in."""
-    async with portal.reading(Permission.IMAGES_MAKE) as session:
-        return tuple(await budgets.for_caller(session, caller))
+    """Read the budgets that a call of this caller counts in; none if they cannot be read.
+
+    They are shown beside images that are bought: an error here must not hide these.
+    """
+    try:
+        async with portal.reading(Permission.IMAGES_MAKE) as session:
+            return tuple(await budgets.for_caller(session, caller))
+    except GatewayError as error:
+        log.warning("budgets_unread", tenant=str(caller.tenant_id), code=error.code)
+        return ()
