@@ -42,6 +42,13 @@ def test_every_icon_that_a_page_names_is_in_the_sprite() -> None:
     assert named <= sprite
 
 
+def test_every_icon_of_the_sprite_is_used() -> None:
+    sprite = re.findall(r'<symbol id="([a-z0-9-]+)"', (STATIC / "icons.svg").read_text())
+    sources = [*TEMPLATES.rglob("*.html"), *TEMPLATES.parent.rglob("*.py"), *STATIC.glob("*.js")]
+    named = set(re.findall(r'["\']([a-z0-9-]+)["\']', "\n".join(map(Path.read_text, sources))))
+    assert [icon for icon in sprite if icon not in named] == []
+
+
 def test_templates_hold_no_inline_script_or_style_and_are_valid() -> None:
     paths = sorted(TEMPLATES.rglob("*.html"))
     assert paths
