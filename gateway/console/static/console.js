@@ -1,4 +1,5 @@
-// What pages do beyond plain links and forms: the theme switch, copy buttons, tooltips of charts.
+// What pages do beyond plain links and forms: the theme switch, copy buttons, forms that are sent once,
+// tooltips of charts.
 // Each is added to what the server has rendered, which works without it.
 
 const root = document.documentElement;
@@ -52,6 +53,28 @@ document.addEventListener("change", (event) => {
     event.target.form?.requestSubmit();
   }
 });
+
+// A form is sent once. Its second sending, by a double click, would make a second key.
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (event.defaultPrevented || form.method !== "post") return;
+  if (form.dataset.sent) event.preventDefault();
+  form.dataset.sent = "yes";
+});
+
+// Back on a page that the browser has kept, its forms can be sent again.
+window.addEventListener("pageshow", () => {
+  for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
+});
+
+// A reload of a page with a new secret would send its form again: it leads to the page above instead.
+if (document.querySelector("[data-once]")) {
+  const above =
+    document.querySelector(".tabs [aria-current]") ??
+    document.querySelector(".crumbs li:last-child a") ??
+    document.querySelector("nav [aria-current=page]");
+  if (above) history.replaceState(history.state, "", above.href);
+}
 
 // Tooltips: a chart's <title> texts, shown beside the pointer rather than after the browser's delay.
 let tip = null;
