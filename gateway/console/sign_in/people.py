@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import FormDep, ViewerDep, redirect
+from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, refused, typed
 from gateway.console.paths import INVITATIONS, PEOPLE
 from gateway.console.render import Flash, page
 from gateway.console.shell import shell_of
@@ -47,19 +48,22 @@ async def invite(
     request: Request, viewer: ViewerDep, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Invite a person; the page shows the invitation's address once."""
-    async with changing_people(gateway, viewer) as session:
-        tenant_id = viewer.tenant_id
-        name = form.get("tenant", "").strip()
-        if tenant_id is None and name:
-            tenant_id = (await tenants.find(OperatorSession(session), name)).id
-        link = await invitations.invite(
-            session,
-            viewer,
-            email=form.get("email", ""),
-            role_name=form.get("role", ""),
-            tenant_id=tenant_id,
-            settings=gateway.settings,
-        )
+    try:
+        async with changing_people(gateway, viewer) as session:
+            tenant_id = viewer.tenant_id
+            name = typed(form, "tenant")
+            if tenant_id is None and name:
+                tenant_id = (await tenants.find(OperatorSession(session), name)).id
+            link = await invitations.invite(
+                session,
+                viewer,
+                email=typed(form, "email"),
+                role_name=typed(form, "role"),
+                tenant_id=tenant_id,
+                settings=gateway.settings,
+            )
+    except REFUSALS as error:
+        return await _page(request, gateway, viewer, state=refused("invite", form, error))
     return await _page(request, gateway, viewer, link=link)
 
 
@@ -104,6 +108,7 @@ async def _page(
     after: UUID | None = None,
     flash: Flash | None = None,
     link: SecretText | None = None,
+    state: FormState = UNTOUCHED,
 ) -> Response:
     async with reading_people(gateway, viewer) as session:
         found = await people.list_page(session, viewer, limit=PAGE_SIZE, after=after)
@@ -118,6 +123,8 @@ async def _page(
         "sign_in/people.html",
         title="People",
         lead="Who may sign in through the identity provider, and as what.",
+        status=state.status,
+        state=state,
         people=found.items,
         invitations=invited,
         tenant_names=names,
