@@ -75,6 +75,11 @@ class LiveFigures:
     estimated: OpenSum
     circuits: tuple[TroubledCircuit, ...]
 
+    @property
+    def is_unused(self) -> bool:
+        """Tell whether there were no live calls lately: probably a new gateway."""
+        return not (self.spend.month or self.spend.before or self.requests.requests)
+
 
 @dataclass(frozen=True, slots=True)
 class SlowFigures:

@@ -22,8 +22,11 @@ from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import GatewayError, Unavailable
 from gateway.identity import sessions
 from gateway.identity.sessions import SessionEnded
+from gateway.identity.transactions import reading_house
 from gateway.identity.viewers import Permission
 from gateway.rest.dependencies import GatewayDep
+from gateway.tenancy import tenants
+from gateway.tenancy.tenants import Tenant
 
 EVENTS = "/console/events"
 MAX_WATCHERS = 40
@@ -128,13 +131,19 @@ async def home(
     if viewer.tenant_id is not None:
         return await show_home(portal_of(viewer, gateway, request))
     viewer.require(Permission.HOUSE_READ)
+    live = await watchers.overview.live.get()
+    newest: tuple[Tenant, ...] = ()
+    if live.is_unused and viewer.may(Permission.PORTAL_VISIT):
+        async with reading_house(gateway, viewer) as session:
+            newest = (await tenants.list_page(session, limit=1)).items
     return page(
         shell_of(viewer, request),
         TEMPLATE,
         title="Overview",
         lead="Live calls of all tenants. Days are those of each tenant's time zone; other times "
         f"are in {viewer.time_zone}.",
-        live=await watchers.overview.live.get(),
+        live=live,
+        first_tenant=newest[0] if newest else None,
         slow=await watchers.overview.slow.get(),
         events=f"{EVENTS}?opened={int(time.time())}",
     )
