@@ -7,7 +7,6 @@ It reaches this machine alone: a request to any other host, an error on the cons
 a violation of the content security policy and an answer of 5xx each fail the test.
 """
 
-import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
@@ -174,18 +173,3 @@ async def signed_in(
         for context in visitor.open:
             await context.close()
     assert not faults.found, "\n".join(faults.found)
-
-
-async def accessibility_faults(visitor: Visitor, path: str, *, theme: str, width: int) -> list[str]:
-    """Check a page with axe-core, which the policy of the page would refuse to load."""
-    page = await visitor.visit(path, theme=theme, width=width, bypass_csp=True)
-    await page.add_script_tag(path=AXE)
-    options = {"runOnly": {"type": "tag", "values": list(AXE_TAGS)}}
-    found = await page.evaluate(f"axe.run(document, {json.dumps(options)})")
-    await page.context.close()
-    visitor.open.remove(page.context)
-    return [
-        f"{path} ({theme}, {width}): {fault['id']}: {node['target']} {node['failureSummary']}"
-        for fault in found["violations"]
-        for node in fault["nodes"]
-    ]

@@ -11,14 +11,10 @@ import pytest
 import pytest_asyncio
 
 from gateway.console.navigation import NAVIGATION
-from tests.console.screenshots import details, pages
 from tests.console_browser import (
-    AXE,
     CHROMIUM,
-    NO_AXE,
     NO_BROWSER,
     Visitor,
-    accessibility_faults,
     session_cookies,
     signed_in,
 )
@@ -28,7 +24,6 @@ from tests.harness import PostgresServer, Served, make_settings, served_gateway
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 HTML = {"Accept": "text/html"}
-PAGES_ON_PHONES = 2
 WHOLE = "period=month&compare=no"
 
 
@@ -62,30 +57,6 @@ async def http(busy: tuple[Served, Seeded]) -> AsyncIterator[httpx2.AsyncClient]
 def amount(text: str) -> Decimal:
     """The number of an amount such as $1,234.50."""
     return Decimal(text.replace("$", "").replace(",", ""))
-
-
-@in_browser
-@pytest.mark.skipif(not AXE.exists(), reason=NO_AXE)
-@pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_every_page_meets_wcag_2_2_aa(
-    busy: tuple[Served, Seeded], visitor: Visitor, theme: str
-) -> None:
-    found = []
-    # Pages of single objects are made of the same parts: they are checked in one theme.
-    more = await details(*busy) if theme == "light" else {}
-    for at, path in enumerate((pages() | more).values()):
-        # A phone's layout is the same in both themes, and of the same parts on each page.
-        for width in (1440, 390) if theme == "light" and at < PAGES_ON_PHONES else (1440,):
-            found += await accessibility_faults(visitor, path, theme=theme, width=width)
-    assert found == []
-
-
-@in_browser
-async def test_no_page_is_wider_than_a_phone(busy: tuple[Served, Seeded], visitor: Visitor) -> None:
-    for path in (pages() | await details(*busy)).values():
-        page = await visitor.visit(path, width=375)
-        wide = await page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= 375, path
 
 
 @in_browser

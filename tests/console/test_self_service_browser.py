@@ -1,4 +1,4 @@
-"""A tenant's self-service in a real browser: forms by click, and pages for everyone's eyes."""
+"""A tenant's self-service in a real browser: forms by click."""
 
 from collections.abc import AsyncIterator
 
@@ -7,15 +7,7 @@ import pytest_asyncio
 
 from gateway.domain import Scope
 from gateway.identity.viewers import Role
-from tests.console_browser import (
-    AXE,
-    CHROMIUM,
-    NO_AXE,
-    NO_BROWSER,
-    Visitor,
-    accessibility_faults,
-    signed_in,
-)
+from tests.console_browser import CHROMIUM, NO_BROWSER, Visitor, signed_in
 from tests.console_helpers import person
 from tests.harness import GPT2, PostgresServer, Served, make_settings, served_gateway
 
@@ -25,14 +17,6 @@ pytestmark = [
 ]
 IMAGES = "/v1/images/generations"
 LOW = {"model": GPT2, "prompt": "a red circle", "quality": "low", "size": "1024x1024"}
-PAGES = tuple(
-    f"/console/{name}?mode=test"
-    for name in (
-        *("usage", "usage/calls", "portal/requests", "portal/budgets", "keys", "keys/new", "users"),
-        *("credentials", "portal/webhooks", "portal/webhooks/new", "connect", "portal/audit"),
-    )
-)
-DARK = PAGES[:4]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -103,20 +87,3 @@ async def test_a_key_is_created_used_and_limited_and_its_requests_are_found(
     assert await status_of(shop, secret) == 401
     await page.context.close()
     visitor.open.remove(page.context)
-
-
-@pytest.mark.skipif(not AXE.exists(), reason=NO_AXE)
-async def test_every_page_of_self_service_meets_wcag_2_2_aa(visitor: Visitor) -> None:
-    found = []
-    for path in PAGES:
-        for theme in ("light", "dark") if path in DARK else ("light",):
-            found += await accessibility_faults(visitor, path, theme=theme, width=1440)
-    assert found == []
-
-
-async def test_no_page_of_self_service_is_wider_than_a_phone(visitor: Visitor) -> None:
-    for path in PAGES:
-        page = await visitor.visit(path, width=375)
-        assert await page.evaluate("document.documentElement.scrollWidth") <= 375, path
-        await page.context.close()
-        visitor.open.remove(page.context)

@@ -155,6 +155,9 @@ def _server(status: int, text: str = _SERVER_TEXT) -> ApiError:
 
 PRESETS: dict[str, ApiError] = {
     "bad_request": invalid_value("size", "Invalid size '1x1'."),
+    "hostile_message": ApiError(
+        400, "<img src=x onerror=\"document.title='owned'\">", code="invalid_value"
+    ),
     "billing_hard_limit": ApiError(
         400, _HARD_LIMIT_TEXT, kind="billing_limit_user_error", code="billing_hard_limit_reached"
     ),
