@@ -1,6 +1,10 @@
 """A tenant's portal with seeded data, for images and timings of its pages."""
 
 from gateway.console.navigation import NAVIGATION
+from gateway.db.actors import Actor
+from gateway.identity import sessions
+from gateway.identity.sessions import Browser, SignedIn
+from gateway.identity.viewers import Role
 from tests.console_browser import session_cookies
 from tests.console_seed import Seeded
 from tests.harness import Served
@@ -39,6 +43,31 @@ async def portal_cookies(served: Served, seeded: Seeded) -> list[dict[str, objec
         assert answer.status_code == 303, answer.text
         token = answer.cookies["ig_session"]
     return [{"name": "ig_session", "value": token, "url": served.base_url}]
+
+
+async def operator_cookies(served: Served) -> list[dict[str, object]]:
+    """Sign in a person who operates the gateway; return the browser's cookies."""
+    return await _cookies(served, SignedIn("Dana Lee", Role.OPERATOR_ADMIN, "oidc"))
+
+
+async def tenant_cookies(served: Served, seeded: Seeded) -> list[dict[str, object]]:
+    """Sign in an administrator of the tenant; return the browser's cookies."""
+    tenant_id = seeded.tenants[TENANT].id
+    return await _cookies(
+        served, SignedIn("Ana Ruiz", Role.TENANT_ADMIN, "oidc", tenant_id=tenant_id)
+    )
+
+
+async def _cookies(served: Served, who: SignedIn) -> list[dict[str, object]]:
+    gateway = served.gateway
+    async with gateway.operators_database.operator(by=Actor("cli", "root")) as session:
+        token = await sessions.begin(
+            session,
+            who,
+            Browser("192.0.2.7", "Mozilla/5.0 (X11; Linux) Firefox/151.0"),
+            gateway.settings,
+        )
+    return [{"name": "ig_session", "value": token.reveal(), "url": served.base_url}]
 
 
 def portal_pages(image: str) -> dict[str, str]:

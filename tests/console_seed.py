@@ -155,6 +155,7 @@ async def seed(served: Served, *, calls: int = 6000, chance: int = 7) -> Seeded:
         async with connection.transaction():
             await _write_calls(connection, written, start, end)
             await _write_requests(connection, draw, made, written)
+            await connection.execute(_LAST_USES)
         await _budgets(served, made, written)
         await connection.execute(_COUNT_BUDGETS)
         await connection.execute("ANALYZE")
@@ -282,6 +283,11 @@ _REQUEST = (
 )
 _KINDS = {"posted": "post", "posted_est": "post_est", "void": "void"}
 _ROUTES = {"generation": "/v1/images/generations", "edit": "/v1/images/edits"}
+_LAST_USES = """
+INSERT INTO api_key_use (tenant_id, api_key_id, last_used_at)
+SELECT tenant_id, api_key_id, max(at) FROM request_log
+WHERE tenant_id IS NOT NULL AND api_key_id IS NOT NULL GROUP BY 1, 2
+"""
 _COUNT_BUDGETS = """
 SELECT add_period(b.tenant_id, b.id, now()) FROM budget b;
 SELECT add_house_period(b.id, now()) FROM house_budget b;
