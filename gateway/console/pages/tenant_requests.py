@@ -83,8 +83,8 @@ async def list_requests(portal: UsagePortal, form: Annotated[OwnRequestsForm, Qu
     return portal.page(
         "tenant/requests.html",
         title="Requests",
-        lead="Each request of an application with its outcome. A request appears seconds after its "
-        "answer.",
+        lead="Each request of an application, and each purchase in the playground, with its "
+        "outcome. A request appears seconds after its answer.",
         status=state.status,
         form=form,
         state=state,
