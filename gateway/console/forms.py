@@ -27,6 +27,14 @@ REFUSALS = (InvalidRequest, NotFound, Conflict)
 MAX_QUOTED = 40
 MAX_WHOLE = 2**63 - 1
 MAX_SECONDS = 1_000_000_000
+GRACES = (
+    ("0", "at once"),
+    ("3600", "in an hour"),
+    ("86400", "in a day"),
+    ("604800", "in a week"),
+    ("2592000", "in 30 days"),
+)
+"""The times after which a rolled secret can end, in seconds."""
 _DIGITS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?")
 _GROUPED = re.compile(r"[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
 """An amount with commas between thousands. A decimal comma would multiply it: it is refused."""

@@ -16,8 +16,8 @@ from gateway.billing.ledger import OpenSum
 from gateway.billing.model_askers import ModelAskers, list_askers
 from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery
 from gateway.bootstrap import Gateway
-from gateway.console import formats
-from gateway.console.charts import USD, Chart, ChartData, Series, stacked_bars
+from gateway.console.charts import Chart
+from gateway.console.model_figures import draw_days, ending_models
 from gateway.console.shared import Shared
 from gateway.db.engine import OperatorSession
 from gateway.db.pools import Beside
@@ -28,10 +28,8 @@ LIVE_SECONDS = 10
 SLOW_SECONDS = 60
 CHART_DAYS = 30
 PACE_DAYS = 7
-DYING_DAYS = 60
 MAX_BUDGETS = 12
 MAX_CALLERS = 5
-MAX_DRAWN = 7
 HOURS = 24
 
 
@@ -125,13 +123,8 @@ class Overview:
         return SlowFigures(tuple(budgets), dying)
 
     async def _dying(self, session: OperatorSession) -> tuple[DyingModel, ...]:
-        now = datetime.now(UTC)
-        today, last = now.date(), now.date() + timedelta(days=DYING_DAYS)
-        dying = {
-            model.id: model
-            for model in self._gateway.core.catalog.models.values()
-            if model.shutdown_date is not None and today < model.shutdown_date <= last
-        }
+        today = datetime.now(UTC).date()
+        dying = ending_models(self._gateway.core.catalog, today)
         callers: dict[str, ModelAskers] = {}
         if dying:
             callers = await list_askers(session, tuple(dying), of_each=MAX_CALLERS)
@@ -144,7 +137,9 @@ class Overview:
                 model.successor,
                 callers.get(model.id, ModelAskers()),
             )
-            for model in sorted(dying.values(), key=lambda one: (one.shutdown_date or last, one.id))
+            for model in sorted(
+                dying.values(), key=lambda one: (one.shutdown_date or today, one.id)
+            )
             if model.shutdown_date is not None
         )
 
@@ -186,29 +181,16 @@ def summed_up(by_model: Mapping[str, Mapping[date, int]], today: date) -> SpendF
         before=sum(by_day[day] for day in _days_of(last_end.replace(day=1), same)),
         forecast=month + max(0, pace // PACE_DAYS - by_day[today]) + pace * left // PACE_DAYS,
         by_day=tuple(by_day[day] for day in days),
-        chart=_chart(by_model, days),
+        chart=draw_days(
+            by_model,
+            days,
+            key="spend",
+            title="Spend by day and model",
+            description=f"US dollars, the last {CHART_DAYS} days",
+            link=lambda day: f"/console/costs?start={day}&end={day}&group=tenant",
+        ),
     )
 
 
 def _days_of(first: date, last: date) -> list[date]:
     return [first + timedelta(days=at) for at in range((last - first).days + 1)]
-
-
-def _chart(by_model: Mapping[str, Mapping[date, int]], days: list[date]) -> Chart:
-    sums = {model: [costs.get(day, 0) for day in days] for model, costs in by_model.items()}
-    order = sorted((name for name in sums if any(sums[name])), key=lambda name: -sum(sums[name]))
-    series = [Series(name, tuple(sums[name])) for name in order[:MAX_DRAWN]]
-    if len(order) > MAX_DRAWN:
-        rest = zip(*(sums[name] for name in order[MAX_DRAWN:]), strict=True)
-        series.append(Series("Others", tuple(sum(values) for values in rest)))
-    return stacked_bars(
-        ChartData(
-            key="spend",
-            title="Spend by day and model",
-            description=f"US dollars, the last {CHART_DAYS} days",
-            labels=tuple(formats.day(day, with_year=False) for day in days),
-            series=tuple(series),
-            unit=USD,
-            links=tuple(f"/console/costs?start={day}&end={day}&group=tenant" for day in days),
-        )
-    )

@@ -10,8 +10,8 @@ from gateway.billing import budgets, usage
 from gateway.billing.budgets import Budget
 from gateway.billing.usage_queries import Period, ReportQuery, UsageFilters
 from gateway.catalog.loading import Catalog
-from gateway.console import formats
-from gateway.console.charts import USD, Chart, ChartData, Series, stacked_bars
+from gateway.console.charts import Chart
+from gateway.console.model_figures import draw_days, ending_models
 from gateway.db.engine import TenantSession
 from gateway.domain import Caller
 from gateway.identity.viewers import Permission, Viewer
@@ -22,13 +22,11 @@ from gateway.webhooks import deliveries
 from gateway.webhooks.deliveries import FailingEndpoint
 
 ALARMING_PERCENT = 80
-DYING_DAYS = 60
 CALLED_DAYS = 30
 REJECTED_DAYS = 1
 LAST_IMAGES = 8
 MOST_USED = 8
 """Budgets of users and keys that Home shows."""
-MAX_DRAWN = 7
 HUNDRED = 100
 
 
@@ -127,43 +125,30 @@ async def _month(session: TenantSession, caller: Caller, zone: str) -> MonthFigu
         zone=zone,
     )
     report = await usage.report(session, query)
-    by_model: dict[str, dict[str, int]] = defaultdict(dict)
+    by_model: dict[str, dict[date, int]] = defaultdict(dict)
     for row in report.rows:
-        by_model[row.group[1] or ""][row.group[0] or ""] = row.cost_nano
+        day = date.fromisoformat(row.group[0] or now.date().isoformat())
+        by_model[row.group[1] or ""][day] = row.cost_nano
     days = [first.date() + timedelta(days=at) for at in range(now.day)]
     total, today = report.total, now.date()
+    mode = "live" if caller.livemode else "test"
     return MonthFigures(
         first=days[0],
         today=today,
         cost_nano=total.cost_nano,
-        today_nano=sum(costs.get(today.isoformat(), 0) for costs in by_model.values()),
+        today_nano=sum(costs.get(today, 0) for costs in by_model.values()),
         requests=total.requests,
         failed_requests=total.failed_requests,
         images=total.images,
         open_nano=total.open_nano,
-        chart=_chart(by_model, days, "live" if caller.livemode else "test"),
-    )
-
-
-def _chart(by_model: dict[str, dict[str, int]], days: Sequence[date], mode: str) -> Chart:
-    sums = {
-        model: [costs.get(day.isoformat(), 0) for day in days] for model, costs in by_model.items()
-    }
-    order = sorted((name for name in sums if any(sums[name])), key=lambda name: -sum(sums[name]))
-    series = [Series(name, tuple(sums[name])) for name in order[:MAX_DRAWN]]
-    if len(order) > MAX_DRAWN:
-        rest = zip(*(sums[name] for name in order[MAX_DRAWN:]), strict=True)
-        series.append(Series("Others", tuple(sum(values) for values in rest)))
-    return stacked_bars(
-        ChartData(
+        chart=draw_days(
+            by_model,
+            days,
             key="month",
             title="Cost by day and model",
             description="US dollars, this month",
-            labels=tuple(formats.day(day, with_year=False) for day in days),
-            series=tuple(series),
-            unit=USD,
-            links=tuple(f"/console/usage?start={day}&end={day}&mode={mode}" for day in days),
-        )
+            link=lambda day: f"/console/usage?start={day}&end={day}&mode={mode}",
+        ),
     )
 
 
@@ -195,12 +180,7 @@ async def _dying(
 ) -> tuple[EndingModel, ...]:
     """Find the models that end soon and were asked for lately."""
     now = datetime.now(UTC)
-    last = now.date() + timedelta(days=DYING_DAYS)
-    dying = {
-        model.id: model
-        for model in catalog.models.values()
-        if model.shutdown_date is not None and now.date() < model.shutdown_date <= last
-    }
+    dying = ending_models(catalog, now.date())
     if not dying:
         return ()
     query = ReportQuery(

@@ -8,7 +8,6 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict
 
 from gateway.billing.usage_queries import UsageFilters
 from gateway.bootstrap import Gateway
@@ -18,21 +17,26 @@ from gateway.console.cost_explorer import (
     MAX_HOURLY_DAYS,
     MAX_SHOWN,
     NAMES,
-    UNITS,
     ExplorerRow,
     Grouping,
     Question,
-    TimeUnit,
     days_of,
     explore,
     in_sentence,
 )
 from gateway.console.dependencies import HouseReader
 from gateway.console.render import page
+from gateway.console.report_forms import (
+    Options,
+    ReportForm,
+    parse_grouping,
+    parse_unit,
+    usual_options,
+    with_own,
+)
 from gateway.console.shell import shell_of
 from gateway.db.engine import OperatorSession
 from gateway.db.pools import Beside
-from gateway.domain import Operation
 from gateway.errors import InvalidRequest
 from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
@@ -60,38 +64,13 @@ FILTERS: dict[Grouping, str] = {
 router = APIRouter()
 
 
-class CostForm(BaseModel):
+class CostForm(ReportForm):
     """The fields of the form, all in the address. An empty field is none."""
 
-    model_config = ConfigDict(extra="forbid", str_max_length=255, str_strip_whitespace=True)
+    path = PATH
 
-    period: str = periods.USUAL
-    start: str = ""
-    end: str = ""
-    by: str = "day"
-    group: str = "model"
     tenant: str = ""
-    key: str = ""
-    user: str = ""
-    model: str = ""
-    requested_model: str = ""
-    provider: str = ""
-    operation: str = ""
-    owner: str = ""
     mode: str = "live"
-    compare: str = "yes"
-    format: str = ""
-
-    def address(self, path: str = PATH, **changes: str) -> str:
-        """Write the address of this form with some fields changed; usual values are left out."""
-        usual = type(self)()
-        fields = self.model_dump() | {"format": ""} | changes
-        asked = {
-            name: value
-            for name, value in fields.items()
-            if value and value != getattr(usual, name, "")
-        }
-        return f"{path}?{urlencode(asked)}" if asked else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +113,7 @@ async def costs(
         max_shown=MAX_SHOWN,
         can_be_hourly=question.days.number <= MAX_HOURLY_DAYS,
         choices=_choices(gateway, form, [(one.id, one.name) for one in offered.items]),
-        period_links=[
-            (text, form.address(period=name, start="", end=""), _is_current(form, name))
-            for name, text in periods.CHOICES.items()
-        ],
+        period_links=form.period_links(),
     )
 
 
@@ -155,7 +131,7 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
     livemode = _one_of("mode", form.mode, ("live", "test")) == "live"
     today = datetime.now(ZoneInfo(zone)).date()
     days = periods.parse_days(form.period, form.start, form.end, today, zone)
-    unit = _unit(form.by)
+    unit = parse_unit(form.by)
     if unit == "hour" and days.number > MAX_HOURLY_DAYS:
         raise InvalidRequest(
             f"Hours are shown for at most {MAX_HOURLY_DAYS} days; {days.number} requested. Choose "
@@ -167,7 +143,7 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
         await _filters(session, form, tenant_id, livemode=livemode),
         livemode,
         days,
-        group=_grouping(form.group),
+        group=parse_grouping(form.group, GROUPINGS),
         time=unit,
         compares=_one_of("compare", form.compare, ("yes", "no")) == "yes",
     )
@@ -193,28 +169,10 @@ async def _filters(
     )
 
 
-def _unit(text: str) -> TimeUnit:
-    for unit in UNITS:
-        if unit == text:
-            return unit
-    raise InvalidRequest(f"by must be one of {', '.join(UNITS)}.", param="by")
-
-
-def _grouping(text: str) -> Grouping:
-    for grouping in GROUPINGS:
-        if grouping == text:
-            return grouping
-    raise InvalidRequest(f"group must be one of {', '.join(GROUPINGS)}.", param="group")
-
-
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise InvalidRequest(f"{name} must be one of {', '.join(allowed)}.", param=name)
     return value
-
-
-def _is_current(form: CostForm, name: str) -> bool:
-    return not (form.start or form.end) and form.period == name
 
 
 def _lead(question: Question, form: CostForm) -> str:
@@ -249,28 +207,12 @@ def _line(form: CostForm, question: Question, row: ExplorerRow) -> CostLine:
     return CostLine(row, only if chosen else "", address)
 
 
-def _choices(
-    gateway: Gateway, form: CostForm, offered: list[tuple[UUID, str]]
-) -> dict[str, list[tuple[str, str]]]:
+def _choices(gateway: Gateway, form: CostForm, offered: list[tuple[UUID, str]]) -> Options:
     """The options of each select; what the address names is offered too."""
-    models = gateway.core.catalog.models
-    found: dict[str, list[tuple[str, str]]] = {
+    own: Options = {
         "group": [(name, text) for name, text in NAMES.items()],
         "tenant": [("", "All tenants"), *((str(one), name) for one, name in offered)],
-        "model": [("", "All models"), *((name, name) for name in sorted(models))],
-        "requested_model": [("", "Any"), *((name, name) for name in sorted(models))],
-        "provider": [
-            ("", "All providers"),
-            *((name, name) for name in sorted({model.provider for model in models.values()})),
-        ],
-        "operation": [("", "All operations"), *((one.value, one.value) for one in Operation)],
-        "owner": [("", "Any credential"), *OWNERS],
         "by": [("month", "Months"), ("day", "Days"), ("hour", "Hours")],
         "mode": [("live", "Live"), ("test", "Test")],
-        "compare": [("yes", "The period before"), ("no", "Nothing")],
     }
-    for name, options in found.items():
-        value = getattr(form, name)
-        if value not in {one for one, _ in options}:
-            options.append((value, value))
-    return found
+    return with_own(own | usual_options(gateway.core.catalog.models, OWNERS), form)

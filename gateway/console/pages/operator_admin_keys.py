@@ -10,6 +10,7 @@ from starlette.responses import Response
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
 from gateway.console.forms import (
+    GRACES,
     REFUSALS,
     UNTOUCHED,
     FormState,
@@ -18,7 +19,7 @@ from gateway.console.forms import (
     refused,
     typed,
 )
-from gateway.console.pages.operator_shared import GRACES, ShownSecret, operator_page
+from gateway.console.pages.operator_shared import ShownSecret, operator_page
 from gateway.console.render import Flash
 from gateway.domain import AdminScope
 from gateway.identity.transactions import changing_house, reading_house

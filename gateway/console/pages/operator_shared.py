@@ -24,14 +24,6 @@ TABS = (
     ("/settings", "Settings"),
     ("/audit", "Audit"),
 )
-GRACES = (
-    ("0", "at once"),
-    ("3600", "in an hour"),
-    ("86400", "in a day"),
-    ("604800", "in a week"),
-    ("2592000", "in 30 days"),
-)
-"""The times that a rolled secret stays valid, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

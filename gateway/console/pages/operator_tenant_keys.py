@@ -10,6 +10,7 @@ from starlette.responses import Response
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
 from gateway.console.forms import (
+    GRACES,
     REFUSALS,
     UNTOUCHED,
     FormState,
@@ -19,7 +20,8 @@ from gateway.console.forms import (
     refused,
     typed,
 )
-from gateway.console.pages.operator_shared import GRACES, ShownSecret, tenant_page, tenant_path
+from gateway.console.pages.operator_shared import ShownSecret, tenant_page, tenant_path
+from gateway.console.pages.tenant_keys import SCOPES
 from gateway.console.render import Flash
 from gateway.domain import USUAL_KEY_SCOPES, Scope
 from gateway.errors import InvalidRequest
@@ -33,13 +35,6 @@ from gateway.tenancy.api_keys import IssuedKey
 TAB = "/keys"
 PATH = "/console/tenants/{tenant_id}/keys"
 PAGE_SIZE = 50
-SCOPE_MEANINGS = {
-    Scope.IMAGES_WRITE: "Make and edit images",
-    Scope.IMAGES_READ: "See and delete the history of images",
-    Scope.USAGE_READ: "See usage, budgets and requests",
-    Scope.CREDENTIALS_WRITE: "Store provider credentials",
-    Scope.TENANT_ADMIN: "Administer the tenant's keys, users, limits and webhooks",
-}
 DONE = {"revoked": Flash("The key was revoked. Its next request is refused.")}
 USE = "Applications send it as “Authorization: Bearer …”. The gateway keeps a digest alone."
 
@@ -169,7 +164,7 @@ async def _page(
         found=found.items,
         used=used,
         names=names,
-        scopes=[(scope, SCOPE_MEANINGS[scope], scope in USUAL_KEY_SCOPES) for scope in Scope],
+        scopes=[(scope, SCOPES[scope], scope in USUAL_KEY_SCOPES) for scope in Scope],
         graces=GRACES,
         now=datetime.now(UTC),
         newest=here if after else "",

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
 from gateway.console.forms import (
+    GRACES,
     REFUSALS,
     UNTOUCHED,
     FormState,
@@ -20,7 +21,6 @@ from gateway.console.forms import (
     typed,
 )
 from gateway.console.pages.operator_shared import (
-    GRACES,
     ShownSecret,
     operator_page,
     tenant_page,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -41,13 +41,6 @@ SCOPES: Mapping[Scope, str] = {
 }
 USUAL_SCOPES = frozenset({Scope.IMAGES_WRITE, Scope.IMAGES_READ, Scope.USAGE_READ})
 """The scopes that the form offers at first: those of an application."""
-GRACES = (
-    ("0", "Nothing: the old secret ends at once"),
-    ("3600", "An hour"),
-    ("86400", "A day"),
-    ("604800", "A week"),
-    ("2592000", "30 days"),
-)
 DONE = {"revoked": "The key was revoked.", "renamed": "The key was renamed."}
 
 router = APIRouter()
@@ -156,7 +149,7 @@ async def roll_key(portal: ChangerPortal, object_id: ObjectId, form: FormDep) ->
     """Roll a key, and show the successor's secret once."""
     caller = await administrator(portal)
     try:
-        grace = timedelta(seconds=min(forms.whole(form, "grace"), 10**9))
+        grace = forms.grace(form)
         async with portal.changing(Permission.TENANT_CHANGE) as session:
             caller = await with_own_expiry(session, portal, caller)
             issued = await self_service.roll_key(
@@ -227,7 +220,7 @@ async def _key_page(
         shown=shown,
         key=key,
         state=state,
-        graces=GRACES,
+        graces=forms.GRACES,
         scope_names=SCOPES,
         mode="live" if key.livemode else "test",
     )

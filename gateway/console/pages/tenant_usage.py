@@ -1,6 +1,6 @@
 """A tenant's usage: a GET form, a chart, a table and a file, each by its address."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated
@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from gateway.billing import usage
@@ -23,14 +22,21 @@ from gateway.console.cost_explorer import (
     ExplorerRow,
     Grouping,
     Question,
-    TimeUnit,
     days_of,
     explore,
 )
 from gateway.console.periods import Days
 from gateway.console.portal import Portal, UsagePortal
+from gateway.console.report_forms import (
+    Options,
+    ReportForm,
+    parse_grouping,
+    parse_unit,
+    usual_options,
+    with_own,
+)
 from gateway.db.engine import TenantSession
-from gateway.domain import Caller, Operation
+from gateway.domain import Caller
 from gateway.errors import InvalidRequest
 from gateway.identity.transactions import reading_tenant
 from gateway.identity.viewers import Permission
@@ -48,6 +54,7 @@ STATUSES = (
     ("in_progress", "Under way"),
     ("unknown", "Outcome unknown"),
 )
+OFFERED = tuple(name for name in GROUPINGS if name != "tenant")
 FILTERS: dict[Grouping, str] = {
     "model": "model",
     "user": "user",
@@ -76,38 +83,12 @@ TOO_MUCH = {
 router = APIRouter()
 
 
-class UsageForm(BaseModel):
+class UsageForm(ReportForm):
     """The fields of the form, all in the address. An empty field is none."""
 
-    model_config = ConfigDict(extra="forbid", str_max_length=255, str_strip_whitespace=True)
+    path = PATH
 
-    period: str = periods.USUAL
-    start: str = ""
-    end: str = ""
-    by: str = "day"
-    group: str = "model"
-    key: str = ""
-    user: str = ""
-    model: str = ""
-    requested_model: str = ""
-    provider: str = ""
-    operation: str = ""
-    owner: str = ""
     zone: str = ""
-    compare: str = "yes"
-    mode: str = ""
-    format: str = ""
-
-    def address(self, path: str = PATH, **changes: str) -> str:
-        """Write the address of this form with some fields changed; usual values are left out."""
-        usual = type(self)()
-        fields = self.model_dump() | {"format": ""} | changes
-        asked = {
-            name: value
-            for name, value in fields.items()
-            if value and value != getattr(usual, name, "")
-        }
-        return f"{path}?{urlencode(asked)}" if asked else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +141,7 @@ async def show_usage(portal: UsagePortal, form: Annotated[UsageForm, Query()]) -
         max_shown=MAX_SHOWN,
         choices=_choices(portal, form, caller, days),
         sees_users=caller.user_id is None,
-        period_links=[
-            (text, form.address(period=name, start="", end=""), _is_current(form, name))
-            for name, text in periods.CHOICES.items()
-        ],
+        period_links=form.period_links(),
     )
 
 
@@ -180,7 +158,7 @@ async def read_question(
     zone = await usage.report_zone(session, form.zone or None, own_zone)
     today = datetime.now(ZoneInfo(zone)).date()
     days = periods.parse_days(form.period, form.start, form.end, today, zone)
-    unit = _unit(form.by)
+    unit = parse_unit(form.by)
     if unit == "hour" and days.number > MAX_HOURLY_DAYS:
         raise InvalidRequest(
             f"Hours are shown for at most {MAX_HOURLY_DAYS} days; {days.number} requested. Choose "
@@ -194,7 +172,7 @@ async def read_question(
         await read_filters(session, caller, form),
         portal.livemode,
         days,
-        group=_grouping(form.group),
+        group=parse_grouping(form.group, OFFERED),
         time=unit,
         compares=form.compare == "yes",
         zone=None if zone == own_zone else zone,
@@ -278,53 +256,12 @@ def _lead(question: Question, caller: Caller) -> str:
     )
 
 
-def _unit(text: str) -> TimeUnit:
-    for unit in UNITS:
-        if unit == text:
-            return unit
-    raise InvalidRequest(f"by must be one of {', '.join(UNITS)}.", param="by")
-
-
-def _grouping(text: str) -> Grouping:
-    for grouping in GROUPINGS:
-        if grouping == text != "tenant":
-            return grouping
-    allowed = [grouping for grouping in GROUPINGS if grouping != "tenant"]
-    raise InvalidRequest(f"group must be one of {', '.join(allowed)}.", param="group")
-
-
-def _is_current(form: UsageForm, name: str) -> bool:
-    return not (form.start or form.end) and form.period == name
-
-
-def _choices(
-    portal: Portal, form: UsageForm, caller: Caller, days: Days
-) -> dict[str, list[tuple[str, str]]]:
+def _choices(portal: Portal, form: UsageForm, caller: Caller, days: Days) -> Options:
     """The options of each select; a value of the address that is none of them is offered too."""
-    models = portal.gateway.core.catalog.models
-    groups = [name for name in NAMES if name != "tenant"]
-    if caller.user_id is not None:
-        groups.remove("user")
+    groups = [name for name in OFFERED if name != "user" or caller.user_id is None]
     units = [unit for unit in UNITS if unit != "hour" or days.number <= MAX_HOURLY_DAYS]
-    found: dict[str, list[tuple[str, str]]] = {
+    own: Options = {
         "group": [(name, NAMES[name]) for name in groups],
         "by": [(unit, UNITS[unit]) for unit in units],
-        "compare": [("yes", "The period before"), ("no", "Nothing")],
-        "model": [("", "All models"), *_same(sorted(models))],
-        "provider": [
-            ("", "All providers"),
-            *_same(sorted({model.provider for model in models.values()})),
-        ],
-        "operation": [("", "All operations"), *_same([one.value for one in Operation])],
-        "owner": [("", "Any credential"), *OWNERS],
-        "requested_model": [("", "Any"), *_same(sorted(models))],
     }
-    for name, options in found.items():
-        value = getattr(form, name)
-        if value not in {one for one, _ in options}:
-            options.append((value, value))
-    return found
-
-
-def _same(values: Sequence[str]) -> list[tuple[str, str]]:
-    return [(value, value) for value in values]
+    return with_own(own | usual_options(portal.gateway.core.catalog.models, OWNERS), form)

@@ -1,7 +1,6 @@
 """A tenant's webhooks: create, test, disable, roll the secret, and redeliver."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -29,7 +28,6 @@ EVENTS: Mapping[EventType, str] = {
 MODES: Mapping[str, bool | None] = {"live": True, "test": False, "both": None}
 MODE_NAMES = {"live": "Live calls", "test": "Test calls", "both": "Live and test calls"}
 STATUSES = ("pending", "delivered", "dead")
-GRACES = (("0", "Nothing"), ("3600", "An hour"), ("86400", "A day"), ("604800", "A week"))
 DONE = {
     "deleted": "The webhook was deleted.",
     "disabled": "The webhook was disabled. Events that occur meanwhile are not delivered later.",
@@ -139,7 +137,7 @@ async def set_status(portal: ChangerPortal, object_id: ObjectId, form: FormDep) 
 async def roll_secret(portal: ChangerPortal, object_id: ObjectId, form: FormDep) -> Response:
     """Roll the signing secret, and show the new one once."""
     try:
-        grace = timedelta(seconds=min(forms.whole(form, "grace"), 10**9))
+        grace = forms.grace(form)
         async with portal.changing(Permission.TENANT_CHANGE) as session:
             await _find(session, portal, object_id)
             made = await endpoints.roll(
@@ -248,7 +246,7 @@ async def _hook_page(
         hook=hook,
         event_names=EVENTS,
         mode_name=next(MODE_NAMES[name] for name, one in MODES.items() if one is hook.livemode),
-        graces=GRACES,
+        graces=forms.GRACES,
         deliveries=page.items,
         shown=[
             (name.capitalize(), f"{path}?status={name}" if name != "all" else path, name == asked)
