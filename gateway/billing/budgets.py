@@ -332,7 +332,7 @@ _OF_HOUSE = f"""
 _ALL = " ORDER BY livemode DESC, api_key_id NULLS FIRST, user_id NULLS FIRST, id"
 _ONE = " AND b.id = :id"
 _PAGE = " AND b.id < :below ORDER BY b.id DESC LIMIT :limit"
-_OF_CALLER = """
+_OF_OWNER = """
     AND b.livemode = :livemode
     AND (b.api_key_id IS NULL OR b.api_key_id = CAST(:key_id AS uuid))
     AND (b.user_id IS NULL OR b.user_id = CAST(:user_id AS uuid))
@@ -436,14 +436,26 @@ def _shown(row: BudgetRow | HouseBudgetRow) -> dict[str, object]:
 
 async def for_caller(session: TenantSession, caller: Caller) -> list[Budget]:
     """List the budgets that apply to a call of this caller: of its tenant, user and key."""
+    owner = OwnerIds(caller.api_key_id, caller.user_id, caller.livemode)
+    return await for_owner(session, caller.tenant_id, owner)
+
+
+async def for_owner(session: Session, tenant_id: UUID, owner: OwnerIds) -> list[Budget]:
+    """List the budgets of the tenant and of this owner, of one mode."""
     return await _select(
         session,
-        caller.tenant_id,
-        _OF_CALLER + _ALL,
-        livemode=caller.livemode,
-        key_id=caller.api_key_id,
-        user_id=caller.user_id,
+        tenant_id,
+        _OF_OWNER + _ALL,
+        livemode=owner.livemode,
+        key_id=owner.api_key_id,
+        user_id=owner.user_id,
     )
+
+
+async def find(session: Session, tenant_id: UUID, budget_id: int) -> Budget | None:
+    """Find a budget of the tenant by its id."""
+    found = await _select(session, tenant_id, _ONE, id=budget_id)
+    return found[0] if found else None
 
 
 async def list_owned(

@@ -45,7 +45,7 @@ async def set_own_budget(
     )
     if owner.livemode != livemode:
         raise NotFound("There is no such key in this mode.", param="api_key_id")
-    present = await budgets.list_budgets(session, caller.tenant_id)
+    present = await budgets.for_owner(session, caller.tenant_id, owner)
     found = _of_owner(present, owner, window)
     if found is not None and limit_nano > found.limit_in_force_nano:
         refuse_own_bound(caller, owner)
@@ -68,8 +68,7 @@ async def remove_own_budget(session: TenantSession, caller: Caller, budget_id: i
         Forbidden: it is the tenant's own, or applies to the caller.
         NotFound: the tenant has no such budget in a mode that the caller may see.
     """
-    every = await budgets.list_budgets(session, caller.tenant_id)
-    found = next((budget for budget in every if budget.id == budget_id), None)
+    found = await budgets.find(session, caller.tenant_id, budget_id)
     if found is None or (found.livemode and not caller.livemode):
         raise NotFound(f"This tenant has no budget {budget_id}.", param="budget_id")
     if found.owner == "tenant":
