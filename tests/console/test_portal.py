@@ -112,7 +112,7 @@ async def test_home_tells_costs_budgets_images_and_what_needs_attention(portal: 
     async with signed_in_as(portal, Role.TENANT_BILLING_VIEWER, tenant_id=busy) as billing:
         costs = await billing.get("/console?mode=test")
     assert "First steps" not in home.text
-    assert re.search(r"Budget of the whole tenant, per month is \d\d %", home.text)
+    assert re.search(r"Budget of the whole tenant, per month: \d\d %", home.text)
     assert str(hook.endpoint.id) in home.text
     assert "Cost by day and model" in home.text
     assert len(ids_of(home)) == 1
