@@ -133,7 +133,6 @@ NEEDS: Mapping[str, str] = {
     Permission.TENANT_READ: """
         GET /console/keys
         GET /console/keys/{object_id}
-        GET /console/portal/audit
         GET /console/portal/webhooks
         GET /console/portal/webhooks/{object_id}
         GET /console/users
@@ -189,6 +188,10 @@ NEEDS: Mapping[str, str] = {
     """,
     IN_TENANT: """
         GET /console/connect
+    """,
+    # No key has it: the audit trail is for people.
+    Permission.MEMBERS_CHANGE: """
+        GET /console/portal/audit
     """,
     KEY: """
         GET /console/this-key

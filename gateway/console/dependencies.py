@@ -6,6 +6,7 @@
 Without a session, `ViewerDep` leads the browser to the sign-in and back.
 """
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated
@@ -16,9 +17,10 @@ from starlette.responses import RedirectResponse, Response
 
 from gateway.bootstrap import Gateway
 from gateway.console.cookies import drop_cookie, read_cookie
-from gateway.console.guard import SAFE_METHODS
-from gateway.console.paths import HOME, LOGIN, own_path
-from gateway.errors import InvalidRequest
+from gateway.console.guard import NUL_REFUSED, SAFE_METHODS
+from gateway.console.paths import HOME, LEAVE_PORTAL, LOGIN, SIGN_OUT, own_path
+from gateway.console.render import MARK
+from gateway.errors import Conflict, InvalidRequest
 from gateway.identity import sessions
 from gateway.identity.sessions import Browser, SessionEnded
 from gateway.identity.viewers import Permission, Viewer
@@ -29,8 +31,17 @@ from gateway.web.bodies import read_body, refuse_compressed
 
 MAX_FORM_BYTES = 65_536
 MAX_FORM_FIELDS = 200
+MAX_SHOWN_NAME = 64
 EVENT_STREAM = "text/event-stream"
+SWITCHES = re.compile(rf"{SIGN_OUT}|{LEAVE_PORTAL}|/console/tenants/[^/]+/portal")
+"""The forms that only change what is open: they work from any tab."""
 FORM_TYPE = "application/x-www-form-urlencoded"
+
+
+class StaleForm(Conflict):
+    """A form of a page that was made for another person, or for another tenant's portal."""
+
+    code = "another_sign_in"
 
 
 async def get_viewer(request: Request, gateway: GatewayDep) -> Viewer:
@@ -38,6 +49,7 @@ async def get_viewer(request: Request, gateway: GatewayDep) -> Viewer:
 
     Raises:
         SessionEnded: there is no session, or it has ended; the browser is led to the sign-in.
+        StaleForm: a form of a page that was made for another person or tenant.
     """
     viewer = await sessions.find(
         gateway.database,
@@ -45,13 +57,35 @@ async def get_viewer(request: Request, gateway: GatewayDep) -> Viewer:
         # An open page renews its stream by itself, whether anyone looks at it or not.
         touches=EVENT_STREAM not in request.headers.get("accept", ""),
     )
+    request.state.viewer = viewer
     record = current()
     record.session_id = viewer.session_id
+    _refuse_stale_form(request, viewer)
     record.tenant_id, record.user_id = viewer.tenant_id, viewer.user_id
     record.operator_key_id = viewer.operator_key_id
     if viewer.key is not None:
         record.api_key_id, record.livemode = viewer.key.root_id, viewer.key.livemode
     return viewer
+
+
+def _refuse_stale_form(request: Request, viewer: Viewer) -> None:
+    """Refuse a form whose page was made for another person, or for another tenant's portal.
+
+    Another tab may have opened another portal since, or signed in as someone else.
+
+    Raises:
+        StaleForm: it was.
+    """
+    if request.method in SAFE_METHODS or SWITCHES.fullmatch(request.url.path):
+        return
+    if request.query_params.get(MARK, viewer.mark) != viewer.mark:
+        place = "the operator's console"
+        if viewer.tenant_id is not None:
+            place = f"the portal of {viewer.tenant_name}"
+        raise StaleForm(
+            "This form belongs to another tenant or to another sign-in. Open now, perhaps by "
+            f"another tab: {place}, as {viewer.name}. Nothing was changed."
+        )
 
 
 class Needs:
@@ -74,7 +108,7 @@ async def read_form(request: Request, gateway: GatewayDep) -> Mapping[str, str]:
     """Return the fields of a posted form; of a repeated one, the last value.
 
     Raises:
-        InvalidRequest: another content type, or too many fields.
+        InvalidRequest: another content type, too many fields, or a NUL in one.
         PayloadTooLarge: more than `MAX_FORM_BYTES`.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM_TYPE:
@@ -97,7 +131,20 @@ async def read_form(request: Request, gateway: GatewayDep) -> Mapping[str, str]:
         raise InvalidRequest(
             f"The form cannot be read: it must be UTF-8 with at most {MAX_FORM_FIELDS} fields."
         ) from None
-    return dict(fields)
+    return without_nul(dict(fields))
+
+
+def without_nul(fields: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the fields of a form, none of which contains the character NUL.
+
+    Raises:
+        InvalidRequest: one does. Postgres refuses it in texts.
+    """
+    for name, text in fields.items():
+        if "\0" in name or "\0" in text:
+            shown = name.replace("\0", "")[:MAX_SHOWN_NAME]
+            raise InvalidRequest(f"The field {shown!r} {NUL_REFUSED}", param=shown)
+    return fields
 
 
 FormDep = Annotated[Mapping[str, str], Depends(read_form)]

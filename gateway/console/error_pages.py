@@ -9,7 +9,9 @@ from http import HTTPStatus
 import orjson
 from starlette.datastructures import Headers, MutableHeaders
 
+from gateway.console.paths import LEAVE_PORTAL, SIGN_OUT
 from gateway.console.render import NO_SHELL, PAGE_HEADERS, fragment, render
+from gateway.identity.viewers import Viewer
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send
 from gateway.web.routes import OTHER, Access, find_route
 
@@ -35,10 +37,11 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class ErrorLink:
-    """A way on from an error page."""
+    """A way on from an error page. `is_form`: it changes something, and is sent by POST."""
 
     label: str
     path: str
+    is_form: bool = False
 
 
 BY_CODE = {
@@ -46,6 +49,10 @@ BY_CODE = {
     "report_archived": Words("This report needs archived entries"),
     "role_not_allowed": Words("You may not see this page"),
     "cross_site_request": Words("This form came from another site"),
+    "another_sign_in": Words(
+        "This page is out of date",
+        advice="Reload the page that you sent it from, and look at whose it is.",
+    ),
     "database_unavailable": Words(
         "The database does not answer",
         "The gateway cannot read its database at the moment. Nothing was changed.",
@@ -100,6 +107,7 @@ class ErrorPages:
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Answer the request; an error in JSON becomes a page where one was asked for."""
         if wants_page(scope):
+            scope.setdefault("state", {})  # in which the console notes the viewer
             await self._app(scope, receive, _PageSend(scope, send))
         else:
             await self._app(scope, receive, send)
@@ -158,7 +166,7 @@ class _PageSend:
             "code": code,
             "message": _message(status, words, message),
             "advice": advice,
-            "links": _links(self._scope["path"], status),
+            "links": [*_links(self._scope["path"], status), *_ways_out(self._scope)],
             "request_id": headers.get("x-request-id", ""),
         }
         if Headers(scope=self._scope).get("hx-request"):
@@ -197,3 +205,12 @@ def _links(path: str, status: int) -> list[ErrorLink]:
         return []
     again = [ErrorLink("Try again", path)] if status >= HTTPStatus.INTERNAL_SERVER_ERROR else []
     return [*again, ErrorLink("Go to the console", CONSOLE)]
+
+
+def _ways_out(scope: RequestScope) -> list[ErrorLink]:
+    """The ways out of a portal or a session whose pages cannot be shown."""
+    viewer = scope["state"].get("viewer")
+    if not isinstance(viewer, Viewer):
+        return []
+    leave = [ErrorLink("Leave the portal", LEAVE_PORTAL, is_form=True)]
+    return [*(leave if viewer.is_visiting else []), ErrorLink("Sign out", SIGN_OUT, is_form=True)]

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from gateway.bootstrap import Gateway
 from gateway.console.render import PAGE_HEADERS
-from gateway.errors import Forbidden
+from gateway.errors import Forbidden, InvalidRequest
 from gateway.request_record import current
 from gateway.web.instrumentation import App, Message, Receive, RequestScope, Send, send_error
 from gateway.web.routes import Access, find_route
@@ -19,6 +19,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_SITES = frozenset({"same-origin", "none"})
 FRAMES = {"X-Frame-Options": "DENY"}
 """For browsers that do not know `frame-ancestors`."""
+NUL_REFUSED = "contains the character NUL (%00), which no text may contain. Remove it."
 HSTS = "max-age=31536000"
 
 
@@ -61,6 +62,9 @@ class ConsoleGuard:
                 "and try again there."
             )
             await send_error(refusal, send_page)
+            return
+        if b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
+            await send_error(InvalidRequest(f"The address {NUL_REFUSED}"), send_page)
             return
         await self._app(scope, receive, send_page)
 

@@ -19,14 +19,15 @@ class NavigationItem:
     """A link of the navigation; `icon` is a symbol of static/icons.svg.
 
     `needs`: the permission that the page asks for, so that others do not see the link; None: a
-    session is enough. `of_key`: it is a page for the holders of API keys alone.
+    session is enough. `of_key`: it is a page for the holders of API keys alone; False: for all
+    others; None: for both.
     """
 
     path: str
     label: str
     icon: str
     needs: Permission | None = None
-    of_key: bool = False
+    of_key: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,11 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
             (
                 NavigationItem("/console/people", "People", "users", Permission.MEMBERS_CHANGE),
                 NavigationItem(
-                    "/console/portal/audit", "Audit trail", "history", Permission.TENANT_READ
+                    "/console/portal/audit",
+                    "Audit trail",
+                    "history",
+                    Permission.TENANT_READ,
+                    of_key=False,
                 ),
             ),
         ),
@@ -154,7 +159,7 @@ def navigation_for(
                 item
                 for item in group.items
                 if (item.needs is None or item.needs in permissions)
-                and (has_key or not item.of_key)
+                and item.of_key in {None, has_key}
             ),
         )
         for group in NAVIGATION[side]

@@ -18,6 +18,7 @@ Filters: `usd` (rounded, the exact amount in its title), `usd_short` (rounded, a
 live tiles: `fragment(shell, "overview.html", "tiles", …)`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -40,7 +41,11 @@ from gateway.console.navigation import (
     navigation_for,
 )
 from gateway.identity.viewers import Permission
+from gateway.webhooks import targets
 
+MARK = "as"
+"""The parameter of a form's address that says for whom, and for which tenant, its page was made."""
+_POST_FORM = re.compile(r'(<form\b[^>]*? method="post" action=")([^"#]*)')
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -83,7 +88,8 @@ class Shell:
 
     `zone`: the time zone of all times on the page. `has_key`: it is the holder of an API key.
     `modes`: those that the viewer may choose. `tenant_name` and `livemode` are those of a
-    tenant's portal. `visits`: an operator looks at the portal; `leave_path` ends that.
+    tenant's portal. `visits`: an operator looks at the portal; `leave_path` ends that. `mark`: see
+    `Viewer.mark`.
     """
 
     path: str
@@ -101,6 +107,7 @@ class Shell:
     permissions: frozenset[Permission] = frozenset()
     has_key: bool = False
     modes: tuple[bool, ...] = ()
+    mark: str = ""
 
     @property
     def navigation(self) -> list[NavigationGroup]:
@@ -139,14 +146,30 @@ def render(shell: Shell, template: str, **context: object) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a name that `context` lacks.
     """
-    return environment().get_template(template).render(shell=shell, **context)
+    return _marked(shell, environment().get_template(template).render(shell=shell, **context))
 
 
 def fragment(shell: Shell, template: str, block: str, **context: object) -> str:
     """Render one block of a template, with what the whole page would be given."""
     found = environment().get_template(template)
     known = found.new_context({"shell": shell, **context})
-    return "".join(found.blocks[block](known))
+    return _marked(shell, "".join(found.blocks[block](known)))
+
+
+def _marked(shell: Shell, text: str) -> str:
+    """Put the viewer's mark into the address of every form that changes something.
+
+    Here rather than in the templates, so that no form can be without it. Texts of users are
+    escaped: none of them is a tag.
+    """
+    if not shell.mark:
+        return text
+
+    def add(found: re.Match[str]) -> str:
+        joint = "&amp;" if "?" in found[2] else "?"
+        return f"{found[1]}{found[2]}{joint}{MARK}={shell.mark}"
+
+    return _POST_FORM.sub(add, text)
 
 
 @cache
@@ -182,6 +205,7 @@ def environment() -> Environment:
         "date": _date,
         "ago": _ago,
         "iso_date": _iso_date,
+        "origin": targets.shown,
     }
     # Globals rather than imports: a block that is rendered alone runs no import of its template.
     made.globals |= {

@@ -31,4 +31,5 @@ def shell_of(
         permissions=viewer.permissions,
         has_key=viewer.key is not None,
         modes=viewer.modes,
+        mark=viewer.mark,
     )

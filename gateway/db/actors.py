@@ -3,6 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+ActorType = Literal[
+    "operator_key",
+    "api_key",
+    "user",
+    "cli",
+    "session",
+    "operator_session",
+    "break_glass",
+    "gateway",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -13,7 +24,7 @@ class Actor:
     changes. `name`: the name of that key, or of the person in the console, at the time, if any.
     """
 
-    type: Literal["operator_key", "api_key", "user", "cli", "session", "break_glass", "gateway"]
+    type: ActorType
     id: str
     request_id: str | None = None
     name: str | None = None

@@ -1,5 +1,6 @@
 """Viewers: the people behind the console's requests, their roles and permissions."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,10 +8,11 @@ from enum import StrEnum
 from typing import Literal
 from uuid import UUID
 
-from gateway.db.actors import Actor
+from gateway.db.actors import Actor, ActorType
 from gateway.domain import AdminScope, Scope
 from gateway.errors import Forbidden
 
+MARK_CHARACTERS = 16
 Via = Literal["oidc", "link", "admin_key", "api_key"]
 
 
@@ -147,6 +149,16 @@ class Viewer:
         return self.via == "admin_key"
 
     @property
+    def mark(self) -> str:
+        """A mark of the person and of the tenant that is open, which forms carry.
+
+        A form of a page that was opened before either changed carries another one.
+        """
+        key_id = self.api_key_id if self.key is None else self.key.root_id
+        who = self.person_id or key_id or self.operator_key_id or self.session_id
+        return hashlib.sha256(f"{self.tenant_id} {who}".encode()).hexdigest()[:MARK_CHARACTERS]
+
+    @property
     def is_operator(self) -> bool:
         """Return True for an operator, in the portal of a tenant too."""
         return self.role.is_operator
@@ -202,9 +214,9 @@ class Viewer:
 
     def actor(self, request_id: str | None) -> Actor:
         """The author that the audit trail names for this viewer's changes."""
-        kind: Literal["break_glass", "session"] = (
-            "break_glass" if self.is_break_glass else "session"
-        )
+        kind: ActorType = "operator_session" if self.is_operator else "session"
+        if self.is_break_glass:
+            kind = "break_glass"
         return Actor(kind, str(self.session_id), request_id, self.name)
 
 

@@ -241,6 +241,6 @@ async def test_sign_ins_and_their_ends_are_in_the_audit_trail(served: Served) ->
     )
     assert [tuple(row) for row in rows] == [
         ("console.link_made", "cli", None),
-        ("console.session_begun", "session", "root (sign-in link)"),
-        ("console.session_ended", "session", "root (sign-in link)"),
+        ("console.session_begun", "operator_session", "root (sign-in link)"),
+        ("console.session_ended", "operator_session", "root (sign-in link)"),
     ]

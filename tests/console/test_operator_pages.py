@@ -75,8 +75,12 @@ async def test_each_role_sees_and_may_do_what_it_should(scene: Scene, role: str)
         for path in (*PAGES, *(scene.tenant + tab for tab in TABS)):
             answer = await http.get(path)
             assert answer.status_code == expected, path
+            if role == "viewer" and "webhooks" in path:
+                # The rest of a webhook's address is often a secret.
+                assert "//hooks." in answer.text, path
+                assert not re.search(r"//hooks\.[\w.]+/\w", answer.text), path
             if role == "viewer" and "csv" not in path:
-                own_forms = re.findall(r'method="post" action="([^"]+)"', answer.text)
+                own_forms = re.findall(r'method="post" action="([^"?]+)', answer.text)
                 assert set(own_forms) <= {"/console/sign-out", "/console/system"}, path
         for path in changes:
             answer = await http.post(path, data={"name": "x", "status": "suspended"})
@@ -232,7 +236,7 @@ async def test_pages_of_requests_follow_one_another_without_gaps(scene: Scene) -
         ("/console/open-calls?state=abc", 400),
         ("/console/open-calls?after=abc", 400),
         ("/console/tenants?after=abc", 400),
-        ("/console/tenants?q=%00", 200),
+        ("/console/tenants?q=%00", 400),
         ("/console/tenants/abc", 400),
         (f"/console/tenants/{NO_ID}", 404),
         (f"/console/tenants/{NO_ID}/keys", 404),

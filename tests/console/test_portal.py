@@ -58,6 +58,14 @@ async def make(
     return [image["id"] for image in listed.json()["data"]]
 
 
+def forms_of(page: httpx2.Response) -> list[str]:
+    """The addresses of a page's forms that change something."""
+    return [
+        path.replace("&amp;", "&")
+        for path in re.findall(r'method="post" action="([^"]+)"', page.text)
+    ]
+
+
 def ids_of(answer: httpx2.Response) -> Sequence[str]:
     assert answer.status_code == 200, answer.text
     return list(dict.fromkeys(re.findall(r"/console/gallery/(img_\w+)", answer.text)))
@@ -302,13 +310,15 @@ async def test_a_mode_is_kept_for_the_next_page_and_limited_to_that_of_a_key(
         ("/console/gallery?start=2026-99-99", 400),
         ("/console/gallery?key=none", 400),
         ("/console/gallery?user=%00", 400),
+        ("/console/gallery?model=x%00", 400),
+        ("/console/usage?requested_model=%00", 400),
         ("/console/gallery?operation=x", 400),
         ("/console/gallery?after=x", 400),
         ("/console/gallery?colour=red", 400),
         ("/console/gallery?deleted=" + "9" * 200, 200),
         ("/console/gallery/img_x", 404),
         ("/console/playground?model=none", 404),
-        ("/console/playground?image=%00", 404),
+        ("/console/playground?image=%00", 400),
         ("/console/playground/results/x", 404),
         (f"/console/playground/results/{UUID(int=7)}", 404),
     ],
@@ -318,6 +328,113 @@ async def test_bad_input_is_told_on_a_page(portal: Served, path: str, status: in
         answer = await admin.get(path)
     assert answer.status_code == status
     assert answer.headers["content-type"].startswith("text/html")
+
+
+async def test_a_stale_tab_changes_nothing_in_another_tenant_or_as_someone_else(
+    portal: Served,
+) -> None:
+    one, two = await portal.tenant("stale one"), await portal.tenant("stale two")
+    async with operator(portal) as http:
+        outside = await http.get("/console/people")
+        await http.post(f"/console/tenants/{one}/portal")
+        pages = [await http.get(path) for path in ("/console/users", "/console/playground")]
+        await http.post(f"/console/tenants/{two}/portal")  # in another tab
+        # Of an operator's page, of a tenant's, and of one with a script.
+        stale = [forms_of(page)[-1] for page in (outside, *pages)]
+        stale.append(stale[-1].replace("/playground?", "/playground/stream?"))
+        answers = [await http.post(path, data={"name": "made by a stale tab"}) for path in stale]
+        assert [answer.status_code for answer in answers] == [409] * 4, stale
+        assert "the portal of stale two" in answers[0].text
+        [fresh] = [path for path in forms_of(await http.get("/console/users")) if "users" in path]
+        assert (await http.post(fresh, data={"name": "made"})).status_code == 303
+        assert (await http.post("/console/portal/leave")).status_code == 303
+    names = await portal.owner_sql(
+        "SELECT name, tenant_id FROM tenant_user WHERE name LIKE 'made%'"
+    )
+    assert [tuple(row) for row in names] == [("made", two)]
+    first, second = [
+        await portal.key(livemode=False, tenant_id=one, scopes=[*Scope], name=name)
+        for name in ("first", "second")
+    ]
+    async with by_key(portal, first) as http:
+        [path] = [path for path in forms_of(await http.get("/console/users")) if "users" in path]
+        await http.post("/console/login/api-key", data={"key": second.secret.reveal()})
+        assert (await http.post(path, data={"name": "x"})).status_code == 409
+
+
+async def test_a_key_that_reads_no_images_is_shown_none_but_those_it_buys(portal: Served) -> None:
+    [image_id] = await make(portal, "Someone else's")
+    [row] = await portal.owner_sql("SELECT reservation_id FROM image WHERE id = :id", id=image_id)
+    key = await portal.key(livemode=False, scopes=[Scope.IMAGES_WRITE])
+    async with by_key(portal, key) as http:
+        page = await http.get("/console/playground")
+        result = await http.get(f"/console/playground/results/{row.reservation_id}")
+        asked = await http.post("/console/gallery/delete", data={image_id: "on"})
+        name = re.search(r'name="key" value="([^"]+)"', page.text)
+        assert name is not None
+        fields = {"key": name[1], "model": "gpt-image-2", "prompt": "Mine", "quality": "low"}
+        fields |= {"operation": "generation", "do": "make"}
+        files = [(field, (None, text)) for field, text in fields.items()]
+        bought = await http.post(forms_of(page)[-1], files=files)
+    assert (result.status_code, asked.status_code) == (403, 403)
+    assert bought.status_code == 200
+    assert 'alt="Result 1"' in bought.text
+
+
+async def test_a_test_key_sees_no_live_credentials_and_no_audit_trail(portal: Served) -> None:
+    async with signed_in_as(portal, Role.TENANT_ADMIN) as admin:
+        form = {"owner": "tenant", "secret": "sk-own-live-7777"}
+        assert (await admin.post("/console/credentials/openai", data=form)).status_code == 303
+    seen = {}
+    for livemode in (True, False):
+        key = await portal.key(livemode=livemode, scopes=[*Scope])
+        async with by_key(portal, key) as http:
+            page = await http.get("/console/credentials")
+            audit = await http.get("/console/portal/audit")
+            assert "/console/portal/audit" not in page.text
+            seen[livemode] = ("7777" in page.text, audit.status_code)
+    assert seen == {True: (True, 403), False: (False, 403)}
+
+
+async def test_an_operator_gets_out_of_the_portal_of_a_suspended_or_deleted_tenant(
+    portal: Served,
+) -> None:
+    closing = await portal.tenant("closing")
+    change = "UPDATE tenant SET status = :status WHERE id = :id"
+    async with operator(portal) as http:
+        await http.post(f"/console/tenants/{closing}/portal")
+        await portal.owner_sql(change, status="suspended", id=closing)
+        suspended = await http.get("/console")
+        change = change.replace(" WHERE", ", deleted_at = now() WHERE")
+        await portal.owner_sql(change, status="deleted", id=closing)
+        deleted = await http.get("/console")
+    assert suspended.status_code == 403
+    assert {"/console/portal/leave", "/console/sign-out"} == set(forms_of(suspended))
+    assert deleted.status_code == 200
+    assert "portal/leave" not in deleted.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/console/costs?tenant=%00",
+        "/console/costs?requested_model=%00",
+        "/console/login/oidc?invitation=%00",
+        "/console/login/callback?state=%00",
+    ],
+)
+async def test_the_character_nul_is_refused_on_a_page(portal: Served, path: str) -> None:
+    async with operator(portal) as http:
+        answer = await http.get(path)
+        forms = [
+            await http.post("/console/people/invitations", data={"tenant": "\0"}),
+            await http.post("/console/playground", files=[("prompt", (None, "\0"))]),
+        ]
+        old = await http.get("/console/events?opened=" + "9" * 400)
+    assert answer.status_code == 400
+    assert "NUL" in answer.text
+    assert [form.status_code for form in forms] == [400, 403]
+    assert old.status_code == 200
 
 
 async def test_an_operator_sees_a_portal_only_after_opening_it(portal: Served) -> None:

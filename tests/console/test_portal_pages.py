@@ -350,8 +350,18 @@ async def test_an_operator_in_the_portal_sees_the_tenants_pages_and_is_named_to_
                 answer = await visitor.get(path.format(**shop.own), headers=HTML)
                 assert answer.status_code == 200, path
         await visitor.post("/console/portal/leave")
+        form = {
+            "email": "a@b.example",
+            "role": "tenant-member",
+            "tenant": str(shop.served.tenant_id),
+        }
+        await visitor.post("/console/people/invitations", data=form)
     audit = await shop.viewers["a"].get("/console/portal/audit")
     assert "console.portal_opened" in audit.text
+    assert "console.invitation_made" in audit.text
+    people = await shop.viewers["a"].get("/console/people")
+    assert "a@b.example" in people.text
+    assert "(sign-in link)" not in audit.text + people.text
     assert "webhook.created" in audit.text
     assert "hooks.example.com" in audit.text
 
@@ -373,3 +383,13 @@ async def test_many_groups_are_summed_up_whole_or_refused(shop: Shop) -> None:
     for page in (by_user, refused):
         assert page.status_code == 400
         assert "This report is too large" in page.text
+
+
+async def test_a_billing_viewer_with_a_user_sees_all_budgets_as_on_their_home(shop: Shop) -> None:
+    await shop.served.budget("3", livemode=False, window="day", api_key_id=shop.key.id)
+    viewer = person(shop.served, Role.TENANT_BILLING_VIEWER, user_id=shop.user_id)
+    async with viewer as billing:
+        home = await billing.get("/console?mode=test")
+        page = await billing.get("/console/portal/budgets?mode=test")
+    assert "$3.00" in home.text
+    assert "$3.00" in page.text

@@ -162,7 +162,7 @@ async def events(
     `opened`: when the page was made, in Unix seconds.
     """
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    if not 0 <= time.time() - opened <= WATCHABLE_SECONDS:
+    if not 0 <= int(time.time()) - opened <= WATCHABLE_SECONDS:
         return Response(OVER, media_type="text/event-stream", headers=headers)
     watchers.check()
     return StreamingResponse(

@@ -13,11 +13,11 @@ from gateway.console.forms import UNTOUCHED, refused
 from gateway.console.portal import ReaderPortal
 from gateway.console.self_service import PAGE_SIZE, REFUSALS
 from gateway.db.audit import Action, AuditEntry, list_entries
-from gateway.errors import InvalidRequest
+from gateway.errors import Forbidden, InvalidRequest
 from gateway.identity.viewers import Permission
 
 PATH = "/console/portal/audit"
-OPERATORS = frozenset({"operator_key", "cli", "break_glass", "gateway"})
+OPERATORS = frozenset({"operator_key", "operator_session", "cli", "break_glass", "gateway"})
 """The kinds of authors that are operators, whose names are no business of a tenant."""
 
 router = APIRouter()
@@ -42,7 +42,17 @@ class OwnAuditForm(BaseModel):
 
 @router.get(PATH)
 async def show_audit(portal: ReaderPortal, form: Annotated[OwnAuditForm, Query()]) -> Response:
-    """List changes, newest first: who changed what, with the values before and after."""
+    """List changes, newest first: who changed what, with the values before and after.
+
+    Raises:
+        Forbidden: to an API key, which sees one mode, or less than its tenant.
+    """
+    if portal.viewer.key is not None:
+        raise Forbidden(
+            "The audit trail is for people: it names the changes of both modes. Sign in as an "
+            "administrator.",
+            code="role_not_allowed",
+        )
     zone = portal.viewer.time_zone
     found: tuple[AuditEntry, ...] = ()
     state, older = UNTOUCHED, ""

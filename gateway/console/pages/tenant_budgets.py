@@ -211,7 +211,7 @@ async def _budgets(
     """The tenant's budgets of one mode, and a page of others: the viewer's own, or all."""
     applying = await budgets.for_caller(session, caller)
     of_tenant = [budget for budget in applying if budget.owner == "tenant"]
-    is_restricted = caller.user_id is not None or portal.viewer.key is not None
+    is_restricted = portal.viewer.own_user_id is not None or portal.viewer.key is not None
     if is_restricted and not portal.viewer.may(Permission.TENANT_READ):
         return of_tenant, Page(
             tuple(one for one in applying if one.owner != "tenant"), has_more=False

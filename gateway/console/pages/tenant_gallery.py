@@ -201,7 +201,7 @@ async def delete(portal: MakerPortal, form: FormDep) -> Response:
 
 
 async def _ask(portal: Portal, caller: Caller, chosen: list[str]) -> Response:
-    async with portal.reading(Permission.IMAGES_MAKE) as session:
+    async with portal.reading(Permission.IMAGES_READ) as session:
         found = await history.find_images(session, caller, chosen)
     if not found:
         raise NotFound("These images are not stored any more.", code="image_not_found")

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
 from gateway.catalog.vendors import LEGACY
-from gateway.console.dependencies import FormDep, redirect
+from gateway.console.dependencies import FormDep, redirect, without_nul
 from gateway.console.playground import drafts
 from gateway.console.playground.advice import advise
 from gateway.console.playground.controls import controls_of, operations_of
@@ -191,7 +191,7 @@ async def show_result(generation_id: str, portal: MakerPortal) -> Response:
 
 async def _images_of(portal: Portal, caller: Caller, generation_id: str) -> tuple[HostedImage, ...]:
     chosen = history.parse_generation(generation_id)
-    async with portal.reading(Permission.IMAGES_MAKE) as session:
+    async with portal.reading(Permission.IMAGES_READ) as session:
         page = await history.list_images(
             session, caller, limit=MAX_RESULT_IMAGES, chosen=ImageFilter(generation_id=chosen)
         )
@@ -215,7 +215,7 @@ async def _read(
 ) -> tuple[Mapping[str, str], list[Upload]]:
     """Read a multipart form: its texts, and the files that were really chosen."""
     form = await uploads.read(request, caller, files, names=FILES)
-    fields = {name: _text(value) for name, value in form.fields.items()}
+    fields = without_nul({name: _text(value) for name, value in form.fields.items()})
     # A field without a chosen file is sent as an empty one.
     given = [one for one in form.inputs if isinstance(one, Upload) and one.size_bytes > 0]
     return fields, given
@@ -256,7 +256,8 @@ async def _make(
 ) -> Response:
     ready = await prepare(portal, caller, draft, given, files, streams=False)
     generation = await buy(portal.gateway.pipeline, caller, ready)
-    if all(one.url is not None for one in generation.images):
+    may_reload = portal.viewer.may(Permission.IMAGES_READ)
+    if may_reload and all(one.url is not None for one in generation.images):
         # So that a reload shows the result, and sends nothing again.
         return redirect(f"{ROUTE}/results/{generation.id}?mode={portal.mode}")
     result = await result_of(portal, caller, generation)

@@ -13,7 +13,7 @@ from gateway.console.paths import LOGIN, SIGN_OUT, own_path
 from gateway.console.render import NO_SHELL, page
 from gateway.console.sign_in.limits import limited
 from gateway.console.sign_in.provider import provider_of
-from gateway.db.actors import Actor
+from gateway.db.actors import Actor, ActorType
 from gateway.errors import GatewayError, Unauthenticated
 from gateway.identity import links, sessions
 from gateway.identity.sessions import END_REASONS, SignedIn
@@ -88,7 +88,8 @@ async def signed_in(
     request: Request, gateway: Gateway, who: SignedIn, next_path: str | None = None
 ) -> Response:
     """Begin a session with a new token, and lead the browser to where it wanted to go."""
-    actor = Actor("session", who.via, current().request_id, who.name)
+    kind: ActorType = "operator_session" if who.role.is_operator else "session"
+    actor = Actor(kind, who.via, current().request_id, who.name)
     async with gateway.operators_database.operator(by=actor) as session:
         # Whatever token the browser came with is not used any further.
         await sessions.replace(session, read_cookie(request, gateway.settings))

@@ -12,7 +12,11 @@ let quoteTimer = null;
 let quoteNumber = 0;
 let isMaking = false;
 
-const address = (path) => `${form.dataset.base}${path}?mode=${form.dataset.mode}`;
+// With the mode, and with the mark of the tenant and person for whom the page was made.
+const address = (path) => {
+  const [base, query] = form.getAttribute("action").split("?");
+  return `${base}${path}?${query}`;
+};
 
 // Texts alone: files are sent only to buy.
 function texts() {

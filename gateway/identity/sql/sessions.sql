@@ -77,6 +77,12 @@ BEGIN
         WHERE id = s.id AND ended_at IS NULL
         RETURNING idle_until INTO s.idle_until;
     END IF;
+    -- An operator in the portal of a tenant that was deleted is no longer in it.
+    IF s.visited_tenant_id IS NOT NULL AND EXISTS (
+        SELECT FROM tenant t WHERE t.id = s.visited_tenant_id AND t.status = 'deleted'
+    ) THEN
+        s.visited_tenant_id := NULL;
+    END IF;
     RETURN QUERY
     SELECT s.id, s.name, s.role, s.via, s.tenant_id, s.user_id, s.person_id, s.api_key_id,
         k.root_id, k.scopes, k.models, k.livemode, s.operator_key_id, s.visited_tenant_id,

@@ -9,6 +9,7 @@ from fastapi import Query as InQuery
 from pydantic import BaseModel, Field, JsonValue
 
 from gateway.billing.usage import parse_moment
+from gateway.db.actors import ActorType
 from gateway.db.audit import Action, AuditEntry, list_entries
 from gateway.rest.admin.schemas import (
     KEY_ID,
@@ -27,11 +28,12 @@ Snapshot = dict[str, JsonValue]
 class ActorObject(BaseModel):
     """The author of a change."""
 
-    type: Literal["operator_key", "api_key", "user", "cli", "session", "break_glass", "gateway"]
+    type: ActorType
     id: str = Field(
         description="An admin key's id; an API key's (the first of its line); the id of a user "
         "with a token; the login of an operator's command; a session of the console "
-        "(`break_glass`: opened by an admin key); `gateway` for its own first start."
+        "(`operator_session`: of an operator; `break_glass`: opened by an admin key); `gateway` "
+        "for its own first start."
     )
     name: str | None = Field(description="The key's name at the time; null if it had none.")
 
