@@ -1,4 +1,7 @@
-"""The console's people, their sessions and sign-ins. Only digests of tokens are stored.
+"""The console's people, their sessions and sign-ins. The gateway's own tokens are digests alone.
+
+Two secrets of the identity provider's protocol are stored as they are, since they are sent again:
+the code verifier of a sign-in that has begun, for minutes, and the ID token of an open session.
 
 Rows of operators have no tenant; row-level security hides them from every tenant. Users and API
 keys are looked up within the row's tenant, without foreign keys: those tables can be distributed.
@@ -90,6 +93,18 @@ class ConsoleSessionRow(Table):
             "visited_tenant_id IS NULL OR role = 'operator-admin'", name="console_session_visit"
         ),
         Index("console_session_tenant", "tenant_id", "id"),
+        Index(
+            "console_session_api_key",
+            "api_key_id",
+            "id",
+            postgresql_where=text("api_key_id IS NOT NULL AND ended_at IS NULL"),
+        ),
+        Index(
+            "console_session_operator_key",
+            "operator_key_id",
+            "id",
+            postgresql_where=text("operator_key_id IS NOT NULL AND ended_at IS NULL"),
+        ),
         Index("console_session_person", "person_id"),
         Index("console_session_until", "absolute_until"),
     )

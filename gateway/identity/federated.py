@@ -66,8 +66,8 @@ async def sign_in_person(
 ) -> SignedIn | NoAccess:
     """Sign in a person; a refusal is returned, so that what it ended is committed.
 
-    `invitation`: the token that the person came with, or an empty string. `roles`: the role of each
-    value of the claim, the most powerful first.
+    `invitation`: the digest of the token that the person came with, in hexadecimal, or an empty
+    string. `roles`: the role of each value of the claim, the most powerful first.
 
     Raises:
         InvitationRefused: the invitation cannot be accepted by this person.
@@ -117,7 +117,9 @@ async def _grant(
         tenant = await tenants.find(session, identity.tenant)
         return _Grant(role, tenant.id, is_claimed=True)
     if invitation:
-        accepted = await invitations.accept(session, invitation, email=identity.email)
+        accepted = await invitations.accept(
+            session, bytes.fromhex(invitation), email=identity.email
+        )
         return _Grant(accepted.role, accepted.tenant_id, is_claimed=False)
     if row is not None and not row.has_claimed_role:
         return _Grant(Role(row.role), row.tenant_id, is_claimed=False)

@@ -78,7 +78,8 @@ async def invite(
         tenant_id=tenant_id,
         email=email,
         role=role,
-        invited_by=viewer.name,
+        # Tenants read it, and the names of operators are no business of theirs.
+        invited_by="an operator" if viewer.is_operator and tenant_id else viewer.name,
         expires_at=datetime.now(UTC) + timedelta(seconds=settings.console_invitation_seconds),
     )
     session.add(row)
@@ -133,17 +134,19 @@ async def revoke(
 
 async def find_open(session: OperatorSession, token: str) -> Invitation | None:
     """Find the open invitation of a token; None if there is none."""
-    row = await _row_of(session, token)
+    row = await _row_of(session, digest_of(token)) if is_token(token) else None
     return None if row is None else _invitation(row)
 
 
-async def accept(session: OperatorSession, token: str, *, email: str | None) -> Invitation:
-    """Accept an invitation for the address that the identity provider has verified.
+async def accept(session: OperatorSession, digest: bytes, *, email: str | None) -> Invitation:
+    """Accept the invitation whose token has this digest.
+
+    `email`: the address that the identity provider has verified.
 
     Raises:
         InvitationRefused: there is no such open invitation, or it is for another address.
     """
-    row = await _row_of(session, token)
+    row = await _row_of(session, digest)
     if row is None:
         raise InvitationRefused(
             "This invitation was used or revoked, or is too old. Ask for a new one."
@@ -165,13 +168,9 @@ async def accept(session: OperatorSession, token: str, *, email: str | None) -> 
     return _invitation(row)
 
 
-async def _row_of(session: OperatorSession, token: str) -> InvitationRow | None:
-    if not is_token(token):
-        return None
+async def _row_of(session: OperatorSession, digest: bytes) -> InvitationRow | None:
     row: InvitationRow | None = await session.scalar(
-        select(InvitationRow)
-        .where(InvitationRow.digest == digest_of(token), _is_open())
-        .with_for_update()
+        select(InvitationRow).where(InvitationRow.digest == digest, _is_open()).with_for_update()
     )
     return row
 

@@ -19,7 +19,8 @@ _ADD = """
     ON CONFLICT (digest) DO UPDATE SET state = CASE
         WHEN s.expires_at > now()
             AND (SELECT count(*) FROM jsonb_object_keys(s.state)) < :most
-        THEN s.state || excluded.state ELSE excluded.state END
+        THEN s.state || excluded.state ELSE excluded.state END,
+        expires_at = excluded.expires_at
     RETURNING digest
 """
 _TAKE = """
@@ -35,7 +36,10 @@ _TAKE = """
 
 @dataclass(frozen=True, slots=True)
 class PendingSignIn:
-    """One tab's sign-in: secrets of its request, where it leads, and an invitation's token."""
+    """One tab's sign-in: secrets of its request, where it leads, and an invitation's digest.
+
+    `invitation`: the digest in hexadecimal; empty for none.
+    """
 
     nonce: str
     code_verifier: str

@@ -24,10 +24,13 @@ from gateway.tenancy.tenants import keep_living
 
 MAX_AGENT_CHARACTERS = 200
 MAX_ADDRESS_CHARACTERS = 64
+MAX_OPEN = 100
+"""Sessions that a person or a key may have open at once; the oldest end first."""
 _ROW: ColumnElement[object] = literal_column("console_session")
 END_REASONS = {
     "signed_out": "You have signed out.",
     "replaced": "You have signed in again since.",
+    "too_many": "You have signed in many times since.",
     "too_old": "Your session has reached its longest time.",
     "idle": "You were not active for a while.",
     "person_changed": "Your role was changed, or your access was taken away.",
@@ -134,6 +137,7 @@ async def begin(
         object_id=row.id,
         after=_shown(row),
     )
+    await _make_room(session, who, row.id)
     return token
 
 
@@ -199,7 +203,7 @@ async def end_own(session: OperatorSession, viewer: Viewer, session_id: UUID) ->
 async def end_others_of(session: OperatorSession, viewer: Viewer) -> int:
     """End all sessions of the same person but the one in use; return their number."""
     others = _of_same_person(viewer) & (ConsoleSessionRow.id != viewer.session_id)
-    return len(await _end(session, others, "ended_by_owner"))
+    return await _end_all(session, others, "ended_by_owner", object_id=viewer.session_id)
 
 
 async def end_one(session: OperatorSession | TenantSession, session_id: UUID) -> None:
@@ -214,7 +218,8 @@ async def end_one(session: OperatorSession | TenantSession, session_id: UUID) ->
 
 async def end_of_person(session: OperatorSession | TenantSession, person_id: UUID) -> int:
     """End every session of a person; return their number."""
-    return len(await _end(session, ConsoleSessionRow.person_id == person_id, "person_changed"))
+    of_person = ConsoleSessionRow.person_id == person_id
+    return await _end_all(session, of_person, "person_changed", object_id=person_id)
 
 
 async def visit(session: OperatorSession, viewer: Viewer, tenant_id: UUID | None) -> SecretText:
@@ -257,7 +262,7 @@ async def list_own(session: OperatorSession, viewer: Viewer) -> list[SessionInfo
         select(ConsoleSessionRow)
         .where(_of_same_person(viewer), _lasts())
         .order_by(ConsoleSessionRow.id.desc())
-        .limit(100)
+        .limit(MAX_OPEN)
     )
     return [_info(row) for row in rows]
 
@@ -315,6 +320,56 @@ async def _end(
             after=before | {"end_reason": reason},
         )
     return tokens
+
+
+async def _end_all(
+    session: OperatorSession | TenantSession,
+    which: ColumnElement[bool],
+    reason: str,
+    *,
+    object_id: UUID,
+) -> int:
+    """End sessions of one owner, with one entry of the audit trail; return their number."""
+    ended = await session.execute(
+        update(ConsoleSessionRow)
+        .where(which, ConsoleSessionRow.ended_at.is_(None))
+        .values(ended_at=func.now(), end_reason=reason, provider_token=None)
+        .returning(ConsoleSessionRow.id, ConsoleSessionRow.tenant_id)
+        .execution_options(synchronize_session=False)
+    )
+    rows = ended.all()
+    if rows:
+        await record(
+            session,
+            Action.SESSION_ENDED,
+            tenant_id=rows[0].tenant_id,
+            object_id=object_id,
+            after={
+                "end_reason": reason,
+                "sessions": len(rows),
+                "session_ids": [row.id for row in rows[:MAX_OPEN]],
+            },
+        )
+    return len(rows)
+
+
+async def _make_room(session: OperatorSession, who: SignedIn, session_id: UUID) -> None:
+    """End the oldest sessions of a key or a person, so that at most `MAX_OPEN` stay open."""
+    if who.person_id is not None:
+        of_owner = ConsoleSessionRow.person_id == who.person_id
+    elif who.operator_key_id is not None:
+        of_owner = ConsoleSessionRow.operator_key_id == who.operator_key_id
+    elif who.api_key_id is not None:
+        of_owner = ConsoleSessionRow.api_key_id == who.api_key_id
+    else:
+        return
+    oldest = (
+        select(ConsoleSessionRow.id)
+        .where(of_owner, ConsoleSessionRow.ended_at.is_(None))
+        .order_by(ConsoleSessionRow.id.desc())
+        .offset(MAX_OPEN)
+    )
+    await _end_all(session, ConsoleSessionRow.id.in_(oldest), "too_many", object_id=session_id)
 
 
 def _of_same_person(viewer: Viewer) -> ColumnElement[bool]:

@@ -338,13 +338,32 @@ async def test_an_absent_provider_is_a_page_and_other_ways_still_work(
         assert (await sign_in(client)).status_code == 303
 
 
+async def test_each_sign_in_has_its_own_ten_minutes_and_stores_no_invitation(
+    desk: Served, issuer: Issuer
+) -> None:
+    issuer.signed_in = person("ada", "admins")
+    async with operator(desk) as admin, browser(desk) as client:
+        path = await invite(admin, "ada@b.example", "operator-viewer")
+        await client.get(BEGIN)
+        await desk.owner_sql("UPDATE console_sign_in SET expires_at = now() + interval '5 s'")
+        begun = await client.get(path)
+        [row] = await desk.owner_sql(
+            "SELECT state::text, expires_at > now() + interval '9 minutes' AS lasts"
+            " FROM console_sign_in"
+        )
+        assert path.partition("=")[2] not in row.state
+        assert row.lasts
+        finished = await client.get(await at_provider(begun.headers["location"]))
+        assert finished.headers["location"] == "/console"
+
+
 async def test_the_last_session_but_one_ends_by_its_owner(desk: Served, issuer: Issuer) -> None:
     issuer.signed_in = person("ada", "admins")
     async with browser(desk) as first, browser(desk) as second, browser(desk) as third:
         for client in (first, second, third):
             await sign_in(client)
         page = await first.get("/console/sessions")
-        assert page.text.count('/end"') == 3
+        assert page.text.count("/end?as=") == 3
         await first.post("/console/sessions/end-others")
         assert reason(await second.get("/console")) == "ended_by_owner"
         assert reason(await third.get("/console")) == "ended_by_owner"

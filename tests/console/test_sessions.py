@@ -9,7 +9,7 @@ from gateway.domain import ImageRequest, Scope
 from gateway.identity import callers, sessions
 from gateway.identity.viewers import MEANINGS, PERMISSIONS, Role
 from gateway.tenancy import admin_keys
-from tests.console_helpers import browser, operator, reason
+from tests.console_helpers import browser, by_key, operator, reason
 from tests.harness import GPT2, Served
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "console.md"
@@ -58,6 +58,34 @@ async def test_operators_list_and_end_sessions_by_rest(served: Served) -> None:
         "SELECT actor_type FROM audit WHERE action = 'console.session_ended'"
     )
     assert row.actor_type == "operator_key"
+
+
+async def test_a_key_has_a_hundred_sessions_at_most_which_end_at_once(served: Served) -> None:
+    key = await served.key(livemode=False, scopes=[*Scope])
+    async with by_key(served, key) as first:
+        await served.owner_sql(
+            "INSERT INTO console_session (id, digest, name, role, via, tenant_id, api_key_id,"
+            " idle_seconds, idle_until, absolute_until, address, agent)"
+            " SELECT lpad(to_hex(g), 32, '0')::uuid, decode(md5(g::text), 'hex'), name, role, via,"
+            " tenant_id, api_key_id, idle_seconds, idle_until, absolute_until, '', ''"
+            " FROM console_session, generate_series(1, 300) g"
+        )
+        open_ones = "SELECT count(*) FROM console_session WHERE ended_at IS NULL"
+        async with by_key(served, key) as last:
+            assert [tuple(row) for row in await served.owner_sql(open_ones)] == [(100,)]
+            assert (await last.get("/console")).status_code == 200
+            await last.post("/console/sessions/end-others")
+            assert (await last.get("/console")).status_code == 200
+        assert [tuple(row) for row in await served.owner_sql(open_ones)] == [(1,)]
+        assert (await first.get("/console")).status_code == 303
+    rows = await served.owner_sql(
+        "SELECT tenant_id, after ->> 'end_reason', (after ->> 'sessions')::int FROM audit"
+        " WHERE action = 'console.session_ended' ORDER BY at"
+    )
+    assert [tuple(row) for row in rows] == [
+        (served.tenant_id, "too_many", 202),
+        (served.tenant_id, "ended_by_owner", 99),
+    ]
 
 
 async def test_what_is_of_no_use_is_deleted(served: Served) -> None:

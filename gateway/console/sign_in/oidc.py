@@ -103,7 +103,8 @@ async def _begin(
 ) -> Response:
     provider = _provider(request, gateway)
     address, state, entry = await provider.begin(
-        next_path=own_path(next_path), invitation=invitation
+        next_path=own_path(next_path),
+        invitation=digest_of(invitation).hex() if invitation else "",
     )
     known = read_cookie(request, gateway.settings, SIGN_IN)
     token = await pending.add(gateway.database, known, state, entry)
@@ -131,7 +132,7 @@ async def _sign_in(
 def _account(identity: Identity, entry: PendingSignIn) -> str:
     """The account whose failures count: the invitation that was tried, or the person."""
     if entry.invitation:
-        return f"invitation {digest_of(entry.invitation).hex()}"
+        return f"invitation {entry.invitation}"
     return f"person {digest_of(f'{identity.issuer} {identity.subject}').hex()}"
 
 
