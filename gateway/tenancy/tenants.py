@@ -1,6 +1,6 @@
 """Tenants and their settings."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -108,6 +108,16 @@ async def get(
     if row is None:
         raise unknown_tenant(tenant_id, param=param)
     return _tenant(row)
+
+
+async def names_of(
+    session: OperatorSession | TenantSession, tenant_ids: Collection[UUID | None]
+) -> dict[UUID, str]:
+    """Return the names of those of these tenants that this session sees, by their ids."""
+    found = await session.execute(
+        select(TenantRow.id, TenantRow.name).where(TenantRow.id.in_(tenant_ids))
+    )
+    return {row.id: row.name for row in found}
 
 
 async def find(session: OperatorSession, name_or_id: str) -> Tenant:

@@ -88,7 +88,7 @@ async def test_a_tenant_is_created_disabled_and_enabled(scene: Scene) -> None:
         await scene.post(f"{place}/status", status="active")
         assert (await http.get("/v1/models")).status_code == 200
     assert [one[:2] for one in await scene.audited("tenant.suspended")] == [
-        ("session", "root (sign-in link)")
+        ("operator_session", "root (sign-in link)")
     ]
     await scene.post(f"{place}/status", 400, status="deleted")
 
@@ -122,6 +122,17 @@ async def test_a_key_is_shown_once_rolled_and_revoked(scene: Scene) -> None:
     )
 
 
+async def test_a_refused_invitation_keeps_what_was_typed(scene: Scene) -> None:
+    form = {"email": "ada@typed", "role": "tenant-member", "tenant": "Lumen Studio"}
+    page = (await scene.post("/console/people/invitations", 400, **form)).text
+    assert 'value="ada@typed"' in page
+    assert 'value="Lumen Studio"' in page
+    assert '<option value="tenant-member" selected' in page
+    assert "email must be an address" in page
+    nowhere = await scene.post("/console/people/invitations", 404, **form | {"tenant": "Nowhere"})
+    assert 'value="Nowhere"' in nowhere.text
+
+
 async def test_a_budget_is_set_raised_and_removed(scene: Scene) -> None:
     place = f"{scene.tenant}/budgets"
     form = {"window": "week", "enforcement": "hard", "mode": "live", "alert_percents": "90"}
@@ -141,7 +152,7 @@ async def test_a_budget_is_set_raised_and_removed(scene: Scene) -> None:
     await scene.post(raising, limit_usd="30", until=until, reason="launch of the spring campaign")
     assert "raised from" in text_of(await scene.get(place))
     [*_, (kind, name, after)] = await scene.audited("budget.updated")
-    assert (kind, name) == ("session", "root (sign-in link)")
+    assert (kind, name) == ("operator_session", "root (sign-in link)")
     assert after is not None
     assert after["reason"] == "launch of the spring campaign"
     await scene.post(f"{place}/{row.id}/end-raise")
@@ -231,7 +242,7 @@ async def test_an_unknown_call_is_listed_with_its_amount_and_resolved(scene: Sce
     again = await scene.post(resolve, 409, **form)
     assert "never changes" in again.text
     [entry] = await scene.audited("call.resolved")
-    assert entry[:2] == ("session", "root (sign-in link)")
+    assert entry[:2] == ("operator_session", "root (sign-in link)")
     await scene.served.check_invariants()
 
 

@@ -114,9 +114,7 @@ async def _page(
         found = await people.list_page(session, viewer, limit=PAGE_SIZE, after=after)
         invited = await invitations.list_open(session, viewer)
         owners = {one.tenant_id for one in found.items} | {one.tenant_id for one in invited}
-        names = {
-            owner: (await tenants.get(session, owner)).name for owner in owners if owner is not None
-        }
+        names = await tenants.names_of(session, owners)
     roles = roles_to_give(viewer)
     return page(
         shell_of(viewer, request, flash=flash),
