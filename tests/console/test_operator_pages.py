@@ -72,7 +72,8 @@ async def test_each_role_sees_and_may_do_what_it_should(scene: Scene, role: str)
             )
             await http.post("/console/login/api-key", data={"key": own.secret.reveal()})
         expected = {"viewer": 200, "tenant": 403, "no one": 303}[role]
-        for path in (*PAGES, *(scene.tenant + tab for tab in TABS)):
+        hook = f"/console/webhooks/{scene.webhook_id}"
+        for path in (*PAGES, *(scene.tenant + tab for tab in TABS), hook):
             answer = await http.get(path)
             assert answer.status_code == expected, path
             if role == "viewer" and "webhooks" in path:
