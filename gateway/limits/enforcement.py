@@ -6,7 +6,9 @@ in this process (docs/limits.md, docs/decisions/0013-limits.md).
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib import import_module
 from itertools import count as counting
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from gateway import telemetry
@@ -14,9 +16,11 @@ from gateway.config import Settings
 from gateway.domain import Caller, LimitKind, LimitOwner, RateLimit, SecretText, Standing
 from gateway.errors import RateLimited
 from gateway.limits.process_counters import LocalCounters
-from gateway.limits.redis_counters import SharedCounters
 from gateway.limits.windows import Demand, Found, Taken
 from gateway.tracing import step
+
+if TYPE_CHECKING:  # imported where a Redis is configured
+    from gateway.limits.redis_counters import SharedCounters
 
 NEVER_MS = 3_600_000
 _OWNERS = {"key": "this API key", "user": "this user", "tenant": "this tenant"}
@@ -84,7 +88,7 @@ class Limiter:
         house: Sequence[RateLimit],
         process: UUID,
         local: LocalCounters,
-        shared: SharedCounters | None,
+        shared: "SharedCounters | None",
     ) -> None:
         self._tenant_defaults = tuple(tenant_defaults)
         self._house = tuple(house)
@@ -190,9 +194,11 @@ class Limiter:
 async def open_limiter(settings: Settings, *, process: UUID) -> AsyncIterator[Limiter]:
     """The limiter that the settings describe, with its Redis where they name one."""
     local = LocalCounters()
-    shared = None
+    shared: SharedCounters | None = None
     if settings.redis_url is not None:
-        shared = SharedCounters(
+        # The client takes 6 MB of each process that imports it.
+        counters = import_module("gateway.limits.redis_counters")
+        shared = counters.SharedCounters(
             SecretText(settings.redis_url.get_secret_value()),
             process=str(process),
             leases=lambda: local.leases,
