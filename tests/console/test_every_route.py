@@ -356,6 +356,28 @@ async def test_no_cell_of_a_file_is_a_formula(town: Town) -> None:
     assert seen == FILES
 
 
+async def test_a_form_that_is_sent_again_changes_nothing_more(
+    town: Town, neighbours: dict[str, httpx2.AsyncClient]
+) -> None:
+    key = await town.served.key(tenant_id=town.attacker.tenant_id, name="again")
+    ids = {**town.attacker.ids, "keys object_id": str(key.id)}
+    admin = neighbours[Role.TENANT_ADMIN]
+    forms: Sequence[tuple[httpx2.AsyncClient, str, dict[str, str], int]] = (
+        (admin, "POST /console/users", {"name": "again"}, 409),
+        (admin, "POST /console/keys/{object_id}/roll", {"grace": "0"}, 404),
+        (admin, "POST /console/people/invitations/{invitation_id}/revoke", {}, 404),
+        (town.people[Role.OPERATOR_ADMIN], "POST /console/tenants", {"name": "again"}, 409),
+    )
+    routes = {str(route): route for route in town.routes}
+    for client, name, form, expected in forms:
+        first = await send(client, routes[name], ids, form)
+        assert first.status_code in {200, 303}, (name, first.text)
+        before = await town.rows()
+        again = await send(client, routes[name], ids, form)
+        assert again.status_code == expected, (name, again.status_code)
+        assert await town.rows() == before, name
+
+
 async def test_the_tenants_own_administrator_can_do_what_the_attacks_tried(town: Town) -> None:
     """Last, because it changes the victim: the ids and the form of the attacks were good."""
     admin = town.people[Role.TENANT_ADMIN]
