@@ -373,7 +373,7 @@ async def _make_room(session: OperatorSession, who: SignedIn, session_id: UUID) 
 
 
 def _of_same_person(viewer: Viewer) -> ColumnElement[bool]:
-    """The sessions of one person; those of a link are one another's, as are those of one key."""
+    """The sessions of one person or of one key; that of a sign-in link has no others."""
     owned: ColumnElement[bool] = ConsoleSessionRow.id == viewer.session_id
     if viewer.person_id is not None:
         owned = or_(owned, ConsoleSessionRow.person_id == viewer.person_id)
