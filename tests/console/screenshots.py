@@ -102,6 +102,7 @@ async def take(visitor: Visitor, folder: Path, shown: Mapping[str, str]) -> None
     for name, path in shown.items():
         for suffix, width, theme in VIEWS:
             page = await visitor.visit(path, theme=theme, width=width)
+            await page.evaluate(SHOWN)
             await page.screenshot(path=folder / f"{name}{suffix}.png", full_page=True)
             await page.context.close()
             visitor.open.remove(page.context)
