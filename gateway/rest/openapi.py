@@ -50,6 +50,8 @@ TAGS = {
     "admin: webhooks": "Webhooks and their deliveries.",
     "admin: usage": "Usage reports over one tenant or all.",
     "admin: requests": "The request log of all tenants, and of requests without a valid key.",
+    "admin: models": "All models, with prices, dates and readiness.",
+    "admin: sessions": "Who is signed in to the console; ending a session at once.",
     "admin: prices": "Price versions; immutable.",
     "admin: reconciliation": "Calls of unknown cost, and consistency checks of the ledger.",
     "admin: audit": "The audit trail of changes.",

@@ -23,6 +23,7 @@ NO_ADMIN = Refusal(403, "insufficient_scope", None)
 NOUNS = {
     *("tenants", "users", "keys", "credentials", "budgets", "limits"),
     *("webhooks", "usage", "requests", "prices", "reconciliation", "audit", "admin-keys"),
+    *("models", "sessions"),
 }
 
 

@@ -159,6 +159,7 @@ async def contents(served: Served) -> dict[str, int]:
     return {
         name: (await served.owner_sql(f'SELECT count(*) AS n FROM "{name}"'))[0].n  # noqa: S608
         for [name] in names
+        if name != "api_key_use"  # a refused request is a use of its key
     }
 
 

@@ -1,8 +1,10 @@
 """The catalogue as operators see it: all models, also those that no key may use."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from gateway.bootstrap import Gateway
 from gateway.catalog.loading import unknown_model
@@ -13,14 +15,52 @@ from gateway.rest.dependencies import GatewayDep
 from gateway.rest.models import render_model
 from gateway.rest.schemas import ModelList, ModelObject
 
+EXAMPLE = {
+    "id": "gpt-image-2",
+    "object": "model",
+    "created": 1776729600,
+    "owned_by": "openai",
+    "shutdown_date": None,
+    "successor": None,
+    "served_model": "gpt-image-2",
+    "fallbacks": ["gemini-nano-banana-2.1"],
+    "ready": None,
+    "price": {
+        "unit": "token",
+        "text_input_usd": "5.00",
+        "image_input_usd": "8.00",
+        "text_output_usd": "0.00",
+        "image_output_usd": "30.00",
+        "per_image_usd": None,
+        "by_size_usd": None,
+        "per_second_usd": None,
+    },
+    "capabilities": {
+        "endpoints": ["edits", "generations"],
+        "parameters": ["background", "output_format", "quality", "size"],
+        "sizes": {"fixed": ["1024x1024", "auto"]},
+        "qualities": ["low", "medium", "high", "auto"],
+        "output_formats": ["png", "jpeg", "webp"],
+        "backgrounds": ["opaque", "auto"],
+        "max_images": 10,
+        "max_input_images": 16,
+        "max_prompt_characters": 32000,
+    },
+}
+
 router = APIRouter(prefix="/models", tags=["admin: models"])
+
+
+def _answers(model: type[BaseModel], example: object) -> dict[int | str, dict[str, Any]]:
+    """Describe an answer of a model's fields, with an example."""
+    return {200: {"model": model, "content": {"application/json": {"example": example}}}}
 
 
 @router.get(
     "",
     summary="List all models",
     response_model=None,
-    responses={200: {"model": ModelList}},
+    responses=_answers(ModelList, {"object": "list", "data": [EXAMPLE]}),
     dependencies=[NoQuery],
 )
 async def list_models(gateway: GatewayDep) -> dict[str, object]:
@@ -36,7 +76,7 @@ async def list_models(gateway: GatewayDep) -> dict[str, object]:
     "/{model_id}",
     summary="Show a model",
     response_model=None,
-    responses={200: {"model": ModelObject}},
+    responses=_answers(ModelObject, EXAMPLE),
     dependencies=[NoQuery],
 )
 async def get_model(model_id: str, gateway: GatewayDep) -> dict[str, object]:
