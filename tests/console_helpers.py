@@ -19,7 +19,7 @@ from gateway.tenancy.api_keys import IssuedKey
 from tests.harness import Served
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
-"""What a browser says of a form on a page of the console."""
+"""The headers that a browser sends with a form of the console."""
 
 
 def browser(served: Served, **options: Any) -> httpx2.AsyncClient:
