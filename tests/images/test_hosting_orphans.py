@@ -96,7 +96,10 @@ async def test_a_kill_between_file_and_row_leaves_nothing_behind(
 async def test_a_kill_between_row_and_file_leaves_nothing_behind(
     settings: Settings, stub: Stub, tmp_path: Path, s3_server: S3Server
 ) -> None:
-    """The store of the one that is killed takes bytes and never answers."""
+    """The store of the one that is killed takes bytes and never answers.
+
+    Nor has it a spool: a probe may find the store failing, and the image would wait there.
+    """
     place = await bucket_of(s3_server)
     async with hosted_gateway(settings, place) as hosted, silent_address() as address:
         key = await hosted.served.key()
@@ -104,7 +107,7 @@ async def test_a_kill_between_row_and_file_leaves_nothing_behind(
         async def has_settled() -> bool:
             return len(await hosted.living()) == 1
 
-        environment = place.at(address).environment
+        environment = place.at(address).environment | {"GATEWAY_SPOOL_MAX_BYTES": "0"}
         with gateway_processes(hosted.settings, tmp_path, 1, **environment) as [process]:
             await process.until_ready()
             async with client_of(process.base_url, key) as http:
