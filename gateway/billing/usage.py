@@ -288,7 +288,7 @@ async def _refuse_archived(session: TenantSession | OperatorSession, query: Repo
     """
     bounds = (query.period.start, query.period.read_end)
     archived_to = await session.scalar(
-        select(func.usage_archived_to(query.tenant_id, query.zone, *bounds, query.source))
+        select(func.usage_archived_to(query.tenant_id, query.summed_zone, *bounds, query.source))
     )
     if archived_to is not None:
         raise InvalidRequest(

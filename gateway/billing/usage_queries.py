@@ -145,6 +145,14 @@ class ReportQuery:
         return tuple(name for field in self.group_by for name in NAMED.get(field, (field,)))
 
     @property
+    def summed_zone(self) -> str | None:
+        """The time zone of the days that it sums; None, each tenant's own, which are kept summed.
+
+        Without times among its groups, only its bounds are in `zone`.
+        """
+        return self.zone if TIMES.keys() & set(self.group_by) else None
+
+    @property
     def source(self) -> Literal["day", "owner_day", "slot", "line"]:
         """The coarsest sums that can answer it; see the SQL function `usage_between`."""
         fields = frozenset(self.group_by)
@@ -249,7 +257,7 @@ def _usage_between(query: ReportQuery) -> Subquery:
     """Build the call of the SQL function, with constants where the plan depends on them."""
     livemode = "true" if query.livemode else "false"
     tenant = "NULL" if query.tenant_id is None else "CAST(:tenant_id AS uuid)"
-    zone = "NULL" if query.zone is None else "CAST(:zone AS text)"
+    zone = "NULL" if query.summed_zone is None else "CAST(:zone AS text)"
     call = text(
         f"SELECT * FROM usage_between({tenant}, {livemode}, {zone}, "  # noqa: S608 - constants
         f"CAST(:start AS timestamptz), CAST(:end AS timestamptz), '{query.source}')"
@@ -259,8 +267,8 @@ def _usage_between(query: ReportQuery) -> Subquery:
     )
     if query.tenant_id is not None:
         call = call.bindparams(bindparam("tenant_id", query.tenant_id, Uuid))
-    if query.zone is not None:
-        call = call.bindparams(bindparam("zone", query.zone, Text))
+    if query.summed_zone is not None:
+        call = call.bindparams(bindparam("zone", query.summed_zone, Text))
     return call.columns(
         *(column(name, Uuid) for name in _IDENTIFIERS),
         *(column(name, Text) for name in (*_TEXTS, "quality", "size", "status")),

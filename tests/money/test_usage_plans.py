@@ -76,9 +76,13 @@ async def misjudged(session: AsyncSession, query: ReportQuery) -> list[tuple[str
     ]
 
 
-def asked(tenant_id: UUID | None, bounds: dict[str, str], *group_by: GroupField) -> ReportQuery:
+def asked(
+    tenant_id: UUID | None, bounds: dict[str, str], *group_by: GroupField, zone: str | None = None
+) -> ReportQuery:
     period = parse_period(bounds["start"], bounds["end"], "UTC")
-    return ReportQuery(tenant_id, EVERYTHING, livemode=True, period=period, group_by=group_by)
+    return ReportQuery(
+        tenant_id, EVERYTHING, livemode=True, period=period, group_by=group_by, zone=zone
+    )
 
 
 @pytest.mark.timeout(300)
@@ -102,6 +106,33 @@ async def test_the_planner_estimates_what_reports_read_within_a_factor_of_three(
                         wrong[f"operator {groups}"] = found
         await served.check_invariants()
     assert wrong == {}
+
+
+async def reservations_read(session: AsyncSession, query: ReportQuery) -> int:
+    """The rows of reservations that a report reads."""
+    found = await session.execute(Explained(settled(query, limit=10_000)))
+    [top] = found.scalar_one()
+    return sum(
+        int((scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)) * scan["Actual Loops"])
+        for scan in scans_of(top["Plan"])
+        if scan["Relation Name"] == "reservation"
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
+async def test_a_report_by_key_reads_single_calls_only_where_days_are_cut(
+    settings: Settings, database: str, zone: str | None
+) -> None:
+    """The tenants' days are of four zones, and none of those is asked for by the last case."""
+    await build(database.replace("+asyncpg", ""), entries=ENTRIES, tenants=TENANTS, images=100)
+    async with served_gateway(settings) as served:
+        for tenant_id in (None, UUID(LARGE)):
+            query = asked(tenant_id, WHOLE, "key", "user", zone=zone)
+            database_of = served.gateway.database
+            opened = database_of.operator() if tenant_id is None else database_of.tenant(tenant_id)
+            async with opened as session:
+                assert await reservations_read(session, query) < ENTRIES / 2 * MOST_PART
 
 
 async def read_in_scans(url: str) -> dict[str, float]:
@@ -156,7 +187,7 @@ async def use(served: Served) -> None:
         assert (await post_image(http)).status_code == 200
         await http.aclose()
     async with admin(served) as http:
-        for group in ("tenant", "day", "month,model"):
+        for group in ("tenant", "day", "month,model", "key,user", "key&time_zone=UTC"):
             assert (await http.get(f"/usage?{bounds}&group_by={group}")).status_code == 200
         for path in ("/tenants", "/requests", "/reconciliation", "/audit"):
             assert (await http.get(path)).status_code == 200

@@ -45,6 +45,17 @@ RETURNS TABLE (first_day date, end_day date, is_cut boolean) LANGUAGE sql STABLE
     ) d
 $$;
 
+-- The whole days of a period in the zones of these tenants' days.
+CREATE OR REPLACE FUNCTION usage_spans(
+    p_tenant_id uuid, p_zone text, p_start timestamptz, p_end timestamptz
+) RETURNS TABLE (zone text, first_day date, end_day date, is_cut boolean) LANGUAGE sql STABLE AS $$
+    SELECT z.time_zone, d.* FROM (
+        SELECT DISTINCT t.time_zone FROM tenant t
+        WHERE (p_tenant_id IS NULL OR t.id = p_tenant_id)
+            AND (p_zone IS NULL OR t.time_zone = p_zone)
+    ) z CROSS JOIN LATERAL usage_days(z.time_zone, p_start, p_end) d
+$$;
+
 -- Where lines are read at the begin of a period, and from where at its end: the parts of a quarter,
 -- or, with key and user, the hours that a day has at most. Without these parts nothing is read.
 CREATE OR REPLACE FUNCTION usage_head_end(p_start timestamptz, p_source text) RETURNS timestamptz
@@ -85,6 +96,34 @@ CREATE OR REPLACE FUNCTION usage_archived_to(
     END
 $$;
 
+-- The lines that a report must read one by one beside its sums: parts of a quarter, or, with key and
+-- user, of a day that is cut. zone: that of the report's days.
+--
+-- They are found by time, before anything is known of their reservations (hence the OFFSET): joined
+-- with those at once, Postgres would read the reservations of other months.
+CREATE OR REPLACE FUNCTION usage_lines_of_cut_days(
+    p_tenant_id uuid, p_livemode boolean, p_zone text, p_start timestamptz, p_end timestamptz,
+    p_source text
+) RETURNS TABLE (tenant_id uuid, reservation_id uuid, seq smallint, zone text) LANGUAGE sql STABLE AS $$
+    WITH span AS MATERIALIZED (SELECT * FROM usage_spans(p_tenant_id, p_zone, p_start, p_end))
+    SELECT l.tenant_id, l.reservation_id, l.seq, o.zone
+    FROM ledger l JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = l.tenant_id
+    LEFT JOIN span s ON s.zone = o.zone
+    WHERE p_source <> 'line' AND (p_source <> 'owner_day' OR (SELECT bool_or(is_cut) FROM span))
+        AND (usage_head_end(p_start, p_source) > p_start
+            OR usage_tail_start(p_end, p_source) < p_end)
+        AND ((l.admitted_at >= p_start
+                AND l.admitted_at < least(usage_head_end(p_start, p_source), p_end))
+            OR (l.admitted_at >= greatest(usage_tail_start(p_end, p_source), p_start)
+                AND l.admitted_at < p_end))
+        AND (p_tenant_id IS NULL OR l.tenant_id = p_tenant_id) AND l.livemode = p_livemode
+        AND l.kind <> 'hold'
+        AND (p_source <> 'owner_day' OR (
+            o.by_day AND ((l.admitted_at AT TIME ZONE o.zone)::date < s.first_day
+            OR (l.admitted_at AT TIME ZONE o.zone)::date >= greatest(s.first_day, s.end_day))))
+    OFFSET 0
+$$;
+
 -- The sums that make up a report, not grouped yet; at_local is where each begins, in local time.
 --
 -- Tenants with the same days are read together: a period is divided for each time zone, not for
@@ -102,13 +141,7 @@ CREATE OR REPLACE FUNCTION usage_between(
     image_input_tokens bigint, text_output_tokens bigint, image_output_tokens bigint,
     amount_nano bigint
 ) LANGUAGE sql STABLE AS $$
-    WITH span AS MATERIALIZED (
-        SELECT z.time_zone AS zone, d.* FROM (
-            SELECT DISTINCT t.time_zone FROM tenant t
-            WHERE (p_tenant_id IS NULL OR t.id = p_tenant_id)
-                AND (p_zone IS NULL OR t.time_zone = p_zone)
-        ) z CROSS JOIN LATERAL usage_days(z.time_zone, p_start, p_end) d
-    )
+    WITH span AS MATERIALIZED (SELECT * FROM usage_spans(p_tenant_id, p_zone, p_start, p_end))
     SELECT
         d.tenant_id, d.day::timestamp, NULL::uuid, NULL::uuid, d.requested_model, d.served_model,
         d.provider, d.operation, d.credential, NULL::text, NULL::text, NULL::text, d.calls,
@@ -170,19 +203,12 @@ CREATE OR REPLACE FUNCTION usage_between(
         u.served_model, u.provider, u.operation, u.credential, u.served_quality, u.served_size,
         u.status, u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
         u.text_output_tokens, u.image_output_tokens, u.amount_nano
-    FROM usage_summed u JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = u.tenant_id
-    LEFT JOIN span s ON s.zone = o.zone
-    WHERE p_source <> 'line' AND (p_source <> 'owner_day' OR (SELECT bool_or(is_cut) FROM span))
-        AND (usage_head_end(p_start, p_source) > p_start
-            OR usage_tail_start(p_end, p_source) < p_end)
-        AND ((u.admitted_at >= p_start
-                AND u.admitted_at < least(usage_head_end(p_start, p_source), p_end))
-            OR (u.admitted_at >= greatest(usage_tail_start(p_end, p_source), p_start)
-                AND u.admitted_at < p_end))
-        AND (p_tenant_id IS NULL OR u.tenant_id = p_tenant_id) AND u.livemode = p_livemode
-        AND (p_source <> 'owner_day' OR (
-            o.by_day AND ((u.admitted_at AT TIME ZONE o.zone)::date < s.first_day
-            OR (u.admitted_at AT TIME ZONE o.zone)::date >= greatest(s.first_day, s.end_day))))
+    FROM usage_lines_of_cut_days(p_tenant_id, p_livemode, p_zone, p_start, p_end, p_source) o
+    CROSS JOIN LATERAL (
+        SELECT * FROM usage_summed x
+        WHERE x.tenant_id = o.tenant_id AND x.reservation_id = o.reservation_id AND x.seq = o.seq
+        LIMIT 1
+    ) u
     UNION ALL
     SELECT
         u.tenant_id, u.admitted_at AT TIME ZONE o.zone, u.api_key_id, u.user_id, u.requested_model,
