@@ -20,6 +20,7 @@ from tests.harness import Served
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 """The headers that a browser sends with a form of the console."""
+FIREFOX = Browser("192.0.2.7", "Mozilla/5.0 (X11; Linux) Firefox/151.0")
 
 
 def browser(served: Served, **options: Any) -> httpx2.AsyncClient:
@@ -45,6 +46,15 @@ async def operator(served: Served) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
+async def begin_session(served: Served, who: SignedIn, *, of: Browser = FIREFOX) -> str:
+    """Begin a session, as a sign-in does; return the token of its cookie."""
+    gateway = served.gateway
+    async with gateway.operators_database.operator(by=Actor("cli", "root")) as session:
+        key = gateway.core.secrets.console_key
+        token = await sessions.begin(session, who, of, gateway.settings, sealing_key=key)
+    return token.reveal()
+
+
 async def led_to(client: httpx2.AsyncClient, path: str = "/console") -> str:
     """The path to which a page leads; its own if it is shown."""
     answer = await client.get(path)
@@ -62,13 +72,13 @@ async def signed_in_as(
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A browser with the session of a person of this role, of the usual tenant or another."""
     owner = None if role.is_operator else tenant_id or served.tenant_id
-    async with served.gateway.database.operator(by=Actor("cli", "root")) as session:
-        user_id = None
-        if user is not None and owner is not None:
+    user_id = None
+    if user is not None and owner is not None:
+        async with served.gateway.database.operator(by=Actor("cli", "root")) as session:
             user_id = await users.ensure_user(TenantSession(session), owner, user)
-        who = SignedIn(f"A {role}", role, "oidc", tenant_id=owner, user_id=user_id)
-        token = await sessions.begin(session, who, Browser("", ""), served.gateway.settings)
-    async with browser(served, cookies={"ig_session": token.reveal()}) as client:
+    who = SignedIn(f"A {role}", role, "oidc", tenant_id=owner, user_id=user_id)
+    token = await begin_session(served, who)
+    async with browser(served, cookies={"ig_session": token}) as client:
         yield client
 
 
@@ -99,8 +109,6 @@ async def person(
         user_id=user_id if key is None else key.user_id,
         api_key_id=None if key is None else key.id,
     )
-    settings = served.gateway.settings
-    async with served.gateway.operators_database.operator(by=Actor("cli", "root")) as session:
-        token = await sessions.begin(session, who, Browser("127.0.0.1", "test"), settings)
-    async with browser(served, cookies={SESSION: token.reveal()}) as client:
+    token = await begin_session(served, who)
+    async with browser(served, cookies={SESSION: token}) as client:
         yield client

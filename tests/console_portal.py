@@ -1,11 +1,10 @@
 """A tenant's portal with seeded data, for images and timings of its pages."""
 
 from gateway.console.navigation import NAVIGATION
-from gateway.db.actors import Actor
-from gateway.identity import sessions
-from gateway.identity.sessions import Browser, SignedIn
+from gateway.identity.sessions import SignedIn
 from gateway.identity.viewers import Role
 from tests.console_browser import session_cookies
+from tests.console_helpers import begin_session
 from tests.console_seed import Seeded
 from tests.harness import Served
 
@@ -59,15 +58,8 @@ async def tenant_cookies(served: Served, seeded: Seeded) -> list[dict[str, objec
 
 
 async def _cookies(served: Served, who: SignedIn) -> list[dict[str, object]]:
-    gateway = served.gateway
-    async with gateway.operators_database.operator(by=Actor("cli", "root")) as session:
-        token = await sessions.begin(
-            session,
-            who,
-            Browser("192.0.2.7", "Mozilla/5.0 (X11; Linux) Firefox/151.0"),
-            gateway.settings,
-        )
-    return [{"name": "ig_session", "value": token.reveal(), "url": served.base_url}]
+    token = await begin_session(served, who)
+    return [{"name": "ig_session", "value": token, "url": served.base_url}]
 
 
 def portal_pages(image: str) -> dict[str, str]:

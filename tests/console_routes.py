@@ -25,6 +25,7 @@ from gateway.money import NanoUsd
 from gateway.tenancy import limit_rows
 from gateway.tenancy.api_keys import IssuedKey
 from gateway.webhooks import deliveries, endpoints
+from tests.console_helpers import begin_session
 from tests.console_scene import LOW
 from tests.harness import Served
 
@@ -394,10 +395,8 @@ async def _add_people(served: Served, tenant_id: UUID, key: IssuedKey, text: str
         user_id=key.user_id,
         person_id=person_id,
     )
-    gateway = served.gateway
-    async with gateway.database.operator(by=Actor("cli", "root")) as operator:
-        token = await sessions.begin(operator, who, Browser("127.0.0.1", text), gateway.settings)
-    viewer = await sessions.find(gateway.database, token.reveal())
+    token = await begin_session(served, who, of=Browser("127.0.0.1", text))
+    viewer = await sessions.find(served.gateway.database, token)
     return {
         "person_id": str(person_id),
         "invitation_id": str(invitation_id),

@@ -1,7 +1,7 @@
 """The console's people, their sessions and sign-ins. The gateway's own tokens are digests alone.
 
-Two secrets of the identity provider's protocol are stored as they are, since they are sent again:
-the code verifier of a sign-in that has begun, for minutes, and the ID token of an open session.
+Secrets that are needed again are sealed with the gateway's console key: the code verifier of a
+sign-in that has begun, the ID token of an open session, and a new secret until it is shown.
 
 Rows of operators have no tenant; row-level security hides them from every tenant. Users and API
 keys are looked up within the row's tenant, without foreign keys: those tables can be distributed.

@@ -1,8 +1,10 @@
 """Sign-ins that have begun at the identity provider, each bound to one browser by a cookie.
 
 A browser has one row with an entry for each of its tabs, by the `state` that the provider returns.
+Entries are sealed: they hold the code verifier, and the nonce.
 """
 
+from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass
 
 import orjson
@@ -10,6 +12,7 @@ import orjson
 from gateway.db.engine import Database
 from gateway.domain import SecretText
 from gateway.identity.tokens import digest_of, is_token, new_token
+from gateway.vault.sealing import SealBroken, seal, unseal
 
 PENDING_SECONDS = 600
 MAX_TABS = 8
@@ -55,7 +58,9 @@ class TakenSignIn:
     entry: PendingSignIn | None
 
 
-async def add(database: Database, token: str, state: str, entry: PendingSignIn) -> SecretText:
+async def add(
+    database: Database, token: str, state: str, entry: PendingSignIn, *, sealing_key: bytes
+) -> SecretText:
     """Add a sign-in to a browser's row for ten minutes; return the token of its cookie.
 
     `token`: the browser's own, or anything else if it has none.
@@ -65,11 +70,13 @@ async def add(database: Database, token: str, state: str, entry: PendingSignIn) 
     """
     kept = SecretText(token) if is_token(token) and await _is_known(database, token) else None
     kept = kept or new_token()
+    digest = digest_of(kept.reveal())
+    sealed = seal(sealing_key, orjson.dumps(asdict(entry)), *_place(digest, state))
     await database.call(
         _ADD,
         {
-            "digest": digest_of(kept.reveal()),
-            "entry": orjson.dumps({state: asdict(entry)}).decode(),
+            "digest": digest,
+            "entry": orjson.dumps({state: b64encode(sealed).decode()}).decode(),
             "seconds": PENDING_SECONDS,
             "most": MAX_TABS,
         },
@@ -77,7 +84,9 @@ async def add(database: Database, token: str, state: str, entry: PendingSignIn) 
     return kept
 
 
-async def take(database: Database, token: str, state: str) -> TakenSignIn | None:
+async def take(
+    database: Database, token: str, state: str, *, sealing_key: bytes
+) -> TakenSignIn | None:
     """Take a sign-in from a browser's row, once; None if the browser has no row.
 
     Raises:
@@ -85,11 +94,21 @@ async def take(database: Database, token: str, state: str) -> TakenSignIn | None
     """
     if not is_token(token):
         return None
-    rows = await database.call(_TAKE, {"digest": digest_of(token), "state": state})
+    digest = digest_of(token)
+    rows = await database.call(_TAKE, {"digest": digest, "state": state})
     if not rows:
         return None
-    entry = rows[0].entry
-    return TakenSignIn(None if entry is None else PendingSignIn(**entry))
+    sealed = rows[0].entry
+    try:
+        # An entry of the release before is not sealed: the sign-in begins again.
+        content = unseal(sealing_key, b64decode(sealed), *_place(digest, state))
+    except (SealBroken, TypeError, ValueError):
+        return TakenSignIn(None)
+    return TakenSignIn(PendingSignIn(**orjson.loads(content)))
+
+
+def _place(digest: bytes, state: str) -> tuple[str, str, str]:
+    return "console_sign_in", digest.hex(), state
 
 
 async def _is_known(database: Database, token: str) -> bool:

@@ -4,6 +4,7 @@ A session is a row in Postgres and an opaque token in a cookie, so that it can b
 every gateway. Each sign-in and each change of rights makes a new token.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from gateway.errors import NotFound, Unauthenticated
 from gateway.identity.tokens import digest_of, is_token, new_token
 from gateway.identity.viewers import KeyRights, Permission, Role, Via, Viewer
 from gateway.tenancy.tenants import keep_living
+from gateway.vault.sealing import SealBroken, seal, unseal
 
 MAX_AGENT_CHARACTERS = 200
 MAX_ADDRESS_CHARACTERS = 64
@@ -102,16 +104,24 @@ class SessionInfo:
 
 
 async def begin(
-    session: OperatorSession, who: SignedIn, browser: Browser, settings: Settings
+    session: OperatorSession,
+    who: SignedIn,
+    browser: Browser,
+    settings: Settings,
+    *,
+    sealing_key: bytes,
 ) -> SecretText:
-    """Begin a session; return its token, which is stored as a digest alone."""
-    token, now = new_token(), datetime.now(UTC)
+    """Begin a session; return its token, which is stored as a digest alone.
+
+    `sealing_key`: for the provider's token, which is sent again at the sign-out.
+    """
+    token, now, session_id = new_token(), datetime.now(UTC), new_id()
     idle, longest = _lifetime(who, settings)
     until = now + longest
     if who.expires_at is not None:
         until = min(until, who.expires_at)
     row = ConsoleSessionRow(
-        id=new_id(),
+        id=session_id,
         digest=digest_of(token.reveal()),
         name=who.name,
         role=who.role,
@@ -126,7 +136,7 @@ async def begin(
         absolute_until=until,
         address=browser.address[:MAX_ADDRESS_CHARACTERS],
         agent=browser.agent[:MAX_AGENT_CHARACTERS],
-        provider_token=None if who.provider_token is None else who.provider_token.reveal(),
+        provider_token=_sealed(who.provider_token, session_id, sealing_key),
     )
     session.add(row)
     await session.flush()
@@ -186,18 +196,25 @@ async def find(database: Database, token: str, *, touches: bool = True) -> Viewe
     )
 
 
-async def end_own(session: OperatorSession, viewer: Viewer, session_id: UUID) -> SecretText | None:
-    """End a session of the same person; return the provider's token of it, if it had one.
+async def sign_out(
+    session: OperatorSession, viewer: Viewer, *, sealing_key: bytes
+) -> SecretText | None:
+    """End the viewer's session; return the provider's token of it, if it had one.
+
+    Raises:
+        NotFound: it has ended already.
+    """
+    sealed = await _end_own(session, viewer, viewer.session_id)
+    return None if sealed is None else _opened(sealed, viewer.session_id, sealing_key)
+
+
+async def end_own(session: OperatorSession, viewer: Viewer, session_id: UUID) -> None:
+    """End a session of the same person.
 
     Raises:
         NotFound: it is not one of this person's, or has ended already.
     """
-    is_own = (ConsoleSessionRow.id == session_id) & _of_same_person(viewer)
-    reason = "signed_out" if session_id == viewer.session_id else "ended_by_owner"
-    tokens = await _end(session, is_own, reason)
-    if not tokens:
-        raise NotFound("There is no such session, or it has ended.", param="session_id")
-    return tokens[0]
+    await _end_own(session, viewer, session_id)
 
 
 async def end_others_of(session: OperatorSession, viewer: Viewer) -> int:
@@ -293,9 +310,35 @@ async def sweep(database: Database, *, days: int) -> int:
     return int(row[0])
 
 
+async def _end_own(session: OperatorSession, viewer: Viewer, session_id: UUID) -> str | None:
+    is_own = (ConsoleSessionRow.id == session_id) & _of_same_person(viewer)
+    reason = "signed_out" if session_id == viewer.session_id else "ended_by_owner"
+    tokens = await _end(session, is_own, reason)
+    if not tokens:
+        raise NotFound("There is no such session, or it has ended.", param="session_id")
+    return tokens[0]
+
+
+def _sealed(token: SecretText | None, session_id: UUID, key: bytes) -> str | None:
+    if token is None:
+        return None
+    sealed = seal(key, token.reveal().encode(), "console_session", "provider_token", session_id)
+    return b64encode(sealed).decode()
+
+
+def _opened(sealed: str, session_id: UUID, key: bytes) -> SecretText | None:
+    try:
+        content = unseal(key, b64decode(sealed), "console_session", "provider_token", session_id)
+    except (SealBroken, ValueError):
+        # Of the release before, which did not seal it: the provider's own session goes on.
+        return None
+    return SecretText(content.decode())
+
+
 async def _end(
     session: OperatorSession | TenantSession, which: ColumnElement[bool], reason: str
-) -> Sequence[SecretText | None]:
+) -> Sequence[str | None]:
+    """End sessions; return the sealed tokens that they had."""
     found = await session.scalars(
         select(ConsoleSessionRow)
         .where(which, ConsoleSessionRow.ended_at.is_(None))
@@ -304,7 +347,7 @@ async def _end(
     tokens = []
     for row in found.all():
         before = _shown(row)
-        tokens.append(None if row.provider_token is None else SecretText(row.provider_token))
+        tokens.append(row.provider_token)
         await session.execute(
             update(ConsoleSessionRow)
             .where(ConsoleSessionRow.id == row.id)

@@ -42,6 +42,8 @@ class SecretPurpose(StrEnum):
     LINK_KEY = "link_key"
     WEBHOOK_KEY = "webhook_key"
     PROMPT_KEY = "prompt_key"
+    CONSOLE_KEY = "console_key"
+    """Seals what the console keeps for minutes or hours: it never rolls by itself."""
     RETIRED_PEPPER = "retired_pepper"
     """A pepper that accepts no key, kept to recognise admin keys that ended under it."""
 
@@ -153,6 +155,11 @@ class GatewaySecrets:
         """Return the key of prompt hashes, which never rolls so that equal prompts hash equal."""
         return self._versions[SecretPurpose.PROMPT_KEY][0].value
 
+    @property
+    def console_key(self) -> bytes:
+        """Return the key that seals the console's secrets: ID tokens and secrets to be shown."""
+        return self._versions[SecretPurpose.CONSOLE_KEY][0].value
+
     def _keep(self, versions: Versions) -> None:
         self._versions = versions
         self._read_at = time.monotonic()
@@ -183,6 +190,7 @@ async def open_secrets(session: OperatorSession, vault: Vault) -> GatewaySecrets
         SecretPurpose.PEPPER,
         SecretPurpose.LINK_KEY,
         SecretPurpose.WEBHOOK_KEY,
+        SecretPurpose.CONSOLE_KEY,
     } - versions.keys()
     for secret in missing:
         await vault.gateway_secret(session, secret)

@@ -1,6 +1,8 @@
 """Sign-in through the identity provider: people, roles, invitations, and attacks on the flow."""
 
-from collections.abc import AsyncIterator
+import re
+from base64 import b64decode
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -65,6 +67,11 @@ def person(name: str, *groups: str, **claims: object) -> Person:
     return Person(name, {**known, "groups": list(groups), **claims})
 
 
+def base64_of(state: Mapping[str, str]) -> str:
+    """The decoded bytes of each entry, as text."""
+    return " ".join(b64decode(text).decode("latin-1") for text in state.values())
+
+
 async def invite(client: httpx2.AsyncClient, email: str, role: str, tenant: str = "") -> str:
     """Invite a person; return the path that begins their sign-in."""
     page = await client.post(
@@ -99,6 +106,43 @@ async def test_a_person_with_a_claim_signs_in_and_out_at_both_ends(
     assert tuple(row) == (issuer.url, "ada", "operator-admin", None)
     [ended] = await desk.owner_sql("SELECT provider_token FROM console_session")
     assert ended.provider_token is None
+
+
+async def test_what_the_provider_entrusts_to_the_gateway_is_sealed_at_rest(
+    desk: Served, issuer: Issuer
+) -> None:
+    issuer.signed_in = person("ada", "admins")
+    async with browser(desk) as client:
+        begun = await client.get(f"{BEGIN}?next=/console/people")
+        [pending] = await desk.owner_sql("SELECT state FROM console_sign_in")
+        assert all(isinstance(entry, str) for entry in pending.state.values())
+        assert not re.search("verifier|nonce|people", base64_of(pending.state))
+        await client.get(await at_provider(begun.headers["location"]))
+        [session] = await desk.owner_sql("SELECT provider_token FROM console_session")
+        out = await client.post("/console/sign-out")
+    [token] = set(re.findall(r"id_token_hint=([\w.-]+)", out.text))
+    assert token.count(".") == 2
+    sealed = b64decode(session.provider_token)
+    assert token.encode() not in sealed
+    assert token.partition(".")[0].encode() not in sealed
+
+
+async def test_a_sign_in_that_was_moved_to_another_browser_does_not_open(
+    desk: Served, issuer: Issuer
+) -> None:
+    issuer.signed_in = person("ada", "admins")
+    async with browser(desk) as client, browser(desk) as other:
+        begun = await client.get(BEGIN)
+        await other.get(BEGIN)
+        await desk.owner_sql(
+            "UPDATE console_sign_in SET state = (SELECT jsonb_object_agg(key, value)"
+            " FROM console_sign_in, jsonb_each(state))"
+        )
+        back = await other.get(await at_provider(begun.headers["location"]))
+        # It leads to the provider again, with a sign-in of its own.
+        assert back.status_code == 303
+        assert back.headers["location"].startswith(issuer.url)
+        assert await led_to(other) == "/console/login?next=/console"
 
 
 async def test_a_tenants_person_acts_as_its_user_with_the_scopes_of_the_role(

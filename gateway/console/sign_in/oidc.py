@@ -52,7 +52,12 @@ async def finish(request: Request, gateway: GatewayDep) -> Response:
     try:
         provider = _provider(request, gateway)
         token = read_cookie(request, gateway.settings, SIGN_IN)
-        taken = await pending.take(gateway.database, token, query.get("state", ""))
+        taken = await pending.take(
+            gateway.database,
+            token,
+            query.get("state", ""),
+            sealing_key=gateway.core.secrets.console_key,
+        )
         if taken is None:
             raise ProviderRefused(START_AGAIN)
         if taken.entry is None:
@@ -107,7 +112,8 @@ async def _begin(
         invitation=digest_of(invitation).hex() if invitation else "",
     )
     known = read_cookie(request, gateway.settings, SIGN_IN)
-    token = await pending.add(gateway.database, known, state, entry)
+    key = gateway.core.secrets.console_key
+    token = await pending.add(gateway.database, known, state, entry, sealing_key=key)
     response = RedirectResponse(address, status_code=303)
     set_cookie(response, gateway.settings, token, SIGN_IN, seconds=PENDING_SECONDS)
     return response

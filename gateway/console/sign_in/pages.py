@@ -63,7 +63,9 @@ async def sign_out(request: Request, viewer: ViewerDep, gateway: GatewayDep) -> 
     """End the session here, and at the identity provider that it came from."""
     actor = viewer.actor(current().request_id)
     async with gateway.operators_database.operator(by=actor) as session:
-        token = await sessions.end_own(session, viewer, viewer.session_id)
+        token = await sessions.sign_out(
+            session, viewer, sealing_key=gateway.core.secrets.console_key
+        )
     provider = None if token is None else provider_of(request, gateway.settings)
     address = None if token is None or provider is None else await provider.sign_out_url(token)
     # Not a redirect: `form-action` forbids one that leaves for another site.
@@ -93,7 +95,13 @@ async def signed_in(
     async with gateway.operators_database.operator(by=actor) as session:
         # Whatever token the browser came with is not used any further.
         await sessions.replace(session, read_cookie(request, gateway.settings))
-        token = await sessions.begin(session, who, browser_of(request), gateway.settings)
+        token = await sessions.begin(
+            session,
+            who,
+            browser_of(request),
+            gateway.settings,
+            sealing_key=gateway.core.secrets.console_key,
+        )
     response = redirect(own_path(next_path))
     set_cookie(response, gateway.settings, token)
     response.headers["Referrer-Policy"] = "no-referrer"
