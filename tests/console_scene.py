@@ -44,6 +44,11 @@ class Scene:
         assert answer.status_code == expected, f"{path}: {answer.status_code} {answer.text[:2000]}"
         return answer
 
+    async def shown(self, path: str, /, **form: str) -> str:
+        """The page that shows the new secret of a form, to which the answer leads."""
+        answer = await self.post(path, **form)
+        return await self.get(answer.headers["location"])
+
     @property
     def tenant(self) -> str:
         """The path of the tenant's page."""

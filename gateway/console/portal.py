@@ -10,7 +10,7 @@ The mode is that of the address (`?mode=test`), else the one that was chosen las
 keeps, else live. It selects what is shown and grants nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -21,12 +21,14 @@ from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import Needs, ViewerDep
+from gateway.console.new_secrets import Shown, made_once, shown_once
 from gateway.console.render import Crumb, Flash, fragment, page
 from gateway.console.shell import shell_of
 from gateway.db.engine import TenantSession
 from gateway.domain import Caller
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.identity.callers import caller_of
+from gateway.identity.sent_forms import NewSecret
 from gateway.identity.transactions import changing_tenant, reading_tenant
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.dependencies import GatewayDep
@@ -81,6 +83,19 @@ class Portal:
     def changing(self, permission: Permission) -> AbstractAsyncContextManager[TenantSession]:
         """Open a transaction of the tenant, to change; the audit trail names the viewer."""
         return changing_tenant(self.gateway, self.viewer, permission)
+
+    async def made_once(
+        self,
+        session: TenantSession,
+        form: Mapping[str, str],
+        make: Callable[[], Awaitable[NewSecret]],
+    ) -> str:
+        """Make the secret of a form once; return the address of the page that shows it."""
+        return await made_once(self.request, session, form, make)
+
+    async def shown_once(self, form_id: UUID | None) -> Shown | None:
+        """Take the new secret that the address names, for the one page that shows it."""
+        return await shown_once(self.gateway, self.viewer, form_id)
 
     def page(
         self,

@@ -19,6 +19,7 @@ live tiles: `fragment(shell, "overview.html", "tiles", …)`.
 """
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -45,6 +46,8 @@ from gateway.webhooks import targets
 
 MARK = "as"
 """The parameter of a form's address that says for whom, and for which tenant, its page was made."""
+FORM = "form"
+"""The parameter of a form's address that tells its page from the same page loaded again."""
 _POST_FORM = re.compile(r'(<form\b[^>]*? method="post" action=")([^"#]*)')
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENT_SECURITY_POLICY = (
@@ -157,17 +160,18 @@ def fragment(shell: Shell, template: str, block: str, **context: object) -> str:
 
 
 def _marked(shell: Shell, text: str) -> str:
-    """Put the viewer's mark into the address of every form that changes something.
+    """Put the marks of viewer and page into the address of every form that changes something.
 
     Here rather than in the templates, so that no form can be without it. Texts of users are
     escaped: none of them is a tag.
     """
     if not shell.mark:
         return text
+    token = secrets.token_urlsafe(12)
 
     def add(found: re.Match[str]) -> str:
         joint = "&amp;" if "?" in found[2] else "?"
-        return f"{found[1]}{found[2]}{joint}{MARK}={shell.mark}"
+        return f"{found[1]}{found[2]}{joint}{MARK}={shell.mark}&amp;{FORM}={token}"
 
     return _POST_FORM.sub(add, text)
 

@@ -179,6 +179,23 @@ class PendingSignInRow(Table):
     expires_at: Mapped[datetime] = mapped_column(Timestamp)
 
 
+class SentFormRow(Table):
+    """A form that made a secret. `path`: where the secret is shown; `sealed`: until it was.
+
+    `digest`: of the session, the form and its content, so that a second sending is recognised.
+    """
+
+    __tablename__ = "console_form"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    session_id: Mapped[UUID]
+    path: Mapped[str] = mapped_column(Text)
+    sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
+    shown_until: Mapped[datetime] = mapped_column(Timestamp)
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+
+
 class SignInFailureRow(Table):
     """Failed sign-ins of one account in a row, and the time until which it must wait."""
 

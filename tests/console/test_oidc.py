@@ -74,10 +74,11 @@ def base64_of(state: Mapping[str, str]) -> str:
 
 async def invite(client: httpx2.AsyncClient, email: str, role: str, tenant: str = "") -> str:
     """Invite a person; return the path that begins their sign-in."""
-    page = await client.post(
+    made = await client.post(
         "/console/people/invitations", data={"email": email, "role": role, "tenant": tenant}
     )
-    assert page.status_code == 200, page.text
+    assert made.status_code == 303, made.text
+    page = await client.get(made.headers["location"])
     token = page.text.partition("login/invitation?token=")[2][:43]
     return f"{BEGIN}?invitation={token}"
 

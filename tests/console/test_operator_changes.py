@@ -96,23 +96,21 @@ async def test_a_tenant_is_created_disabled_and_enabled(scene: Scene) -> None:
 async def test_a_key_is_shown_once_rolled_and_revoked(scene: Scene) -> None:
     place = f"{scene.tenant}/keys"
     form = {"name": "kiosk", "mode": "test", "scope-images:read": "on", "scope-usage:read": "on"}
-    made = await scene.post(place, 200, **form)
-    secret = secret_of(made.text)
-    assert made.headers["cache-control"] == "no-store"
+    secret = secret_of(await scene.shown(place, **form))
     assert secret not in await scene.get(place)
     [row] = await scene.served.owner_sql(
         "SELECT id, scopes, livemode FROM api_key WHERE name = 'kiosk'"
     )
     assert (row.scopes, row.livemode) == (["images:read", "usage:read"], False)
-    rolled = await scene.post(f"{place}/{row.id}/roll", 200, grace="0")
-    for used, status in ((secret, 401), (secret_of(rolled.text), 200)):
+    rolled = secret_of(await scene.shown(f"{place}/{row.id}/roll", grace="0"))
+    for used, status in ((secret, 401), (rolled, 200)):
         async with scene.served.http(used) as http:
             assert (await http.get("/v1/models")).status_code == status
     [twin] = await scene.served.owner_sql(
         "SELECT id FROM api_key WHERE root_id = :root AND id <> :root", root=row.id
     )
     await scene.post(f"{place}/{twin.id}/revoke")
-    async with scene.served.http(secret_of(rolled.text)) as http:
+    async with scene.served.http(rolled) as http:
         assert (await http.get("/v1/models")).status_code == 401
     await scene.post(f"{place}/{row.id}/roll", 404, grace="0")
     await scene.post(f"{place}/{twin.id}/roll", 400, grace="99999999999999999999")
@@ -282,22 +280,20 @@ async def test_a_delivery_is_sent_again(scene: Scene) -> None:
     await scene.post(f"{place}/disable")
     await scene.post(f"{place}/deliveries/{row.id}/redeliver", 409)
     await scene.post(f"{place}/colour", 404)
-    made = await scene.post(
+    made = await scene.shown(
         "/console/webhooks",
-        200,
         url="https://hooks.example.com/all?token=path-canary",
         mode="both",
         **{"event-budget.exceeded": "on"},
     )
-    assert "whsec_" in made.text
+    assert "whsec_" in made
     assert "path-canary" not in await scene.get("/console/webhooks")
     assert "path-canary" not in await scene.get("/console/audit")
 
 
 async def test_admin_keys_are_made_shown_once_and_revoked(scene: Scene) -> None:
     form = {"name": "prometheus", "scope-metrics": "on"}
-    made = await scene.post("/console/admin-keys", 200, **form)
-    secret = secret_of(made.text)
+    secret = secret_of(await scene.shown("/console/admin-keys", **form))
     async with scene.served.http(secret) as http:
         assert (await http.get("/metrics")).status_code == 200
         assert (await http.get("/admin/v1/tenants")).status_code == 403

@@ -486,13 +486,14 @@ async def test_the_status_tells_versions_and_what_needs_them(served: Served) -> 
         found = await key_status.read_status(session, core.vault.master_keys.ids)
     shown = {(one.name, one.version): (one.state, one.needed_by) for one in found}
     assert shown == {
-        ("master key", core.vault.master_keys.ids[0]): ("wraps", 8),
+        ("master key", core.vault.master_keys.ids[0]): ("wraps", 9),
         ("data keys", "newest"): ("in use", 1),
         ("data keys", "replaced"): ("to be removed", 1),
         ("pepper", "2"): ("in use", 0),
         ("pepper", "1"): ("accepted", 2),
         ("link key", "1"): ("in use", None),
         ("prompt key", "1"): ("in use", None),
+        ("console key", "1"): ("in use", None),
         ("webhook key", "2"): ("in use", None),
         ("webhook key", "1"): (shown["webhook key", "1"][0], None),
     }

@@ -19,14 +19,15 @@ from gateway.console.forms import (
     refused,
     typed,
 )
-from gateway.console.pages.operator_shared import ShownSecret, operator_page
+from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
+from gateway.console.pages.operator_shared import operator_page
 from gateway.console.render import Flash
 from gateway.domain import AdminScope
+from gateway.identity.sent_forms import NewSecret
 from gateway.identity.transactions import changing_house, reading_house
 from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import admin_keys
-from gateway.tenancy.admin_keys import IssuedAdminKey
 
 PATH = "/console/admin-keys"
 CACHE = "operator_key"
@@ -58,36 +59,45 @@ async def show_admin_keys(
     gateway: GatewayDep,
     after: UUID | None = None,
     done: str = "",
+    secret: UUID | None = None,
 ) -> Response:
-    """List admin keys, newest first, with their last use."""
-    return await _page(request, gateway, viewer, after=after, flash=DONE.get(done))
+    """List admin keys, newest first, with their last use; once a new secret."""
+    shown = await shown_once(gateway, viewer, secret, use=USE)
+    flash = flash_of_secret(secret, shown) or DONE.get(done)
+    return await _page(request, gateway, viewer, after=after, flash=flash, shown=shown)
 
 
 @router.post(PATH)
 async def create_admin_key(
     request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
-    """Create an admin key; the answer shows its secret once."""
+    """Create an admin key; the page after it shows its secret once."""
     try:
-        issued = await _create(gateway, viewer, form)
+        path = await _create(request, gateway, viewer, form)
     except REFUSALS as error:
         return await _page(request, gateway, viewer, state=refused("create", form, error))
-    return await _page(request, gateway, viewer, issued=issued)
+    return redirect(path)
 
 
 @router.post(PATH + "/{key_id}/roll")
 async def roll_admin_key(
     key_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
-    """Issue the successor of an admin key; the answer shows its secret once."""
+    """Issue the successor of an admin key; the page after it shows its secret once."""
     try:
+        valid = grace(form)
         async with changing_house(gateway, viewer, clears=CACHE) as session:
-            twin = await admin_keys.roll(
-                session, key_id, pepper=gateway.core.pepper, origin="rest", grace=grace(form)
-            )
+
+            async def make() -> NewSecret:
+                twin = await admin_keys.roll(
+                    session, key_id, pepper=gateway.core.pepper, origin="rest", grace=valid
+                )
+                return NewSecret(PATH, twin.name, twin.secret)
+
+            path = await made_once(request, session, form, make)
     except REFUSALS as error:
         return await _page(request, gateway, viewer, state=refused("keys", form, error))
-    return await _page(request, gateway, viewer, issued=twin)
+    return redirect(path)
 
 
 @router.post(PATH + "/{key_id}/revoke")
@@ -103,17 +113,25 @@ async def revoke_admin_key(
     return redirect(f"{PATH}?done=revoked")
 
 
-async def _create(gateway: Gateway, viewer: Viewer, form: Mapping[str, str]) -> IssuedAdminKey:
+async def _create(
+    request: Request, gateway: Gateway, viewer: Viewer, form: Mapping[str, str]
+) -> str:
+    """Create a key; return the address of the page that shows its secret."""
     expires_at = moment_or_none(form, "expires_at", viewer.time_zone)
     async with changing_house(gateway, viewer, clears=CACHE) as session:
-        return await admin_keys.create(
-            session,
-            typed(form, "name"),
-            pepper=gateway.core.pepper,
-            origin="rest",
-            scopes=[scope.value for scope in AdminScope if form.get(f"scope-{scope}")],
-            expires_at=expires_at,
-        )
+
+        async def make() -> NewSecret:
+            issued = await admin_keys.create(
+                session,
+                typed(form, "name"),
+                pepper=gateway.core.pepper,
+                origin="rest",
+                scopes=[scope.value for scope in AdminScope if form.get(f"scope-{scope}")],
+                expires_at=expires_at,
+            )
+            return NewSecret(PATH, issued.name, issued.secret)
+
+        return await made_once(request, session, form, make)
 
 
 async def _page(
@@ -124,7 +142,7 @@ async def _page(
     after: UUID | None = None,
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
-    issued: IssuedAdminKey | None = None,
+    shown: Shown | None = None,
 ) -> Response:
     async with reading_house(gateway, viewer) as session:
         found = await admin_keys.list_page(session, limit=PAGE_SIZE, after=after)
@@ -136,7 +154,7 @@ async def _page(
         lead="Keys of operators' programs, and the way into the console in an emergency.",
         flash=flash,
         state=state,
-        shown=None if issued is None else ShownSecret(issued.name, issued.secret.reveal(), USE),
+        shown=shown,
         found=found.items,
         origins=ORIGINS,
         scopes=list(SCOPES.items()),

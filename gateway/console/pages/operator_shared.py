@@ -1,6 +1,5 @@
 """The frame of the operators' pages, and of those of one tenant with their tabs."""
 
-from dataclasses import dataclass
 from uuid import UUID
 
 from fastapi import Request
@@ -24,15 +23,6 @@ TABS = (
     ("/settings", "Settings"),
     ("/audit", "Audit"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ShownSecret:
-    """A new secret, for the one page that shows it."""
-
-    name: str
-    secret: str
-    use: str
 
 
 def operator_page(

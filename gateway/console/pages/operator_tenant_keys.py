@@ -20,11 +20,13 @@ from gateway.console.forms import (
     refused,
     typed,
 )
-from gateway.console.pages.operator_shared import ShownSecret, tenant_page, tenant_path
+from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
+from gateway.console.pages.operator_shared import tenant_page, tenant_path
 from gateway.console.pages.tenant_keys import SCOPES
 from gateway.console.render import Flash
 from gateway.domain import USUAL_KEY_SCOPES, Scope
 from gateway.errors import InvalidRequest
+from gateway.identity.sent_forms import NewSecret
 from gateway.identity.transactions import changing_tenant, reading_tenant
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.admin.keys import KeyBody, check_key
@@ -50,22 +52,25 @@ async def show_keys(
     gateway: GatewayDep,
     after: UUID | None = None,
     done: str = "",
+    secret: UUID | None = None,
 ) -> Response:
-    """List the keys of a tenant, newest first, with their last use."""
-    return await _page(request, gateway, viewer, tenant_id, after=after, flash=DONE.get(done))
+    """List the keys of a tenant, newest first, with their last use; once a new secret."""
+    shown = await shown_once(gateway, viewer, secret, use=USE)
+    flash = flash_of_secret(secret, shown) or DONE.get(done)
+    return await _page(request, gateway, viewer, tenant_id, after=after, flash=flash, shown=shown)
 
 
 @router.post(PATH)
 async def create_key(
     tenant_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
-    """Create a key; the answer shows its secret once."""
+    """Create a key; the page after it shows its secret once."""
     try:
-        issued = await _issue(gateway, viewer, tenant_id, form)
+        path = await _issue(request, gateway, viewer, tenant_id, form)
     except REFUSALS as error:
         state = refused("create", form, error)
         return await _page(request, gateway, viewer, tenant_id, state=state)
-    return await _page(request, gateway, viewer, tenant_id, issued=issued)
+    return redirect(path)
 
 
 @router.post(PATH + "/{key_id}/roll")
@@ -78,17 +83,22 @@ async def roll_key(
     gateway: GatewayDep,
     form: FormDep,
 ) -> Response:
-    """Issue the successor of a key; the answer shows its secret once."""
+    """Issue the successor of a key; the page after it shows its secret once."""
     try:
         valid = grace(form)
         async with changing_tenant(
             gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
         ) as session:
-            twin = await api_keys.roll(session, key_id, pepper=gateway.core.pepper, grace=valid)
+
+            async def make() -> NewSecret:
+                twin = await api_keys.roll(session, key_id, pepper=gateway.core.pepper, grace=valid)
+                return _new_secret(tenant_id, twin)
+
+            path = await made_once(request, session, form, make)
     except REFUSALS as error:
         state = refused("roll", form, error)
         return await _page(request, gateway, viewer, tenant_id, state=state)
-    return await _page(request, gateway, viewer, tenant_id, issued=twin)
+    return redirect(path)
 
 
 @router.post(PATH + "/{key_id}/revoke")
@@ -103,9 +113,14 @@ async def revoke_key(
     return redirect(f"{tenant_path(tenant_id, TAB)}?done=revoked")
 
 
+def _new_secret(tenant_id: UUID, issued: IssuedKey) -> NewSecret:
+    return NewSecret(tenant_path(tenant_id, TAB), issued.name or "the new key", issued.secret)
+
+
 async def _issue(
-    gateway: Gateway, viewer: Viewer, tenant_id: UUID, form: Mapping[str, str]
-) -> IssuedKey:
+    request: Request, gateway: Gateway, viewer: Viewer, tenant_id: UUID, form: Mapping[str, str]
+) -> str:
+    """Issue a key; return the address of the page that shows its secret."""
     models = [one for one in typed(form, "models").replace(",", " ").split() if one]
     expires_at = moment_or_none(form, "expires_at", viewer.time_zone)
     check_key(gateway, KeyBody.model_construct(models=models or None, expires_at=expires_at))
@@ -116,19 +131,24 @@ async def _issue(
     async with changing_tenant(
         gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
     ) as session:
-        user = typed(form, "user")
-        found = await lookups.find_user(session, tenant_id, user) if user else None
-        return await api_keys.issue(
-            session,
-            tenant_id,
-            pepper=gateway.core.pepper,
-            livemode=livemode,
-            name=typed(form, "name") or None,
-            user_id=None if found is None else found.id,
-            scopes=scopes,
-            models=models or None,
-            expires_at=expires_at,
-        )
+
+        async def make() -> NewSecret:
+            user = typed(form, "user")
+            found = await lookups.find_user(session, tenant_id, user) if user else None
+            issued = await api_keys.issue(
+                session,
+                tenant_id,
+                pepper=gateway.core.pepper,
+                livemode=livemode,
+                name=typed(form, "name") or None,
+                user_id=None if found is None else found.id,
+                scopes=scopes,
+                models=models or None,
+                expires_at=expires_at,
+            )
+            return _new_secret(tenant_id, issued)
+
+        return await made_once(request, session, form, make)
 
 
 async def _page(
@@ -140,7 +160,7 @@ async def _page(
     after: UUID | None = None,
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
-    issued: IssuedKey | None = None,
+    shown: Shown | None = None,
 ) -> Response:
     async with reading_tenant(
         gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
@@ -158,9 +178,7 @@ async def _page(
         TAB,
         flash=flash,
         state=state,
-        shown=None
-        if issued is None
-        else ShownSecret(issued.name or "the new key", issued.secret.reveal(), USE),
+        shown=shown,
         found=found.items,
         used=used,
         names=names,

@@ -20,20 +20,21 @@ from gateway.console.forms import (
     refused,
     typed,
 )
+from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
 from gateway.console.pages.operator_shared import (
-    ShownSecret,
     operator_page,
     tenant_page,
     tenant_path,
 )
 from gateway.console.render import Crumb, Flash
 from gateway.errors import InvalidRequest, NotFound
+from gateway.identity.sent_forms import NewSecret
 from gateway.identity.transactions import changing_house, changing_tenant, reading_house
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
 from gateway.webhooks import deliveries, endpoints, overview
-from gateway.webhooks.endpoints import NewSecret, Session
+from gateway.webhooks.endpoints import Session
 from gateway.webhooks.events import EventType
 
 PATH = "/console/webhooks"
@@ -72,27 +73,32 @@ async def show_webhooks(
 async def create_webhook(
     request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
-    """Create a webhook of the operator; the answer shows its secret once."""
+    """Create a webhook of the operator; the page after it shows its secret once."""
     try:
         mode = MODES[one_of(form, "mode", tuple(MODES))]
         events = [one.value for one in EventType if form.get(f"event-{one}")]
         if not events:
             raise InvalidRequest("Choose at least one event.", param="events")
         async with changing_house(gateway, viewer) as session:
-            made = await endpoints.create(
-                session,
-                None,
-                sealing=gateway.core.webhook_sealing,
-                url=typed(form, "url"),
-                event_types=events,
-                livemode=mode,
-                description=typed(form, "description"),
-                allow_private=gateway.settings.webhook_allow_private,
-                max_endpoints=gateway.settings.max_webhooks,
-            )
+
+            async def make() -> NewSecret:
+                made = await endpoints.create(
+                    session,
+                    None,
+                    sealing=gateway.core.webhook_sealing,
+                    url=typed(form, "url"),
+                    event_types=events,
+                    livemode=mode,
+                    description=typed(form, "description"),
+                    allow_private=gateway.settings.webhook_allow_private,
+                    max_endpoints=gateway.settings.max_webhooks,
+                )
+                return NewSecret(f"{PATH}/{made.endpoint.id}", "this webhook", made.secret)
+
+            path = await made_once(request, session, form, make)
     except REFUSALS as error:
         return await _list(request, gateway, viewer, state=refused("create", form, error))
-    return await _page(request, gateway, viewer, made.endpoint.id, made=made)
+    return redirect(path)
 
 
 @router.get("/console/tenants/{tenant_id}/webhooks")
@@ -132,10 +138,17 @@ async def show_webhook(
     status: Literal["", "pending", "delivered", "dead"] = "",
     after: UUID | None = None,
     done: str = "",
+    secret: UUID | None = None,
 ) -> Response:
-    """Show a webhook and its deliveries, newest first."""
+    """Show a webhook and its deliveries, newest first; once a new secret."""
+    shown = await shown_once(gateway, viewer, secret, use=USE)
+    flash = flash_of_secret(secret, shown) or DONE.get(done)
     return await _page(
-        request, gateway, viewer, webhook_id, status=status, after=after, flash=DONE.get(done)
+        *(request, gateway, viewer, webhook_id),
+        status=status,
+        after=after,
+        flash=flash,
+        shown=shown,
     )
 
 
@@ -164,7 +177,7 @@ async def change_webhook(
     form: FormDep,
 ) -> Response:
     """Test, enable, disable, roll or delete a webhook."""
-    made: NewSecret | None = None
+    here = f"{PATH}/{webhook_id}"
     try:
         async with _changing(gateway, viewer, webhook_id) as (session, tenant_id):
             if action == "test":
@@ -178,13 +191,19 @@ async def change_webhook(
                     allow_private=gateway.settings.webhook_allow_private,
                 )
             elif action == "roll":
-                made = await endpoints.roll(
-                    session,
-                    tenant_id,
-                    webhook_id,
-                    sealing=gateway.core.webhook_sealing,
-                    grace=grace(form),
-                )
+                valid = grace(form)
+
+                async def make() -> NewSecret:
+                    made = await endpoints.roll(
+                        session,
+                        tenant_id,
+                        webhook_id,
+                        sealing=gateway.core.webhook_sealing,
+                        grace=valid,
+                    )
+                    return NewSecret(here, "this webhook", made.secret)
+
+                path = await made_once(request, session, form, make)
             elif action == "delete":
                 await endpoints.remove(session, tenant_id, webhook_id)
             else:
@@ -192,11 +211,11 @@ async def change_webhook(
     except REFUSALS as error:
         state = refused("webhook", form, error)
         return await _page(request, gateway, viewer, webhook_id, state=state)
-    if made is not None:
-        return await _page(request, gateway, viewer, webhook_id, made=made)
+    if action == "roll":
+        return redirect(path)
     if action == "delete":
         return redirect(f"{PATH}?done=deleted")
-    return redirect(f"{PATH}/{webhook_id}?done={'tested' if action == 'test' else action + 'd'}")
+    return redirect(f"{here}?done={'tested' if action == 'test' else action + 'd'}")
 
 
 @asynccontextmanager
@@ -261,7 +280,7 @@ async def _page(
     after: UUID | None = None,
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
-    made: NewSecret | None = None,
+    shown: Shown | None = None,
 ) -> Response:
     async with reading_house(gateway, viewer) as session:
         tenant_id = await overview.owner_of(session, webhook_id)
@@ -281,7 +300,7 @@ async def _page(
         crumbs=(Crumb("Webhooks", PATH),),
         flash=flash,
         state=state,
-        shown=None if made is None else ShownSecret("this webhook", made.secret.reveal(), USE),
+        shown=shown,
         endpoint=endpoint,
         tenant=tenant,
         found=found.items,

@@ -12,8 +12,9 @@ from starlette.responses import Response
 from gateway.console import forms
 from gateway.console.dependencies import FormDep, redirect
 from gateway.console.forms import UNTOUCHED, FormState, typed
+from gateway.console.new_secrets import Shown, flash_of_secret
 from gateway.console.portal import ChangerPortal, Portal, ReaderPortal
-from gateway.console.render import Crumb
+from gateway.console.render import Crumb, Flash
 from gateway.console.self_service import (
     PAGE_SIZE,
     REFUSALS,
@@ -27,6 +28,7 @@ from gateway.console.self_service import (
 from gateway.console.snippets import curl_of
 from gateway.domain import Scope
 from gateway.errors import InvalidRequest, NotFound
+from gateway.identity.sent_forms import NewSecret
 from gateway.identity.viewers import Permission
 from gateway.tenancy import api_keys, key_use, self_service, users
 from gateway.tenancy.api_keys import IssuedKey, KeyInfo
@@ -109,27 +111,37 @@ async def create_key(portal: ChangerPortal, form: FormDep) -> Response:
         if unknown := set(models) - set(portal.gateway.core.catalog.models):
             raise NotFound(f"There is no model {min(unknown)!r}.", param="models")
         async with portal.changing(Permission.TENANT_CHANGE) as session:
-            caller = await with_own_expiry(session, portal, caller)
-            issued = await self_service.issue_key(
-                session,
-                caller,
-                pepper=portal.gateway.core.pepper,
-                livemode=livemode,
-                name=typed(form, "name") or None,
-                user_id=await find_user(session, caller.tenant_id, typed(form, "user")),
-                scopes=_chosen(form, "scope."),
-                models=models or None,
-                expires_at=expires_at,
-            )
+
+            async def make() -> NewSecret:
+                issued = await self_service.issue_key(
+                    session,
+                    await with_own_expiry(session, portal, caller),
+                    pepper=portal.gateway.core.pepper,
+                    livemode=livemode,
+                    name=typed(form, "name") or None,
+                    user_id=await find_user(session, caller.tenant_id, typed(form, "user")),
+                    scopes=_chosen(form, "scope."),
+                    models=models or None,
+                    expires_at=expires_at,
+                )
+                return _new_secret(issued)
+
+            path = await portal.made_once(session, form, make)
     except REFUSALS as error:
         return await _form(portal, state_of("key", form, error, fields={"user_id": "user"}))
-    return _secret(portal, issued, "Key created", was_rolled=False)
+    return redirect(path)
 
 
 @router.get(PATH + "/{object_id}")
-async def show_key(portal: ReaderPortal, object_id: ObjectId, done: str = "") -> Response:
-    """Show one key, with the forms that change it."""
-    return await _key_page(portal, object_id, done=done)
+async def show_key(
+    portal: ReaderPortal, object_id: ObjectId, done: str = "", secret: UUID | None = None
+) -> Response:
+    """Show one key with the forms that change it; once with its new secret."""
+    shown = await portal.shown_once(secret)
+    if shown is not None:
+        return await _secret(portal, object_id, shown, was_rolled=done == "rolled")
+    flash = flash_of_secret(secret, shown) or flash_of(DONE, done)
+    return await _key_page(portal, object_id, flash=flash)
 
 
 @router.post(PATH + "/{object_id}/rename")
@@ -151,13 +163,21 @@ async def roll_key(portal: ChangerPortal, object_id: ObjectId, form: FormDep) ->
     try:
         grace = forms.grace(form)
         async with portal.changing(Permission.TENANT_CHANGE) as session:
-            caller = await with_own_expiry(session, portal, caller)
-            issued = await self_service.roll_key(
-                session, caller, object_id, pepper=portal.gateway.core.pepper, grace=grace
-            )
+
+            async def make() -> NewSecret:
+                issued = await self_service.roll_key(
+                    session,
+                    await with_own_expiry(session, portal, caller),
+                    object_id,
+                    pepper=portal.gateway.core.pepper,
+                    grace=grace,
+                )
+                return _new_secret(issued, "?done=rolled")
+
+            path = await portal.made_once(session, form, make)
     except REFUSALS as error:
         return await _key_page(portal, object_id, state_of("roll", form, error))
-    return _secret(portal, issued, "Key rolled", was_rolled=True)
+    return redirect(path)
 
 
 @router.post(PATH + "/{object_id}/revoke")
@@ -198,7 +218,7 @@ async def _form(portal: Portal, state: FormState) -> Response:
 
 
 async def _key_page(
-    portal: Portal, key_id: UUID, state: FormState = UNTOUCHED, *, done: str = ""
+    portal: Portal, key_id: UUID, state: FormState = UNTOUCHED, *, flash: Flash | None = None
 ) -> Response:
     """Render the page of a key.
 
@@ -216,7 +236,7 @@ async def _key_page(
         title=shown.label,
         crumbs=[Crumb("API keys", PATH)],
         status=state.status,
-        flash=flash_of(DONE, done),
+        flash=flash,
         shown=shown,
         key=key,
         state=state,
@@ -226,16 +246,21 @@ async def _key_page(
     )
 
 
-def _secret(portal: Portal, issued: IssuedKey, title: str, *, was_rolled: bool) -> Response:
-    """Show a new secret: on this answer alone, which no cache keeps."""
-    secret = issued.secret.reveal()
-    return portal.in_mode(livemode=issued.livemode).page(
+def _new_secret(issued: IssuedKey, query: str = "") -> NewSecret:
+    return NewSecret(f"{PATH}/{issued.id}{query}", issued.name or "the new key", issued.secret)
+
+
+async def _secret(portal: Portal, key_id: UUID, shown: Shown, *, was_rolled: bool) -> Response:
+    """Show a new secret: on this page alone, which no cache keeps."""
+    async with portal.reading(Permission.TENANT_READ) as session:
+        key = await api_keys.get(session, portal.tenant_id, key_id)
+    return portal.in_mode(livemode=key.livemode).page(
         "tenant/key_secret.html",
-        title=title,
+        title="Key rolled" if was_rolled else "Key created",
         crumbs=[Crumb("API keys", PATH)],
-        key=issued,
-        secret=secret,
-        curl=curl_of(portal.gateway.settings.public_url, secret),
+        key=key,
+        secret=shown.secret,
+        curl=curl_of(portal.gateway.settings.public_url, shown.secret),
         was_rolled=was_rolled,
     )
 

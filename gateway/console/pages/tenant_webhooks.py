@@ -10,14 +10,17 @@ from starlette.responses import Response
 from gateway.console import forms
 from gateway.console.dependencies import FormDep, redirect
 from gateway.console.forms import UNTOUCHED, FormState, typed
+from gateway.console.new_secrets import Shown, flash_of_secret
 from gateway.console.portal import ChangerPortal, Portal, ReaderPortal
-from gateway.console.render import Crumb
+from gateway.console.render import Crumb, Flash
 from gateway.console.self_service import PAGE_SIZE, REFUSALS, ObjectId, flash_of, state_of
 from gateway.db.engine import TenantSession
 from gateway.errors import InvalidRequest, NotFound
+from gateway.identity.sent_forms import NewSecret
 from gateway.identity.viewers import Permission
 from gateway.webhooks import deliveries, endpoints
-from gateway.webhooks.endpoints import NewSecret, WebhookEndpoint
+from gateway.webhooks.endpoints import NewSecret as IssuedSecret
+from gateway.webhooks.endpoints import WebhookEndpoint
 from gateway.webhooks.events import EventType
 
 PATH = "/console/portal/webhooks"
@@ -74,32 +77,43 @@ async def create_webhook(portal: ChangerPortal, form: FormDep) -> Response:
         if not events:
             raise InvalidRequest("Choose at least one event.", param="events")
         async with portal.changing(Permission.TENANT_CHANGE) as session:
-            made = await endpoints.create(
-                session,
-                portal.tenant_id,
-                sealing=portal.gateway.core.webhook_sealing,
-                url=typed(form, "url"),
-                event_types=None if len(events) == len(EVENTS) else events,
-                livemode=livemode,
-                description=typed(form, "description"),
-                allow_private=portal.gateway.settings.webhook_allow_private,
-                max_endpoints=portal.gateway.settings.max_webhooks,
-            )
+
+            async def make() -> NewSecret:
+                made = await endpoints.create(
+                    session,
+                    portal.tenant_id,
+                    sealing=portal.gateway.core.webhook_sealing,
+                    url=typed(form, "url"),
+                    event_types=None if len(events) == len(EVENTS) else events,
+                    livemode=livemode,
+                    description=typed(form, "description"),
+                    allow_private=portal.gateway.settings.webhook_allow_private,
+                    max_endpoints=portal.gateway.settings.max_webhooks,
+                )
+                return _new_secret(made)
+
+            path = await portal.made_once(session, form, make)
     except REFUSALS as error:
         return _form(portal, state_of("webhook", form, error))
-    return _secret(portal, made, "Webhook created")
+    return redirect(path)
 
 
 @router.get(PATH + "/{object_id}")
 async def show_webhook(
+    *,
     portal: ReaderPortal,
     object_id: ObjectId,
     status: str = "",
     after: Annotated[UUID | None, Query()] = None,
     done: str = "",
+    secret: UUID | None = None,
 ) -> Response:
-    """Show one webhook with its deliveries."""
-    return await _hook_page(portal, object_id, status=status, after=after, done=done)
+    """Show one webhook with its deliveries; once its new secret."""
+    shown = await portal.shown_once(secret)
+    if shown is not None:
+        return _secret(portal, object_id, shown, was_rolled=done == "rolled")
+    flash = flash_of_secret(secret, shown) or flash_of(DONE, done)
+    return await _hook_page(portal, object_id, status=status, after=after, flash=flash)
 
 
 @router.post(PATH + "/{object_id}/test")
@@ -140,16 +154,21 @@ async def roll_secret(portal: ChangerPortal, object_id: ObjectId, form: FormDep)
         grace = forms.grace(form)
         async with portal.changing(Permission.TENANT_CHANGE) as session:
             await _find(session, portal, object_id)
-            made = await endpoints.roll(
-                session,
-                portal.tenant_id,
-                object_id,
-                sealing=portal.gateway.core.webhook_sealing,
-                grace=grace,
-            )
+
+            async def make() -> NewSecret:
+                made = await endpoints.roll(
+                    session,
+                    portal.tenant_id,
+                    object_id,
+                    sealing=portal.gateway.core.webhook_sealing,
+                    grace=grace,
+                )
+                return _new_secret(made, "?done=rolled")
+
+            path = await portal.made_once(session, form, make)
     except REFUSALS as error:
         return await _hook_page(portal, object_id, state_of("hook", form, error))
-    return _secret(portal, made, "Signing secret rolled")
+    return redirect(path)
 
 
 @router.post(PATH + "/{object_id}/delete")
@@ -220,7 +239,7 @@ async def _hook_page(
     *,
     status: str = "",
     after: UUID | None = None,
-    done: str = "",
+    flash: Flash | None = None,
 ) -> Response:
     if status and status not in STATUSES:
         raise InvalidRequest(f"status must be one of {', '.join(STATUSES)}.", param="status")
@@ -241,7 +260,7 @@ async def _hook_page(
         title=hook.description or "Webhook",
         crumbs=[Crumb("Webhooks", PATH)],
         status=state.status,
-        flash=flash_of(DONE, done),
+        flash=flash,
         state=state,
         hook=hook,
         event_names=EVENTS,
@@ -258,13 +277,16 @@ async def _hook_page(
     )
 
 
-def _secret(portal: Portal, made: NewSecret, title: str) -> Response:
-    """Show a new signing secret: on this answer alone, which no cache keeps."""
+def _new_secret(made: IssuedSecret, query: str = "") -> NewSecret:
+    return NewSecret(f"{PATH}/{made.endpoint.id}{query}", "this webhook", made.secret)
+
+
+def _secret(portal: Portal, hook_id: UUID, shown: Shown, *, was_rolled: bool) -> Response:
+    """Show a new signing secret: on this page alone, which no cache keeps."""
     return portal.page(
         "tenant/webhook_secret.html",
-        title=title,
+        title="Signing secret rolled" if was_rolled else "Webhook created",
         crumbs=[Crumb("Webhooks", PATH)],
-        hook=made.endpoint,
-        secret=made.secret.reveal(),
-        path=f"{PATH}/{made.endpoint.id}",
+        secret=shown.secret,
+        path=f"{PATH}/{hook_id}",
     )

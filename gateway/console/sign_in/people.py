@@ -8,15 +8,16 @@ from starlette.responses import Response
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import FormDep, ViewerDep, redirect
 from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, refused, typed
+from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
 from gateway.console.paths import INVITATIONS, PEOPLE
 from gateway.console.render import Flash, page
 from gateway.console.shell import shell_of
 from gateway.console.sign_in.provider import provider_of
 from gateway.db.engine import OperatorSession
-from gateway.domain import SecretText
 from gateway.errors import InvalidRequest
 from gateway.identity import invitations, people
 from gateway.identity.people import changing_people, may_change, reading_people, roles_to_give
+from gateway.identity.sent_forms import NewSecret
 from gateway.identity.viewers import Role, Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
@@ -33,38 +34,47 @@ DONE = {
 
 @router.get(PEOPLE)
 async def show(
+    *,
     request: Request,
     viewer: ViewerDep,
     gateway: GatewayDep,
     after: UUID | None = None,
     done: str = "",
+    secret: UUID | None = None,
 ) -> Response:
-    """List people and open invitations, with a form to invite."""
-    return await _page(request, gateway, viewer, after=after, flash=DONE.get(done))
+    """List people and open invitations, with a form to invite; once a new invitation's address."""
+    shown = await shown_once(gateway, viewer, secret)
+    flash = flash_of_secret(secret, shown) or DONE.get(done)
+    return await _page(request, gateway, viewer, after=after, flash=flash, shown=shown)
 
 
 @router.post(INVITATIONS)
 async def invite(
     request: Request, viewer: ViewerDep, gateway: GatewayDep, form: FormDep
 ) -> Response:
-    """Invite a person; the page shows the invitation's address once."""
+    """Invite a person; the page after it shows the invitation's address once."""
     try:
         async with changing_people(gateway, viewer) as session:
-            tenant_id = viewer.tenant_id
-            name = typed(form, "tenant")
-            if tenant_id is None and name:
-                tenant_id = (await tenants.find(OperatorSession(session), name)).id
-            link = await invitations.invite(
-                session,
-                viewer,
-                email=typed(form, "email"),
-                role_name=typed(form, "role"),
-                tenant_id=tenant_id,
-                settings=gateway.settings,
-            )
+
+            async def make() -> NewSecret:
+                tenant_id, name = viewer.tenant_id, typed(form, "tenant")
+                if tenant_id is None and name:
+                    tenant_id = (await tenants.find(OperatorSession(session), name)).id
+                email = typed(form, "email")
+                link = await invitations.invite(
+                    session,
+                    viewer,
+                    email=email,
+                    role_name=typed(form, "role"),
+                    tenant_id=tenant_id,
+                    settings=gateway.settings,
+                )
+                return NewSecret(PEOPLE, email, link)
+
+            path = await made_once(request, session, form, make)
     except REFUSALS as error:
         return await _page(request, gateway, viewer, state=refused("invite", form, error))
-    return await _page(request, gateway, viewer, link=link)
+    return redirect(path)
 
 
 @router.post(INVITATIONS + "/{invitation_id}/revoke")
@@ -107,7 +117,7 @@ async def _page(
     *,
     after: UUID | None = None,
     flash: Flash | None = None,
-    link: SecretText | None = None,
+    shown: Shown | None = None,
     state: FormState = UNTOUCHED,
 ) -> Response:
     async with reading_people(gateway, viewer) as session:
@@ -133,6 +143,6 @@ async def _page(
         role_options=[(role.value, role.value) for role in roles],
         operator_roles={role for role in Role if role.is_operator},
         has_provider=provider_of(request, gateway.settings) is not None,
-        link="" if link is None else link.reveal(),
+        shown=shown,
         older=f"{PEOPLE}?after={found.items[-1].id}" if found.has_more else "",
     )

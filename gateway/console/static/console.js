@@ -67,15 +67,6 @@ window.addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });
 
-// A reload of a page with a new secret would send its form again: it leads to the page above instead.
-if (document.querySelector("[data-once]")) {
-  const above =
-    document.querySelector(".tabs [aria-current]") ??
-    document.querySelector(".crumbs li:last-child a") ??
-    document.querySelector("nav [aria-current=page]");
-  if (above) history.replaceState(history.state, "", above.href);
-}
-
 // Tooltips: a chart's <title> texts, shown beside the pointer rather than after the browser's delay.
 let tip = null;
 

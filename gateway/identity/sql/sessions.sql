@@ -113,8 +113,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $
     RETURNING console_link.made_by
 $$;
 
--- Delete what is of no use: old sessions, links, sign-ins, failures, invitations, and the people of
--- deleted tenants. Returns the number of rows.
+-- Delete what is of no use: old sessions, links, sign-ins, sent forms, failures, invitations, and the
+-- people of deleted tenants. Returns the number of rows.
 CREATE OR REPLACE FUNCTION sweep_console(p_kept_days int) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
@@ -144,6 +144,9 @@ BEGIN
     DELETE FROM console_link WHERE expires_at < now();
     GET DIAGNOSTICS v_count = ROW_COUNT; v_sum := v_sum + v_count;
     DELETE FROM console_sign_in WHERE expires_at < now();
+    GET DIAGNOSTICS v_count = ROW_COUNT; v_sum := v_sum + v_count;
+    UPDATE console_form SET sealed = NULL WHERE sealed IS NOT NULL AND shown_until < now();
+    DELETE FROM console_form WHERE expires_at < now();
     GET DIAGNOSTICS v_count = ROW_COUNT; v_sum := v_sum + v_count;
     DELETE FROM console_failure WHERE greatest(last_at, not_before) < now() - interval '1 day';
     GET DIAGNOSTICS v_count = ROW_COUNT; v_sum := v_sum + v_count;
