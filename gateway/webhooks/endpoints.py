@@ -15,7 +15,7 @@ from gateway.db.tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookSec
 from gateway.domain import SecretText, new_id
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.tenancy.tenants import UNCHANGED, Unchanged
-from gateway.webhooks.events import EventType
+from gateway.webhooks.events import OF_OPERATORS, EventType
 from gateway.webhooks.sealing import Sealing
 from gateway.webhooks.signatures import new_secret
 from gateway.webhooks.targets import DeliveryFailure, TargetRefused, read_target, shown
@@ -96,7 +96,7 @@ async def create(
         id=new_id(),
         tenant_id=tenant_id,
         url=checked_url,
-        event_types=_check_types(event_types),
+        event_types=_check_types(tenant_id, event_types),
         livemode=livemode,
         description=_check_description(description),
     )
@@ -176,7 +176,7 @@ async def change(
     if url is not None:
         row.url = _check_url(url, allow_private=allow_private)
     if event_types is not UNCHANGED:
-        row.event_types = _check_types(event_types)
+        row.event_types = _check_types(tenant_id, event_types)
     if livemode is not UNCHANGED:
         row.livemode = livemode
     if description is not None:
@@ -398,12 +398,13 @@ def _check_url(url: str, *, allow_private: bool) -> str:
         raise InvalidRequest(refused.message, code=refused.reason, param="url") from None
 
 
-def _check_types(event_types: Sequence[str] | None) -> list[str] | None:
+def _check_types(tenant_id: UUID | None, event_types: Sequence[str] | None) -> list[str] | None:
     if event_types is None:
         return None
-    if unknown := sorted(set(event_types) - set(EventType)):
+    known = [one for one in EventType if tenant_id is None or one not in OF_OPERATORS]
+    if unknown := sorted(set(event_types) - set(known)):
         raise InvalidRequest(
-            f"Unknown event {unknown[0]!r}. Choose from: {', '.join(EventType)}.", param="events"
+            f"Unknown event {unknown[0]!r}. Choose from: {', '.join(known)}.", param="events"
         )
     if not event_types:
         raise InvalidRequest(

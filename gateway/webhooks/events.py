@@ -23,7 +23,12 @@ class EventType(StrEnum):
 
     BUDGET_THRESHOLD_REACHED = "budget.threshold_reached"
     BUDGET_EXCEEDED = "budget.exceeded"
+    BREAK_GLASS = "console.break_glass"
     WEBHOOK_TEST = "webhook.test"
+
+
+OF_OPERATORS = frozenset({EventType.BREAK_GLASS})
+"""Events that concern the operator alone: no webhook of a tenant gets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,22 @@ def body_of(event: Event) -> bytes:
         },
         option=orjson.OPT_UTC_Z,
     )
+
+
+async def note_break_glass(session: OperatorSession, *, name: str, role: str, address: str) -> None:
+    """Write the event of a sign-in to the console with an admin key, to be sent after the commit.
+
+    `name`: that of the session, with the key's; `address`: the network of the browser.
+    """
+    session.add(
+        EventRow(
+            tenant_id=None,
+            livemode=True,
+            type=EventType.BREAK_GLASS,
+            data={"name": name, "role": role, "address": address},
+        )
+    )
+    await session.flush()
 
 
 async def announce(session: OperatorSession, *, limit: int) -> int:

@@ -6,12 +6,14 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
+from gateway.db.actors import Actor
 from gateway.domain import AdminScope
 from gateway.errors import Forbidden
 from gateway.identity import callers, sessions
 from gateway.identity.failures import FREE_FAILURES
 from gateway.tenancy import admin_keys
 from gateway.tenancy.admin_keys import IssuedAdminKey
+from gateway.webhooks import endpoints, events
 from tests.console_helpers import browser, operator, reason
 from tests.harness import Served, served_gateway
 
@@ -55,6 +57,39 @@ async def test_an_admin_key_opens_a_short_session_that_every_page_and_the_audit_
     )
     assert tuple(audited) == ("admin_key", "key admin (admin key)")
     assert key.secret.reveal() not in page.text
+
+
+async def test_a_break_glass_sign_in_is_sent_to_the_operators_webhooks_alone(
+    served: Served,
+) -> None:
+    key, few = await admin_key(served, AdminScope.ADMIN), await served.key()
+    gateway = served.gateway
+    async with gateway.database.operator(by=Actor("cli", "root")) as session:
+        for owner in (None, served.tenant_id):
+            await endpoints.create(
+                session,
+                owner,
+                sealing=gateway.core.webhook_sealing,
+                url="https://hooks.example.com/",
+                allow_private=False,
+                max_endpoints=5,
+            )
+    async with browser(served) as client:
+        await post_key(client, ADMIN_FORM, "igw_admin_wrong")
+        await post_key(client, API_FORM, few)
+        await post_key(client, ADMIN_FORM, key)
+    async with gateway.database.operator() as session:
+        assert await events.announce(session, limit=10) == 1
+    [event] = await served.owner_sql(
+        "SELECT e.type, e.data, d.tenant_id FROM event e JOIN webhook_delivery d"
+        " ON d.event_id = e.id"
+    )
+    data = {
+        "name": "key admin (admin key)",
+        "role": "operator-admin",
+        "address": "127.0.0.1",
+    }
+    assert tuple(event) == ("console.break_glass", data, None)
 
 
 async def test_a_break_glass_session_is_never_extended(served: Served) -> None:

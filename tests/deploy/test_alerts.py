@@ -312,7 +312,8 @@ async def test_a_real_prometheus_answers_every_query_of_alerts_boards_and_runboo
             answers = {place: await ask(prometheus, query) for place, query in queries().items()}
             firing = await ask(prometheus, 'ALERTS{alertstate="firing"}')
     assert [place for place, found in answers.items() if not found and not is_silent(place)] == []
-    assert {one["metric"]["alertname"] for one in firing} <= {"GatewayAlarm"}
+    # Other tests of this process may have counted them.
+    assert {one["metric"]["alertname"] for one in firing} <= {"GatewayAlarm", "GatewayBreakGlass"}
 
 
 def is_silent(place: str) -> bool:

@@ -19,6 +19,7 @@ from gateway.identity import links, sessions
 from gateway.identity.sessions import END_REASONS, SignedIn
 from gateway.request_record import current, note_error
 from gateway.rest.dependencies import GatewayDep
+from gateway.webhooks.events import note_break_glass
 
 router = APIRouter()
 
@@ -102,6 +103,9 @@ async def signed_in(
             gateway.settings,
             sealing_key=gateway.core.secrets.console_key,
         )
+        if who.via == "admin_key":
+            address = browser_of(request).address
+            await note_break_glass(session, name=who.name, role=who.role, address=address)
     response = redirect(own_path(next_path))
     set_cookie(response, gateway.settings, token)
     response.headers["Referrer-Policy"] = "no-referrer"
