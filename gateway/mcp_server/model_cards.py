@@ -37,7 +37,7 @@ class ModelCard(BaseModel):
     )
     sample_size: str
     max_cost_usd: dict[str, str] = Field(
-        description="Maximum cost of one image of sample_size, by quality."
+        description="Maximum cost of one image of sample_size, by quality; a fallback included."
     )
 
 
@@ -81,7 +81,7 @@ async def model_card(gateway: Gateway, caller: Caller, model: Model) -> ModelCar
 async def _sample(
     gateway: Gateway, caller: Caller, model: Model, size: str, quality: str
 ) -> Quote | None:
-    """Quote one image; None if the model makes none from text, or has no price."""
+    """Quote one image with the dearest that may serve it; None: none from text, or no price."""
     try:
         request = parse_image_request(
             {"model": model.id, "prompt": "-", "size": size, "quality": quality},
@@ -89,7 +89,8 @@ async def _sample(
             gateway.core.catalog,
             default_model=model.id,
         )
-        return await gateway.pipeline.quote(gateway.pipeline.serve(caller, request))
+        _, quote = await gateway.pipeline.quote_most(caller, request)
+        return quote
     except (InvalidRequest, NotConfigured):
         return None
 

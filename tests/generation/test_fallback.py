@@ -215,6 +215,17 @@ async def test_the_dearest_of_the_chain_is_reserved_once_or_else_the_first_alone
     async with served.http(key) as http:
         quoted = (await http.post("/v1/images/quotes", json=BODY)).json()
     assert quoted["served_model"] == GPT2
+    async with served.mcp(key) as client:
+        listed = content_of(await call(client, "list_available_models"))
+        asked = BODY | {"size": "1024x1024", "prompt": "-"}
+        estimate = content_of(await call(client, "estimate_cost", **asked))
+    [card] = [
+        card
+        for provider in listed["providers"]
+        for card in provider["models"]
+        if card["id"] == GPT2
+    ]
+    assert card["max_cost_usd"]["low"] == estimate["max_cost_usd"]
     assert (await buy(served, key=key)).headers["x-gateway-provider"] == "openai"
     poor = await served.key()
     await served.budget("0.02", api_key_id=poor.id)
