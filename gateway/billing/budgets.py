@@ -345,16 +345,18 @@ _LIMIT_IN_FORCE = """
         CASE WHEN b.raised_until > clock_timestamp() THEN b.raised_to_nano END)
 """
 # Periods are computed for the few that are chosen: each costs more than a row.
-_MOST_USED = f"""
+_MOST_USED = """
     AND b.id IN (
         SELECT b.id FROM budget b
         LEFT JOIN budget_period x ON x.tenant_id = b.tenant_id AND x.budget_id = b.id
             AND x.period_start <= clock_timestamp() AND clock_timestamp() < x.period_end
-        WHERE b.tenant_id = :tenant_id AND b.removed_at IS NULL {_OWNED}
-        ORDER BY coalesce(x.spent_nano + x.held_nano, 0)::numeric / {_LIMIT_IN_FORCE} DESC, b.id
+        WHERE b.tenant_id = :tenant_id AND b.removed_at IS NULL {which}
+        ORDER BY coalesce(x.spent_nano + x.held_nano, 0)::numeric / {in_force} DESC, b.id
         LIMIT :limit)
-    ORDER BY coalesce(bp.spent_nano + bp.held_nano, 0)::numeric / {_LIMIT_IN_FORCE} DESC, b.id
-"""  # noqa: S608 - constants
+    ORDER BY coalesce(bp.spent_nano + bp.held_nano, 0)::numeric / {in_force} DESC, b.id
+"""
+_MOST_USED_OWNED = _MOST_USED.format(which=_OWNED, in_force=_LIMIT_IN_FORCE)
+_MOST_USED_OF_ALL = _MOST_USED.format(which="", in_force=_LIMIT_IN_FORCE)
 
 
 async def _select(
@@ -479,7 +481,12 @@ async def list_most_used(session: TenantSession, caller: Caller, *, limit: int) 
     return await _select(
         session,
         caller.tenant_id,
-        _MOST_USED,
+        _MOST_USED_OWNED,
         livemode=caller.livemode,
         limit=limit,
     )
+
+
+async def list_most_used_of(session: Session, tenant_id: UUID, *, limit: int) -> Page[Budget]:
+    """List the most used budgets of a tenant in both modes, by their share; tell if it has more."""
+    return page_of(await _select(session, tenant_id, _MOST_USED_OF_ALL, limit=limit + 1), limit)

@@ -91,7 +91,7 @@ async def show_tenant(
     async with reading_house(gateway, viewer) as session:
         tenant = await tenants.get(session, tenant_id)
         figures = await tenant_figures.figures_of(session, [tenant_id])
-        found = await budgets.list_budgets(session, tenant_id)
+        found = await budgets.list_most_used_of(session, tenant_id, limit=MAX_BUDGETS)
         changes = await list_entries(session, limit=MAX_CHANGES, tenant_id=tenant_id)
     return tenant_page(
         viewer,
@@ -101,8 +101,8 @@ async def show_tenant(
         "",
         flash=DONE.get(done),
         figures=figures.get(tenant_id, NO_FIGURES),
-        budgets=sorted(found, key=lambda one: one.remaining_nano)[:MAX_BUDGETS],
-        more_budgets=max(0, len(found) - MAX_BUDGETS),
+        budgets=found.items,
+        has_more_budgets=found.has_more,
         changes=changes.items,
     )
 
