@@ -20,7 +20,7 @@ from gateway.bootstrap import Gateway
 from gateway.console.render import FORM, Flash
 from gateway.db.engine import OperatorSession, TenantSession
 from gateway.identity import sent_forms
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.viewers import Viewer
 
 WAS_SHOWN = Flash(
@@ -43,7 +43,7 @@ async def made_once(
     request: Request,
     session: OperatorSession | TenantSession,
     form: Mapping[str, str],
-    make: Callable[[], Awaitable[NewSecret]],
+    make: Callable[[], Awaitable[FormSecret]],
 ) -> str:
     """Make the secret of a form unless the same form was sent before; return where it is shown."""
     gateway: Gateway = request.app.state.gateway

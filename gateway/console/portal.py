@@ -28,7 +28,7 @@ from gateway.db.engine import TenantSession
 from gateway.domain import Caller
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.identity.callers import caller_of
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.transactions import changing_tenant, reading_tenant
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.dependencies import GatewayDep
@@ -88,7 +88,7 @@ class Portal:
         self,
         session: TenantSession,
         form: Mapping[str, str],
-        make: Callable[[], Awaitable[NewSecret]],
+        make: Callable[[], Awaitable[FormSecret]],
     ) -> str:
         """Make the secret of a form once; return the address of the page that shows it."""
         return await made_once(self.request, session, form, make)

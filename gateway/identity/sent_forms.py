@@ -37,7 +37,7 @@ _TAKE = """
 
 
 @dataclass(frozen=True, slots=True)
-class NewSecret:
+class FormSecret:
     """A secret that a form made. `path`: the page that shows it; `name`: what it belongs to."""
 
     path: str
@@ -63,7 +63,7 @@ async def make_once(
     session: OperatorSession | TenantSession,
     viewer: Viewer,
     digest: bytes,
-    make: Callable[[], Awaitable[NewSecret]],
+    make: Callable[[], Awaitable[FormSecret]],
     *,
     sealing_key: bytes,
 ) -> str:

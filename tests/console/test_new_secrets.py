@@ -122,7 +122,7 @@ MAKERS = {
 
 
 async def address_of(client: httpx2.AsyncClient, page: str, action: str) -> str:
-    """Where a page sends its form, with the marks that it carries."""
+    """The address to which a page sends a form, with the marks that it carries."""
     text = (await client.get(page)).text
     [found] = re.findall(rf'method="post" action="({re.escape(action)}\?[^"]+)"', text)
     return unescape(str(found))

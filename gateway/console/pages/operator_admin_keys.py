@@ -23,7 +23,7 @@ from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown
 from gateway.console.pages.operator_shared import operator_page
 from gateway.console.render import Flash
 from gateway.domain import AdminScope
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.transactions import changing_house, reading_house
 from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
@@ -88,11 +88,11 @@ async def roll_admin_key(
         valid = grace(form)
         async with changing_house(gateway, viewer, clears=CACHE) as session:
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 twin = await admin_keys.roll(
                     session, key_id, pepper=gateway.core.pepper, origin="rest", grace=valid
                 )
-                return NewSecret(PATH, twin.name, twin.secret)
+                return FormSecret(PATH, twin.name, twin.secret)
 
             path = await made_once(request, session, form, make)
     except REFUSALS as error:
@@ -120,7 +120,7 @@ async def _create(
     expires_at = moment_or_none(form, "expires_at", viewer.time_zone)
     async with changing_house(gateway, viewer, clears=CACHE) as session:
 
-        async def make() -> NewSecret:
+        async def make() -> FormSecret:
             issued = await admin_keys.create(
                 session,
                 typed(form, "name"),
@@ -129,7 +129,7 @@ async def _create(
                 scopes=[scope.value for scope in AdminScope if form.get(f"scope-{scope}")],
                 expires_at=expires_at,
             )
-            return NewSecret(PATH, issued.name, issued.secret)
+            return FormSecret(PATH, issued.name, issued.secret)
 
         return await made_once(request, session, form, make)
 

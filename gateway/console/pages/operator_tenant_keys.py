@@ -26,7 +26,7 @@ from gateway.console.pages.tenant_keys import SCOPES
 from gateway.console.render import Flash
 from gateway.domain import USUAL_KEY_SCOPES, Scope
 from gateway.errors import InvalidRequest
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.transactions import changing_tenant, reading_tenant
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.admin.keys import KeyBody, check_key
@@ -90,7 +90,7 @@ async def roll_key(
             gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
         ) as session:
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 twin = await api_keys.roll(session, key_id, pepper=gateway.core.pepper, grace=valid)
                 return _new_secret(tenant_id, twin)
 
@@ -113,8 +113,8 @@ async def revoke_key(
     return redirect(f"{tenant_path(tenant_id, TAB)}?done=revoked")
 
 
-def _new_secret(tenant_id: UUID, issued: IssuedKey) -> NewSecret:
-    return NewSecret(tenant_path(tenant_id, TAB), issued.name or "the new key", issued.secret)
+def _new_secret(tenant_id: UUID, issued: IssuedKey) -> FormSecret:
+    return FormSecret(tenant_path(tenant_id, TAB), issued.name or "the new key", issued.secret)
 
 
 async def _issue(
@@ -132,7 +132,7 @@ async def _issue(
         gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
     ) as session:
 
-        async def make() -> NewSecret:
+        async def make() -> FormSecret:
             user = typed(form, "user")
             found = await lookups.find_user(session, tenant_id, user) if user else None
             issued = await api_keys.issue(

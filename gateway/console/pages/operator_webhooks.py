@@ -28,7 +28,7 @@ from gateway.console.pages.operator_shared import (
 )
 from gateway.console.render import Crumb, Flash
 from gateway.errors import InvalidRequest, NotFound
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.transactions import changing_house, changing_tenant, reading_house
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.dependencies import GatewayDep
@@ -81,7 +81,7 @@ async def create_webhook(
             raise InvalidRequest("Choose at least one event.", param="events")
         async with changing_house(gateway, viewer) as session:
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 made = await endpoints.create(
                     session,
                     None,
@@ -93,7 +93,7 @@ async def create_webhook(
                     allow_private=gateway.settings.webhook_allow_private,
                     max_endpoints=gateway.settings.max_webhooks,
                 )
-                return NewSecret(f"{PATH}/{made.endpoint.id}", "this webhook", made.secret)
+                return FormSecret(f"{PATH}/{made.endpoint.id}", "this webhook", made.secret)
 
             path = await made_once(request, session, form, make)
     except REFUSALS as error:
@@ -193,7 +193,7 @@ async def change_webhook(
             elif action == "roll":
                 valid = grace(form)
 
-                async def make() -> NewSecret:
+                async def make() -> FormSecret:
                     made = await endpoints.roll(
                         session,
                         tenant_id,
@@ -201,7 +201,7 @@ async def change_webhook(
                         sealing=gateway.core.webhook_sealing,
                         grace=valid,
                     )
-                    return NewSecret(here, "this webhook", made.secret)
+                    return FormSecret(here, "this webhook", made.secret)
 
                 path = await made_once(request, session, form, make)
             elif action == "delete":

@@ -28,7 +28,7 @@ from gateway.console.self_service import (
 from gateway.console.snippets import curl_of
 from gateway.domain import Scope
 from gateway.errors import InvalidRequest, NotFound
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.viewers import Permission
 from gateway.tenancy import api_keys, key_use, self_service, users
 from gateway.tenancy.api_keys import IssuedKey, KeyInfo
@@ -112,7 +112,7 @@ async def create_key(portal: ChangerPortal, form: FormDep) -> Response:
             raise NotFound(f"There is no model {min(unknown)!r}.", param="models")
         async with portal.changing(Permission.TENANT_CHANGE) as session:
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 issued = await self_service.issue_key(
                     session,
                     await with_own_expiry(session, portal, caller),
@@ -164,7 +164,7 @@ async def roll_key(portal: ChangerPortal, object_id: ObjectId, form: FormDep) ->
         grace = forms.grace(form)
         async with portal.changing(Permission.TENANT_CHANGE) as session:
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 issued = await self_service.roll_key(
                     session,
                     await with_own_expiry(session, portal, caller),
@@ -246,8 +246,8 @@ async def _key_page(
     )
 
 
-def _new_secret(issued: IssuedKey, query: str = "") -> NewSecret:
-    return NewSecret(f"{PATH}/{issued.id}{query}", issued.name or "the new key", issued.secret)
+def _new_secret(issued: IssuedKey, query: str = "") -> FormSecret:
+    return FormSecret(f"{PATH}/{issued.id}{query}", issued.name or "the new key", issued.secret)
 
 
 async def _secret(portal: Portal, key_id: UUID, shown: Shown, *, was_rolled: bool) -> Response:

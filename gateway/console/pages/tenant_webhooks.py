@@ -16,11 +16,10 @@ from gateway.console.render import Crumb, Flash
 from gateway.console.self_service import PAGE_SIZE, REFUSALS, ObjectId, flash_of, state_of
 from gateway.db.engine import TenantSession
 from gateway.errors import InvalidRequest, NotFound
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.viewers import Permission
 from gateway.webhooks import deliveries, endpoints
-from gateway.webhooks.endpoints import NewSecret as IssuedSecret
-from gateway.webhooks.endpoints import WebhookEndpoint
+from gateway.webhooks.endpoints import NewSecret, WebhookEndpoint
 from gateway.webhooks.events import EventType
 
 PATH = "/console/portal/webhooks"
@@ -78,7 +77,7 @@ async def create_webhook(portal: ChangerPortal, form: FormDep) -> Response:
             raise InvalidRequest("Choose at least one event.", param="events")
         async with portal.changing(Permission.TENANT_CHANGE) as session:
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 made = await endpoints.create(
                     session,
                     portal.tenant_id,
@@ -155,7 +154,7 @@ async def roll_secret(portal: ChangerPortal, object_id: ObjectId, form: FormDep)
         async with portal.changing(Permission.TENANT_CHANGE) as session:
             await _find(session, portal, object_id)
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 made = await endpoints.roll(
                     session,
                     portal.tenant_id,
@@ -277,8 +276,8 @@ async def _hook_page(
     )
 
 
-def _new_secret(made: IssuedSecret, query: str = "") -> NewSecret:
-    return NewSecret(f"{PATH}/{made.endpoint.id}{query}", "this webhook", made.secret)
+def _new_secret(made: NewSecret, query: str = "") -> FormSecret:
+    return FormSecret(f"{PATH}/{made.endpoint.id}{query}", "this webhook", made.secret)
 
 
 def _secret(portal: Portal, hook_id: UUID, shown: Shown, *, was_rolled: bool) -> Response:

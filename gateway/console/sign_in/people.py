@@ -17,7 +17,7 @@ from gateway.db.engine import OperatorSession
 from gateway.errors import InvalidRequest
 from gateway.identity import invitations, people
 from gateway.identity.people import changing_people, may_change, reading_people, roles_to_give
-from gateway.identity.sent_forms import NewSecret
+from gateway.identity.sent_forms import FormSecret
 from gateway.identity.viewers import Role, Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
@@ -56,7 +56,7 @@ async def invite(
     try:
         async with changing_people(gateway, viewer) as session:
 
-            async def make() -> NewSecret:
+            async def make() -> FormSecret:
                 tenant_id, name = viewer.tenant_id, typed(form, "tenant")
                 if tenant_id is None and name:
                     tenant_id = (await tenants.find(OperatorSession(session), name)).id
@@ -69,7 +69,7 @@ async def invite(
                     tenant_id=tenant_id,
                     settings=gateway.settings,
                 )
-                return NewSecret(PEOPLE, email, link)
+                return FormSecret(PEOPLE, email, link)
 
             path = await made_once(request, session, form, make)
     except REFUSALS as error:
