@@ -21,7 +21,7 @@ RUN /opt/gateway/bin/pip install --no-cache-dir --require-hashes -r requirements
  && /opt/gateway/bin/pip uninstall --yes hatchling editables
 
 FROM ${BASE} AS base
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Image Gateway" \
       org.opencontainers.image.description="One place to make and edit images with AI, and to know who spent what." \

@@ -4,4 +4,4 @@ The top modules hold the values and errors that every package may import, and th
 (`main`, `bootstrap`, `opening`, `reading`), which only the command line and the fronts import.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

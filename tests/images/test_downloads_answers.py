@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import __version__
 from gateway.net.downloads import DownloadProblem, DownloadRefused
 from tests.download_hosts import (
     IMAGE,
@@ -44,7 +45,7 @@ async def test_a_request_has_only_the_headers_that_it_needs(
     sent = [
         "GET /a%2Fb/../c%7e.png?sig=a%2Bb%2c+c%3D&x=' HTTP/1.1",
         f"Host: 127.0.0.1:{host.port}",
-        "User-Agent: image-gateway/0.1.0",
+        f"User-Agent: image-gateway/{__version__}",
         "Accept-Encoding: identity",
         "Accept: */*",
         "Connection: close",

@@ -13,6 +13,7 @@ from tests.tooling import (
     provider_pages,
     route_pages,
     settings_pages,
+    version_files,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ def rendered() -> dict[Path, str]:
         | provider_pages.rendered()
         | metric_pages.rendered()
         | boards.rendered()
+        | version_files.rendered()
     )
 
 
