@@ -13,6 +13,8 @@ CLIENTS := $(VENV)/clients
 CLIENTS_READY := $(CLIENTS)/.ready
 DEPLOY := $(VENV)/deploy
 DEPLOY_READY := $(DEPLOY)/.ready
+RELEASE := $(VENV)/release
+RELEASE_READY := $(RELEASE)/.ready
 RUN_READY := $(VENV)/.ready-to-run
 DEV_READY := $(VENV)/.ready-to-develop
 
@@ -31,11 +33,11 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full clients deploy-tools manifests mutants check generated faults screenshots bench scale drill migrate lock clean
+.PHONY: help setup run dev test test-full clients deploy-tools release-tools dist sbom release try-dist floors pythons manifests mutants check generated faults screenshots bench scale drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(DEV_READY) ## install everything for development into .venv
 
@@ -54,6 +56,28 @@ test-full: $(DEV_READY) ## the tests, with the money tests at full size (minutes
 clients: $(CLIENTS_READY) ## install other people's clients (LangChain, SDKs in TypeScript), for their tests
 
 deploy-tools: $(DEPLOY_READY) ## install the tools that check deploy/ (Helm, Kubernetes' schemas, hadolint)
+
+release-tools: $(RELEASE_READY) ## install the tools that make and check releases (uv, CycloneDX, actionlint)
+
+dist: $(DEV_READY) ## build wheel and sdist into dist/, with their locks
+	@$(BIN)/python -m tests.release dist
+
+sbom: $(DEV_READY) $(RELEASE_READY) ## write bill of materials (CycloneDX) and licences into dist/
+	@$(BIN)/python -m tests.release sbom
+	@$(RELEASE)/bin/python tests/release/validate_sbom.py dist/*.cdx.json
+
+release: $(DEV_READY) $(RELEASE_READY) ## both, if the tag, the version and a dated heading agree (TAG=v0.2.0)
+	@$(BIN)/python -m tests.release check --tag "$(TAG)"
+	@$(MAKE) --no-print-directory dist sbom
+
+try-dist: $(DEV_READY) $(RELEASE_READY) ## install the wheel in an empty folder, make images (ARGS='--python 3.13')
+	@$(BIN)/python -m tests.release try $(ARGS)
+
+floors: $(DEV_READY) $(RELEASE_READY) ## the same, and some tests, with the oldest packages that are admitted
+	@$(BIN)/python -m tests.release floors $(ARGS)
+
+pythons: $(DEV_READY) $(RELEASE_READY) ## try-dist with each supported Python of the machine; wheels for all
+	@$(BIN)/python -m tests.release pythons
 
 manifests: $(DEPLOY_READY) ## write deploy/kubernetes from the Helm chart
 	@$(DEPLOY)/bin/python tests/deploy/charts.py
@@ -109,6 +133,8 @@ lock: ## resolve the lock files again (needs uv; ARGS=--upgrade for newer versio
 		-o tests/clients/requirements.lock
 	@$(subst pyproject.toml,tests/deploy/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
 		-o tests/deploy/requirements.lock
+	@$(subst pyproject.toml,tests/release/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
+		-o tests/release/requirements.lock
 
 clean: ## remove .venv and caches (no data)
 	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -157,4 +183,12 @@ $(DEPLOY_READY): $(MADE) tests/deploy/requirements.lock
 	@$(PYTHON) -m venv --clear $(DEPLOY)
 	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
 		--require-hashes -r tests/deploy/requirements.lock
+	@touch $@
+
+# In an environment of their own, as those for deploy/.
+$(RELEASE_READY): $(MADE) tests/release/requirements.lock
+	@echo "Installing the tools for releases into $(RELEASE) …"
+	@$(PYTHON) -m venv --clear $(RELEASE)
+	@$(RELEASE)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
+		--require-hashes -r tests/release/requirements.lock
 	@touch $@
