@@ -15,6 +15,8 @@ DEPLOY := $(VENV)/deploy
 DEPLOY_READY := $(DEPLOY)/.ready
 RELEASE := $(VENV)/release
 RELEASE_READY := $(RELEASE)/.ready
+DOCS := $(VENV)/docs
+DOCS_READY := $(DOCS)/.ready
 RUN_READY := $(VENV)/.ready-to-run
 DEV_READY := $(VENV)/.ready-to-develop
 
@@ -33,7 +35,7 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full clients deploy-tools release-tools dist sbom release try-dist floors pythons manifests mutants check generated faults screenshots bench scale drill migrate lock clean
+.PHONY: help setup run dev test test-full docs clients deploy-tools release-tools dist sbom release try-dist floors pythons manifests mutants check generated faults screenshots bench scale drill migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -52,6 +54,10 @@ test: $(DEV_READY) ## run the whole test suite (ARGS='-k budget')
 
 test-full: $(DEV_READY) ## the tests, with the money tests at full size (minutes)
 	@$(BIN)/pytest -m "full or not full" $(ARGS)
+
+docs: $(DOCS_READY) ## build the documentation site into site/: plain files, also without a server
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict $(ARGS)
+	@echo "Built: open site/index.html"
 
 clients: $(CLIENTS_READY) ## install other people's clients (LangChain, SDKs in TypeScript), for their tests
 
@@ -135,9 +141,10 @@ lock: ## resolve the lock files again (needs uv; ARGS=--upgrade for newer versio
 		-o tests/deploy/requirements.lock
 	@$(subst pyproject.toml,tests/release/requirements.in,$(subst --group build,,$(LOCK))) $(ARGS) \
 		-o tests/release/requirements.lock
+	@$(subst pyproject.toml,,$(subst --group build,--group docs,$(LOCK))) $(ARGS) -o requirements-docs.lock
 
 clean: ## remove .venv and caches (no data)
-	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) dist build site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A virtual environment holds absolute paths, so one that was copied or moved runs another checkout's
@@ -191,4 +198,12 @@ $(RELEASE_READY): $(MADE) tests/release/requirements.lock
 	@$(PYTHON) -m venv --clear $(RELEASE)
 	@$(RELEASE)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
 		--require-hashes -r tests/release/requirements.lock
+	@touch $@
+
+# MkDocs and its theme, which no other part of this repository needs.
+$(DOCS_READY): $(MADE) requirements-docs.lock
+	@echo "Installing what builds the documentation site into $(DOCS) …"
+	@$(PYTHON) -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
+		--require-hashes -r requirements-docs.lock
 	@touch $@

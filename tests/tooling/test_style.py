@@ -148,6 +148,7 @@ def test_locks_hold_names_versions_and_hashes_only(sources: list[Source]) -> Non
     locks = [source for source in sources if source.path.endswith(".lock")]
     assert [lock.path for lock in locks] == [
         "requirements-dev.lock",
+        "requirements-docs.lock",
         "requirements-production.lock",
         "requirements.lock",
         "tests/clients/requirements.lock",
