@@ -1,4 +1,4 @@
-"""Files and parts of pages written from the code: settings, parameters, routes, models, metrics.
+"""Files and parts of pages written from the code: settings, routes, errors, commands, metrics, ….
 
 `python -m tests.tooling.generated` writes them; with `--check` it only says which are stale.
 """
@@ -8,7 +8,11 @@ from pathlib import Path
 
 from tests.tooling import (
     boards,
+    command_pages,
+    decision_pages,
+    error_pages,
     metric_pages,
+    model_pages,
     parameter_pages,
     provider_pages,
     route_pages,
@@ -27,6 +31,10 @@ def rendered() -> dict[Path, str]:
         | route_pages.rendered()
         | provider_pages.rendered()
         | metric_pages.rendered()
+        | command_pages.rendered()
+        | error_pages.rendered()
+        | model_pages.rendered()
+        | decision_pages.rendered()
         | boards.rendered()
         | version_files.rendered()
     )
