@@ -29,6 +29,7 @@ ALERTS = ROOT / "deploy/alerts.yaml"
 RULE_TESTS = ROOT / "tests/deploy/alerts.test.yaml"
 BOARDS = sorted((ROOT / "deploy/grafana").glob("*.json"))
 RUNBOOKS = ROOT / "docs/runbooks"
+GUIDES = ROOT / "docs/guides"
 SECTIONS = ["Meaning", "Look", "Act", "Done when"]
 VARIABLES = {
     "$instance": ".*",
@@ -68,14 +69,14 @@ def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def queries() -> dict[str, str]:
-    """Every query of alerts, boards and runbooks, by where it stands."""
+    """Every query of alerts, boards, runbooks and guides, by where it stands."""
     found = {str(rule.get("alert") or rule.get("record")): str(rule["expr"]) for rule in rules()}
     for board in boards():
         for panel in panels(board):
             for target in panel["targets"]:
                 place = f"{board['title']}: {panel['title']} {target['refId']}"
                 found[place] = target["expr"]
-    for page in RUNBOOKS.glob("*.md"):
+    for page in (*RUNBOOKS.glob("*.md"), *GUIDES.glob("*.md")):
         for number, line in enumerate(blocks(page, "promql")):
             found[f"{page.name} {number}"] = line
     for name, value in VARIABLES.items():
