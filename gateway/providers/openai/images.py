@@ -7,8 +7,8 @@ typed methods would check again what the catalogue has checked, and turn megabyt
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
@@ -141,7 +141,7 @@ class OpenAIImages:
         wording = request.model.wording
         if wording is not None:
             return await self._buy_of_host(seeded(request), credential, sending)
-        async with self._failures(sending):
+        with self._failures(sending):
             if request.stream:
                 stream = await self._open_stream(request, credential)
                 async with stream:
@@ -159,8 +159,9 @@ class OpenAIImages:
         started = time.perf_counter()
         seconds = request.model.read_timeout_seconds
         try:
-            async with self._failures(sending), asyncio.timeout(seconds):
-                response = await self._post(request, credential)
+            with self._failures(sending):
+                async with asyncio.timeout(seconds):
+                    response = await self._post(request, credential)
         except TimeoutError:
             raise interrupted(sent=sending.had_connection) from None
         elapsed = min(time.perf_counter() - started, seconds)
@@ -270,8 +271,9 @@ class OpenAIImages:
     async def _list(self, credential: SecretText) -> bytes:
         sending = new_sending()
         try:
-            async with self._failures(sending), asyncio.timeout(MODELS_TIMEOUT_SECONDS):
-                return (await self._models(credential, MODELS_TIMEOUT_SECONDS)).content
+            with self._failures(sending):
+                async with asyncio.timeout(MODELS_TIMEOUT_SECONDS):
+                    return (await self._models(credential, MODELS_TIMEOUT_SECONDS)).content
         except TimeoutError:
             raise interrupted(sent=sending.had_connection) from None
 
@@ -305,8 +307,8 @@ class OpenAIImages:
         del model
         return await self.test_credential(credential) is CredentialState.VALID
 
-    @asynccontextmanager
-    async def _failures(self, sending: Sending) -> AsyncIterator[None]:
+    @contextmanager
+    def _failures(self, sending: Sending) -> Iterator[None]:
         """Say what each error of the SDK may have cost; none keeps the request and its key."""
         try:
             yield

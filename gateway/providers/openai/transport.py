@@ -77,12 +77,8 @@ class PooledTransport(httpx2.AsyncBaseTransport):
             raise _interrupted(error) from None
         finally:
             await _give_back(response)
-        return httpx2.Response(
-            response.status,
-            headers=_read_headers(response),
-            content=chunks[0] if len(chunks) == 1 else b"".join(chunks),
-            request=request,
-        )
+        content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return _WholeResponse(response.status, _read_headers(response), content, request)
 
     async def _send(self, request: httpx2.Request) -> aiohttp.ClientResponse:
         try:
@@ -134,17 +130,20 @@ class PooledClient(httpx2.AsyncClient):
     ) -> httpx2.Request:
         """Build a request from these arguments alone, without a client's defaults."""
         del cookies
+        # A body of bytes is sent as it is; httpx2 would work out headers that aiohttp adds itself.
+        stream = httpx2.ByteStream(content) if isinstance(content, bytes) else None
         limits = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
         parsed, address = _parsed(str(url))
         return httpx2.Request(
             method,
             parsed,
-            content=content,
+            content=None if stream is not None else content,
             data=data,
             files=files,
             json=json,
             params=params,
             headers=headers,
+            stream=stream,
             extensions={
                 **(extensions or {}),
                 "timeout": limits.as_dict(),
@@ -172,6 +171,27 @@ class PooledClient(httpx2.AsyncClient):
         response = await self._pooled.handle_async_request(request)
         response.request = request
         return response
+
+
+class _WholeResponse(httpx2.Response):
+    """An answer that was read as a whole: a new `httpx2.Response` would read the bytes once more,
+    by all the layers of a stream.
+    """
+
+    def __init__(
+        self, status: int, headers: list[tuple[str, str]], content: bytes, request: httpx2.Request
+    ) -> None:
+        stream = httpx2.ByteStream(content)
+        super().__init__(status, headers=headers, stream=stream, request=request)
+        self._whole = content
+        self.is_closed = self.is_stream_consumed = True
+
+    @property
+    def content(self) -> bytes:
+        return self._whole
+
+    async def aread(self) -> bytes:
+        return self._whole
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -212,7 +232,7 @@ def _read_headers(response: aiohttp.ClientResponse) -> list[tuple[str, str]]:
 def _content(request: httpx2.Request) -> bytes | AsyncIterable[bytes] | None:
     """Return the body: whole where httpx2 holds it so, in pieces where it reads files."""
     if isinstance(request.stream, httpx2.ByteStream):
-        return request.content or None
+        return b"".join(request.stream) or None
     return cast("AsyncIterable[bytes]", request.stream)
 
 
