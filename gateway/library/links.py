@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import hashlib
 import hmac
 import re
 import time
@@ -13,6 +12,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl
 
 from gateway.errors import Forbidden
+from gateway.macs import mac
 
 MAC_BYTES = 16
 _EXPIRY_FORM = re.compile(r"0|[1-9][0-9]{0,11}", re.ASCII)
@@ -113,8 +113,8 @@ def _signature(key: bytes, image_id: str, path: str, expires_at: int, kind: Link
     place = f"{path.removesuffix(f'/{image_id}.{extension}')}.{extension}"
     # A path contains no \x1f, so signatures of different kinds never coincide.
     message = f"{kind}\x1f{path}\x1f{expires_at}" if kind else f"{path}\x1f{expires_at}"
-    mac = hmac.digest(key, message.encode(), hashlib.sha256)[:MAC_BYTES]
-    return base64.urlsafe_b64encode(mac + place.encode()).rstrip(b"=").decode()
+    code = mac(key, message.encode())[:MAC_BYTES]
+    return base64.urlsafe_b64encode(code + place.encode()).rstrip(b"=").decode()
 
 
 def expired_link() -> Forbidden:

@@ -4,8 +4,6 @@ With the checksum, a mistyped or invented key is refused without a database quer
 scanners can recognise a real one.
 """
 
-import hashlib
-import hmac
 import re
 import secrets
 import string
@@ -14,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.domain import SecretText
+from gateway.macs import mac
 
 Kind = Literal["live", "test", "admin"]
 
@@ -59,4 +58,4 @@ def key_kind(text: str) -> Kind | None:
 
 def digest(pepper: Pepper, text: str) -> bytes:
     """Compute the stored digest of a key: HMAC-SHA256 under the pepper."""
-    return hmac.digest(pepper.value, text.encode(), hashlib.sha256)
+    return mac(pepper.value, text.encode())
