@@ -4,8 +4,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -78,16 +78,31 @@ class _Operation:
         self._seconds = telemetry.image_store_seconds.labels(name)
         self._errors = telemetry.image_store_errors_total.labels(name)
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
+    def measured(self) -> "_Measured":
         """Measure the block."""
-        started = time.perf_counter()
-        try:
-            yield
-        except StorageFailed:
+        return _Measured(self)
+
+    def ended(self, seconds: float, error: BaseException | None) -> None:
+        """Count an operation that succeeded, or that the store failed."""
+        if error is None:
+            self._seconds.observe(seconds)
+        elif isinstance(error, StorageFailed):
             self._errors.inc()
-            raise
-        self._seconds.observe(time.perf_counter() - started)
+
+
+class _Measured:
+    """One operation; a generator would take longer than what it measures."""
+
+    __slots__ = ("_operation", "_started")
+
+    def __init__(self, operation: _Operation) -> None:
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._operation.ended(time.perf_counter() - self._started, error)
 
 
 class ImageStore:
