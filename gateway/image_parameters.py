@@ -368,5 +368,8 @@ def sent_fields(request: ImageRequest) -> dict[str, Value]:
 
     An option that the client left open is left out, so that the provider's default applies.
     """
-    values = ((name, value_of(request)) for name, value_of in _SENT[request.operation])
-    return {name: value for name, value in values if value is not None}
+    return {
+        name: value
+        for name, value_of in _SENT[request.operation]
+        if (value := value_of(request)) is not None
+    }

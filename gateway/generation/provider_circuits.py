@@ -5,8 +5,6 @@ tenant's failures never open, and one for each tenant. A replaced credential sta
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from gateway.billing.settlement import CHARGED
 from gateway.domain import Caller
@@ -22,23 +20,22 @@ _ANSWERED = frozenset({Outcome.REJECTED, Outcome.REFUSED_CHARGED})
 _TROUBLE = {Reason.CREDENTIAL: Trouble.CREDENTIAL, Reason.QUOTA: Trouble.QUOTA}
 
 
-@contextmanager
 def provider_call(
     circuits: Circuits, caller: Caller, provider: str, model: str, credential: CredentialChoice
-) -> Iterator[ProviderCall]:
-    """Guard a call by its circuits; report its outcome to `note_failure` or `succeeded`.
+) -> ProviderCall:
+    """Guard the call that the block makes; report its outcome to `note_failure` or `succeeded`.
 
     Raises:
         Unavailable, RateLimited, CredentialRejected: a circuit is open after earlier failures.
     """
-    names = _names(caller, provider, model, credential)
-    with circuits.call(caller.tenant_id) as call:
-        try:
-            for name in names:
-                call.pass_through(name)
-        except CircuitOpen as refusal:
-            raise _refusal(refusal, provider, is_house=credential.owner == HOUSE) from None
-        yield call
+    call = circuits.call(caller.tenant_id)
+    try:
+        for name in _names(caller, provider, model, credential):
+            call.pass_through(name)
+    except CircuitOpen as refusal:
+        call.ended()
+        raise _refusal(refusal, provider, is_house=credential.owner == HOUSE) from None
+    return call
 
 
 def note_failure(call: ProviderCall, failure: ProviderFailure) -> None:

@@ -38,10 +38,11 @@ class Settlements:
             Unavailable: it cannot be noted. The call must not be made; its hold is given back.
         """
         unsent = Settlement(reservation_id, Outcome.NOT_SENT, NanoUsd(0))
+        unknown = Settlement(reservation_id, Outcome.AMBIGUOUS, NanoUsd(0))
         self._known[reservation_id] = (tenant_id, unsent)
         if self._journal is not None:
             self._journal.sent(reservation_id)
-        self._known[reservation_id] = (tenant_id, replace(unsent, outcome=Outcome.AMBIGUOUS))
+        self._known[reservation_id] = (tenant_id, unknown)
         self._calls.setdefault(reservation_id, []).extend(calls)
 
     def ended(

@@ -7,10 +7,10 @@ process, by provider, model and credential, with their log lines and metrics.
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 from uuid import UUID
 
 import structlog
@@ -120,8 +120,7 @@ class Circuit:
 
         While a tenant is served, those that are not wait by their own circuits alone.
         """
-        is_served = self._tenants.serves_some(now, within_limits=True)
-        return now < self._put_off_until and not is_served
+        return now < self._put_off_until and not self._tenants.serves_some(now, within_limits=True)
 
     def succeed(self, now: float, tenant_id: UUID) -> None:
         """Record a successful call."""
@@ -252,6 +251,12 @@ class ProviderCall:
         self._passed: tuple[CircuitName, ...] = ()
         self._is_told = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended()
+
     def pass_through(self, name: CircuitName) -> None:
         """Pass one more circuit.
 
@@ -322,14 +327,9 @@ class Circuits:
             if circuit.state is not State.CLOSED or circuit.is_put_off(now)
         ]
 
-    @contextmanager
-    def call(self, tenant_id: UUID) -> Iterator[ProviderCall]:
+    def call(self, tenant_id: UUID) -> ProviderCall:
         """Guard a call of a tenant, which must `pass_through` its circuits first."""
-        call = ProviderCall(self, tenant_id, self._number)
-        try:
-            yield call
-        finally:
-            call.ended()
+        return ProviderCall(self, tenant_id, self._number)
 
     def ask(self, name: CircuitName, tenant_id: UUID) -> None:
         """Admit a tenant's call to one circuit.
