@@ -241,7 +241,9 @@ class ChangeListener:
             self._attempted.set()
             while not lost.is_set():
                 try:
-                    await asyncio.wait_for(lost.wait(), self._poll_seconds)
+                    # Not `wait_for`, which can lose a cancellation that coincides with the event.
+                    async with asyncio.timeout(self._poll_seconds):
+                        await lost.wait()
                 except TimeoutError:
                     for tag in await changes.poll():
                         self._clear(tag)
