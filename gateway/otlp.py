@@ -29,6 +29,7 @@ _TIMES = struct.Struct("<BQBQ")
 log = structlog.get_logger(__name__)
 
 
+@lru_cache(maxsize=2048)
 def varint(number: int) -> bytes:
     """Encode a number of protobuf; a negative one as 64 bits."""
     number &= 0xFFFFFFFFFFFFFFFF
@@ -74,20 +75,18 @@ def encode_span(  # noqa: PLR0917 - the fields of the message, in their order
     is_failed: bool,
 ) -> bytes:
     """Encode a span as an element of `ScopeSpans`."""
-    content = b"".join(
-        (
-            b"\x0a\x10",
-            trace_id.to_bytes(16, "big"),
-            b"\x12\x08",
-            span_id.to_bytes(8, "big"),
-            b"\x22\x08" + parent_id.to_bytes(8, "big") if parent_id else b"",
-            _name(name, kind),
-            _TIMES.pack(0x39, started_ns, 0x41, ended_ns),
-            *[attribute(0x4A, key, value) for key, value in attributes.items()],
-            FAILED if is_failed else b"",
-        )
-    )
-    return block(0x12, content)
+    parts = [
+        b"\x0a\x10%b\x12\x08%b" % (trace_id.to_bytes(16, "big"), span_id.to_bytes(8, "big")),
+        b"\x22\x08" + parent_id.to_bytes(8, "big") if parent_id else b"",
+        _name(name, kind),
+        _TIMES.pack(0x39, started_ns, 0x41, ended_ns),
+    ]
+    for key, value in attributes.items():
+        parts.append(attribute(0x4A, key, value))
+    if is_failed:
+        parts.append(FAILED)
+    content = b"".join(parts)
+    return b"\x12" + varint(len(content)) + content
 
 
 def encode_step(step: EndedStep) -> bytes:

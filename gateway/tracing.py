@@ -9,15 +9,14 @@ import random
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 Attribute = str | int
 
 
-@dataclass(frozen=True, slots=True)
-class EndedStep:
+class EndedStep(NamedTuple):
     """A step that has ended. `is_call`: a call of another system. Times in ns since 1970."""
 
     name: str
@@ -62,6 +61,12 @@ def set_parent(parent: Parent | None) -> None:
     _parent.set(parent)
 
 
+@lru_cache(maxsize=256)
+def _dotted(name: str) -> str:
+    """Return the name of an attribute; those that the code passes are few."""
+    return name.replace("__", ".")
+
+
 class TracedStep:
     """A step under way: a block, or from its creation to `end`."""
 
@@ -80,11 +85,10 @@ class TracedStep:
 
     def set(self, **attributes: Attribute | None) -> None:
         """Add attributes, whose underscores become dots; None is left out."""
-        self._attributes |= {
-            name.replace("__", "."): value
-            for name, value in attributes.items()
-            if value is not None
-        }
+        own = self._attributes
+        for name, value in attributes.items():
+            if value is not None:
+                own[_dotted(name)] = value
 
     def end(self, error: object = None) -> None:
         """End the step, with the error that ended it."""
@@ -105,7 +109,8 @@ class TracedStep:
         )
 
     def __enter__(self) -> Self:
-        self._token = _parent.set(self._parent._replace(span_id=self._span_id))
+        parent = self._parent
+        self._token = _parent.set(Parent(parent.recorder, parent.trace_id, self._span_id))
         return self
 
     def __exit__(
@@ -153,5 +158,5 @@ def step(name: str, *, is_call: bool = False, **attributes: Attribute) -> Traced
     parent = _parent.get()
     if parent is None:
         return _NO_STEP
-    named = {key.replace("__", "."): value for key, value in attributes.items()}
+    named = {_dotted(key): value for key, value in attributes.items()}
     return TracedStep(parent, name, named, is_call=is_call)
