@@ -19,6 +19,7 @@ OUTSIDE = "repository/"
 LOGO = "assets/logo.svg"
 LINK = re.compile(r"(\]\()([^)\s#]+)")
 CELL_CODE = re.compile(r"`[^`\n]*`(?=[^\n]*\|)")
+NAME = re.compile(r"(?<=<code>)[\w/{}.:-]+(?=</code>[^\n]*</td>)")
 FENCED = re.compile(r"(^[ ]*```.*?^[ ]*```[ ]*$)", re.DOTALL | re.MULTILINE)
 
 
@@ -80,6 +81,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _plain_bars(code: re.Match[str]) -> str:
     """Code in a table's cell: a code host wants its bars escaped, MkDocs shows the escape."""
     return code[0].replace("\\|", "|")
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let long names and paths in tables break after `_` and `/`, and options nowhere."""
+    html = NAME.sub(lambda name: re.sub(r"([_/])(?=[\w{])", r"\1<wbr>", name[0]), html)
+    return html.replace("<code>--", '<code class="whole">--')
 
 
 def _linked(where: str, markdown: str) -> Iterator[str]:

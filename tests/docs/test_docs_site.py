@@ -30,6 +30,7 @@ LOADED = {
     ("form", "action"),
 }
 PHONE, DESK = 390, 1280
+SHOWN = ("README", "settings", "routes", "cli", "models", "troubleshooting", "guides/README")
 DRAWN = sorted({block.page for block in all_blocks() if block.language == "mermaid"})
 
 needs_mkdocs = pytest.mark.skipif(
@@ -153,15 +154,18 @@ def test_the_files_that_pages_link_to_are_in_the_site(site: Path) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """A page as it is shown: its diagrams' heights, its width, its colours."""
+    """A page as it is shown: its diagrams' heights, tables beyond its width, its colours."""
 
     drawn: list[int]
+    cut_tables: int
     is_too_wide: bool
     scheme: str
 
 
 MEASURE = """() => ({
     drawn: [...document.querySelectorAll("div.mermaid")].map((one) => one.offsetHeight),
+    cut_tables: [...document.querySelectorAll(".md-typeset__scrollwrap")]
+        .filter((one) => one.scrollWidth > one.clientWidth + 1).length,
     is_too_wide: document.documentElement.scrollWidth > innerWidth,
     scheme: document.body.dataset.mdColorScheme,
 })"""
@@ -197,7 +201,7 @@ async def measure(page: Page, url: str) -> Measured:
 async def test_pages_are_readable_and_their_diagrams_drawn(
     address: str, theme: str, width: int
 ) -> None:
-    shown = [*DRAWN, "docs/README.md", "docs/settings.md", "docs/cli.md", "docs/troubleshooting.md"]
+    shown = [*DRAWN, *(f"docs/{name}.md" for name in SHOWN)]
     async with browsing(address, theme=theme, width=width) as page:
         found = {name: await measure(page, f"{address}/{html_of(name)}") for name in shown}
     for name, measured in found.items():
@@ -205,6 +209,7 @@ async def test_pages_are_readable_and_their_diagrams_drawn(
         assert len(measured.drawn) == len(blocks), name
         assert all(height > 80 for height in measured.drawn), (name, measured.drawn)
         assert not measured.is_too_wide, name
+        assert width == PHONE or measured.cut_tables == 0, name
         assert measured.scheme == ("slate" if theme == "dark" else "default")
 
 

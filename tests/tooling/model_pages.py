@@ -9,7 +9,9 @@ from gateway.money import format_usd_short
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 MARKER = "<!-- `make generated` writes everything below from gateway/catalog/catalog.toml. -->\n"
-CAPABILITIES = "| model | provider | makes | sizes | qualities | formats | images | inputs |\n"
+CAPABILITIES = (
+    "| model | provider | makes | sizes | qualities | formats | most images | most inputs |\n"
+)
 LIVES = "| model | released | announced to end | ends | successor |\n|---|---|---|---|---|\n"
 PRICES = "| model | text in | image in | text out | image out |\n|---|---|---|---|---|\n"
 BY_IMAGE = "| model | size or quality | per image |\n|---|---|---|\n"
@@ -58,8 +60,8 @@ def _capabilities(model: Model) -> list[str]:
         _sizes(model),
         ", ".join(f"`{one}`" for one in model.qualities),
         ", ".join(f"`{one}`" for one in model.output_formats) or "png",
-        f"up to {model.max_images}",
-        f"up to {model.inputs.max_images}" if model.inputs.max_images else "none",
+        str(model.max_images),
+        str(model.inputs.max_images),
     ]
 
 
