@@ -18,6 +18,7 @@ from tests.tooling import (
     route_pages,
     settings_pages,
     version_files,
+    webhook_pages,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ def rendered() -> dict[Path, str]:
         | error_pages.rendered()
         | model_pages.rendered()
         | decision_pages.rendered()
+        | webhook_pages.rendered()
         | boards.rendered()
         | version_files.rendered()
     )
