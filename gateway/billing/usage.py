@@ -2,9 +2,10 @@
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, timedelta
+from operator import add, attrgetter
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -63,8 +64,16 @@ class UsageRow:
     open_requests: int = 0
     open_nano: int = 0
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The sums, in the order of the fields."""
+        return _numbers(self)
+
 
 _SUMMED = tuple(field.name for field in fields(UsageRow) if field.name != "group")
+_numbers: Callable[[UsageRow], tuple[int, ...]] = attrgetter(*_SUMMED)
+_NO_SUMS = (0,) * (len(_SUMMED) - 4)
+"""Those of a group that has nothing settled; the other four are estimated and open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,7 @@ async def report(
     sums = [0] * len(_SUMMED)
     has_more = False
     async for row in export(session, query):
-        sums = [total + getattr(row, name) for total, name in zip(sums, _SUMMED, strict=True)]
+        sums = list(map(add, sums, row.numbers))
         if last is None or _in_order(row.group) > last:
             page.append(row)
         if len(page) > 2 * limit:
@@ -310,13 +319,8 @@ class _Unsettled:
 
 
 def _row(group: Group, settled_sums: Sequence[int], others: _Unsettled) -> UsageRow:
-    return replace(
-        UsageRow(group, *settled_sums),
-        estimated_requests=others.estimated[0],
-        estimated_nano=others.estimated[1],
-        open_requests=others.open[0],
-        open_nano=others.open[1],
-    )
+    sums = [*(settled_sums or _NO_SUMS), *others.estimated, *others.open]
+    return UsageRow(group, *sums)
 
 
 async def _unsettled(

@@ -174,7 +174,7 @@ class Chart:
 def stacked_bars(data: ChartData) -> Chart:
     """Draw a bar for each label, its parts one above the other, and the period before as a line."""
     totals = [
-        sum((_positive(series.values[at]) for series in data.series), Fraction())
+        Fraction(sum(max(series.values[at] or 0, 0) for series in data.series))
         for at in range(len(data.labels))
     ]
     highest = max([*totals, *_numbers(data.before)], default=Fraction())
@@ -279,7 +279,7 @@ def _stack(data: ChartData, at: int, top: Fraction) -> list[Bar]:
     """Stack the parts of one label; each begins exactly where the one below it ends."""
     number = len(data.labels)
     width = min(BAR_PART * 100 / number, WIDEST_BAR)
-    x = _centre(at, number) - width / 2
+    x, wide = _percent(_centre(at, number) - width / 2), _percent(width)
     edges: list[Number] = [0]
     for series in data.series:
         edges.append(edges[-1] + max(series.values[at] or 0, 0))
@@ -287,7 +287,7 @@ def _stack(data: ChartData, at: int, top: Fraction) -> list[Bar]:
     whole, part = (HEIGHT * 100 / top).as_integer_ratio()
     heights = [HEIGHT * 100 - _rounded(edge * whole, part) for edge in edges]
     return [
-        Bar(_percent(x), _percent(width), _hundredths(upper), _hundredths(lower - upper), colour)
+        Bar(x, wide, _hundredths(upper), _hundredths(lower - upper), colour)
         for colour, (lower, upper) in enumerate(pairwise(heights), 1)
         if lower > upper
         for colour in [_colour(colour - 1)]

@@ -4,9 +4,10 @@ It reads usage reports alone, so that its amounts are those of every other repor
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from operator import add
 from typing import Literal, get_args
 from uuid import UUID
 
@@ -211,21 +212,9 @@ def _name(group: Grouping, row: UsageRow) -> tuple[str, str]:
 
 
 def _add(group: usage.Group, first: UsageRow | None, second: UsageRow) -> UsageRow:
-    sums = _total([second] if first is None else [first, second])
-    return UsageRow(group, *_numbers(sums))
-
-
-def _numbers(row: UsageRow) -> tuple[int, ...]:
-    return (
-        *(row.requests, row.images, row.input_tokens, row.output_tokens, row.cost_nano),
-        *(row.failed_requests, row.estimated_requests, row.estimated_nano),
-        *(row.open_requests, row.open_nano),
-    )
-
-
-def _total(rows: Iterable[UsageRow]) -> UsageRow:
-    columns = [_numbers(row) for row in rows]
-    return UsageRow((), *(sum(values) for values in zip(*columns, strict=True)))
+    if first is None:
+        return UsageRow(group, *second.numbers)
+    return UsageRow(group, *map(add, first.numbers, second.numbers))
 
 
 def _chart(
