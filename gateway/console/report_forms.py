@@ -96,7 +96,7 @@ def usual_options(models: Mapping[str, Model], owners: Sequence[tuple[str, str]]
         "provider": [("", "All providers"), *((name, name) for name in providers)],
         "operation": [("", "All operations"), *((one.value, one.value) for one in Operation)],
         "owner": [("", "Any credential"), *owners],
-        "compare": [("yes", "The period before"), ("no", "Nothing")],
+        "compare": [("yes", "Period before"), ("no", "Nothing")],
     }
 
 
