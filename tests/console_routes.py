@@ -76,7 +76,7 @@ NEEDS: Mapping[str, str] = {
         POST /console/people/{person_id}/role
         POST /console/people/{person_id}/status
     """,
-    Permission.HOUSE_READ: """
+    Permission.OPERATOR_READ: """
         GET /console/admin-keys
         GET /console/audit
         GET /console/budgets
@@ -102,7 +102,7 @@ NEEDS: Mapping[str, str] = {
         GET /console/webhooks/{webhook_id}
         POST /console/system
     """,
-    Permission.HOUSE_CHANGE: """
+    Permission.OPERATOR_CHANGE: """
         POST /console/admin-keys
         POST /console/admin-keys/{key_id}/revoke
         POST /console/admin-keys/{key_id}/roll
@@ -267,9 +267,9 @@ def may(viewer: Viewer, need: str) -> bool:
         case "key":
             return viewer.key is not None
         case "people":
-            of_house = Permission.HOUSE_READ
+            of_house = Permission.OPERATOR_READ
         case "people:change":
-            of_house = Permission.HOUSE_CHANGE
+            of_house = Permission.OPERATOR_CHANGE
         case _:
             return viewer.may(Permission(need))
     return viewer.may(of_house if viewer.tenant_id is None else Permission.MEMBERS_CHANGE)

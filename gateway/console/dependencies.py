@@ -1,7 +1,7 @@
 """Dependencies of the pages: the viewer, alone or with a permission, and a bounded form.
 
     @router.get("/console/tenants")
-    async def tenants(viewer: HouseReader, gateway: GatewayDep) -> Response: ...
+    async def tenants(viewer: OperatorReader, gateway: GatewayDep) -> Response: ...
 
 Without a session, `ViewerDep` leads the browser to the sign-in and back.
 """
@@ -100,8 +100,8 @@ class Needs:
 
 
 ViewerDep = Annotated[Viewer, Depends(get_viewer)]
-HouseReader = Annotated[Viewer, Depends(Needs(Permission.HOUSE_READ))]
-HouseChanger = Annotated[Viewer, Depends(Needs(Permission.HOUSE_CHANGE))]
+OperatorReader = Annotated[Viewer, Depends(Needs(Permission.OPERATOR_READ))]
+OperatorChanger = Annotated[Viewer, Depends(Needs(Permission.OPERATOR_CHANGE))]
 
 
 async def read_form(request: Request, gateway: GatewayDep) -> Mapping[str, str]:

@@ -1,23 +1,26 @@
 """Forms: reading what was typed, and showing a refused form again with the reason at its field.
 
-    try:
+    async def change() -> str:
         limit_nano = usd(form, "limit_usd")
         …
-    except REFUSALS as error:
-        return await show_page(…, state=refused("budget", form, error))
-    return redirect(…)
+        return f"{PATH}?done=set"
+
+    return await sent("budget", form, change, partial(show_page, …))
 
 In a template: `{{ ui.input("limit_usd", "Limit", state.value("budget", "limit_usd"),
 error=state.error("budget", "limit_usd")) }}`. Errors of other fields: `state.notice("budget")`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from starlette.responses import Response
+
+from gateway.console.dependencies import redirect
 from gateway.errors import Conflict, GatewayError, InvalidRequest, NotFound
 from gateway.money import NanoUsd, parse_usd
 from gateway.request_record import current
@@ -81,6 +84,23 @@ def refused(name: str, form: Mapping[str, str], error: GatewayError) -> FormStat
     """Build the state of a refused form, and note the refusal in the request's record."""
     current().fail(error)
     return FormState(name, error.message, error.param or "", error.status, dict(form))
+
+
+async def sent(
+    name: str,
+    form: Mapping[str, str],
+    change: Callable[[], Awaitable[str]],
+    show: Callable[..., Awaitable[Response]],
+) -> Response:
+    """Make the change of a form, and lead to the address that it returns.
+
+    A refused form is shown again: `show` gets its state as `state`.
+    """
+    try:
+        path = await change()
+    except REFUSALS as error:
+        return await show(state=refused(name, form, error))
+    return redirect(path)
 
 
 def typed(form: Mapping[str, str], name: str) -> str:

@@ -46,43 +46,47 @@ NAVIGATION: dict[Side, tuple[NavigationGroup, ...]] = {
                 NavigationItem("/console", "Overview", "layout-dashboard"),
                 NavigationItem("/console/costs", "Costs", "chart-column"),
                 NavigationItem(
-                    "/console/requests", "Requests", "scroll-text", Permission.HOUSE_READ
+                    "/console/requests", "Requests", "scroll-text", Permission.OPERATOR_READ
                 ),
                 NavigationItem(
                     "/console/open-calls",
                     "Open calls",
                     "circle-question-mark",
-                    Permission.HOUSE_READ,
+                    Permission.OPERATOR_READ,
                 ),
-                NavigationItem("/console/tenants", "Tenants", "building-2", Permission.HOUSE_READ),
+                NavigationItem(
+                    "/console/tenants", "Tenants", "building-2", Permission.OPERATOR_READ
+                ),
             ),
         ),
         NavigationGroup(
             "Gateway",
             (
                 NavigationItem(
-                    "/console/models", "Models and prices", "boxes", Permission.HOUSE_READ
+                    "/console/models", "Models and prices", "boxes", Permission.OPERATOR_READ
                 ),
                 NavigationItem(
-                    "/console/budgets", "House budgets", "wallet", Permission.HOUSE_READ
+                    "/console/budgets", "House budgets", "wallet", Permission.OPERATOR_READ
                 ),
-                NavigationItem("/console/webhooks", "Webhooks", "webhook", Permission.HOUSE_READ),
                 NavigationItem(
-                    "/console/admin-keys", "Admin keys", "key-round", Permission.HOUSE_READ
+                    "/console/webhooks", "Webhooks", "webhook", Permission.OPERATOR_READ
                 ),
-                NavigationItem("/console/audit", "Audit", "shield-check", Permission.HOUSE_READ),
-                NavigationItem("/console/system", "System", "server", Permission.HOUSE_READ),
+                NavigationItem(
+                    "/console/admin-keys", "Admin keys", "key-round", Permission.OPERATOR_READ
+                ),
+                NavigationItem("/console/audit", "Audit", "shield-check", Permission.OPERATOR_READ),
+                NavigationItem("/console/system", "System", "server", Permission.OPERATOR_READ),
             ),
         ),
         NavigationGroup(
             "Access",
             (
-                NavigationItem("/console/people", "People", "users", Permission.HOUSE_READ),
+                NavigationItem("/console/people", "People", "users", Permission.OPERATOR_READ),
                 NavigationItem(
                     "/console/people/sessions",
                     "All sessions",
                     "monitor-smartphone",
-                    Permission.HOUSE_READ,
+                    Permission.OPERATOR_READ,
                 ),
             ),
         ),

@@ -6,7 +6,7 @@ from gateway.console.pages import (
     costs,
     operators,
     overview,
-    self_service,
+    portal_routes,
     tenant_gallery,
     tenant_playground,
 )
@@ -16,5 +16,5 @@ from gateway.console.sign_in import pages as sign_in
 router = APIRouter(include_in_schema=False)
 for module in (sign_in, keys, oidc, sessions, people, portal):
     router.include_router(module.router)
-for screen in (overview, costs, operators, tenant_gallery, tenant_playground, self_service):
+for screen in (overview, costs, operators, tenant_gallery, tenant_playground, portal_routes):
     router.include_router(screen.router)

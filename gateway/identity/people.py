@@ -16,9 +16,9 @@ from gateway.db.pages import Page, page_of
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.identity.transactions import (
     Opened,
-    changing_house,
+    changing_as_operator,
     changing_tenant,
-    reading_house,
+    reading_as_operator,
     reading_tenant,
 )
 from gateway.identity.viewers import Permission, Role, Viewer
@@ -55,8 +55,8 @@ async def reading_people(
         Forbidden: the viewer administers no one.
     """
     if viewer.tenant_id is None:
-        async with reading_house(gateway, viewer) as house:
-            yield house
+        async with reading_as_operator(gateway, viewer) as session:
+            yield session
     else:
         async with reading_tenant(gateway, viewer, Permission.MEMBERS_CHANGE) as own:
             yield own
@@ -72,8 +72,8 @@ async def changing_people(
         Forbidden: the viewer administers no one.
     """
     if viewer.tenant_id is None:
-        async with changing_house(gateway, viewer) as house:
-            yield house
+        async with changing_as_operator(gateway, viewer) as session:
+            yield session
     else:
         async with changing_tenant(gateway, viewer, Permission.MEMBERS_CHANGE) as own:
             yield own
@@ -81,7 +81,7 @@ async def changing_people(
 
 def may_change(viewer: Viewer) -> bool:
     """Return True if the viewer may change the people whom they see."""
-    needed = Permission.HOUSE_CHANGE if viewer.tenant_id is None else Permission.MEMBERS_CHANGE
+    needed = Permission.OPERATOR_CHANGE if viewer.tenant_id is None else Permission.MEMBERS_CHANGE
     return viewer.may(needed)
 
 
@@ -91,7 +91,7 @@ def roles_to_give(viewer: Viewer) -> tuple[Role, ...]:
 
 
 def check_role(viewer: Viewer, text: str, *, tenant_id: UUID | None) -> Role:
-    """Return the role of this name, if the viewer may give it in this tenant (None: the house).
+    """Return the role of this name, if the viewer may give it in this tenant (None: operators).
 
     Raises:
         InvalidRequest: there is no such role, or it does not fit the tenant.

@@ -1,7 +1,7 @@
 """Transactions of the console: each asks for a permission, and names its actor.
 
 Pages have no other way to the database. A tenant's person gets a transaction of that tenant, in
-which row-level security hides all others; only operators get one of the house.
+which row-level security hides all others; only operators get one that sees all.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -28,8 +28,8 @@ class Opened(Protocol):
 
 
 @asynccontextmanager
-async def reading_house(
-    gateway: Opened, viewer: Viewer, permission: Permission = Permission.HOUSE_READ
+async def reading_as_operator(
+    gateway: Opened, viewer: Viewer, permission: Permission = Permission.OPERATOR_READ
 ) -> AsyncIterator[OperatorSession]:
     """Open a transaction of operators, to read.
 
@@ -42,10 +42,10 @@ async def reading_house(
 
 
 @asynccontextmanager
-async def changing_house(
+async def changing_as_operator(
     gateway: Opened,
     viewer: Viewer,
-    permission: Permission = Permission.HOUSE_CHANGE,
+    permission: Permission = Permission.OPERATOR_CHANGE,
     *,
     clears: str | None = None,
 ) -> AsyncIterator[OperatorSession]:
@@ -79,7 +79,7 @@ async def reading_tenant(
         Forbidden: the viewer lacks the permission, or it is another tenant than the viewer's.
         NotFound: there is no such tenant.
     """
-    found = _tenant_of(viewer, permission, tenant_id, house=Permission.HOUSE_READ)
+    found = _tenant_of(viewer, permission, tenant_id, of_operator=Permission.OPERATOR_READ)
     pool = _pool_of_reports(viewer) if is_report else _pool(viewer)
     async with gateway.database.beside(pool).tenant(found) as session:
         await tenants.get(session, found)
@@ -96,7 +96,7 @@ async def changing_tenant(
         Forbidden: the viewer lacks the permission, or it is another tenant than the viewer's.
         NotFound: there is no such tenant, or it was deleted.
     """
-    found = _tenant_of(viewer, permission, tenant_id, house=Permission.HOUSE_CHANGE)
+    found = _tenant_of(viewer, permission, tenant_id, of_operator=Permission.OPERATOR_CHANGE)
     actor = viewer.actor(current().request_id)
     async with gateway.database.beside(_pool(viewer)).tenant(found, by=actor) as session:
         await tenants.keep_living(session, found)
@@ -111,9 +111,9 @@ def _require_operator(viewer: Viewer, permission: Permission) -> None:
 
 
 def _tenant_of(
-    viewer: Viewer, permission: Permission, tenant_id: UUID | None, *, house: Permission
+    viewer: Viewer, permission: Permission, tenant_id: UUID | None, *, of_operator: Permission
 ) -> UUID:
-    """The tenant to open: the viewer's own by `permission`, another one by that of the house."""
+    """The tenant to open: the viewer's own by `permission`, another one by that of operators."""
     if tenant_id is None or tenant_id == viewer.tenant_id:
         viewer.require(permission)
         if viewer.tenant_id is None:
@@ -122,7 +122,7 @@ def _tenant_of(
                 code="role_not_allowed",
             )
         return viewer.tenant_id
-    _require_operator(viewer, house)
+    _require_operator(viewer, of_operator)
     return tenant_id
 
 

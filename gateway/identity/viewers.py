@@ -32,10 +32,10 @@ class Role(StrEnum):
 
 
 class Permission(StrEnum):
-    """An action in the console. `house`: what concerns the operator or several tenants."""
+    """An action in the console. `operator`: of the operator or of several tenants."""
 
-    HOUSE_READ = "house:read"
-    HOUSE_CHANGE = "house:change"
+    OPERATOR_READ = "operator:read"
+    OPERATOR_CHANGE = "operator:change"
     PORTAL_VISIT = "portal:visit"
     TENANT_READ = "tenant:read"
     TENANT_CHANGE = "tenant:change"
@@ -47,8 +47,8 @@ class Permission(StrEnum):
 
 
 MEANINGS: Mapping[Permission, str] = {
-    Permission.HOUSE_READ: "See every operator's screen",
-    Permission.HOUSE_CHANGE: "Change tenants, limits, budgets, prices, people and sessions",
+    Permission.OPERATOR_READ: "See every operator's screen",
+    Permission.OPERATOR_CHANGE: "Change tenants, limits, budgets, prices, people and sessions",
     Permission.PORTAL_VISIT: "Open the portal of a tenant (audited)",
     Permission.TENANT_READ: "See the tenant's keys, users, credentials, webhooks and audit trail",
     Permission.TENANT_CHANGE: (
@@ -77,9 +77,9 @@ _ADMIN = _MEMBER | {
 }
 PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
     Role.OPERATOR_ADMIN: frozenset(
-        {Permission.HOUSE_READ, Permission.HOUSE_CHANGE, Permission.PORTAL_VISIT}
+        {Permission.OPERATOR_READ, Permission.OPERATOR_CHANGE, Permission.PORTAL_VISIT}
     ),
-    Role.OPERATOR_VIEWER: frozenset({Permission.HOUSE_READ}),
+    Role.OPERATOR_VIEWER: frozenset({Permission.OPERATOR_READ}),
     Role.TENANT_ADMIN: _ADMIN,
     Role.TENANT_MEMBER: _MEMBER,
     Role.TENANT_BILLING_VIEWER: frozenset({Permission.USAGE_READ}),

@@ -11,7 +11,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from gateway.console.playground.snippets import Call, snippets_of
+from gateway.console.playground.call_snippets import Call, snippets_of
 from gateway.domain import Operation, Scope
 from gateway.identity.viewers import Role
 from gateway.request_log.figures import figures

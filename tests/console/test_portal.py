@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
-from gateway.console.self_service import PAGE_SIZE
+from gateway.console.tenant_forms import PAGE_SIZE
 from gateway.console.tenant_home import MOST_USED
 from gateway.db.actors import Actor
 from gateway.domain import Scope

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
-from gateway.console import snippets
+from gateway.console import connection_snippets
 from gateway.domain import Scope
 from gateway.identity.viewers import Role
 from gateway.webhooks import endpoints
@@ -327,13 +327,13 @@ async def test_a_report_that_takes_too_long_keeps_its_form_and_says_what_to_narr
 async def test_programs_to_paste_make_an_image(served: Served) -> None:
     key = await served.key(livemode=False)
     address, names = served.base_url, {"PATH": os.environ["PATH"]}
-    secret = {snippets.KEY: key.secret.reveal()}
-    commands = [[sys.executable, "-c", snippets.python_of(address)]]
+    secret = {connection_snippets.KEY: key.secret.reveal()}
+    commands = [[sys.executable, "-c", connection_snippets.python_of(address)]]
     if shutil.which("curl"):
-        [pasted] = [one.text for one in snippets.sdks(address) if one.id == "curl"]
+        [pasted] = [one.text for one in connection_snippets.sdks(address) if one.id == "curl"]
         commands += [
             ["sh", "-c", pasted],
-            ["sh", "-c", snippets.curl_of(address, secret[snippets.KEY])],
+            ["sh", "-c", connection_snippets.curl_of(address, secret[connection_snippets.KEY])],
         ]
     for command in commands:
         running = await asyncio.create_subprocess_exec(

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from fastapi.routing import iter_route_contexts
 
-from gateway.console import snippets
+from gateway.console import connection_snippets
 from gateway.console.router import router as pages
 from gateway.db.engine import TenantSession
 from gateway.domain import Scope
@@ -333,7 +333,7 @@ async def test_configurations_to_paste_are_those_of_the_documentation() -> None:
     docs = MCP_CLIENTS
     blocks = re.findall(r"```json\n(.*?)```", docs, re.DOTALL)
     known = [json.loads(block) for block in blocks]
-    for one in snippets.mcp_clients("https://images.example.com"):
+    for one in connection_snippets.mcp_clients("https://images.example.com"):
         if one.id == "codex":
             assert one.text in docs
         else:

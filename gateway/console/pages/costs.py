@@ -24,7 +24,7 @@ from gateway.console.cost_explorer import (
     explore,
     in_sentence,
 )
-from gateway.console.dependencies import HouseReader
+from gateway.console.dependencies import OperatorReader
 from gateway.console.render import page
 from gateway.console.report_forms import (
     Options,
@@ -84,7 +84,7 @@ class CostLine:
 
 @router.get(PATH)
 async def costs(
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     request: Request,
     form: Annotated[CostForm, Query()],

@@ -2,29 +2,29 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader
 from gateway.console.forms import (
     GRACES,
-    REFUSALS,
     UNTOUCHED,
     FormState,
     grace,
     moment_or_none,
-    refused,
+    sent,
     typed,
 )
 from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
-from gateway.console.pages.operator_shared import operator_page
+from gateway.console.pages.operator_shared import operator_page, parts_of_list
 from gateway.console.render import Flash
 from gateway.domain import AdminScope
 from gateway.identity.sent_forms import FormSecret
-from gateway.identity.transactions import changing_house, reading_house
+from gateway.identity.transactions import changing_as_operator, reading_as_operator
 from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import admin_keys
@@ -55,7 +55,7 @@ router = APIRouter()
 async def show_admin_keys(
     *,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: UUID | None = None,
     done: str = "",
@@ -69,24 +69,22 @@ async def show_admin_keys(
 
 @router.post(PATH)
 async def create_admin_key(
-    request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Create an admin key; the page after it shows its secret once."""
-    try:
-        path = await _create(request, gateway, viewer, form)
-    except REFUSALS as error:
-        return await _page(request, gateway, viewer, state=refused("create", form, error))
-    return redirect(path)
+    make = partial(_create, request, gateway, viewer, form)
+    return await sent("create", form, make, partial(_page, request, gateway, viewer))
 
 
 @router.post(PATH + "/{key_id}/roll")
 async def roll_admin_key(
-    key_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    key_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Issue the successor of an admin key; the page after it shows its secret once."""
-    try:
+
+    async def change() -> str:
         valid = grace(form)
-        async with changing_house(gateway, viewer, clears=CACHE) as session:
+        async with changing_as_operator(gateway, viewer, clears=CACHE) as session:
 
             async def make() -> FormSecret:
                 twin = await admin_keys.roll(
@@ -94,23 +92,23 @@ async def roll_admin_key(
                 )
                 return FormSecret(PATH, twin.name, twin.secret)
 
-            path = await made_once(request, session, form, make)
-    except REFUSALS as error:
-        return await _page(request, gateway, viewer, state=refused("keys", form, error))
-    return redirect(path)
+            return await made_once(request, session, form, make)
+
+    return await sent("keys", form, change, partial(_page, request, gateway, viewer))
 
 
 @router.post(PATH + "/{key_id}/revoke")
 async def revoke_admin_key(
-    key_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep
+    key_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep
 ) -> Response:
     """Revoke an admin key; the last one that can do everything stays."""
-    try:
-        async with changing_house(gateway, viewer, clears=CACHE) as session:
+
+    async def change() -> str:
+        async with changing_as_operator(gateway, viewer, clears=CACHE) as session:
             await admin_keys.revoke(session, key_id, keeps_one=True)
-    except REFUSALS as error:
-        return await _page(request, gateway, viewer, state=refused("keys", {}, error))
-    return redirect(f"{PATH}?done=revoked")
+        return f"{PATH}?done=revoked"
+
+    return await sent("keys", {}, change, partial(_page, request, gateway, viewer))
 
 
 async def _create(
@@ -118,7 +116,7 @@ async def _create(
 ) -> str:
     """Create a key; return the address of the page that shows its secret."""
     expires_at = moment_or_none(form, "expires_at", viewer.time_zone)
-    async with changing_house(gateway, viewer, clears=CACHE) as session:
+    async with changing_as_operator(gateway, viewer, clears=CACHE) as session:
 
         async def make() -> FormSecret:
             issued = await admin_keys.create(
@@ -144,7 +142,7 @@ async def _page(
     state: FormState = UNTOUCHED,
     shown: Shown | None = None,
 ) -> Response:
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         found = await admin_keys.list_page(session, limit=PAGE_SIZE, after=after)
     return operator_page(
         viewer,
@@ -155,11 +153,9 @@ async def _page(
         flash=flash,
         state=state,
         shown=shown,
-        found=found.items,
+        **parts_of_list(found, PATH, after),
         origins=ORIGINS,
         scopes=list(SCOPES.items()),
         graces=GRACES,
         now=datetime.now(UTC),
-        newest=PATH if after else "",
-        older=f"{PATH}?after={found.items[-1].id}" if found.has_more else "",
     )

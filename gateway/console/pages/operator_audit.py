@@ -13,9 +13,14 @@ from starlette.responses import Response
 from gateway.billing.reports import csv_line, csv_text
 from gateway.billing.usage import parse_moment
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import HouseReader
+from gateway.console.dependencies import OperatorReader
 from gateway.console.forms import REFUSALS, UNTOUCHED, refused
-from gateway.console.pages.operator_shared import operator_page, tenant_page, tenant_path
+from gateway.console.pages.operator_shared import (
+    operator_page,
+    parts_of_list,
+    tenant_page,
+    tenant_path,
+)
 from gateway.console.render import PAGE_HEADERS
 from gateway.console.searches import SEARCHED_NOTE, usual_start
 from gateway.db.audit import Action, AuditEntry, list_entries
@@ -23,7 +28,7 @@ from gateway.db.engine import OperatorSession
 from gateway.db.pages import Page
 from gateway.db.searches import searching
 from gateway.errors import InvalidRequest
-from gateway.identity.transactions import reading_house
+from gateway.identity.transactions import reading_as_operator
 from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import lookups, tenants
@@ -71,7 +76,7 @@ class AuditForm(BaseModel):
 @router.get(PATH)
 async def show_audit(
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     form: Annotated[AuditForm, Query()],
 ) -> Response:
@@ -80,7 +85,7 @@ async def show_audit(
     try:
         if form.format == "csv":
             return await _file(gateway, viewer, form)
-        async with reading_house(gateway, viewer) as session, searching():
+        async with reading_as_operator(gateway, viewer) as session, searching():
             found = await _entries(session, viewer, form, limit=PAGE_SIZE, after=form.after)
     except REFUSALS as error:
         state = refused("filters", form.model_dump(mode="json"), error)
@@ -108,12 +113,12 @@ async def show_tenant_audit(
     *,
     tenant_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: UUID | None = None,
 ) -> Response:
     """List the changes of one tenant."""
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await list_entries(session, limit=PAGE_SIZE, after=after, tenant_id=tenant_id)
     here = tenant_path(tenant_id, TAB)
@@ -123,10 +128,8 @@ async def show_tenant_audit(
         "tenant_audit.html",
         tenant,
         TAB,
-        found=found.items,
+        **parts_of_list(found, here, after),
         file=AuditForm(tenant=str(tenant_id)).address(format="csv"),
-        newest=here if after else "",
-        older=f"{here}?after={found.items[-1].id}" if found.has_more else "",
     )
 
 
@@ -170,7 +173,7 @@ async def _file(gateway: Gateway, viewer: Viewer, form: AuditForm) -> Response:
     """Write the newest changes as CSV, without formulas for spreadsheets."""
     lines = [csv_line(COLUMNS)]
     after: UUID | None = None
-    async with reading_house(gateway, viewer) as session, searching():
+    async with reading_as_operator(gateway, viewer) as session, searching():
         while len(lines) <= MAX_FILE_ROWS:
             found = await _entries(session, viewer, form, limit=FILE_PAGE, after=after)
             lines += [csv_line([csv_text(cell) for cell in _cells(one)]) for one in found.items]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -14,14 +15,13 @@ from gateway.billing.prices import list_prices_of
 from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery
 from gateway.bootstrap import Gateway
 from gateway.catalog.loading import Catalog, unknown_model
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader
 from gateway.console.forms import (
-    REFUSALS,
     UNTOUCHED,
     FormState,
     moment_or_none,
     one_of,
-    refused,
+    sent,
     usd,
     usd_or_none,
 )
@@ -32,7 +32,7 @@ from gateway.db.engine import OperatorSession
 from gateway.db.pools import Beside
 from gateway.domain import Price
 from gateway.errors import InvalidRequest, ModelRetired
-from gateway.identity.transactions import changing_house, reading_house
+from gateway.identity.transactions import changing_as_operator, reading_as_operator
 from gateway.identity.viewers import Viewer
 from gateway.image_models import Model, SeedPrice
 from gateway.money import NanoUsd
@@ -71,10 +71,10 @@ class PriceVersion:
 
 
 @router.get(PATH)
-async def show_models(request: Request, viewer: HouseReader, gateway: GatewayDep) -> Response:
+async def show_models(request: Request, viewer: OperatorReader, gateway: GatewayDep) -> Response:
     """Show the catalogue: providers, dates, prices in force, readiness, and who asks."""
     catalog = gateway.core.catalog
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         table = _in_force(await prices.list_prices(session))
     asked = await _figures_of(request, gateway).get()
     ready = await gateway.hosts.readiness(catalog.models.values())
@@ -103,7 +103,7 @@ async def show_models(request: Request, viewer: HouseReader, gateway: GatewayDep
 
 @router.get(PATH + "/{model_id:path}")
 async def show_model(
-    model_id: str, request: Request, viewer: HouseReader, gateway: GatewayDep, done: str = ""
+    model_id: str, request: Request, viewer: OperatorReader, gateway: GatewayDep, done: str = ""
 ) -> Response:
     """Show one model: capabilities, price versions, and the tenants that ask for it."""
     return await _page(request, gateway, viewer, model_id, flash=DONE.get(done))
@@ -111,20 +111,20 @@ async def show_model(
 
 @router.post(PATH + "/{model_id:path}/prices")
 async def add_price(
-    model_id: str, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    model_id: str, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Add a version of a price of this model."""
-    try:
+
+    async def change() -> str:
         model = _find(gateway, model_id)
         name = one_of(form, "name", _price_names(gateway.core.catalog, model))
         prices.check_name(name, gateway.core.catalog.models)
         start = moment_or_none(form, "effective_from", viewer.time_zone) or datetime.now(UTC)
-        async with changing_house(gateway, viewer, clears=prices.CACHE_TAG) as session:
+        async with changing_as_operator(gateway, viewer, clears=prices.CACHE_TAG) as session:
             await prices.add(session, name, _rates(form), effective_from=start)
-    except REFUSALS as error:
-        state = refused("price", form, error)
-        return await _page(request, gateway, viewer, model_id, state=state)
-    return redirect(f"{PATH}/{quote(model_id)}?done=added")
+        return f"{PATH}/{quote(model_id)}?done=added"
+
+    return await sent("price", form, change, partial(_page, request, gateway, viewer, model_id))
 
 
 async def _page(

@@ -9,12 +9,12 @@ from starlette.responses import Response
 from gateway.billing import ledger, reconciliation
 from gateway.billing.ledger import OPEN_STATES, OpenState
 from gateway.billing.reconciliation import Resolution
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader, redirect
 from gateway.console.forms import REFUSALS, one_of, refused, typed, usd
 from gateway.console.pages.operator_requests import request_page, request_path
 from gateway.console.pages.operator_shared import operator_page
 from gateway.errors import InvalidRequest
-from gateway.identity.transactions import changing_house, reading_house
+from gateway.identity.transactions import changing_as_operator, reading_as_operator
 from gateway.rest.dependencies import GatewayDep
 
 PATH = "/console/open-calls"
@@ -44,14 +44,14 @@ router = APIRouter()
 @router.get(PATH)
 async def show_open_calls(
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     state: str = "unknown",
     after: UUID | None = None,
 ) -> Response:
     """List the calls in one state, newest first, with their age and amount."""
     chosen = _state(state)
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         sums = await ledger.sum_open(session)
         listed = await ledger.list_open(session, state=chosen, limit=PAGE_SIZE, after=after)
     here = f"{PATH}?state={chosen}"
@@ -81,12 +81,12 @@ async def show_open_calls(
 
 @router.post("/console/calls/{call_id}/resolve")
 async def resolve(
-    call_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    call_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Post the cost of a call, accept its estimate, or void it."""
     try:
         resolution = _resolution(form)
-        async with changing_house(gateway, viewer) as session:
+        async with changing_as_operator(gateway, viewer) as session:
             await reconciliation.resolve(session, gateway.core.catalog.models, call_id, resolution)
     except REFUSALS as error:
         state = refused("resolve", form, error)

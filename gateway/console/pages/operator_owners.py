@@ -1,31 +1,16 @@
 """Owners of budgets and limits: a tenant, one of its users, or one of its keys."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from uuid import UUID
 
 from gateway.billing.budgets import MAX_ID
-from gateway.bootstrap import Gateway
 from gateway.console.forms import one_of, typed
 from gateway.db.engine import TenantSession
 from gateway.errors import InvalidRequest, NotFound
-from gateway.identity.transactions import changing_tenant
-from gateway.identity.viewers import Permission, Viewer
 from gateway.tenancy import lookups
 from gateway.tenancy.lookups import KeyScope
 
 OWNERS = (("tenant", "Whole tenant"), ("user", "One user"), ("key", "One API key"))
-
-
-@asynccontextmanager
-async def changing(
-    gateway: Gateway, viewer: Viewer, tenant_id: UUID
-) -> AsyncIterator[TenantSession]:
-    """Open a transaction that changes a tenant, for operators."""
-    async with changing_tenant(
-        gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
-    ) as session:
-        yield session
 
 
 async def owner_ids(

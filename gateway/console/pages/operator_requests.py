@@ -17,7 +17,7 @@ from gateway.billing.call_terms import CallTerms
 from gateway.billing.reconciliation import CallRecord
 from gateway.billing.usage import parse_moment
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import HouseReader, redirect
+from gateway.console.dependencies import OperatorReader, redirect
 from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, refused, uuid_or_none
 from gateway.console.render import Crumb, Flash, page
 from gateway.console.searches import SEARCHED_NOTE, usual_start
@@ -25,7 +25,7 @@ from gateway.console.shell import shell_of
 from gateway.db.engine import OperatorSession
 from gateway.db.searches import searching
 from gateway.errors import InvalidRequest, NotFound
-from gateway.identity.transactions import reading_house
+from gateway.identity.transactions import reading_as_operator
 from gateway.identity.viewers import Permission, Viewer
 from gateway.library import made_images
 from gateway.library.made_images import StoredResult
@@ -117,7 +117,7 @@ def request_path(request_id: object) -> str:
 @router.get(PATH)
 async def show_requests(
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     form: Annotated[RequestForm, Query()],
 ) -> Response:
@@ -127,7 +127,7 @@ async def show_requests(
     found: tuple[LoggedRequest, ...] = ()
     state, older, zone = UNTOUCHED, "", viewer.time_zone
     try:
-        async with reading_house(gateway, viewer) as session, searching():
+        async with reading_as_operator(gateway, viewer) as session, searching():
             tenant = await lookups.find_tenant(session, form.tenant) if form.tenant else None
             zone = viewer.time_zone if tenant is None else tenant.time_zone
             tenant_id = None if tenant is None else tenant.id
@@ -168,7 +168,7 @@ async def show_requests(
 
 @router.get(PATH + "/{request_id}")
 async def show_request(
-    request_id: str, request: Request, viewer: HouseReader, gateway: GatewayDep, done: str = ""
+    request_id: str, request: Request, viewer: OperatorReader, gateway: GatewayDep, done: str = ""
 ) -> Response:
     """Show one request with its whole way, by any of its ids."""
     return await request_page(request, gateway, viewer, request_id, flash=DONE.get(done))
@@ -184,7 +184,7 @@ async def request_page(
     state: FormState = UNTOUCHED,
 ) -> Response:
     """Render the page of a request, or of a call whose request is no longer in the log."""
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         way = await _read_way(session, gateway, request_id)
     is_open = way.call is not None and way.call.state in {"unknown", "estimated"}
     return page(
@@ -196,7 +196,7 @@ async def request_page(
         way=way,
         log=None if way.detail is None else way.detail.request,
         row=None if way.detail is None else way.detail.request.row,
-        can_resolve=is_open and viewer.may(Permission.HOUSE_CHANGE),
+        can_resolve=is_open and viewer.may(Permission.OPERATOR_CHANGE),
         state=state,
         now=datetime.now(UTC),
     )

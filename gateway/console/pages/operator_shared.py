@@ -1,16 +1,39 @@
 """The frame of the operators' pages, and of those of one tenant with their tabs."""
 
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypedDict, TypeVar
 from uuid import UUID
 
 from fastapi import Request
 from starlette.responses import Response
 
+from gateway.bootstrap import Gateway
 from gateway.console.forms import UNTOUCHED, FormState
 from gateway.console.render import Crumb, Flash, page
 from gateway.console.shell import shell_of
+from gateway.db.engine import TenantSession
+from gateway.db.pages import Page
+from gateway.identity.transactions import changing_tenant, reading_tenant
 from gateway.identity.viewers import Permission, Viewer
 from gateway.tenancy.tenants import Tenant
 
+
+class Listed(Protocol):
+    """A row of a list, which has an id."""
+
+    @property
+    def id(self) -> UUID | int: ...
+
+
+class ListParts(TypedDict):
+    """The rows of a page of a list, and the addresses of its newest and older ones."""
+
+    found: object
+    newest: str
+    older: str
+
+
+Row = TypeVar("Row", bound=Listed)
 TENANTS = "/console/tenants"
 TABS = (
     ("", "Overview"),
@@ -23,6 +46,30 @@ TABS = (
     ("/settings", "Settings"),
     ("/audit", "Audit"),
 )
+
+
+def reading(
+    gateway: Gateway, viewer: Viewer, tenant_id: UUID
+) -> AbstractAsyncContextManager[TenantSession]:
+    """Open a transaction that reads one tenant, for operators."""
+    return reading_tenant(gateway, viewer, Permission.OPERATOR_READ, tenant_id=tenant_id)
+
+
+def changing(
+    gateway: Gateway, viewer: Viewer, tenant_id: UUID
+) -> AbstractAsyncContextManager[TenantSession]:
+    """Open a transaction that changes one tenant, for operators."""
+    return changing_tenant(gateway, viewer, Permission.OPERATOR_CHANGE, tenant_id=tenant_id)
+
+
+def parts_of_list(found: Page[Row], here: str, after: object) -> ListParts:
+    """The rows of a page of a list, and the addresses of its newest and older ones."""
+    joint = "&" if "?" in here else "?"
+    return {
+        "found": found.items,
+        "newest": here if after else "",
+        "older": f"{here}{joint}after={found.items[-1].id}" if found.has_more else "",
+    }
 
 
 def operator_page(
@@ -47,7 +94,7 @@ def operator_page(
         status=state.status,
         headers=None,
         state=state,
-        may_change=viewer.may(Permission.HOUSE_CHANGE),
+        may_change=viewer.may(Permission.OPERATOR_CHANGE),
         **context,
     )
 

@@ -9,13 +9,13 @@ from starlette.responses import Response
 from gateway import __version__
 from gateway.billing import usage_sums
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import HouseReader
+from gateway.console.dependencies import OperatorReader
 from gateway.console.pages.operator_shared import operator_page
 from gateway.console.shared import Shared
 from gateway.db import sweeps
 from gateway.db.revisions import newest_revision
 from gateway.examination import examine
-from gateway.identity.transactions import reading_house
+from gateway.identity.transactions import reading_as_operator
 from gateway.identity.viewers import Viewer
 from gateway.library.spool import SpoolStats
 from gateway.rest.dependencies import GatewayDep
@@ -65,13 +65,13 @@ class Examination:
 
 
 @router.get(PATH)
-async def show_system(request: Request, viewer: HouseReader, gateway: GatewayDep) -> Response:
+async def show_system(request: Request, viewer: OperatorReader, gateway: GatewayDep) -> Response:
     """Show the state of the gateway, without its examination."""
     return await _page(request, gateway, viewer, None)
 
 
 @router.post(PATH)
-async def examine_system(request: Request, viewer: HouseReader, gateway: GatewayDep) -> Response:
+async def examine_system(request: Request, viewer: OperatorReader, gateway: GatewayDep) -> Response:
     """Examine the gateway as `gateway doctor` does, once for all who ask, and show the findings."""
     state = request.app.state
     if not hasattr(state, "examination"):
@@ -93,7 +93,7 @@ async def _examine(gateway: Gateway) -> Examination:
 async def _page(
     request: Request, gateway: Gateway, viewer: Viewer, examination: Examination | None
 ) -> Response:
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         work = await sweeps.list_all(session)
         pending_lines = await usage_sums.count_pending(session)
         waiting = await deliveries.count_waiting(session)

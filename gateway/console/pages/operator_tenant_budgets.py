@@ -1,6 +1,7 @@
 """Budgets of a tenant, and of the house credentials: bars, set, raise for a time, remove."""
 
 from collections.abc import Mapping
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Request
@@ -9,24 +10,30 @@ from starlette.responses import Response
 from gateway.billing import budgets
 from gateway.billing.budgets import ENFORCEMENTS, WINDOWS, Budget
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader
 from gateway.console.forms import (
-    REFUSALS,
     UNTOUCHED,
     FormState,
     moment,
     one_of,
-    refused,
+    sent,
     typed,
     usd,
 )
-from gateway.console.pages.operator_owners import OWNERS, changing, owner_ids, row_id_of
-from gateway.console.pages.operator_shared import operator_page, tenant_page, tenant_path
+from gateway.console.pages.operator_owners import OWNERS, owner_ids, row_id_of
+from gateway.console.pages.operator_shared import (
+    changing,
+    operator_page,
+    parts_of_list,
+    reading,
+    tenant_page,
+    tenant_path,
+)
 from gateway.console.render import Flash
 from gateway.db.pages import Page
 from gateway.errors import InvalidRequest, NotFound
-from gateway.identity.transactions import changing_house, reading_house, reading_tenant
-from gateway.identity.viewers import Permission, Viewer
+from gateway.identity.transactions import changing_as_operator, reading_as_operator
+from gateway.identity.viewers import Viewer
 from gateway.money import format_usd_short
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
@@ -56,7 +63,7 @@ router = APIRouter()
 @router.get(HOUSE)
 async def show_house_budgets(
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: int | None = None,
     done: str = "",
@@ -67,11 +74,12 @@ async def show_house_budgets(
 
 @router.post(HOUSE)
 async def set_house_budget(
-    request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Set a budget for all calls with a house credential."""
-    try:
-        async with changing_house(gateway, viewer) as session:
+
+    async def change() -> str:
+        async with changing_as_operator(gateway, viewer) as session:
             await budgets.set_limit(
                 session,
                 None,
@@ -81,10 +89,10 @@ async def set_house_budget(
                 alert_percents=_percents(form),
                 time_zone=typed(form, "time_zone") or None,
             )
-    except REFUSALS as error:
-        state = refused(_name_of(form), form, error)
-        return await _house_page(request, gateway, viewer, state=state)
-    return redirect(f"{HOUSE}?done=set")
+        return f"{HOUSE}?done=set"
+
+    show = partial(_house_page, request, gateway, viewer)
+    return await sent(_name_of(form), form, change, show)
 
 
 @router.post(HOUSE + "/{budget_id}/{action}")
@@ -93,18 +101,18 @@ async def change_house_budget(
     budget_id: int,
     action: str,
     request: Request,
-    viewer: HouseChanger,
+    viewer: OperatorChanger,
     gateway: GatewayDep,
     form: FormDep,
 ) -> Response:
     """Raise a budget of the house credentials, end its raise, or remove it."""
-    try:
-        async with changing_house(gateway, viewer) as session:
-            done = await _change(session, viewer, None, budget_id, action, form)
-    except REFUSALS as error:
-        state = refused(f"raise-{budget_id}", form, error)
-        return await _house_page(request, gateway, viewer, state=state)
-    return redirect(f"{HOUSE}?done={done}")
+
+    async def change() -> str:
+        async with changing_as_operator(gateway, viewer) as session:
+            return HOUSE + await _change(session, viewer, None, budget_id, action, form)
+
+    show = partial(_house_page, request, gateway, viewer)
+    return await sent(f"raise-{budget_id}", form, change, show)
 
 
 @router.get(ROOT + BUDGETS)
@@ -112,7 +120,7 @@ async def show_budgets(
     *,
     tenant_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: int | None = None,
     done: str = "",
@@ -123,10 +131,11 @@ async def show_budgets(
 
 @router.post(ROOT + BUDGETS)
 async def set_budget(
-    tenant_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Set a budget of the tenant, of a user or of a key."""
-    try:
+
+    async def change() -> str:
         async with changing(gateway, viewer, tenant_id) as session:
             livemode = one_of(form, "mode", ("live", "test")) == "live"
             key_id, user_id = await owner_ids(session, tenant_id, form, livemode=livemode)
@@ -141,10 +150,10 @@ async def set_budget(
                 enforcement=one_of(form, "enforcement", ENFORCEMENTS),
                 alert_percents=_percents(form),
             )
-    except REFUSALS as error:
-        state = refused(_name_of(form), form, error)
-        return await _page(request, gateway, viewer, tenant_id, state=state)
-    return redirect(f"{tenant_path(tenant_id, BUDGETS)}?done=set")
+        return f"{tenant_path(tenant_id, BUDGETS)}?done=set"
+
+    show = partial(_page, request, gateway, viewer, tenant_id)
+    return await sent(_name_of(form), form, change, show)
 
 
 @router.post(ROOT + BUDGETS + "/{budget_id}/{action}")
@@ -154,18 +163,19 @@ async def change_budget(
     budget_id: int,
     action: str,
     request: Request,
-    viewer: HouseChanger,
+    viewer: OperatorChanger,
     gateway: GatewayDep,
     form: FormDep,
 ) -> Response:
     """Raise a budget, end its raise, or remove it."""
-    try:
+
+    async def change() -> str:
         async with changing(gateway, viewer, tenant_id) as session:
             done = await _change(session, viewer, tenant_id, budget_id, action, form)
-    except REFUSALS as error:
-        state = refused(f"raise-{budget_id}", form, error)
-        return await _page(request, gateway, viewer, tenant_id, state=state)
-    return redirect(f"{tenant_path(tenant_id, BUDGETS)}?done={done}")
+        return tenant_path(tenant_id, BUDGETS) + done
+
+    show = partial(_page, request, gateway, viewer, tenant_id)
+    return await sent(f"raise-{budget_id}", form, change, show)
 
 
 async def _change(  # noqa: PLR0917 - as the path and the form have them
@@ -176,7 +186,7 @@ async def _change(  # noqa: PLR0917 - as the path and the form have them
     action: str,
     form: Mapping[str, str],
 ) -> str:
-    """Change a budget; return the name of the page's message."""
+    """Change a budget; return the part of the address that names the page's message."""
     row_id = row_id_of(budget_id)
     if action == "raise":
         await budgets.raise_limit(
@@ -187,13 +197,13 @@ async def _change(  # noqa: PLR0917 - as the path and the form have them
             until=moment(form, "until", viewer.time_zone),
             reason=_reason(form),
         )
-        return "raised"
+        return "?done=raised"
     if action == "end-raise":
         await budgets.end_raise(session, tenant_id, row_id)
-        return "ended"
+        return "?done=ended"
     if action == "remove":
         await budgets.remove(session, tenant_id, row_id)
-        return "removed"
+        return "?done=removed"
     raise NotFound(f"A budget has no action {action[:20]!r}.")
 
 
@@ -233,9 +243,7 @@ async def _page(
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
 ) -> Response:
-    async with reading_tenant(
-        gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
-    ) as session:
+    async with reading(gateway, viewer, tenant_id) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await budgets.list_page(
             session, tenant_id, limit=PAGE_SIZE, after=None if after is None else row_id_of(after)
@@ -261,7 +269,7 @@ async def _house_page(
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
 ) -> Response:
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         found = await budgets.list_page(
             session, None, limit=PAGE_SIZE, after=None if after is None else row_id_of(after)
         )
@@ -281,9 +289,7 @@ async def _house_page(
 def _context(found: Page[Budget], here: str, after: int | None) -> dict[str, object]:
     return {
         "here": here,
-        "found": found.items,
-        "newest": here if after else "",
-        "older": f"{here}?after={found.items[-1].id}" if found.has_more else "",
+        **parts_of_list(found, here, after),
         "limits": {one.id: format_usd_short(one.limit_nano) for one in found.items},
         "owners": OWNERS,
         "windows": WINDOW_NAMES,

@@ -2,33 +2,38 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader, redirect
 from gateway.console.forms import (
     GRACES,
-    REFUSALS,
     UNTOUCHED,
     FormState,
     grace,
     moment_or_none,
     one_of,
-    refused,
+    sent,
     typed,
 )
 from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
-from gateway.console.pages.operator_shared import tenant_page, tenant_path
+from gateway.console.pages.operator_shared import (
+    changing,
+    parts_of_list,
+    reading,
+    tenant_page,
+    tenant_path,
+)
 from gateway.console.pages.tenant_keys import SCOPES
 from gateway.console.render import Flash
 from gateway.domain import USUAL_KEY_SCOPES, Scope
 from gateway.errors import InvalidRequest
 from gateway.identity.sent_forms import FormSecret
-from gateway.identity.transactions import changing_tenant, reading_tenant
-from gateway.identity.viewers import Permission, Viewer
+from gateway.identity.viewers import Viewer
 from gateway.rest.admin.keys import KeyBody, check_key
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import api_keys, key_use, lookups, tenants, users
@@ -48,7 +53,7 @@ async def show_keys(
     *,
     tenant_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: UUID | None = None,
     done: str = "",
@@ -62,15 +67,11 @@ async def show_keys(
 
 @router.post(PATH)
 async def create_key(
-    tenant_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Create a key; the page after it shows its secret once."""
-    try:
-        path = await _issue(request, gateway, viewer, tenant_id, form)
-    except REFUSALS as error:
-        state = refused("create", form, error)
-        return await _page(request, gateway, viewer, tenant_id, state=state)
-    return redirect(path)
+    issue = partial(_issue, request, gateway, viewer, tenant_id, form)
+    return await sent("create", form, issue, partial(_page, request, gateway, viewer, tenant_id))
 
 
 @router.post(PATH + "/{key_id}/roll")
@@ -79,36 +80,31 @@ async def roll_key(
     tenant_id: UUID,
     key_id: UUID,
     request: Request,
-    viewer: HouseChanger,
+    viewer: OperatorChanger,
     gateway: GatewayDep,
     form: FormDep,
 ) -> Response:
     """Issue the successor of a key; the page after it shows its secret once."""
-    try:
+
+    async def change() -> str:
         valid = grace(form)
-        async with changing_tenant(
-            gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
-        ) as session:
+        async with changing(gateway, viewer, tenant_id) as session:
 
             async def make() -> FormSecret:
                 twin = await api_keys.roll(session, key_id, pepper=gateway.core.pepper, grace=valid)
                 return _new_secret(tenant_id, twin)
 
-            path = await made_once(request, session, form, make)
-    except REFUSALS as error:
-        state = refused("roll", form, error)
-        return await _page(request, gateway, viewer, tenant_id, state=state)
-    return redirect(path)
+            return await made_once(request, session, form, make)
+
+    return await sent("roll", form, change, partial(_page, request, gateway, viewer, tenant_id))
 
 
 @router.post(PATH + "/{key_id}/revoke")
 async def revoke_key(
-    tenant_id: UUID, key_id: UUID, viewer: HouseChanger, gateway: GatewayDep
+    tenant_id: UUID, key_id: UUID, viewer: OperatorChanger, gateway: GatewayDep
 ) -> Response:
     """Revoke a key, from its next request on."""
-    async with changing_tenant(
-        gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
-    ) as session:
+    async with changing(gateway, viewer, tenant_id) as session:
         await api_keys.revoke(session, key_id)
     return redirect(f"{tenant_path(tenant_id, TAB)}?done=revoked")
 
@@ -128,9 +124,7 @@ async def _issue(
     scopes = [scope.value for scope in Scope if form.get(f"scope-{scope}")]
     if not scopes:
         raise InvalidRequest("Choose at least one scope.", param="scopes")
-    async with changing_tenant(
-        gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
-    ) as session:
+    async with changing(gateway, viewer, tenant_id) as session:
 
         async def make() -> FormSecret:
             user = typed(form, "user")
@@ -162,9 +156,7 @@ async def _page(
     state: FormState = UNTOUCHED,
     shown: Shown | None = None,
 ) -> Response:
-    async with reading_tenant(
-        gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
-    ) as session:
+    async with reading(gateway, viewer, tenant_id) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await api_keys.list_page(session, tenant_id, limit=PAGE_SIZE, after=after)
         used = await key_use.last_uses(session, tenant_id, {one.root_id for one in found.items})
@@ -179,12 +171,10 @@ async def _page(
         flash=flash,
         state=state,
         shown=shown,
-        found=found.items,
+        **parts_of_list(found, here, after),
         used=used,
         names=names,
         scopes=[(scope, SCOPES[scope], scope in USUAL_KEY_SCOPES) for scope in Scope],
         graces=GRACES,
         now=datetime.now(UTC),
-        newest=here if after else "",
-        older=f"{here}?after={found.items[-1].id}" if found.has_more else "",
     )

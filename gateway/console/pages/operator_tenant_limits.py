@@ -1,18 +1,24 @@
 """Limits of a tenant, its users and keys: show, set, remove."""
 
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
-from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, one_of, refused, whole
-from gateway.console.pages.operator_owners import OWNERS, changing, owner_ids, row_id_of
-from gateway.console.pages.operator_shared import tenant_page, tenant_path
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader, redirect
+from gateway.console.forms import UNTOUCHED, FormState, one_of, sent, whole
+from gateway.console.pages.operator_owners import OWNERS, owner_ids, row_id_of
+from gateway.console.pages.operator_shared import (
+    changing,
+    parts_of_list,
+    reading,
+    tenant_page,
+    tenant_path,
+)
 from gateway.console.render import Flash
-from gateway.identity.transactions import reading_tenant
-from gateway.identity.viewers import Permission, Viewer
+from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import limit_rows, tenants
 
@@ -37,7 +43,7 @@ async def show_limits(
     *,
     tenant_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: int | None = None,
     done: str = "",
@@ -48,10 +54,11 @@ async def show_limits(
 
 @router.post(ROOT + LIMITS)
 async def set_limit(
-    tenant_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Set a limit of the tenant, of a user or of a key."""
-    try:
+
+    async def change() -> str:
         async with changing(gateway, viewer, tenant_id) as session:
             livemode = one_of(form, "mode", ("live", "test")) == "live"
             key_id, user_id = await owner_ids(session, tenant_id, form, livemode=livemode)
@@ -64,15 +71,14 @@ async def set_limit(
                 api_key_id=key_id,
                 user_id=user_id,
             )
-    except REFUSALS as error:
-        state = refused("set", form, error)
-        return await _page(request, gateway, viewer, tenant_id, state=state)
-    return redirect(f"{tenant_path(tenant_id, LIMITS)}?done=limit-set")
+        return f"{tenant_path(tenant_id, LIMITS)}?done=limit-set"
+
+    return await sent("set", form, change, partial(_page, request, gateway, viewer, tenant_id))
 
 
 @router.post(ROOT + LIMITS + "/{limit_id}/remove")
 async def remove_limit(
-    tenant_id: UUID, limit_id: int, viewer: HouseChanger, gateway: GatewayDep
+    tenant_id: UUID, limit_id: int, viewer: OperatorChanger, gateway: GatewayDep
 ) -> Response:
     """Remove a limit."""
     async with changing(gateway, viewer, tenant_id) as session:
@@ -90,9 +96,7 @@ async def _page(
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
 ) -> Response:
-    async with reading_tenant(
-        gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
-    ) as session:
+    async with reading(gateway, viewer, tenant_id) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await limit_rows.list_page(
             session,
@@ -109,9 +113,7 @@ async def _page(
         LIMITS,
         flash=flash,
         state=state,
-        found=found.items,
-        newest=here if after else "",
-        older=f"{here}?after={found.items[-1].id}" if found.has_more else "",
+        **parts_of_list(found, here, after),
         owners=OWNERS,
         kinds=KINDS,
         kind_names=dict(KINDS),

@@ -1,6 +1,7 @@
 """Users, credentials and settings of a tenant, as operators see and change them."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 from uuid import UUID
 
@@ -8,22 +9,27 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader, redirect
 from gateway.console.forms import (
-    REFUSALS,
     UNTOUCHED,
     FormState,
     one_of,
-    refused,
+    sent,
     typed,
     uuid_or_none,
     whole,
 )
-from gateway.console.pages.operator_shared import tenant_page, tenant_path
+from gateway.console.pages.operator_shared import (
+    changing,
+    parts_of_list,
+    reading,
+    tenant_page,
+    tenant_path,
+)
 from gateway.console.render import Flash
 from gateway.errors import InvalidRequest
-from gateway.identity.transactions import changing_house, changing_tenant, reading_tenant
-from gateway.identity.viewers import Permission, Viewer
+from gateway.identity.transactions import changing_as_operator
+from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import credentials, tenants, users
 
@@ -48,7 +54,7 @@ async def show_users(
     *,
     tenant_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: UUID | None = None,
     done: str = "",
@@ -59,30 +65,26 @@ async def show_users(
 
 @router.post(ROOT + USERS)
 async def create_user(
-    tenant_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Create a user."""
-    try:
-        async with changing_tenant(
-            gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
-        ) as session:
+
+    async def change() -> str:
+        async with changing(gateway, viewer, tenant_id) as session:
             await users.create_user(session, tenant_id, typed(form, "name"))
-    except REFUSALS as error:
-        state = refused("create", form, error)
-        return await _users(request, gateway, viewer, tenant_id, state=state)
-    return redirect(f"{tenant_path(tenant_id, USERS)}?done=created")
+        return f"{tenant_path(tenant_id, USERS)}?done=created"
+
+    return await sent("create", form, change, partial(_users, request, gateway, viewer, tenant_id))
 
 
 @router.post(ROOT + USERS + "/{user_id}/status")
 async def set_user_status(
-    tenant_id: UUID, user_id: UUID, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, user_id: UUID, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Disable or enable a user."""
     chosen = one_of(form, "status", ("active", "disabled"))
     status: Literal["active", "disabled"] = "active" if chosen == "active" else "disabled"
-    async with changing_tenant(
-        gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
-    ) as session:
+    async with changing(gateway, viewer, tenant_id) as session:
         await users.change(session, tenant_id, user_id, status=status)
     return redirect(f"{tenant_path(tenant_id, USERS)}?done={status}")
 
@@ -92,15 +94,13 @@ async def show_credentials(
     *,
     tenant_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: UUID | None = None,
     done: str = "",
 ) -> Response:
     """List the provider credentials of a tenant and its users, by their last four characters."""
-    async with reading_tenant(
-        gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
-    ) as session:
+    async with reading(gateway, viewer, tenant_id) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await credentials.list_page(session, tenant_id, limit=PAGE_SIZE, after=after)
         names = await users.names_of(session, tenant_id, (one.user_id for one in found.items))
@@ -112,27 +112,23 @@ async def show_credentials(
         tenant,
         CREDENTIALS,
         flash=DONE.get(done),
-        found=found.items,
+        **parts_of_list(found, here, after),
         names=names,
         house=[
             (name, name in gateway.settings.house_keys)
             for name in gateway.core.catalog.vendors
             if name not in gateway.core.catalog.hosts
         ],
-        newest=here if after else "",
-        older=f"{here}?after={found.items[-1].id}" if found.has_more else "",
     )
 
 
 @router.post(ROOT + CREDENTIALS + "/{provider}/delete")
 async def delete_credential(
-    tenant_id: UUID, provider: str, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, provider: str, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Delete a provider credential of the tenant, or of one of its users."""
     credentials.check_provider(provider, gateway.core.catalog.vendors)
-    async with changing_tenant(
-        gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
-    ) as session:
+    async with changing(gateway, viewer, tenant_id) as session:
         await credentials.delete(
             session, tenant_id, user_id=uuid_or_none(form.get("user_id", "")), provider=provider
         )
@@ -141,7 +137,7 @@ async def delete_credential(
 
 @router.get(ROOT + SETTINGS)
 async def show_settings(
-    tenant_id: UUID, request: Request, viewer: HouseReader, gateway: GatewayDep, done: str = ""
+    tenant_id: UUID, request: Request, viewer: OperatorReader, gateway: GatewayDep, done: str = ""
 ) -> Response:
     """Show the settings of a tenant."""
     return await _settings(request, gateway, viewer, tenant_id, flash=DONE.get(done))
@@ -149,13 +145,14 @@ async def show_settings(
 
 @router.post(ROOT + SETTINGS)
 async def save_settings(
-    tenant_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Change the settings of a tenant."""
-    try:
+
+    async def change() -> str:
         retention = _amount(form, "image_retention_seconds", dict(TIMES))
         cap = _amount(form, "max_image_bytes", dict(SIZES))
-        async with changing_house(gateway, viewer, clears=str(tenant_id)) as session:
+        async with changing_as_operator(gateway, viewer, clears=str(tenant_id)) as session:
             await tenants.set_settings(
                 session,
                 str(tenant_id),
@@ -167,10 +164,10 @@ async def save_settings(
                 image_retention_seconds=retention,
                 max_image_bytes=cap,
             )
-    except REFUSALS as error:
-        state = refused("settings", form, error)
-        return await _settings(request, gateway, viewer, tenant_id, state=state)
-    return redirect(f"{tenant_path(tenant_id, SETTINGS)}?done=saved")
+        return f"{tenant_path(tenant_id, SETTINGS)}?done=saved"
+
+    show = partial(_settings, request, gateway, viewer, tenant_id)
+    return await sent("settings", form, change, show)
 
 
 def _amount(form: Mapping[str, str], name: str, units: Mapping[str, int]) -> int | None:
@@ -211,9 +208,7 @@ async def _users(
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
 ) -> Response:
-    async with reading_tenant(
-        gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
-    ) as session:
+    async with reading(gateway, viewer, tenant_id) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await users.list_users(session, tenant_id, limit=PAGE_SIZE, after=after)
     here = tenant_path(tenant_id, USERS)
@@ -225,9 +220,7 @@ async def _users(
         USERS,
         flash=flash,
         state=state,
-        found=found.items,
-        newest=here if after else "",
-        older=f"{here}?after={found.items[-1].id}" if found.has_more else "",
+        **parts_of_list(found, here, after),
     )
 
 
@@ -240,9 +233,7 @@ async def _settings(
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
 ) -> Response:
-    async with reading_tenant(
-        gateway, viewer, Permission.HOUSE_READ, tenant_id=tenant_id
-    ) as session:
+    async with reading(gateway, viewer, tenant_id) as session:
         tenant = await tenants.get(session, tenant_id)
     return tenant_page(
         viewer,

@@ -1,5 +1,6 @@
 """Tenants: the list with search, creation, and the overview of one tenant with its status."""
 
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
@@ -11,12 +12,12 @@ from starlette.responses import Response
 from gateway.billing import budgets, tenant_figures
 from gateway.billing.tenant_figures import NO_FIGURES
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
-from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, one_of, refused, typed
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader, redirect
+from gateway.console.forms import UNTOUCHED, FormState, one_of, sent, typed
 from gateway.console.pages.operator_shared import TENANTS, operator_page, tenant_page, tenant_path
 from gateway.console.render import Flash
 from gateway.db.audit import list_entries
-from gateway.identity.transactions import changing_house, reading_house
+from gateway.identity.transactions import changing_as_operator, reading_as_operator
 from gateway.identity.viewers import Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
@@ -58,7 +59,7 @@ class TenantsForm(BaseModel):
 @router.get(TENANTS)
 async def show_tenants(
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     form: Annotated[TenantsForm, Query()],
 ) -> Response:
@@ -68,27 +69,27 @@ async def show_tenants(
 
 @router.post(TENANTS)
 async def create_tenant(
-    request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Create a tenant."""
-    try:
-        async with changing_house(gateway, viewer) as session:
+
+    async def change() -> str:
+        async with changing_as_operator(gateway, viewer) as session:
             made = await tenants.create(
                 session, typed(form, "name"), time_zone=typed(form, "time_zone") or "UTC"
             )
-    except REFUSALS as error:
-        return await _list(
-            request, gateway, viewer, TenantsForm(), state=refused("create", form, error)
-        )
-    return redirect(f"{tenant_path(made.id)}?done=created")
+        return f"{tenant_path(made.id)}?done=created"
+
+    show = partial(_list, request, gateway, viewer, TenantsForm())
+    return await sent("create", form, change, show)
 
 
 @router.get(TENANTS + "/{tenant_id}")
 async def show_tenant(
-    tenant_id: UUID, request: Request, viewer: HouseReader, gateway: GatewayDep, done: str = ""
+    tenant_id: UUID, request: Request, viewer: OperatorReader, gateway: GatewayDep, done: str = ""
 ) -> Response:
     """Show one tenant: figures, budgets, settings, and its last changes."""
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         tenant = await tenants.get(session, tenant_id)
         figures = await tenant_figures.figures_of(session, [tenant_id])
         found = await budgets.list_most_used_of(session, tenant_id, limit=MAX_BUDGETS)
@@ -109,11 +110,11 @@ async def show_tenant(
 
 @router.post(TENANTS + "/{tenant_id}/status")
 async def set_status(
-    tenant_id: UUID, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    tenant_id: UUID, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Disable or enable a tenant, from its next request on."""
     status = one_of(form, "status", tenants.STATUSES)
-    async with changing_house(gateway, viewer, clears=str(tenant_id)) as session:
+    async with changing_as_operator(gateway, viewer, clears=str(tenant_id)) as session:
         await tenants.set_status(session, str(tenant_id), status)
     return redirect(f"{tenant_path(tenant_id)}?done={status}")
 
@@ -126,7 +127,7 @@ async def _list(
     *,
     state: FormState = UNTOUCHED,
 ) -> Response:
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         found = await tenants.search(
             session,
             limit=PAGE_SIZE,

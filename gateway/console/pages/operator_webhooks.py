@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
-from gateway.console.dependencies import FormDep, HouseChanger, HouseReader, redirect
+from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader, redirect
 from gateway.console.forms import (
     GRACES,
     REFUSALS,
@@ -23,13 +23,14 @@ from gateway.console.forms import (
 from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
 from gateway.console.pages.operator_shared import (
     operator_page,
+    parts_of_list,
     tenant_page,
     tenant_path,
 )
 from gateway.console.render import Crumb, Flash
 from gateway.errors import InvalidRequest, NotFound
 from gateway.identity.sent_forms import FormSecret
-from gateway.identity.transactions import changing_house, changing_tenant, reading_house
+from gateway.identity.transactions import changing_as_operator, changing_tenant, reading_as_operator
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
@@ -59,7 +60,7 @@ router = APIRouter()
 async def show_webhooks(
     *,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     of: Literal["", "operator"] = "",
     after: UUID | None = None,
@@ -71,7 +72,7 @@ async def show_webhooks(
 
 @router.post(PATH)
 async def create_webhook(
-    request: Request, viewer: HouseChanger, gateway: GatewayDep, form: FormDep
+    request: Request, viewer: OperatorChanger, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Create a webhook of the operator; the page after it shows its secret once."""
     try:
@@ -79,7 +80,7 @@ async def create_webhook(
         events = [one.value for one in EventType if form.get(f"event-{one}")]
         if not events:
             raise InvalidRequest("Choose at least one event.", param="events")
-        async with changing_house(gateway, viewer) as session:
+        async with changing_as_operator(gateway, viewer) as session:
 
             async def make() -> FormSecret:
                 made = await endpoints.create(
@@ -105,12 +106,12 @@ async def create_webhook(
 async def show_tenant_webhooks(
     tenant_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     after: UUID | None = None,
 ) -> Response:
     """List the webhooks of one tenant."""
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         tenant = await tenants.get(session, tenant_id)
         found = await overview.list_states(
             session, limit=PAGE_SIZE, after=after, tenant_id=tenant_id
@@ -122,9 +123,7 @@ async def show_tenant_webhooks(
         "tenant_webhooks.html",
         tenant,
         TAB,
-        found=found.items,
-        newest=here if after else "",
-        older=f"{here}?after={found.items[-1].id}" if found.has_more else "",
+        **parts_of_list(found, here, after),
     )
 
 
@@ -133,7 +132,7 @@ async def show_webhook(
     *,
     webhook_id: UUID,
     request: Request,
-    viewer: HouseReader,
+    viewer: OperatorReader,
     gateway: GatewayDep,
     status: Literal["", "pending", "delivered", "dead"] = "",
     after: UUID | None = None,
@@ -154,7 +153,11 @@ async def show_webhook(
 
 @router.post(PATH + "/{webhook_id}/deliveries/{delivery_id}/redeliver")
 async def redeliver(
-    webhook_id: UUID, delivery_id: UUID, request: Request, viewer: HouseChanger, gateway: GatewayDep
+    webhook_id: UUID,
+    delivery_id: UUID,
+    request: Request,
+    viewer: OperatorChanger,
+    gateway: GatewayDep,
 ) -> Response:
     """Send a delivery again."""
     try:
@@ -172,7 +175,7 @@ async def change_webhook(
     webhook_id: UUID,
     action: str,
     request: Request,
-    viewer: HouseChanger,
+    viewer: OperatorChanger,
     gateway: GatewayDep,
     form: FormDep,
 ) -> Response:
@@ -223,14 +226,14 @@ async def _changing(
     gateway: Gateway, viewer: Viewer, webhook_id: UUID
 ) -> AsyncIterator[tuple[Session, UUID | None]]:
     """Open a transaction of the webhook's owner."""
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         tenant_id = await overview.owner_of(session, webhook_id)
     if tenant_id is None:
-        async with changing_house(gateway, viewer) as house:
+        async with changing_as_operator(gateway, viewer) as house:
             yield house, None
     else:
         async with changing_tenant(
-            gateway, viewer, Permission.HOUSE_CHANGE, tenant_id=tenant_id
+            gateway, viewer, Permission.OPERATOR_CHANGE, tenant_id=tenant_id
         ) as tenant_session:
             yield tenant_session, tenant_id
 
@@ -245,12 +248,11 @@ async def _list(
     flash: Flash | None = None,
     state: FormState = UNTOUCHED,
 ) -> Response:
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         found = await overview.list_states(
             session, limit=PAGE_SIZE, after=after, of_operator=of == "operator"
         )
     here = f"{PATH}?of={of}" if of else PATH
-    joint = "&" if of else "?"
     return operator_page(
         viewer,
         request,
@@ -263,10 +265,8 @@ async def _list(
         segments=[
             (text, f"{PATH}?of={value}" if value else PATH, value == of) for value, text in OWNERS
         ],
-        found=found.items,
+        **parts_of_list(found, here, after),
         events=[one.value for one in EventType if one is not EventType.WEBHOOK_TEST],
-        newest=here if after else "",
-        older=f"{here}{joint}after={found.items[-1].id}" if found.has_more else "",
     )
 
 
@@ -282,7 +282,7 @@ async def _page(
     state: FormState = UNTOUCHED,
     shown: Shown | None = None,
 ) -> Response:
-    async with reading_house(gateway, viewer) as session:
+    async with reading_as_operator(gateway, viewer) as session:
         tenant_id = await overview.owner_of(session, webhook_id)
         endpoint = await endpoints.get(session, tenant_id, webhook_id)
         tenant = None if tenant_id is None else await tenants.get(session, tenant_id)
@@ -291,7 +291,6 @@ async def _page(
         )
     here = f"{PATH}/{webhook_id}"
     base = f"{here}?status={status}" if status else here
-    joint = "&" if status else "?"
     return operator_page(
         viewer,
         request,
@@ -303,7 +302,7 @@ async def _page(
         shown=shown,
         endpoint=endpoint,
         tenant=tenant,
-        found=found.items,
+        **parts_of_list(found, base, after),
         tries=deliveries.TRIES,
         graces=GRACES,
         segments=[
@@ -311,6 +310,4 @@ async def _page(
             for one in STATUSES
         ],
         chosen=status,
-        newest=base if after else "",
-        older=f"{base}{joint}after={found.items[-1].id}" if found.has_more else "",
     )

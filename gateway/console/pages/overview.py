@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from gateway.bootstrap import Gateway
 from gateway.console.cookies import read_cookie
-from gateway.console.dependencies import HouseReader, ViewerDep
+from gateway.console.dependencies import OperatorReader, ViewerDep
 from gateway.console.overview import LIVE_SECONDS, Overview
 from gateway.console.pages.tenant_home import show_home
 from gateway.console.paths import HOME
@@ -22,7 +22,7 @@ from gateway.db.engine import DatabaseUnavailable
 from gateway.errors import GatewayError, Unavailable
 from gateway.identity import sessions
 from gateway.identity.sessions import SessionEnded
-from gateway.identity.transactions import reading_house
+from gateway.identity.transactions import reading_as_operator
 from gateway.identity.viewers import Permission
 from gateway.rest.dependencies import GatewayDep
 from gateway.tenancy import tenants
@@ -130,11 +130,11 @@ async def home(
     """Show operators the overview, and tenants their home."""
     if viewer.tenant_id is not None:
         return await show_home(portal_of(viewer, gateway, request))
-    viewer.require(Permission.HOUSE_READ)
+    viewer.require(Permission.OPERATOR_READ)
     live = await watchers.overview.live.get()
     newest: tuple[Tenant, ...] = ()
     if live.is_unused and viewer.may(Permission.PORTAL_VISIT):
-        async with reading_house(gateway, viewer) as session:
+        async with reading_as_operator(gateway, viewer) as session:
             newest = (await tenants.list_page(session, limit=1)).items
     return page(
         shell_of(viewer, request),
@@ -151,7 +151,7 @@ async def home(
 
 @router.get(EVENTS)
 async def events(
-    viewer: HouseReader,
+    viewer: OperatorReader,
     watchers: WatchersDep,
     request: Request,
     gateway: GatewayDep,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from gateway.billing.usage import parse_moment
 from gateway.console.forms import UNTOUCHED, refused
 from gateway.console.portal import ReaderPortal
-from gateway.console.self_service import PAGE_SIZE, REFUSALS
+from gateway.console.tenant_forms import PAGE_SIZE, REFUSALS
 from gateway.db.audit import Action, AuditEntry, list_entries
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.identity.viewers import Permission

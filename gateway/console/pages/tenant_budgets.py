@@ -13,7 +13,7 @@ from gateway.console import forms
 from gateway.console.dependencies import FormDep, redirect
 from gateway.console.forms import UNTOUCHED, FormState, typed
 from gateway.console.portal import ChangerPortal, Portal, UsagePortal
-from gateway.console.self_service import (
+from gateway.console.tenant_forms import (
     PAGE_SIZE,
     REFUSALS,
     administrator,

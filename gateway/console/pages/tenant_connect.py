@@ -10,7 +10,7 @@ from starlette.responses import Response
 from gateway.billing import budgets, usage
 from gateway.billing.budgets import Budget
 from gateway.billing.usage_queries import ReportQuery, UsageFilters
-from gateway.console import periods, snippets
+from gateway.console import connection_snippets, periods
 from gateway.console.dependencies import ViewerDep
 from gateway.console.pages.tenant_keys import SCOPES
 from gateway.console.portal import Portal, portal_of
@@ -46,10 +46,10 @@ async def show_connect(portal: AnyPortal) -> Response:
         title="Connect",
         lead="Paste one of these into your program or assistant, and put a key in.",
         address=address,
-        sdks=snippets.sdks(address),
-        clients=snippets.mcp_clients(address),
-        variable=snippets.KEY,
-        placeholder=snippets.PLACEHOLDER,
+        sdks=connection_snippets.sdks(address),
+        clients=connection_snippets.mcp_clients(address),
+        variable=connection_snippets.KEY,
+        placeholder=connection_snippets.PLACEHOLDER,
     )
 
 

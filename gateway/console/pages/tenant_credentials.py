@@ -14,7 +14,7 @@ from gateway.console.dependencies import FormDep, redirect
 from gateway.console.forms import UNTOUCHED, FormState, typed
 from gateway.console.portal import CredentialPortal, Portal
 from gateway.console.render import Flash
-from gateway.console.self_service import REFUSALS, state_of
+from gateway.console.tenant_forms import REFUSALS, state_of
 from gateway.domain import Caller, SecretText
 from gateway.errors import Forbidden
 from gateway.identity.viewers import Permission, Viewer

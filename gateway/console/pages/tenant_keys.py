@@ -10,12 +10,13 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from gateway.console import forms
+from gateway.console.connection_snippets import curl_of
 from gateway.console.dependencies import FormDep, redirect
 from gateway.console.forms import UNTOUCHED, FormState, typed
 from gateway.console.new_secrets import Shown, flash_of_secret
 from gateway.console.portal import ChangerPortal, Portal, ReaderPortal
 from gateway.console.render import Crumb, Flash
-from gateway.console.self_service import (
+from gateway.console.tenant_forms import (
     PAGE_SIZE,
     REFUSALS,
     ObjectId,
@@ -25,7 +26,6 @@ from gateway.console.self_service import (
     state_of,
     with_own_expiry,
 )
-from gateway.console.snippets import curl_of
 from gateway.domain import Scope
 from gateway.errors import InvalidRequest, NotFound
 from gateway.identity.sent_forms import FormSecret

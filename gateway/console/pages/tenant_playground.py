@@ -13,7 +13,7 @@ from starlette.responses import Response
 from gateway.catalog.vendors import LEGACY
 from gateway.console.dependencies import FormDep, redirect, without_nul
 from gateway.console.playground import drafts
-from gateway.console.playground.advice import advise
+from gateway.console.playground.call_snippets import Call, snippets_of
 from gateway.console.playground.controls import controls_of, operations_of
 from gateway.console.playground.drafts import ROUTE, Draft
 from gateway.console.playground.making import (
@@ -26,7 +26,7 @@ from gateway.console.playground.making import (
     progress_of,
     result_of,
 )
-from gateway.console.playground.snippets import Call, snippets_of
+from gateway.console.playground.remedies import advise
 from gateway.console.playground.views import View, draft_of, first_view
 from gateway.console.portal import MakerPortal, Portal
 from gateway.console.render import Crumb

@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from gateway.billing.usage import parse_moment, tenant_zone
-from gateway.console.advice import BY_CODE, advice_on
 from gateway.console.dependencies import redirect
+from gateway.console.failure_advice import BY_CODE, advice_on
 from gateway.console.forms import UNTOUCHED, refused, uuid_or_none
 from gateway.console.portal import UsagePortal
 from gateway.console.render import Crumb
-from gateway.console.self_service import PAGE_SIZE, REFUSALS
+from gateway.console.tenant_forms import PAGE_SIZE, REFUSALS
 from gateway.db.engine import TenantSession
 from gateway.db.searches import searching
 from gateway.domain import Caller

@@ -11,7 +11,7 @@ from gateway.console.dependencies import FormDep, redirect
 from gateway.console.forms import UNTOUCHED, FormState, typed
 from gateway.console.portal import ChangerPortal, Portal, ReaderPortal
 from gateway.console.render import Crumb
-from gateway.console.self_service import (
+from gateway.console.tenant_forms import (
     PAGE_SIZE,
     REFUSALS,
     ObjectId,

@@ -13,7 +13,7 @@ from gateway.console.forms import UNTOUCHED, FormState, typed
 from gateway.console.new_secrets import Shown, flash_of_secret
 from gateway.console.portal import ChangerPortal, Portal, ReaderPortal
 from gateway.console.render import Crumb, Flash
-from gateway.console.self_service import PAGE_SIZE, REFUSALS, ObjectId, flash_of, state_of
+from gateway.console.tenant_forms import PAGE_SIZE, REFUSALS, ObjectId, flash_of, state_of
 from gateway.db.engine import TenantSession
 from gateway.errors import InvalidRequest, NotFound
 from gateway.identity.sent_forms import FormSecret

@@ -1,5 +1,6 @@
 """People and invitations: operators see all, a tenant's administrators those of their tenant."""
 
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Request
@@ -7,7 +8,7 @@ from starlette.responses import Response
 
 from gateway.bootstrap import Gateway
 from gateway.console.dependencies import FormDep, ViewerDep, redirect
-from gateway.console.forms import REFUSALS, UNTOUCHED, FormState, refused, typed
+from gateway.console.forms import UNTOUCHED, FormState, sent, typed
 from gateway.console.new_secrets import Shown, flash_of_secret, made_once, shown_once
 from gateway.console.paths import INVITATIONS, PEOPLE
 from gateway.console.render import Flash, page
@@ -53,7 +54,8 @@ async def invite(
     request: Request, viewer: ViewerDep, gateway: GatewayDep, form: FormDep
 ) -> Response:
     """Invite a person; the page after it shows the invitation's address once."""
-    try:
+
+    async def change() -> str:
         async with changing_people(gateway, viewer) as session:
 
             async def make() -> FormSecret:
@@ -71,10 +73,9 @@ async def invite(
                 )
                 return FormSecret(PEOPLE, email, link)
 
-            path = await made_once(request, session, form, make)
-    except REFUSALS as error:
-        return await _page(request, gateway, viewer, state=refused("invite", form, error))
-    return redirect(path)
+            return await made_once(request, session, form, make)
+
+    return await sent("invite", form, change, partial(_page, request, gateway, viewer))
 
 
 @router.post(INVITATIONS + "/{invitation_id}/revoke")

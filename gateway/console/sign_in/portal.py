@@ -10,7 +10,7 @@ from gateway.console.cookies import set_cookie
 from gateway.console.dependencies import ViewerDep, redirect
 from gateway.console.paths import HOME, LEAVE_PORTAL
 from gateway.identity import sessions
-from gateway.identity.transactions import changing_house
+from gateway.identity.transactions import changing_as_operator
 from gateway.identity.viewers import Permission, Viewer
 from gateway.rest.dependencies import GatewayDep
 
@@ -30,7 +30,7 @@ async def leave_portal(viewer: ViewerDep, gateway: GatewayDep) -> Response:
 
 
 async def _visit(gateway: Gateway, viewer: Viewer, tenant_id: UUID | None) -> Response:
-    async with changing_house(gateway, viewer, Permission.PORTAL_VISIT) as session:
+    async with changing_as_operator(gateway, viewer, Permission.PORTAL_VISIT) as session:
         token = await sessions.visit(session, viewer, tenant_id)
     response = redirect(HOME)
     set_cookie(response, gateway.settings, token)

@@ -1,4 +1,4 @@
-"""All routes of a tenant's self-service."""
+"""The routes of a portal's pages but home, gallery and playground."""
 
 from fastapi import APIRouter
 
