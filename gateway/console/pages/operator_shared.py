@@ -18,7 +18,7 @@ from gateway.identity.viewers import Permission, Viewer
 from gateway.tenancy.tenants import Tenant
 
 
-class Listed(Protocol):
+class HasId(Protocol):
     """A row of a list, which has an id."""
 
     @property
@@ -33,7 +33,7 @@ class ListParts(TypedDict):
     older: str
 
 
-Row = TypeVar("Row", bound=Listed)
+Row = TypeVar("Row", bound=HasId)
 TENANTS = "/console/tenants"
 TABS = (
     ("", "Overview"),
