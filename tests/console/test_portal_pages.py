@@ -30,45 +30,25 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 HTML = {"Accept": "text/html"}
 MCP_CLIENTS = (Path(__file__).resolve().parents[2] / "docs/mcp-clients.md").read_text()
 EVIL = '=1+1"><script>alert(1)</script>'
-ALL, SEEN, MEMBERS, ADMINS = "abmkro", "abmkr", "amk", "a"
-"""Viewers by letter: administrator, billing viewer, member, a key with every scope but
-tenant:admin, a key that reads usage alone, and an operator without an open portal."""
-PAGES = {
-    "/console/usage": SEEN,
-    "/console/usage?format=csv": SEEN,
-    "/console/usage/calls": SEEN,
-    "/console/portal/requests": SEEN,
-    "/console/portal/budgets": SEEN,
-    "/console/connect": SEEN,
-    "/console/this-key": "kr",
-    "/console/credentials": MEMBERS,
-    "/console/keys": ADMINS,
-    "/console/keys/new": ADMINS,
-    "/console/keys/{key}": ADMINS,
-    "/console/users": ADMINS,
-    "/console/users/{user}": ADMINS,
-    "/console/portal/webhooks": ADMINS,
-    "/console/portal/webhooks/new": ADMINS,
-    "/console/portal/webhooks/{hook}": ADMINS,
-    "/console/portal/audit": ADMINS,
-}
-FORMS = (
-    *("/console/keys/new", "/console/keys/{key}/rename", "/console/keys/{key}/roll"),
-    *("/console/keys/{key}/revoke", "/console/users", "/console/users/{user}/rename"),
-    *("/console/users/{user}/status", "/console/users/{user}/delete", "/console/portal/budgets"),
-    *(
-        "/console/portal/budgets/1/remove",
-        "/console/portal/budgets/limits",
-        "/console/portal/budgets/limits/1/remove",
-    ),
-    *("/console/portal/webhooks/new", "/console/portal/webhooks/{hook}/test"),
-    *("/console/portal/webhooks/{hook}/status", "/console/portal/webhooks/{hook}/roll"),
-    *("/console/portal/webhooks/{hook}/delete",),
-    "/console/portal/webhooks/{hook}/deliveries/{hook}/redeliver",
+PAGES = (
+    "/console/usage",
+    "/console/usage?format=csv",
+    "/console/usage/calls",
+    "/console/portal/requests",
+    "/console/portal/budgets",
+    "/console/connect",
+    "/console/credentials",
+    "/console/keys",
+    "/console/keys/new",
+    "/console/keys/{key}",
+    "/console/users",
+    "/console/users/{user}",
+    "/console/portal/webhooks",
+    "/console/portal/webhooks/new",
+    "/console/portal/webhooks/{hook}",
+    "/console/portal/audit",
 )
-"""Every form that administrators alone may send."""
-FILLED = {"status": "disabled", "grace": "0", "name": "x", "window": "month", "limit_usd": "1"}
-
+"""The pages of an administrator; who else may open each is known to test_every_route."""
 
 MANY_DAYS = """
     INSERT INTO usage_day (tenant_id, livemode, day, zone, requested_model, served_model, provider,
@@ -170,40 +150,19 @@ def exact(text: str) -> list[Decimal]:
     return [Decimal(one.replace(",", "")) for one in re.findall(r'title="\$([\d.,]+) USD"', text)]
 
 
-async def test_each_page_is_shown_to_its_roles_and_refused_to_all_others(shop: Shop) -> None:
-    found, expected = {}, {}
-    for path, allowed in PAGES.items():
-        for name, viewer in shop.viewers.items():
-            answer = await viewer.get(path.format(**shop.own), headers=HTML)
-            found[path, name] = answer.status_code == 200
-            expected[path, name] = name in allowed
-            assert answer.status_code in {200, 403, 404}, (path, name)
-            assert "<script>alert" not in answer.text, path
-    assert found == expected
-
-
-async def test_forms_of_administrators_are_refused_to_all_others(shop: Shop) -> None:
-    for path in FORMS:
-        for name in "bmkro":
-            answer = await shop.viewers[name].post(path.format(**shop.own), data=FILLED)
-            assert answer.status_code == 403, (path, name)
-
-
-async def test_another_tenants_ids_are_not_found_on_pages_and_in_forms(shop: Shop) -> None:
+async def test_another_tenants_ids_are_not_found_in_filters_and_fields(shop: Shop) -> None:
     admin = shop.viewers["a"]
-    paths = [path for path in PAGES if "{" in path]
-    for path in paths:
-        answer = await admin.get(path.format(**shop.other), headers=HTML)
-        assert answer.status_code == 404, path
-    for path in (path for path in FORMS if "{" in path):
-        data = {**FILLED, "confirm": "delete"}
-        answer = await admin.post(path.format(**shop.other), data=data)
-        assert answer.status_code == 404, path
     for name in ("key", "user"):
         for path in ("/console/usage", "/console/usage/calls", "/console/portal/requests"):
             answer = await admin.get(f"{path}?{name}={shop.other[name]}", headers=HTML)
             assert answer.status_code == 404, (path, name)
-        data = {**FILLED, name: shop.other[name], "kind": "images", "value": "1"}
+        data = {
+            "window": "month",
+            "limit_usd": "1",
+            name: shop.other[name],
+            "kind": "images",
+            "value": "1",
+        }
         for path in ("/console/portal/budgets", "/console/portal/budgets/limits"):
             assert (await admin.post(path, data=data)).status_code == 404, (path, name)
 
