@@ -62,7 +62,8 @@ class House:
             if route.is_safe and route.path not in NOT_PAGES and set(route.parameters) <= named
         ]
         return [
-            route.fill(ids) + f"?mode={mode}" * in_tenant
+            # Pages of operators have no mode, in a portal too.
+            route.fill(ids) + f"?mode={mode}" * (in_tenant and not need.startswith("operator:"))
             for route in routes
             for need in [known[str(route)]]
             if (need == OPEN if viewer is None else need != OPEN and may(viewer, need))
