@@ -1,5 +1,7 @@
 """A tenant's portal with seeded data, for images and timings of its pages."""
 
+from uuid import UUID
+
 from gateway.console.navigation import NAVIGATION
 from gateway.identity.sessions import SignedIn
 from gateway.identity.viewers import Role
@@ -49,9 +51,8 @@ async def operator_cookies(served: Served) -> list[dict[str, object]]:
     return await _cookies(served, SignedIn("Dana Lee", Role.OPERATOR_ADMIN, "oidc"))
 
 
-async def tenant_cookies(served: Served, seeded: Seeded) -> list[dict[str, object]]:
+async def tenant_cookies(served: Served, tenant_id: UUID) -> list[dict[str, object]]:
     """Sign in an administrator of the tenant; return the browser's cookies."""
-    tenant_id = seeded.tenants[TENANT].id
     return await _cookies(
         served, SignedIn("Ana Ruiz", Role.TENANT_ADMIN, "oidc", tenant_id=tenant_id)
     )

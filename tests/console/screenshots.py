@@ -1,7 +1,8 @@
 """`make screenshots`: the images of docs/console-tour.md, from seeded data.
 
 They are written to docs/images/console with few colours, so that they are small. `ARGS=folder`
-writes every page there instead, on a desk, dark and on a phone: to be looked at after a change.
+writes every page there instead, on a desk, dark and on a phone, and without any data: to be looked
+at after a change.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from playwright.async_api import Page
 from gateway.console.navigation import NAVIGATION
 from gateway.db.embedded import EmbeddedPostgres
 from tests.console_browser import CHROMIUM, NO_BROWSER, ROOT, Visitor, signed_in
-from tests.console_portal import make_images, operator_cookies, portal_pages, tenant_cookies
+from tests.console_portal import TENANT, make_images, operator_cookies, portal_pages, tenant_cookies
 from tests.console_seed import Seeded, seed
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
 
@@ -28,6 +29,7 @@ CALLS = 24_000
 COLOURS = 256
 DESK_HEIGHT = 1000
 PHONE_HEIGHT = 844
+NO_IMAGE = "none"
 SHOWN = """() => Promise.all([...document.images]
   .filter((image) => image.getBoundingClientRect().top < innerHeight)
   .map((image) => image.decode()))"""
@@ -108,6 +110,21 @@ async def take(visitor: Visitor, folder: Path, shown: Mapping[str, str]) -> None
             visitor.open.remove(page.context)
 
 
+async def take_empty(server: PostgresServer, folder: Path, place: Path) -> None:
+    """Write the images of the pages of a gateway without any data."""
+    settings = make_settings(await server.create(), place)
+    async with served_gateway(settings) as served:
+        async with signed_in(served, await operator_cookies(served)) as visitor:
+            await take(visitor, folder, {f"{name}-empty": path for name, path in pages().items()})
+        async with signed_in(served, await tenant_cookies(served, served.tenant_id)) as visitor:
+            shown = {
+                f"{name}-empty": path
+                for name, path in portal_pages(NO_IMAGE).items()
+                if NO_IMAGE not in path
+            }
+            await take(visitor, folder, shown)
+
+
 async def take_tour(visitor: Visitor, folder: Path, shown: Mapping[str, str]) -> None:
     """Write those images of the tour whose pages are given."""
     for shot in TOUR:
@@ -167,8 +184,10 @@ async def main(folder: Path | None) -> None:
                 cookies = await operator_cookies(served)
                 async with signed_in(served, cookies) as visitor:
                     await taking(visitor, target, pages() | await details(served, seeded))
-                    visitor.cookies = await tenant_cookies(served, seeded)
+                    visitor.cookies = await tenant_cookies(served, seeded.tenants[TENANT].id)
                     await taking(visitor, target, portal_pages(image))
+            if folder is not None:
+                await take_empty(server, target, Path(place) / "empty")
         finally:
             await embedded.close()
 
