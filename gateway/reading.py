@@ -7,6 +7,7 @@ import asyncpg
 
 from gateway.config import Settings
 from gateway.core import Reader
+from gateway.db import companions
 from gateway.db.embedded import EmbeddedPostgres, has_cluster
 from gateway.db.engine import APP_ROLE, Database, DatabaseUnavailable
 from gateway.db.revisions import newest_revision
@@ -53,6 +54,7 @@ async def _check_revision(settings: Settings, database: Database) -> None:
         connection = await database.connect()
         try:
             found = await connection.fetchval("SELECT version_num FROM alembic_version")
+            note = await connection.fetchval(companions.READ_NOTE)
         finally:
             await connection.close()
     except NOTHING_THERE as error:
@@ -65,7 +67,8 @@ async def _check_revision(settings: Settings, database: Database) -> None:
             f"({type(error.__cause__).__name__}). Is it running, and are address, user and "
             "password right?"
         ) from error
-    if found != newest_revision():
+    is_companion = companions.is_newer(note) and companions.may_serve(note)
+    if found != newest_revision() and not is_companion:
         raise ConfigurationError(
             f"The database {_place(settings)} is at revision {found}; this release of the gateway "
             f"reads {newest_revision()}. Run `gateway migrate`, or use the release that created it."

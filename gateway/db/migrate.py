@@ -2,11 +2,14 @@
 
 import re
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, inspect, text
 
+from gateway import __version__
+from gateway.db import companions
 from gateway.db.addresses import create_engine
 from gateway.db.engine import APP_ROLE
 from gateway.db.revisions import migrations_dir, newest_revision
@@ -20,6 +23,7 @@ PARTITION = re.compile(r"(request_log|ledger|audit)_[0-9]{6,8}")
 """The name of a partition by time."""
 PREDECESSOR = "2026_11_28_09_request_log_cost"
 """The last revision before the baseline; its schema is the baseline's."""
+log = structlog.get_logger(__name__)
 
 
 def alembic_config() -> Config:
@@ -48,7 +52,9 @@ async def ensure_database(maintenance_url: URL, name: str) -> None:
 
 
 async def migrate(owner_url: URL, *, login_role: bool = False) -> str:
-    """Migrate the schema to the newest revision and return it; other processes wait meanwhile.
+    """Migrate the schema to the newest revision and return its own; other processes wait meanwhile.
+
+    The schema of a newer release stays as it is, if that release admits this one beside it.
 
     Each revision is a transaction of its own: if one fails, those before it stay, and the next run
     begins with it.
@@ -88,6 +94,15 @@ def _upgrade(connection: Connection) -> None:
     config = alembic_config()
     config.attributes["connection"] = connection
     forget_predecessor(connection)
+    note = _note(connection)
+    if companions.is_newer(note):
+        if not companions.may_serve(note):
+            raise ConfigurationError(
+                f"The schema of the database is too new for this release ({__version__}). {note} "
+                "Start one of those."
+            )
+        log.warning("schema_of_a_newer_release", note=note)
+        return
     try:
         command.upgrade(config, "head")
     except CommandError as error:
@@ -97,3 +112,12 @@ def _upgrade(connection: Connection) -> None:
             "newer one."
         ) from error
     apply_sql_files(connection)
+    connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{companions.NOTE}'"))
+
+
+def _note(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    note: str | None = connection.scalar(text(companions.READ_NOTE))
+    connection.commit()
+    return note

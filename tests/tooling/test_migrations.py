@@ -14,6 +14,7 @@ from hatchling.builders.wheel import WheelBuilder
 from sqlalchemy import Connection, text
 
 from gateway.config import Settings
+from gateway.db import companions
 from gateway.db.addresses import create_engine, database_url
 from gateway.db.backfill import Backfill, BackfillProgress, run_backfill
 from gateway.db.migrate import is_compared_name, migrate
@@ -21,7 +22,8 @@ from gateway.db.request_tables import RequestRow
 from gateway.db.revisions import migrations_dir, newest_revision
 from gateway.db.sql_files import FILES, ISOLATION, read_sql_file
 from gateway.errors import ConfigurationError
-from tests.harness import PostgresServer, owner_connections, run_sql
+from tests.harness import PostgresServer, owner_connections, run_sql, served_gateway
+from tests.money_helpers import image_body
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_THE_BASELINE = ROOT / "tests" / "data" / "before_the_baseline.sql.gz"
@@ -316,6 +318,58 @@ async def test_a_database_of_an_unknown_revision_is_refused_and_left_as_it_is(
         await migrate(database_url(url))
     [row] = await run_sql(url, "SELECT version_num FROM alembic_version")
     assert row.version_num == "2099_01_01_of_a_later_release"
+    await postgres.drop(url)
+
+
+@pytest.mark.parametrize(
+    ("oldest", "message"),
+    [(companions.OLDEST, None), ("98.0", "too new for this release .* Releases from 98.0 on")],
+)
+async def test_the_schema_of_a_newer_release_is_left_as_it_is(
+    postgres: PostgresServer, oldest: str, message: str | None
+) -> None:
+    """Served where the newer release admits this one, which does not put its functions back."""
+    url = await postgres.create()
+    note = f"Written by release 99.0. Releases from {oldest} on may serve it."
+    for statement in (
+        "UPDATE alembic_version SET version_num = '2099_01_01_of_a_later_release'",
+        "UPDATE applied_sql SET digest = 'of a later file'",
+        f"COMMENT ON TABLE alembic_version IS '{note}'",
+    ):
+        await run_sql(url, statement)
+    if message is None:
+        assert await migrate(database_url(url)) == "2099_01_01_of_a_later_release"
+    else:
+        with pytest.raises(ConfigurationError, match=message):
+            await migrate(database_url(url))
+    assert {row.digest for row in await run_sql(url, "SELECT digest FROM applied_sql")} == {
+        "of a later file"
+    }
+    [row] = await run_sql(url, companions.READ_NOTE)
+    assert row.obj_description == note
+    await postgres.drop(url)
+
+
+async def test_an_old_gateway_starts_and_buys_beside_a_newer_release(
+    settings: Settings, database: str
+) -> None:
+    note = f"Written by release 99.0. Releases from {companions.OLDEST} on may serve it."
+    await run_sql(database, "UPDATE alembic_version SET version_num = '2099_01_01_later'")
+    await run_sql(database, f"COMMENT ON TABLE alembic_version IS '{note}'")
+    async with served_gateway(settings) as served, served.http(await served.key()) as http:
+        answer = await http.post("/v1/images/generations", json=image_body())
+        assert answer.status_code == 200
+        assert await served.ledger_total() > 0
+        await served.check_invariants()
+
+
+async def test_a_migrated_schema_says_which_releases_may_serve_it(postgres: PostgresServer) -> None:
+    url = await postgres.create()
+    await migrate(database_url(url))
+    [row] = await run_sql(url, companions.READ_NOTE)
+    assert row.obj_description == companions.NOTE
+    assert not companions.is_newer(companions.NOTE)
+    assert companions.may_serve(companions.NOTE)
     await postgres.drop(url)
 
 
