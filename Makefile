@@ -35,7 +35,7 @@ endef
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test test-full docs clients deploy-tools release-tools dist sbom release try-dist floors pythons manifests mutants check generated faults screenshots bench scale drill migrate lock clean
+.PHONY: help setup run dev test test-full docs clients deploy-tools release-tools dist sbom release try-dist floors pythons manifests mutants check generated faults screenshots bench scale drill rehearsal migrate lock clean
 
 help: ## show this list
 	@echo "Image Gateway. Usage: make <target> [PYTHON=python3.13] [ARGS='…']"
@@ -121,6 +121,9 @@ DRILLS := tests/tooling/test_rolling_restarts.py tests/limits/test_valkey_drill.
 drill: $(DEV_READY) ## overload, a noisy tenant, endless senders, rolling restarts, a failing Valkey (minutes)
 	@$(BIN)/python -m benchmarks overload noisy senders
 	@$(BIN)/pytest -m full -s $(DRILLS)
+
+rehearsal: $(DEV_READY) ## install as docs/deploy.md says, in an empty folder, and upgrade under load
+	@$(BIN)/pytest -m full -s -ra $(ARGS) tests/rehearsal
 
 migrate: $(RUN_READY) ## bring the database to the newest schema
 	@$(BIN)/gateway migrate $(ARGS)

@@ -87,10 +87,10 @@ def _value(sent: AnyValue) -> str | int:
 
 
 @asynccontextmanager
-async def running_receiver() -> AsyncIterator[Receiver]:
-    """Receive until the end of the block."""
+async def running_receiver(port: int = 0) -> AsyncIterator[Receiver]:
+    """Receive until the end of the block, on this port or a free one."""
     receiver = Receiver()
     app = Starlette(routes=[Route("/v1/traces", receiver.take, methods=["POST"])])
-    async with serving(app) as url:
+    async with serving(app, port=port) as url:
         receiver.url = url
         yield receiver
