@@ -29,14 +29,18 @@ STOPPED = {0, -signal.SIGTERM}
 
 @contextmanager
 def started(
-    folder: Path, *options: str, from_nothing: bool = False, on_terminal: bool = False
+    folder: Path,
+    *options: str,
+    from_nothing: bool = False,
+    on_terminal: bool = False,
+    **environment: str,
 ) -> Iterator[GatewayProcess]:
     """`gateway serve` on the data directory in `folder`; its log begins anew."""
     log = folder / "server.log"
     log.unlink(missing_ok=True)
-    environment = {"GATEWAY_DATA_DIR": str(folder / "data")}
+    own = {"GATEWAY_DATA_DIR": str(folder / "data")} | environment
     with gateway_process(
-        environment, log, *options, from_nothing=from_nothing, on_terminal=on_terminal
+        own, log, *options, from_nothing=from_nothing, on_terminal=on_terminal
     ) as process:
         asyncio.run(process.until_ready(tries=2400))
         yield process
