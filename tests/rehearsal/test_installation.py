@@ -125,8 +125,10 @@ async def test_prometheus_scrapes_both_gateways_and_answers_every_board_and_aler
         await until(prometheus, f"{cost} > 0")
         await use(installation, http)
         await until(prometheus, f"rate({cost}[1m]) > 0")
-        for refused in ("gateway_errors_total", 'gateway_tenant_requests_total{status="4xx"}'):
+        for status in ("4xx", "5xx"):
+            refused = f'gateway_tenant_requests_total{{status="{status}"}}'
             await until(prometheus, f"rate({refused}[1m])")
+        await until(prometheus, "rate(gateway_errors_total[1m])")
         await until(prometheus, "gateway:errors:ratio_rate6h")
         answers = {place: await ask(prometheus, query) for place, query in queries().items()}
     assert [place for place, found in answers.items() if not found and not is_silent(place)] == []
