@@ -31,6 +31,7 @@ UNEXPECTED = InternalError(
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 FIRST_REFUSAL = 400
 GENERATION_ID = b"x-gateway-generation-id"
+CLOSE = (b"connection", b"close")
 CLIENT_LEFT = "client_disconnected"
 """The error code recorded if a client disconnects before its answer is complete."""
 log = structlog.get_logger(__name__)
@@ -59,6 +60,9 @@ class Instrumentation:
                 answered = True
                 status = int(message["status"])
                 message["headers"] = [*message.get("headers", ()), *headers]
+                if scope["app"].state.gateway.leaving.is_set():
+                    # A client that kept the connection could send into its end.
+                    message["headers"].append(CLOSE)
                 _note_code(span, record)
                 if status >= FIRST_REFUSAL and record.generation_id is not None:
                     message["headers"].append((GENERATION_ID, str(record.generation_id).encode()))

@@ -105,7 +105,10 @@ async def test_a_gateway_behind_a_balancer_serves_during_its_shutdown_delay(
             async with asyncio.timeout(30):
                 while (await http.get(f"{running.base_url}/ready")).status_code != 503:
                     pass
-            assert (await _post(http, running.base_url, key)).status_code == 200
+            answer = await _post(http, running.base_url, key)
+            assert answer.status_code == 200
+            # The client does not keep a connection that is about to end.
+            assert answer.headers["connection"] == "close"
         # A second signal ends the wait.
         running.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(running.process.wait, 60) == 0
