@@ -15,7 +15,7 @@ answered again, although a new request would be refused.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import structlog
@@ -54,6 +54,7 @@ from gateway.generation.fallback import FallbackCalls, OpenedCall, substitutes
 from gateway.generation.idempotency import Replays, repeated
 from gateway.generation.paid_calls import SANDBOX, PaidCall, PaidCalls
 from gateway.generation.provider_circuits import HOUSE, provider_call
+from gateway.generation.request_resources import RequestResources
 from gateway.generation.results import Results
 from gateway.generation.settlements import Settlements
 from gateway.image_models import Model
@@ -160,17 +161,16 @@ class Pipeline:
             GatewayError: what the provider's failure means for the client.
         """
         current().requested_model = request.requested_model
-        with ExitStack() as undo:
-            undo.callback(request.close)
-            slot = current_slot() or await self._gate.enter(caller.tenant_id)
-            undo.callback(slot.leave)
-            room = self._room(caller)
-            room.take(caller.tenant_id)
-            undo.callback(room.give_back, caller.tenant_id)
+        held, task = RequestResources(request), None
+        try:
+            held.slot = slot = current_slot() or await self._gate.enter(caller.tenant_id)
+            held.take(self._room(caller), caller.tenant_id)
             task = asyncio.create_task(self._generate(caller, request, slot, progress))
-            ending = undo.pop_all()
+        finally:
+            if task is None:
+                held.release()
         current().hold()
-        task.add_done_callback(lambda _: ending.close())
+        task.add_done_callback(lambda _: held.release())
         self._running.add(task)
         telemetry.generations_in_flight.inc()
         task.add_done_callback(self._ended)

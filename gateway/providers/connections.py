@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import aiohttp
@@ -132,16 +132,21 @@ class ProviderConnections:
             url,
             data=content,
             headers=headers,
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                connect=POOL_TIMEOUT_SECONDS,
-                sock_connect=self._connect_timeout_seconds,
-                sock_read=read_seconds,
-            ),
+            timeout=_limits(self._connect_timeout_seconds, read_seconds),
             allow_redirects=False,
             proxy=self._proxy,
             proxy_headers=self._proxy_headers,
         )
+
+
+@lru_cache
+def _limits(connect_seconds: float, read_seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(
+        total=None,
+        connect=POOL_TIMEOUT_SECONDS,
+        sock_connect=connect_seconds,
+        sock_read=read_seconds,
+    )
 
 
 def note_interruption(error: Exception, sending: Sending) -> None:

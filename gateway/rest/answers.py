@@ -81,6 +81,8 @@ def limit_headers(standings: Sequence[Standing]) -> dict[str, str]:
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/
     """
     headers: dict[str, str] = {}
+    if not standings:
+        return headers
     for kind, name in LIMITED.items():
         own = [one for one in standings if one.limit.kind is kind]
         if own:
@@ -90,9 +92,8 @@ def limit_headers(standings: Sequence[Standing]) -> dict[str, str]:
                 f"X-RateLimit-Remaining-{name}": str(tightest.remaining),
                 f"X-RateLimit-Reset-{name}": _duration(tightest.reset_ms),
             }
-    if standings:
-        headers["RateLimit-Policy"] = ", ".join(_policy(one.limit) for one in standings)
-        headers["RateLimit"] = ", ".join(_remaining(one) for one in standings)
+    headers["RateLimit-Policy"] = ", ".join(_policy(one.limit) for one in standings)
+    headers["RateLimit"] = ", ".join(_remaining(one) for one in standings)
     return headers
 
 

@@ -21,7 +21,8 @@ _UNSENT = tuple(
 )
 UNSENT_OF_A_CALL = {"X-Stainless-Retry-Count": omit, "X-Stainless-Read-Timeout": omit}
 _LENGTH = "content-length"
-_POST = FinalRequestOptions.construct(method="post", url="")
+# OpenAI's API takes no idempotency key. Without one, the SDK would draw a random key for each call.
+_POST = FinalRequestOptions.construct(method="post", url="", idempotency_key="")
 
 
 class ImagesClient(AsyncOpenAI):

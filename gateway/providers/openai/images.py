@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
+from functools import cache
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
 
@@ -216,7 +217,7 @@ class OpenAIImages:
 
     def _timeout(self, request: ImageRequest) -> httpx2.Timeout:
         read_seconds = self._read_timeout_seconds or request.model.read_timeout_seconds
-        return httpx2.Timeout(POOL_TIMEOUT_SECONDS, read=float(read_seconds))
+        return _limits(float(read_seconds))
 
     def _headers(self, credential: SecretText, *, is_form: bool) -> dict[str, str | Omit]:
         headers = self._authorization(credential)
@@ -321,6 +322,11 @@ class OpenAIImages:
             raise too_large(error.max_bytes) from None
         except APIError as error:  # an event of a stream that reports an error
             raise stream_failed(error.body) from None
+
+
+@cache  # there are as many as models' timeouts
+def _limits(read_seconds: float) -> httpx2.Timeout:
+    return httpx2.Timeout(POOL_TIMEOUT_SECONDS, read=read_seconds)
 
 
 async def _is_one_object(response: httpx2.Response) -> bool:

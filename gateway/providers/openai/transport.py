@@ -132,7 +132,9 @@ class PooledClient(httpx2.AsyncClient):
         del cookies
         # A body of bytes is sent as it is; httpx2 would work out headers that aiohttp adds itself.
         stream = httpx2.ByteStream(content) if isinstance(content, bytes) else None
-        limits = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
+        if isinstance(timeout, UseClientDefault):
+            timeout = self.timeout
+        limits = timeout if isinstance(timeout, httpx2.Timeout) else httpx2.Timeout(timeout)
         parsed, address = _parsed(str(url))
         return httpx2.Request(
             method,
