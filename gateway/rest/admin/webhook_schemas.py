@@ -17,11 +17,14 @@ from gateway.rest.admin.schemas import (
     with_example,
 )
 from gateway.webhooks.endpoints import MAX_DESCRIPTION_CHARACTERS, MAX_GRACE
-from gateway.webhooks.events import EventType
+from gateway.webhooks.events import OF_OPERATORS, EventType
 
 _WEBHOOK_ID = "019aa5f5-3c00-7000-8000-000000000000"
 Status = Literal["pending", "delivered", "dead"]
-_EVENTS: JsonDict = {"items": {"type": "string", "enum": [*EventType]}}
+_EVENTS: JsonDict = {
+    "items": {"type": "string", "enum": [one for one in EventType if one not in OF_OPERATORS]}
+}
+_ALL_EVENTS = f"null: all. The operator's own webhooks may name {', '.join(OF_OPERATORS)} too."
 _EXAMPLE: dict[str, JsonValue] = {
     "id": _WEBHOOK_ID,
     "object": "webhook",
@@ -96,7 +99,7 @@ class WebhookBody(Body):
         description="https, on the public internet; redirects are not followed.",
     )
     events: list[str] | None = Field(
-        None, min_length=1, max_length=50, description="null: all.", json_schema_extra=_EVENTS
+        None, min_length=1, max_length=50, description=_ALL_EVENTS, json_schema_extra=_EVENTS
     )
     livemode: StrictBool | None = Field(None, description="null: events of live and test calls.")
     description: str = Field("", max_length=MAX_DESCRIPTION_CHARACTERS)
@@ -112,7 +115,7 @@ class WebhookChange(Body):
         None,
         min_length=1,
         max_length=50,
-        description="null: all.",
+        description=_ALL_EVENTS,
         json_schema_extra=_left_events,
     )
     livemode: StrictBool | None = Field(
