@@ -1,12 +1,7 @@
 """New secrets on pages: made once for each form, and shown once after a redirect.
 
-async with portal.changing(Permission.TENANT_CHANGE) as session:
-path = await made_once(request, session, form, make)
-return redirect(path)
-
-@router.get(PATH)
-async def show(..., secret: UUID | None = None) -> Response:
-shown = await shown_once(gateway, viewer, secret)
+A route that makes a secret redirects to the address that `made_once` returns. The page there passes
+the `secret` of its query to `shown_once`.
 """
 
 import secrets
