@@ -15,7 +15,7 @@ from gateway.db.tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookSec
 from gateway.domain import SecretText, new_id
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.tenancy.tenants import UNCHANGED, Unchanged
-from gateway.webhooks.events import OF_OPERATORS, EventType
+from gateway.webhooks.events import OF_TENANTS, EventType
 from gateway.webhooks.sealing import Sealing
 from gateway.webhooks.signatures import new_secret
 from gateway.webhooks.targets import DeliveryFailure, TargetRefused, read_target, shown
@@ -401,7 +401,7 @@ def _check_url(url: str, *, allow_private: bool) -> str:
 def _check_types(tenant_id: UUID | None, event_types: Sequence[str] | None) -> list[str] | None:
     if event_types is None:
         return None
-    known = [one for one in EventType if tenant_id is None or one not in OF_OPERATORS]
+    known = tuple(EventType) if tenant_id is None else OF_TENANTS
     if unknown := sorted(set(event_types) - set(known)):
         raise InvalidRequest(
             f"Unknown event {unknown[0]!r}. Choose from: {', '.join(known)}.", param="events"

@@ -29,6 +29,7 @@ class EventType(StrEnum):
 
 OF_OPERATORS = frozenset({EventType.BREAK_GLASS})
 """Events that concern the operator alone: no webhook of a tenant gets them."""
+OF_TENANTS = tuple(one for one in EventType if one not in OF_OPERATORS)
 
 
 @dataclass(frozen=True, slots=True)

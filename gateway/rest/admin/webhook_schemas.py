@@ -17,13 +17,11 @@ from gateway.rest.admin.schemas import (
     with_example,
 )
 from gateway.webhooks.endpoints import MAX_DESCRIPTION_CHARACTERS, MAX_GRACE
-from gateway.webhooks.events import OF_OPERATORS, EventType
+from gateway.webhooks.events import OF_OPERATORS, OF_TENANTS
 
 _WEBHOOK_ID = "019aa5f5-3c00-7000-8000-000000000000"
 Status = Literal["pending", "delivered", "dead"]
-_EVENTS: JsonDict = {
-    "items": {"type": "string", "enum": [one for one in EventType if one not in OF_OPERATORS]}
-}
+_EVENTS: JsonDict = {"items": {"type": "string", "enum": [*OF_TENANTS]}}
 _ALL_EVENTS = f"null: all. The operator's own webhooks may name {', '.join(OF_OPERATORS)} too."
 _EXAMPLE: dict[str, JsonValue] = {
     "id": _WEBHOOK_ID,
