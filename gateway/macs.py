@@ -1,10 +1,10 @@
-"""Message authentication codes under the few keys that a process uses for every request."""
+"""Message authentication codes under keys that a process uses again and again."""
 
 import hashlib
 import hmac
 from functools import lru_cache
 
-MAX_KEYS = 16
+MAX_KEYS = 256
 
 
 def mac(key: bytes, message: bytes) -> bytes:
