@@ -14,7 +14,9 @@ OLDEST = "0.2.0"
 READ_NOTE = "SELECT obj_description('alembic_version'::regclass, 'pg_class')"
 NOTE = f"Written by release {__version__}. Releases from {OLDEST} on may serve it."
 """The comment on the table of revisions, where an owner of the database sees it too."""
-_FORM = re.compile(r"Written by release ([0-9.]+)\. Releases from ([0-9.]+) on may serve it\.")
+_FORM = re.compile(
+    r"Written by release (\d+(?:\.\d+)*)\. Releases from (\d+(?:\.\d+)*) on may serve it\."
+)
 
 
 def is_newer(note: str | None) -> bool:
@@ -30,4 +32,4 @@ def may_serve(note: str | None) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part)
+    return tuple(int(part) for part in version.split("."))

@@ -18,7 +18,6 @@ import pytest
 
 from tests.rehearsal.programs import IS_ROOT, PATH, expect_registry, program, running
 
-MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"
 PACKAGES = "python3,python3-venv,python-is-python3,ca-certificates"
 BASE = "localhost/base"
@@ -60,7 +59,7 @@ class Builder:
         """Install a minimal Debian with Python."""
         container = self("from", "scratch").strip()
         root = self("mount", container).strip()
-        _run(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, root, MIRROR])
+        _run(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, root])
         self("commit", "--quiet", "--rm", container, BASE)
 
     def build(self, target: str, context: Path) -> "Image":
