@@ -108,11 +108,13 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         # Otherwise the page offers the description to an external validator.
         swagger_ui_parameters={"persistAuthorization": False, "filter": True, "validatorUrl": None},
     )
+    # Not by `include_router`, which prepares every route again for each application, and matches
+    # each request twice.
     for module in (
         *(images, simple, history, hosting, models, usage, requests, tenant),
         *(credentials, health, oauth, tools, admin, docs_pages, assets, console),
     ):
-        app.include_router(module.router)
+        app.router.routes.extend(module.router.routes)
     describe(app)
     install_error_handlers(app)
     install_sign_in_redirect(app)
