@@ -229,6 +229,7 @@ async def running_prometheus(
     process = _start(command, folder / "log")
     try:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+            await _until_ready(http)
             yield http
     finally:
         process.terminate()
@@ -238,6 +239,16 @@ async def running_prometheus(
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, env={"PATH": os.environ["PATH"]})
+
+
+async def _until_ready(prometheus: httpx2.AsyncClient) -> None:
+    async def is_ready() -> bool:
+        try:
+            return (await prometheus.get("/-/ready")).is_success
+        except httpx2.TransportError:  # does not listen yet
+            return False
+
+    await eventually(is_ready)
 
 
 async def ask(prometheus: httpx2.AsyncClient, query: str) -> list[dict[str, Any]]:
@@ -252,11 +263,7 @@ async def until(prometheus: httpx2.AsyncClient, query: str) -> None:
     """Wait until a query has a series."""
 
     async def has_one() -> bool:
-        try:
-            return bool(await ask(prometheus, query))
-        except httpx2.TransportError:  # not started yet
-            await asyncio.sleep(0)
-            return False
+        return bool(await ask(prometheus, query))
 
     await eventually(has_one)
 
