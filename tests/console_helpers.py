@@ -1,7 +1,7 @@
 """Helpers of the console's tests: browsers that sign in, and what a page led to."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +10,7 @@ import httpx2
 from gateway.console.cookies import SESSION
 from gateway.db.actors import Actor
 from gateway.db.engine import TenantSession
+from gateway.domain import Scope
 from gateway.identity import sessions
 from gateway.identity.links import make_link
 from gateway.identity.sessions import Browser, SignedIn
@@ -112,3 +113,32 @@ async def person(
     token = await begin_session(served, who)
     async with browser(served, cookies={SESSION: token}) as client:
         yield client
+
+
+async def everyone(
+    stack: AsyncExitStack,
+    served: Served,
+    key: IssuedKey,
+    *,
+    tenant_id: UUID,
+    user_id: UUID | None = None,
+) -> dict[str, httpx2.AsyncClient]:
+    """Browsers of each role, of `key`, of a key with one scope, and of a visiting operator.
+
+    Those below a tenant's administrator are `user_id`. They close with `stack`.
+    """
+    enter, found = stack.enter_async_context, {}
+    for role in Role:
+        own = None if role is Role.TENANT_ADMIN else user_id
+        someone = (
+            signed_in_as(served, role)
+            if role.is_operator
+            else person(served, role, tenant_id=tenant_id, user_id=own)
+        )
+        found[str(role)] = await enter(someone)
+    few = await served.key(livemode=False, tenant_id=tenant_id, scopes=[Scope.USAGE_READ])
+    found["key"] = await enter(by_key(served, key))
+    found["key of usage alone"] = await enter(by_key(served, few))
+    found["visitor"] = await enter(operator(served))
+    await found["visitor"].post(f"/console/tenants/{tenant_id}/portal")
+    return found

@@ -16,7 +16,7 @@ from gateway.billing.budgets import WINDOWS
 from gateway.domain import AdminScope, Scope
 from gateway.identity import sessions
 from gateway.identity.viewers import Role, Viewer
-from tests.console_helpers import by_key, operator, person, signed_in_as
+from tests.console_helpers import by_key, everyone, person
 from tests.console_routes import (
     CANARY,
     KEY,
@@ -167,27 +167,15 @@ async def town(
         victim = await tenant_with_everything(served, "victim")
         attacker = await tenant_with_everything(served, "attacker", "plain")
         made = Town(served, every_route(served.app), victim, attacker)
-        enter = stack.enter_async_context
-        for role in Role:
-            someone = (
-                signed_in_as(served, role)
-                if role.is_operator
-                else person(
-                    served,
-                    role,
-                    tenant_id=victim.tenant_id,
-                    user_id=None if role is Role.TENANT_ADMIN else victim.key.user_id,
-                )
-            )
-            await made.add(role, await enter(someone))
-        await made.add("key", await enter(by_key(served, victim.key)))
-        few = await served.key(
-            tenant_id=victim.tenant_id, livemode=False, scopes=[Scope.USAGE_READ]
+        people = await everyone(
+            stack,
+            served,
+            victim.key,
+            tenant_id=victim.tenant_id,
+            user_id=victim.key.user_id,
         )
-        await made.add("key of usage alone", await enter(by_key(served, few)))
-        visitor = await enter(operator(served))
-        await visitor.post(f"/console/tenants/{victim.tenant_id}/portal")
-        await made.add("visitor", visitor)
+        for who, client in people.items():
+            await made.add(who, client)
         yield made
     await postgres.drop(url)
 

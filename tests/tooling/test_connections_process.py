@@ -53,7 +53,7 @@ async def send(url: str, first: bytes, piece: bytes, total: int = SENT_BYTES) ->
 
 
 async def statuses(url: str, rounds: int) -> set[tuple[bool, bytes]]:
-    """Let every sender of `ENDLESS` send, one after another; whether it sent trailers, the status."""
+    """Let every sender of `ENDLESS` send; return if they sent trailers, and the statuses."""
     return {(first is CHUNKED, await send(url, first, piece)) for first, piece in ENDLESS * rounds}
 
 
