@@ -117,16 +117,27 @@ class Exploration:
 
 
 async def explore(
-    session: Session, question: Question, link: Callable[[str], str] | None = None
+    session: Session,
+    question: Question,
+    link: Callable[[str], str] | None = None,
+    *,
+    has_few_groups: bool = False,
 ) -> Exploration:
     """Answer a question; `link` makes the address of what lies behind a day or hour.
+
+    `has_few_groups`: a single report by time and group is known to be small.
 
     Raises:
         InvalidRequest: the report has too many groups or takes too long (`report_too_large`).
     """
     nothing = _Sums({}, {}, _NOTHING)
-    now = await _sums(session, question, question.days)
-    before = await _sums(session, question, question.days.before) if question.compares else nothing
+    is_small = has_few_groups or question.group in FEW
+    now = await _sums(session, question, question.days, is_small=is_small)
+    before = (
+        await _sums(session, question, question.days.before, is_small=is_small)
+        if question.compares
+        else nothing
+    )
     names = before.by_group | now.by_group
     rows = sorted(
         (
@@ -157,8 +168,8 @@ class _Sums:
     total: UsageRow
 
 
-async def _sums(session: Session, question: Question, days: Days) -> _Sums:
-    """Read the sums of some days.
+async def _sums(session: Session, question: Question, days: Days, *, is_small: bool) -> _Sums:
+    """Read the sums of some days, by one report if it is small.
 
     Of many groups, only the costs of all together are read by time, under the key `ALL`.
 
@@ -166,12 +177,12 @@ async def _sums(session: Session, question: Question, days: Days) -> _Sums:
         InvalidRequest: there are too many groups or it takes too long (`report_too_large`).
     """
     time, group = question.time, question.group
-    if group in FEW:
+    if is_small:
         stacked = await usage.report(session, question.query(days, (time, group)))
         if not stacked.has_more:
             return _Sums(_by_group(group, stacked), _by_time(group, stacked), stacked.total)
     report = await usage.whole_report(session, question.query(days, (group,)))
-    is_stacked = group not in FEW and len(report.rows) <= MOST_STACKED
+    is_stacked = not is_small and len(report.rows) <= MOST_STACKED
     columns: tuple[GroupField, ...] = (time, group) if is_stacked else (time,)
     timed = await usage.report(session, question.query(days, columns))
     if timed.has_more:

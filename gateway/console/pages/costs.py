@@ -96,8 +96,13 @@ async def costs(
         if form.format == "csv":
             query = question.query(question.days, question.columns)
             return await report_answer(session, query, UsageQuery.model_validate({"format": "csv"}))
-        found = await explore(session, question, lambda moment: _of_moment(form, moment))
         offered = await tenants.list_page(session, limit=MAX_TENANTS)
+        found = await explore(
+            session,
+            question,
+            lambda moment: _of_moment(form, moment),
+            has_few_groups=question.group == "tenant" and not offered.has_more,
+        )
     return page(
         shell_of(viewer, request),
         "costs.html",
