@@ -116,7 +116,9 @@ async def main(calls: int, rounds: int) -> None:
                 embedded.owner_url("postgres").render_as_string(hide_password=False)
             )
             await server.prepare()
-            settings = make_settings(await server.create(), Path(place) / "data")
+            settings = make_settings(
+                await server.create(), Path(place) / "data", console_sign_ins_per_minute=9999
+            )
             async with served_gateway(settings) as served:
                 seeded = await seed(served, calls=calls)
                 shown = pages() | await details(served, seeded)
