@@ -1,11 +1,15 @@
 """Operators' changes by a browser's own forms and dialogs, as tenants then feel them."""
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Request
 
+from gateway.console.pages.overview import EVENTS
 from tests.console_browser import CHROMIUM, NO_BROWSER, Visitor, signed_in
 from tests.console_scene import LOW
 from tests.harness import PostgresServer, Served, make_settings, served_gateway
@@ -14,6 +18,12 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER),
 ]
+DARK = 80
+TURN = """hidden => {
+  Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""Hide the tab, or show it: a browser without a screen hides none by itself."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -97,3 +107,29 @@ async def test_a_failed_request_is_found_by_the_id_that_the_client_sent(
     await page.locator("tbody th a").click()
     await page.wait_for_url("**/console/requests/req_*")
     assert "moderation_blocked" in await page.locator("#admission").inner_text()
+
+
+async def test_the_live_figures_of_a_tab_are_not_sent_while_it_is_hidden(visitor: Visitor) -> None:
+    page = await (await visitor.context()).new_page()
+
+    def is_live(request: Request) -> bool:
+        return urlsplit(request.url).path == EVENTS
+
+    async with page.expect_response(lambda answer: is_live(answer.request)):
+        await page.goto("/console")
+    async with page.expect_event("requestfailed", is_live):
+        await page.evaluate(TURN, arg=True)
+    async with page.expect_response(lambda answer: is_live(answer.request)):
+        await page.evaluate(TURN, arg=False)
+
+
+async def test_a_printed_page_has_its_figures_and_no_controls(visitor: Visitor) -> None:
+    page = await visitor.visit("/console/tenants", theme="dark")
+    await page.emulate_media(media="print")
+    assert await page.locator("main h1").is_visible()
+    assert await page.locator("main table").first.is_visible()
+    assert await page.locator(".side").count() == 1
+    for control in (".side", ".top", ".filters", ".button", "form"):
+        assert not any([await one.is_visible() for one in await page.locator(control).all()])
+    ink = await page.locator("main h1").evaluate("one => getComputedStyle(one).color")
+    assert max(map(int, re.findall(r"\d+", ink)[:3])) < DARK, ink
