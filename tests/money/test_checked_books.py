@@ -30,6 +30,11 @@ MOVE_BACK = [
     "UPDATE usage_slot SET slot = slot - interval '70000 days'",
     "UPDATE usage_slot SET slot = slot + interval '70000 days' - interval '2 hours'",
 ]
+CHECKED = """
+SELECT k.spent_nano, (SELECT sum(c.final_nano) FROM counted_call c WHERE c.key = k.period_key)
+    AS counted_nano
+FROM checked_period k
+"""
 NEWEST = "WHERE id = (SELECT id FROM reservation ORDER BY admitted_at DESC LIMIT 1)"
 
 
@@ -177,6 +182,34 @@ async def test_a_correction_of_a_checked_call_is_no_break(served: Served, stub: 
     await served.owner_sql("UPDATE budget_period SET spent_nano = spent_nano - 1")
     assert await check_new(served) == {"I1 budget is not the sum of its reservations"}
     await served.owner_sql("UPDATE budget_period SET spent_nano = spent_nano + 1")
+
+
+async def test_of_a_corrected_period_a_new_call_is_counted_once(served: Served, stub: Stub) -> None:
+    await served.budget("5", window="total")
+    stub.faults.add(Fault("reset_after_headers"))
+    async with served.http(await served.key()) as http:
+        assert (await http.post(GENERATIONS, json=image_body())).status_code == 504
+    await age_unknown(served)
+    await served.sweep()
+    [call] = await served.owner_sql("SELECT id FROM reservation")
+    await served.house_budget("5", window="total")
+    await move_back(served)
+    assert await check_all(served) == []
+    async with served.gateway.database.operator() as session:
+        await resolve(
+            session,
+            served.gateway.core.catalog.models,
+            call.id,
+            Resolution("post", "on the invoice", NanoUsd(100_000)),
+        )
+    await buy(served)
+    await move_back(served)
+    # As if the check had been two hours ago too: the call is newer, and older than a minute.
+    await served.owner_sql("UPDATE sweep SET compared_to = compared_to - interval '2 hours'")
+    assert await check_new(served) == set()
+    sums = await served.owner_sql(CHECKED)
+    assert [one.spent_nano for one in sums] == [one.counted_nano for one in sums]
+    assert len(sums) == 2
 
 
 @pytest.fixture(scope="module")
