@@ -184,6 +184,18 @@ def test_a_jpeg_that_is_decoded_from_kept_coefficients_counts_their_memory(
     assert stripped.decoding_bytes_per_pixel == 4 + kept_bytes
 
 
+def test_a_jpeg_may_have_64_scans() -> None:
+    out = BytesIO()
+    Image.new("RGB", (16, 16)).save(out, "JPEG", progressive=True)
+    content = out.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    most = content[:-2] + last * (64 - content.count(b"\xff\xda"))
+    assert strip_metadata(most + b"\xff\xd9", max_pixels=MAX_PIXELS).width == 16
+    with pytest.raises(UnusableImage) as refused:
+        strip_metadata(most + last + b"\xff\xd9", max_pixels=MAX_PIXELS)
+    assert refused.value.problem is ImageProblem.TOO_EXPENSIVE
+
+
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_jpeg_with_a_segment_shorter_than_its_own_length_is_unreadable(length: int) -> None:
     content = plain("JPEG")

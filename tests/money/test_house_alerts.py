@@ -65,6 +65,17 @@ async def test_a_limit_that_was_raised_and_is_lowered_again_warns_again(house: H
     await house.close()
 
 
+async def test_no_share_of_a_limit_of_nothing_is_reached(house: House) -> None:
+    await house.limit(1000)
+    held = await house.hold(0, 100)
+    assert held is not None
+    await house.settle(0, held, 100)
+    await house.limit(0)
+    await house.served.sweep()
+    assert await told(house.served) == []
+    await house.close()
+
+
 async def test_a_threshold_between_two_nano_dollars_is_reached_by_the_higher_one(
     house: House,
 ) -> None:

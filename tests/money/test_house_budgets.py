@@ -347,3 +347,25 @@ async def test_tenants_see_no_budget_of_the_house(served: Served, stub: Stub) ->
         assert (await waiting).status_code == 200
     assert budget["held_usd"] == format_usd(quote)
     assert budget["remaining_usd"] == format_usd(10**9 - quote)
+
+
+async def test_a_period_begins_where_an_earlier_one_of_another_time_zone_ended(
+    served: Served,
+) -> None:
+    await served.budget("5")
+    await served.house_budget("5")
+    first, cut = "2030-03-01 00:00+00", "2030-03-10 00:00+00"
+    for table, add in (
+        ("budget_period", "add_period(b.tenant_id, b.id, %s) FROM budget b"),
+        ("house_budget_period", "add_house_period(b.id, %s) FROM house_budget b"),
+    ):
+        await served.owner_sql("SELECT " + add % f"'{first}'")
+        await served.owner_sql(
+            f"UPDATE {table} SET period_end = '{cut}' WHERE period_start = '{first}'"  # noqa: S608
+        )
+        await served.owner_sql("SELECT " + add % f"'{cut}'")
+        rows = await served.owner_sql(
+            f"SELECT DISTINCT period_start, period_end FROM {table}"  # noqa: S608 - constants
+            f" WHERE period_start >= '{first}' ORDER BY 1"
+        )
+        assert [(one.period_start.day, one.period_end.day) for one in rows] == [(1, 10), (10, 1)]
