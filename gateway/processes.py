@@ -1,4 +1,4 @@
-"""Process hardening at start: core dumps are forbidden."""
+"""Properties of a process from its start on: no core dumps, few heaps."""
 
 import ctypes
 import resource
@@ -7,6 +7,9 @@ from contextlib import suppress
 
 PR_SET_DUMPABLE = 4
 """linux/prctl.h"""
+M_ARENA_MAX = -8
+"""malloc.h of the GNU C library"""
+HEAPS = 2
 
 
 def forbid_core_dumps() -> None:
@@ -19,3 +22,14 @@ def forbid_core_dumps() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def share_heaps() -> None:
+    """Let the threads share two heaps of the C library, which gives each its own otherwise.
+
+    What a large answer occupied is then used again by the next one, from whichever thread: a
+    worker takes 3 to 20 MB less (`make bench`). Other C libraries have one heap.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, HEAPS)
