@@ -245,6 +245,18 @@ async def test_the_dearest_of_the_chain_is_reserved_once_or_else_the_first_alone
     assert [row.exceeded_of_nano for row in events] == [None, None, 1_000_000]
 
 
+async def test_a_budget_of_just_the_first_models_quote_admits_it(served: Served) -> None:
+    some = await served.key()
+    await served.budget("0.02", api_key_id=some.id)
+    assert (await buy(served, key=some)).status_code == 200
+    [bought] = await books(served)
+    for limit_nano, status in ((bought.held_nano, 200), (bought.held_nano - 1, 402)):
+        key = await served.key()
+        await served.budget(format_usd(limit_nano), api_key_id=key.id)
+        assert (await buy(served, key=key)).status_code == status
+    await served.check_invariants()
+
+
 async def test_a_dear_first_model_is_refused_although_a_cheap_one_would_fit(
     settings: Settings, stub: Stub, gemini: StubGemini, tmp_path: Path
 ) -> None:
