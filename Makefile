@@ -176,7 +176,6 @@ $(DEV_READY): $(MADE) requirements-dev.lock pyproject.toml
 	$(call INSTALL,requirements-dev.lock)
 	@touch $(RUN_READY) $@
 
-# In an environment of their own: LangChain needs an older `mcp`. Node and npm come as a wheel.
 # The tools below have environments of their own: none of them is a part of the gateway.
 define TOOLS
 @echo "Installing $(1) into $(@D) (a minute the first time) …"
@@ -185,6 +184,7 @@ define TOOLS
 	-r $(filter %.lock,$^)
 endef
 
+# LangChain needs an older `mcp`. Node and npm come as a wheel.
 $(CLIENTS_READY): $(MADE) $(addprefix tests/clients/,requirements.lock package.json package-lock.json .npmrc)
 	$(call TOOLS,other people's clients)
 	@cp $(filter tests/clients/package% %.npmrc,$^) $(CLIENTS)/

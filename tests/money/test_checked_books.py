@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -155,7 +156,8 @@ async def test_what_was_checked_is_read_again_after_a_week_only(checked: Served)
     )
 
 
-async def test_a_correction_of_a_checked_call_is_no_break(served: Served, stub: Stub) -> None:
+async def estimated_call(served: Served, stub: Stub) -> UUID:
+    """Buy on a budget without end what comes to be estimated; return its id."""
     await served.budget("5", window="total")
     stub.faults.add(Fault("reset_after_headers"))
     async with served.http(await served.key()) as http:
@@ -163,17 +165,27 @@ async def test_a_correction_of_a_checked_call_is_no_break(served: Served, stub: 
     await age_unknown(served)
     await served.sweep()
     [call] = await served.owner_sql("SELECT id FROM reservation")
-    await served.house_budget("5", window="total")  # one that the correction does not concern
-    await buy(served)
-    await move_back(served)
-    assert await check_all(served) == []
+    return UUID(str(call.id))
+
+
+async def correct(served: Served, call: UUID) -> None:
+    """Post the true cost of an estimated call."""
     async with served.gateway.database.operator() as session:
         await resolve(
             session,
             served.gateway.core.catalog.models,
-            call.id,
+            call,
             Resolution("post", "on the invoice", NanoUsd(100_000)),
         )
+
+
+async def test_a_correction_of_a_checked_call_is_no_break(served: Served, stub: Stub) -> None:
+    call = await estimated_call(served, stub)
+    await served.house_budget("5", window="total")  # one that the correction does not concern
+    await buy(served)
+    await move_back(served)
+    assert await check_all(served) == []
+    await correct(served, call)
     await buy(served)
     assert await check_new(served) == set()
     await move_back(served)
@@ -185,23 +197,11 @@ async def test_a_correction_of_a_checked_call_is_no_break(served: Served, stub: 
 
 
 async def test_of_a_corrected_period_a_new_call_is_counted_once(served: Served, stub: Stub) -> None:
-    await served.budget("5", window="total")
-    stub.faults.add(Fault("reset_after_headers"))
-    async with served.http(await served.key()) as http:
-        assert (await http.post(GENERATIONS, json=image_body())).status_code == 504
-    await age_unknown(served)
-    await served.sweep()
-    [call] = await served.owner_sql("SELECT id FROM reservation")
+    call = await estimated_call(served, stub)
     await served.house_budget("5", window="total")
     await move_back(served)
     assert await check_all(served) == []
-    async with served.gateway.database.operator() as session:
-        await resolve(
-            session,
-            served.gateway.core.catalog.models,
-            call.id,
-            Resolution("post", "on the invoice", NanoUsd(100_000)),
-        )
+    await correct(served, call)
     await buy(served)
     await move_back(served)
     # As if the check had been two hours ago too: the call is newer, and older than a minute.
