@@ -81,6 +81,7 @@ NEEDS: Mapping[str, str] = {
         GET /console/audit
         GET /console/budgets
         GET /console/costs
+        GET /console/costs/calls
         GET /console/events
         GET /console/models
         GET /console/models/{model_id}

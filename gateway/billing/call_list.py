@@ -1,24 +1,29 @@
-"""The list of a tenant's calls, as usage reports count them: the entries behind an amount."""
+"""The list of calls, as usage reports count them: the entries behind an amount."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, false, select
+from sqlalchemy import ColumnElement, Select, and_, false, func, select, text
+from sqlalchemy.orm import aliased
 
-from gateway.billing.usage_queries import Period
-from gateway.db.engine import TenantSession
+from gateway.billing.usage_queries import OwnDays, Period
+from gateway.db.engine import OperatorSession, TenantSession
 from gateway.db.money_tables import ReservationRow
 from gateway.db.pages import Page, page_of
-from gateway.db.tables import ApiKeyRow, TenantUserRow
+from gateway.db.tables import ApiKeyRow, TenantRow, TenantUserRow
 from gateway.domain import Caller
 from gateway.errors import InvalidRequest
 
 CLOCK_SLACK = timedelta(hours=1)
 """The greatest difference between a gateway's clock, from which a call's id is made, and that of
 Postgres, by which reports count: calls beyond it are missing in the list."""
+FIRST_SPAN = timedelta(minutes=10)
+GROWTH = 6
+"""A list of all tenants is sorted span by span, newest first, each longer than the one before: the
+order of all calls has no index, and a page seldom needs more than the newest of them."""
 Status = Literal["charged", "estimated", "failed", "in_progress", "unknown", "open"]
 STATES: dict[Status, tuple[str, ...]] = {
     "charged": ("posted",),
@@ -29,12 +34,22 @@ STATES: dict[Status, tuple[str, ...]] = {
     "open": ("held", "unknown"),
 }
 """The states of a reservation for each status of a report; `open`: with money still held."""
+LACKED: dict[str, Any] = {
+    "key": ReservationRow.api_key_id,
+    "user": ReservationRow.user_id,
+    "size": ReservationRow.served_size,
+    "quality": ReservationRow.served_quality,
+}
+_PLAN_FOR_THIS = text("SET LOCAL plan_cache_mode = force_custom_plan")
 _STATUS_OF = {states[0]: status for status, states in STATES.items() if status != "open"}
 
 
 @dataclass(frozen=True, slots=True)
 class CallFilter:
-    """A filter of calls; None: no filter. `api_key_id`: the first key of a line."""
+    """A filter of calls; None: no filter. `api_key_id`: the first key of a line.
+
+    `without`: what the calls lack, of `key`, `user`, `size` and `quality`.
+    """
 
     api_key_id: UUID | None = None
     user_id: UUID | None = None
@@ -46,6 +61,7 @@ class CallFilter:
     size: str | None = None
     quality: str | None = None
     status: str | None = None
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,8 @@ class ListedPurchase:
     """One call with its names. `cost_nano` is None while its outcome is open."""
 
     id: UUID
+    tenant_id: UUID
+    tenant_name: str
     admitted_at: datetime
     operation: str
     requested_model: str
@@ -86,36 +104,108 @@ async def list_calls(
     Raises:
         InvalidRequest: an unknown status.
     """
-    key = and_(
-        ApiKeyRow.tenant_id == ReservationRow.tenant_id, ApiKeyRow.id == ReservationRow.api_key_id
-    )
-    user = and_(
-        TenantUserRow.tenant_id == ReservationRow.tenant_id,
-        TenantUserRow.id == ReservationRow.user_id,
-    )
-    query = (
-        select(ReservationRow, ApiKeyRow.name, TenantUserRow.name)
-        .outerjoin(ApiKeyRow, key)
-        .outerjoin(TenantUserRow, user)
-        .where(
-            ReservationRow.tenant_id == caller.tenant_id,
-            ReservationRow.livemode.is_(caller.livemode),
-            ReservationRow.admitted_at >= period.start,
-            ReservationRow.admitted_at < period.end,
-            # Ids begin with their time, and their index lists a tenant's calls in order.
-            ReservationRow.id >= _first_id(period.start - CLOCK_SLACK),
-            ReservationRow.id < _first_id(period.end + CLOCK_SLACK),
-            *_chosen(chosen),
-        )
-        .order_by(ReservationRow.id.desc())
-        .limit(limit + 1)
-    )
+    query = _listing(chosen, period, livemode=caller.livemode, tenant_id=caller.tenant_id)
     if caller.user_id is not None:
         query = query.where(ReservationRow.user_id == caller.user_id)
+    whole = (period.start - CLOCK_SLACK, period.end + CLOCK_SLACK)
+    return page_of(await _page(session, query, whole, limit + 1, after), limit)
+
+
+async def list_calls_of_all(
+    session: OperatorSession,
+    chosen: CallFilter,
+    period: Period,
+    *,
+    tenant_id: UUID | None,
+    livemode: bool,
+    own_days: OwnDays | None = None,
+    limit: int,
+    after: UUID | None = None,
+) -> Page[ListedPurchase]:
+    """List one page of a tenant's (None: all tenants') calls admitted in a period, newest first.
+
+    `own_days`: the part of the period that counts.
+
+    Raises:
+        InvalidRequest: an unknown status.
+    """
+    whole = (period.start - CLOCK_SLACK, period.end + CLOCK_SLACK)
+    if tenant_id is not None:
+        query = _listing(chosen, period, livemode=livemode, tenant_id=tenant_id)
+        return page_of(await _page(session, query, whole, limit + 1, after), limit)
+    found: list[ListedPurchase] = []
+    for start, until in _spans(whole[0], _latest(whole[1], after)):
+        inside = Period(
+            max(period.start, start - CLOCK_SLACK), min(period.end, until + CLOCK_SLACK)
+        )
+        query = _listing(chosen, inside, livemode=livemode)
+        if own_days is not None:
+            at_local = func.timezone(TenantRow.time_zone, ReservationRow.admitted_at)
+            query = query.join(TenantRow, TenantRow.id == ReservationRow.tenant_id)
+            query = query.where(own_days.of(at_local))
+        found += await _page(session, query, (start, until), limit + 1 - len(found), after)
+        if len(found) > limit:
+            break
+    return page_of(found, limit)
+
+
+def _latest(end: datetime, after: UUID | None) -> datetime:
+    """Return the end of the times at which the calls after `after` can have been made."""
+    end = min(end, datetime.now(UTC) + CLOCK_SLACK)
+    if after is None or after >= _first_id(end):
+        return end
+    return datetime.fromtimestamp((after.int >> 80) / 1000, UTC) + timedelta(milliseconds=1)
+
+
+def _spans(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """Divide [start, end) into spans that grow, the last one first."""
+    length = FIRST_SPAN
+    while end > start:
+        first = max(start, end - length)
+        yield first, end
+        end, length = first, length * GROWTH
+
+
+def _listing(
+    chosen: CallFilter, period: Period, *, livemode: bool, tenant_id: UUID | None = None
+) -> Select[*tuple[Any, ...]]:
+    """Select the calls of a period."""
+    query = select(ReservationRow).where(
+        ReservationRow.livemode.is_(livemode),
+        ReservationRow.admitted_at >= period.start,
+        ReservationRow.admitted_at < period.end,
+        *_chosen(chosen),
+    )
+    return query if tenant_id is None else query.where(ReservationRow.tenant_id == tenant_id)
+
+
+async def _page(
+    session: TenantSession | OperatorSession,
+    query: Select[*tuple[Any, ...]],
+    made: tuple[datetime, datetime],
+    limit: int,
+    after: UUID | None,
+) -> list[ListedPurchase]:
+    """Read the newest calls whose ids were made between two times, with their names."""
+    # A plan for any period expects few calls, and would sort all of them.
+    await session.execute(_PLAN_FOR_THIS)
+    # Ids begin with their time, and their index lists a tenant's calls in order.
+    start, end = made
+    query = query.where(ReservationRow.id >= _first_id(start), ReservationRow.id < _first_id(end))
     if after is not None:
         query = query.where(ReservationRow.id < after)
-    rows: Sequence[Any] = (await session.execute(query)).all()
-    return page_of([_listed(*row) for row in rows], limit)
+    newest = query.order_by(ReservationRow.id.desc()).limit(limit).subquery("newest")
+    row = aliased(ReservationRow, newest)
+    key = and_(ApiKeyRow.tenant_id == row.tenant_id, ApiKeyRow.id == row.api_key_id)
+    user = and_(TenantUserRow.tenant_id == row.tenant_id, TenantUserRow.id == row.user_id)
+    named = (
+        select(row, TenantRow.name, ApiKeyRow.name, TenantUserRow.name)
+        .join(TenantRow, TenantRow.id == row.tenant_id)
+        .outerjoin(ApiKeyRow, key)
+        .outerjoin(TenantUserRow, user)
+        .order_by(row.id.desc())
+    )
+    return [_listed(*one) for one in (await session.execute(named)).all()]
 
 
 def _first_id(at: datetime) -> UUID:
@@ -144,15 +234,20 @@ def _chosen(chosen: CallFilter) -> list[ColumnElement[bool]]:
         # Postgres refuses NUL, and no name contains it.
         is_name = not isinstance(value, str) or value.isprintable()
         found.append(column == value if is_name else false())
+    found += [column.is_(None) for name, column in LACKED.items() if name in chosen.without]
     for status, states in STATES.items():
         if status == chosen.status:
             found.append(ReservationRow.state.in_(states))
     return found
 
 
-def _listed(row: ReservationRow, key_name: str | None, user_name: str | None) -> ListedPurchase:
+def _listed(
+    row: ReservationRow, tenant_name: str, key_name: str | None, user_name: str | None
+) -> ListedPurchase:
     return ListedPurchase(
         id=row.id,
+        tenant_id=row.tenant_id,
+        tenant_name=tenant_name,
         admitted_at=row.admitted_at,
         operation=row.operation,
         requested_model=row.requested_model,

@@ -6,7 +6,7 @@ not settled from their reservations: few, with indexes of their own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal, get_args
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     TextClause,
     Uuid,
+    and_,
     bindparam,
     cast,
     column,
@@ -126,10 +127,25 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnDays:
+    """The days from `first` to `last`, each tenant's in its own time zone."""
+
+    first: date
+    last: date
+
+    def of(self, at_local: ColumnElement[datetime]) -> ColumnElement[bool]:
+        """Build the condition that a tenant's local time lies in them."""
+        first = datetime.combine(self.first, time())
+        end = datetime.combine(self.last, time()) + timedelta(days=1)
+        return and_(at_local >= first, at_local < end)
+
+
+@dataclass(frozen=True, slots=True)
 class ReportQuery:
     """A report request, for one tenant or (None) for all that the session sees.
 
-    `zone`: the time zone of its days and hours; None, each tenant's own.
+    `zone`: the time zone of its days and hours; None, each tenant's own. `own_days`: the part of
+    the period that counts; it begins with the first of these days anywhere, and ends with the last.
     """
 
     tenant_id: UUID | None
@@ -138,6 +154,7 @@ class ReportQuery:
     period: Period
     group_by: tuple[GroupField, ...] = ()
     zone: str | None = None
+    own_days: OwnDays | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -292,6 +309,8 @@ def _grouped(
         grouped = grouped.where(rows.c.api_key_id == query.filters.key_id)
     if query.filters.user_id is not None:
         grouped = grouped.where(rows.c.user_id == query.filters.user_id)
+    if query.own_days is not None:
+        grouped = grouped.where(query.own_days.of(rows.c.at_local))
     equal = {
         "served_model": query.filters.model,
         "provider": query.filters.provider,

@@ -72,7 +72,10 @@ _NOTHING = UsageRow(())
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The question to the explorer. `tenant_id` None: all tenants, in each one's own days."""
+    """The question to the explorer. `tenant_id` None: all tenants, in each one's own days.
+
+    `zones`: the time zones of all tenants, if it is of them.
+    """
 
     tenant_id: UUID | None
     filters: UsageFilters
@@ -82,12 +85,22 @@ class Question:
     time: TimeUnit = "day"
     compares: bool = True
     zone: str | None = None
+    zones: tuple[str, ...] = ()
 
     def query(self, days: Days, group_by: tuple[GroupField, ...]) -> ReportQuery:
         """Build the report of some days."""
-        # Hours of several zones would not line up; days are kept by each tenant's zone.
-        zone = days.zone if self.time == "hour" and self.tenant_id is None else self.zone
-        return ReportQuery(self.tenant_id, self.filters, self.livemode, days.period, group_by, zone)
+        zone, period, own_days = self.zone_of_hours or self.zone, days.period, None
+        if self.tenant_id is None and self.zone_of_hours is None:
+            own_days, period = days.own_days(self.zones)
+        return ReportQuery(
+            self.tenant_id, self.filters, self.livemode, period, group_by, zone, own_days
+        )
+
+    @property
+    def zone_of_hours(self) -> str | None:
+        """The time zone of the hours of all tenants: those of several would not line up."""
+        is_hourly = self.tenant_id is None and self.time == "hour"
+        return self.days.zone if is_hourly else None
 
     @property
     def columns(self) -> tuple[GroupField, ...]:
@@ -132,12 +145,13 @@ async def explore(
     """
     nothing = _Sums({}, {}, _NOTHING)
     is_small = has_few_groups or question.group in FEW
-    now = await _sums(session, question, question.days, is_small=is_small)
-    before = (
-        await _sums(session, question, question.days.before, is_small=is_small)
-        if question.compares
-        else nothing
-    )
+    before = nothing
+    if question.compares:
+        days = question.days.before
+        before = await _sums(session, question, days, is_small=is_small, stacks=False)
+        # As few groups are expected as before; more than a report holds are read in two again.
+        is_small = is_small or 0 < len(before.by_group) <= _most_stacked(question, days)
+    now = await _sums(session, question, question.days, is_small=is_small, stacks=True)
     names = before.by_group | now.by_group
     rows = sorted(
         (
@@ -168,10 +182,13 @@ class _Sums:
     total: UsageRow
 
 
-async def _sums(session: Session, question: Question, days: Days, *, is_small: bool) -> _Sums:
+async def _sums(
+    session: Session, question: Question, days: Days, *, is_small: bool, stacks: bool
+) -> _Sums:
     """Read the sums of some days, by one report if it is small.
 
-    Of many groups, only the costs of all together are read by time, under the key `ALL`.
+    Of many groups, or unless it `stacks` them, only the costs of all together are read by time,
+    under the key `ALL`.
 
     Raises:
         InvalidRequest: there are too many groups or it takes too long (`report_too_large`).
@@ -182,12 +199,17 @@ async def _sums(session: Session, question: Question, days: Days, *, is_small: b
         if not stacked.has_more:
             return _Sums(_by_group(group, stacked), _by_time(group, stacked), stacked.total)
     report = await usage.whole_report(session, question.query(days, (group,)))
-    is_stacked = not is_small and len(report.rows) <= MOST_STACKED
+    is_stacked = stacks and not is_small and len(report.rows) <= _most_stacked(question, days)
     columns: tuple[GroupField, ...] = (time, group) if is_stacked else (time,)
     timed = await usage.report(session, question.query(days, columns))
     if timed.has_more:
         timed = await usage.whole_report(session, question.query(days, (time,)))
     return _Sums(_by_group(group, report), _by_time(group, timed), report.total)
+
+
+def _most_stacked(question: Question, days: Days) -> int:
+    """Return the number of groups of which a report by time and group is small in any case."""
+    return min(MOST_STACKED, usage.MAX_ROWS // len(_moments(question, days)))
 
 
 def _by_group(group: Grouping, report: UsageReport) -> dict[str, UsageRow]:

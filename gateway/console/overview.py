@@ -38,6 +38,7 @@ class SpendFigures:
     """Costs in nano-USD. `before`: of the same days of the month before.
 
     `forecast`: this month's, if its other days cost what the last seven whole ones did.
+    `latest`: the latest day of any tenant; where it is tomorrow already, it counts as today.
     """
 
     today: int
@@ -47,6 +48,9 @@ class SpendFigures:
     forecast: int
     by_day: tuple[int, ...]
     chart: Chart
+    first: date
+    day: date
+    latest: date
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +158,19 @@ async def spend_figures(session: OperatorSession, today: date) -> SpendFigures:
     )
     query = ReportQuery(None, EVERYTHING, livemode=True, period=period, group_by=("day", "model"))
     by_model: dict[str, dict[date, int]] = defaultdict(dict)
+    latest = today
     async for row in usage.export(session, query):
-        # East of here it is tomorrow already; it counts as today.
-        day = min(today, date.fromisoformat(row.group[0] or today.isoformat()))
+        found = date.fromisoformat(row.group[0] or today.isoformat())
+        latest = max(latest, found)
+        day = min(today, found)
         costs = by_model[row.group[1] or ""]
         costs[day] = costs.get(day, 0) + row.cost_nano
-    return summed_up(by_model, today)
+    return summed_up(by_model, today, latest)
 
 
-def summed_up(by_model: Mapping[str, Mapping[date, int]], today: date) -> SpendFigures:
+def summed_up(
+    by_model: Mapping[str, Mapping[date, int]], today: date, latest: date
+) -> SpendFigures:
     """Sum up the costs of each model by day."""
     by_day: dict[date, int] = defaultdict(int)
     for costs in by_model.values():
@@ -187,8 +195,13 @@ def summed_up(by_model: Mapping[str, Mapping[date, int]], today: date) -> SpendF
             key="spend",
             title="Spend by day and model",
             description=f"US dollars, the last {CHART_DAYS} days",
-            link=lambda day: f"/console/costs?start={day}&end={day}&group=tenant",
+            link=lambda day: (
+                f"/console/costs?start={day}&end={latest if day == today else day}&group=tenant"
+            ),
         ),
+        first=today.replace(day=1),
+        day=today,
+        latest=latest,
     )
 
 

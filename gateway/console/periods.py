@@ -1,10 +1,11 @@
 """The periods that pages offer, and the period before each, to compare with."""
 
-from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
-from gateway.billing.usage_queries import Period
+from gateway.billing.usage_queries import OwnDays, Period
 from gateway.console import formats
 from gateway.errors import InvalidRequest
 
@@ -13,10 +14,11 @@ CHOICES = {
     "7d": "7 days",
     "30d": "30 days",
     "90d": "90 days",
+    "365d": "365 days",
     "month": "This month",
     "last-month": "Last month",
 }
-DAYS = {"today": 1, "7d": 7, "30d": 30, "90d": 90}
+DAYS = {"today": 1, "7d": 7, "30d": 30, "90d": 90, "365d": 365}
 USUAL = "30d"
 MAX_DAYS = 366
 
@@ -38,6 +40,18 @@ class Days:
     def period(self) -> Period:
         """The instants of these days."""
         return Period(_midnight(self.first, self.zone), self.end)
+
+    def own_days(self, zones: Collection[str]) -> tuple[OwnDays, Period]:
+        """These days as each tenant has them, and all of their instants in the tenants' zones.
+
+        Where it is tomorrow already, that belongs to today.
+        """
+        days = self
+        if self.last == datetime.now(UTC).date():
+            days = replace(self, last=self.last + timedelta(days=1))
+        periods = [replace(days, zone=zone).period for zone in zones] or [days.period]
+        period = Period(min(one.start for one in periods), max(one.end for one in periods))
+        return OwnDays(days.first, days.last), period
 
     @property
     def end(self) -> datetime:

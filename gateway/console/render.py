@@ -269,9 +269,9 @@ def _ago(context: Context, at: datetime | None) -> Markup:
 
 
 @pass_context
-def _iso_date(context: Context, at: datetime) -> str:
-    """Write the date of a time in the page's zone, as addresses have it."""
-    return at.astimezone(ZoneInfo(context["shell"].zone)).date().isoformat()
+def _iso_date(context: Context, at: datetime, zone: str | None = None) -> str:
+    """Write the date of a time in a zone, usually the page's, as addresses have it."""
+    return at.astimezone(ZoneInfo(zone or context["shell"].zone)).date().isoformat()
 
 
 def _date(on: date | None) -> str:

@@ -1,19 +1,59 @@
-"""The fields and options that the operators' form of costs and a tenant's form of usage share."""
+"""Fields, options and links that operators' costs and a tenant's usage share.
+
+Each amount of a report leads to the calls behind it, by the address of a list of calls.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import urlencode
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from gateway.billing.call_list import CallFilter
+from gateway.billing.usage_queries import UsageFilters
 from gateway.console import periods
-from gateway.console.cost_explorer import UNITS, Grouping, TimeUnit
+from gateway.console.cost_explorer import NONE, UNITS, ExplorerRow, Grouping, Question, TimeUnit
+from gateway.console.periods import Days
 from gateway.domain import Operation
 from gateway.errors import InvalidRequest
 from gateway.image_models import Model
 
 Options = dict[str, list[tuple[str, str]]]
 """The options of each select: their values and texts."""
+FIELDS: Mapping[Grouping, str] = {
+    "model": "model",
+    "tenant": "tenant",
+    "user": "user",
+    "key": "key",
+    "provider": "provider",
+    "operation": "operation",
+    "credential_owner": "owner",
+    "requested_model": "requested_model",
+}
+"""The field of the form that chooses one group of a grouping."""
+CALL_FIELDS: Mapping[Grouping, str] = {
+    **FIELDS,
+    "size": "size",
+    "quality": "quality",
+    "status": "status",
+}
+"""The field that chooses one group in the list of calls."""
+STATUSES = (
+    ("charged", "Charged"),
+    ("estimated", "Estimated"),
+    ("failed", "Failed"),
+    ("in_progress", "Under way"),
+    ("unknown", "Outcome unknown"),
+)
+TOTALLED = ("failed", "estimated", "open")
+"""Statuses whose totals are shown apart."""
+STATUS_CHOICES = (
+    ("", "Any status"),
+    *STATUSES,
+    ("open", "Open: money still held"),
+)
 
 
 class ReportForm(BaseModel):
@@ -21,6 +61,11 @@ class ReportForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", str_max_length=255, str_strip_whitespace=True)
     path: ClassVar[str]
+    calls_path: ClassVar[str]
+    calls_fields: ClassVar[tuple[str, ...]] = (*FIELDS.values(), "mode")
+    """The fields that the list of calls keeps."""
+    narrower: ClassVar[Mapping[Grouping, Grouping]]
+    """The grouping of one group alone; of others, by model."""
 
     period: str = periods.USUAL
     start: str = ""
@@ -49,6 +94,13 @@ class ReportForm(BaseModel):
         }
         return f"{path or self.path}?{urlencode(asked)}" if asked else path or self.path
 
+    def calls_address(self, days: Days, **changes: str) -> str:
+        """Write the address of the calls behind an amount of the report."""
+        asked = {name: getattr(self, name, "") for name in self.calls_fields}
+        asked |= {"start": days.first.isoformat(), "end": days.last.isoformat()} | changes
+        found = {name: value for name, value in asked.items() if value}
+        return f"{self.calls_path}?{urlencode(found)}"
+
     def period_links(self) -> list[tuple[str, str, bool]]:
         """Link the periods that are offered: text, address, and whether it is shown now."""
         has_days = bool(self.start or self.end)
@@ -60,6 +112,120 @@ class ReportForm(BaseModel):
             )
             for name, text in periods.CHOICES.items()
         ]
+
+
+class CallsFields(BaseModel):
+    """The further fields of a list of calls, all in the address.
+
+    Key, user, size and quality may be `(none)`: the calls without one.
+    """
+
+    model_config = ConfigDict(extra="forbid", str_max_length=255, str_strip_whitespace=True)
+    calls_path: ClassVar[str]
+
+    size: str = ""
+    quality: str = ""
+    status: str = ""
+    after: UUID | None = None
+
+    def own_address(self, **changes: str) -> str:
+        """Write the address of this list with some fields changed."""
+        fields = self.model_dump(exclude={"format", "by", "group", "compare"}) | changes
+        found = {name: value for name, value in fields.items() if value}
+        return f"{self.calls_path}?{urlencode(found)}"
+
+    def kept_fields(self) -> list[str]:
+        """Name the fields of the address that the list's own form does not ask for."""
+        own = {"format", "by", "group", "compare", "start", "end", "status", "after"}
+        return [name for name, value in self.model_dump(exclude=own).items() if value]
+
+    def named(self) -> dict[str, str]:
+        """Return the fields that name what a report knows too, `(none)` left out."""
+        fields = self.model_dump(exclude=set(CallsFields.model_fields))
+        return {name: value for name, value in fields.items() if value != NONE}
+
+    def call_filter(self, filters: UsageFilters) -> CallFilter:
+        """Build the filter of calls from a report's filters and the further fields."""
+        fields = self.model_dump()
+        return CallFilter(
+            api_key_id=filters.key_id,
+            user_id=filters.user_id,
+            model=filters.model,
+            requested_model=fields["requested_model"] or None,
+            provider=filters.provider,
+            operation=filters.operation,
+            credential=filters.credential_owner,
+            size=_value(self.size),
+            quality=_value(self.quality),
+            status=self.status or None,
+            without=frozenset(name for name, value in fields.items() if value == NONE),
+        )
+
+    def chosen(self) -> list[tuple[str, str, str]]:
+        """Name each filter in force: its field, its value, and the list without it."""
+        fields = self.model_dump()
+        return [
+            (name.replace("_", " "), fields[name], self.own_address(**{name: "", "after": ""}))
+            for name in CALL_FIELDS.values()
+            if name != "status" and fields.get(name)
+        ]
+
+    def pages(self, newest_of_next: UUID | None) -> dict[str, str]:
+        """Link the first page and the next one, each "" if it is shown or there is none."""
+        return {
+            "newest": self.own_address(after="") if self.after else "",
+            "older": self.own_address(after=str(newest_of_next)) if newest_of_next else "",
+        }
+
+
+def _value(text: str) -> str | None:
+    return text if text and text != NONE else None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLine:
+    """A row of a report, with the addresses of its group alone and of the calls of each amount."""
+
+    row: ExplorerRow
+    only: str
+    calls: str
+    before: str
+    failed: str
+    estimated: str
+    open: str
+
+
+def report_line(form: ReportForm, question: Question, row: ExplorerRow) -> ReportLine:
+    """Build the links of a row."""
+    field = FIELDS.get(question.group)
+    only = ""
+    if row.id and field is not None:
+        only = form.address(**{field: row.id}, group=form.narrower.get(question.group, "model"))
+    chosen = {CALL_FIELDS[question.group]: row.id or NONE}
+    hours = {"zone": question.zone_of_hours or question.zone or ""}
+
+    def calls(status: str = "", days: Days = question.days) -> str:
+        return form.calls_address(days, **{"status": status} | hours | chosen)
+
+    return ReportLine(
+        row,
+        only,
+        calls=calls(),
+        before=calls(days=question.days.before),
+        failed=calls("failed"),
+        estimated=calls("estimated"),
+        open=calls("open"),
+    )
+
+
+def total_links(form: ReportForm, question: Question) -> dict[str, str]:
+    """Build the addresses of the calls behind the totals of a report."""
+    days, zone = question.days, question.zone_of_hours or question.zone or ""
+    return {
+        "calls": form.calls_address(days, zone=zone),
+        "before": form.calls_address(days.before, zone=zone),
+        **{status: form.calls_address(days, zone=zone, status=status) for status in TOTALLED},
+    }
 
 
 def parse_unit(text: str) -> TimeUnit:

@@ -36,6 +36,7 @@ SHOWN = """() => Promise.all([...document.images]
 """Wait for the images in sight."""
 MORE: dict[str, str] = {
     "costs-tenants": "/console/costs?group=tenant&period=month",
+    "costs-calls": "/console/costs/calls?status=estimated",
     "own-sessions": "/console/sessions",
     "sign-in": "/console/login",
     "costs-empty": "/console/costs?start=2026-01-01&end=2026-01-02",

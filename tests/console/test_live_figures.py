@@ -109,17 +109,17 @@ async def test_a_stream_needs_a_session_and_ends_with_the_process_or_an_old_page
 
 def test_the_forecast_is_what_is_spent_and_the_pace_of_seven_days() -> None:
     days = {TODAY.replace(day=15) - timedelta(days=at): 70 for at in range(15)}
-    figures = summed_up({"a": days, "b": {}}, TODAY.replace(day=15))
+    figures = summed_up({"a": days, "b": {}}, TODAY.replace(day=15), TODAY.replace(day=15))
     assert (figures.month, figures.today, figures.yesterday) == (15 * 70, 70, 70)
     assert figures.forecast == 31 * 70
-    quiet = summed_up({"a": days}, TODAY.replace(day=16))
+    quiet = summed_up({"a": days}, TODAY.replace(day=16), TODAY.replace(day=16))
     assert quiet.forecast == 31 * 70
     assert sum(figures.by_day) == 15 * 70
 
 
 def test_days_of_a_longer_month_are_compared_with_all_of_a_shorter_one() -> None:
     spent = {date(2026, 2, 28): 5, date(2026, 2, 1): 7, TODAY: 1}
-    assert summed_up({"a": spent}, TODAY).before == 12
+    assert summed_up({"a": spent}, TODAY, TODAY).before == 12
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """The operators' cost explorer: a GET form, a chart, a table and a file, each by its address."""
 
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Annotated
-from urllib.parse import urlencode
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -17,7 +17,6 @@ from gateway.console.cost_explorer import (
     MAX_HOURLY_DAYS,
     MAX_SHOWN,
     NAMES,
-    ExplorerRow,
     Grouping,
     Question,
     days_of,
@@ -31,6 +30,8 @@ from gateway.console.report_forms import (
     ReportForm,
     parse_grouping,
     parse_unit,
+    report_line,
+    total_links,
     usual_options,
     with_own,
 )
@@ -43,23 +44,13 @@ from gateway.rest.dependencies import GatewayDep
 from gateway.rest.usage import UsageQuery, find_filters, report_answer
 from gateway.tenancy import tenants
 from gateway.tenancy.lookups import KeyScope
+from gateway.tenancy.tenants import Tenant
 
 PATH = "/console/costs"
-REQUESTS = "/console/requests"
+CALLS = "/console/costs/calls"
 MAX_TENANTS = 200
 """Tenants offered in the form; any other is named by its address."""
 OWNERS = (("house", "House credential"), ("tenant", "Tenant's own"), ("user", "User's own"))
-FILTERS: dict[Grouping, str] = {
-    "model": "model",
-    "tenant": "tenant",
-    "user": "user",
-    "key": "key",
-    "provider": "provider",
-    "operation": "operation",
-    "credential_owner": "owner",
-    "requested_model": "requested_model",
-}
-"""The field of the form that chooses one group of a grouping."""
 
 router = APIRouter()
 
@@ -68,18 +59,19 @@ class CostForm(ReportForm):
     """The fields of the form, all in the address. An empty field is none."""
 
     path = PATH
+    calls_path = CALLS
+    narrower: ClassVar[Mapping[Grouping, Grouping]] = {"model": "tenant", "tenant": "key"}
 
     tenant: str = ""
     mode: str = "live"
 
+    def livemode(self) -> bool:
+        """Read the mode.
 
-@dataclass(frozen=True, slots=True)
-class CostLine:
-    """A row of the table, with the addresses of its group alone and of its requests."""
-
-    row: ExplorerRow
-    only: str
-    requests: str
+        Raises:
+            InvalidRequest: it is none.
+        """
+        return _one_of("mode", self.mode, ("live", "test")) == "live"
 
 
 @router.get(PATH)
@@ -110,7 +102,8 @@ async def costs(
         lead=_lead(question, form),
         form=form,
         found=found,
-        lines=[_line(form, question, row) for row in found.rows],
+        lines=[report_line(form, question, row) for row in found.rows],
+        totals=total_links(form, question),
         group_name=NAMES[question.group],
         heading=f"By {in_sentence(NAMES[question.group])}",
         shows_ids=question.group in {"key", "user"},
@@ -129,14 +122,14 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
         InvalidRequest: a field has an unknown value; the message names it.
         NotFound: there is no such tenant, key or user.
     """
-    tenant_id, zone = None, viewer.time_zone
-    if form.tenant:
-        tenant = await tenants.find(session, form.tenant)
-        tenant_id, zone = tenant.id, tenant.time_zone
-    livemode = _one_of("mode", form.mode, ("live", "test")) == "live"
-    today = datetime.now(ZoneInfo(zone)).date()
-    days = periods.parse_days(form.period, form.start, form.end, today, zone)
+    tenant = await find_tenant(session, form)
+    tenant_id = None if tenant is None else tenant.id
+    zone = viewer.time_zone if tenant is None else tenant.time_zone
+    livemode = form.livemode()
     unit = parse_unit(form.by)
+    is_of_each = tenant is None and unit != "hour"
+    today = datetime.now(UTC if is_of_each else ZoneInfo(zone)).date()
+    days = periods.parse_days(form.period, form.start, form.end, today, zone)
     if unit == "hour" and days.number > MAX_HOURLY_DAYS:
         raise InvalidRequest(
             f"Hours are shown for at most {MAX_HOURLY_DAYS} days; {days.number} requested. Choose "
@@ -145,18 +138,34 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
         )
     return Question(
         tenant_id,
-        await _filters(session, form, tenant_id, livemode=livemode),
+        await read_filters(session, form, tenant_id, livemode=livemode),
         livemode,
         days,
         group=parse_grouping(form.group, GROUPINGS),
         time=unit,
         compares=_one_of("compare", form.compare, ("yes", "no")) == "yes",
+        zones=await tenants.time_zones(session) if tenant is None else (),
     )
 
 
-async def _filters(
+async def find_tenant(session: OperatorSession, form: CostForm) -> Tenant | None:
+    """Find the tenant that the form names; None: all of them.
+
+    Raises:
+        NotFound: there is no such tenant.
+    """
+    return await tenants.find(session, form.tenant) if form.tenant else None
+
+
+async def read_filters(
     session: OperatorSession, form: CostForm, tenant_id: UUID | None, *, livemode: bool
 ) -> UsageFilters:
+    """Resolve the filters, among a tenant's or (None) all keys and users.
+
+    Raises:
+        NotFound: there is no such key or user.
+        InvalidRequest: several match.
+    """
     found = await find_filters(
         session,
         tenant_id,
@@ -193,23 +202,6 @@ def _of_moment(form: CostForm, moment: str) -> str:
     """The address of one day of the chart: its hours; of a month, its days."""
     first, last = days_of(moment)
     return form.address(start=first, end=last, by="hour" if first == last else "day")
-
-
-def _line(form: CostForm, question: Question, row: ExplorerRow) -> CostLine:
-    field = FILTERS.get(question.group)
-    chosen = {field: row.id} if row.id and field is not None else {}
-    narrower: Grouping = "key" if question.group == "tenant" else "model"
-    only = form.address(**chosen, group=narrower if question.group != "model" else "tenant")
-    asked = {
-        "tenant": form.tenant,
-        "key": form.key,
-        "model": form.model,
-        "start": question.days.first.isoformat(),
-        "end": question.days.last.isoformat(),
-        "mode": form.mode,
-    } | {name: value for name, value in chosen.items() if name in {"tenant", "key", "model"}}
-    address = f"{REQUESTS}?{urlencode({name: value for name, value in asked.items() if value})}"
-    return CostLine(row, only if chosen else "", address)
 
 
 def _choices(gateway: Gateway, form: CostForm, offered: list[tuple[UUID, str]]) -> Options:

@@ -277,6 +277,7 @@ async def _house_page(
         viewer,
         request,
         "house_budgets.html",
+        tenant=None,
         title="House budgets",
         crumbs=(),
         lead="For all live calls of all tenants that use a house credential.",

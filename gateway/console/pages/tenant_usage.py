@@ -1,10 +1,9 @@
 """A tenant's usage: a GET form, a chart, a table and a file, each by its address."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
-from typing import Annotated
-from urllib.parse import urlencode
+from typing import Annotated, ClassVar
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Query
@@ -19,7 +18,6 @@ from gateway.console.cost_explorer import (
     MAX_SHOWN,
     NAMES,
     UNITS,
-    ExplorerRow,
     Grouping,
     Question,
     days_of,
@@ -32,6 +30,8 @@ from gateway.console.report_forms import (
     ReportForm,
     parse_grouping,
     parse_unit,
+    report_line,
+    total_links,
     usual_options,
     with_own,
 )
@@ -47,31 +47,7 @@ from gateway.tenancy.lookups import KeyScope
 PATH = "/console/usage"
 CALLS = "/console/usage/calls"
 OWNERS = (("house", "The gateway's"), ("tenant", "Your own"), ("user", "A user's own"))
-STATUSES = (
-    ("charged", "Charged"),
-    ("estimated", "Estimated"),
-    ("failed", "Failed"),
-    ("in_progress", "Under way"),
-    ("unknown", "Outcome unknown"),
-)
 OFFERED = tuple(name for name in GROUPINGS if name != "tenant")
-FILTERS: dict[Grouping, str] = {
-    "model": "model",
-    "user": "user",
-    "key": "key",
-    "provider": "provider",
-    "operation": "operation",
-    "credential_owner": "owner",
-    "requested_model": "requested_model",
-}
-"""The field of the form that chooses one group of a grouping."""
-CALL_FIELDS: dict[Grouping, str] = FILTERS | {
-    "size": "size",
-    "quality": "quality",
-    "status": "status",
-}
-"""The field that chooses one group in the list of calls."""
-
 TOO_MUCH = {
     "report_too_large": "It has too many groups, or takes too long. Narrow it: choose a shorter "
     "period, one model, key or user, or another grouping. Sizes, qualities, statuses and hours of "
@@ -87,25 +63,17 @@ class UsageForm(ReportForm):
     """The fields of the form, all in the address. An empty field is none."""
 
     path = PATH
+    calls_path = CALLS
+    calls_fields = (*ReportForm.calls_fields, "zone")
+    narrower: ClassVar[Mapping[Grouping, Grouping]] = {"model": "key"}
 
     zone: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class UsageLine:
-    """A row of the table, with the addresses of its group alone and of its calls."""
-
-    row: ExplorerRow
-    only: str
-    calls: str
-    failed: str
-    estimated: str
-    open: str
 
 
 @router.get(PATH)
 async def show_usage(portal: UsagePortal, form: Annotated[UsageForm, Query()]) -> Response:
     """Show usage by group and time, or send it as a file."""
+    form.mode = portal.mode
     caller = await portal.caller(whole_tenant=True)
     async with reading_tenant(
         portal.gateway, portal.viewer, Permission.USAGE_READ, is_report=True
@@ -134,8 +102,8 @@ async def show_usage(portal: UsagePortal, form: Annotated[UsageForm, Query()]) -
         form=form,
         found=found,
         refusal=refusal,
-        lines=[] if found is None else [_line(form, question, row) for row in found.rows],
-        total_calls=calls_address(form, days),
+        lines=[] if found is None else [report_line(form, question, row) for row in found.rows],
+        totals=total_links(form, question),
         group_name=NAMES[question.group],
         days=days,
         max_shown=MAX_SHOWN,
@@ -205,18 +173,6 @@ async def read_filters(session: TenantSession, caller: Caller, form: UsageForm) 
     )
 
 
-def calls_address(form: UsageForm, days: Days, **changes: str) -> str:
-    """Write the address of the calls behind an amount of the form's report."""
-    asked = {
-        name: getattr(form, name)
-        for name in (*FILTERS.values(), "zone", "mode")
-        if getattr(form, name)
-    }
-    asked |= {"start": days.first.isoformat(), "end": days.last.isoformat()}
-    asked |= {name: value for name, value in changes.items() if value}
-    return f"{CALLS}?{urlencode(asked)}"
-
-
 def _linker(form: UsageForm, question: Question) -> Callable[[str, str], str]:
     """Build the addresses of what lies behind a part of the chart: days of a month, else calls."""
 
@@ -224,25 +180,9 @@ def _linker(form: UsageForm, question: Question) -> Callable[[str, str], str]:
         changes = {"start": first, "end": last}
         if question.time == "month":
             return form.address(by="day", **changes)
-        return calls_address(form, question.days, **changes)
+        return form.calls_address(question.days, **changes)
 
     return link
-
-
-def _line(form: UsageForm, question: Question, row: ExplorerRow) -> UsageLine:
-    """Build a row's links; a group without a name cannot be chosen, and leads to all calls."""
-    field = FILTERS.get(question.group)
-    only = ""
-    if row.id and field is not None:
-        narrower: Grouping = "key" if question.group == "model" else "model"
-        only = form.address(**{field: row.id}, group=narrower)
-    chosen = {CALL_FIELDS[question.group]: row.id}
-
-    def calls(status: str = "") -> str:
-        asked = {"status": status} | chosen if status else chosen
-        return calls_address(form, question.days, **asked)
-
-    return UsageLine(row, only, calls(), calls("failed"), calls("estimated"), calls("open"))
 
 
 def _lead(question: Question, caller: Caller) -> str:

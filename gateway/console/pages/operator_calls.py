@@ -1,0 +1,88 @@
+"""The calls behind an amount of the operators' costs."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from gateway.billing import call_list, usage
+from gateway.console import periods
+from gateway.console.dependencies import OperatorReader
+from gateway.console.pages.costs import CALLS, OWNERS, PATH, CostForm, find_tenant, read_filters
+from gateway.console.render import Crumb, page
+from gateway.console.report_forms import STATUS_CHOICES, STATUSES, CallsFields
+from gateway.console.shell import shell_of
+from gateway.db.pools import Beside
+from gateway.db.searches import searching
+from gateway.rest.dependencies import GatewayDep
+from gateway.tenancy import tenants
+
+PAGE_SIZE = 50
+CREDENTIALS = {"sandbox": "Sandbox", **dict(OWNERS)}
+
+router = APIRouter()
+
+
+class CostCallsForm(CallsFields, CostForm):
+    """The filters of the list, all in the address. `zone`: that of its days, if not the usual."""
+
+    zone: str = ""
+
+
+@router.get(CALLS)
+async def show_calls(
+    viewer: OperatorReader,
+    gateway: GatewayDep,
+    request: Request,
+    form: Annotated[CostCallsForm, Query()],
+) -> Response:
+    """List calls of all tenants, newest first, with the exact cost of each."""
+    named = form.named()
+    named.pop("zone", None)
+    report = CostForm(**named)
+    database = gateway.database.beside(Beside.OPERATORS_REPORTS)
+    async with database.operator() as session, searching():
+        tenant = await find_tenant(session, form)
+        usual_zone = viewer.time_zone if tenant is None else tenant.time_zone
+        zone = await usage.report_zone(session, form.zone or None, usual_zone)
+        is_of_each = tenant is None and not form.zone
+        today = datetime.now(UTC if is_of_each else ZoneInfo(zone)).date()
+        days = periods.parse_days(form.period, form.start, form.end, today, zone)
+        period, own_days = days.period, None
+        if is_of_each:
+            own_days, period = days.own_days(await tenants.time_zones(session))
+        tenant_id = None if tenant is None else tenant.id
+        livemode = form.livemode()
+        filters = await read_filters(session, report, tenant_id, livemode=livemode)
+        found = await call_list.list_calls_of_all(
+            session,
+            form.call_filter(filters),
+            period,
+            tenant_id=tenant_id,
+            livemode=livemode,
+            own_days=own_days,
+            limit=PAGE_SIZE,
+            after=form.after,
+        )
+    whose = days.zone if own_days is None else "each tenant's time zone"
+    return page(
+        shell_of(viewer, request),
+        "calls.html",
+        title="Calls",
+        lead=f"Each call of {days.text} with its exact cost, as the ledger has it. Days are those "
+        f"of {whose}.",
+        crumbs=[Crumb("Costs", report.address(PATH))],
+        form=form,
+        found=found.items,
+        pages=form.pages(found.items[-1].id if found.has_more else None),
+        chosen=form.chosen(),
+        statuses=STATUS_CHOICES,
+        status_names=dict(STATUSES),
+        credentials=CREDENTIALS,
+        request_path="/console/requests",
+        request_query="",
+        shows_tenants=tenant is None,
+        sees_users=True,
+    )
