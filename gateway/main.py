@@ -53,7 +53,7 @@ from gateway.rest.uploads import UploadReader
 from gateway.web.admission import AdmissionControl
 from gateway.web.authentication import Authentication
 from gateway.web.instrumentation import Instrumentation
-from gateway.web.traces import open_traces, telemetry_of
+from gateway.web.traces import NO_TELEMETRY, open_traces
 
 GC_NEW_OBJECTS = 20_000
 STOP_SECONDS = 10
@@ -100,7 +100,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,
-        telemetry=telemetry_of(traces),
+        telemetry=NO_TELEMETRY,
         redoc_url=None,
         static_url=docs_pages.ASSETS,
         # A redirect would repeat the Host header, which the client controls.

@@ -16,7 +16,7 @@ import aiohttp
 import structlog
 
 from gateway import telemetry
-from gateway.tracing import Attribute, EndedStep
+from gateway.tracing import Attribute, TracedStep
 
 BATCH_SPANS = 512
 MAX_WAITING = 8192
@@ -25,6 +25,8 @@ CLOSE_SECONDS = 5.0
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 FAILED = b"\x7a\x02\x18\x02"
 """The field `status` with the code ERROR."""
+_IDS = struct.Struct("=BB16sBB8s")
+_PARENT = struct.Struct("=BB8s")
 _TIMES = struct.Struct("<BQBQ")
 log = structlog.get_logger(__name__)
 
@@ -46,16 +48,17 @@ def block(tag: int, content: bytes) -> bytes:
     return bytes((tag,)) + varint(len(content)) + content
 
 
-@lru_cache(maxsize=4096)
 def attribute(tag: int, key: str, value: Attribute) -> bytes:
     """Encode an attribute as the field `tag` of its message."""
     encoded = b"\x18" + varint(value) if isinstance(value, int) else block(0x0A, _utf8(str(value)))
     return block(tag, block(0x0A, key.encode()) + block(0x12, encoded))
 
 
-@lru_cache(maxsize=1024)
-def _name(name: str, kind: int) -> bytes:
-    return block(0x2A, _utf8(name)) + bytes((0x30, kind))
+@lru_cache(maxsize=4096)
+def described(name: str, kind: int, attributes: tuple[tuple[str, Attribute], ...]) -> bytes:
+    """Encode the fields of a span that many have in common."""
+    parts = [block(0x2A, _utf8(name)), bytes((0x30, kind))]
+    return b"".join(parts + [attribute(0x4A, key, value) for key, value in attributes])
 
 
 def _utf8(text: str) -> bytes:
@@ -63,44 +66,37 @@ def _utf8(text: str) -> bytes:
 
 
 def encode_span(  # noqa: PLR0917 - the fields of the message, in their order
-    trace_id: int,
-    span_id: int,
-    parent_id: int,
-    name: str,
-    kind: int,
+    trace_id: bytes,
+    span_id: bytes,
+    parent_id: bytes | None,
+    description: bytes,
     started_ns: int,
     ended_ns: int,
-    attributes: Mapping[str, Attribute],
     *,
     is_failed: bool,
 ) -> bytes:
-    """Encode a span as an element of `ScopeSpans`."""
-    parts = [
-        b"\x0a\x10%b\x12\x08%b" % (trace_id.to_bytes(16, "big"), span_id.to_bytes(8, "big")),
-        b"\x22\x08" + parent_id.to_bytes(8, "big") if parent_id else b"",
-        _name(name, kind),
-        _TIMES.pack(0x39, started_ns, 0x41, ended_ns),
-    ]
-    for key, value in attributes.items():
-        parts.append(attribute(0x4A, key, value))
-    if is_failed:
-        parts.append(FAILED)
-    content = b"".join(parts)
+    """Encode a span, with its fields of `described`, as an element of `ScopeSpans`."""
+    content = (
+        _IDS.pack(0x0A, 16, trace_id, 0x12, 8, span_id)
+        + (b"" if parent_id is None else _PARENT.pack(0x22, 8, parent_id))
+        + description
+        + _TIMES.pack(0x39, started_ns, 0x41, ended_ns)
+        + (FAILED if is_failed else b"")
+    )
     return b"\x12" + varint(len(content)) + content
 
 
-def encode_step(step: EndedStep) -> bytes:
+def encode_step(step: TracedStep, ended_ns: int, *, is_failed: bool) -> bytes:
     """Encode a step."""
+    kind = CLIENT if step.is_call else INTERNAL
     return encode_span(
         step.parent.trace_id,
         step.span_id,
         step.parent.span_id,
-        step.name,
-        CLIENT if step.is_call else INTERNAL,
+        described(step.name, kind, tuple(step.attributes.items())),
         step.started_ns,
-        step.ended_ns,
-        step.attributes,
-        is_failed=step.is_failed,
+        ended_ns,
+        is_failed=is_failed,
     )
 
 

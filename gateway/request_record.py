@@ -21,31 +21,15 @@ from gateway.money import NanoUsd
 from gateway.provider_answers import ProviderReply
 from gateway.redaction import redact
 from gateway.request_ids import CLIENT_ID, moment_of
-from gateway.tracing import current_parent
+from gateway.tracing import Trace
 
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values; later versions may append.
 _TRACEPARENT = re.compile(
-    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
+    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})(?P<span>[0-9a-f]{16})"
     r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
 )
 # The name of an API field; any other value is the client's own text.
 _PARAM = re.compile(r"[a-z][a-z_]{0,40}(?:\[[0-9]{1,3}\])?")
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """The W3C trace that a request belongs to."""
-
-    trace_id: str
-    flags: str
-
-    def traceparent(self) -> str:
-        """The `traceparent` header for an outgoing call: under the step that makes it, if it is
-        traced, else as a new span of the trace.
-        """
-        if (parent := current_parent()) is not None:
-            return parent.traceparent()
-        return f"00-{self.trace_id}-{random.getrandbits(64) or 1:016x}-{self.flags}"
 
 
 @dataclass(slots=True)
@@ -175,4 +159,4 @@ def read_trace(values: list[bytes]) -> Trace | None:
     found = _TRACEPARENT.fullmatch(text)
     if found is None or (found["version"] == "00" and found["more"] is not None):
         return None
-    return Trace(found["trace"], found["flags"])
+    return Trace(found["trace"], found["span"], found["flags"])

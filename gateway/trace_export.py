@@ -1,179 +1,91 @@
 """Export of traces. Imported only where traces are on: OpenTelemetry's SDK is an extra.
 
-FastAPI begins and ends the span of each request; the SDK decides which are sampled. What FastAPI
-takes from the request (path, query, host) may hold ids, signatures or a client's own text, so only
-the attributes named here leave the process, and no events, which would quote errors.
+The SDK decides which requests are sampled. What a client sends (path, query, host) may hold ids,
+signatures or its own text, so only the attributes named here and by the steps leave the process.
 """
 
 import random
 import time
-from collections.abc import Mapping, Sequence
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
-from opentelemetry.sdk.trace.sampling import Decision, Sampler
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import (
-    Link,
     NonRecordingSpan,
-    NoOpTracer,
-    Span,
     SpanContext,
     SpanKind,
-    Status,
-    StatusCode,
     TraceFlags,
-    TracerProvider,
-    get_current_span,
+    set_span_in_context,
 )
 from opentelemetry.util.re import parse_env_headers
-from opentelemetry.util.types import Attributes, AttributeValue
 
 from gateway import __version__
 from gateway.config import Settings
-from gateway.otlp import SERVER, OtlpSender, encode_span, encode_step
-from gateway.tracing import Attribute, EndedStep, Parent
+from gateway.otlp import SERVER, OtlpSender, attribute, described, encode_span, encode_step
+from gateway.tracing import Attribute, Parent, Trace, TracedRequest, TracedStep
 
 SERVICE = "image-gateway"
-KEPT = frozenset(
-    (
-        *("http.request.method", "http.response.status_code", "http.route", "url.scheme"),
-        *("network.protocol.version", "error.type", "gateway.request.id", "gateway.error.code"),
+
+
+class ExportedSpan:
+    """The span of a request, from its creation to `end`. `parent`: that of its steps."""
+
+    __slots__ = (
+        "_attributes",
+        "_name",
+        "_parent_id",
+        "_request_id",
+        "_sender",
+        "_started_ns",
+        "parent",
     )
-)
-"""The attributes of a request's span that leave the process."""
-
-
-class _RequestSpan(Span):
-    """The span of a request, which keeps the attributes that may leave the process.
-
-    The SDK's own copies and checks all of them, which takes most of the time of a span.
-    """
 
     def __init__(
-        self, sender: OtlpSender, context: SpanContext, parent_id: int, name: str, started_ns: int
+        self,
+        sender: OtlpSender,
+        parent: Parent,
+        parent_id: bytes | None,
+        request: TracedRequest,
     ) -> None:
+        self.parent = parent
         self._sender = sender
-        self._context = context
         self._parent_id = parent_id
-        self._name = name
-        self._started_ns = started_ns
-        self._attributes: dict[str, Attribute] = {}
-        self._is_failed = False
+        self._name = f"{request.method} {request.route}"
+        self._request_id = request.request_id
+        self._attributes: dict[str, Attribute] = {
+            "http.request.method": request.method,
+            "http.route": request.route,
+            "url.scheme": request.scheme,
+            "network.protocol.version": request.http_version,
+        }
+        self._started_ns = time.time_ns()
 
-    def get_span_context(self) -> SpanContext:
-        return self._context
-
-    def is_recording(self) -> bool:
-        return True
-
-    def set_attribute(self, key: str, value: AttributeValue) -> None:
-        if key in KEPT and isinstance(value, str | int):
-            self._attributes[key] = value
-
-    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
-        for key, value in attributes.items():
-            self.set_attribute(key, value)
-
-    def update_name(self, name: str) -> None:
-        self._name = name
-
-    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        code = status.status_code if isinstance(status, Status) else status
-        self._is_failed = code is StatusCode.ERROR
-
-    def add_event(
-        self,
-        name: str,
-        attributes: Attributes | None = None,
-        timestamp: int | None = None,
-    ) -> None:
-        """Leave it out: events quote errors."""
-
-    def record_exception(
-        self,
-        exception: BaseException,
-        attributes: Attributes | None = None,
-        timestamp: int | None = None,
-        escaped: bool = False,
-    ) -> None:
-        """Leave it out, as an event."""
-
-    def end(self, end_time: int | None = None) -> None:
+    def end(self, status: int | None, *, error_code: str | None, error_type: str | None) -> None:
+        """End it; `status` None: the answer did not begin, or is incomplete."""
+        found = self._attributes
+        if status is not None:
+            found["http.response.status_code"] = status
+        if error_code is not None:
+            found["gateway.error.code"] = error_code
+        if error_type is not None:
+            found["error.type"] = error_type
+        own = attribute(0x4A, "gateway.request.id", self._request_id)
         self._sender.send(
             encode_span(
-                self._context.trace_id,
-                self._context.span_id,
+                self.parent.trace_id,
+                self.parent.span_id,
                 self._parent_id,
-                self._name,
-                SERVER,
+                described(self._name, SERVER, tuple(found.items())) + own,
                 self._started_ns,
-                end_time or time.time_ns(),
-                self._attributes,
-                is_failed=self._is_failed,
+                time.time_ns(),
+                is_failed=error_type is not None,
             )
         )
 
 
-class _Tracer(NoOpTracer):
-    """Starts the spans of requests; the SDK's sampler decides which are recorded."""
-
-    def __init__(self, sender: OtlpSender, sampler: Sampler) -> None:
-        self._sender = sender
-        self._sampler = sampler
-
-    def start_span(
-        self,
-        name: str,
-        context: Context | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Attributes | None = None,
-        links: Sequence[Link] | None = None,
-        start_time: int | None = None,
-        record_exception: bool = True,
-        set_status_on_exception: bool = True,
-    ) -> Span:
-        parent = get_current_span(context).get_span_context()
-        trace_id = parent.trace_id if parent.is_valid else random.getrandbits(128) or 1
-        decided = self._sampler.should_sample(context, trace_id, name, kind, None, None)
-        is_sampled = decided.decision is Decision.RECORD_AND_SAMPLE
-        span_context = SpanContext(
-            trace_id,
-            random.getrandbits(64) or 1,
-            is_remote=False,
-            trace_flags=TraceFlags(TraceFlags.SAMPLED if is_sampled else TraceFlags.DEFAULT),
-        )
-        if not is_sampled:
-            return NonRecordingSpan(span_context)
-        span = _RequestSpan(
-            self._sender,
-            span_context,
-            parent.span_id if parent.is_valid else 0,
-            name,
-            start_time or time.time_ns(),
-        )
-        span.set_attributes(attributes or {})
-        return span
-
-
-class _Provider(TracerProvider):
-    """Has one tracer for all."""
-
-    def __init__(self, tracer: _Tracer) -> None:
-        self._tracer = tracer
-
-    def get_tracer(
-        self,
-        instrumenting_module_name: str,
-        instrumenting_library_version: str | None = None,
-        schema_url: str | None = None,
-        attributes: Attributes | None = None,
-    ) -> _Tracer:
-        return self._tracer
-
-
 class TraceExport:
-    """The provider of FastAPI's spans, and the recorder of steps; both go into one queue."""
+    """Makes the spans of requests, and records their steps; both go into one queue."""
 
     def __init__(self, settings: Settings) -> None:
         # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_TRACES_SAMPLER are read by the SDK.
@@ -190,26 +102,36 @@ class TraceExport:
             is_compressed=settings.otel_exporter_otlp_compression == "gzip",
         )
         # The sampler of the environment; spans are made without the SDK.
-        sampler = SdkTracerProvider(shutdown_on_exit=False).sampler
-        self.provider = _Provider(_Tracer(self._sender, sampler))
+        self._sampler = TracerProvider(shutdown_on_exit=False).sampler
 
-    def begin(self, span: object, name: str, route: str, request_id: str) -> Parent | None:
-        """Name the span of a request; return it as parent of steps, None if it is not sampled."""
-        if not isinstance(span, _RequestSpan):
+    def begin(self, request: TracedRequest, given: Trace | None) -> ExportedSpan | None:
+        """Begin the span of a request, below the client's own; None if it is not sampled."""
+        trace_id = random.getrandbits(128) or 1 if given is None else int(given.trace_id, 16)
+        context = None if given is None else _context_of(given, trace_id)
+        decided = self._sampler.should_sample(
+            context, trace_id, request.method, SpanKind.SERVER, None, None
+        )
+        if decided.decision is not Decision.RECORD_AND_SAMPLE:
             return None
-        span.update_name(name)
-        span.set_attribute("http.route", route)
-        span.set_attribute("gateway.request.id", request_id)
-        context = span.get_span_context()
-        return Parent(self, context.trace_id, context.span_id)
+        span_id = (random.getrandbits(64) or 1).to_bytes(8, "big")
+        parent_id = None if given is None else bytes.fromhex(given.span_id)
+        parent = Parent(self, trace_id.to_bytes(16, "big"), span_id)
+        return ExportedSpan(self._sender, parent, parent_id, request)
 
-    def ended(self, step: EndedStep) -> None:
+    def ended(self, step: TracedStep, ended_ns: int, *, is_failed: bool) -> None:
         """Queue a step."""
-        self._sender.send(encode_step(step))
+        self._sender.send(encode_step(step, ended_ns, is_failed=is_failed))
 
     async def close(self) -> None:
         """Send what is queued, for a bounded time, and stop."""
         await self._sender.close()
+
+
+def _context_of(given: Trace, trace_id: int) -> Context:
+    """Build the context in which a sampler finds the client's span."""
+    flags = TraceFlags(int(given.flags, 16))
+    span = SpanContext(trace_id, int(given.span_id, 16), is_remote=True, trace_flags=flags)
+    return set_span_in_context(NonRecordingSpan(span), Context())
 
 
 def _resource() -> Resource:

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -16,36 +17,33 @@ from typing import NamedTuple, Protocol, Self
 Attribute = str | int
 
 
-class EndedStep(NamedTuple):
-    """A step that has ended. `is_call`: a call of another system. Times in ns since 1970."""
-
-    name: str
-    parent: "Parent"
-    span_id: int
-    started_ns: int
-    ended_ns: int
-    attributes: Mapping[str, Attribute]
-    is_call: bool
-    is_failed: bool
-
-
 class Recorder(Protocol):
     """Takes ended steps."""
 
-    def ended(self, step: EndedStep) -> None:
-        """Take one; must not block."""
+    def ended(self, step: "TracedStep", ended_ns: int, *, is_failed: bool) -> None:
+        """Take one, with the time in ns since 1970; must not block."""
 
 
 class Parent(NamedTuple):
-    """The span that following steps are parts of."""
+    """The span that following steps are parts of; ids of 16 and 8 bytes."""
 
     recorder: Recorder
-    trace_id: int
-    span_id: int
+    trace_id: bytes
+    span_id: bytes
 
     def traceparent(self) -> str:
         """The header by which another service continues the trace under this span."""
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-01"
+        return f"00-{self.trace_id.hex()}-{self.span_id.hex()}-01"
+
+
+class TracedRequest(NamedTuple):
+    """The facts that a request's span has: none of them the client's own text."""
+
+    method: str
+    route: str
+    scheme: str
+    http_version: str
+    request_id: str
 
 
 _parent: ContextVar[Parent | None] = ContextVar("trace_parent", default=None)
@@ -54,6 +52,23 @@ _parent: ContextVar[Parent | None] = ContextVar("trace_parent", default=None)
 def current_parent() -> Parent | None:
     """Return the span that is under way in this task; None where nothing is traced."""
     return _parent.get()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The W3C trace that a request belongs to. `span_id`: the span above the request's own."""
+
+    trace_id: str
+    span_id: str
+    flags: str
+
+    def traceparent(self) -> str:
+        """The `traceparent` header for an outgoing call: under the step that makes it, if it is
+        traced, else as a new span of the trace.
+        """
+        if (parent := current_parent()) is not None:
+            return parent.traceparent()
+        return f"00-{self.trace_id}-{random.getrandbits(64) or 1:016x}-{self.flags}"
 
 
 def set_parent(parent: Parent | None) -> None:
@@ -68,24 +83,27 @@ def _dotted(name: str) -> str:
 
 
 class TracedStep:
-    """A step under way: a block, or from its creation to `end`."""
+    """A step under way: a block, or from its creation to `end`.
 
-    __slots__ = ("_attributes", "_is_call", "_name", "_parent", "_span_id", "_started_ns", "_token")
+    `is_call`: a call of another system. `started_ns`: in ns since 1970.
+    """
+
+    __slots__ = ("_token", "attributes", "is_call", "name", "parent", "span_id", "started_ns")
 
     def __init__(
         self, parent: Parent, name: str, attributes: dict[str, Attribute], *, is_call: bool
     ) -> None:
-        self._parent = parent
-        self._name = name
-        self._attributes = attributes
-        self._is_call = is_call
-        self._span_id = random.getrandbits(64) or 1
+        self.parent = parent
+        self.name = name
+        self.attributes = attributes
+        self.is_call = is_call
+        self.span_id = (random.getrandbits(64) or 1).to_bytes(8, "big")
         self._token: Token[Parent | None] | None = None
-        self._started_ns = time.time_ns()
+        self.started_ns = time.time_ns()
 
     def set(self, **attributes: Attribute | None) -> None:
         """Add attributes, whose underscores become dots; None is left out."""
-        own = self._attributes
+        own = self.attributes
         for name, value in attributes.items():
             if value is not None:
                 own[_dotted(name)] = value
@@ -93,24 +111,12 @@ class TracedStep:
     def end(self, error: object = None) -> None:
         """End the step, with the error that ended it."""
         if error is not None:
-            self._attributes.setdefault("error.type", type(error).__name__)
-        parent = self._parent
-        parent.recorder.ended(
-            EndedStep(
-                self._name,
-                parent,
-                self._span_id,
-                self._started_ns,
-                time.time_ns(),
-                self._attributes,
-                self._is_call,
-                error is not None,
-            )
-        )
+            self.attributes.setdefault("error.type", type(error).__name__)
+        self.parent.recorder.ended(self, time.time_ns(), is_failed=error is not None)
 
     def __enter__(self) -> Self:
-        parent = self._parent
-        self._token = _parent.set(Parent(parent.recorder, parent.trace_id, self._span_id))
+        parent = self.parent
+        self._token = _parent.set(Parent(parent.recorder, parent.trace_id, self.span_id))
         return self
 
     def __exit__(
@@ -148,9 +154,17 @@ class UntracedStep:
 _NO_STEP = UntracedStep()
 
 
-def postgresql(operation: str) -> dict[str, Attribute]:
-    """Return the attributes of a call of Postgres, for `step`; never its values."""
-    return {"db__system__name": "postgresql", "db__operation__name": operation}
+@lru_cache(maxsize=64)
+def _postgresql(operation: str) -> Mapping[str, Attribute]:
+    return {"db.system.name": "postgresql", "db.operation.name": operation}
+
+
+def postgresql_step(name: str, operation: str) -> TracedStep | UntracedStep:
+    """Begin the step of a call of Postgres; it never has the call's values."""
+    parent = _parent.get()
+    if parent is None:
+        return _NO_STEP
+    return TracedStep(parent, name, dict(_postgresql(operation)), is_call=True)
 
 
 def step(name: str, *, is_call: bool = False, **attributes: Attribute) -> TracedStep | UntracedStep:
@@ -158,5 +172,5 @@ def step(name: str, *, is_call: bool = False, **attributes: Attribute) -> Traced
     parent = _parent.get()
     if parent is None:
         return _NO_STEP
-    named = {_dotted(key): value for key, value in attributes.items()}
+    named = {_dotted(key): value for key, value in attributes.items()} if attributes else {}
     return TracedStep(parent, name, named, is_call=is_call)

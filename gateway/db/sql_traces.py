@@ -1,14 +1,16 @@
 """Steps of traces for statements of a pool: their kind alone, never a text or values."""
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.tracing import postgresql, step
+from gateway.tracing import postgresql_step
 
-KINDS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "SET"})
+KINDS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "SET", "OTHER")
+NAMES = {kind: f"postgresql {kind}" for kind in KINDS}
 
 
 def trace_statements(engine: AsyncEngine) -> None:
@@ -26,9 +28,14 @@ def _begin(
     context: Any,  # noqa: ANN401 - a place for attributes, as SQLAlchemy means it
     *_: object,
 ) -> None:
-    kind = statement.split(None, 1)[0].upper()
-    kind = kind if kind in KINDS else "OTHER"
-    context.gateway_step = step(f"postgresql {kind}", is_call=True, **postgresql(kind))
+    kind = _kind(statement)
+    context.gateway_step = postgresql_step(NAMES[kind], kind)
+
+
+@lru_cache(maxsize=512)
+def _kind(statement: str) -> str:
+    first = statement.split(None, 1)[0].upper()
+    return first if first in NAMES else "OTHER"
 
 
 def _end(

@@ -48,7 +48,7 @@ from gateway.provider_answers import Outcome, ProviderAnswer, Usage
 from gateway.providers.base import ImageProvider, ProviderFailure, Reason
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
-from gateway.tracing import postgresql, step
+from gateway.tracing import postgresql_step, step
 
 SANDBOX: Literal["sandbox"] = "sandbox"
 log = structlog.get_logger(__name__)
@@ -266,7 +266,7 @@ class PaidCalls:
             usage=failure.usage,
             answer=answer,
         )
-        with step("settle", is_call=True, **postgresql("settle")):
+        with postgresql_step("settle", "settle"):
             settling = self._settlements.settle(paid.caller.tenant_id, settlement)
             await self._settlements.acknowledged(settling)
         log.info(
@@ -375,7 +375,7 @@ class PaidCalls:
                 answer=record_for(paid.caller, paid.request, answer, stored, failed),
             ),
         )
-        settle_step = step("settle", is_call=True, **postgresql("settle"))
+        settle_step = postgresql_step("settle", "settle")
         with step("store", gateway__images=len(files)):
             images, kept = await self._results.store(
                 paid.id, paid.caller, paid.request, answer, files

@@ -66,7 +66,7 @@ from gateway.money import NanoUsd
 from gateway.providers.base import ImageProvider
 from gateway.request_record import current
 from gateway.tenancy.credentials import CredentialChoice, Credentials
-from gateway.tracing import postgresql, step
+from gateway.tracing import postgresql_step, step
 
 CANCEL_SECONDS = 2.0
 log = structlog.get_logger(__name__)
@@ -307,7 +307,7 @@ class Pipeline:
                 return claim
             raise
         try:
-            with step("postgresql reserve", is_call=True, **postgresql("reserve")):
+            with postgresql_step("postgresql reserve", "reserve"):
                 held_nano = await self._reserve_cost(purchase, orders)
         except AlreadyClaimed:
             admission.withdraw()

@@ -8,16 +8,15 @@ from typing import Any
 
 import orjson
 import structlog
-from opentelemetry.trace import Span, get_current_span
 from prometheus_client import Counter, Histogram
 
 from gateway import request_record, telemetry
 from gateway.errors import GatewayError, InternalError, envelope, response_headers
-from gateway.request_record import RequestRecord, Trace, note_error
-from gateway.tracing import current_parent, set_parent
+from gateway.request_record import RequestRecord, note_error
+from gateway.tracing import Trace, TracedRequest, current_parent, set_parent
 from gateway.usage_metrics import count_request
 from gateway.web.routes import find_route
-from gateway.web.traces import Traces
+from gateway.web.traces import RequestSpan, Traces
 
 Message = MutableMapping[str, Any]
 RequestScope = MutableMapping[str, Any]
@@ -50,9 +49,10 @@ class Instrumentation:
             await self._app(scope, receive, send)
             return
         record, headers = _begin(scope)
-        span = None if self._traces is None else _trace(self._traces, record)
+        span = None if self._traces is None else _trace(self._traces, scope, record)
         started = time.perf_counter()
         status, answered, ended = int(HTTPStatus.INTERNAL_SERVER_ERROR), False, False
+        failure: str | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, answered, ended
@@ -63,7 +63,6 @@ class Instrumentation:
                 if scope["app"].state.gateway.leaving.is_set():
                     # A client that kept the connection could send into its end.
                     message["headers"].append(CLOSE)
-                _note_code(span, record)
                 if status >= FIRST_REFUSAL and record.generation_id is not None:
                     message["headers"].append((GENERATION_ID, str(record.generation_id).encode()))
             elif not message.get("more_body", False):
@@ -73,42 +72,60 @@ class Instrumentation:
         request_record.set_current(record)
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:  # top: a defect is logged once, and answered in the usual envelope
+        except Exception as error:  # top: a defect is logged once, answered in the usual envelope
+            failure = type(error).__name__
             log.exception("unexpected_error", path=find_route(scope["path"]).label)
             if not answered:
                 await send_error(UNEXPECTED, send_with_id)
         finally:
             if not ended:
                 record.error_code = record.error_code or CLIENT_LEFT
+                failure = failure or CLIENT_LEFT
             _take_note(
                 record,
                 status,
                 time.perf_counter() - started,
                 is_quiet=find_route(scope["path"]).is_quiet,
             )
+            _end(span, record, status if answered else None, failure)
             record.release()
             structlog.contextvars.unbind_contextvars("request_id", "trace_id")
             request_record.set_current(None)
             set_parent(None)
 
 
-def _trace(traces: Traces, record: RequestRecord) -> Span | None:
-    """Make the request's span, if it is sampled, the parent of its steps; return it."""
-    span = get_current_span()
-    name = f"{record.method} {record.route}"
-    parent = traces.begin(span, name, record.route or "", record.request_id)
-    if parent is None:
+def _trace(traces: Traces, scope: RequestScope, record: RequestRecord) -> RequestSpan | None:
+    """Begin the request's span, if it is sampled, as the parent of its steps."""
+    if find_route(scope["path"]).is_quiet:
         return None
+    span = traces.begin(
+        TracedRequest(
+            record.method or "",
+            record.route or "",
+            "https" if scope["scheme"] == "https" else "http",
+            scope["http_version"],
+            record.request_id,
+        ),
+        record.trace,
+    )
+    if span is None:
+        return None
+    parent = span.parent
     set_parent(parent)
-    record.trace = Trace(f"{parent.trace_id:032x}", "01")
+    record.trace = Trace(parent.trace_id.hex(), parent.span_id.hex(), "01")
     record.trace_id = record.trace.trace_id
     structlog.contextvars.bind_contextvars(trace_id=record.trace_id)
     return span
 
 
-def _note_code(span: Span | None, record: RequestRecord) -> None:
-    if span is not None and record.error_code is not None:
-        span.set_attribute("gateway.error.code", record.error_code)
+def _end(
+    span: RequestSpan | None, record: RequestRecord, status: int | None, failure: str | None
+) -> None:
+    if span is None:
+        return
+    if failure is None and status is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        failure = str(status)
+    span.end(status, error_code=record.error_code, error_type=failure)
 
 
 def _begin(scope: RequestScope) -> tuple[RequestRecord, list[tuple[bytes, bytes]]]:
@@ -175,7 +192,7 @@ def _take_note(record: RequestRecord, status: int, seconds: float, *, is_quiet: 
     record.status, record.milliseconds = status, round(seconds * 1000)
     _answers(record.route, record.method, status).inc()
     parent = current_parent()
-    exemplar = None if parent is None else {"trace_id": f"{parent.trace_id:032x}"}
+    exemplar = None if parent is None else {"trace_id": parent.trace_id.hex()}
     _durations(record.route).observe(seconds, exemplar)
     if record.tenant_id is not None:
         count_request(record.tenant_id, livemode=bool(record.livemode), status=status)

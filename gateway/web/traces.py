@@ -1,25 +1,38 @@
 """Traces of requests: off unless an OTLP endpoint is set (docs/traces.md)."""
 
-from collections.abc import MutableMapping
 from importlib import import_module
 from typing import Any, Protocol, cast
 
 from fastapi.telemetry import TelemetryConfig
-from opentelemetry.trace import TracerProvider
 
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
-from gateway.tracing import Parent
-from gateway.web.routes import find_route
+from gateway.tracing import Parent, Trace, TracedRequest
+
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+"""FastAPI's own telemetry is off: see docs/decisions/0062-traces.md."""
+
+
+class RequestSpan(Protocol):
+    """The span of a request. `parent`: that of its steps."""
+
+    parent: Parent
+
+    def end(self, status: int | None, *, error_code: str | None, error_type: str | None) -> None:
+        """End it; `status` None: the answer did not begin, or is incomplete."""
 
 
 class Traces(Protocol):
     """Export of traces (`gateway.trace_export`)."""
 
-    provider: TracerProvider
-
-    def begin(self, span: object, name: str, route: str, request_id: str) -> Parent | None:
-        """Name the span of a request; return it as parent of steps, None if it is not sampled."""
+    def begin(self, request: TracedRequest, given: Trace | None) -> RequestSpan | None:
+        """Begin the span of a request, below the client's own; None if it is not sampled."""
 
     async def close(self) -> None:
         """Send what is queued, for a bounded time, and stop."""
@@ -44,23 +57,6 @@ def check_traces(settings: Settings) -> None:
     """
     if settings.traces_endpoint is not None:
         _library()
-
-
-def telemetry_of(traces: Traces | None) -> TelemetryConfig:
-    """Return FastAPI's own configuration: spans of requests alone, and nothing by environment."""
-    return {
-        "tracing": traces is not None,
-        "tracer_provider": None if traces is None else traces.provider,
-        "operation_spans": False,
-        "metrics": False,
-        "logs": False,  # they would hold the texts of errors
-        "auto_configure": False,
-        "exclude": _is_quiet,
-    }
-
-
-def _is_quiet(scope: MutableMapping[str, Any]) -> bool:
-    return find_route(scope["path"]).is_quiet
 
 
 def _library() -> Any:  # noqa: ANN401 - a module that may be absent

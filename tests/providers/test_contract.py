@@ -23,7 +23,8 @@ from gateway.providers.base import (
     VendorProvider,
 )
 from gateway.providers.opening import HOST_OPENERS, OPENERS, ProviderOptions
-from gateway.request_record import RequestRecord, Trace, set_current
+from gateway.request_record import RequestRecord, set_current
+from gateway.tracing import Trace
 from tests.image_helpers import png
 from tests.models_files import HOSTS, host_model
 from tests.providers.contract import (
@@ -212,7 +213,9 @@ async def test_a_refused_prompt_is_moderation_and_costs_what_the_vendor_charges(
 async def test_the_trace_of_a_request_is_passed_on_as_a_new_span(
     dialect: Dialect, operation: Operation
 ) -> None:
-    record = RequestRecord(trace=Trace("4bf92f3577b34da6a3ce929d0e0e4736", "01"))
+    record = RequestRecord(
+        trace=Trace("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "01")
+    )
     async with opened(dialect) as (provider, upstream):
         upstream.content = answer_bytes(dialect, 200, "good")
         await provider.generate(request_of(dialect, operation), SecretText(SECRET))
