@@ -116,9 +116,9 @@ def expected_sums(
     if not query.group_by:
         sums[()] = [0] * 7  # one row, even of nothing
     for line in lines:
-        if not _is_asked_for(line, query):
-            continue
         local = line.admitted_at.astimezone(ZoneInfo(query.zone or zones[line.tenant_id]))
+        if not _is_asked_for(line, query, local):
+            continue
         group = tuple(_text(field, line, local) for field in query.group_by)
         values = (
             line.requests,
@@ -165,10 +165,11 @@ async def write_calls(served: Served, owner: Owner, calls: list[dict[str, Any]])
     await served.owner_sql(QUEUED, ids=ids)
 
 
-def _is_asked_for(line: Any, query: ReportQuery) -> bool:
-    filters, period = query.filters, query.period
+def _is_asked_for(line: Any, query: ReportQuery, local: datetime) -> bool:
+    filters, period, days = query.filters, query.period, query.own_days
     return (
-        line.livemode == query.livemode
+        (days is None or days.first <= local.date() <= days.last)
+        and line.livemode == query.livemode
         and period.start <= line.admitted_at < period.end
         and query.tenant_id in {None, line.tenant_id}
         and filters.key_id in {None, line.api_key_id}

@@ -124,7 +124,7 @@ async def list_calls_of_all(
 ) -> Page[ListedPurchase]:
     """List one page of a tenant's (None: all tenants') calls admitted in a period, newest first.
 
-    `own_days`: the part of the period that counts.
+    `own_days`: the days of the period that count.
 
     Raises:
         InvalidRequest: an unknown status.

@@ -71,6 +71,7 @@ LINES: frozenset[GroupField] = frozenset({"quality", "size", "status"})
 """Fields that change when a late answer arrives, so that no sum is kept by them."""
 OWNERS: frozenset[GroupField] = frozenset({"key", "user"})
 
+Source = Literal["day", "whole_day", "owner_day", "whole_owner_day", "slot", "line"]
 _IDENTIFIERS = ("tenant_id", "api_key_id", "user_id")
 _TEXTS = ("requested_model", "served_model", "provider", "operation", "credential")
 _SUMS = (
@@ -133,6 +134,12 @@ class OwnDays:
     first: date
     last: date
 
+    @property
+    def period(self) -> Period:
+        """Instants in which these days lie whole in every time zone: from UTC-12 to UTC+14."""
+        first = datetime.combine(self.first, time(), UTC) - timedelta(days=1)
+        return Period(first, datetime.combine(self.last, time(), UTC) + timedelta(days=2))
+
     def of(self, at_local: ColumnElement[datetime]) -> ColumnElement[bool]:
         """Build the condition that a tenant's local time lies in them."""
         first = datetime.combine(self.first, time())
@@ -144,8 +151,8 @@ class OwnDays:
 class ReportQuery:
     """A report request, for one tenant or (None) for all that the session sees.
 
-    `zone`: the time zone of its days and hours; None, each tenant's own. `own_days`: the part of
-    the period that counts; it begins with the first of these days anywhere, and ends with the last.
+    `zone`: the time zone of its days and hours; None, each tenant's own. `own_days`: the days that
+    count, of a period that has them whole everywhere.
     """
 
     tenant_id: UUID | None
@@ -170,22 +177,24 @@ class ReportQuery:
         return self.zone if TIMES.keys() & set(self.group_by) else None
 
     @property
-    def source(self) -> Literal["day", "owner_day", "slot", "line"]:
+    def source(self) -> Source:
         """The coarsest sums that can answer it; see the SQL function `usage_between`."""
         fields = frozenset(self.group_by)
         by_hour = "hour" in fields
         is_owned = bool(fields & OWNERS or self.filters.key_id or self.filters.user_id)
         if fields & LINES or (by_hour and is_owned):
             return "line"
-        if is_owned:
-            return "owner_day"
-        return "slot" if by_hour else "day"
+        if by_hour:
+            return "slot"
+        if self.own_days is not None:
+            return "whole_owner_day" if is_owned else "whole_day"
+        return "owner_day" if is_owned else "day"
 
     @property
     def may_need_lines(self) -> bool:
         """Tell if it may need single ledger entries, also where they are not queued for sums."""
         bounds = (self.period.start, self.period.read_end)
-        return self.source in {"line", "owner_day"} or any(
+        return self.source in {"line", "owner_day", "whole_owner_day"} or any(
             bound.minute % 15 or bound.second or bound.microsecond for bound in bounds
         )
 

@@ -72,10 +72,7 @@ _NOTHING = UsageRow(())
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The question to the explorer. `tenant_id` None: all tenants, in each one's own days.
-
-    `zones`: the time zones of all tenants, if it is of them.
-    """
+    """The question to the explorer. `tenant_id` None: all tenants, in each one's own days."""
 
     tenant_id: UUID | None
     filters: UsageFilters
@@ -85,13 +82,13 @@ class Question:
     time: TimeUnit = "day"
     compares: bool = True
     zone: str | None = None
-    zones: tuple[str, ...] = ()
 
     def query(self, days: Days, group_by: tuple[GroupField, ...]) -> ReportQuery:
         """Build the report of some days."""
         zone, period, own_days = self.zone_of_hours or self.zone, days.period, None
         if self.tenant_id is None and self.zone_of_hours is None:
-            own_days, period = days.own_days(self.zones)
+            own_days = days.own_days()
+            period = own_days.period
         return ReportQuery(
             self.tenant_id, self.filters, self.livemode, period, group_by, zone, own_days
         )

@@ -14,7 +14,7 @@ from gateway.billing import budget_watch, ledger, usage
 from gateway.billing.budget_watch import WatchedBudget
 from gateway.billing.ledger import OpenSum
 from gateway.billing.model_askers import ModelAskers, list_askers
-from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery
+from gateway.billing.usage_queries import EVERYTHING, OwnDays, ReportQuery
 from gateway.bootstrap import Gateway
 from gateway.console.charts import Chart
 from gateway.console.model_figures import draw_days, ending_models
@@ -152,11 +152,14 @@ async def spend_figures(session: OperatorSession, today: date) -> SpendFigures:
     """Read the costs of this month and the month before, by day and model: one report."""
     first = (today.replace(day=1) - timedelta(days=1)).replace(day=1)
     start = min(first, today - timedelta(days=CHART_DAYS))
-    period = Period(
-        datetime(start.year, start.month, start.day, tzinfo=UTC),
-        datetime.now(UTC) + timedelta(minutes=1),
+    days = OwnDays(start, today + timedelta(days=1))
+    query = ReportQuery(
+        *(None, EVERYTHING),
+        livemode=True,
+        period=days.period,
+        group_by=("day", "model"),
+        own_days=days,
     )
-    query = ReportQuery(None, EVERYTHING, livemode=True, period=period, group_by=("day", "model"))
     by_model: dict[str, dict[date, int]] = defaultdict(dict)
     latest = today
     async for row in usage.export(session, query):

@@ -1,7 +1,6 @@
 """The periods that pages offer, and the period before each, to compare with."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -41,17 +40,10 @@ class Days:
         """The instants of these days."""
         return Period(_midnight(self.first, self.zone), self.end)
 
-    def own_days(self, zones: Collection[str]) -> tuple[OwnDays, Period]:
-        """These days as each tenant has them, and all of their instants in the tenants' zones.
-
-        Where it is tomorrow already, that belongs to today.
-        """
-        days = self
-        if self.last == datetime.now(UTC).date():
-            days = replace(self, last=self.last + timedelta(days=1))
-        periods = [replace(days, zone=zone).period for zone in zones] or [days.period]
-        period = Period(min(one.start for one in periods), max(one.end for one in periods))
-        return OwnDays(days.first, days.last), period
+    def own_days(self) -> OwnDays:
+        """These days as each tenant has them. Where it is tomorrow, that belongs to today."""
+        is_today = self.last == datetime.now(UTC).date()
+        return OwnDays(self.first, self.last + timedelta(days=1) if is_today else self.last)
 
     @property
     def end(self) -> datetime:

@@ -120,11 +120,6 @@ async def names_of(
     return {row.id: row.name for row in found}
 
 
-async def time_zones(session: OperatorSession) -> tuple[str, ...]:
-    """List the time zones of all tenants."""
-    return tuple(await session.scalars(select(TenantRow.time_zone).distinct()))
-
-
 async def find(session: OperatorSession, name_or_id: str) -> Tenant:
     """Find a tenant by its id, else by its name.
 

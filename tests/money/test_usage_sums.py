@@ -19,6 +19,7 @@ from gateway.billing.usage_queries import (
     EVERYTHING,
     GROUP_FIELDS,
     GroupField,
+    OwnDays,
     Period,
     ReportQuery,
     UsageFilters,
@@ -121,13 +122,18 @@ def any_query(owners: list[Owner], chance: random.Random) -> ReportQuery:
         user_id=owner.user_id if owner and chance.random() < 0.2 else None,
         model=chance.choice([None, None, MODELS[0]]),
     )
+    own_days = None
+    if chance.random() < 0.3:
+        own_days = OwnDays(start.date(), end.date())
+    period = Period(start, end if end > start else start + timedelta(minutes=1))
     return ReportQuery(
         tenant_id=None if owner is None else owner.tenant_id,
         filters=filters,
         livemode=chance.random() < 0.9,
-        period=Period(start, end if end > start else start + timedelta(minutes=1)),
+        period=period if own_days is None else own_days.period,
         group_by=tuple(fields),
-        zone=chance.choice([None, None, chance.choice(ZONES)]),
+        zone=chance.choice([None, None, chance.choice(ZONES)]) if own_days is None else None,
+        own_days=own_days,
     )
 
 

@@ -5,7 +5,8 @@
 --
 -- p_tenant_id: NULL, all tenants. p_zone: the time zone of the report; NULL, each tenant's own.
 -- p_source names the coarsest sums that the report may use: 'day'; 'owner_day', with key and user;
--- 'slot', for hours; 'line', for the quality and size of images.
+-- 'slot', for hours; 'line', for the quality and size of images. 'whole_day' and 'whole_owner_day'
+-- leave out the parts of days at either end of the period, for reports that count none of them.
 
 -- The tenants of a report, and whether its days are the days that are kept for them.
 --
@@ -80,6 +81,7 @@ CREATE OR REPLACE FUNCTION usage_archived_to(
     SELECT a.last_at FROM (SELECT max(last_admitted_at) AS last_at FROM archived_month) a
     WHERE p_start <= a.last_at AND CASE p_source
         WHEN 'line' THEN true
+        WHEN 'whole_owner_day' THEN usage_has_other_days(p_tenant_id, p_zone)
         WHEN 'owner_day' THEN usage_has_other_days(p_tenant_id, p_zone) OR EXISTS (
             SELECT 1 FROM (
                 SELECT DISTINCT t.time_zone AS zone FROM tenant t
@@ -148,7 +150,7 @@ CREATE OR REPLACE FUNCTION usage_between(
         d.requests, d.images, d.text_input_tokens, d.image_input_tokens, d.text_output_tokens,
         d.image_output_tokens, d.amount_nano
     FROM usage_day d JOIN span s ON s.zone = d.zone
-    WHERE p_source = 'day' AND (p_tenant_id IS NULL OR d.tenant_id = p_tenant_id)
+    WHERE p_source IN ('day', 'whole_day') AND (p_tenant_id IS NULL OR d.tenant_id = p_tenant_id)
         AND d.livemode = p_livemode
         AND CASE WHEN d.day >= s.first_day THEN d.day < s.end_day END
         AND d.day BETWEEN (p_start - interval '1 day')::date AND (p_end + interval '1 day')::date
@@ -160,7 +162,8 @@ CREATE OR REPLACE FUNCTION usage_between(
         d.requests, d.images, d.text_input_tokens, d.image_input_tokens, d.text_output_tokens,
         d.image_output_tokens, d.amount_nano
     FROM usage_owner_day d JOIN span s ON s.zone = d.zone
-    WHERE p_source = 'owner_day' AND (p_tenant_id IS NULL OR d.tenant_id = p_tenant_id)
+    WHERE p_source IN ('owner_day', 'whole_owner_day')
+        AND (p_tenant_id IS NULL OR d.tenant_id = p_tenant_id)
         AND d.livemode = p_livemode
         AND CASE WHEN d.day >= s.first_day THEN d.day < s.end_day END
         AND d.day BETWEEN (p_start - interval '1 day')::date AND (p_end + interval '1 day')::date
@@ -193,7 +196,7 @@ CREATE OR REPLACE FUNCTION usage_between(
         q.calls, q.requests, q.images, q.text_input_tokens, q.image_input_tokens,
         q.text_output_tokens, q.image_output_tokens, q.amount_nano
     FROM usage_slot q JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = q.tenant_id
-    WHERE (p_source = 'slot' OR (p_source = 'day' AND NOT o.by_day
+    WHERE (p_source = 'slot' OR (p_source IN ('day', 'whole_day') AND NOT o.by_day
             AND (SELECT usage_has_other_days(p_tenant_id, p_zone))))
         AND (p_tenant_id IS NULL OR q.tenant_id = p_tenant_id) AND q.livemode = p_livemode
         AND q.slot >= p_start AND q.slot < usage_slot_of(p_end)
@@ -216,7 +219,7 @@ CREATE OR REPLACE FUNCTION usage_between(
         u.status, u.calls, u.requests, u.images, u.text_input_tokens, u.image_input_tokens,
         u.text_output_tokens, u.image_output_tokens, u.amount_nano
     FROM usage_summed u JOIN usage_owners(p_tenant_id, p_zone) o ON o.tenant_id = u.tenant_id
-    WHERE (p_source = 'line' OR (p_source = 'owner_day' AND NOT o.by_day
+    WHERE (p_source = 'line' OR (p_source IN ('owner_day', 'whole_owner_day') AND NOT o.by_day
             AND (SELECT usage_has_other_days(p_tenant_id, p_zone))))
         AND (p_tenant_id IS NULL OR u.tenant_id = p_tenant_id) AND u.livemode = p_livemode
         AND u.admitted_at >= p_start AND u.admitted_at < p_end

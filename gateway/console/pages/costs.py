@@ -144,7 +144,6 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
         group=parse_grouping(form.group, GROUPINGS),
         time=unit,
         compares=_one_of("compare", form.compare, ("yes", "no")) == "yes",
-        zones=await tenants.time_zones(session) if tenant is None else (),
     )
 
 

@@ -17,7 +17,6 @@ from gateway.console.shell import shell_of
 from gateway.db.pools import Beside
 from gateway.db.searches import searching
 from gateway.rest.dependencies import GatewayDep
-from gateway.tenancy import tenants
 
 PAGE_SIZE = 50
 CREDENTIALS = {"sandbox": "Sandbox", **dict(OWNERS)}
@@ -52,7 +51,8 @@ async def show_calls(
         days = periods.parse_days(form.period, form.start, form.end, today, zone)
         period, own_days = days.period, None
         if is_of_each:
-            own_days, period = days.own_days(await tenants.time_zones(session))
+            own_days = days.own_days()
+            period = own_days.period
         tenant_id = None if tenant is None else tenant.id
         livemode = form.livemode()
         filters = await read_filters(session, report, tenant_id, livemode=livemode)
