@@ -5,6 +5,7 @@ does, a price, a period.
 """
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from gateway.money import NanoUsd, format_usd
 from gateway.provider_answers import Outcome, Usage
 from gateway.providers.openai.answers import read_usage
 from tests.harness import GPT2, Served
+from tests.hosting_helpers import RESERVE
 from tests.money_helpers import (
     TERMS,
     books,
@@ -35,6 +37,12 @@ from tests.money_helpers import (
     until_states,
 )
 from tests.stub_openai import Fault, Stub
+
+HELD = """
+SELECT b.tenant_id, coalesce(sum(p.held_nano), 0) AS held_nano
+FROM budget b LEFT JOIN budget_period p ON p.tenant_id = b.tenant_id AND p.budget_id = b.id
+GROUP BY 1
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +163,34 @@ async def current_price(served: Served) -> Price:
     """The price of the cheap model."""
     async with served.gateway.database.operator() as session:
         return next(p for p in await prices.list_prices(session) if p.model == GPT2)
+
+
+async def test_each_tenant_of_a_shared_commit_is_held_to_its_own_budget(served: Served) -> None:
+    tenants = sorted([await served.tenant(f"tenant {n}") for n in range(3)], key=str)
+    for tenant_id, limit in zip(tenants, ("1", "0", "1"), strict=True):
+        await served.budget(limit, tenant_id=tenant_id)
+    price = await current_price(served)
+    asked = [
+        {
+            "id": str(new_id()),
+            "tenant_id": str(tenant_id),
+            "livemode": True,
+            "operation": "generation",
+            "requested_model": GPT2,
+            "served_model": GPT2,
+            "provider": "openai",
+            "credential": "house",
+            "price_id": price.id,
+            "amount_nano": 10,
+            "ttl_seconds": 60,
+        }
+        for tenant_id in tenants
+    ]
+    rows = await served.owner_sql(RESERVE, requests=json.dumps(asked), instance=str(new_id()))
+    outcomes = {str(row.request_id): row.outcome for row in rows}
+    assert [outcomes[one["id"]] for one in asked] == ["held", "budget_exceeded", "held"]
+    held = {row.tenant_id: row.held_nano for row in await served.owner_sql(HELD)}
+    assert held == dict(zip(tenants, (10, 0, 10), strict=True))
 
 
 async def test_an_absurdly_large_usage_stops_no_other_settlement(
