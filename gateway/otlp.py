@@ -21,6 +21,7 @@ from gateway.tracing import Attribute, TracedStep
 BATCH_SPANS = 512
 MAX_WAITING = 8192
 INTERVAL_SECONDS = 5.0
+MOST_SHARED = 4
 CLOSE_SECONDS = 5.0
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 FAILED = b"\x7a\x02\x18\x02"
@@ -89,11 +90,13 @@ def encode_span(  # noqa: PLR0917 - the fields of the message, in their order
 def encode_step(step: TracedStep, ended_ns: int, *, is_failed: bool) -> bytes:
     """Encode a step."""
     kind = CLIENT if step.is_call else INTERNAL
+    # Those with many attributes have their own numbers, such as tokens, and would fill the cache.
+    describe = described if len(step.attributes) <= MOST_SHARED else described.__wrapped__
     return encode_span(
         step.parent.trace_id,
         step.span_id,
         step.parent.span_id,
-        described(step.name, kind, tuple(step.attributes.items())),
+        describe(step.name, kind, tuple(step.attributes.items())),
         step.started_ns,
         ended_ns,
         is_failed=is_failed,

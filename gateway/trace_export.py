@@ -51,7 +51,7 @@ class ExportedSpan:
         self.parent = parent
         self._sender = sender
         self._parent_id = parent_id
-        self._name = f"{request.method} {request.route}"
+        self._name = request.name
         self._request_id = request.request_id
         self._attributes: dict[str, Attribute] = {
             "http.request.method": request.method,
@@ -62,7 +62,7 @@ class ExportedSpan:
         self._started_ns = time.time_ns()
 
     def end(self, status: int | None, *, error_code: str | None, error_type: str | None) -> None:
-        """End it; `status` None: the answer did not begin, or is incomplete."""
+        """End it; `status` None: the answer did not begin."""
         found = self._attributes
         if status is not None:
             found["http.response.status_code"] = status
@@ -107,7 +107,7 @@ class TraceExport:
     def begin(self, request: TracedRequest, given: Trace | None) -> ExportedSpan | None:
         """Begin the span of a request, below the client's own; None if it is not sampled."""
         trace_id = random.getrandbits(128) or 1 if given is None else int(given.trace_id, 16)
-        context = None if given is None else _context_of(given, trace_id)
+        context = Context() if given is None else _context_of(given, trace_id)
         decided = self._sampler.should_sample(
             context, trace_id, request.method, SpanKind.SERVER, None, None
         )

@@ -1,8 +1,9 @@
 """Steps of a request for distributed traces (docs/traces.md). Without traces a step costs nothing.
 
-The span of the request itself is FastAPI's. A step is noted with two times and handed on when it
-ends; no library for traces is involved until then, which takes a tenth of the time. Attributes
-hold no prompt, key or id of a person: only what is named here and in `gateway.trace_export`.
+`gateway.trace_export` makes the span of the request itself. A step is noted with two times and
+handed on when it ends; no library for traces is involved, which takes a tenth of the time.
+Attributes hold no prompt, key or id of a person: only what is named here and in
+`gateway.trace_export`.
 """
 
 import random
@@ -39,6 +40,7 @@ class Parent(NamedTuple):
 class TracedRequest(NamedTuple):
     """The facts that a request's span has: none of them the client's own text."""
 
+    name: str
     method: str
     route: str
     scheme: str
@@ -56,7 +58,10 @@ def current_parent() -> Parent | None:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The W3C trace that a request belongs to. `span_id`: the span above the request's own."""
+    """The W3C trace that a request belongs to.
+
+    `span_id`: the client's span, or the request's own.
+    """
 
     trace_id: str
     span_id: str

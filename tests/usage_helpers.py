@@ -116,7 +116,9 @@ def expected_sums(
     if not query.group_by:
         sums[()] = [0] * 7  # one row, even of nothing
     for line in lines:
-        local = line.admitted_at.astimezone(ZoneInfo(query.zone or zones[line.tenant_id]))
+        local = line.admitted_at.astimezone(
+            ZoneInfo(query.zone or zones.get(line.tenant_id, "UTC"))
+        )
         if not _is_asked_for(line, query, local):
             continue
         group = tuple(_text(field, line, local) for field in query.group_by)

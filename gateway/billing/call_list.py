@@ -21,7 +21,7 @@ CLOCK_SLACK = timedelta(hours=1)
 """The greatest difference between a gateway's clock, from which a call's id is made, and that of
 Postgres, by which reports count: calls beyond it are missing in the list."""
 FIRST_SPAN = timedelta(minutes=10)
-GROWTH = 6
+SPAN_GROWTH = 6
 """A list of all tenants is sorted span by span, newest first, each longer than the one before: the
 order of all calls has no index, and a page seldom needs more than the newest of them."""
 Status = Literal["charged", "estimated", "failed", "in_progress", "unknown", "open"]
@@ -34,7 +34,7 @@ STATES: dict[Status, tuple[str, ...]] = {
     "open": ("held", "unknown"),
 }
 """The states of a reservation for each status of a report; `open`: with money still held."""
-LACKED: dict[str, Any] = {
+NULLABLE: dict[str, Any] = {
     "key": ReservationRow.api_key_id,
     "user": ReservationRow.user_id,
     "size": ReservationRow.served_size,
@@ -163,7 +163,7 @@ def _spans(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]
     while end > start:
         first = max(start, end - length)
         yield first, end
-        end, length = first, length * GROWTH
+        end, length = first, length * SPAN_GROWTH
 
 
 def _listing(
@@ -234,7 +234,7 @@ def _chosen(chosen: CallFilter) -> list[ColumnElement[bool]]:
         # Postgres refuses NUL, and no name contains it.
         is_name = not isinstance(value, str) or value.isprintable()
         found.append(column == value if is_name else false())
-    found += [column.is_(None) for name, column in LACKED.items() if name in chosen.without]
+    found += [column.is_(None) for name, column in NULLABLE.items() if name in chosen.without]
     for status, states in STATES.items():
         if status == chosen.status:
             found.append(ReservationRow.state.in_(states))

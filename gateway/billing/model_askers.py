@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.exc import DBAPIError
 
 from gateway.billing.usage import too_large
-from gateway.billing.usage_queries import Period, ReportQuery, UsageFilters, most_frequent
+from gateway.billing.usage_queries import OwnDays, ReportQuery, UsageFilters, most_frequent
 from gateway.db.engine import QUERY_CANCELED, OperatorSession
 
 ASKED_DAYS = 30
@@ -32,6 +32,12 @@ class ModelAskers:
     more: int = 0
 
 
+def asked_days() -> OwnDays:
+    """Return the last 30 days, with tomorrow where it is tomorrow already."""
+    today = datetime.now(UTC).date()
+    return OwnDays(today - timedelta(days=ASKED_DAYS - 1), today + timedelta(days=1))
+
+
 async def list_askers(
     session: OperatorSession, models: Sequence[str], *, of_each: int
 ) -> dict[str, ModelAskers]:
@@ -40,13 +46,14 @@ async def list_askers(
     Raises:
         InvalidRequest: it takes too long (`report_too_large`).
     """
-    now = datetime.now(UTC)
+    days = asked_days()
     query = ReportQuery(
         None,
         UsageFilters(requested_models=tuple(models)),
         livemode=True,
-        period=Period(now - timedelta(days=ASKED_DAYS), now + timedelta(minutes=1)),
+        period=days.period,
         group_by=("requested_model", "tenant"),
+        own_days=days,
     )
     try:
         rows = (await session.execute(most_frequent(query, of_each=of_each))).all()

@@ -4,7 +4,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from operator import add, attrgetter
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -289,16 +289,31 @@ async def _rows(
         raise
 
 
+async def _archived_to(
+    session: TenantSession | OperatorSession, query: ReportQuery, start: datetime | None
+) -> datetime | None:
+    """Return the latest time of archived entries that the report needs."""
+    bounds = (start, query.period.read_end)
+    found: datetime | None = await session.scalar(
+        select(func.usage_archived_to(query.tenant_id, query.summed_zone, *bounds, query.source))
+    )
+    return found
+
+
 async def _refuse_archived(session: TenantSession | OperatorSession, query: ReportQuery) -> None:
     """Refuse a report on entries of which only the sums are left.
 
     Raises:
         InvalidRequest: `report_archived`.
     """
-    bounds = (query.period.start, query.period.read_end)
-    archived_to = await session.scalar(
-        select(func.usage_archived_to(query.tenant_id, query.summed_zone, *bounds, query.source))
-    )
+    start = query.period.start
+    archived_to = await _archived_to(session, query, start)
+    if archived_to is not None and query.own_days is not None:
+        # The period has room for any time zone: look again from the first of those that there are.
+        zones = select(TenantRow.time_zone.distinct().label("zone")).subquery()
+        first = datetime.combine(query.own_days.first, time())
+        start = await session.scalar(select(func.min(func.timezone(zones.c.zone, first))))
+        archived_to = await _archived_to(session, query, start)
     if archived_to is not None:
         raise InvalidRequest(
             "This report needs ledger entries that are archived, the latest of "

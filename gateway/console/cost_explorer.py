@@ -5,7 +5,7 @@ It reads usage reports alone, so that its amounts are those of every other repor
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from operator import add
 from typing import Literal, get_args
@@ -98,6 +98,18 @@ class Question:
         """The time zone of the hours of all tenants: those of several would not line up."""
         is_hourly = self.tenant_id is None and self.time == "hour"
         return self.days.zone if is_hourly else None
+
+    @property
+    def zone_of_calls(self) -> str:
+        """The time zone in which the list of calls has these days; "": its usual one."""
+        return self.zone_of_hours or self.zone or ""
+
+    @property
+    def counted(self) -> Days:
+        """The days that count: of all tenants also tomorrow, where it is tomorrow already."""
+        if self.tenant_id is not None or self.zone_of_hours is not None:
+            return self.days
+        return replace(self.days, last=self.days.own_days().last)
 
     @property
     def columns(self) -> tuple[GroupField, ...]:

@@ -20,6 +20,8 @@ CHOICES = {
 DAYS = {"today": 1, "7d": 7, "30d": 30, "90d": 90, "365d": 365}
 USUAL = "30d"
 MAX_DAYS = 366
+MAX_LISTED_DAYS = 36_600
+"""A list reads only the calls that it shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Days:
         length = timedelta(days=self.number)
         return Days(self.first - length, self.last - length, self.zone)
 
+    def clamp(self, first: str, last: str) -> tuple[str, str]:
+        """Return the part of other days that lies in these."""
+        return max(first, self.first.isoformat()), min(last, self.last.isoformat())
+
     @property
     def text(self) -> str:
         """The days in words: "1 Nov to 30 Nov 2026"."""
@@ -72,8 +78,10 @@ class Days:
         return [self.first + timedelta(days=at) for at in range(self.number)]
 
 
-def parse_days(choice: str, start: str, end: str, today: date, zone: str) -> Days:
-    """Read a period from a form: a choice, or dates, which win.
+def parse_days(
+    choice: str, start: str, end: str, today: date, zone: str, *, longest: int = MAX_DAYS
+) -> Days:
+    """Read a period of at most `longest` days from a form: a choice, or dates, which win.
 
     Raises:
         InvalidRequest: a date is not one, the end is before the start, or it is too long.
@@ -86,9 +94,9 @@ def parse_days(choice: str, start: str, end: str, today: date, zone: str) -> Day
                 f"The end must not be before the start (got {first} and {last}).", param="end"
             )
         days = Days(first, last, zone)
-        if days.number > MAX_DAYS:
+        if days.number > longest:
             raise InvalidRequest(
-                f"A period has at most {MAX_DAYS} days; {days.number} requested.", param="start"
+                f"A period has at most {longest} days; {days.number} requested.", param="start"
             )
         return days
     if choice == "last-month":

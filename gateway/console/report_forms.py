@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from gateway.billing.call_list import CallFilter
+from gateway.billing.call_list import NULLABLE, CallFilter
 from gateway.billing.usage_queries import UsageFilters
 from gateway.console import periods
 from gateway.console.cost_explorer import NONE, UNITS, ExplorerRow, Grouping, Question, TimeUnit
@@ -140,9 +140,11 @@ class CallsFields(BaseModel):
         return [name for name, value in self.model_dump(exclude=own).items() if value]
 
     def named(self) -> dict[str, str]:
-        """Return the fields that name what a report knows too, `(none)` left out."""
+        """Return the fields that a report has too, but for those of calls that lack them."""
         fields = self.model_dump(exclude=set(CallsFields.model_fields))
-        return {name: value for name, value in fields.items() if value != NONE}
+        return {
+            name: value for name, value in fields.items() if value != NONE or name not in NULLABLE
+        }
 
     def call_filter(self, filters: UsageFilters) -> CallFilter:
         """Build the filter of calls from a report's filters and the further fields."""
@@ -158,7 +160,7 @@ class CallsFields(BaseModel):
             size=_value(self.size),
             quality=_value(self.quality),
             status=self.status or None,
-            without=frozenset(name for name, value in fields.items() if value == NONE),
+            without=frozenset(name for name in NULLABLE if fields[name] == NONE),
         )
 
     def chosen(self) -> list[tuple[str, str, str]]:
@@ -170,11 +172,11 @@ class CallsFields(BaseModel):
             if name != "status" and fields.get(name)
         ]
 
-    def pages(self, newest_of_next: UUID | None) -> dict[str, str]:
-        """Link the first page and the next one, each "" if it is shown or there is none."""
+    def pages(self, last_shown: UUID | None) -> dict[str, str]:
+        """Link the first page, and the one after `last_shown`; None: there is no other."""
         return {
             "newest": self.own_address(after="") if self.after else "",
-            "older": self.own_address(after=str(newest_of_next)) if newest_of_next else "",
+            "older": self.own_address(after=str(last_shown)) if last_shown else "",
         }
 
 
@@ -202,10 +204,10 @@ def report_line(form: ReportForm, question: Question, row: ExplorerRow) -> Repor
     if row.id and field is not None:
         only = form.address(**{field: row.id}, group=form.narrower.get(question.group, "model"))
     chosen = {CALL_FIELDS[question.group]: row.id or NONE}
-    hours = {"zone": question.zone_of_hours or question.zone or ""}
+    zone = {"zone": question.zone_of_calls}
 
-    def calls(status: str = "", days: Days = question.days) -> str:
-        return form.calls_address(days, **{"status": status} | hours | chosen)
+    def calls(status: str = "", days: Days = question.counted) -> str:
+        return form.calls_address(days, **{"status": status} | zone | chosen)
 
     return ReportLine(
         row,
@@ -220,10 +222,10 @@ def report_line(form: ReportForm, question: Question, row: ExplorerRow) -> Repor
 
 def total_links(form: ReportForm, question: Question) -> dict[str, str]:
     """Build the addresses of the calls behind the totals of a report."""
-    days, zone = question.days, question.zone_of_hours or question.zone or ""
+    days, zone = question.counted, question.zone_of_calls
     return {
         "calls": form.calls_address(days, zone=zone),
-        "before": form.calls_address(days.before, zone=zone),
+        "before": form.calls_address(question.days.before, zone=zone),
         **{status: form.calls_address(days, zone=zone, status=status) for status in TOTALLED},
     }
 

@@ -1,4 +1,4 @@
-"""The outermost layer: request id, request record and metrics for every request."""
+"""The outermost layer: request id, request record, metrics and span of every request."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -27,6 +27,10 @@ App = Callable[[RequestScope, Receive, Send], Awaitable[None]]
 UNEXPECTED = InternalError(
     "The gateway failed unexpectedly. Its log has the details under this X-Request-Id."
 )
+KNOWN_METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"}
+)
+"""Of OpenTelemetry's conventions for HTTP; the others are `_OTHER`."""
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 FIRST_REFUSAL = 400
 GENERATION_ID = b"x-gateway-generation-id"
@@ -80,7 +84,6 @@ class Instrumentation:
         finally:
             if not ended:
                 record.error_code = record.error_code or CLIENT_LEFT
-                failure = failure or CLIENT_LEFT
             _take_note(
                 record,
                 status,
@@ -100,7 +103,8 @@ def _trace(traces: Traces, scope: RequestScope, record: RequestRecord) -> Reques
         return None
     span = traces.begin(
         TracedRequest(
-            record.method or "",
+            f"{record.method} {record.route}",
+            scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER",
             record.route or "",
             "https" if scope["scheme"] == "https" else "http",
             scope["http_version"],
@@ -123,7 +127,9 @@ def _end(
 ) -> None:
     if span is None:
         return
-    if failure is None and status is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status is None:
+        failure = failure or CLIENT_LEFT
+    elif failure is None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         failure = str(status)
     span.end(status, error_code=record.error_code, error_type=failure)
 

@@ -16,7 +16,7 @@ NO_TELEMETRY: TelemetryConfig = {
     "operation_spans": False,
     "auto_configure": False,
 }
-"""FastAPI's own telemetry is off: see docs/decisions/0062-traces.md."""
+"""FastAPI's own telemetry is off: see docs/decisions/0068-spans-of-requests.md."""
 
 
 class RequestSpan(Protocol):
@@ -25,7 +25,7 @@ class RequestSpan(Protocol):
     parent: Parent
 
     def end(self, status: int | None, *, error_code: str | None, error_type: str | None) -> None:
-        """End it; `status` None: the answer did not begin, or is incomplete."""
+        """End it; `status` None: the answer did not begin."""
 
 
 class Traces(Protocol):

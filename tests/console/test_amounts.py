@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.console.cost_explorer import GROUPINGS
+from gateway.console.pages.tenant_connect import THIS_KEY
 from gateway.domain import Scope
 from gateway.identity.viewers import Role
 from tests.console.screenshots import details, pages
@@ -24,6 +25,7 @@ from tests.harness import PostgresServer, make_settings, served_gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CALLS = 250
+OF_MEMBERS = ("/console?", "/console/usage", "/console/portal/requests", "/console/portal/budgets")
 OLDER = re.compile(r'href="([^"]+)" rel="next"')
 NO_ENTRIES: Mapping[str, str] = {
     "of": "the limit of a budget",
@@ -86,7 +88,12 @@ async def books(
         found.viewers["admin"] = await enter(person(served, Role.TENANT_ADMIN, tenant_id=tenant.id))
         found.paths["admin"] = of_tenant
         found.viewers["key"] = await enter(by_key(served, key))
-        found.paths["key"] = ["/console", "/console/usage", "/console/usage/calls"]
+        found.paths["key"] = ["/console", "/console/usage", "/console/usage/calls", THIS_KEY]
+        user_id = next(iter(tenant.users.values()))
+        found.viewers["member"] = await enter(
+            person(served, Role.TENANT_MEMBER, tenant_id=tenant.id, user_id=user_id)
+        )
+        found.paths["member"] = [path for path in of_tenant if path.startswith(OF_MEMBERS)]
         yield found
     await postgres.drop(url)
 
@@ -138,7 +145,7 @@ async def test_a_list_of_calls_begins_after_any_id(books: Books, after: str) -> 
         assert ("No call matches" in page) == after.startswith("0"), path
 
 
-@pytest.mark.parametrize("who", ["operator", "admin", "key"])
+@pytest.mark.parametrize("who", ["operator", "admin", "member", "key"])
 async def test_the_entries_behind_an_amount_add_up_to_it(books: Books, who: str) -> None:
     http = books.viewers[who]
     led = {
@@ -161,4 +168,4 @@ async def test_the_entries_behind_an_amount_add_up_to_it(books: Books, who: str)
             if usd not in {*found, *map(add, found, found[1:])}:
                 wrong.append((link, usd, None))
     assert wrong == [], wrong
-    assert lists > {"operator": 60, "admin": 50, "key": 1}[who]
+    assert lists > {"operator": 60, "admin": 50, "member": 20, "key": 1}[who]

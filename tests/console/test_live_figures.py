@@ -142,3 +142,5 @@ def test_a_period_is_compared_with_the_one_before(
     whole = parse_days("7d", "", "", TODAY, "Europe/Madrid").period
     assert whole.end.timestamp() - whole.start.timestamp() == 7 * 86_400 - 3600
     assert replace(days, zone="UTC").number == days.number
+    # A month of the chart leads to those of its days that the report counts.
+    assert days.clamp("2000-01-01", "2100-01-01") == (first.isoformat(), last.isoformat())

@@ -23,6 +23,7 @@ from gateway.billing.usage_queries import (
     EVERYTHING,
     GROUP_FIELDS,
     GroupField,
+    OwnDays,
     Period,
     ReportQuery,
 )
@@ -44,6 +45,7 @@ from tests.usage_helpers import (
 JANUARY, FEBRUARY, MARCH = (date(2025, month, 1) for month in (1, 2, 3))
 ZONES = ("UTC", "America/New_York", "Pacific/Kiritimati")
 BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
+FEBRUARY_BEGINS = datetime(2025, 2, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 ARCHIVE_WAITS = """
 SELECT count(*) FROM pg_stat_activity
@@ -340,6 +342,39 @@ async def test_a_report_that_cuts_the_quarter_of_the_last_archived_call_is_refus
     assert [await report(minutes) for minutes in (0, 15)] == [0, 1]
     with pytest.raises(InvalidRequest) as refused:
         await report(7)
+    assert refused.value.code == "report_archived"
+
+
+async def test_own_days_after_an_archived_month_are_refused_only_where_a_zone_needs_it(
+    served: Served,
+) -> None:
+    database = served.gateway.database
+    await months_of(served, JANUARY, FEBRUARY)
+    moments = [FEBRUARY_BEGINS - timedelta(hours=3), FEBRUARY_BEGINS + timedelta(hours=3)]
+    owner = Owner(served.tenant_id)
+    calls = calls_of(owner, moments, random.Random(1))
+    for call, moment in zip(calls, moments, strict=True):
+        call |= {"id": str(id_at(moment)), "livemode": True}
+    await write_calls(served, owner, calls)
+    await usage_sums.roll_up(database)
+    await check_books(served)
+    for month in (date(2024, 12, 1), JANUARY):
+        await archive.archive_month(database, month)
+    days = OwnDays(FEBRUARY, date(2025, 2, 28))
+
+    async def report(*fields: GroupField) -> int:
+        query = ReportQuery(
+            *(None, EVERYTHING), livemode=True, period=days.period, group_by=fields, own_days=days
+        )
+        async with database.operator() as session:
+            found = await usage.report(session, query)
+        return found.total.requests + found.total.failed_requests
+
+    assert [await report(), await report("key"), await report("size")] == [1, 1, 1]
+    await served.tenant("east", time_zone="Pacific/Kiritimati")
+    assert [await report(), await report("key")] == [1, 1]
+    with pytest.raises(InvalidRequest) as refused:
+        await report("size")
     assert refused.value.code == "report_archived"
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import openai
 import pytest
@@ -170,7 +171,7 @@ async def test_each_tenant_of_a_shared_commit_is_held_to_its_own_budget(served: 
     for tenant_id, limit in zip(tenants, ("1", "0", "1"), strict=True):
         await served.budget(limit, tenant_id=tenant_id)
     price = await current_price(served)
-    asked = [
+    asked: list[dict[str, Any]] = [
         {
             "id": str(new_id()),
             "tenant_id": str(tenant_id),

@@ -92,7 +92,7 @@ async def costs(
         found = await explore(
             session,
             question,
-            lambda moment: _of_moment(form, moment),
+            lambda moment: _of_moment(form, question, moment),
             has_few_groups=question.group == "tenant" and not offered.has_more,
         )
     return page(
@@ -197,9 +197,9 @@ def _lead(question: Question, form: CostForm) -> str:
     return f"{question.days.text}, {mode}{before}. {unit} are those of {whose}."
 
 
-def _of_moment(form: CostForm, moment: str) -> str:
+def _of_moment(form: CostForm, question: Question, moment: str) -> str:
     """The address of one day of the chart: its hours; of a month, its days."""
-    first, last = days_of(moment)
+    first, last = question.counted.clamp(*days_of(moment))
     return form.address(start=first, end=last, by="hour" if first == last else "day")
 
 

@@ -48,7 +48,9 @@ async def show_calls(
         zone = await usage.report_zone(session, form.zone or None, usual_zone)
         is_of_each = tenant is None and not form.zone
         today = datetime.now(UTC if is_of_each else ZoneInfo(zone)).date()
-        days = periods.parse_days(form.period, form.start, form.end, today, zone)
+        days = periods.parse_days(
+            form.period, form.start, form.end, today, zone, longest=periods.MAX_LISTED_DAYS
+        )
         period, own_days = days.period, None
         if is_of_each:
             own_days = days.own_days()

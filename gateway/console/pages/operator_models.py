@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.billing import prices, usage
-from gateway.billing.model_askers import ASKED_DAYS, ModelAskers, list_askers
+from gateway.billing.model_askers import ASKED_DAYS, ModelAskers, asked_days, list_askers
 from gateway.billing.prices import list_prices_of
-from gateway.billing.usage_queries import EVERYTHING, Period, ReportQuery
+from gateway.billing.usage_queries import EVERYTHING, ReportQuery
 from gateway.bootstrap import Gateway
 from gateway.catalog.loading import Catalog, unknown_model
 from gateway.console.dependencies import FormDep, OperatorChanger, OperatorReader
@@ -91,6 +91,7 @@ async def show_models(request: Request, viewer: OperatorReader, gateway: Gateway
         title="Models and prices",
         lead=f"Requests are live ones of the last {ASKED_DAYS} days, by the model asked for.",
         lines=lines,
+        asked=asked_days(),
         since=today - timedelta(days=ASKED_DAYS),
         hosts=sorted(catalog.hosts),
         dying=[
@@ -172,6 +173,7 @@ async def _page(
         is_of_file=model.wording is not None,
         askers=askers.get(model.id, ModelAskers()),
         called_days=ASKED_DAYS,
+        asked=asked_days(),
     )
 
 
@@ -249,10 +251,13 @@ def _figures_of(request: Request, gateway: Gateway) -> Shared[dict[str, tuple[in
 
 async def _asked(session: OperatorSession) -> dict[str, tuple[int, int]]:
     """Sum the live requests and their cost by the model asked for."""
-    now = datetime.now(UTC)
-    period = Period(now - timedelta(days=ASKED_DAYS), now + timedelta(minutes=1))
+    days = asked_days()
     query = ReportQuery(
-        None, EVERYTHING, livemode=True, period=period, group_by=("requested_model",)
+        *(None, EVERYTHING),
+        livemode=True,
+        period=days.period,
+        group_by=("requested_model",),
+        own_days=days,
     )
     found: dict[str, tuple[int, int]] = {}
     async for row in usage.export(session, query):

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
+from gateway.billing.model_askers import asked_days
 from gateway.bootstrap import Gateway
 from gateway.console.cookies import read_cookie
 from gateway.console.dependencies import OperatorReader, ViewerDep
@@ -144,6 +145,7 @@ async def home(
         f"are in {viewer.time_zone}.",
         live=live,
         first_tenant=newest[0] if newest else None,
+        asked=asked_days(),
         slow=await watchers.overview.slow.get(),
         events=f"{EVENTS}?opened={int(time.time())}",
     )

@@ -184,6 +184,7 @@ async def _page(
     return portal.page(
         "tenant/budgets.html",
         title="Budgets and limits",
+        sees_all=caller.user_id is None,
         lead="A call is refused before it is bought if it could cost more than a budget has left. "
         f"Days, weeks and months are those of {viewer.time_zone}.",
         status=state.status,

@@ -36,7 +36,9 @@ async def show_calls(portal: UsagePortal, form: Annotated[UsageCallsForm, Query(
         own_zone = await usage.tenant_zone(session, caller.tenant_id)
         zone = await usage.report_zone(session, form.zone or None, own_zone)
         today = datetime.now(ZoneInfo(zone)).date()
-        days = periods.parse_days(form.period, form.start, form.end, today, zone)
+        days = periods.parse_days(
+            form.period, form.start, form.end, today, zone, longest=periods.MAX_LISTED_DAYS
+        )
         filters = await read_filters(session, caller, report)
         found = await call_list.list_calls(
             session,

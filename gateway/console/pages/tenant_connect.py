@@ -103,6 +103,7 @@ async def show_this_key(portal: AnyPortal) -> Response:
         report=report,
         days=days,
         budgets=applying,
+        sees_all=caller.user_id is None,
         limits=[
             (limit, {LimitKind.CONCURRENT: "at once"}.get(limit.kind, "a minute"))
             for limit in caller.limits

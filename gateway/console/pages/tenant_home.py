@@ -64,6 +64,7 @@ async def show_home(portal: Portal) -> Response:
         lead=f"{whose}, {'live' if portal.livemode else 'test'} mode. Days begin in "
         f"{portal.viewer.time_zone}.",
         home=home,
+        sees_all=caller.user_id is None,
         images=shown,
         steps=_steps(portal, home),
     )

@@ -177,6 +177,7 @@ def _linker(form: UsageForm, question: Question) -> Callable[[str, str], str]:
     """Build the addresses of what lies behind a part of the chart: days of a month, else calls."""
 
     def link(first: str, last: str) -> str:
+        first, last = question.days.clamp(first, last)
         changes = {"start": first, "end": last}
         if question.time == "month":
             return form.address(by="day", **changes)
