@@ -20,7 +20,7 @@ from gateway.maintenance import Sweeper
 from tests.harness import GPT2, Served, served_gateway
 from tests.money_helpers import eventually
 from tests.store_helpers import Away, hasty_gateway
-from tests.stub_openai import Stub
+from tests.stub_openai import Fault, Stub
 from tests.tooling.metric_pages import metrics, name_of
 
 PATH = "/v1/images/generations"
@@ -102,6 +102,16 @@ async def test_budgets_are_measured_until_they_are_removed(settings: Settings, s
         assert ratio == pytest.approx(spent / 1_000_000_000)
         assert value("house_budget_used_nano_usd", window="day") == spent
         assert value("house_budget_limit_nano_usd", window="day") == 2_000_000_000
+        stub.faults.add(Fault(hold=True))
+        call = asyncio.create_task(buy(served, tenant_id))
+        await stub.until_held(1)
+        await sweeper.sweep()
+        [held] = await served.owner_sql("SELECT held_nano FROM reservation WHERE state = 'held'")
+        assert value("house_budget_used_nano_usd", window="day") == spent + held.held_nano
+        ratio = value("tenant_budget_used_ratio", tenant=name, window="month")
+        assert ratio == pytest.approx((spent + held.held_nano) / 1_000_000_000)
+        stub.release()
+        assert (await call).status_code == 200
         async with served.gateway.database.operator() as session:
             for owner in (tenant_id, None):
                 for budget in await budgets.list_budgets(session, owner):
