@@ -46,6 +46,18 @@ async def test_expired_images_are_swept_with_their_thumbnail_and_prompt(hosted: 
 
 
 @files_only
+async def test_images_that_were_stored_after_a_count_count_in_the_next(hosted: Hosted) -> None:
+    key = await hosted.served.key()
+    await choose(hosted.served, max_image_bytes=150)
+    first = await hosted.put(key, b"x" * 100)
+    await hosted.served.sweep()
+    assert await hosted.living() == [first.path]
+    second = await hosted.put(key, b"x" * 100)
+    await hosted.served.sweep()
+    assert await hosted.living() == [second.path]
+
+
+@files_only
 async def test_beyond_a_tenants_cap_the_oldest_images_go(hosted: Hosted) -> None:
     live, test = await hosted.served.key(), await hosted.served.key(livemode=False)
     other = await hosted.served.key(tenant_id=await hosted.served.tenant("other"))

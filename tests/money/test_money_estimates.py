@@ -10,7 +10,7 @@ from gateway.billing.sweeping import SweptReservations, sweep
 from gateway.image_models import AutoChoice
 from gateway.money import parse_usd
 from tests.harness import GPT2, Served
-from tests.money_helpers import GENERATIONS, age_unknown, books, image_body, post_image
+from tests.money_helpers import GENERATIONS, age_unknown, books, image_body, make_late, post_image
 from tests.stub_openai import Fault, Stub
 
 
@@ -51,14 +51,13 @@ async def test_a_sweep_tells_how_many_calls_it_estimated(served: Served, stub: S
         stub.faults.add(Fault("reset_after_headers"))
         async with served.http(await served.key()) as http:
             assert (await post_image(http)).status_code == 504
+    database, models = served.gateway.database, served.gateway.core.catalog.models
+    await make_late(served)
+    too_early = await sweep(database, models, estimate_after_seconds=3600)
     await age_unknown(served)
-    swept = [
-        await sweep(
-            served.gateway.database, served.gateway.core.catalog.models, estimate_after_seconds=60
-        )
-        for _ in range(2)
-    ]
-    assert swept == [
+    swept = [await sweep(database, models, estimate_after_seconds=3600) for _ in range(2)]
+    assert [too_early, *swept] == [
+        SweptReservations(expired=0, estimated=0),
         SweptReservations(expired=0, estimated=2),
         SweptReservations(expired=0, estimated=0),
     ]
