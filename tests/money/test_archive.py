@@ -345,6 +345,31 @@ async def test_a_report_that_cuts_the_quarter_of_the_last_archived_call_is_refus
     assert refused.value.code == "report_archived"
 
 
+async def test_a_report_by_key_that_ends_within_an_archived_day_is_refused(served: Served) -> None:
+    database = served.gateway.database
+    await months_of(served, JANUARY)
+    await old_calls(served, Owner(served.tenant_id), [BEGIN + 12 * DAY], random.Random(1))
+    await usage_sums.roll_up(database)
+    await check_books(served)
+    for month in (date(2024, 12, 1), JANUARY):
+        await archive.archive_month(database, month)
+
+    async def report(end: datetime) -> int:
+        query = ReportQuery(
+            *(served.tenant_id, EVERYTHING),
+            livemode=True,
+            period=Period(BEGIN, end),
+            group_by=("key",),
+        )
+        async with database.operator() as session:
+            return (await usage.report(session, query)).total.requests
+
+    assert await report(BEGIN + 13 * DAY) == 1
+    with pytest.raises(InvalidRequest) as refused:
+        await report(BEGIN + 12.5 * DAY)
+    assert refused.value.code == "report_archived"
+
+
 async def test_own_days_after_an_archived_month_are_refused_only_where_a_zone_needs_it(
     served: Served,
 ) -> None:

@@ -9,6 +9,8 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from gateway.billing import usage_sums
+from gateway.billing.reconciliation import find_call
+from gateway.errors import NotFound
 from gateway.money import format_usd
 from tests.admin_helpers import (
     NO_ID,
@@ -374,3 +376,24 @@ async def test_a_call_that_is_not_there_is_not_shown(unchanged: Served) -> None:
     async with admin(unchanged) as http:
         answer = await http.get(f"/reconciliation/{NO_ID}")
     assert refusal(answer) == Refusal(404, "not_found", "id")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_part_of_an_id_that_no_call_has_finds_none(unchanged: Served) -> None:
+    async with unchanged.gateway.database.operator() as session:
+        with pytest.raises(NotFound) as refused:
+            await find_call(session, "abcdef0123")
+    assert refused.value.message.startswith("There is no call abcdef0123; only an open call")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("path", "owner"), [("", "The operator"), ("/tenants/{}", "This tenant")])
+async def test_a_budget_that_is_not_there_is_missed_by_its_owner(
+    unchanged: Served, path: str, owner: str
+) -> None:
+    async with admin(unchanged) as http:
+        answer = await http.delete(f"{path.format(unchanged.tenant_id)}/budgets/4711")
+    assert (answer.status_code, error_of(answer)["message"]) == (
+        404,
+        f"{owner} has no budget 4711.",
+    )

@@ -199,6 +199,30 @@ async def test_every_report_is_the_ledger_at_every_stage_of_the_sums(
         assert await usage_sums.differences(session) == []
 
 
+async def test_a_report_reads_the_parts_of_quarters_at_both_ends(served: Served) -> None:
+    owner, hour = Owner(served.tenant_id), datetime(2026, 3, 10, 10, tzinfo=UTC)
+    moments = [hour + timedelta(minutes=minutes) for minutes in (5, 10, 17, 32, 40)]
+    calls = calls_of(owner, moments, random.Random(1))
+    for number, call in enumerate(calls):
+        call |= {"livemode": True, "is_failed": False, "cost_nano": 10**number}
+    await write_calls(served, owner, calls)
+    await usage_sums.roll_up(served.gateway.database)
+    found = {}
+    for first, last in ((0, 45), (7, 45), (7, 35), (12, 31), (17, 32), (18, 33)):
+        period = Period(hour + timedelta(minutes=first), hour + timedelta(minutes=last))
+        query = ReportQuery(served.tenant_id, EVERYTHING, livemode=True, period=period)
+        async with served.gateway.database.tenant(served.tenant_id) as session:
+            found[first, last] = (await usage.report(session, query)).total.cost_nano
+    assert found == {
+        (0, 45): 11_111,
+        (7, 45): 11_110,
+        (7, 35): 1_110,
+        (12, 31): 100,
+        (17, 32): 100,
+        (18, 33): 1_000,
+    }
+
+
 async def pending(served: Served, tenant_id: UUID) -> int:
     """Count a tenant's ledger lines that are queued: all of them, where it is to be recomputed."""
     lines = await served.owner_sql(READ)
