@@ -23,51 +23,38 @@ from gateway.billing.usage_queries import (
     EVERYTHING,
     GROUP_FIELDS,
     GroupField,
-    OwnDays,
     Period,
     ReportQuery,
 )
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.money import NanoUsd
 from gateway.tenancy import tenants
+from tests.archive_helpers import (
+    BEGIN,
+    DAY,
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    check_books,
+    months_of,
+    old_calls,
+)
 from tests.harness import Served, owner_connections, process_environment
 from tests.money_helpers import post_image
 from tests.usage_helpers import (
     READ,
     Owner,
-    calls_of,
     expected_sums,
     id_at,
     reported_sums,
-    write_calls,
 )
 
-JANUARY, FEBRUARY, MARCH = (date(2025, month, 1) for month in (1, 2, 3))
 ZONES = ("UTC", "America/New_York", "Pacific/Kiritimati")
-BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
-FEBRUARY_BEGINS = datetime(2025, 2, 1, tzinfo=UTC)
-DAY = timedelta(days=1)
 ARCHIVE_WAITS = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND query LIKE '%archive_month%' AND pid <> pg_backend_pid()
     AND wait_event_type IN ('Lock', 'Timeout')
 """
-
-
-async def old_calls(
-    served: Served, owner: Owner, moments: Sequence[datetime], chance: random.Random
-) -> list[UUID]:
-    """Write calls whose ids were made at about these moments, by clocks that are hours off."""
-    calls = calls_of(owner, moments, chance)
-    for call, moment in zip(calls, moments, strict=True):
-        call["id"] = str(id_at(moment + chance.choice([0, 0, -1, 1]) * timedelta(hours=20)))
-    await write_calls(served, owner, calls)
-    return [UUID(call["id"]) for call in calls]
-
-
-async def months_of(served: Served, *months: date) -> None:
-    for month in (date(2024, 12, 1), *months, date(2025, 4, 1)):
-        await served.owner_sql("SELECT add_month(CAST(:month AS date))", month=month)
 
 
 def months_ago(number: int) -> date:
@@ -76,14 +63,6 @@ def months_ago(number: int) -> date:
     for _ in range(number):
         month = (month - DAY).replace(day=1)
     return month
-
-
-async def check_books(served: Served) -> None:
-    """Check the whole ledger, as the gateway does once a week; months are archived after it."""
-    found = await ledger.check_all(
-        served.gateway.database, progress=lambda _what: None, remember=True
-    )
-    assert found == []
 
 
 async def settle_late(served: Served, tenant_id: UUID, call: UUID) -> str:
@@ -319,88 +298,6 @@ async def test_the_costs_of_archived_calls_are_final(served: Served) -> None:
     await served.owner_sql(
         "UPDATE reservation SET final_nano = final_nano - 1 WHERE id = :id", id=estimated
     )
-
-
-async def test_a_report_that_cuts_the_quarter_of_the_last_archived_call_is_refused(
-    served: Served,
-) -> None:
-    database = served.gateway.database
-    await months_of(served, JANUARY)
-    at = BEGIN + 12 * DAY  # the very beginning of a quarter
-    await old_calls(served, Owner(served.tenant_id), [at], random.Random(1))
-    await usage_sums.roll_up(database)
-    await check_books(served)
-    for month in (date(2024, 12, 1), JANUARY):
-        await archive.archive_month(database, month)
-
-    async def report(minutes: int) -> int:
-        period = Period(BEGIN, at + timedelta(minutes=minutes))
-        query = ReportQuery(served.tenant_id, EVERYTHING, True, period, ())  # noqa: FBT003
-        async with database.operator() as session:
-            return (await usage.report(session, query)).total.requests
-
-    assert [await report(minutes) for minutes in (0, 15)] == [0, 1]
-    with pytest.raises(InvalidRequest) as refused:
-        await report(7)
-    assert refused.value.code == "report_archived"
-
-
-async def test_a_report_by_key_that_ends_within_an_archived_day_is_refused(served: Served) -> None:
-    database = served.gateway.database
-    await months_of(served, JANUARY)
-    await old_calls(served, Owner(served.tenant_id), [BEGIN + 12 * DAY], random.Random(1))
-    await usage_sums.roll_up(database)
-    await check_books(served)
-    for month in (date(2024, 12, 1), JANUARY):
-        await archive.archive_month(database, month)
-
-    async def report(end: datetime) -> int:
-        query = ReportQuery(
-            *(served.tenant_id, EVERYTHING),
-            livemode=True,
-            period=Period(BEGIN, end),
-            group_by=("key",),
-        )
-        async with database.operator() as session:
-            return (await usage.report(session, query)).total.requests
-
-    assert await report(BEGIN + 13 * DAY) == 1
-    with pytest.raises(InvalidRequest) as refused:
-        await report(BEGIN + 12.5 * DAY)
-    assert refused.value.code == "report_archived"
-
-
-async def test_own_days_after_an_archived_month_are_refused_only_where_a_zone_needs_it(
-    served: Served,
-) -> None:
-    database = served.gateway.database
-    await months_of(served, JANUARY, FEBRUARY)
-    moments = [FEBRUARY_BEGINS - timedelta(hours=3), FEBRUARY_BEGINS + timedelta(hours=3)]
-    owner = Owner(served.tenant_id)
-    calls = calls_of(owner, moments, random.Random(1))
-    for call, moment in zip(calls, moments, strict=True):
-        call |= {"id": str(id_at(moment)), "livemode": True}
-    await write_calls(served, owner, calls)
-    await usage_sums.roll_up(database)
-    await check_books(served)
-    for month in (date(2024, 12, 1), JANUARY):
-        await archive.archive_month(database, month)
-    days = OwnDays(FEBRUARY, date(2025, 2, 28))
-
-    async def report(*fields: GroupField) -> int:
-        query = ReportQuery(
-            *(None, EVERYTHING), livemode=True, period=days.period, group_by=fields, own_days=days
-        )
-        async with database.operator() as session:
-            found = await usage.report(session, query)
-        return found.total.requests + found.total.failed_requests
-
-    assert [await report(), await report("key"), await report("size")] == [1, 1, 1]
-    await served.tenant("east", time_zone="Pacific/Kiritimati")
-    assert [await report(), await report("key")] == [1, 1]
-    with pytest.raises(InvalidRequest) as refused:
-        await report("size")
-    assert refused.value.code == "report_archived"
 
 
 async def command(served: Served, *words: str, **environment: str) -> tuple[int, str, str]:
