@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import httpx2
@@ -24,7 +25,9 @@ from tests.harness import PostgresServer, Served, make_settings, served_gateway
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 HTML = {"Accept": "text/html"}
-WHOLE = "period=month&compare=no"
+WHOLE = "period=90d&compare=no"
+CLOSING = "gpt-image-1.5"
+CLOSES = datetime.now(UTC).date() + timedelta(days=10)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -34,6 +37,7 @@ async def busy(
     """One gateway with seeded data for the file."""
     url = await postgres.create()
     async with served_gateway(make_settings(url, tmp_path_factory.mktemp("busy"))) as running:
+        running.gateway.core.catalog.learn_shutdown_dates({CLOSING: CLOSES})
         seeded = await seed(running, calls=1500)
         yield running, seeded
     await postgres.drop(url)
@@ -119,7 +123,8 @@ async def test_the_overview_agrees_with_the_ledger(
 ) -> None:
     text = (await http.get("/console")).text
     assert "Aster Games" in text
-    assert re.search(r"gpt-image-1\.5</a></strong>.*?ends 1 Dec 2026", text, re.DOTALL)
+    ends = rf"{re.escape(CLOSING)}</a></strong>.*?ends {CLOSES.day} {CLOSES:%b %Y}"
+    assert re.search(ends, text, re.DOTALL)
     sums = await busy[0].owner_sql(
         "SELECT state, count(*) FROM reservation WHERE state <> 'posted' GROUP BY 1"
     )
