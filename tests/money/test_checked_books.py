@@ -212,6 +212,17 @@ async def test_of_a_corrected_period_a_new_call_is_counted_once(served: Served, 
     assert len(sums) == 2
 
 
+async def test_each_check_adds_the_calls_since_the_one_before(checked: Served) -> None:
+    for _ in range(2):
+        await buy(checked)
+        await move_back(checked)
+        await checked.owner_sql("UPDATE sweep SET compared_to = compared_to - interval '2 hours'")
+        assert await check_new(checked) == set()
+        sums = await checked.owner_sql(CHECKED)
+        assert [one.spent_nano for one in sums] == [one.counted_nano for one in sums]
+        assert len(sums) >= 2
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[RunningGateway]:
     with running_gateway() as gateway:
