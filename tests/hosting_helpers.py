@@ -41,6 +41,24 @@ RESERVE = (
 HOURS_LATER = timedelta(hours=3)
 
 
+def hold_request(tenant_id: UUID, price_id: int, **changes: Any) -> dict[str, Any]:
+    """Build a request of `RESERVE`: a live generation with the house credential, by no key."""
+    return {
+        "id": str(new_id()),
+        "tenant_id": str(tenant_id),
+        "livemode": True,
+        "operation": "generation",
+        "requested_model": GPT2,
+        "served_model": GPT2,
+        "provider": "openai",
+        "credential": "house",
+        "price_id": price_id,
+        "amount_nano": 7_000_000,
+        "ttl_seconds": 60,
+        **changes,
+    }
+
+
 class _Failing(BaseHTTPRequestHandler):
     """An HTTP handler in the place of S3 that answers every request with 500."""
 
@@ -236,21 +254,14 @@ class Hosted:
         """Hold money for a call with this key (its row); return the reservation's id."""
         reservation_id = new_id()
         [price] = await self.served.owner_sql("SELECT id FROM price WHERE model = :m", m=GPT2)
-        request = {
-            "id": str(reservation_id),
-            "tenant_id": str(owner.tenant_id),
-            "api_key_id": str(owner.id),
-            "user_id": owner.user_id and str(owner.user_id),
-            "livemode": owner.livemode,
-            "operation": "generation",
-            "requested_model": GPT2,
-            "served_model": GPT2,
-            "provider": "openai",
-            "credential": "house",
-            "price_id": price.id,
-            "amount_nano": 7_000_000,
-            "ttl_seconds": 60,
-        }
+        request = hold_request(
+            owner.tenant_id,
+            price.id,
+            id=str(reservation_id),
+            api_key_id=str(owner.id),
+            user_id=owner.user_id and str(owner.user_id),
+            livemode=owner.livemode,
+        )
         [held] = await self.served.owner_sql(
             RESERVE, requests=orjson.dumps([request]).decode(), instance=str(uuid4())
         )

@@ -5,21 +5,25 @@ Each amount of a report leads to the calls behind it, by the address of a list o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from datetime import UTC, datetime
+from typing import ClassVar, TypedDict, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
-from gateway.billing.call_list import NULLABLE, CallFilter
+from gateway.billing.call_list import NULLABLE, CallFilter, ListedPurchase
 from gateway.billing.usage_queries import UsageFilters
 from gateway.console import periods
 from gateway.console.cost_explorer import NONE, UNITS, ExplorerRow, Grouping, Question, TimeUnit
 from gateway.console.periods import Days
+from gateway.db.pages import Page
 from gateway.domain import Operation
 from gateway.errors import InvalidRequest
 from gateway.image_models import Model
 
+Form = TypeVar("Form", bound="ReportForm")
 Options = dict[str, list[tuple[str, str]]]
 """The options of each select: their values and texts."""
 FIELDS: Mapping[Grouping, str] = {
@@ -62,8 +66,6 @@ class ReportForm(BaseModel):
     model_config = ConfigDict(extra="forbid", str_max_length=255, str_strip_whitespace=True)
     path: ClassVar[str]
     calls_path: ClassVar[str]
-    calls_fields: ClassVar[tuple[str, ...]] = (*FIELDS.values(), "mode")
-    """The fields that the list of calls keeps."""
     narrower: ClassVar[Mapping[Grouping, Grouping]]
     """The grouping of one group alone; of others, by model."""
 
@@ -94,9 +96,18 @@ class ReportForm(BaseModel):
         }
         return f"{path or self.path}?{urlencode(asked)}" if asked else path or self.path
 
+    def days(self, zone: str, *, is_of_each: bool = False, longest: int = periods.MAX_DAYS) -> Days:
+        """Read the period; `is_of_each`: in each tenant's own days, of which today is UTC's.
+
+        Raises:
+            InvalidRequest: a date is not one, the end is before the start, or it is too long.
+        """
+        today = datetime.now(UTC if is_of_each else ZoneInfo(zone)).date()
+        return periods.parse_days(self.period, self.start, self.end, today, zone, longest=longest)
+
     def calls_address(self, days: Days, **changes: str) -> str:
         """Write the address of the calls behind an amount of the report."""
-        asked = {name: getattr(self, name, "") for name in self.calls_fields}
+        asked = {name: getattr(self, name, "") for name in (*FIELDS.values(), "mode")}
         asked |= {"start": days.first.isoformat(), "end": days.last.isoformat()} | changes
         found = {name: value for name, value in asked.items() if value}
         return f"{self.calls_path}?{urlencode(found)}"
@@ -112,6 +123,20 @@ class ReportForm(BaseModel):
             )
             for name, text in periods.CHOICES.items()
         ]
+
+
+class ShownCalls(TypedDict):
+    """The parts of the page of a list of calls that are the same for operators and tenants."""
+
+    title: str
+    lead: str
+    form: "CallsFields"
+    found: Sequence[ListedPurchase]
+    newest: str
+    older: str
+    chosen: list[tuple[str, str, str]]
+    statuses: Sequence[tuple[str, str]]
+    status_names: Mapping[str, str]
 
 
 class CallsFields(BaseModel):
@@ -139,12 +164,16 @@ class CallsFields(BaseModel):
         own = {"format", "by", "group", "compare", "start", "end", "status", "after"}
         return [name for name, value in self.model_dump(exclude=own).items() if value]
 
-    def named(self) -> dict[str, str]:
-        """Return the fields that a report has too, but for those of calls that lack them."""
-        fields = self.model_dump(exclude=set(CallsFields.model_fields))
-        return {
-            name: value for name, value in fields.items() if value != NONE or name not in NULLABLE
-        }
+    def report(self, form: type[Form]) -> Form:
+        """Build the form of the report with this list's fields, but for those that calls lack."""
+        fields = self.model_dump(include=set(form.model_fields))
+        return form(
+            **{
+                name: value
+                for name, value in fields.items()
+                if value != NONE or name not in NULLABLE
+            }
+        )
 
     def call_filter(self, filters: UsageFilters) -> CallFilter:
         """Build the filter of calls from a report's filters and the further fields."""
@@ -163,7 +192,7 @@ class CallsFields(BaseModel):
             without=frozenset(name for name in NULLABLE if fields[name] == NONE),
         )
 
-    def chosen(self) -> list[tuple[str, str, str]]:
+    def _chosen(self) -> list[tuple[str, str, str]]:
         """Name each filter in force: its field, its value, and the list without it."""
         fields = self.model_dump()
         return [
@@ -172,12 +201,21 @@ class CallsFields(BaseModel):
             if name != "status" and fields.get(name)
         ]
 
-    def pages(self, last_shown: UUID | None) -> dict[str, str]:
-        """Link the first page, and the one after `last_shown`; None: there is no other."""
-        return {
-            "newest": self.own_address(after="") if self.after else "",
-            "older": self.own_address(after=str(last_shown)) if last_shown else "",
-        }
+    def context(self, found: Page[ListedPurchase], days: Days, whose: str) -> ShownCalls:
+        """Build what the page of a list shows of these days; `whose`: the time zone in words."""
+        last = found.items[-1].id if found.has_more else None
+        return ShownCalls(
+            title="Calls",
+            lead=f"Each call of {days.text} with its exact cost, as the ledger has it. Days are "
+            f"those of {whose}.",
+            form=self,
+            found=found.items,
+            newest=self.own_address(after="") if self.after else "",
+            older="" if last is None else self.own_address(after=str(last)),
+            chosen=self._chosen(),
+            statuses=STATUS_CHOICES,
+            status_names=dict(STATUSES),
+        )
 
 
 def _value(text: str) -> str | None:

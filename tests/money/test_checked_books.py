@@ -196,31 +196,30 @@ async def test_a_correction_of_a_checked_call_is_no_break(served: Served, stub: 
     await served.owner_sql("UPDATE budget_period SET spent_nano = spent_nano + 1")
 
 
+async def check_a_new_call(served: Served) -> None:
+    """Check a call that is newer than the last check and older than a minute."""
+    await buy(served)
+    await move_back(served)
+    # As if the check had been two hours ago too.
+    await served.owner_sql("UPDATE sweep SET compared_to = compared_to - interval '2 hours'")
+    assert await check_new(served) == set()
+    sums = await served.owner_sql(CHECKED)
+    assert [one.spent_nano for one in sums] == [one.counted_nano for one in sums]
+    assert len(sums) >= 2
+
+
 async def test_of_a_corrected_period_a_new_call_is_counted_once(served: Served, stub: Stub) -> None:
     call = await estimated_call(served, stub)
     await served.house_budget("5", window="total")
     await move_back(served)
     assert await check_all(served) == []
     await correct(served, call)
-    await buy(served)
-    await move_back(served)
-    # As if the check had been two hours ago too: the call is newer, and older than a minute.
-    await served.owner_sql("UPDATE sweep SET compared_to = compared_to - interval '2 hours'")
-    assert await check_new(served) == set()
-    sums = await served.owner_sql(CHECKED)
-    assert [one.spent_nano for one in sums] == [one.counted_nano for one in sums]
-    assert len(sums) == 2
+    await check_a_new_call(served)
 
 
 async def test_each_check_adds_the_calls_since_the_one_before(checked: Served) -> None:
     for _ in range(2):
-        await buy(checked)
-        await move_back(checked)
-        await checked.owner_sql("UPDATE sweep SET compared_to = compared_to - interval '2 hours'")
-        assert await check_new(checked) == set()
-        sums = await checked.owner_sql(CHECKED)
-        assert [one.spent_nano for one in sums] == [one.counted_nano for one in sums]
-        assert len(sums) >= 2
+        await check_a_new_call(checked)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 import openai
 import pytest
@@ -26,7 +25,7 @@ from gateway.money import NanoUsd, format_usd
 from gateway.provider_answers import Outcome, Usage
 from gateway.providers.openai.answers import read_usage
 from tests.harness import GPT2, Served
-from tests.hosting_helpers import RESERVE
+from tests.hosting_helpers import RESERVE, hold_request
 from tests.money_helpers import (
     TERMS,
     books,
@@ -171,27 +170,12 @@ async def test_each_tenant_of_a_shared_commit_is_held_to_its_own_budget(served: 
     for tenant_id, limit in zip(tenants, ("1", "0", "1"), strict=True):
         await served.budget(limit, tenant_id=tenant_id)
     price = await current_price(served)
-    asked: list[dict[str, Any]] = [
-        {
-            "id": str(new_id()),
-            "tenant_id": str(tenant_id),
-            "livemode": True,
-            "operation": "generation",
-            "requested_model": GPT2,
-            "served_model": GPT2,
-            "provider": "openai",
-            "credential": "house",
-            "price_id": price.id,
-            "amount_nano": 10,
-            "ttl_seconds": 60,
-        }
-        for tenant_id in tenants
-    ]
+    asked = [hold_request(tenant_id, price.id) for tenant_id in tenants]
     rows = await served.owner_sql(RESERVE, requests=json.dumps(asked), instance=str(new_id()))
     outcomes = {str(row.request_id): row.outcome for row in rows}
     assert [outcomes[one["id"]] for one in asked] == ["held", "budget_exceeded", "held"]
     held = {row.tenant_id: row.held_nano for row in await served.owner_sql(HELD)}
-    assert held == dict(zip(tenants, (10, 0, 10), strict=True))
+    assert held == dict(zip(tenants, (7_000_000, 0, 7_000_000), strict=True))
 
 
 async def test_an_absurdly_large_usage_stops_no_other_settlement(

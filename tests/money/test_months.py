@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gateway.billing import ledger, usage_sums
 from tests.harness import Served, served_gateway
+from tests.hosting_helpers import hold_request
 from tests.stub_openai import Stub
 from tests.usage_helpers import id_at
 
@@ -30,19 +31,9 @@ BOUNDS = {
 async def reserve_at(served: Served, moment: datetime) -> str:
     """Reserve a call whose id was made at a moment; return the result."""
     [price] = await served.owner_sql("SELECT min(id) AS id FROM price")
-    wanted = {
-        "id": str(id_at(moment)),
-        "tenant_id": str(served.tenant_id),
-        "livemode": True,
-        "operation": "generation",
-        "requested_model": "m",
-        "served_model": "m",
-        "provider": "openai",
-        "credential": "tenant",
-        "price_id": price.id,
-        "amount_nano": 5,
-        "ttl_seconds": 600,
-    }
+    wanted = hold_request(
+        served.tenant_id, price.id, id=str(id_at(moment)), credential="tenant", amount_nano=5
+    )
     [row] = await served.owner_sql(RESERVE, requests=orjson.dumps([wanted]).decode())
     return str(row.outcome)
 

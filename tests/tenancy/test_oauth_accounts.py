@@ -10,12 +10,12 @@ import pytest
 from flask import Response
 
 from gateway.config import Settings, load_settings
-from gateway.domain import TenantSettings, new_id
+from gateway.domain import TenantSettings
 from gateway.errors import ConfigurationError
 from gateway.tenancy import erasure, tenants, users
 from tests.cli.test_cli_manners import CommandLine
 from tests.harness import Served, error_of, gateway_process, process_environment, secret_of
-from tests.hosting_helpers import RESERVE
+from tests.hosting_helpers import RESERVE, hold_request
 from tests.identity_provider import Issuer, rsa_key
 from tests.limits_helpers import limit
 from tests.oauth_helpers import (
@@ -263,21 +263,7 @@ async def test_callers_without_key_and_user_are_told_apart_in_one_batch(trusting
     await trusting.budget("0", tenant_id=other)
     prices = await trusting.owner_sql("SELECT min(id) AS id FROM price")
     requests = [
-        {
-            "id": str(new_id()),
-            "tenant_id": str(tenant),
-            "api_key_id": None,
-            "user_id": None,
-            "livemode": True,
-            "operation": "generation",
-            "requested_model": "m",
-            "served_model": "m",
-            "provider": "openai",
-            "credential": "house",
-            "price_id": prices[0].id,
-            "amount_nano": 10,
-            "ttl_seconds": 60,
-        }
+        hold_request(tenant, prices[0].id)
         for tenant in (trusting.tenant_id, other, trusting.tenant_id)
     ]
     rows = await trusting.owner_sql(RESERVE, requests=json.dumps(requests), instance=str(uuid4()))

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Annotated, ClassVar
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Query, Request, Response
 
 from gateway.billing.usage_queries import UsageFilters
 from gateway.bootstrap import Gateway
-from gateway.console import periods
 from gateway.console.cost_explorer import (
     GROUPINGS,
     MAX_HOURLY_DAYS,
@@ -127,9 +124,7 @@ async def _question(session: OperatorSession, form: CostForm, viewer: Viewer) ->
     zone = viewer.time_zone if tenant is None else tenant.time_zone
     livemode = form.livemode()
     unit = parse_unit(form.by)
-    is_of_each = tenant is None and unit != "hour"
-    today = datetime.now(UTC if is_of_each else ZoneInfo(zone)).date()
-    days = periods.parse_days(form.period, form.start, form.end, today, zone)
+    days = form.days(zone, is_of_each=tenant is None and unit != "hour")
     if unit == "hour" and days.number > MAX_HOURLY_DAYS:
         raise InvalidRequest(
             f"Hours are shown for at most {MAX_HOURLY_DAYS} days; {days.number} requested. Choose "

@@ -1,8 +1,6 @@
 """The calls behind an amount of the operators' costs."""
 
-from datetime import UTC, datetime
 from typing import Annotated
-from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -12,7 +10,7 @@ from gateway.console import periods
 from gateway.console.dependencies import OperatorReader
 from gateway.console.pages.costs import CALLS, OWNERS, PATH, CostForm, find_tenant, read_filters
 from gateway.console.render import Crumb, page
-from gateway.console.report_forms import STATUS_CHOICES, STATUSES, CallsFields
+from gateway.console.report_forms import CallsFields
 from gateway.console.shell import shell_of
 from gateway.db.pools import Beside
 from gateway.db.searches import searching
@@ -38,19 +36,14 @@ async def show_calls(
     form: Annotated[CostCallsForm, Query()],
 ) -> Response:
     """List calls of all tenants, newest first, with the exact cost of each."""
-    named = form.named()
-    named.pop("zone", None)
-    report = CostForm(**named)
+    report = form.report(CostForm)
     database = gateway.database.beside(Beside.OPERATORS_REPORTS)
     async with database.operator() as session, searching():
         tenant = await find_tenant(session, form)
         usual_zone = viewer.time_zone if tenant is None else tenant.time_zone
         zone = await usage.report_zone(session, form.zone or None, usual_zone)
         is_of_each = tenant is None and not form.zone
-        today = datetime.now(UTC if is_of_each else ZoneInfo(zone)).date()
-        days = periods.parse_days(
-            form.period, form.start, form.end, today, zone, longest=periods.MAX_LISTED_DAYS
-        )
+        days = form.days(zone, is_of_each=is_of_each, longest=periods.MAX_LISTED_DAYS)
         period, own_days = days.period, None
         if is_of_each:
             own_days = days.own_days()
@@ -72,16 +65,8 @@ async def show_calls(
     return page(
         shell_of(viewer, request),
         "calls.html",
-        title="Calls",
-        lead=f"Each call of {days.text} with its exact cost, as the ledger has it. Days are those "
-        f"of {whose}.",
         crumbs=[Crumb("Costs", report.address(PATH))],
-        form=form,
-        found=found.items,
-        pages=form.pages(found.items[-1].id if found.has_more else None),
-        chosen=form.chosen(),
-        statuses=STATUS_CHOICES,
-        status_names=dict(STATUSES),
+        **form.context(found, days, whose),
         credentials=CREDENTIALS,
         request_path="/console/requests",
         request_query="",

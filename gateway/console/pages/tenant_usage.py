@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Annotated, ClassVar
-from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from gateway.billing import usage
 from gateway.billing.usage_queries import UsageFilters
-from gateway.console import periods
 from gateway.console.cost_explorer import (
     GROUPINGS,
     MAX_HOURLY_DAYS,
@@ -64,7 +61,6 @@ class UsageForm(ReportForm):
 
     path = PATH
     calls_path = CALLS
-    calls_fields = (*ReportForm.calls_fields, "zone")
     narrower: ClassVar[Mapping[Grouping, Grouping]] = {"model": "key"}
 
     zone: str = ""
@@ -124,8 +120,7 @@ async def read_question(
     """
     own_zone = await usage.tenant_zone(session, caller.tenant_id)
     zone = await usage.report_zone(session, form.zone or None, own_zone)
-    today = datetime.now(ZoneInfo(zone)).date()
-    days = periods.parse_days(form.period, form.start, form.end, today, zone)
+    days = form.days(zone)
     unit = parse_unit(form.by)
     if unit == "hour" and days.number > MAX_HOURLY_DAYS:
         raise InvalidRequest(
@@ -181,7 +176,7 @@ def _linker(form: UsageForm, question: Question) -> Callable[[str, str], str]:
         changes = {"start": first, "end": last}
         if question.time == "month":
             return form.address(by="day", **changes)
-        return form.calls_address(question.days, **changes)
+        return form.calls_address(question.days, zone=question.zone_of_calls, **changes)
 
     return link
 
