@@ -310,7 +310,7 @@ async def _refuse_archived(session: TenantSession | OperatorSession, query: Repo
     archived_to = await _archived_to(session, query, start)
     if archived_to is not None and query.own_days is not None:
         # The period has room for any time zone: look again from the first of those that there are.
-        zones = select(TenantRow.time_zone.distinct().label("zone")).subquery()
+        zones = select(TenantRow.time_zone.label("zone")).distinct().subquery()
         first = datetime.combine(query.own_days.first, time())
         start = await session.scalar(select(func.min(func.timezone(zones.c.zone, first))))
         archived_to = await _archived_to(session, query, start)
