@@ -332,6 +332,17 @@ async def test_a_valkey_that_was_emptied_hears_again_of_the_places_that_are_take
         assert not await is_let_in(limiter, one_place)
 
 
+async def test_requests_alone_renew_no_places_while_valkey_knows_the_gateway(
+    settings: Settings, server: Valkey
+) -> None:
+    async with limiters(settings, server, 1, limit_lease_seconds=600) as (limiter,):
+        heartbeats = server.calls("eval")
+        assert await let_in(limiter, of_tenant(5), times=5) == 5
+        for _ in range(5):
+            assert not await is_let_in(limiter, of_tenant(5))
+        assert server.calls("eval") == heartbeats
+
+
 async def test_a_valkey_that_failed_is_used_again_long_before_the_next_heartbeat(
     settings: Settings, server: Valkey
 ) -> None:

@@ -84,6 +84,22 @@ async def test_two_settlements_of_one_call_at_once_resolve_it_once(
     assert booked.lines == (("post", 500),)
 
 
+async def test_an_estimate_reported_again_with_its_images_changes_nothing(
+    served: Served, stub: Stub
+) -> None:
+    stub.faults.add(Fault("usage_missing"))
+    async with served.http(await served.key()) as http:
+        assert (await post_image(http)).status_code == 200
+    [call] = await served.owner_sql("SELECT tenant_id, id, final_nano FROM reservation")
+    again = {"id": "img_again", "path": "again", "media_type": "image/png", "size_bytes": 1}
+    again |= {"prompt_hash": "00", "ttl_seconds": 60}
+    async with _connection(served) as connection, connection.begin():
+        repeated = {"kind": "post_est", "amount_nano": call.final_nano, "stored": [again]}
+        assert await _settle(connection, call, **repeated) == "already"
+    [stored] = await served.owner_sql("SELECT count(*) FROM image")
+    assert stored[0] == 1
+
+
 async def test_one_key_on_two_routes_of_one_operation_is_two_requests(
     served: Served, stub: Stub
 ) -> None:

@@ -41,6 +41,13 @@ BEGIN
 END $$
 """
 """A function that is called for each row while a report is read, and waits."""
+REFUSING_STATUS = """
+CREATE OR REPLACE FUNCTION usage_status(p_state text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RAISE EXCEPTION 'conflict with recovery' USING ERRCODE = 'serialization_failure';
+END $$;
+"""
+"""The same, refused as by a standby that drops the rows which the report reads."""
 DAY, SLOT, OWNER_DAY = 1, 1_000, 1_000_000
 """Added to the cost of every sum of a kind, so that a report shows how many of each it read."""
 
@@ -372,3 +379,16 @@ async def test_a_report_that_ends_while_its_rows_are_read_is_refused_as_before_t
         )
         answer = await asked
     assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+
+
+async def test_a_report_that_loses_against_other_work_while_its_rows_are_read_can_be_repeated(
+    served: Served,
+) -> None:
+    key = await served.key()
+    owner = Owner(served.tenant_id, key.id)
+    calls = calls_of(owner, [BEGIN], random.Random(0))
+    await write_calls(served, owner, [{**call, "livemode": True} for call in calls])
+    await served.owner_sql(REFUSING_STATUS)
+    async with served.http(key) as http:
+        answer = await http.get("/v1/usage?group_by=status&start=2026-03-01&end=2026-04-01")
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")

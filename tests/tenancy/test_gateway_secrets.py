@@ -49,6 +49,21 @@ async def test_rolled_and_retired_secrets_are_in_the_audit_trail(served: Served)
     }
 
 
+async def test_a_pepper_that_no_key_needs_is_retired_without_ending_a_key(served: Served) -> None:
+    vault = served.gateway.core.vault
+    async with served.gateway.database.operator() as session:
+        await gateway_secrets.roll_pepper(session, vault)
+    await served.owner_sql(
+        "UPDATE sealed_secret SET created_at = now() - interval '2 days' WHERE name = 'pepper.2'"
+    )
+    async with served.gateway.database.operator() as session:
+        assert await gateway_secrets.retire_due(session, vault, is_pepper_unused=True) == [
+            "pepper 1"
+        ]
+    retired = await changes(served, "gateway_secret.retired")
+    assert retired == {"pepper": {"version": 1, "ended_keys": 0}}
+
+
 async def test_a_new_link_key_signs_from_and_the_old_one_is_accepted_until_the_told_moment(
     served: Served,
 ) -> None:
