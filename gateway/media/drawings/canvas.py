@@ -79,3 +79,10 @@ def mix(one: Colour, other: Colour, share: float) -> Colour:
     """Return the colour that is `share` (0 to 1) of the way from `one` to `other`."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return red, green, blue
+
+
+def fade_between(one: Colour, other: Colour, height: int) -> Image.Image:
+    """Return a column of pixels that fades from `one` at its top to `other`."""
+    ends = Image.frombytes("RGB", (1, 2), bytes((*one, *other)))
+    # From the middle of the first pixel to that of the second one, nothing is flat.
+    return ends.resize((1, height), Image.Resampling.BILINEAR, box=(0, 0.5, 1, 1.5))

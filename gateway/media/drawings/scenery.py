@@ -11,6 +11,7 @@ from gateway.media.drawings.canvas import (
     WHITE,
     Canvas,
     Colour,
+    fade_between,
     mix,
     paint_bars,
     paint_ellipse,
@@ -225,9 +226,8 @@ def paint_layer(canvas: Canvas, outline: Points, colour: Colour, foot: Colour) -
     shape += [(shape[-1][0], height * 2), (shape[0][0], height * 2)]
     mask = smooth_mask((width, solid - top), lambda pen: pen.polygon(shape, fill=255))
     fade = max(1, min(height - top, round(canvas.unit * 0.34)))
-    rows = [bytes(mix(colour, foot, y / fade)) for y in range(fade)]
-    rows += [bytes(foot)] * (height - top - fade)
-    ramp = Image.frombytes("RGB", (1, height - top), b"".join(rows))
+    ramp = Image.new("RGB", (1, height - top), foot)
+    ramp.paste(fade_between(colour, foot, fade))
     fill = ramp.resize((width, height - top), Image.Resampling.NEAREST)
     canvas.stamp(fill.crop((0, 0, *mask.size)), mask, (0, top))
     # Below the lowest point of the crest nothing shows through, which saves most of the mask.
