@@ -52,10 +52,13 @@ from gateway.rest.openapi import describe
 from gateway.rest.uploads import UploadReader
 from gateway.web.admission import AdmissionControl
 from gateway.web.authentication import Authentication
+from gateway.web.connections.bounds import last_seconds
 from gateway.web.instrumentation import Instrumentation
 from gateway.web.traces import NO_TELEMETRY, open_traces
 
 GC_NEW_OBJECTS = 20_000
+LATE_SECONDS = 0.25
+"""Time in which a request that came last reaches the pipeline."""
 STOP_SECONDS = 10
 """Time that a worker has after its drain to close its resources."""
 DESCRIPTION = """
@@ -164,6 +167,17 @@ def leave(gateway: Gateway, signal_number: int, stop: Callable[[], None]) -> Non
         stop()
 
 
+async def drain(gateway: Gateway) -> None:
+    """Serve the last requests on open connections, then let paid calls end, and no new ones begin.
+
+    Called when the gateway stops listening.
+    """
+    seconds = last_seconds(gateway.settings)
+    if seconds:
+        await asyncio.sleep(seconds + LATE_SECONDS)
+    await gateway.pipeline.drain(gateway.settings.drain_seconds)
+
+
 @asynccontextmanager
 async def _drained_when_told_to_stop(gateway: Gateway) -> AsyncIterator[None]:
     """Drain from the signal on, as `gateway serve` does in one process.
@@ -175,14 +189,10 @@ async def _drained_when_told_to_stop(gateway: Gateway) -> AsyncIterator[None]:
     draining: list[asyncio.Task[None]] = []
     servers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def drain() -> None:
-        if not draining:
-            seconds = gateway.settings.drain_seconds
-            draining.append(asyncio.create_task(gateway.pipeline.drain(seconds)))
-
     def told(number: int, frame: FrameType | None) -> None:
         def stop() -> None:
-            drain()
+            if not draining:
+                draining.append(asyncio.create_task(drain(gateway)))
             handler = servers[signal.Signals(number)]
             if callable(handler):
                 handler(number, frame)

@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,12 +33,16 @@ from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
 from gateway.identity.links import make_link
 from gateway.logs import configure_logging
-from gateway.main import create_app, leave, spare_garbage_collector
+from gateway.main import create_app, drain, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.opening import open_core
 from gateway.tenancy.quickstart import read_quickstart
-from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
-from gateway.web.connections.protocol import BoundedConfig
+from gateway.web.connections.bounds import (
+    ConnectionBounds,
+    last_seconds,
+    raise_descriptor_limit,
+)
+from gateway.web.connections.protocol import BoundedConfig, BoundedProtocol
 from gateway.web.connections.tls import Certificate
 from gateway.web.traces import check_traces
 
@@ -130,10 +134,34 @@ class _Server(uvicorn.Server):
         task.add_done_callback(self._reloads.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        seconds = self._gateway.settings.drain_seconds
-        draining = asyncio.create_task(self._gateway.pipeline.drain(seconds))
+        draining = asyncio.create_task(drain(self._gateway))
+        listeners = sockets or []  # duplicates of one
+        pending = [connection for one in listeners[:1] for connection in _accept_pending(one)]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        for connection in pending:
+            await self._loop.connect_accepted_socket(self._make_protocol, connection)
         await super().shutdown(sockets)
         await draining
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        config = self._bounded_config
+        return BoundedProtocol(
+            config, server_state=self.server_state, app_state=self.lifespan.state, _loop=self._loop
+        )
+
+
+def _accept_pending(listener: socket.socket) -> list[socket.socket]:
+    """Accept the connections that wait in the kernel, which would reset them with the listener."""
+    accepted = []
+    with suppress(BlockingIOError):
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            accepted.append(connection)
+    return accepted
 
 
 def _reload_certificate(read: Callable[[], object]) -> bool:
@@ -294,7 +322,10 @@ def _uvicorn_config(
         timeout_keep_alive=settings.keepalive_seconds,
         timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         # Longer than the drain, so that every client gets the result of its call.
-        timeout_graceful_shutdown=int(settings.drain_seconds + settings.settle_wait_seconds) + 2,
+        timeout_graceful_shutdown=int(
+            last_seconds(settings) + settings.drain_seconds + settings.settle_wait_seconds
+        )
+        + 2,
     )
 
 

@@ -20,6 +20,7 @@ from tests.stub_gemini import StubGemini
 from tests.stub_gemini.api import KEY as GEMINI_KEY
 from tests.stub_openai import Fault, Stub
 
+WAITING = 150
 BODY = {"model": GPT2, "prompt": "a red circle", "size": "1024x1024", "quality": "low"}
 
 
@@ -113,6 +114,49 @@ async def test_a_gateway_behind_a_balancer_serves_during_its_shutdown_delay(
         running.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(running.process.wait, 60) == 0
     assert len(stub.bill) == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_connection_that_a_balancer_kept_outlives_the_listener(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path, workers: str
+) -> None:
+    key = secret_of(await served.key())
+    environment = process_environment(settings) | {"GATEWAY_SHUTDOWN_DELAY_SECONDS": "0.1"}
+    with gateway_process(environment, tmp_path / "log", "--workers", workers) as running:
+        await running.until_ready()
+        async with httpx2.AsyncClient(timeout=60) as kept:
+            assert (await kept.get(f"{running.base_url}/health")).status_code == 200
+            running.process.send_signal(signal.SIGTERM)
+            await _until_refused(running.base_url)
+            answer = await _post(kept, running.base_url, key)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert await asyncio.to_thread(running.process.wait, 60) == 0
+    assert len(stub.bill) == 1
+
+
+async def test_connections_that_wait_in_the_kernel_at_the_end_are_served(
+    settings: Settings, tmp_path: Path
+) -> None:
+    environment = process_environment(settings) | {"GATEWAY_SHUTDOWN_DELAY_SECONDS": "300"}
+    with gateway_process(environment, tmp_path / "log") as running:
+        await running.until_ready()
+        running.process.send_signal(signal.SIGTERM)
+        async with httpx2.AsyncClient(timeout=60) as http, asyncio.timeout(30):
+            while (await http.get(f"{running.base_url}/ready")).status_code != 503:
+                pass
+        # When it goes on, the end of its delay is one turn of its loop away, and each turn accepts
+        # a part of them.
+        running.process.send_signal(signal.SIGSTOP)
+        port = httpx2.URL(running.base_url).port
+        waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)]
+        for _, writer in waiting:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(60):
+            answers = await asyncio.gather(*(reader.read() for reader, _ in waiting))
+        assert [answer[:15] for answer in answers] == [b"HTTP/1.1 200 OK"] * WAITING
+        assert await asyncio.to_thread(running.process.wait, 60) == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

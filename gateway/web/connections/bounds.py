@@ -15,6 +15,8 @@ DESCRIPTORS_PER_CONNECTION = 2
 """One for the client, and one for its call to a provider or its spooled upload."""
 FEWEST_CONNECTIONS = 16
 MOST_DESCRIPTORS = 65_536
+LAST_SECONDS = 1.0
+"""A balancer sends nothing on a connection for longer than this after it was told to close it."""
 IPV6_SITE_BITS = 64
 """A site gets at least a /64 of addresses (RFC 6177), so each prefix counts as one client."""
 
@@ -24,6 +26,7 @@ class ConnectionBounds:
     """Limits per connection before its request is understood, and the number of connections.
 
     Not the settings themselves: `gateway serve` sends these to its workers, without any secret.
+    `last_seconds`: how long open connections are served once nothing listens any more.
     """
 
     header_bytes: int
@@ -35,6 +38,7 @@ class ConnectionBounds:
     connections: int
     idle: int
     per_address: int
+    last_seconds: float
     proxies: tuple[IPv4Network | IPv6Network, ...]
 
     @classmethod
@@ -51,6 +55,7 @@ class ConnectionBounds:
             connections=connections,
             idle=min(settings.max_idle_connections, connections),
             per_address=settings.max_connections_per_address or max(1, connections // 2),
+            last_seconds=last_seconds(settings),
             proxies=settings.proxy_networks,
         )
 
@@ -67,6 +72,15 @@ class ConnectionBounds:
         if isinstance(address, IPv6Address):
             return str(IPv6Network((address, IPV6_SITE_BITS), strict=False))
         return str(address)
+
+
+def last_seconds(settings: Settings) -> float:
+    """Return how long connections outlive their listener: behind a balancer, which keeps them.
+
+    A balancer that finds no listener turns to another gateway, but one that has sent a
+    request on an open connection does not know if it was read, and must report a failure.
+    """
+    return LAST_SECONDS if settings.shutdown_delay_seconds > 0 else 0.0
 
 
 def connections_within(descriptors: int | None) -> int:

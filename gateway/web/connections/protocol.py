@@ -316,6 +316,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # Closing.
 
+    def shutdown(self) -> None:
+        """Close the connection when it is idle, but not before the bounds' `last_seconds`."""
+        if self._bounds.last_seconds:
+            self.loop.call_later(self._bounds.last_seconds, super().shutdown)
+        else:
+            super().shutdown()
+
     def overdue(self) -> None:
         """Close a connection whose request, or the rest of whose body, missed its deadline."""
         self._has_deadline = False
