@@ -32,6 +32,12 @@ TABS = (
     "/audit",
 )
 
+CANCEL_WAITING = (
+    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    " AND datname = current_database() AND query LIKE :table"
+)
+"""As Postgres does with a statement beyond its time limit."""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene(
@@ -174,16 +180,22 @@ async def test_a_search_that_takes_too_long_says_what_to_narrow(scene: Scene) ->
         async with locked(scene.served.gateway.settings, lock):
             asked = asyncio.create_task(scene.http.get(path))
             await eventually(lambda: waiting_for_locks(scene.served))
-            # A statement beyond its time limit is cancelled in the same way.
-            await scene.served.owner_sql(
-                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                " AND datname = current_database() AND query LIKE :table",
-                table=f"SELECT %{table}%",
-            )
+            await scene.served.owner_sql(CANCEL_WAITING, table=f"SELECT %{table}%")
             page = await asked
         assert page.status_code == 400, path
         assert "This search takes too long" in page.text
         assert '<form class="filters"' in page.text
+
+
+async def test_a_models_page_whose_tenants_take_too_long_to_count_says_so(scene: Scene) -> None:
+    lock = "LOCK TABLE usage_day IN ACCESS EXCLUSIVE MODE"
+    async with locked(scene.served.gateway.settings, lock):
+        asked = asyncio.create_task(scene.http.get("/console/models/gpt-image-2"))
+        await eventually(lambda: waiting_for_locks(scene.served))
+        await scene.served.owner_sql(CANCEL_WAITING, table="%usage_day%")
+        page = await asked
+    assert page.status_code == 400
+    assert "takes too long" in page.text
 
 
 async def test_a_models_page_has_its_most_frequent_tenants(scene: Scene) -> None:

@@ -18,14 +18,16 @@ from tests.harness import Served
 from tests.money_helpers import GENERATIONS, age_unknown, image_body, post_image
 from tests.stub_openai import Fault, Stub
 
+LEDGER_OPEN = "ALTER TABLE ledger DISABLE TRIGGER USER"
+LEDGER_CLOSED = "ALTER TABLE ledger ENABLE TRIGGER USER"
 # As if every call so far had been admitted two hours earlier.
 MOVE_BACK = [
-    "ALTER TABLE ledger DISABLE TRIGGER USER",
+    LEDGER_OPEN,
     """
     UPDATE ledger l SET admitted_at = r.admitted_at - interval '2 hours'
     FROM reservation r WHERE r.id = l.reservation_id
     """,
-    "ALTER TABLE ledger ENABLE TRIGGER USER",
+    LEDGER_CLOSED,
     "UPDATE reservation SET admitted_at = admitted_at - interval '2 hours'",
     # In two steps: none may meet one that has not been moved yet.
     "UPDATE usage_slot SET slot = slot - interval '70000 days'",
@@ -36,7 +38,8 @@ SELECT k.spent_nano, (SELECT sum(c.final_nano) FROM counted_call c WHERE c.key =
     AS counted_nano
 FROM checked_period k
 """
-NEWEST = "WHERE id = (SELECT id FROM reservation ORDER BY admitted_at DESC LIMIT 1)"
+NEWEST_FIRST = "ORDER BY admitted_at DESC LIMIT 1"
+NEWEST = f"WHERE id = (SELECT id FROM reservation {NEWEST_FIRST})"  # noqa: S608 - a constant
 
 
 async def buy(served: Served) -> None:
@@ -115,6 +118,22 @@ async def test_a_break_of_what_is_new_is_found_until_it_is_mended(
     assert await check_new(checked) == expected
     for undone in (statement.replace("+ 1", "- 1"), statement.replace("= 1", "= 5000000000")):
         await checked.owner_sql(undone if undone != statement else "SELECT")
+    assert await check_new(checked) == set()
+
+
+@pytest.mark.parametrize("kind", ["hold", "void"])
+async def test_a_second_line_that_begins_or_ends_a_new_call_is_a_break(
+    checked: Served, kind: str
+) -> None:
+    await buy(checked)
+    await checked.owner_sql(
+        "INSERT INTO ledger SELECT (jsonb_populate_record(l, jsonb_build_object("  # noqa: S608
+        f"'seq', 9, 'kind', '{kind}', 'amount_nano', 0, 'requests', 0, 'images', 0))).* FROM ledger l"
+        f" WHERE l.reservation_id = (SELECT id FROM reservation {NEWEST_FIRST}) LIMIT 1"
+    )
+    assert await check_new(checked) == {"I2 not exactly one hold line, or none that ends it"}
+    for statement in (LEDGER_OPEN, "DELETE FROM ledger WHERE seq = 9", LEDGER_CLOSED):
+        await checked.owner_sql(statement)
     assert await check_new(checked) == set()
 
 

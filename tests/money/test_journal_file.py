@@ -31,7 +31,7 @@ HERE = DatabaseIdentity(system=7_713_374_756_031_322_907, timeline=3, database=5
 
 
 def test_a_slot_rests_for_a_while_and_the_journal_stays_bounded(tmp_path: Path) -> None:
-    now = 0
+    now = REST_NS
     journal = Journal(tmp_path, new_id(), HERE, clock=lambda: now)
     [path] = tmp_path.iterdir()
     assert path.stat().st_size == HEADER_BYTES + SLOTS_AT_ONCE * SLOT_BYTES
@@ -43,7 +43,7 @@ def test_a_slot_rests_for_a_while_and_the_journal_stays_bounded(tmp_path: Path) 
     content = path.read_bytes()
     assert all(call.bytes in content for call in settled)
     assert len(content) == HEADER_BYTES + 10 * SLOTS_AT_ONCE * SLOT_BYTES
-    now = REST_NS
+    now += REST_NS
     for _ in range(20 * SLOTS_AT_ONCE):
         call = new_id()
         journal.sent(call)
