@@ -3,9 +3,8 @@
 import ast
 import json
 import re
-import shlex
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -14,7 +13,7 @@ import yaml  # type: ignore[import-untyped]  # ships without types
 
 from tests.docs.pages import ROOT, CodeBlock, all_blocks
 from tests.docs.running import RUN_PAGES
-from tests.rehearsal.pages import REHEARSED, commands_of
+from tests.docs.shell import is_rehearsed, simple_commands
 from tests.tooling.command_pages import commands
 
 TESTED: dict[str, tuple[str, ...]] = {
@@ -27,7 +26,6 @@ TESTED: dict[str, tuple[str, ...]] = {
 QUERIES = ("docs/runbooks/", "docs/guides/")
 """Pages whose queries tests/deploy/test_alerts.py sends to a real Prometheus."""
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-ASSIGNED = re.compile(r"[A-Z_]+=.*")
 PROBES = ("/health", "/ready")
 
 
@@ -53,38 +51,11 @@ def is_run_as_a_program(block: CodeBlock) -> None:
 
 
 def exists_and_parses(block: CodeBlock) -> None:
-    """Every command of the block exists, with its options."""
+    """Every command of the block exists, with its options; test_docs_commands.py runs them."""
     for words in simple_commands(block.text):
         if is_rehearsed(block) and not words[0].endswith("gateway"):
             continue
         check_command(block, words)
-
-
-def is_rehearsed(block: CodeBlock) -> bool:
-    """Tell if `make rehearsal` runs the block."""
-    section = REHEARSED.get(block.page)
-    lines = [line for line in block.text.splitlines() if line]
-    return section is not None and lines in commands_of(ROOT / block.page, section)
-
-
-def simple_commands(text: str) -> Iterator[list[str]]:
-    """The commands of a shell block, without what is assigned, piped into them and redirected."""
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
-        lexer.whitespace_split, lexer.commenters = True, "#"
-        words: list[str] = []
-        redirected = False
-        for word in [*lexer, ";"]:
-            if re.fullmatch(r"[|&;]+", word):
-                while words and ASSIGNED.fullmatch(words[0]):
-                    words = words[1:]
-                if words:
-                    yield words
-                words = []
-            elif redirected or re.fullmatch(r"[<>]+", word):
-                redirected = not redirected
-            else:
-                words.append(word)
 
 
 def check_command(block: CodeBlock, words: list[str]) -> None:
