@@ -128,8 +128,9 @@ async def test_a_second_line_that_begins_or_ends_a_new_call_is_a_break(
     await buy(checked)
     await checked.owner_sql(
         "INSERT INTO ledger SELECT (jsonb_populate_record(l, jsonb_build_object("  # noqa: S608
-        f"'seq', 9, 'kind', '{kind}', 'amount_nano', 0, 'requests', 0, 'images', 0))).* FROM ledger l"
-        f" WHERE l.reservation_id = (SELECT id FROM reservation {NEWEST_FIRST}) LIMIT 1"
+        f"'seq', 9, 'kind', '{kind}', 'amount_nano', 0, 'requests', 0, 'images', 0))).*"
+        f" FROM ledger l WHERE l.reservation_id = (SELECT id FROM reservation {NEWEST_FIRST})"
+        " LIMIT 1"
     )
     assert await check_new(checked) == {"I2 not exactly one hold line, or none that ends it"}
     for statement in (LEDGER_OPEN, "DELETE FROM ledger WHERE seq = 9", LEDGER_CLOSED):
