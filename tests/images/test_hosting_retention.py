@@ -24,6 +24,7 @@ from tests.money_helpers import eventually, until_waiting
 
 files_only = pytest.mark.parametrize("place", ["files"], indirect=True)
 YEAR_SECONDS = 31_536_000
+COUNT = f"SELECT * FROM tenants_beyond_caps('{UUID(int=0)}', 100)"  # noqa: S608 - a constant
 
 
 async def choose(served: Served, tenant: UUID | str | None = None, **choices: Any) -> Tenant:
@@ -130,16 +131,33 @@ async def test_images_that_two_gateways_count_at_the_same_time_count_once(hosted
     await served.sweep()
     await hosted.put(await served.key(), b"x" * 100)
     await served.owner_sql("UPDATE image SET created_at = created_at - interval '11 minutes'")
-    count = f"SELECT * FROM tenants_beyond_caps('{UUID(int=0)}', 100)"  # noqa: S608 - a constant
     async with owner_connections(served.gateway.settings, 4) as (other, watcher, *gateways):
         async with other.transaction():
             await other.execute("LOCK TABLE image")  # so that both begin before either is done
-            counting = [asyncio.create_task(one.execute(count)) for one in gateways]
+            counting = [asyncio.create_task(one.execute(COUNT)) for one in gateways]
             await until_waiting(watcher, "tenants_beyond_caps", *counting)
         await asyncio.gather(*counting)
     await served.check_invariants()
     [row] = await served.owner_sql("SELECT size_bytes FROM stored_bytes")
     assert row.size_bytes == 100
+
+
+@files_only
+async def test_an_image_made_exactly_ten_minutes_before_a_count_is_counted(hosted: Hosted) -> None:
+    served, key = hosted.served, await hosted.served.key()
+    await choose(served, max_image_bytes=10_000)
+    await hosted.put(key, b"x" * 100)
+    await served.owner_sql("UPDATE image SET created_at = now() - interval '11 minutes'")
+    exact = await hosted.put(key, b"x" * 50)
+    async with owner_connections(served.gateway.settings, 1) as (owner,), owner.transaction():
+        # The time of a transaction stands still.
+        await owner.execute(
+            "UPDATE image SET created_at = now() - interval '10 minutes' WHERE id = $1", exact.id
+        )
+        await owner.execute(COUNT)
+    await served.sweep()
+    [row] = await served.owner_sql("SELECT size_bytes FROM stored_bytes")
+    assert row.size_bytes == 150
 
 
 @files_only

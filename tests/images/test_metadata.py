@@ -184,6 +184,16 @@ def test_a_jpeg_that_is_decoded_from_kept_coefficients_counts_their_memory(
     assert stripped.decoding_bytes_per_pixel == 4 + kept_bytes
 
 
+@pytest.mark.parametrize(
+    ("mode", "bytes_per_pixel"), [("L", 1), ("P", 1), ("LA", 4), ("RGB", 4), ("RGBA", 4)]
+)
+def test_a_png_counts_the_memory_of_its_decoded_pixels(mode: str, bytes_per_pixel: int) -> None:
+    out = BytesIO()
+    Image.new(mode, (16, 16)).save(out, "PNG")
+    stripped = strip_metadata(out.getvalue(), max_pixels=MAX_PIXELS)
+    assert stripped.decoding_bytes_per_pixel == bytes_per_pixel
+
+
 def test_a_jpeg_may_have_64_scans() -> None:
     out = BytesIO()
     Image.new("RGB", (16, 16)).save(out, "JPEG", progressive=True)

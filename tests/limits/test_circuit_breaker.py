@@ -132,6 +132,16 @@ def test_a_retry_time_given_to_one_tenant_delays_no_other_tenant() -> None:
     assert refusal(circuit, 0) == (Trouble.RATE_LIMITED, 12)
 
 
+def test_retry_times_with_a_failure_between_them_are_not_in_a_row() -> None:
+    circuit = Circuit(LIMITS, is_shared=False)
+    circuit.put_off(0, 12, ANN)
+    circuit.fail(1, Trouble.FAILING, ANN)
+    circuit.put_off(2, 12, ANN)
+    assert refusal(circuit, 3) is None
+    circuit.put_off(4, 12, ANN)
+    assert refusal(circuit, 4) == (Trouble.RATE_LIMITED, 12)
+
+
 def put_off(circuit: Circuit, now: float, *tenants: UUID, seconds: float = 120) -> None:
     for tenant_id in tenants:
         circuit.put_off(now, seconds, tenant_id)

@@ -116,6 +116,17 @@ async def test_a_request_above_the_whole_limit_is_told_not_to_retry() -> None:
     assert (refused.value.retry_after_seconds, refused.value.retry) == (None, False)
 
 
+async def test_of_several_limits_the_one_that_never_has_room_is_named() -> None:
+    limiter = make_limiter(FakeClock())
+    requests, images = per_minute(1), per_minute(3, LimitKind.IMAGES)
+    assert await admitted(limiter, requests, images) == 1
+    for limits in ((requests, images), (images, requests)):
+        with pytest.raises(LimitReached, match="asks for 4") as refused:
+            async with limiter.admit(caller(*limits), images=4, house=None):
+                pass
+        assert refused.value.retry is False
+
+
 async def test_a_limit_of_zero_admits_no_request() -> None:
     limiter = make_limiter(FakeClock())
     for kind in LimitKind:

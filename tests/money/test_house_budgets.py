@@ -349,9 +349,7 @@ async def test_tenants_see_no_budget_of_the_house(served: Served, stub: Stub) ->
     assert budget["remaining_usd"] == format_usd(10**9 - quote)
 
 
-async def test_a_period_begins_where_an_earlier_one_of_another_time_zone_ended(
-    served: Served,
-) -> None:
+async def test_a_period_lies_between_its_neighbours_of_another_time_zone(served: Served) -> None:
     await served.budget("5")
     await served.house_budget("5")
     first, cut = "2030-03-01 00:00+00", "2030-03-10 00:00+00"
@@ -364,8 +362,13 @@ async def test_a_period_begins_where_an_earlier_one_of_another_time_zone_ended(
             f"UPDATE {table} SET period_end = '{cut}' WHERE period_start = '{first}'"  # noqa: S608
         )
         await served.owner_sql("SELECT " + add % f"'{cut}'")
-        rows = await served.owner_sql(
+        listed = (
             f"SELECT DISTINCT period_start, period_end FROM {table}"  # noqa: S608 - constants
             f" WHERE period_start >= '{first}' ORDER BY 1"
         )
+        rows = await served.owner_sql(listed)
         assert [(one.period_start.day, one.period_end.day) for one in rows] == [(1, 10), (10, 1)]
+        # The earlier one, had it not existed yet, ends where the later one begins.
+        await served.owner_sql(f"DELETE FROM {table} WHERE period_start = '{first}'")  # noqa: S608
+        await served.owner_sql("SELECT " + add % f"'{first}'")
+        assert await served.owner_sql(listed) == rows
