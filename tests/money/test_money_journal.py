@@ -217,18 +217,38 @@ async def test_a_stop_without_postgres_keeps_the_journal_of_unsent_calls(
     assert stub.calls == []
 
 
-async def test_a_stop_before_a_doubtful_hold_is_undone_keeps_the_journal(
-    settings: Settings, stub: Stub, tmp_path: Path
-) -> None:
+@asynccontextmanager
+async def doubtful_hold(
+    settings: Settings,
+) -> AsyncIterator[tuple[Served, asyncio.Task[httpx2.Response]]]:
+    """A gateway, and a call of which Postgres has a hold whose answer never came."""
     assert settings.database_url is not None
-    async with AsyncExitStack() as stack:
-        relay = await stack.enter_async_context(relayed(settings.database_url.get_secret_value()))
+    async with relayed(settings.database_url.get_secret_value()) as relay:
         through = settings.model_copy(update={"database_url": SecretStr(relay.url)})
         through = through.model_copy(update={"migration_database_url": settings.database_url})
         async with served_gateway(through) as served, served.http(await served.key()) as http:
             relay.mute_answers_to(b'"price_id"')  # which stands in nothing but a hold
             call = asyncio.create_task(post_image(http))
             await until_states(served, {"held": 1})
+            yield served, call
+
+
+async def test_a_stop_after_a_doubtful_hold_was_undone_leaves_no_journal(
+    settings: Settings, stub: Stub
+) -> None:
+    async with doubtful_hold(settings) as (served, call):
+        assert (await call).status_code == 503
+        await until_states(served, {"void": 1})
+        await served.check_invariants()
+    assert journals(settings) == set()
+    assert stub.calls == []
+
+
+async def test_a_stop_before_a_doubtful_hold_is_undone_keeps_the_journal(
+    settings: Settings, stub: Stub
+) -> None:
+    async with AsyncExitStack() as stack:
+        async with doubtful_hold(settings) as (_, call):
             await stack.enter_async_context(cut_off(settings))
             assert (await call).status_code == 503
         assert len(journals(settings)) == 1
