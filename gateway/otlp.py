@@ -16,12 +16,11 @@ import aiohttp
 import structlog
 
 from gateway import telemetry
-from gateway.tracing import Attribute, TracedStep
+from gateway.tracing import Attribute, Attributes, TracedStep
 
 BATCH_SPANS = 512
 MAX_WAITING = 8192
 INTERVAL_SECONDS = 5.0
-MOST_SHARED = 4
 CLOSE_SECONDS = 5.0
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 FAILED = b"\x7a\x02\x18\x02"
@@ -51,12 +50,17 @@ def block(tag: int, content: bytes) -> bytes:
 
 def attribute(tag: int, key: str, value: Attribute) -> bytes:
     """Encode an attribute as the field `tag` of its message."""
-    encoded = b"\x18" + varint(value) if isinstance(value, int) else block(0x0A, _utf8(str(value)))
-    return block(tag, block(0x0A, key.encode()) + block(0x12, encoded))
+    encoded = b"\x18" + varint(value) if isinstance(value, int) else block(0x0A, _utf8(value))
+    return block(tag, _key(key) + block(0x12, encoded))
+
+
+@lru_cache(maxsize=256)
+def _key(name: str) -> bytes:
+    return block(0x0A, name.encode())
 
 
 @lru_cache(maxsize=4096)
-def described(name: str, kind: int, attributes: tuple[tuple[str, Attribute], ...]) -> bytes:
+def described(name: str, kind: int, attributes: Attributes) -> bytes:
     """Encode the fields of a span that many have in common."""
     parts = [block(0x2A, _utf8(name)), bytes((0x30, kind))]
     return b"".join(parts + [attribute(0x4A, key, value) for key, value in attributes])
@@ -89,14 +93,14 @@ def encode_span(  # noqa: PLR0917 - the fields of the message, in their order
 
 def encode_step(step: TracedStep, ended_ns: int, *, is_failed: bool) -> bytes:
     """Encode a step."""
-    kind = CLIENT if step.is_call else INTERNAL
-    # Those with many attributes have their own numbers, such as tokens, and would fill the cache.
-    describe = described if len(step.attributes) <= MOST_SHARED else described.__wrapped__
+    description = described(step.name, CLIENT if step.is_call else INTERNAL, step.attributes)
+    for key, value in step.noted.items():
+        description += attribute(0x4A, key, value)
     return encode_span(
         step.parent.trace_id,
         step.span_id,
         step.parent.span_id,
-        describe(step.name, kind, tuple(step.attributes.items())),
+        description,
         step.started_ns,
         ended_ns,
         is_failed=is_failed,

@@ -8,7 +8,6 @@ Attributes hold no prompt, key or id of a person: only what is named here and in
 
 import random
 import time
-from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 Attribute = str | int
+Attributes = tuple[tuple[str, Attribute], ...]
 
 
 class Recorder(Protocol):
@@ -90,17 +90,26 @@ def _dotted(name: str) -> str:
 class TracedStep:
     """A step under way: a block, or from its creation to `end`.
 
-    `is_call`: a call of another system. `started_ns`: in ns since 1970.
+    `attributes`: those that many steps have in common, and `noted`: its own. `is_call`: a call of
+    another system. `started_ns`: in ns since 1970.
     """
 
-    __slots__ = ("_token", "attributes", "is_call", "name", "parent", "span_id", "started_ns")
+    __slots__ = (
+        "_token",
+        "attributes",
+        "is_call",
+        "name",
+        "noted",
+        "parent",
+        "span_id",
+        "started_ns",
+    )
 
-    def __init__(
-        self, parent: Parent, name: str, attributes: dict[str, Attribute], *, is_call: bool
-    ) -> None:
+    def __init__(self, parent: Parent, name: str, attributes: Attributes, *, is_call: bool) -> None:
         self.parent = parent
         self.name = name
         self.attributes = attributes
+        self.noted: dict[str, Attribute] = {}
         self.is_call = is_call
         self.span_id = (random.getrandbits(64) or 1).to_bytes(8, "big")
         self._token: Token[Parent | None] | None = None
@@ -108,15 +117,14 @@ class TracedStep:
 
     def set(self, **attributes: Attribute | None) -> None:
         """Add attributes, whose underscores become dots; None is left out."""
-        own = self.attributes
         for name, value in attributes.items():
             if value is not None:
-                own[_dotted(name)] = value
+                self.noted[_dotted(name)] = value
 
     def end(self, error: object = None) -> None:
         """End the step, with the error that ended it."""
         if error is not None:
-            self.attributes.setdefault("error.type", type(error).__name__)
+            self.noted.setdefault("error.type", type(error).__name__)
         self.parent.recorder.ended(self, time.time_ns(), is_failed=error is not None)
 
     def __enter__(self) -> Self:
@@ -160,8 +168,13 @@ _NO_STEP = UntracedStep()
 
 
 @lru_cache(maxsize=64)
-def _postgresql(operation: str) -> Mapping[str, Attribute]:
-    return {"db.system.name": "postgresql", "db.operation.name": operation}
+def _postgresql(operation: str) -> Attributes:
+    return (("db.system.name", "postgresql"), ("db.operation.name", operation))
+
+
+@lru_cache(maxsize=1024)
+def _named(attributes: Attributes) -> Attributes:
+    return tuple((_dotted(name), value) for name, value in attributes)
 
 
 def postgresql_step(name: str, operation: str) -> TracedStep | UntracedStep:
@@ -169,13 +182,16 @@ def postgresql_step(name: str, operation: str) -> TracedStep | UntracedStep:
     parent = _parent.get()
     if parent is None:
         return _NO_STEP
-    return TracedStep(parent, name, dict(_postgresql(operation)), is_call=True)
+    return TracedStep(parent, name, _postgresql(operation), is_call=True)
 
 
 def step(name: str, *, is_call: bool = False, **attributes: Attribute) -> TracedStep | UntracedStep:
-    """Begin a step of the request. Double underscores in names of attributes become dots."""
+    """Begin a step of the request. Double underscores in names of attributes become dots.
+
+    The attributes are few and of few values: `TracedStep.set` takes others.
+    """
     parent = _parent.get()
     if parent is None:
         return _NO_STEP
-    named = {_dotted(key): value for key, value in attributes.items()} if attributes else {}
+    named = _named(tuple(attributes.items())) if attributes else ()
     return TracedStep(parent, name, named, is_call=is_call)
