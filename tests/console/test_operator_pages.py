@@ -6,11 +6,13 @@ import html
 import io
 import re
 from collections.abc import AsyncIterator
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 import pytest_asyncio
 
-from gateway.billing.model_askers import list_askers
+from gateway.billing.model_askers import asked_days, list_askers
 from gateway.domain import AdminScope
 from gateway.tenancy import admin_keys
 from tests.admin_helpers import NO_ID
@@ -185,6 +187,14 @@ async def test_a_search_that_takes_too_long_says_what_to_narrow(scene: Scene) ->
         assert page.status_code == 400, path
         assert "This search takes too long" in page.text
         assert '<form class="filters"' in page.text
+
+
+async def test_the_days_of_a_models_tenants_hold_today_in_every_time_zone(scene: Scene) -> None:
+    days = asked_days()
+    earliest, latest = (
+        datetime.now(ZoneInfo(zone)).date() for zone in ("Etc/GMT+12", "Pacific/Kiritimati")
+    )
+    assert days.first < earliest <= latest <= days.last
 
 
 async def test_a_models_page_whose_tenants_take_too_long_to_count_says_so(scene: Scene) -> None:

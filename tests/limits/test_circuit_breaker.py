@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from uuid import UUID
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
@@ -169,16 +170,17 @@ def test_a_rate_limit_that_reaches_the_served_tenant_too_delays_every_tenant() -
     assert [refusal(circuit, 40, one) for one in (EVE, DAN)] == [None] * 2
 
 
-def test_a_tenant_served_minutes_ago_passes_a_rate_limit_once() -> None:
+@pytest.mark.parametrize("begin", [0, 86_400], ids=["of a new process", "of an old process"])
+def test_a_tenant_served_minutes_ago_passes_a_rate_limit_once(begin: float) -> None:
     circuit = Circuit(LIMITS, is_shared=True)
-    circuit.succeed(0, EVE)
-    put_off(circuit, 61, ANN, BOB)
-    assert refusal(circuit, 61, DAN) == (Trouble.RATE_LIMITED, 60)
-    assert refusal(circuit, 61, EVE) is None
-    circuit.succeed(62, EVE)
-    assert [refusal(circuit, 63, one) for one in (EVE, DAN)] == [None] * 2
-    put_off(circuit, 64, EVE)
-    assert refusal(circuit, 64, EVE) == (Trouble.RATE_LIMITED, 57)
+    circuit.succeed(begin, EVE)
+    put_off(circuit, begin + 61, ANN, BOB)
+    assert refusal(circuit, begin + 61, DAN) == (Trouble.RATE_LIMITED, 60)
+    assert refusal(circuit, begin + 61, EVE) is None
+    circuit.succeed(begin + 62, EVE)
+    assert [refusal(circuit, begin + 63, one) for one in (EVE, DAN)] == [None] * 2
+    put_off(circuit, begin + 64, EVE)
+    assert refusal(circuit, begin + 64, EVE) == (Trouble.RATE_LIMITED, 57)
 
 
 def test_a_tenant_served_long_ago_waits_for_a_rate_limit_as_a_new_one_does() -> None:
