@@ -149,7 +149,7 @@ def worker_app() -> FastAPI:
     """Build the application of one of several workers, from the environment's settings."""
     settings = load_settings()
     configure_logging(settings.log_level, settings.resolved_log_format)
-    end_with_parent(seconds=settings.drain_seconds + settings.settle_wait_seconds + STOP_SECONDS)
+    end_with_parent(seconds=drain_seconds(settings) + settings.settle_wait_seconds + STOP_SECONDS)
     return create_app(settings)
 
 
@@ -167,15 +167,23 @@ def leave(gateway: Gateway, signal_number: int, stop: Callable[[], None]) -> Non
         stop()
 
 
+def drain_seconds(settings: Settings) -> float:
+    """Return the most seconds that `drain` takes, but for the settlements at its end."""
+    return _before_drain_seconds(settings) + settings.drain_seconds
+
+
 async def drain(gateway: Gateway) -> None:
     """Serve the last requests on open connections, then let paid calls end, and no new ones begin.
 
     Called when the gateway stops listening.
     """
-    seconds = last_seconds(gateway.settings)
-    if seconds:
-        await asyncio.sleep(seconds + LATE_SECONDS)
+    await asyncio.sleep(_before_drain_seconds(gateway.settings))
     await gateway.pipeline.drain(gateway.settings.drain_seconds)
+
+
+def _before_drain_seconds(settings: Settings) -> float:
+    seconds = last_seconds(settings)
+    return seconds + LATE_SECONDS if seconds else 0.0
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import importlib
+import math
 import shlex
 import shutil
 import signal
@@ -10,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,15 +34,11 @@ from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
 from gateway.identity.links import make_link
 from gateway.logs import configure_logging
-from gateway.main import create_app, drain, leave, spare_garbage_collector
+from gateway.main import create_app, drain, drain_seconds, leave, spare_garbage_collector
 from gateway.mcp_server.prompt_templates import load_templates
 from gateway.opening import open_core
 from gateway.tenancy.quickstart import read_quickstart
-from gateway.web.connections.bounds import (
-    ConnectionBounds,
-    last_seconds,
-    raise_descriptor_limit,
-)
+from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
 from gateway.web.connections.protocol import BoundedConfig, BoundedProtocol
 from gateway.web.connections.tls import Certificate
 from gateway.web.traces import check_traces
@@ -134,15 +131,15 @@ class _Server(uvicorn.Server):
         task.add_done_callback(self._reloads.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        draining = asyncio.create_task(drain(self._gateway))
         listeners = sockets or []  # duplicates of one
         pending = [connection for one in listeners[:1] for connection in _accept_pending(one)]
         for server in self.servers:
             server.close()
         for listener in listeners:
             listener.close()
-        for connection in pending:
-            await self._loop.connect_accepted_socket(self._make_protocol, connection)
+        opening = (self._loop.connect_accepted_socket(self._make_protocol, one) for one in pending)
+        await asyncio.gather(*opening, return_exceptions=True)
+        draining = asyncio.create_task(drain(self._gateway))
         await super().shutdown(sockets)
         await draining
 
@@ -155,13 +152,16 @@ class _Server(uvicorn.Server):
 
 def _accept_pending(listener: socket.socket) -> list[socket.socket]:
     """Accept the connections that wait in the kernel, which would reset them with the listener."""
-    accepted = []
-    with suppress(BlockingIOError):
-        while True:
+    accepted: list[socket.socket] = []
+    while True:
+        try:
             connection, _ = listener.accept()
-            connection.setblocking(False)
-            accepted.append(connection)
-    return accepted
+        except ConnectionAbortedError:
+            continue
+        except OSError:  # none is left (BlockingIOError), or there are no more descriptors
+            return accepted
+        connection.setblocking(False)
+        accepted.append(connection)
 
 
 def _reload_certificate(read: Callable[[], object]) -> bool:
@@ -322,9 +322,7 @@ def _uvicorn_config(
         timeout_keep_alive=settings.keepalive_seconds,
         timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         # Longer than the drain, so that every client gets the result of its call.
-        timeout_graceful_shutdown=int(
-            last_seconds(settings) + settings.drain_seconds + settings.settle_wait_seconds
-        )
+        timeout_graceful_shutdown=math.ceil(drain_seconds(settings) + settings.settle_wait_seconds)
         + 2,
     )
 

@@ -105,6 +105,10 @@ def running() -> Iterator[RunningGateway]:
         yield gateway
 
 
+def test_the_pages_with_most_commands_are_among_them() -> None:
+    assert {GUIDE, "docs/admin.md", "docs/limits.md", "docs/runbooks/cost-unknown.md"} <= set(PAGES)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_are_accepted(running: RunningGateway, page: str) -> None:
     own = f"{PAGES.index(page)}"

@@ -16,7 +16,7 @@ DESCRIPTORS_PER_CONNECTION = 2
 FEWEST_CONNECTIONS = 16
 MOST_DESCRIPTORS = 65_536
 LAST_SECONDS = 1.0
-"""A balancer sends nothing on a connection for longer than this after it was told to close it."""
+"""Time in which a balancer finds that nothing listens any more, and ends its connections."""
 IPV6_SITE_BITS = 64
 """A site gets at least a /64 of addresses (RFC 6177), so each prefix counts as one client."""
 
