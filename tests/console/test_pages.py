@@ -114,8 +114,14 @@ async def test_live_tiles_come_by_events_and_pages_work_without_scripts(visitor:
 @in_browser
 async def test_a_tooltip_shows_what_a_bar_is_made_of(visitor: Visitor) -> None:
     page = await visitor.visit("/console")
-    await page.locator(".chart .slot").nth(20).hover()
-    assert "Total: $" in await page.locator(".chart-tip").inner_text()
+    tips = []
+    for slot in await page.locator(".chart .slot").all():
+        await slot.hover()
+        tips.append(await page.locator(".chart-tip").inner_text())
+    # On some days a single model was used: its amount is the total.
+    several = [tip for tip in tips if tip.count(": $") > 1]
+    assert len(several) > 5
+    assert [tip for tip in several if "Total: $" not in tip] == []
 
 
 async def test_the_overview_agrees_with_the_ledger(
