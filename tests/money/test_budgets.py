@@ -18,7 +18,8 @@ from tests.admin_helpers import (
     refusal,
 )
 from tests.harness import Served, error_of
-from tests.money_helpers import post_image, quote_nano
+from tests.hosting_helpers import reserve_together
+from tests.money_helpers import budget_rows, post_image, quote_nano
 from tests.stub_openai import Fault, Stub
 
 
@@ -309,3 +310,15 @@ async def test_alerts_of_test_keys_are_marked_as_such(served: Served) -> None:
     async with served.http(await served.key(livemode=False)) as http:
         answered(await http.post(GENERATIONS, json=LOW))
     assert {event["livemode"] for event in await events(served)} == {False}
+
+
+async def test_calls_of_one_batch_are_charged_to_their_own_budgets_alone(served: Served) -> None:
+    ann, bob = await served.key(name="ann"), await served.key(name="bob")
+    await set_budget(served, limit_usd="1", api_key_id=str(ann.id))
+    await set_budget(served, limit_usd="2")
+    wanted = [
+        {"api_key_id": str(key.id), "amount_nano": amount} for key, amount in ((ann, 5), (bob, 70))
+    ]
+    await reserve_together(served, *wanted)
+    held = [(owner, held) for owner, _, _, held in await budget_rows(served)]
+    assert sorted(held) == [("key", 5), ("tenant", 75)]

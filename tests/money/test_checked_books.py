@@ -139,6 +139,7 @@ async def test_a_second_line_that_begins_or_ends_a_new_call_is_a_break(
 
 
 async def test_a_line_that_waits_for_its_sum_is_no_break(checked: Served) -> None:
+    await buy(checked)
     async with checked.http(await checked.key()) as http:
         assert (await post_image(http)).status_code == 200
     assert await check_new(checked) == set()

@@ -52,6 +52,23 @@ async def test_the_operator_is_warned_by_the_total_of_all_shards(
     await house.close()
 
 
+async def test_a_warning_of_one_budget_leaves_those_of_another_as_they_are(house: House) -> None:
+    await house.limit(1000)
+    await house.limit(1700, window="month")
+    for amount in (810, 50):
+        held = await house.hold(2, amount)
+        assert held is not None
+        await house.settle(2, held, amount)
+        await house.served.sweep()
+    await house.served.sweep()
+    assert await told(house.served) == [
+        ("budget.threshold_reached", 50, format_usd(810)),
+        ("budget.threshold_reached", 80, format_usd(810)),
+        ("budget.threshold_reached", 50, format_usd(860)),
+    ]
+    await house.close()
+
+
 async def test_a_limit_that_was_raised_and_is_lowered_again_warns_again(house: House) -> None:
     held = None
     for limit in (1000, 2000, 1000):

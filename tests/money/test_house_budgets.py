@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from gateway.billing import budgets
+from gateway.billing.call_terms import read_terms
 from gateway.db.addresses import create_engine, database_url
 from gateway.domain import new_id
 from gateway.money import format_usd
@@ -372,3 +373,14 @@ async def test_a_period_lies_between_its_neighbours_of_another_time_zone(served:
         await served.owner_sql(f"DELETE FROM {table} WHERE period_start = '{first}'")  # noqa: S608
         await served.owner_sql("SELECT " + add % f"'{first}'")
         assert await served.owner_sql(listed) == rows
+
+
+async def test_the_terms_of_a_call_name_the_houses_budget_of_any_shard(house: House) -> None:
+    await house.limit(1000)
+    for worker in (0, 5):
+        call = await house.hold(worker, 100)
+        assert call is not None
+        async with house.served.gateway.database.operator() as session:
+            terms = await read_terms(session, house.served.tenant_id, call)
+        assert [(hold.owner, hold.limit_nano) for hold in terms.holds] == [("house", 1000)]
+    await house.close()

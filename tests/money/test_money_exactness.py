@@ -17,7 +17,8 @@ from gateway.billing.reserving import budget_refusal
 from gateway.db.addresses import create_engine, database_url
 from gateway.image_models import SeedPrice
 from tests.harness import GPT2, Served, error_of
-from tests.money_helpers import GENERATIONS, books, post_image
+from tests.hosting_helpers import reserve_together
+from tests.money_helpers import GENERATIONS, books, budget_rows, post_image
 from tests.stub_openai import Fault, Stub
 
 RATES = SeedPrice(
@@ -98,6 +99,16 @@ async def test_an_estimate_reported_again_with_its_images_changes_nothing(
         assert await _settle(connection, call, **repeated) == "already"
     [stored] = await served.owner_sql("SELECT count(*) FROM image")
     assert stored[0] == 1
+
+
+async def test_the_smallest_amount_that_was_held_is_given_back(served: Served) -> None:
+    await served.budget("1")
+    await reserve_together(served, {"amount_nano": 1})
+    assert [row[3] for row in await budget_rows(served)] == [1]
+    [call] = await served.owner_sql("SELECT tenant_id, id FROM reservation")
+    async with _connection(served) as connection, connection.begin():
+        assert await _settle(connection, call, kind="void", amount_nano=0, images=0) == "ok"
+    assert [row[3] for row in await budget_rows(served)] == [0]
 
 
 async def test_one_key_on_two_routes_of_one_operation_is_two_requests(
