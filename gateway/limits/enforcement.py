@@ -255,8 +255,6 @@ def _share(demand: Demand, processes: int) -> int:
     was counted here.
     """
     value = demand.limit.value
-    if processes == 1 or not value:
-        return value
     return max(value // processes, min(demand.cost, value))
 
 
