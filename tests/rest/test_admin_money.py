@@ -46,9 +46,8 @@ async def test_an_added_price_applies_to_the_next_quote(served: Served) -> None:
             assert single == pytest.approx(Decimal("0.0059"), abs=Decimal("0.002"))
         start = datetime.fromisoformat(added["effective_from"])
         assert timedelta(0) <= datetime.now(UTC) - start < timedelta(minutes=1)
-        future = created(
-            await http.post("/prices", json={**VERSION, "effective_from": soon(days=30)})
-        )
+        dearest = {**VERSION, "effective_from": soon(days=30), "image_output": "10000"}
+        future = created(await http.post("/prices", json=dearest))
         assert answered(await tenant.post("/v1/images/quotes", json=LOW)) == quote
         listed = await every_page(http, "/prices", model=GPT2)
     assert listed[:2] == [future, added]
