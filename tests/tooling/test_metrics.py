@@ -135,6 +135,7 @@ async def test_a_request_is_measured_by_model_cache_pool_commit_and_store(served
         ("cache_lookups_total", {"cache": "prices", "outcome": "hit"}),
         ("database_pool_wait_seconds_count", {"pool": "requests"}),
         ("group_commit_duration_seconds_count", {"kind": "reserve"}),
+        ("group_commit_batch_size_sum", {"kind": "reserve"}),
         ("image_store_duration_seconds_count", {"operation": "put"}),
     ]
     before = [value(name, **labels) for name, labels in series]
