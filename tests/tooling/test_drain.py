@@ -105,10 +105,8 @@ async def test_a_gateway_behind_a_balancer_serves_during_its_shutdown_delay(
     with gateway_process(environment, tmp_path / "log") as running:
         await running.until_ready()
         running.process.send_signal(signal.SIGTERM)
+        await _until_leaving(running.base_url)
         async with httpx2.AsyncClient(timeout=60) as http:
-            async with asyncio.timeout(30):
-                while (await http.get(f"{running.base_url}/ready")).status_code != 503:
-                    pass
             answer = await _post(http, running.base_url, key)
             assert answer.status_code == 200
             # The client does not keep a connection that is about to end.
@@ -143,9 +141,7 @@ async def test_connections_that_wait_in_the_kernel_at_the_end_are_served(
     with gateway_process(environment, tmp_path / "log") as running:
         await running.until_ready()
         running.process.send_signal(signal.SIGTERM)
-        async with httpx2.AsyncClient(timeout=60) as http, asyncio.timeout(30):
-            while (await http.get(f"{running.base_url}/ready")).status_code != 503:
-                pass
+        await _until_leaving(running.base_url)
         # When it goes on, the next look of its server at the signals is due at once, and each turn
         # of its loop accepts a part of them.
         running.process.send_signal(signal.SIGSTOP)
@@ -185,6 +181,12 @@ async def _post(http: httpx2.AsyncClient, base_url: str, key: str) -> httpx2.Res
         json=BODY,
         headers={"Authorization": f"Bearer {key}"},
     )
+
+
+async def _until_leaving(base_url: str) -> None:
+    async with httpx2.AsyncClient(timeout=60) as http, asyncio.timeout(30):
+        while (await http.get(f"{base_url}/ready")).status_code != 503:
+            pass
 
 
 async def _until_refused(base_url: str) -> None:
