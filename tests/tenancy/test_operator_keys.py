@@ -33,6 +33,8 @@ INVALID_KEY = Refusal(401, "invalid_api_key", None)
 NO_SCOPE = Refusal(403, "insufficient_scope", None)
 HEARD_WITHIN_SECONDS = 5
 """Long before the cache would look by itself (30 s), with patience for a busy machine."""
+SHORT_LIVES_SECONDS = (2, 4)
+"""How long a key lives whose end is waited for: tried until one is used before its end."""
 
 
 def client(served: Served, secret: str) -> httpx2.AsyncClient:
@@ -194,13 +196,18 @@ async def test_an_invalid_key_request_is_refused(
 
 
 async def test_a_cached_key_ends_at_its_expiry(served: Served) -> None:
-    ends_at = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-    async with client(served, admin_secret(served)) as http:
-        made = await make(http, "brief", expires_at=ends_at)
+    for seconds in SHORT_LIVES_SECONDS:
+        ends_at = datetime.now(UTC) + timedelta(seconds=seconds)
+        async with client(served, admin_secret(served)) as http:
+            made = await make(http, "brief", expires_at=ends_at.isoformat())
+        async with client(served, made["secret"]) as http:
+            first = await http.get(f"{ROOT}/tenants")
+        if first.is_success:
+            break
+    answered(first)
     async with client(served, made["secret"]) as http:
-        answered(await http.get(f"{ROOT}/tenants"))
         assert await until_refused(http) == INVALID_KEY
-    assert datetime.now(UTC) >= datetime.fromisoformat(ends_at)
+    assert datetime.now(UTC) >= ends_at
 
 
 async def test_a_revoked_key_is_refused_at_once_and_by_other_gateways_within_a_second(
