@@ -4,8 +4,11 @@ import re
 from datetime import UTC, datetime
 
 MAX_ID_CHARACTERS = 128
-CLIENT_ID = re.compile(rf"[\w.~:+=@,-]{{1,{MAX_ID_CHARACTERS}}}", re.ASCII)
-"""The accepted form of a client's own request id; any other value is ignored."""
+CLIENT_ID = re.compile(f"[0-9A-Za-z_.~:+=@,-]{{1,{MAX_ID_CHARACTERS}}}")
+"""The accepted form of a client's own request id; any other value is ignored.
+
+Without `\\w`, which Pydantic reads as any letter of Unicode: 13 MB of tables for 128 of them.
+"""
 REQUEST_ID = re.compile(r"req_(0[0-9a-f]{11})[0-9a-f]{12}")
 
 

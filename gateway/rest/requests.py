@@ -23,7 +23,7 @@ RequestId = Annotated[
     Path(
         description="The gateway's id (`X-Request-Id`), the client's own, or a generation's id.",
         examples=["req_019aa5f64d005c0f6e0f9c1d"],
-        json_schema_extra={"pattern": "^[0-9A-Za-z_.~:+=@,-]{1,128}$"},
+        json_schema_extra={"pattern": SAFE_ID},
     ),
 ]
 EXAMPLE: dict[str, JsonValue] = {

@@ -111,6 +111,7 @@ async def test_an_invalid_filter_is_refused(served: Served) -> None:
             ({"status": "99"}, "status"),
             ({"start": "soon"}, "start"),
             ({"key": "x"}, "key"),
+            ({"client_request_id": "naïve"}, "client_request_id"),
             ({"tenant": NO_ID}, "tenant"),
         ):
             assert refusal(await http.get(REQUESTS, params=query)).param == param
