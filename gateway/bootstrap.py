@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from gateway.billing.opening import open_reservations
-from gateway.billing.prices import Prices, PriceTable
+from gateway.billing.prices import CACHE_TAG, Prices, PriceTable
 from gateway.billing.rerouting import Rerouting
 from gateway.billing.reservations import Reservations
 from gateway.billing.warming import Step, WarmUp
@@ -133,7 +133,9 @@ async def open_gateway(
         request_log = open_request_log(settings, database)
         for held in (decoder, finisher, thumbnails, downloads, webhooks, keeper, request_log):
             stack.push_async_callback(held.close)
-        opened = open_providers(stack, settings, core.catalog, database, today=today)
+        opened = open_providers(
+            stack, settings, core.catalog, database, partial(tables.clear, CACHE_TAG), today=today
+        )
         credentials = Credentials(database, core.vault, opened.house, callers.credentials)
         limiter = await stack.enter_async_context(open_limiter(settings, process=new_id()))
         pipeline = Pipeline(

@@ -40,6 +40,7 @@ class Hosts:
 
     `vendors`, `providers` and `house` are the tables that the gateway reads at each call; entries
     are added and replaced, never taken out: a request may have chosen its model already.
+    `forget_prices` makes the next request read the prices again, before Postgres notifies of them.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Hosts:
         vendors: dict[str, VendorProvider],
         providers: dict[str, ImageProvider],
         house: dict[str, SecretText],
+        forget_prices: Callable[[], None],
         today: Callable[[], date],
     ) -> None:
         self._settings = settings
@@ -61,6 +63,7 @@ class Hosts:
         self._vendors = vendors
         self._providers = providers
         self._house = house
+        self._forget_prices = forget_prices
         self._today = today
         self._opened: dict[str, Host] = {}
         self._asked: dict[str, HostProvider] = {}
@@ -99,6 +102,7 @@ class Hosts:
                 log.error("models_file_refused", error=str(error))  # noqa: TRY400 - the words say it
                 telemetry.alarm("models_file_refused")
                 return False
+            self._forget_prices()
             # A host is opened before a model of it can be found.
             self._take(fresh.hosts.values(), keys, opened)
             self._catalog.adopt(fresh)

@@ -22,7 +22,6 @@ from gateway.net.downloads import Downloads, origin_of
 from gateway.provider_answers import Outcome
 from gateway.providers.base import (
     CatalogueVendor,
-    HostProvider,
     ImageProvider,
     ProviderFailure,
     Reason,
@@ -55,6 +54,7 @@ def open_providers(
     settings: Settings,
     catalog: Catalog,
     database: Database,
+    forget_prices: Callable[[], None],
     *,
     today: Callable[[], date],
 ) -> OpenedProviders:
@@ -66,7 +66,19 @@ def open_providers(
     listing, house = _vendors(settings), _house_credentials(settings)
     vendors: dict[str, VendorProvider] = {**listing}
     providers = _providers(stack, settings, vendors)
-    hosts = _hosts(stack, settings, catalog, database, vendors, providers, house, today)
+    hosts = Hosts(
+        settings,
+        catalog,
+        database,
+        open_host=lambda host: HOST_OPENERS[host.kind](host, _options(settings, host.base_url)),
+        vendors=vendors,
+        providers=providers,
+        house=house,
+        forget_prices=forget_prices,
+        today=today,
+    )
+    stack.push_async_callback(hosts.close)
+    hosts.open()
     lifetimes = Lifetimes(catalog, vendors, house, listing=listing)
     return OpenedProviders(providers, vendors, house, hosts, lifetimes)
 
@@ -91,34 +103,6 @@ def _providers(
 async def _close_all(providers: Mapping[str, ImageProvider]) -> None:
     for provider in providers.values():
         await provider.close()
-
-
-def _hosts(  # noqa: PLR0917 - the tables that it fills
-    stack: AsyncExitStack,
-    settings: Settings,
-    catalog: Catalog,
-    database: Database,
-    vendors: dict[str, VendorProvider],
-    providers: dict[str, ImageProvider],
-    house: dict[str, SecretText],
-    today: Callable[[], date],
-) -> Hosts:
-    def open_one(host: Host) -> HostProvider:
-        return HOST_OPENERS[host.kind](host, _options(settings, host.base_url))
-
-    hosts = Hosts(
-        settings,
-        catalog,
-        database,
-        open_host=open_one,
-        vendors=vendors,
-        providers=providers,
-        house=house,
-        today=today,
-    )
-    stack.push_async_callback(hosts.close)
-    hosts.open()
-    return hosts
 
 
 def _vendors(settings: Settings) -> dict[str, CatalogueVendor]:
