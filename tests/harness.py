@@ -224,7 +224,8 @@ class Served:
 
     async def check_invariants(self) -> None:
         """Expect the view `invariant_break` to be empty."""
-        assert await ledger.invariant_breaks(self.gateway.database) == []
+        found = await ledger.invariant_breaks(self.gateway.database)
+        assert found == [], found
 
 
 def secret_of(key: IssuedKey | str) -> str:

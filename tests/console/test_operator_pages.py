@@ -209,11 +209,14 @@ async def test_a_models_page_whose_tenants_take_too_long_to_count_says_so(scene:
 
 
 async def test_a_models_page_has_its_most_frequent_tenants(scene: Scene) -> None:
+    days = asked_days()
     page = await scene.get("/console/models/gpt-image-2")
     rows = await scene.served.owner_sql(
         "SELECT t.name, count(*) AS requests FROM reservation r JOIN tenant t ON t.id = r.tenant_id"
         " WHERE r.requested_model = 'gpt-image-2' AND r.livemode AND r.state LIKE 'posted%'"
-        " AND r.admitted_at > now() - interval '30 days' GROUP BY 1"
+        " AND (r.admitted_at AT TIME ZONE t.time_zone)::date BETWEEN :first AND :last GROUP BY 1",
+        first=days.first,
+        last=days.last,
     )
     shown = re.findall(
         r'<a href="/console/tenants/[^"]+">([^<]+)</a></th>\s*<td[^>]*><a[^>]*>(\d+)</a>', page
