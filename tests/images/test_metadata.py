@@ -74,6 +74,14 @@ def test_an_orientation_that_there_is_not_is_none(orientation: int) -> None:
     assert exif_orientation(exif(orientation)) == 1
 
 
+def test_an_entry_beyond_those_that_a_directory_counts_is_none() -> None:
+    tiff = bytearray(exif(6).removeprefix(b"Exif\0\0"))
+    order = ">" if tiff.startswith(b"MM") else "<"
+    (directory,) = struct.unpack_from(order + "I", tiff, 4)
+    struct.pack_into(order + "H", tiff, directory, 0)
+    assert exif_orientation(bytes(tiff)) == 1
+
+
 @pytest.mark.parametrize("form", CLEAN)
 def test_a_file_without_metadata_stays_byte_for_byte(form: str) -> None:
     assert strip_metadata(CLEAN[form], max_pixels=MAX_PIXELS).content == CLEAN[form]

@@ -83,9 +83,9 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
     with pytest.raises(Unavailable) as refused:
         await gate.enter("a")
     assert (refused.value.code, refused.value.retry_after_seconds) == ("overloaded", 1)
-    # Another tenant's turn comes sooner than the third of this one's.
     with pytest.raises(Unavailable):
         gate.check("a")
+    gate.check("b")  # another tenant's turn comes sooner than the third of this one's
     slot.leave()
     for task in waiting:
         (await task).leave()

@@ -10,11 +10,12 @@ import asyncpg
 import httpx2
 import pytest
 
+from gateway.config import Settings
 from gateway.db.pools import Beside, connections_of_worker
 from gateway.maintenance import Sweeper
 from tests.admin_helpers import admin
 from tests.cli.test_cli_manners import CommandLine
-from tests.harness import Served, process_environment
+from tests.harness import Served, process_environment, served_gateway
 from tests.money_helpers import eventually, post_image
 
 REPORTS = 8
@@ -121,3 +122,21 @@ async def test_a_worker_opens_no_more_connections_than_said(served: Served) -> N
         assert (await post_image(http)).status_code == 200
     [[count]] = await served.owner_sql(opened)
     assert count <= connections_of_worker(served.gateway.settings.database_pool_size)
+
+
+async def test_a_gateway_that_closes_closes_its_connections(
+    served: Served, settings: Settings
+) -> None:
+    opened = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'image-gateway'"
+    opened += " AND datname = current_database() AND pid <> pg_backend_pid()"
+    [[before]] = await served.owner_sql(opened)
+    async with served_gateway(settings) as other:
+        async with other.http(await served.key()) as http:
+            assert (await post_image(http)).status_code == 200
+        [[during]] = await served.owner_sql(opened)
+    assert during > before
+
+    async def closed() -> bool:
+        return bool((await served.owner_sql(opened))[0][0] <= before)
+
+    await eventually(closed)

@@ -2,6 +2,7 @@
 
 import random
 from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
 
 import pytest
 
@@ -56,20 +57,25 @@ async def test_a_report_by_key_that_ends_within_an_archived_day_is_refused(serve
     for month in (date(2024, 12, 1), JANUARY):
         await archive.archive_month(database, month)
 
-    async def report(end: datetime) -> int:
+    async def report(end: datetime, tenant_id: UUID | None = served.tenant_id) -> int:
         query = ReportQuery(
-            *(served.tenant_id, EVERYTHING),
-            livemode=True,
-            period=Period(BEGIN, end),
-            group_by=("key",),
+            *(tenant_id, EVERYTHING), livemode=True, period=Period(BEGIN, end), group_by=("key",)
         )
         async with database.operator() as session:
             return (await usage.report(session, query)).total.requests
 
-    assert await report(BEGIN + 13 * DAY) == 1
-    with pytest.raises(InvalidRequest) as refused:
-        await report(BEGIN + 12.5 * DAY)
-    assert refused.value.code == "report_archived"
+    async def check_is_refused(end: datetime, tenant_id: UUID | None) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            await report(end, tenant_id)
+        assert refused.value.code == "report_archived"
+
+    midnight = BEGIN + 13 * DAY
+    assert [await report(midnight), await report(midnight, None)] == [1, 1]
+    for tenant_id in (served.tenant_id, None):
+        await check_is_refused(BEGIN + 12.5 * DAY, tenant_id)
+    await served.tenant("east", time_zone="Asia/Tokyo")  # where it is nine in the morning
+    assert await report(midnight) == 1
+    await check_is_refused(midnight, None)
 
 
 async def test_own_days_after_an_archived_month_are_refused_only_where_a_zone_needs_it(

@@ -110,6 +110,16 @@ async def test_workers_on_shards_of_their_own_admit_together_what_the_limit_does
     await house.close()
 
 
+async def test_one_worker_spends_what_the_limit_admits_and_no_more(house: House) -> None:
+    await house.limit(1000)
+    for _ in range(100):
+        reservation_id = await house.hold(0, 10)
+        assert reservation_id is not None
+        await house.settle(0, reservation_id, 10)
+    assert await house.hold(0, 1) is None
+    await house.close()
+
+
 async def test_an_overdraft_of_one_shard_counts_for_that_shard_alone(house: House) -> None:
     await house.limit(1000)
     first = await house.hold(0, 100)

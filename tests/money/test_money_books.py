@@ -45,6 +45,8 @@ EVENTS = st.one_of(
     st.tuples(st.sampled_from(["operator voids", "operator accepts"]), st.just(0)),
 )
 Event = tuple[Outcome | str, int]
+COUNTED = "counted estimate"
+"""An estimate of a call of which some tokens are known."""
 VERDICTS: dict[str, Verdict] = {
     "operator posts": "post",
     "operator voids": "void",
@@ -99,13 +101,14 @@ class Books:
                 reservation_id, Resolution(VERDICTS[kind], "a test", NanoUsd(amount))
             )
         else:
-            outcome = Outcome(kind)
+            outcome = Outcome.SUCCESS_NO_USAGE if kind == COUNTED else Outcome(kind)
+            counts = Usage(1, 2, 3, 4) if kind == COUNTED else None
             settlement = Settlement(
                 reservation_id,
                 outcome,
                 NanoUsd(amount),
                 images=4 if outcome in {Outcome.SUCCESS, Outcome.SUCCESS_NO_USAGE} else 0,
-                usage=Usage(2, 3, 5, amount) if outcome is Outcome.SUCCESS else None,
+                usage=Usage(2, 3, 5, amount) if outcome is Outcome.SUCCESS else counts,
             )
             await self._writers[number % 2].settle(self.caller.tenant_id, settlement)
 
@@ -287,6 +290,10 @@ LINES: list[tuple[list[Event], list[tuple[str, *tuple[int, ...]]]]] = [
     (
         [("late", 0), ("sweep", 0), (Outcome.SUCCESS, 300)],
         [("post_est", HOLD, 1, 0, 0, 0, 0, 0), ("adjust", -700, 0, 4, 2, 3, 5, 300)],
+    ),
+    (
+        [(COUNTED, HOLD), (Outcome.SUCCESS, 300)],
+        [("post_est", HOLD, 1, 4, 1, 2, 3, 4), ("adjust", -700, 0, 0, 1, 1, 2, 296)],
     ),
     ([("late", 0), ("operator posts", 600)], [("post", 600, 1, 0, 0, 0, 0, 0)]),
     ([("late", 0), ("operator voids", 0)], [("void", 0, 0, 0, 0, 0, 0, 0)]),
