@@ -421,7 +421,7 @@ async def _budgets(served: Served, made: Sequence[SeededTenant], calls: Sequence
             await _set(session, one, limit // 10 // 10**7 * 10**7, "day", soft=True)
             for user in list(one.users.values())[:1]:
                 await _set(session, one, limit // 2 // 10**7 * 10**7, "month", user_id=user)
-    # Rounded up: on the first day of a month so little is spent that less would be overspent.
+    # Rounded up: rounding down could set a limit below what is spent already.
     house = (sum(spent.values()) * 100 // 70 // NANO_PER_USD + 1) * NANO_PER_USD
     async with served.gateway.database.operator() as operator:
         await budgets.set_limit(operator, None, window="month", limit_nano=NanoUsd(house))

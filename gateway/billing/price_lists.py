@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.billing.prices import Prices
+from gateway.billing.quotes import unit_of
 from gateway.domain import Price
 from gateway.errors import NotConfigured
 from gateway.image_models import Model, Unit
@@ -42,12 +43,13 @@ async def price_list(prices: Prices, model: Model) -> PriceList | None:
                 for name in model.per_image
             }
             return PriceList("image", by_size_usd=found)
-        return _of_units(model.unit, await prices.current(model.priced_as))
+        price = await prices.current(model.priced_as)
+        return _of_unit(unit_of(model, price), price)
     except NotConfigured:
         return None
 
 
-def _of_units(unit: Unit, price: Price) -> PriceList:
+def _of_unit(unit: Unit, price: Price) -> PriceList:
     if unit is Unit.IMAGE:
         return PriceList("image", per_image_usd=format_usd_short(price.per_image_nano))
     if unit is Unit.SECOND:

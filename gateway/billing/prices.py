@@ -100,12 +100,13 @@ async def get_price(session: OperatorSession, price_id: int) -> Price:
     return _price(await session.get_one(PriceRow, price_id))
 
 
-def check_name(name: str, models: Mapping[str, Model]) -> None:
-    """Refuse a name that is not the price name of a model in the catalogue.
+def check(name: str, rates: SeedPrice, models: Mapping[str, Model]) -> None:
+    """Refuse a version that no call could be billed by.
 
     Raises:
         NotFound: no model has a price of this name.
-        InvalidRequest: the model uses the price of another model.
+        InvalidRequest: the model uses the price of another model, or is billed by another unit:
+            its own rates would be zero, and its calls free.
     """
     model = models.get(name)
     if model is not None and model.wording is not None:
@@ -120,6 +121,14 @@ def check_name(name: str, models: Mapping[str, Model]) -> None:
         raise NotFound(
             f"There is no price {name!r} in the catalogue; the list of prices shows the names.",
             param="model",
+        )
+    is_by_image = model is None  # its name is that of a model with a quality or size
+    if is_by_image and any(rates.of_tokens):
+        raise InvalidRequest(f"{name} is priced by the image: give per_image.", param="text_input")
+    if not is_by_image and rates.per_image_nano:
+        raise InvalidRequest(
+            f"{name} is priced by the token: give text_input, image_input and image_output.",
+            param="per_image",
         )
 
 

@@ -17,14 +17,26 @@ _SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 
 def quote(request: ImageRequest, price: Price) -> Quote:
     """Compute an upper bound for the cost of `request`; unspecified options count as dearest."""
-    terms = terms_of(request)
-    if request.model.unit is Unit.IMAGE:
+    terms, unit = terms_of(request), unit_of(request.model, price)
+    if unit is Unit.IMAGE:
         return Quote(price, NanoUsd(request.n * price.per_image_nano), terms)
-    if request.model.unit is Unit.SECOND:
+    if unit is Unit.SECOND:
         calls = request.n if request.model.one_image_per_call else 1
         seconds = calls * request.model.read_timeout_seconds
         return Quote(price, NanoUsd(seconds * price.per_second_nano), terms)
     return Quote(price, _bound(terms, price, _dearest_tokens(request)), terms)
+
+
+def unit_of(model: Model, price: Price) -> Unit:
+    """Return the unit that calls of the model are billed by at this price.
+
+    A model of the operator's own may have been billed by the other unit when a call began or its
+    price was set; by the model's present unit the call would be free.
+    """
+    flat = {Unit.IMAGE: price.per_image_nano, Unit.SECOND: price.per_second_nano}
+    if model.unit not in flat or flat[model.unit]:
+        return model.unit
+    return next((unit for unit, rate in flat.items() if rate), model.unit)
 
 
 def terms_of(request: ImageRequest) -> CostFactors:
@@ -50,9 +62,10 @@ def estimate(
 
     `at_most` is the reserved amount, also used for a quality or size no longer in the catalogue.
     """
-    if model.unit is Unit.IMAGE:
+    unit = unit_of(model, price)
+    if unit is Unit.IMAGE:
         return min(NanoUsd(terms.n * price.per_image_nano), at_most)
-    if model.unit is Unit.SECOND:
+    if unit is Unit.SECOND:
         return at_most  # a call of unknown outcome may have run until its time was up
     choice = AutoChoice(terms.quality or usual.quality, terms.size or usual.size)
     if not _is_of(model, choice):
@@ -115,9 +128,10 @@ def cost_of_call(
     For a model billed by the image, only the number of images counts; for one billed by the
     second, the time that its calls took.
     """
-    if request.model.unit is Unit.IMAGE:
+    unit = unit_of(request.model, price)
+    if unit is Unit.IMAGE:
         return NanoUsd(images * price.per_image_nano)
-    if request.model.unit is Unit.SECOND:
+    if unit is Unit.SECOND:
         if microseconds is None:
             return None
         return NanoUsd(-(-microseconds * price.per_second_nano // MICROSECONDS))

@@ -132,8 +132,8 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
     versions = [_version(number, entry) for number, entry in enumerate(entries, start=1)]
 
     async def work(core: Core) -> list[Price]:
-        for name, _, _ in versions:
-            pricing.check_name(name, core.catalog.models)
+        for name, rates, _ in versions:
+            pricing.check(name, rates, core.catalog.models)
         async with core.database.operator(by=invoker()) as session:
             return [
                 await pricing.add(session, model, rates, effective_from=start)

@@ -40,7 +40,8 @@ class Hosts:
 
     `vendors`, `providers` and `house` are the tables that the gateway reads at each call; entries
     are added and replaced, never taken out: a request may have chosen its model already.
-    `forget_prices` makes the next request read the prices again, before Postgres notifies of them.
+    `forget_prices` drops the cached prices; calls would otherwise be quoted at the old ones until
+    Postgres' notification arrives.
     """
 
     def __init__(

@@ -228,10 +228,32 @@ async def buy(served: Served, model: str = "sd") -> tuple[int, str | None]:
     return answer.status_code, code
 
 
+async def test_a_call_is_billed_by_the_unit_of_its_price(
+    served: Served, settings: Settings, kserve: StubKServe, tmp_path: Path
+) -> None:
+    assert await buy(served) == (200, None)
+    (folder := tmp_path / "other").mkdir()
+    by_second = GOOD.replace('per_image_usd = "0.002"', 'per_second_usd = "0.001"')
+    file = write(folder, by_second, kserve.base_url)
+    async with served_gateway(settings.model_copy(update={"models_file": file})) as other:
+        # This gateway has the price of the other one, and the model of its own file.
+        served.gateway.clear_caches(None)
+        assert await buy(served) == (200, None)
+        assert await buy(other) == (200, None)
+    seconds = served.gateway.core.catalog.models["sd"].read_timeout_seconds
+    first, *others = await books(served)
+    assert (first.held_nano, first.final_nano) == (2_000_000, 2_000_000)
+    for one in others:
+        assert one.held_nano == seconds * 1_000_000
+        assert 0 < (one.final_nano or 0) < 2_000_000
+
+
 async def test_a_changed_file_is_read_and_entries_keep_their_price(
     served: Served, kserve: StubKServe, tmp_path: Path
 ) -> None:
     assert await buy(served) == (200, None)
+    # The new price counts without the notification of it.
+    await served.owner_sql("ALTER TABLE price DISABLE TRIGGER USER")
     changed = GOOD.replace("0.002", "0.003").replace('"sd"', '"sd"\nmax_images = 2')
     write(tmp_path, changed + MODEL.replace('"sd"', '"sd-2"'), kserve.base_url)
     assert await served.gateway.hosts.reload()

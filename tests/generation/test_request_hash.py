@@ -1,4 +1,4 @@
-"""The hash of a request with an idempotency key names its inputs, and holds up no other request."""
+"""The hash of a request with an idempotency key: it covers input images, and blocks no request."""
 
 import asyncio
 

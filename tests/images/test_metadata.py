@@ -74,7 +74,7 @@ def test_an_orientation_that_there_is_not_is_none(orientation: int) -> None:
     assert exif_orientation(exif(orientation)) == 1
 
 
-def test_an_entry_beyond_those_that_a_directory_counts_is_none() -> None:
+def test_entries_beyond_the_count_of_a_directory_are_ignored() -> None:
     tiff = bytearray(exif(6).removeprefix(b"Exif\0\0"))
     order = ">" if tiff.startswith(b"MM") else "<"
     (directory,) = struct.unpack_from(order + "I", tiff, 4)

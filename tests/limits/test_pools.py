@@ -26,6 +26,12 @@ SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND database = (
 """
 
 
+OPENED = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name = 'image-gateway'
+AND datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
 @asynccontextmanager
 async def locked(served: Served, table: str) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """Lock a table against everyone; the function waits until so many connections wait for it."""
@@ -114,29 +120,27 @@ async def test_doctor_compares_the_workers_connections_with_what_postgres_admits
 
 async def test_a_worker_opens_no_more_connections_than_said(served: Served) -> None:
     database = served.gateway.database
-    opened = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'image-gateway'"
-    opened += " AND datname = current_database() AND pid <> pg_backend_pid()"
     for work in Beside:
         await database.beside(work).warm()
     async with served.http(await served.key()) as http:
         assert (await post_image(http)).status_code == 200
-    [[count]] = await served.owner_sql(opened)
+    [[count]] = await served.owner_sql(OPENED)
     assert count <= connections_of_worker(served.gateway.settings.database_pool_size)
 
 
 async def test_a_gateway_that_closes_closes_its_connections(
     served: Served, settings: Settings
 ) -> None:
-    opened = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'image-gateway'"
-    opened += " AND datname = current_database() AND pid <> pg_backend_pid()"
-    [[before]] = await served.owner_sql(opened)
+    [[before]] = await served.owner_sql(OPENED)
     async with served_gateway(settings) as other:
         async with other.http(await served.key()) as http:
             assert (await post_image(http)).status_code == 200
-        [[during]] = await served.owner_sql(opened)
+        for work in Beside:
+            await other.gateway.database.beside(work).warm()
+        [[during]] = await served.owner_sql(OPENED)
     assert during > before
 
     async def closed() -> bool:
-        return bool((await served.owner_sql(opened))[0][0] <= before)
+        return bool((await served.owner_sql(OPENED))[0][0] <= before)
 
     await eventually(closed)

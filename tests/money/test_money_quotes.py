@@ -14,7 +14,7 @@ from gateway.billing.quotes import estimate, quote, terms_of
 from gateway.catalog.loading import load_catalog
 from gateway.domain import Caller, InputImage, Price, new_id
 from gateway.generation.parameters import parse_image_request
-from gateway.image_models import AutoChoice, Model
+from gateway.image_models import AutoChoice, Model, Unit
 from gateway.money import NanoUsd
 from tests.harness import Served
 from tests.money_helpers import GENERATIONS, TERMS, books, budget_rows
@@ -125,6 +125,18 @@ def test_every_quality_at_the_largest_and_widest_sizes_stays_within_its_hold(mod
                     body["quality"] = quality
                 held, cost = hold_and_cost(body, StubConfig())
                 assert cost <= held, body
+
+
+def test_a_call_is_estimated_by_the_unit_of_its_price() -> None:
+    by_second = replace(CATALOG.models["dall-e-2"], unit=Unit.SECOND)
+    by_image = CATALOG.models["dall-e-2"]
+    start, usual = datetime(2020, 1, 1, tzinfo=UTC), AutoChoice("standard", "1024x1024")
+    images = Price(1, "dall-e-2", start, 0, 0, 0, 0, per_image_nano=20)
+    seconds = Price(2, "dall-e-2", start, 0, 0, 0, 0, per_second_nano=5)
+    terms = replace(TERMS, n=2)
+    for model in (by_image, by_second):
+        assert estimate(terms, model, images, usual, at_most=NanoUsd(100)) == 40
+        assert estimate(terms, model, seconds, usual, at_most=NanoUsd(100)) == 100
 
 
 @pytest.mark.parametrize(("at_most", "estimated"), [(39, 39), (40, 40), (41, 40)])

@@ -101,6 +101,11 @@ async def test_every_version_is_listed_page_by_page(served: Served) -> None:
         ({"image_output": 28}, Refusal(400, "invalid_value", "image_output")),
         ({"per_image": "0.02"}, Refusal(400, "invalid_value", None)),
         (
+            {**dict.fromkeys(RATES), "per_image": "0.02"},
+            Refusal(400, "invalid_value", "per_image"),
+        ),
+        ({"model": "dall-e-2/512x512"}, Refusal(400, "invalid_value", "text_input")),
+        (
             {"effective_from": "2019-12-31T00:00:00Z"},
             Refusal(400, "invalid_value", "effective_from"),
         ),

@@ -119,10 +119,11 @@ async def add_price(
     async def change() -> str:
         model = _find(gateway, model_id)
         name = one_of(form, "name", _price_names(gateway.core.catalog, model))
-        prices.check_name(name, gateway.core.catalog.models)
+        rates = _rates(form)
+        prices.check(name, rates, gateway.core.catalog.models)
         start = moment_or_none(form, "effective_from", viewer.time_zone) or datetime.now(UTC)
         async with changing_as_operator(gateway, viewer, clears=prices.CACHE_TAG) as session:
-            await prices.add(session, name, _rates(form), effective_from=start)
+            await prices.add(session, name, rates, effective_from=start)
         return f"{PATH}/{quote(model_id)}?done=added"
 
     return await sent("price", form, change, partial(_page, request, gateway, viewer, model_id))

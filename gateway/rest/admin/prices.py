@@ -136,12 +136,13 @@ async def add_price(
     """Add a price version. Calls after its start are quoted with it. It cannot be edited or
     removed; a further version with a later start replaces it.
     """
-    prices.check_name(body.model, gateway.core.catalog.models)
+    rates = body.rates()
+    prices.check(body.model, rates, gateway.core.catalog.models)
     async with gateway.operators_database.operator(by=actor) as session:
         added = await prices.add(
             session,
             body.model,
-            body.rates(),
+            rates,
             effective_from=body.effective_from or datetime.now(UTC),
         )
     gateway.clear_caches(prices.CACHE_TAG)
