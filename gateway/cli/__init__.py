@@ -6,7 +6,7 @@ It may import every package; nothing imports it, except the names given to worke
 import gc
 from importlib import import_module
 
-from gateway.processes import bound_heaps, forbid_core_dumps
+from gateway.processes import forbid_core_dumps, share_heaps
 
 __all__ = ["main", "worker_app"]
 
@@ -14,7 +14,7 @@ __all__ = ["main", "worker_app"]
 def main() -> None:
     """Run the command line."""
     forbid_core_dumps()
-    bound_heaps()
+    share_heaps()
     # Imported objects stay alive; `load` turns the collection on again.
     gc.disable()
     import_module("gateway.cli.app").main()
@@ -23,7 +23,7 @@ def main() -> None:
 def worker_app() -> object:
     """Build the application in a worker process, which starts here."""
     forbid_core_dumps()
-    bound_heaps()
+    share_heaps()
     # Imported objects stay alive: collecting garbage during imports took a third of the time.
     gc.disable()
     module = import_module("gateway.main")
