@@ -7,7 +7,7 @@ MAX_ID_CHARACTERS = 128
 CLIENT_ID = re.compile(f"[0-9A-Za-z_.~:+=@,-]{{1,{MAX_ID_CHARACTERS}}}")
 """The accepted form of a client's own request id; any other value is ignored.
 
-Spelled out: Pydantic's `\\w` is any letter of Unicode, and 128 of it compile to 13 MB.
+Spelled out: Pydantic's `\\w` is any letter of Unicode, and 128 of it take 7 MB in every worker.
 """
 REQUEST_ID = re.compile(r"req_(0[0-9a-f]{11})[0-9a-f]{12}")
 
