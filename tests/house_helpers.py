@@ -46,10 +46,17 @@ class House:
                 enforcement=enforcement,
             )
 
-    async def hold(self, worker: int, amount_nano: int, credential: str = "house") -> UUID | None:
+    async def hold(
+        self,
+        worker: int,
+        amount_nano: int,
+        credential: str = "house",
+        *,
+        reservation_id: UUID | None = None,
+    ) -> UUID | None:
         """A reservation; None if the house budget refuses it."""
         wanted = ReservationRequest(
-            id=new_id(),
+            id=reservation_id or new_id(),
             caller=self._caller,
             quote=Quote(self._price, NanoUsd(amount_nano), TERMS),
             operation="generation",

@@ -1,5 +1,6 @@
 """Fallback that ends on the operator's own cluster, and under the operator's own budget."""
 
+import asyncio
 from pathlib import Path
 
 import httpx2
@@ -8,10 +9,11 @@ from pydantic import SecretStr
 
 from gateway.config import Settings
 from gateway.money import format_usd
-from tests.harness import GPT2, Served, error_of, make_settings
+from tests.harness import GPT2, Served, error_of, make_settings, served_gateway
 from tests.image_helpers import load_base64
 from tests.models_files import SIX, write
-from tests.money_helpers import books, budget_rows, image_body
+from tests.money.test_money_crashes import locked
+from tests.money_helpers import books, budget_rows, eventually, image_body
 from tests.stub_gemini import StubGemini
 from tests.stub_gemini.api import KEY
 from tests.stub_kserve import StubKServe
@@ -26,6 +28,11 @@ model = "{GPT2}"
 to = ["{BANANA}", "{OWN}"]
 """
 LIMITED = Fault("status", preset="rate_limited", times=None)
+END_MOVES = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE wait_event_type = 'Lock' AND datname = current_database()
+    AND query LIKE '%reroute_reservation%'
+"""
 
 
 @pytest.fixture
@@ -50,9 +57,9 @@ async def house_sums(served: Served) -> tuple[int, int]:
     return spent_nano, held_nano
 
 
-async def buy(served: Served) -> httpx2.Response:
+async def buy(served: Served, model: str = GPT2) -> httpx2.Response:
     async with served.http(await served.key()) as http:
-        return await http.post(PATH, json=BODY)
+        return await http.post(PATH, json=BODY | {"model": model})
 
 
 async def test_a_chain_ends_on_the_operators_own_cluster(
@@ -108,3 +115,66 @@ async def test_a_house_budget_too_small_for_the_dearest_model_passes_over_it(
     assert gemini.calls == []
     [line] = kserve.bill
     assert await house_sums(served) == (spent_nano + line.cost_nano_usd, 0)
+
+
+async def test_a_vendor_at_its_limit_is_passed_over(
+    settings: Settings, stub: Stub, gemini: StubGemini, kserve: StubKServe
+) -> None:
+    once = settings.model_copy(update={"house_requests_per_minute": 1})
+    async with served_gateway(once) as served:
+        assert (await buy(served, BANANA)).status_code == 200
+        stub.faults.add(LIMITED)
+        answer = await buy(served)
+        assert answer.headers["x-gateway-provider"] == "cluster"
+        assert (len(stub.calls), len(gemini.calls), len(kserve.calls)) == (1, 1, 1)
+        await served.check_invariants()
+
+
+async def test_a_vendor_without_a_key_is_passed_over(
+    settings: Settings, stub: Stub, gemini: StubGemini
+) -> None:
+    keyless = settings.model_copy(update={"gemini_api_key": None})
+    async with served_gateway(keyless) as served:
+        stub.faults.add(LIMITED)
+        assert (await buy(served)).headers["x-gateway-provider"] == "cluster"
+        assert gemini.calls == []
+        await served.check_invariants()
+
+
+async def test_a_call_that_cannot_be_moved_is_not_made(
+    served: Served, stub: Stub, gemini: StubGemini, kserve: StubKServe
+) -> None:
+    stub.faults.add(Fault("status", preset="rate_limited", hold=True))
+    buying = asyncio.create_task(buy(served))
+    await stub.until_held(1)
+
+    async def connection_lost() -> bool:
+        return bool(await served.owner_sql(END_MOVES))
+
+    async with locked(served.gateway.settings, "LOCK TABLE reservation IN ACCESS EXCLUSIVE MODE"):
+        stub.release()
+        await eventually(connection_lost)
+    answer = await buying
+    assert (answer.status_code, error_of(answer)["code"]) == (429, "rate_limit_exceeded")
+    assert (gemini.calls, kserve.calls) == ([], [])
+    [booked] = await books(served)
+    assert (booked.state, booked.lines) == ("void", (("void", 0),))
+
+
+async def test_a_gateway_that_shuts_down_begins_no_call_of_a_fallback(
+    served: Served, stub: Stub, gemini: StubGemini
+) -> None:
+    stub.faults.add(Fault("status", preset="rate_limited", hold=True))
+    buying = asyncio.create_task(buy(served))
+    await stub.until_held(1)
+    draining = asyncio.create_task(served.gateway.pipeline.drain(60))
+    await asyncio.sleep(0)
+    stub.release()
+    answer = await buying
+    # Another gateway serves a repetition at once; the first error asked for 12 seconds.
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "shutting down" in answer.text
+    await draining
+    assert gemini.calls == []
+    [row] = await served.owner_sql("SELECT state, served_model, final_nano FROM reservation")
+    assert tuple(row) == ("void", GPT2, 0)

@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from gateway.billing import budgets
 from gateway.billing.call_terms import read_terms
+from gateway.billing.reserving import ClockSkewed
 from gateway.db.addresses import create_engine, database_url
 from gateway.domain import new_id
 from gateway.money import format_usd
@@ -21,6 +23,7 @@ from tests.harness import Served, error_of, owner_connections
 from tests.house_helpers import WORKERS, House, make_house
 from tests.money_helpers import post_image, quote_nano, until_states, until_waiting
 from tests.stub_openai import Fault, Stub
+from tests.usage_helpers import id_at
 
 PATH = "/budgets"
 
@@ -117,6 +120,18 @@ async def test_one_worker_spends_what_the_limit_admits_and_no_more(house: House)
         assert reservation_id is not None
         await house.settle(0, reservation_id, 10)
     assert await house.hold(0, 1) is None
+    await house.close()
+
+
+@pytest.mark.parametrize("distance", [timedelta(days=-8), timedelta(days=8)])
+async def test_nothing_is_reserved_by_a_clock_that_is_a_week_off(
+    house: House, distance: timedelta
+) -> None:
+    elsewhen = id_at(datetime.now(UTC) + distance)
+    with capture_logs() as lines, pytest.raises(ClockSkewed):
+        await house.hold(0, 1, reservation_id=elsewhen)
+    assert [line["kind"] for line in lines if line["event"] == "alarm"] == ["clock_skewed"]
+    assert await house.served.owner_sql("SELECT 1 FROM reservation") == []
     await house.close()
 
 
