@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import openai
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.billing import prices
 from gateway.billing.quotes import cost
@@ -28,6 +29,7 @@ from tests.harness import GPT2, Served
 from tests.hosting_helpers import RESERVE, hold_request
 from tests.money_helpers import (
     TERMS,
+    age_unknown,
     books,
     budget_rows,
     count_states,
@@ -106,6 +108,25 @@ async def test_a_paid_image_is_delivered_though_its_settlement_keeps_failing(
         )
         await until_states(served, {"posted": 1}, 20)
     assert raw.headers["x-gateway-cost-status"] in {"pending", "actual"}
+    assert len(stub.calls) == 1
+
+
+async def test_a_settlement_that_postgres_refuses_for_good_takes_no_image_away(
+    served: Served, stub: Stub
+) -> None:
+    """A defect: the hold stays, and is posted as an estimate."""
+    async with served.openai(await served.key()) as client:
+        with capture_logs() as lines:
+            async with failing_updates(served, "22003", 1):
+                raw = await client.images.with_raw_response.generate(
+                    model=GPT2, prompt="a red circle", size="1024x1024", quality="low"
+                )
+    assert raw.headers["x-gateway-cost-status"] == "pending"
+    assert [line["kind"] for line in lines if line["event"] == "alarm"] == ["settle_refused"]
+    assert await count_states(served) == {"held": 1}
+    await age_unknown(served)
+    await served.sweep()
+    assert await count_states(served) == {"posted_est": 1}
     assert len(stub.calls) == 1
 
 
