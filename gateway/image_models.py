@@ -189,14 +189,6 @@ class SeedPrice:
     per_image_nano: int = 0
     per_second_nano: int = 0
 
-    @property
-    def of_tokens(self) -> tuple[int, ...]:
-        """The rates of tokens."""
-        return (
-            *(self.text_input_nano, self.image_input_nano),
-            *(self.image_output_nano, self.text_output_nano),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Model:

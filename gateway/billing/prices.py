@@ -15,7 +15,7 @@ from gateway.db.money_tables import PriceRow
 from gateway.db.pages import Page, page_of
 from gateway.domain import Price
 from gateway.errors import Conflict, InvalidRequest, NotConfigured, NotFound
-from gateway.image_models import Model, SeedPrice
+from gateway.image_models import Model, SeedPrice, Unit
 from gateway.money import format_usd_short
 
 SEED_EFFECTIVE_FROM = datetime(2020, 1, 1, tzinfo=UTC)
@@ -100,8 +100,8 @@ async def get_price(session: OperatorSession, price_id: int) -> Price:
     return _price(await session.get_one(PriceRow, price_id))
 
 
-def check(name: str, rates: SeedPrice, models: Mapping[str, Model]) -> None:
-    """Refuse a version that no call could be billed by.
+def check(name: str, unit: Unit, models: Mapping[str, Model]) -> None:
+    """Refuse a version by this unit that no call could be billed by.
 
     Raises:
         NotFound: no model has a price of this name.
@@ -123,9 +123,9 @@ def check(name: str, rates: SeedPrice, models: Mapping[str, Model]) -> None:
             param="model",
         )
     is_by_image = model is None  # its name is that of a model with a quality or size
-    if is_by_image and any(rates.of_tokens):
+    if is_by_image and unit is not Unit.IMAGE:
         raise InvalidRequest(f"{name} is priced by the image: give per_image.", param="text_input")
-    if not is_by_image and rates.per_image_nano:
+    if not is_by_image and unit is not Unit.TOKEN:
         raise InvalidRequest(
             f"{name} is priced by the token: give text_input, image_input and image_output.",
             param="per_image",

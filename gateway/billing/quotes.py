@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from math import isqrt
 
 from gateway.domain import CostFactors, ImageRequest, Price, Quote
+from gateway.errors import NotConfigured
 from gateway.image_models import PARTIAL_IMAGE_TOKENS, AutoChoice, Model, Unit, parse_size
 from gateway.money import NanoUsd, token_cost
 from gateway.provider_answers import ProviderAnswer, Usage
@@ -16,7 +17,11 @@ _SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 
 
 def quote(request: ImageRequest, price: Price) -> Quote:
-    """Compute an upper bound for the cost of `request`; unspecified options count as dearest."""
+    """Compute an upper bound for the cost of `request`; unspecified options count as dearest.
+
+    Raises:
+        NotConfigured: the price is by the token, but the model's tokens cannot be bounded.
+    """
     terms, unit = terms_of(request), unit_of(request.model, price)
     if unit is Unit.IMAGE:
         return Quote(price, NanoUsd(request.n * price.per_image_nano), terms)
@@ -24,19 +29,32 @@ def quote(request: ImageRequest, price: Price) -> Quote:
         calls = request.n if request.model.one_image_per_call else 1
         seconds = calls * request.model.read_timeout_seconds
         return Quote(price, NanoUsd(seconds * price.per_second_nano), terms)
+    if request.model.unit is not Unit.TOKEN:
+        raise NotConfigured(
+            f"The price of {price.model} is by the token, but its calls are billed by the "
+            f"{request.model.unit}. The operator adds a price of that kind.",
+            code="price_unknown",
+        )
     return Quote(price, _bound(terms, price, _dearest_tokens(request)), terms)
 
 
 def unit_of(model: Model, price: Price) -> Unit:
     """Return the unit that calls of the model are billed by at this price.
 
-    A model of the operator's own may have been billed by the other unit when a call began or its
-    price was set; by the model's present unit the call would be free.
+    The model may have had another unit when the call began or the price was set: by its present
+    one, whose rates are zero, the call would be free.
     """
-    flat = {Unit.IMAGE: price.per_image_nano, Unit.SECOND: price.per_second_nano}
-    if model.unit not in flat or flat[model.unit]:
+    dearest = {
+        Unit.TOKEN: max(
+            *(price.text_input_nano, price.image_input_nano),
+            *(price.text_output_nano, price.image_output_nano),
+        ),
+        Unit.IMAGE: price.per_image_nano,
+        Unit.SECOND: price.per_second_nano,
+    }
+    if dearest[model.unit]:
         return model.unit
-    return next((unit for unit, rate in flat.items() if rate), model.unit)
+    return next((unit for unit, rate in dearest.items() if rate), model.unit)
 
 
 def terms_of(request: ImageRequest) -> CostFactors:

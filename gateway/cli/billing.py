@@ -19,7 +19,7 @@ from gateway.cli.output import JsonOption, console, invoker, print_json, read, r
 from gateway.core import Core, Reader
 from gateway.db.engine import OperatorSession
 from gateway.domain import Price
-from gateway.image_models import SeedPrice
+from gateway.image_models import SeedPrice, Unit
 from gateway.money import format_usd_short, parse_usd
 from gateway.tenancy import lookups
 
@@ -132,8 +132,9 @@ def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
     versions = [_version(number, entry) for number, entry in enumerate(entries, start=1)]
 
     async def work(core: Core) -> list[Price]:
-        for name, rates, _ in versions:
-            pricing.check(name, rates, core.catalog.models)
+        for (name, _, _), entry in zip(versions, entries, strict=True):
+            unit = Unit.IMAGE if "per_image" in entry else Unit.TOKEN
+            pricing.check(name, unit, core.catalog.models)
         async with core.database.operator(by=invoker()) as session:
             return [
                 await pricing.add(session, model, rates, effective_from=start)
@@ -157,6 +158,8 @@ def _version(number: int, entry: object) -> tuple[str, SeedPrice, datetime]:
 
 def _rates(entry: dict[str, Any]) -> SeedPrice:
     if "per_image" in entry:
+        if any(name in entry for name in _RATES[:4]):
+            raise ValueError("per_image excludes rates of tokens")
         return SeedPrice(0, 0, 0, 0, per_image_nano=parse_usd(str(entry["per_image"])))
     text_output = entry.get("text_output")
     if text_output is None:

@@ -193,7 +193,8 @@ class PaidCalls:
                 Outcome.AMBIGUOUS, Reason.UNKNOWN, "The call ended in an unexpected way."
             ) from error
         else:
-            is_known = answer.usage is not None or paid.served.model.unit is not Unit.TOKEN
+            unit = quotes.unit_of(paid.served.model, paid.quote.price)
+            is_known = answer.usage is not None or unit is not Unit.TOKEN
             outcome = Outcome.SUCCESS if is_known else Outcome.SUCCESS_NO_USAGE
             reply, ended = answer.reply, listed(paid.served.model, paid.provider, answer.made)
             check_version(paid.id, paid.served.model, answer)

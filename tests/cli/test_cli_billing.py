@@ -367,6 +367,9 @@ def test_a_new_price_counts_from_its_start_on_a_running_server(running: RunningG
     assert found == 10 * before
     running.command("prices", "add", "--model", model, *DEAR, *future).expect_refusal()
     running.command("prices", "add", "--model", "gpt-image-99", *DEAR).expect_refusal()
+    by_image = ("--per-image", "0.05")
+    running.command("prices", "add", "--model", model, *by_image).expect_refusal()
+    running.command("prices", "add", "--model", model, *DEAR, *by_image).expect_refusal()
     dear = ("--text-input", "10001", "--image-input", "8", "--image-output", "30")
     running.command("prices", "add", "--model", model, *dear).expect_refusal()
 

@@ -13,7 +13,7 @@ from tests.harness import GPT2, Served, error_of, make_settings, served_gateway
 from tests.image_helpers import load_base64
 from tests.models_files import SIX, write
 from tests.money.test_money_crashes import locked
-from tests.money_helpers import books, budget_rows, eventually, image_body
+from tests.money_helpers import books, budget_rows, eventually, image_body, until_states
 from tests.stub_gemini import StubGemini
 from tests.stub_gemini.api import KEY
 from tests.stub_kserve import StubKServe
@@ -47,6 +47,7 @@ def settings(
         GEMINI_BASE_URL=gemini.base_url,
         models_file=write(tmp_path, SIX + CHAIN, kserve.base_url),
         provider_read_timeout_seconds=2,
+        admission_timeout_ms=60_000,
     )
 
 
@@ -156,6 +157,7 @@ async def test_a_call_that_cannot_be_moved_is_not_made(
         await eventually(connection_lost)
     answer = await buying
     assert (answer.status_code, error_of(answer)["code"]) == (429, "rate_limit_exceeded")
+    await until_states(served, {"void": 1})
     assert (gemini.calls, kserve.calls) == ([], [])
     [booked] = await books(served)
     assert (booked.state, booked.lines) == ("void", (("void", 0),))

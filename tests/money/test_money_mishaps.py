@@ -123,10 +123,14 @@ async def test_a_settlement_that_postgres_refuses_for_good_takes_no_image_away(
                 )
     assert raw.headers["x-gateway-cost-status"] == "pending"
     assert [line["kind"] for line in lines if line["event"] == "alarm"] == ["settle_refused"]
+    images = raw.parse().data
+    assert images is not None
+    assert [bool(image.b64_json or image.url) for image in images] == [True]
     assert await count_states(served) == {"held": 1}
     await age_unknown(served)
     await served.sweep()
-    assert await count_states(served) == {"posted_est": 1}
+    [booked] = await books(served)
+    assert booked.lines == (("post_est", booked.held_nano),)
     assert len(stub.calls) == 1
 
 

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gateway.billing.quotes import estimate, quote, terms_of
+from gateway.billing.quotes import cost_of_call, estimate, quote, terms_of
 from gateway.catalog.loading import load_catalog
 from gateway.domain import Caller, InputImage, Price, new_id
+from gateway.errors import NotConfigured
 from gateway.generation.parameters import parse_image_request
 from gateway.image_models import AutoChoice, Model, Unit
 from gateway.money import NanoUsd
+from gateway.provider_answers import Usage
 from tests.harness import Served
 from tests.money_helpers import GENERATIONS, TERMS, books, budget_rows
 from tests.stub_openai import Stub, StubConfig
@@ -127,16 +129,32 @@ def test_every_quality_at_the_largest_and_widest_sizes_stays_within_its_hold(mod
                 assert cost <= held, body
 
 
-def test_a_call_is_estimated_by_the_unit_of_its_price() -> None:
-    by_second = replace(CATALOG.models["dall-e-2"], unit=Unit.SECOND)
-    by_image = CATALOG.models["dall-e-2"]
+@pytest.mark.parametrize("unit", Unit)
+def test_a_call_is_billed_by_the_unit_of_its_price(unit: Unit) -> None:
+    model = replace(CATALOG.models["dall-e-2"], unit=unit)
+    body = {"model": model.id, "prompt": "a hat", "n": 2, "size": "1024x1024"}
+    parsed = parse_image_request(body, CALLER, CATALOG, default_model="gpt-image-2")
+    request = replace(parsed, model=model)
     start, usual = datetime(2020, 1, 1, tzinfo=UTC), AutoChoice("standard", "1024x1024")
-    images = Price(1, "dall-e-2", start, 0, 0, 0, 0, per_image_nano=20)
-    seconds = Price(2, "dall-e-2", start, 0, 0, 0, 0, per_second_nano=5)
-    terms = replace(TERMS, n=2)
-    for model in (by_image, by_second):
-        assert estimate(terms, model, images, usual, at_most=NanoUsd(100)) == 40
-        assert estimate(terms, model, seconds, usual, at_most=NanoUsd(100)) == 100
+    images = Price(1, model.id, start, 0, 0, 0, 0, per_image_nano=20)
+    seconds = Price(2, model.id, start, 0, 0, 0, 0, per_second_nano=5)
+    tokens = Price(3, model.id, start, 10**6, 10**6, 10**6, 10**6)
+    usage = Usage(1, 2, 3, 4)
+
+    def billed(price: Price) -> tuple[int, int, int | None]:
+        most = quote(request, price)
+        estimated = estimate(most.terms, model, price, usual, at_most=most.amount_nano)
+        paid = cost_of_call(request, price, usage=usage, images=1, microseconds=2_000_000)
+        return most.amount_nano, estimated, paid
+
+    assert billed(images) == (40, 40, 20)
+    held = 5 * model.read_timeout_seconds * (2 if model.one_image_per_call else 1)
+    assert billed(seconds) == (held, held, 10)
+    assert cost_of_call(request, tokens, usage=usage, images=1) == 10
+    assert estimate(terms_of(request), model, tokens, usual, at_most=NanoUsd(7)) == 7
+    if unit is not Unit.TOKEN:
+        with pytest.raises(NotConfigured):
+            quote(request, tokens)
 
 
 @pytest.mark.parametrize(("at_most", "estimated"), [(39, 39), (40, 40), (41, 40)])

@@ -104,7 +104,15 @@ async def test_every_version_is_listed_page_by_page(served: Served) -> None:
             {**dict.fromkeys(RATES), "per_image": "0.02"},
             Refusal(400, "invalid_value", "per_image"),
         ),
+        (
+            {**dict.fromkeys(RATES), "per_image": "0"},
+            Refusal(400, "invalid_value", "per_image"),
+        ),
         ({"model": "dall-e-2/512x512"}, Refusal(400, "invalid_value", "text_input")),
+        (
+            {"model": "dall-e-2/512x512", **dict.fromkeys(RATES, "0")},
+            Refusal(400, "invalid_value", "text_input"),
+        ),
         (
             {"effective_from": "2019-12-31T00:00:00Z"},
             Refusal(400, "invalid_value", "effective_from"),

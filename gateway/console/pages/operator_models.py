@@ -12,6 +12,7 @@ from starlette.responses import Response
 from gateway.billing import prices, usage
 from gateway.billing.model_askers import ASKED_DAYS, ModelAskers, asked_days, list_askers
 from gateway.billing.prices import list_prices_of
+from gateway.billing.quotes import unit_of
 from gateway.billing.usage_queries import EVERYTHING, ReportQuery
 from gateway.bootstrap import Gateway
 from gateway.catalog.loading import Catalog, unknown_model
@@ -34,7 +35,7 @@ from gateway.domain import Price
 from gateway.errors import InvalidRequest, ModelRetired
 from gateway.identity.transactions import changing_as_operator, reading_as_operator
 from gateway.identity.viewers import Viewer
-from gateway.image_models import Model, SeedPrice
+from gateway.image_models import Model, SeedPrice, Unit
 from gateway.money import NanoUsd
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.models import render_model
@@ -50,12 +51,16 @@ router = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class ModelLine:
-    """A model as the list shows it. `asked`: the live requests of the last 30 days."""
+    """A model as the list shows it. `asked`: the live requests of the last 30 days.
+
+    `unit`: that of its price in force.
+    """
 
     model: Model
     serving: str | None
     days_left: int | None
     price: Price | None
+    unit: Unit
     from_nano: int | None
     is_ready: bool | None
     asked: int
@@ -120,7 +125,8 @@ async def add_price(
         model = _find(gateway, model_id)
         name = one_of(form, "name", _price_names(gateway.core.catalog, model))
         rates = _rates(form)
-        prices.check(name, rates, gateway.core.catalog.models)
+        unit = Unit.TOKEN if usd_or_none(form, "per_image") is None else Unit.IMAGE
+        prices.check(name, unit, gateway.core.catalog.models)
         start = moment_or_none(form, "effective_from", viewer.time_zone) or datetime.now(UTC)
         async with changing_as_operator(gateway, viewer, clears=prices.CACHE_TAG) as session:
             await prices.add(session, name, rates, effective_from=start)
@@ -222,13 +228,14 @@ def _line(
 ) -> ModelLine:
     serving = _serving(catalog, model)
     named = [table[name] for name in _price_names(catalog, model) if name in table]
-    per_image = [one.per_image_nano for one in named if one.per_image_nano]
+    per_image = [one.per_image_nano for one in named if unit_of(model, one) is Unit.IMAGE]
     requests, cost_nano = asked.get(model.id, (0, 0))
     return ModelLine(
         model=model,
         serving=None if serving is None else serving.id,
         days_left=None if model.shutdown_date is None else (model.shutdown_date - today).days,
         price=named[0] if named else None,
+        unit=unit_of(model, named[0]) if named else model.unit,
         from_nano=min(per_image, default=None),
         is_ready=is_ready,
         asked=requests,

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from gateway.billing import prices
 from gateway.domain import Price
-from gateway.image_models import SeedPrice
+from gateway.image_models import SeedPrice, Unit
 from gateway.money import format_usd_short, parse_usd
 from gateway.rest.admin.dependencies import JsonBody, NoQuery, body_of
 from gateway.rest.admin.schemas import (
@@ -87,6 +87,11 @@ class PriceBody(Body):
             raise ValueError("text_input, image_input and image_output are required, or per_image")
         return self
 
+    @property
+    def unit(self) -> Unit:
+        """The unit that the rates are of."""
+        return Unit.TOKEN if self.per_image is None else Unit.IMAGE
+
     def rates(self) -> SeedPrice:
         """The rates in nano-USD."""
         text_output = self.image_output if self.text_output is None else self.text_output
@@ -136,13 +141,12 @@ async def add_price(
     """Add a price version. Calls after its start are quoted with it. It cannot be edited or
     removed; a further version with a later start replaces it.
     """
-    rates = body.rates()
-    prices.check(body.model, rates, gateway.core.catalog.models)
+    prices.check(body.model, body.unit, gateway.core.catalog.models)
     async with gateway.operators_database.operator(by=actor) as session:
         added = await prices.add(
             session,
             body.model,
-            rates,
+            body.rates(),
             effective_from=body.effective_from or datetime.now(UTC),
         )
     gateway.clear_caches(prices.CACHE_TAG)
