@@ -41,7 +41,7 @@ SPOKEN = Spoken(
             )
         },
         f"PUT {TENANT}/limits": OWNED | {"value"},
-        "POST /admin/v1/prices": frozenset({None, "effective_from"}),
+        "POST /admin/v1/prices": frozenset({None, "effective_from", "per_image", "text_input"}),
         "GET /admin/v1/usage": frozenset(
             {"after", "start", "time_zone", "end", "group_by", "key", "user"}
         ),

@@ -138,8 +138,9 @@ async def add_price(
     actor: ActorDep,
     body: Annotated[PriceBody, Depends(JsonBody(PriceBody))],
 ) -> PriceObject:
-    """Add a price version. Calls after its start are quoted with it. It cannot be edited or
-    removed; a further version with a later start replaces it.
+    """Add a price version: rates of tokens, or `per_image` for a price by size. Calls after its
+    start are quoted with it. It cannot be edited or removed; a further version with a later start
+    replaces it.
     """
     prices.check(body.model, body.unit, gateway.core.catalog.models)
     async with gateway.operators_database.operator(by=actor) as session:
