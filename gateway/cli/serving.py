@@ -70,26 +70,26 @@ def serve(
     """Run the server. Migrates first; on a terminal, prints keys and an example."""
     settings = guarded(load_settings)
     host, port = host or settings.host, port or settings.port
-    workers = workers or settings.workers
+    settings = settings.model_copy(update={"workers": workers or settings.workers})
     configure_logging(settings.log_level, settings.resolved_log_format)
     if "public_url" not in settings.model_fields_set:
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared only
         scheme = "http" if settings.tls_files is None else "https"
         settings = settings.model_copy(update={"public_url": f"{scheme}://{shown}:{port}"})
-    if workers > 1 and settings.mcp_sse:
+    if settings.workers > 1 and settings.mcp_sse:
         refuse(
-            f"GATEWAY_MCP_SSE needs one process, and {workers} workers were requested: a session "
-            "lives in the process that holds its stream. Use --workers 1, or disable it."
+            f"GATEWAY_MCP_SSE needs one process, and {settings.workers} workers were requested: a "
+            "session lives in the process that holds its stream. Use --workers 1, or disable it."
         )
     _refuse_unusable(host, port)
     if settings.tls_files is not None:
         guarded(partial(Certificate, *settings.tls_files))
     guarded(partial(check_traces, settings))
     raise_descriptor_limit()
-    if workers == 1:
+    if settings.workers == 1:
         _serve_one(settings, host, port, as_json=as_json)
     else:
-        _serve_many(settings, host, port, workers, as_json=as_json)
+        _serve_many(settings, host, port, as_json=as_json)
 
 
 class _Server(uvicorn.Server):
@@ -232,20 +232,18 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _serve_many(settings: Settings, host: str, port: int, workers: int, *, as_json: bool) -> None:
+def _serve_many(settings: Settings, host: str, port: int, *, as_json: bool) -> None:
     """Migrate, greet, and keep the embedded Postgres in the parent while the workers serve."""
-    export_to_workers(GATEWAY_PUBLIC_URL=settings.public_url)
+    export_to_workers(GATEWAY_PUBLIC_URL=settings.public_url, GATEWAY_WORKERS=str(settings.workers))
 
     async def serve_until_stopped() -> None:
         start = _Start()
         load_templates(settings.prompts_dir)  # an error is reported once here, not by each worker
         async with open_core(settings) as core:
             link = await _console_link(core, as_json=as_json)
-            _greet(core, as_json=as_json, workers=workers, link=link)
+            _greet(core, as_json=as_json, link=link)
             with _shared_metrics(), ModelsCopy(settings) as models_copy:
-                config = _uvicorn_config(
-                    "gateway.cli:worker_app", settings, host, port, workers=workers
-                )
+                config = _uvicorn_config("gateway.cli:worker_app", settings, host, port)
                 supervisor = _Supervisor(config, settings, models_copy)
                 await start.over()
                 # It blocks the main thread, the only one that may handle signals.
@@ -306,16 +304,14 @@ def _shared_metrics() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _uvicorn_config(
-    app: FastAPI | str, settings: Settings, host: str, port: int, *, workers: int = 1
-) -> BoundedConfig:
+def _uvicorn_config(app: FastAPI | str, settings: Settings, host: str, port: int) -> BoundedConfig:
     return BoundedConfig(
         app,
         bounds=ConnectionBounds.of(settings),
         tls_files=settings.tls_files,
         host=host,
         port=port,
-        workers=workers,
+        workers=settings.workers,
         factory=isinstance(app, str),
         access_log=False,
         server_header=False,
@@ -374,7 +370,7 @@ async def _console_link(core: Core, *, as_json: bool) -> SecretText | None:
         return await make_link(session, invoker(), core.settings)
 
 
-def _greet(core: Core, *, as_json: bool, workers: int = 1, link: SecretText | None = None) -> None:
+def _greet(core: Core, *, as_json: bool, link: SecretText | None = None) -> None:
     """Print the gateway's address and, on a terminal, how to use it and the keys."""
     settings = core.settings
     base_url = settings.public_url.rstrip("/")
@@ -384,6 +380,7 @@ def _greet(core: Core, *, as_json: bool, workers: int = 1, link: SecretText | No
         event = {"event": "ready", "base_url": base_url, "docs": f"{base_url}/docs"}
         print_json({**event, "data_dir": settings.data_dir.absolute(), "quickstart": path})
         return
+    workers = settings.workers
     state = "is ready" if workers == 1 else f"starts {workers} workers"
     console.print(f"\nImage Gateway {state} at {base_url}\n", style="bold")
     if not sys.stdout.isatty():

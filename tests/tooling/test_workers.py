@@ -115,6 +115,37 @@ async def test_a_worker_that_is_killed_is_replaced(
     assert len(stub.bill) == CALLS
 
 
+async def test_workers_are_replaced_at_sighup_without_a_failed_request(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    with gateway_process(
+        process_environment(settings), tmp_path / "log", *MANY, from_nothing=True
+    ) as running:
+        await running.until_ready(tries=2400)
+        before = set(workers_of(running))
+        key = await served.key()
+        answers: list[httpx2.Response] = []
+        are_replaced = asyncio.Event()
+
+        async def call(per_connection: int) -> None:
+            while not are_replaced.is_set():
+                async with client_of(running.base_url, key) as client:
+                    calls = [await client.post(PATH, json=BODY) for _ in range(per_connection)]
+                answers.extend(calls)
+
+        async def replaced() -> bool:
+            return before.isdisjoint(await asyncio.to_thread(workers_of, running))
+
+        async with asyncio.TaskGroup() as callers:
+            for number in range(STAYING):
+                callers.create_task(call(per_connection=1 if number % 2 else 20))
+            running.process.send_signal(signal.SIGHUP)
+            await eventually(replaced, seconds=2 * STOP_SECONDS)
+            are_replaced.set()
+    assert statuses(answers) == {200: len(answers)}
+    assert len(stub.bill) == len(answers)
+
+
 async def test_workers_that_cannot_start_end_the_gateway_with_a_failure(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -16,7 +16,8 @@ DESCRIPTORS_PER_CONNECTION = 2
 FEWEST_CONNECTIONS = 16
 MOST_DESCRIPTORS = 65_536
 LAST_SECONDS = 1.0
-"""Time in which a balancer finds that nothing listens any more, and ends its connections."""
+"""Time in which a balancer finds that nothing listens any more, or a new connection's first request
+arrives."""
 IPV6_SITE_BITS = 64
 """A site gets at least a /64 of addresses (RFC 6177), so each prefix counts as one client."""
 
@@ -75,12 +76,13 @@ class ConnectionBounds:
 
 
 def last_seconds(settings: Settings) -> float:
-    """Return how long connections outlive their listener: behind a balancer, which keeps them.
+    """Return how long connections outlive their listener, where others go on serving.
 
-    A balancer that finds no listener turns to another gateway, but one that has sent a
-    request on an open connection does not know if it was read, and must report a failure.
+    A balancer that finds no listener turns to another gateway, and the kernel to another worker.
+    But a client that has sent a request on an open connection does not know if it was read.
     """
-    return LAST_SECONDS if settings.shutdown_delay_seconds > 0 else 0.0
+    others_serve = settings.shutdown_delay_seconds > 0 or settings.workers > 1
+    return LAST_SECONDS if others_serve else 0.0
 
 
 def connections_within(descriptors: int | None) -> int:
