@@ -122,10 +122,8 @@ def import_prices(
     _add(entries, as_json=as_json)
 
 
-_RATES = (
-    *("text_input", "image_input", "image_output", "text_output"),
-    *("per_image", "per_second"),
-)
+_TOKEN_RATES = ("text_input", "image_input", "image_output", "text_output")
+_RATES = (*_TOKEN_RATES, "per_image", "per_second")
 
 
 def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -158,7 +156,7 @@ def _version(number: int, entry: object) -> tuple[str, SeedPrice, datetime]:
 
 def _rates(entry: dict[str, Any]) -> SeedPrice:
     if "per_image" in entry:
-        if any(name in entry for name in _RATES[:4]):
+        if any(name in entry for name in _TOKEN_RATES):
             raise ValueError("per_image excludes rates of tokens")
         return SeedPrice(0, 0, 0, 0, per_image_nano=parse_usd(str(entry["per_image"])))
     text_output = entry.get("text_output")

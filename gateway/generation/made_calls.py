@@ -19,14 +19,16 @@ def unanswered(served: ImageRequest) -> tuple[MadeCall, ...]:
     return (MadeCall(Outcome.AMBIGUOUS),) * (served.n if served.model.one_image_per_call else 1)
 
 
-def listed(model: Model, provider: str, made: Sequence[MadeCall]) -> tuple[ListedCall, ...]:
-    """Return calls as their reservation lists them."""
+def listed(
+    model: str, provider: str, unit: Unit, made: Sequence[MadeCall]
+) -> tuple[ListedCall, ...]:
+    """Return calls as their reservation lists them; `unit` is the one that they are billed by."""
     return tuple(
         ListedCall(
             provider,
-            model.id,
+            model,
             Outcome.SUCCESS_NO_USAGE
-            if call.outcome is Outcome.SUCCESS and call.usage is None and model.unit is Unit.TOKEN
+            if call.outcome is Outcome.SUCCESS and call.usage is None and unit is Unit.TOKEN
             else call.outcome,
             version=call.version,
             status=None if call.reply is None else call.reply.status,

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NoReturn
 from uuid import UUID
 
@@ -169,7 +170,9 @@ class PaidCalls:
         self, paid: PaidCall, secret: SecretText, partials: PartialSink | None
     ) -> ProviderAnswer:
         """Make the call, timed, and note its outcome in any case."""
-        sent = ended = listed(paid.served.model, paid.provider, unanswered(paid.served))
+        unit = quotes.unit_of(paid.served.model, paid.quote.price)
+        list_calls = partial(listed, paid.served.model.id, paid.provider, unit)
+        sent = ended = list_calls(unanswered(paid.served))
         self._settlements.sent(paid.caller.tenant_id, paid.id, sent)
         started = time.perf_counter()
         outcome, reply = Outcome.AMBIGUOUS, None
@@ -181,7 +184,7 @@ class PaidCalls:
                     calling.note(answer)
         except ProviderFailure as failure:
             outcome, reply = failure.outcome, failure.reply
-            ended = listed(paid.served.model, paid.provider, failure.made)
+            ended = list_calls(failure.made)
             raise
         except TimeoutError as error:
             raise ProviderFailure(
@@ -193,10 +196,9 @@ class PaidCalls:
                 Outcome.AMBIGUOUS, Reason.UNKNOWN, "The call ended in an unexpected way."
             ) from error
         else:
-            unit = quotes.unit_of(paid.served.model, paid.quote.price)
             is_known = answer.usage is not None or unit is not Unit.TOKEN
             outcome = Outcome.SUCCESS if is_known else Outcome.SUCCESS_NO_USAGE
-            reply, ended = answer.reply, listed(paid.served.model, paid.provider, answer.made)
+            reply, ended = answer.reply, list_calls(answer.made)
             check_version(paid.id, paid.served.model, answer)
             return answer
         finally:

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import struct
+import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
 from gateway.config import Settings
@@ -121,6 +124,11 @@ def signed_sample(folder: Path) -> bytes:
     return target.getvalue()
 
 
+def unsigned_alarms() -> float:
+    """The alarms so far of images that could not be signed."""
+    return REGISTRY.get_sample_value("gateway_alarms_total", {"kind": "image_not_signed"}) or 0
+
+
 async def bought(served: Served, **asked: Any) -> tuple[bytes, dict[str, Any]]:
     """Buy one image; return its file and what the gateway says of it."""
     key = await served.key()
@@ -225,6 +233,23 @@ async def test_another_format_than_the_models_is_signed_too(
     assert source_type(file) == MODEL
     active, _ = manifests(file, f"image/{output_format}")
     assert active["ingredients"][0]["format"] != f"image/{output_format}"
+
+
+async def test_an_image_that_cannot_be_signed_is_delivered_unsigned(
+    settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    image = png(1024, 1024)
+    head, rest = image[:33], image[33:]
+    no_manifest = b"caBXnot a manifest"
+    chunk = struct.pack(">I", len(no_manifest) - 4) + no_manifest
+    damaged = head + chunk + struct.pack(">I", zlib.crc32(no_manifest)) + rest
+    stub.configure(image_base64=base64.b64encode(damaged).decode())
+    before = unsigned_alarms()
+    async with served_gateway(signing(settings, tmp_path)) as served:
+        file, listed = await bought(served, model="dall-e-2", size="256x256")
+    assert listed["provenance"] == "marked"
+    assert source_type(file) == MODEL
+    assert unsigned_alarms() == before + 1
 
 
 async def test_a_file_that_cannot_be_signed_is_reported(tmp_path: Path) -> None:

@@ -32,6 +32,26 @@ async def test_an_answer_without_usage_is_posted_as_an_estimate_and_says_so(
     assert quote >= stub.bill[0].cost_nano_usd
 
 
+async def test_by_a_price_per_image_an_answer_without_usage_is_billed_exactly(
+    served: Served, stub: Stub
+) -> None:
+    await served.owner_sql(
+        "INSERT INTO price (model, effective_from, text_input_nano, image_input_nano,"
+        " image_output_nano, text_output_nano, per_image_nano)"
+        " VALUES (:model, now() - interval '1 minute', 0, 0, 0, 0, 5000000)",
+        model=GPT2,
+    )
+    stub.faults.add(Fault("usage_missing"))
+    async with served.http(await served.key()) as http:
+        answer = await post_image(http)
+        await served.gateway.request_log.flush()
+        request = (await http.get(f"/v1/requests/{answer.headers['x-request-id']}")).json()
+    assert (answer.status_code, answer.headers["x-gateway-cost-status"]) == (200, "actual")
+    [booked] = await books(served)
+    assert (booked.outcome, booked.lines) == ("success", (("post", 5_000_000),))
+    assert [call["outcome"] for call in request["generation"]["calls"]] == ["success"]
+
+
 async def test_usage_without_details_is_still_exact(served: Served, stub: Stub) -> None:
     stub.faults.add(Fault("usage_without_details"))
     async with served.http(await served.key()) as http:

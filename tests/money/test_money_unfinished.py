@@ -7,18 +7,22 @@ from typing import Any
 import openai
 import pytest
 from prometheus_client import REGISTRY
+from pydantic import SecretStr
 
 from gateway.config import Settings
 from tests.harness import (
     Served,
     error_of,
     gateway_process,
+    make_settings,
     process_environment,
     run_sql,
     served_gateway,
 )
 from tests.image_helpers import file_bytes, mask, png
 from tests.money_helpers import GENERATIONS, books, client_of, eventually
+from tests.stub_gemini import running_gemini
+from tests.stub_gemini.api import KEY as GEMINI_KEY
 from tests.stub_openai import Stub
 
 SMALL: dict[str, Any] = {"model": "dall-e-2", "prompt": "a red fox", "size": "256x256"}
@@ -38,6 +42,31 @@ async def test_a_decoder_that_times_out_does_not_lose_the_cost(
         [line] = await books(served)
         assert (line.state, line.final_nano) == ("posted", stub.totals.cost_nano_usd)
         await served.check_invariants()
+
+
+async def test_a_format_that_cannot_be_made_does_not_lose_the_cost(
+    database: str, tmp_path: Path
+) -> None:
+    async with running_gemini() as gemini:
+        settings = make_settings(
+            database,
+            tmp_path,
+            GEMINI_API_KEY=SecretStr(GEMINI_KEY),
+            GEMINI_BASE_URL=gemini.base_url,
+            decoder_job_seconds=0.001,
+        )
+        async with served_gateway(settings) as served:
+            async with served.http(await served.key()) as http:
+                answer = await http.post(
+                    GENERATIONS,
+                    json={"model": "gemini-nano-banana-2.1", "prompt": "a red fox"}
+                    | {"output_format": "webp"},
+                )
+            assert (answer.status_code, error_of(answer)["code"]) == (500, "image_unfinished")
+            assert "webp" in error_of(answer)["message"]
+            [line] = await books(served)
+            assert (line.state, line.final_nano) == ("posted", gemini.bill[0].cost_nano_usd)
+            await served.check_invariants()
 
 
 async def test_a_machine_without_room_for_files_still_posts_the_cost(
