@@ -1,6 +1,6 @@
 """Price versions: rows are immutable; a change is a new row with its own start."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -201,19 +201,22 @@ async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
     return len(missing)
 
 
-async def enforce(session: OperatorSession, declared: Iterable[DeclaredPrice]) -> list[Price]:
+async def enforce(session: OperatorSession, declared: Sequence[DeclaredPrice]) -> list[Price]:
     """Add the versions that bring the declared prices into force; return them.
 
-    One without a start applies from now if the price in force differs. Entries keep the price that
-    they were made with.
+    One without a start applies from now if the price in force differs, until one of the same name
+    with a start has begun. Entries keep the price that they were made with.
 
     Raises:
         Conflict: another price has that start already.
     """
     table = PriceTable(_by_model(await list_prices(session)))
     now = datetime.now(UTC)
+    begun = {one.name for one in declared if one.effective_from and one.effective_from <= now}
     added = []
     for one in declared:
+        if one.effective_from is None and one.name in begun:
+            continue
         versions = table.versions.get(one.name, ())
         same = table.at(one.name, now)
         if one.effective_from is not None:

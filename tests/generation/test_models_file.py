@@ -342,6 +342,34 @@ effective_from = 2099-01-01T00:00:00Z
             pass
 
 
+async def test_a_price_without_a_start_ends_when_one_with_a_start_begins(
+    database: str, tmp_path: Path
+) -> None:
+    text = """
+[[prices]]
+model = "gpt-image-2"
+text_input = "4"
+image_input = "7"
+image_output = "20"
+
+[[prices]]
+model = "gpt-image-2"
+text_input = "4"
+image_input = "7"
+image_output = "25"
+effective_from = 2026-11-01T00:00:00Z
+"""
+    settings = make_settings(database, tmp_path, models_file=write(tmp_path, text))
+    for _ in "ab":
+        async with served_gateway(settings) as served:
+            assert await served.gateway.hosts.reload()
+            rows = await served.owner_sql(
+                "SELECT image_output_nano FROM price WHERE model = 'gpt-image-2'"
+                " ORDER BY effective_from"
+            )
+        assert [row[0] for row in rows][1:] == [25_000_000_000]
+
+
 async def test_without_the_variable_of_a_credential_it_does_not_start(
     database: str, tmp_path: Path
 ) -> None:
