@@ -104,6 +104,17 @@ async def test_a_chain_holds_its_dearest_model_of_the_house_budget_and_spends_wh
     assert await house_sums(served) == (line.cost_nano_usd, 0)
 
 
+async def test_a_short_budget_of_the_tenant_asks_all_shards_of_the_house(
+    served: Served, stub: Stub
+) -> None:
+    await served.house_budget("5")
+    await served.budget("0.02")
+    # No shard has its part yet: alone, none knows that the house has enough.
+    assert (await buy(served)).headers["x-gateway-provider"] == "openai"
+    assert await served.owner_sql("SELECT exceeded_of_nano FROM budget_period") == [(None,)]
+    await served.check_invariants()
+
+
 async def test_a_house_budget_too_small_for_the_dearest_model_passes_over_it(
     served: Served, stub: Stub, gemini: StubGemini, kserve: StubKServe
 ) -> None:

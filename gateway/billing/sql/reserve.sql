@@ -175,6 +175,20 @@ CREATE OR REPLACE FUNCTION has_available(
     FROM unnest(p_positions) AS u(position)
 $$;
 
+-- The outcome of a request whose budgets are too short for its dearest model, by the amount of its
+-- first. p_own: the number of its positions that are the tenant's, which come first. If they have the
+-- amount, all shards of the operator's budgets are asked before it is refused.
+CREATE OR REPLACE FUNCTION outcome_of_least(
+    p_periods locked_period[], p_positions int[], p_own int, p_amount_nano bigint, p_whole boolean
+) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN has_available(p_periods, p_positions, p_amount_nano) THEN 'held_least'
+        WHEN NOT p_whole AND has_available(p_periods, p_positions[:p_own], p_amount_nano)
+            THEN 'whole'
+        ELSE 'budget_exceeded'
+    END
+$$;
+
 -- Input: p_requests, JSON objects with id, tenant_id, api_key_id, user_id, livemode, operation,
 -- requested_model, served_model, provider, credential, price_id, amount_nano (the quote),
 -- ttl_seconds, terms, of a keyed request idempotency_key and request_hash, and of one with fallbacks
@@ -262,10 +276,10 @@ BEGIN
                 EXIT;
             END IF;
         END LOOP;
-        IF outcome = 'budget_exceeded' AND q.amount_nano < v_amount
-            AND has_available(v_periods, v_positions, q.amount_nano) THEN
+        IF outcome = 'budget_exceeded' AND q.amount_nano < v_amount THEN
             v_amount := q.amount_nano;
-            outcome := 'held_least';
+            outcome := outcome_of_least(
+                v_periods, v_positions, cardinality(v_own), v_amount, p_whole);
         END IF;
         -- A repeated key gets its first answer, also where the budget is spent by now.
         IF q.idempotency_key IS NOT NULL AND outcome NOT LIKE 'held%' AND is_claimed(
