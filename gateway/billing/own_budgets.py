@@ -47,7 +47,8 @@ async def set_own_budget(
         raise NotFound("There is no such key in this mode.", param="api_key_id")
     present = await budgets.for_owner(session, caller.tenant_id, owner)
     found = _of_owner(present, owner, window)
-    if found is not None and limit_nano > found.limit_in_force_nano:
+    # Above the usual limit: a raise for some days must not become the usual one.
+    if found is not None and limit_nano > found.limit_nano:
         refuse_own_bound(caller, owner)
     _refuse_above(present, owner, window, limit_nano)
     return await budgets.set_limit(

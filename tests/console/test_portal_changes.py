@@ -7,6 +7,7 @@ import shutil
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
@@ -16,6 +17,8 @@ from gateway.console import connection_snippets
 from gateway.domain import Scope
 from gateway.identity.viewers import Role
 from gateway.webhooks import endpoints
+from tests.admin_helpers import admin as operator_rest
+from tests.admin_helpers import answered
 from tests.console_helpers import person
 from tests.harness import GPT2, Served
 from tests.money.test_money_crashes import locked, waiting_for_locks
@@ -202,6 +205,24 @@ async def test_the_holder_of_a_key_cannot_loosen_its_own_budget(served: Served) 
         removed = await holder.post(f"/console/portal/budgets/{rows[0].id}/remove")
     assert statuses == [403, 303]
     assert removed.status_code == 403
+
+
+async def test_a_raise_for_some_days_cannot_be_made_the_usual_limit_by_its_holder(
+    served: Served,
+) -> None:
+    key = await served.key(scopes=[Scope.TENANT_ADMIN, Scope.USAGE_READ])
+    await served.budget("1", api_key_id=key.id)
+    [budget] = await served.owner_sql("SELECT id FROM budget")
+    raising = {"limit_usd": "5", "until": (datetime.now(UTC) + timedelta(days=1)).isoformat()}
+    path = f"/tenants/{served.tenant_id}/budgets/{budget.id}/raise"
+    async with operator_rest(served) as operator:
+        answered(await operator.put(path, json=raising))
+    mine = {"key": str(key.id), "window": "month", "limit_usd": "5"}
+    async with person(served, Role.TENANT_ADMIN, key=key) as holder:
+        refused = await holder.post("/console/portal/budgets", data=mine)
+    assert refused.status_code == 403
+    [budget] = await served.owner_sql("SELECT limit_nano FROM budget")
+    assert budget.limit_nano == 1_000_000_000
 
 
 async def test_a_limit_of_a_user_is_set_below_the_tenants_and_removed(
