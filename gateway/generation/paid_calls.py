@@ -252,23 +252,26 @@ class PaidCalls:
         error = turn.first_error
         if error is None or not _is_served_elsewhere(paid, failure):
             error = _client_error(paid, failure)
-        cost_nano, answer = None, None
+        outcome, cost_nano, answer = failure.outcome, NanoUsd(0), None
         record = current()
         record.reason = failure.reason
-        if failure.outcome in CHARGED:  # and no image that could be read
-            cost_nano = self._cost(paid, failure.usage, images=paid.served.n)
-            answer = record_error(error) if paid.request.idempotency else None
-        if failure.outcome is Outcome.AMBIGUOUS:
+        if outcome is Outcome.AMBIGUOUS:
             record.cost(None, CostStatus.PENDING)
+        elif outcome in CHARGED:  # and no image that could be read
+            cost_nano, status = self._cost(
+                paid,
+                failure.usage,
+                images=paid.served.n,
+                microseconds=failure.microseconds,
+                likely=paid.served.model.usual,
+            )
+            if status is CostStatus.ESTIMATED:
+                outcome = Outcome.SUCCESS_NO_USAGE
+            record.cost(cost_nano, status)
+            answer = record_error(error) if paid.request.idempotency else None
         else:
-            record.cost(cost_nano or NanoUsd(0), CostStatus.ACTUAL)
-        settlement = Settlement(
-            paid.id,
-            failure.outcome,
-            NanoUsd(0) if cost_nano is None else cost_nano,
-            usage=failure.usage,
-            answer=answer,
-        )
+            record.cost(cost_nano, CostStatus.ACTUAL)
+        settlement = Settlement(paid.id, outcome, cost_nano, usage=failure.usage, answer=answer)
         with postgresql_step("settle", "settle"):
             settling = self._settlements.settle(paid.caller.tenant_id, settlement)
             await self._settlements.acknowledged(settling)
@@ -282,15 +285,16 @@ class PaidCalls:
         raise error from failure
 
     async def _succeed(self, paid: PaidCall, answer: ProviderAnswer) -> Generation:
-        status, outcome = CostStatus.ACTUAL, Outcome.SUCCESS
         served = quotes.choice_served(paid.served, answer)
-        cost_nano = self._cost(
-            paid, answer.usage, images=len(answer.images), microseconds=answer.microseconds
+        cost_nano, status = self._cost(
+            paid,
+            answer.usage,
+            images=len(answer.images),
+            microseconds=answer.microseconds,
+            likely=quotes.likely_choice(paid.served, answer),
+            is_open=answer.is_cost_open,
         )
-        if cost_nano is None or answer.is_cost_open:
-            status, outcome = CostStatus.ESTIMATED, Outcome.SUCCESS_NO_USAGE
-            cost_nano = self._estimate(paid, quotes.likely_choice(paid.served, answer))
-            telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
+        is_known = status is CostStatus.ACTUAL
         current().cost(cost_nano, status)
         usage_metrics.count_output(
             *(paid.caller.tenant_id, paid.provider, paid.served.model.id),
@@ -300,7 +304,7 @@ class PaidCalls:
         )
         settlement = Settlement(
             paid.id,
-            outcome,
+            Outcome.SUCCESS if is_known else Outcome.SUCCESS_NO_USAGE,
             cost_nano,
             images=len(answer.images),
             usage=answer.usage,
@@ -333,7 +337,7 @@ class PaidCalls:
         )
 
     def _estimate(self, paid: PaidCall, likely: AutoChoice) -> NanoUsd:
-        """Estimate a call whose answer has no usage, by the choice that was made or served."""
+        """Estimate a call without usage, by the choice that was made or is likely."""
         model, quote = paid.served.model, paid.quote
         return quotes.estimate(quote.terms, model, quote.price, likely, at_most=quote.amount_nano)
 
@@ -343,18 +347,28 @@ class PaidCalls:
         usage: Usage | None,
         *,
         images: int,
-        microseconds: int | None = None,
-    ) -> NanoUsd | None:
-        """The cost of a charged call, counted in the metrics; None where its usage is missing."""
+        microseconds: int | None,
+        likely: AutoChoice,
+        is_open: bool = False,
+    ) -> tuple[NanoUsd, CostStatus]:
+        """Compute the cost of a charged call, and count it in the metrics.
+
+        It is an estimate by `likely` if `is_open`, or if the provider has not told what it used.
+        """
+        status = CostStatus.ACTUAL
         cost_nano = quotes.cost_of_call(
             paid.served, paid.quote.price, usage=usage, images=images, microseconds=microseconds
         )
+        if cost_nano is None or is_open:
+            status = CostStatus.ESTIMATED
+            cost_nano = self._estimate(paid, likely)
+            telemetry.alarm("usage_missing", generation=str(paid.id), model=paid.served.model.id)
         usage_metrics.count_cost(
             *(paid.caller.tenant_id, paid.provider, paid.served.model.id),
             livemode=paid.caller.livemode,
-            nano=paid.quote.amount_nano if cost_nano is None else cost_nano,
+            nano=cost_nano,
         )
-        return cost_nano
+        return cost_nano, status
 
     async def _keep(
         self,

@@ -35,8 +35,9 @@ class ProviderFailure(Exception):
     """A call that returned no images; `outcome` says what it may cost, `usage` what it did cost.
 
     `message`, `code` and `param` are the provider's own and may echo parts of a key, so they are
-    redacted before they reach a client or a log. `reply` is None if no answer came. `calls`: those
-    that it stands for; empty if it is the only one.
+    redacted before they reach a client or a log. `reply` is None if no answer came. `microseconds`:
+    the time that the call took, where it is billed. `calls`: those that it stands for; empty if it
+    is the only one.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ProviderFailure(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.usage = usage
         self.reply = reply
+        self.microseconds: int | None = None
         self.calls: tuple[MadeCall, ...] = ()
 
     @property

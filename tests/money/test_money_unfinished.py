@@ -69,6 +69,35 @@ async def test_a_format_that_cannot_be_made_does_not_lose_the_cost(
             await served.check_invariants()
 
 
+async def test_a_charged_refusal_whose_cost_is_not_known_is_estimated(
+    database: str, tmp_path: Path
+) -> None:
+    async with running_gemini() as gemini:
+        settings = make_settings(
+            database,
+            tmp_path,
+            GEMINI_API_KEY=SecretStr(GEMINI_KEY),
+            GEMINI_BASE_URL=gemini.base_url,
+        )
+        gemini.faults.append("refused_image")
+        async with served_gateway(settings) as served:
+            # A price by the second, as an earlier release stored it; Google's answers have no time.
+            await served.owner_sql(
+                "INSERT INTO price (model, effective_from, text_input_nano, image_input_nano,"
+                " image_output_nano, text_output_nano, per_second_nano) VALUES"
+                " ('gemini-nano-banana-2.1', now() - interval '1 minute', 0, 0, 0, 0, 1000)"
+            )
+            async with served.http(await served.key()) as http:
+                answer = await http.post(
+                    GENERATIONS, json={"model": "gemini-nano-banana-2.1", "prompt": "a red fox"}
+                )
+            assert error_of(answer)["code"] == "moderation_blocked"
+            [line] = await books(served)
+            assert (line.state, line.outcome) == ("posted_est", "success_no_usage")
+            assert line.final_nano == line.held_nano > 0
+            await served.check_invariants()
+
+
 async def test_a_machine_without_room_for_files_still_posts_the_cost(
     settings: Settings, stub: Stub, served: Served, tmp_path: Path
 ) -> None:

@@ -166,8 +166,13 @@ class OpenAIImages:
         except TimeoutError:
             raise interrupted(sent=sending.had_connection) from None
         elapsed = min(time.perf_counter() - started, seconds)
-        answer = await self._read(response.content, request, sending)
-        return described(answer, request, microseconds=int(elapsed * MICROSECONDS) or 1)
+        microseconds = int(elapsed * MICROSECONDS) or 1
+        try:
+            answer = await self._read(response.content, request, sending)
+        except ProviderFailure as failure:
+            failure.microseconds = microseconds
+            raise
+        return described(answer, request, microseconds=microseconds)
 
     async def _read(
         self, content: bytes, request: ImageRequest, sending: Sending
