@@ -6,6 +6,7 @@ that the successor lacks are applied to the output image afterwards (`PostProces
 
 from dataclasses import dataclass, replace
 
+from gateway.catalog.sizes import fitting_size
 from gateway.domain import ImageRequest, InputImage, Operation
 from gateway.generation import translation
 from gateway.image_models import Model, parse_size
@@ -49,7 +50,7 @@ def serve(request: ImageRequest, serving: Model) -> ImageRequest:
         operation=Operation.EDIT if request.inputs else Operation.GENERATION,
         prompt=_prompt(request, serving),
         mask=_mask(request),
-        size=words.sizes.get(request.size or "", request.size),
+        size=_size(request, serving),
         quality=words.qualities.get(request.quality or "", request.quality),
         output_format="png" if words.bare_answer else request.output_format,
         input_fidelity=fidelity if fidelity in serving.inputs.fidelities else None,
@@ -88,6 +89,15 @@ def encoding(served: ImageRequest) -> Encoding | None:
         return None
     quality = served.output_compression
     return Encoding(served.output_format, quality if served.output_format != "png" else None)
+
+
+def _size(request: ImageRequest, serving: Model) -> str | None:
+    """Return the size to ask `serving` for: the nearest one that it has."""
+    size = request.model.continuity.sizes.get(request.size or "", request.size)
+    fixed = serving.sizes.fixed
+    if size is None or size == "auto" or size in fixed or not fixed:
+        return size
+    return fitting_size(serving, parse_size(size))
 
 
 def _prompt(request: ImageRequest, serving: Model) -> str:

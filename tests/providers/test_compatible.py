@@ -141,6 +141,28 @@ async def test_a_quality_without_steps_is_passed_on_and_time_is_paid(
     assert 0 < (booked.final_nano or 0) < 50_000_000
 
 
+@pytest.mark.parametrize(
+    "data", [[], [{}], [{"url": "http://127.0.0.1:9/private.png"}]], ids=["none", "empty", "link"]
+)
+async def test_time_is_paid_for_an_answer_without_an_image(
+    served: Served, host: Host, data: list[dict[str, str]]
+) -> None:
+    host.answer = {"data": data, "usage": dict.fromkeys(USAGE, 0) | {"input_tokens_details": None}}
+    answer = await buy(served, model="plain", quality="low")
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "image_unfinished")
+    [booked] = await books(served)
+    assert (booked.state, booked.outcome) == ("posted", "success")
+    assert 0 < (booked.final_nano or 0) < booked.held_nano
+
+
+async def test_a_rehearsal_costs_at_most_the_time_that_is_reserved(served: Served) -> None:
+    async with served.http(await served.key(livemode=False)) as http:
+        answer = await http.post(PATH, json={"model": "plain", "prompt": PROMPT, "n": 3})
+    assert answer.status_code == 200, answer.text
+    [booked] = await books(served)
+    assert (booked.held_nano, booked.final_nano) == (50_000_000, 50_000_000)
+
+
 async def test_an_edit_is_a_form(served: Served, host: Host) -> None:
     async with served.openai(await served.key()) as client:
         await client.images.edit(model="qwen-image", prompt=PROMPT, image=png(64, 64))

@@ -66,6 +66,23 @@ async def test_models_that_are_shut_down_need_no_longer_be_listed(
         assert openais.missing == ()
 
 
+@pytest.mark.parametrize(
+    ("size", "made"), [("512x512", "1024x1024"), ("1000x1000", "1024x1024"), (None, "1024x1024")]
+)
+async def test_a_successor_without_a_size_makes_the_nearest(
+    settings: Settings, gemini: StubGemini, size: str | None, made: str
+) -> None:
+    async with served_gateway(settings) as served:
+        served.gateway.core.catalog.learn_shutdown_dates({FLASH: date(2026, 11, 1)})
+        async with served.http(await served.key()) as http:
+            asked = {"model": FLASH, "prompt": "a red circle"} | ({"size": size} if size else {})
+            answer = await http.post("/v1/images/generations", json=asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-gateway-served-model"] == "gemini-nano-banana-2.1"
+    assert answer.json()["size"] == made
+    assert len(gemini.bill) == 1
+
+
 async def test_a_refused_key_and_a_broken_list_are_told_apart(
     settings: Settings, gemini: StubGemini
 ) -> None:
