@@ -206,7 +206,8 @@ def _key_lookup(stack: AsyncExitStack, core: Core, callers: CallerCaches) -> Key
     core.secrets.start(core.database)
     stack.push_async_callback(refused_keys.close)
     stack.push_async_callback(core.secrets.close)
-    return KeyLookup(core.database, core.secrets, callers, refused_keys)
+    seconds = core.settings.admission_seconds
+    return KeyLookup(core.database, core.secrets, callers, refused_keys, seconds=seconds)
 
 
 def _clearer(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Row
 
-from gateway.db.engine import Database
+from gateway.db.engine import Database, answered_within
 from gateway.db.group_commit import GroupCommit
 from gateway.domain import Caller, TenantSettings
 from gateway.tenancy.credentials import OwnCredentials, read_credentials
@@ -35,8 +35,10 @@ class FoundCaller:
 class CallerLookup:
     """A batcher of look-ups: while one statement runs, the next batch gathers."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, seconds: float) -> None:
+        """Wait at most `seconds` for a batch, or those behind it would wait for a dead one."""
         self._database = database
+        self._seconds = seconds
         self._batches: GroupCommit[Sequence[bytes], FoundCaller | None] = GroupCommit(
             "find_callers", self._find_batch, max_batch=MAX_BATCH
         )
@@ -46,7 +48,7 @@ class CallerLookup:
         """Find the caller whose key has one of these digests; None if there is none.
 
         Raises:
-            DatabaseUnavailable: Postgres is away.
+            DatabaseUnavailable: Postgres is away, or does not answer in time.
         """
         return await self._batches.submit(digests)
 
@@ -60,7 +62,8 @@ class CallerLookup:
 
     async def _find_batch(self, batch: Sequence[Sequence[bytes]]) -> list[FoundCaller | None]:
         digests = [digest for each in batch for digest in each]
-        rows = await self._database.call(_FIND, {"digests": digests})
+        async with answered_within(self._seconds):
+            rows = await self._database.call(_FIND, {"digests": digests})
         found = {row.digest: self._found(row) for row in rows}
         return [next((found[digest] for digest in each if digest in found), None) for each in batch]
 

@@ -72,14 +72,17 @@ class KeyLookup:
         secrets: GatewaySecrets,
         callers: CallerCaches,
         refused: RefusedKeys,
+        *,
+        seconds: float,
     ) -> None:
+        """Wait at most `seconds` for Postgres to find a key."""
         self._database = database
         self._secrets = secrets
         self._callers = callers.by_key
         self._operators = callers.operators
         self._credentials = callers.credentials
         self._refused = refused
-        self._lookup = CallerLookup(database)
+        self._lookup = CallerLookup(database, seconds=seconds)
         self._unknown = UnknownKeys()
 
     def clear(self) -> None:

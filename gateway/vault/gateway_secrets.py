@@ -17,7 +17,7 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, delete, func, select, update
 
 from gateway.db.audit import Action, record
-from gateway.db.engine import Database, DatabaseUnavailable, OperatorSession
+from gateway.db.engine import Database, DatabaseUnavailable, OperatorSession, answered_within
 from gateway.db.key_tables import OperatorKeyRow, SealedSecretRow
 from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.vault.key_format import Pepper
@@ -27,6 +27,8 @@ SECRETS_CHANGED = "sealed_secret"
 """The Postgres notification sent when a version is added or removed."""
 REFRESH_SECONDS = 30.0
 RETRY_SECONDS = 1.0
+READ_SECONDS = 10.0
+"""Those who wait for a reading must not wait for a dead connection."""
 SIGNS_AFTER = timedelta(seconds=90)
 """Enough time for every worker to read a new link key, even without a notification."""
 CLOCK_SLACK = timedelta(minutes=5)
@@ -97,7 +99,7 @@ class GatewaySecrets:
         async with self._reading:
             if time.monotonic() - self._read_at < max_age_seconds:
                 return
-            async with database.operator() as session:
+            async with answered_within(READ_SECONDS), database.operator() as session:
                 versions = await _read(session, self._vault)
             self._keep(versions)
 

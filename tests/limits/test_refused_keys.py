@@ -226,6 +226,7 @@ async def test_an_unknown_key_is_looked_up_once(served: Served) -> None:
         served.gateway.core.secrets,
         caches(),
         RefusedKeys(served.gateway.database, max_delay_seconds=0),
+        seconds=60,
     )
     for kind in ("live", "admin"):
         database.calls = 0
@@ -248,6 +249,7 @@ async def test_a_key_of_another_form_or_checksum_is_never_looked_up(served: Serv
         served.gateway.core.secrets,
         caches(),
         RefusedKeys(served.gateway.database, max_delay_seconds=0),
+        seconds=60,
     )
     good = bad_key("live")
     mistyped = good[:-1] + ("1" if good.endswith("0") else "0")
@@ -265,6 +267,7 @@ async def test_few_keys_of_an_address_that_guesses_are_looked_up_at_once(served:
         served.gateway.core.secrets,
         caches(),
         RefusedKeys(served.gateway.database, max_delay_seconds=0),
+        seconds=60,
     )
 
     async def guess(address: str) -> None:

@@ -49,6 +49,7 @@ class Worker:
             core.secrets,
             self.caches,
             RefusedKeys(core.database, max_delay_seconds=0),
+            seconds=60,
         )
         self.credentials = Credentials(
             self.database,  # type: ignore[arg-type]  # a fake
