@@ -1,8 +1,10 @@
 """Sign-in with a key: an admin key in an emergency, or a tenant's own API key."""
 
+from uuid import UUID
+
 from sqlalchemy import select
 
-from gateway.db.engine import OperatorSession
+from gateway.db.engine import Database, OperatorSession
 from gateway.db.key_tables import KeyDirectoryRow
 from gateway.db.tables import ApiKeyRow
 from gateway.domain import Operator
@@ -36,9 +38,11 @@ async def by_admin_key(keys: KeyLookup, text: str, *, address: str) -> SignedIn:
 
 
 async def by_api_key(
-    session: OperatorSession, keys: KeyLookup, text: str, *, address: str, pepper: Pepper
+    database: Database, keys: KeyLookup, text: str, *, address: str, pepper: Pepper
 ) -> SignedIn:
     """Sign in with a tenant's API key; the session may do what the key may.
+
+    No connection is held while a refused key is delayed.
 
     Raises:
         Unauthenticated: unknown, revoked or expired.
@@ -49,18 +53,8 @@ async def by_api_key(
     if isinstance(caller, Operator):
         raise InvalidRequest("This is an admin key. Use the form for operators.", param="key")
     # The caller names the first key of its line. The session ends with the key that was typed in.
-    key = await session.scalar(
-        select(ApiKeyRow)
-        .join(
-            KeyDirectoryRow,
-            (KeyDirectoryRow.tenant_id == ApiKeyRow.tenant_id)
-            & (KeyDirectoryRow.api_key_id == ApiKeyRow.id),
-        )
-        .where(
-            ApiKeyRow.tenant_id == caller.tenant_id,
-            KeyDirectoryRow.digest == key_format.digest(pepper, text),
-        )
-    )
+    async with database.operator() as session:
+        key = await _find(session, caller.tenant_id, key_format.digest(pepper, text))
     if key is None:  # another worker has rolled the pepper in this very moment
         raise Unauthenticated("This API key could not be looked up. Try again.")
     return SignedIn(
@@ -72,3 +66,16 @@ async def by_api_key(
         api_key_id=key.id,
         expires_at=key.expires_at,
     )
+
+
+async def _find(session: OperatorSession, tenant_id: UUID, digest: bytes) -> ApiKeyRow | None:
+    found: ApiKeyRow | None = await session.scalar(
+        select(ApiKeyRow)
+        .join(
+            KeyDirectoryRow,
+            (KeyDirectoryRow.tenant_id == ApiKeyRow.tenant_id)
+            & (KeyDirectoryRow.api_key_id == ApiKeyRow.id),
+        )
+        .where(ApiKeyRow.tenant_id == tenant_id, KeyDirectoryRow.digest == digest)
+    )
+    return found

@@ -1,9 +1,11 @@
 """Sign-in by a key: an admin key in an emergency, and a tenant's own API key."""
 
+import asyncio
 from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.config import Settings
 from gateway.db.actors import Actor
@@ -14,8 +16,10 @@ from gateway.identity.failures import FREE_FAILURES
 from gateway.tenancy import admin_keys
 from gateway.tenancy.admin_keys import IssuedAdminKey
 from gateway.webhooks import endpoints, events
+from tests.admin_helpers import admin, answered
 from tests.console_helpers import browser, operator, reason
 from tests.harness import Served, served_gateway
+from tests.money_helpers import eventually
 
 ADMIN_FORM, API_FORM = "/console/login/admin-key", "/console/login/api-key"
 WRONG = "igw_admin_" + "0" * 36
@@ -229,6 +233,38 @@ async def test_each_form_takes_its_own_kind_of_key(served: Served) -> None:
         ]
         assert "ig_session" not in client.cookies
     assert answers == [400, 400, 401, 401]
+
+
+async def test_a_delayed_sign_in_takes_no_connection_from_the_operators(
+    settings: Settings,
+) -> None:
+    def refused() -> float:
+        name, labels = "gateway_keys_refused_total", {"kind": "admin"}
+        return REGISTRY.get_sample_value(name, labels) or 0
+
+    changed = settings.model_copy(
+        update={"refused_key_max_delay_seconds": 12, "console_sign_ins_per_minute": 100}
+    )
+    async with (
+        served_gateway(changed) as served,
+        served.http(WRONG) as guesser,
+        browser(served) as client,
+        admin(served) as operators,
+    ):
+        before = refused()
+        guesses = [asyncio.create_task(guesser.get("/admin/v1/tenants")) for _ in range(8)]
+        await eventually(lambda: is_true(refused() == before + 8))
+        # From now on a refusal takes as long as it may.
+        guesses += [asyncio.create_task(post_key(client, API_FORM, WRONG)) for _ in range(2)]
+        await eventually(lambda: is_true(refused() == before + 10))
+        answered(await operators.get("/tenants"))
+        for task in guesses:
+            task.cancel()
+        await asyncio.gather(*guesses, return_exceptions=True)
+
+
+async def is_true(value: object) -> bool:
+    return bool(value)
 
 
 async def test_failures_delay_the_next_sign_in_at_every_gateway(

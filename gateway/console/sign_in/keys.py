@@ -5,14 +5,12 @@ from ipaddress import ip_address
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.bootstrap import Gateway
 from gateway.config import Settings
 from gateway.console.dependencies import FormDep, browser_of
 from gateway.console.sign_in.limits import limited
 from gateway.console.sign_in.pages import refused, signed_in
 from gateway.errors import Forbidden, GatewayError
 from gateway.identity import failures, keys
-from gateway.identity.sessions import SignedIn
 from gateway.rest.dependencies import GatewayDep
 
 router = APIRouter()
@@ -42,18 +40,17 @@ async def use_api_key(request: Request, gateway: GatewayDep, form: FormDep) -> R
     text, account = form.get("key", "").strip(), f"api_key {browser_of(request).address}"
     try:
         await failures.begin_attempt(gateway.database, account, gateway.settings)
-        who = await _by_api_key(gateway, text, _address(request))
+        who = await keys.by_api_key(
+            gateway.operators_database,
+            gateway.api_keys,
+            text,
+            address=_address(request),
+            pepper=gateway.core.pepper,
+        )
     except GatewayError as error:
         return refused(request, gateway, error, next_path=form.get("next"))
     await failures.forget(gateway.database, account)
     return await signed_in(request, gateway, who, form.get("next"))
-
-
-async def _by_api_key(gateway: Gateway, text: str, address: str) -> SignedIn:
-    async with gateway.operators_database.operator() as session:
-        return await keys.by_api_key(
-            session, gateway.api_keys, text, address=address, pepper=gateway.core.pepper
-        )
 
 
 def refuse_break_glass(request: Request, settings: Settings) -> None:
