@@ -3,12 +3,14 @@
 import asyncio
 
 from gateway.errors import NotFound, Unavailable
-from gateway.library.storage import ImageStore, thumbnail_path
+from gateway.library.storage import ImageStore, tenant_of, thumbnail_path
+from gateway.load.gate import Gate, GateLimits
 from gateway.media.decoder import Decoder, DecoderBusy, DecoderFailed, UnusableImage
 from gateway.media.temporary_files import new_spool
 
 MAX_EDGE_PIXELS = 512
-PARALLEL_MAKINGS = 1
+LIMITS = GateLimits(most=1, most_of_one=1, max_waiting=128, wait_seconds=10.0)
+"""Links need no key: one tenant's may take half of the room to wait in, and only their turns."""
 
 
 class Thumbnails:
@@ -18,7 +20,7 @@ class Thumbnails:
         self._store = store
         self._decoder = decoder
         self._making: dict[str, asyncio.Task[None]] = {}
-        self._slots = asyncio.Semaphore(PARALLEL_MAKINGS)
+        self._gate = Gate("thumbnails", LIMITS)
 
     async def ensure(self, path: str) -> None:
         """Make the thumbnail of the image at `path` unless it exists.
@@ -26,7 +28,7 @@ class Thumbnails:
         Raises:
             NotFound: there is no such image, or no thumbnail can be made of it.
             StorageFailed: the store does not respond.
-            Unavailable: too many images are being decoded.
+            Unavailable: too many thumbnails, of all tenants or of this one, are being made.
         """
         try:
             await self._store.find(thumbnail_path(path))
@@ -57,7 +59,7 @@ class Thumbnails:
             task.exception()
 
     async def _make(self, path: str) -> None:
-        async with self._slots:
+        async with self._gate.slot(tenant_of(path)):
             content = await self._shrink(path)
         await self._store.put(thumbnail_path(path), content)
         try:

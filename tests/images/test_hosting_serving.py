@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from gateway.billing.settlement import StoredFile
 from gateway.config import Settings
-from gateway.errors import NotFound
+from gateway.errors import NotFound, Unavailable
 from gateway.library.links import LinkKind
 from gateway.library.storage import thumbnail_path
 from gateway.library.thumbnails import Thumbnails
@@ -250,6 +250,24 @@ async def test_a_thumbnail_is_made_once_for_all_who_ask_at_the_same_time(hosted:
         assert thumbnail_path(image.path) in await hosted.files()
         await thumbnails.ensure(image.path)
         assert maker.count == 1
+
+
+async def test_tenants_take_turns_at_thumbnails(hosted: Hosted) -> None:
+    other = await hosted.served.key(tenant_id=await hosted.served.tenant("other"))
+    async with gated(hosted) as (thumbnails, maker, image):
+        many = [await hosted.put(await hosted.served.key()) for _ in range(80)]
+        few = await hosted.put(other)
+        asking = [asyncio.create_task(thumbnails.ensure(one.path)) for one in (image, *many)]
+        await maker.begun.wait()
+        later = asyncio.create_task(thumbnails.ensure(few.path))
+        # No tenant fills the queue, also by asking and leaving.
+        done, _ = await asyncio.wait(asking, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert {type(task.exception()) for task in done} == {Unavailable}
+        for task in asking:
+            task.cancel()
+        maker.gate.set()
+        await later
+        assert maker.count < len(asking) / 2
 
 
 async def test_a_thumbnail_does_not_outlive_an_image_deleted_meanwhile(hosted: Hosted) -> None:
