@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import pybase64
 
+from gateway import telemetry
 from gateway.config import Settings
 from gateway.db.engine import Database
 from gateway.domain import Caller, ImageRequest, Scope
@@ -99,8 +100,8 @@ class InputImageFetcher:
             InvalidRequest: the model does not accept these inputs, or one cannot be fetched.
             NotFound, Forbidden: a stored image does not exist, or the caller may not read it.
             PayloadTooLarge: together they exceed the limit of a body.
-            Unavailable: too many links are being fetched, overall or by this tenant; or the
-                image store does not respond.
+            Unavailable: too many links are being fetched, overall or by this tenant; the image
+                store does not respond; or there is no room for temporary files.
         """
         check_counts(request, [one.field for one in given])
         seconds = self._settings.download_seconds
@@ -112,6 +113,12 @@ class InputImageFetcher:
                 f"Fetching the images took longer than {seconds:g} seconds.",
                 code="invalid_image_url",
             ) from None
+        except OSError as error:
+            telemetry.alarm("upload_not_written", error=type(error).__name__)
+            raise Unavailable(
+                "Images cannot be stored right now. Nothing was bought; try again.",
+                retry_after_seconds=1,
+            ) from error
 
     async def _fetch_all(
         self, caller: Caller, given: Sequence[Upload | InputImageReference], files: ExitStack

@@ -1,6 +1,7 @@
 """A paid image that cannot be finished: its known cost is posted."""
 
 import asyncio
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.harness import (
     served_gateway,
 )
 from tests.image_helpers import file_bytes, mask, png
+from tests.mcp_helpers import MODERN, call_by_http, tool_message
+from tests.mcp_helpers import error_of as tool_error_of
 from tests.money_helpers import GENERATIONS, books, client_of, eventually
 from tests.stub_gemini import running_gemini
 from tests.stub_gemini.api import KEY as GEMINI_KEY
@@ -111,8 +114,12 @@ async def test_a_machine_without_room_for_files_still_posts_the_cost(
         async with client_of(process.base_url, key) as http:
             first = await http.post(GENERATIONS, json=SMALL)
             assert first.status_code == 200, first.text
+            link = "data:image/png;base64," + base64.b64encode(png(64, 64)).decode()
             room.rmdir()
             second = await http.post(GENERATIONS, json=SMALL)
+            edit = tool_message("edit_image", MODERN, prompt="a red fox", image=link)
+            third = tool_error_of(await call_by_http(http, edit))
+    assert third["code"] == "overloaded"
     assert (second.status_code, error_of(second)["type"]) == (500, "server_error")
     assert settings.database_url is not None
     rows = await run_sql(settings.database_url.get_secret_value(), STATES)
