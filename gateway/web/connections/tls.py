@@ -32,8 +32,7 @@ class Certificate:
         Raises:
             ConfigurationError: they cannot be used; the former certificate stays in use.
         """
-        self._read()
-        self.context.load_cert_chain(self._chain, self._key)
+        self.context = self._read()
 
     def _read(self) -> ssl.SSLContext:
         """Make a context of the files, TLS 1.2 or newer as in Python's defaults for servers."""
