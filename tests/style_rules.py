@@ -17,6 +17,7 @@ CATCH_ALL_MODULES = (
     "gateway/web/instrumentation.py",
     "gateway/mcp_server/server.py",
     "gateway/maintenance.py",
+    "gateway/background.py",
     "gateway/generation/paid_calls.py",
     "gateway/billing/",
     "gateway/db/group_commit.py",

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import asyncpg
 from sqlalchemy import text
 
+from gateway.background import repeat
 from gateway.db.deadlines import Deadline
 from gateway.db.engine import Database, DatabaseUnavailable, OperatorSession
 from gateway.errors import Unavailable
@@ -209,7 +210,9 @@ class ChangeListener:
 
         Caches are cleared at each connection, so load into them only afterwards.
         """
-        self._task = asyncio.create_task(self._listen_for_ever(), name="change-listener")
+        self._task = asyncio.create_task(
+            repeat("change-listener", self._listen_again), name="change-listener"
+        )
         self._task.add_done_callback(lambda _task: self._attempted.set())
         await self._attempted.wait()
 
@@ -219,14 +222,15 @@ class ChangeListener:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _listen_for_ever(self) -> None:
-        while True:
-            try:
-                await self._listen()
-            except LISTEN_ERRORS as error:
-                self._attempted.set()
-                log.warning("change_listener_lost: %s", type(error).__name__)
-                await asyncio.sleep(RECONNECT_SECONDS)
+    async def _listen_again(self) -> None:
+        try:
+            await self._listen()
+        except LISTEN_ERRORS as error:
+            self._attempted.set()
+            log.warning("change_listener_lost: %s", type(error).__name__)
+            await asyncio.sleep(RECONNECT_SECONDS)
+        finally:
+            self._attempted.set()
 
     async def _listen(self) -> None:
         connection = await self._database.connect()

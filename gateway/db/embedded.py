@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # ships without types
 from sqlalchemy import URL
 
+from gateway.background import repeat
 from gateway.db import postgres_programs as programs
 from gateway.db.postgres_account import own_account, serving_account
 from gateway.db.postgres_cluster import (
@@ -126,18 +127,19 @@ class EmbeddedPostgres:
 
     def supervise(self) -> None:
         """Restart the server whenever it ends while the gateway runs."""
-        self._supervisor = asyncio.create_task(self._keep_running(), name="embedded-postgres")
+        self._supervisor = asyncio.create_task(
+            repeat("embedded-postgres", self._keep_running), name="embedded-postgres"
+        )
 
     async def _keep_running(self) -> None:
-        while True:
-            await asyncio.sleep(0.5)
-            if self._postmaster.is_running():
-                continue
-            log.warning("embedded_postgres_ended: starting it again")
-            try:
-                await asyncio.to_thread(self.ensure_running)
-            except ConfigurationError:
-                log.exception("embedded_postgres_did_not_start")
+        await asyncio.sleep(0.5)
+        if self._postmaster.is_running():
+            return
+        log.warning("embedded_postgres_ended: starting it again")
+        try:
+            await asyncio.to_thread(self.ensure_running)
+        except ConfigurationError:
+            log.exception("embedded_postgres_did_not_start")
 
     async def close(self) -> None:
         """Close this process' handle."""

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway import telemetry
+from gateway.background import repeat
 from gateway.domain import SecretText
 from gateway.errors import ConfigurationError
 from gateway.limits.redis_errors import explain
@@ -97,7 +98,9 @@ class SharedCounters:
         if self._is_away:
             log.warning("limits_not_shared", reason=self.trouble)
         telemetry.limits_shared.set(not self._is_away)
-        self._keeping = asyncio.create_task(self._keep(), name="limits-keeper")
+        self._keeping = asyncio.create_task(
+            repeat("limits-keeper", self._keep), name="limits-keeper"
+        )
 
     async def close(self) -> None:
         """Deregister this process and close the connection, if Redis responds."""
@@ -211,14 +214,13 @@ class SharedCounters:
         log.warning("limits_not_shared", reason=self.trouble, processes=self.processes)
 
     async def _keep(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(PROBE_SECONDS if self._is_away else self._beat_seconds):
-                    await self._look.wait()
-            except TimeoutError:
-                pass
-            self._look.clear()
-            await self._beat()
+        try:
+            async with asyncio.timeout(PROBE_SECONDS if self._is_away else self._beat_seconds):
+                await self._look.wait()
+        except TimeoutError:
+            pass
+        self._look.clear()
+        await self._beat()
 
     async def _beat(self) -> None:
         """Send a heartbeat that renews the leases; use Redis again if it had failed and answers."""

@@ -18,6 +18,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from gateway import telemetry
+from gateway.background import repeat
 from gateway.config import Settings
 from gateway.db.engine import Database, DatabaseUnavailable, answered_within
 from gateway.logs import REQUEST_LOGGER
@@ -154,7 +155,10 @@ class _Batches:
         self._waiting: deque[bytes] = deque()
         self._writing = asyncio.Lock()
         self._filled = asyncio.Event()
-        self._task = asyncio.create_task(self._repeat(), name=f"request_log_{kind}")
+        self._task = asyncio.create_task(
+            repeat(f"request_log_{kind}", self._flush_when_filled), name=f"request_log_{kind}"
+        )
+        self._is_away = False
 
     def put(self, item: bytes) -> None:
         """Add an item, or drop and count it if the queue is full."""
@@ -184,20 +188,20 @@ class _Batches:
             log.warning("request_log_incomplete", kind=self._kind, dropped=len(self._waiting))
             telemetry.request_log_dropped_total.labels("shutdown").inc(len(self._waiting))
 
-    async def _repeat(self) -> None:
-        is_away = False
-        while True:
-            await self._filled.wait()
-            await asyncio.sleep(self._interval_seconds)
-            self._filled.clear()
-            try:
-                await self.flush()
-                is_away = False
-            except DatabaseUnavailable:
+    async def _flush_when_filled(self) -> None:
+        await self._filled.wait()
+        await asyncio.sleep(self._interval_seconds)
+        self._filled.clear()
+        try:
+            await self.flush()
+            self._is_away = False
+        except DatabaseUnavailable:
+            if not self._is_away:
+                log.warning("request_log_waits_for_database", waiting=len(self._waiting))
+            self._is_away = True
+        finally:
+            if self._waiting:
                 self._filled.set()
-                if not is_away:
-                    log.warning("request_log_waits_for_database", waiting=len(self._waiting))
-                is_away = True
 
 
 class _PerMinute:

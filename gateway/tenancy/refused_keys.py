@@ -15,6 +15,7 @@ from ipaddress import IPv6Address, ip_address
 import structlog
 
 from gateway import telemetry
+from gateway.background import repeat
 from gateway.db.audit import Action, record
 from gateway.db.engine import Database, DatabaseUnavailable
 from gateway.errors import RateLimited
@@ -72,7 +73,9 @@ class RefusedKeys:
 
     def start(self) -> None:
         """Start to write refused admin keys to the audit trail, once a minute."""
-        self._task = asyncio.create_task(self._audit_for_ever(), name="refused-keys")
+        self._task = asyncio.create_task(
+            repeat("refused-keys", self._audit_when_due), name="refused-keys"
+        )
 
     async def close(self) -> None:
         """Write the remaining rows, and stop."""
@@ -169,10 +172,9 @@ class RefusedKeys:
             count, min(known.first_at, more.first_at), max(known.last_at, more.last_at)
         )
 
-    async def _audit_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(AUDIT_SECONDS)
-            await self._audit_or_keep()
+    async def _audit_when_due(self) -> None:
+        await asyncio.sleep(AUDIT_SECONDS)
+        await self._audit_or_keep()
 
     async def _audit_or_keep(self) -> None:
         try:

@@ -13,9 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 
 from sqlalchemy import ColumnElement, delete, func, select, update
 
+from gateway.background import repeat
 from gateway.db.audit import Action, record
 from gateway.db.engine import Database, DatabaseUnavailable, OperatorSession, answered_within
 from gateway.db.key_tables import OperatorKeyRow, SealedSecretRow
@@ -77,7 +79,10 @@ class GatewaySecrets:
 
     def start(self, database: Database) -> None:
         """Start the refresh task."""
-        self._task = asyncio.create_task(self._refresh_for_ever(database), name="gateway-secrets")
+        self._task = asyncio.create_task(
+            repeat("gateway-secrets", partial(self._refresh_when_due, database)),
+            name="gateway-secrets",
+        )
 
     async def close(self) -> None:
         """Stop the refresh task."""
@@ -168,20 +173,23 @@ class GatewaySecrets:
         self._links = versions[SecretPurpose.LINK_KEY]
         self.peppers = _as_peppers(versions[SecretPurpose.PEPPER])
 
-    async def _refresh_for_ever(self, database: Database) -> None:
-        while True:
-            with suppress(TimeoutError):
-                # Not `wait_for`, which can lose a cancellation that coincides with the event.
-                async with asyncio.timeout(REFRESH_SECONDS):
-                    await self._changed.wait()
-            self._changed.clear()
-            try:
-                await self.refresh(database)
-            except (DatabaseUnavailable, ConfigurationError, SealBroken) as error:
-                # The known versions stay in use.
-                log.warning("gateway_secrets_not_read: %s", type(error).__name__)
-                await asyncio.sleep(RETRY_SECONDS)
-                self._changed.set()
+    async def _refresh_when_due(self, database: Database) -> None:
+        with suppress(TimeoutError):
+            # Not `wait_for`, which can lose a cancellation that coincides with the event.
+            async with asyncio.timeout(REFRESH_SECONDS):
+                await self._changed.wait()
+        self._changed.clear()
+        is_read = False
+        try:
+            await self.refresh(database)
+            is_read = True
+        except (DatabaseUnavailable, ConfigurationError, SealBroken) as error:
+            # The known versions stay in use.
+            log.warning("gateway_secrets_not_read: %s", type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            if not is_read:
+                self._changed.set()  # the next turn tries again
 
 
 async def open_secrets(session: OperatorSession, vault: Vault) -> GatewaySecrets:
