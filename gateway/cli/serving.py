@@ -18,16 +18,14 @@ from types import FrameType
 from typing import Annotated
 
 import psutil  # type: ignore[import-untyped]  # ships without types
-import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from gateway.bootstrap import Gateway, open_gateway
 from gateway.cli.models_copy import ModelsCopy
 from gateway.cli.output import JsonOption, console, guarded, invoker, print_json, refuse
+from gateway.cli.workers import Supervisor
 from gateway.config import Settings, export_to_workers, load_settings
 from gateway.core import Core
 from gateway.domain import SecretText
@@ -40,10 +38,9 @@ from gateway.opening import open_core
 from gateway.tenancy.quickstart import read_quickstart
 from gateway.web.connections.bounds import ConnectionBounds, raise_descriptor_limit
 from gateway.web.connections.protocol import BoundedConfig, BoundedProtocol
-from gateway.web.connections.tls import Certificate
+from gateway.web.connections.tls import Certificate, read_or_keep
 from gateway.web.traces import check_traces
 
-log = structlog.get_logger(__name__)
 ACCEPTED_PER_TURN = 16
 SIGNALLED = 128
 """Exit status of a process ended by a signal, as shells report it, minus the signal's number."""
@@ -125,7 +122,7 @@ class _Server(uvicorn.Server):
 
     def _reload(self) -> None:
         if self._bounded_config.certificate is not None:
-            _reload_certificate(self._bounded_config.certificate.reload)
+            read_or_keep(self._bounded_config.certificate.reload)
         task = self._loop.create_task(self._gateway.hosts.reload())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
@@ -162,17 +159,6 @@ def _accept_pending(listener: socket.socket) -> list[socket.socket]:
             return accepted
         connection.setblocking(False)
         accepted.append(connection)
-
-
-def _reload_certificate(read: Callable[[], object]) -> bool:
-    """Read the certificate again; return False, and keep the former one, if it is wrong."""
-    try:
-        read()
-    except ConfigurationError as error:
-        log.error("tls_certificate_refused", error=str(error))  # noqa: TRY400 - the words say it
-        return False
-    log.info("tls_certificate_read")
-    return True
 
 
 class _Start:
@@ -242,64 +228,25 @@ def _serve_many(settings: Settings, host: str, port: int, *, as_json: bool) -> N
         async with open_core(settings) as core:
             link = await _console_link(core, as_json=as_json)
             _greet(core, as_json=as_json, link=link)
-            with _shared_metrics(), ModelsCopy(settings) as models_copy:
+            with _shared_metrics() as folder, ModelsCopy(settings) as models_copy:
                 config = _uvicorn_config("gateway.cli:worker_app", settings, host, port)
-                supervisor = _Supervisor(config, settings, models_copy)
+                supervisor = Supervisor(config, _listeners(config), settings, models_copy, folder)
                 await start.over()
                 # It blocks the main thread, the only one that may handle signals.
                 supervisor.run()
-                if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
+                if supervisor.has_failed:
                     raise ConfigurationError("A worker could not start. The log above says why.")
 
     _run(serve_until_stopped())
 
 
-class _Supervisor(Multiprocess):
-    """A supervisor that stops listening before its workers do.
-
-    Later connections are refused at once, since no worker would accept them.
-    """
-
-    def __init__(self, config: uvicorn.Config, settings: Settings, models_copy: ModelsCopy) -> None:
-        super().__init__(config, sockets=_listeners(config))
-        self._models_copy = models_copy
-        self._tls_files = settings.tls_files
-
-    def terminate_all(self) -> None:
-        for listener in self.sockets:
-            listener.close()
-        super().terminate_all()
-
-    def handle_hup(self) -> None:
-        """Replace the workers, which read these files at their start, unless one is wrong."""
-        files = self._tls_files
-        if files is not None and not _reload_certificate(partial(Certificate, *files)):
-            return
-        try:
-            self._models_copy.take()
-        except ConfigurationError as error:
-            log.error("models_file_refused", error=str(error))  # noqa: TRY400 - the words say it
-        else:
-            super().handle_hup()
-
-    def keep_subprocess_alive(self) -> None:
-        """Detect at once that a worker ends while its health check is pending.
-
-        The parent must close its copy of the worker's end of the pipe, or the check waits for its
-        timeout.
-        """
-        for process in self.processes:
-            process.child_conn.close()
-        super().keep_subprocess_alive()
-
-
 @contextmanager
-def _shared_metrics() -> Iterator[None]:
-    """Combine the metrics of all workers."""
+def _shared_metrics() -> Iterator[Path]:
+    """Combine the metrics of all workers in a folder."""
     folder = tempfile.mkdtemp(prefix="image-gateway-metrics-")
     export_to_workers(PROMETHEUS_MULTIPROC_DIR=folder)
     try:
-        yield
+        yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -2,10 +2,15 @@
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import structlog
+
 from gateway.errors import ConfigurationError
+
+log = structlog.get_logger(__name__)
 
 SHUTDOWN_SECONDS = 1.0
 """The time for a client's goodbye; its connection is closed without one."""
@@ -57,6 +62,17 @@ class Certificate:
                 "readable by the gateway's user alone."
             ) from None
         return context
+
+
+def read_or_keep(read: Callable[[], object]) -> bool:
+    """Read a certificate again, and return True; if it is wrong, log why, and return False."""
+    try:
+        read()
+    except ConfigurationError as error:
+        log.error("tls_certificate_refused", error=str(error))  # noqa: TRY400 - the words say it
+        return False
+    log.info("tls_certificate_read")
+    return True
 
 
 class _NeedsPassphrase(Exception):
