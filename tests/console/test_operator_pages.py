@@ -206,6 +206,10 @@ async def test_a_models_page_whose_tenants_take_too_long_to_count_says_so(scene:
         page = await asked
     assert page.status_code == 400
     assert "takes too long" in page.text
+    await scene.served.owner_sql("ALTER TABLE usage_day RENAME TO gone")
+    broken = await scene.http.get("/console/models/gpt-image-2")
+    await scene.served.owner_sql("ALTER TABLE gone RENAME TO usage_day")
+    assert broken.status_code == 500
 
 
 async def test_a_models_page_has_its_most_frequent_tenants(scene: Scene) -> None:

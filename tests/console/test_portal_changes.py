@@ -207,6 +207,20 @@ async def test_the_holder_of_a_key_cannot_loosen_its_own_budget(served: Served) 
     assert removed.status_code == 403
 
 
+async def test_each_of_a_holders_budgets_is_measured_by_its_own_limit(served: Served) -> None:
+    key = await served.key(scopes=[Scope.TENANT_ADMIN, Scope.USAGE_READ])
+    other = await served.key()
+    await served.budget("9", window="day", api_key_id=key.id)
+    await served.budget("8", api_key_id=other.id)
+    await served.budget("7", livemode=False, user_id=None, api_key_id=None)
+    await served.budget("1", api_key_id=key.id)
+    async with person(served, Role.TENANT_ADMIN, key=key) as holder:
+        for window, limit, status in (("month", "5", 403), ("day", "5", 303)):
+            changed = {"key": str(key.id), "window": window, "limit_usd": limit}
+            answer = await holder.post("/console/portal/budgets", data=changed)
+            assert answer.status_code == status, window
+
+
 async def test_a_raise_for_some_days_cannot_be_made_the_usual_limit_by_its_holder(
     served: Served,
 ) -> None:

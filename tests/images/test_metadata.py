@@ -1,6 +1,8 @@
 """Removal of metadata: any bytes are refused or become a clean file."""
 
+import random
 import struct
+import zlib
 from contextlib import suppress
 from io import BytesIO
 from itertools import product
@@ -19,7 +21,7 @@ from gateway.media.metadata.common import (
     is_profile,
 )
 from gateway.media.metadata.exif import exif_orientation, has_several_views
-from tests.hazards import IEND, MAX_PIXELS, chunk, exif, hazards, idat, plain, png
+from tests.hazards import IEND, MAX_PIXELS, chunk, exif, hazards, idat, ihdr, plain, png
 
 SMALL = [hazard.content for hazard in hazards() if len(hazard.content) < 20_000]
 CLEAN = {form: plain(form) for form in ("PNG", "JPEG", "WEBP")}
@@ -221,6 +223,23 @@ def test_a_jpeg_with_a_segment_shorter_than_its_own_length_is_unreadable(length:
     with pytest.raises(UnusableImage) as refused:
         strip_metadata(short, max_pixels=MAX_PIXELS)
     assert refused.value.problem is ImageProblem.UNREADABLE
+
+
+def test_a_jpeg_without_a_scan_is_unreadable() -> None:
+    content = plain("JPEG")
+    without = content[: content.index(b"\xff\xda")] + b"\xff\xd9"
+    with pytest.raises(UnusableImage) as refused:
+        strip_metadata(without, max_pixels=MAX_PIXELS)
+    assert refused.value.problem is ImageProblem.UNREADABLE
+
+
+def test_a_png_is_read_in_pieces() -> None:
+    noise = random.Random(1).randbytes(3 * 400 * 400)
+    rows = b"".join(b"\0" + noise[start : start + 1200] for start in range(0, len(noise), 1200))
+    packed = zlib.compress(rows)
+    halves = [chunk(b"IDAT", packed[:100_000]), chunk(b"IDAT", packed[100_000:])]
+    content = png(ihdr(400, 400), *halves, IEND)
+    assert strip_metadata(content, max_pixels=MAX_PIXELS).content == content
 
 
 def test_a_jpeg_that_begins_twice_is_unreadable() -> None:

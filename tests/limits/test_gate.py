@@ -50,6 +50,19 @@ async def test_tenants_take_turns_even_if_many_requests_of_one_wait() -> None:
     assert served == ["a", "b", "c", "a", "b", "a"]
 
 
+async def test_one_who_leaves_makes_room_for_one_of_the_same_tenant() -> None:
+    gate = Gate("test", GateLimits(most=4, most_of_one=3, max_waiting=6, wait_seconds=30))
+    inside = [await gate.enter("a") for _ in range(3)]
+    inside[0].leave()
+    inside[0] = await gate.enter("a")
+    waiting = asyncio.create_task(gate.enter("a"))
+    await settle()
+    assert (gate.inside, waiting.done()) == (3, False)
+    for slot in inside:
+        slot.leave()
+    (await waiting).leave()
+
+
 async def test_one_tenant_never_takes_more_than_its_share_of_places_or_of_the_wait() -> None:
     gate = Gate("test", SHARED)
     inside = [await gate.enter("a") for _ in range(2)]

@@ -197,6 +197,24 @@ async def test_days_move_with_a_time_zone_also_in_archived_months(
         )
 
 
+async def test_sums_of_a_former_zone_stay_marked_where_months_are_archived(served: Served) -> None:
+    database = served.gateway.database
+    await months_of(served, JANUARY)
+    owners = [Owner(served.tenant_id), Owner(await served.tenant("other"))]
+    chance = random.Random(5)
+    await old_calls(served, owners[0], [BEGIN + 5 * DAY], chance)
+    await usage_sums.roll_up(database)
+    await check_books(served)
+    await archive.archive_month(database, date(2024, 12, 1))
+    await archive.archive_month(database, JANUARY)
+    async with database.operator() as session:
+        for owner in owners:
+            await tenants.set_settings(session, str(owner.tenant_id), time_zone="Asia/Kathmandu")
+            await usage_sums.recompute(session, owner.tenant_id)
+    [stale] = await served.owner_sql("SELECT tenant_id FROM usage_stale")
+    assert stale.tenant_id == served.tenant_id
+
+
 async def test_a_month_is_archived_only_when_nothing_can_need_its_entries(served: Served) -> None:
     database = served.gateway.database
     chance = random.Random(1)

@@ -236,6 +236,19 @@ async def test_a_raise_admits_more_until_it_ends(served: Served) -> None:
         assert (await post_image(http)).status_code == 402
 
 
+async def test_the_budget_that_is_exceeded_is_told_of_alone(served: Served) -> None:
+    key, other = await served.key(), await served.tenant("other")
+    await served.budget("0.0001")
+    await served.budget("5", window="day")
+    await served.budget("5", api_key_id=key.id)
+    await served.budget("0.0001", tenant_id=other)
+    async with served.http(key) as http:
+        for _ in range(2):
+            assert refusal(await post_image(http)).code == "budget_exceeded"
+    [told] = await events(served)
+    assert (told["type"], told["owner"], told["window"]) == ("budget.exceeded", "tenant", "month")
+
+
 async def test_raises_are_in_the_audit_trail(served: Served) -> None:
     path = f"/tenants/{served.tenant_id}/budgets"
     until = soon()

@@ -140,6 +140,8 @@ async def test_an_overdraft_of_one_shard_counts_for_that_shard_alone(house: Hous
     first = await house.hold(0, 100)
     assert first is not None
     await house.settle(0, first, 950)  # more than was held: the bound was wrong
+    [breach] = await house.served.owner_sql("SELECT sum(breach_nano) FROM house_budget_period")
+    assert breach[0] == 850
     assert await house.hold(1, 100) is None
     await house.limit(2000)
     assert await house.hold(0, 1) is not None
@@ -210,6 +212,19 @@ async def test_a_reservation_whose_request_was_cancelled_meanwhile_is_voided(hou
             late.cancel()
             await asyncio.wait([late])
         await until_states(house.served, {"held": 1, "void": 1})
+    await house.close()
+
+
+async def test_a_call_with_the_tenants_own_key_leaves_the_houses_budget_in_any_batch(
+    house: House,
+) -> None:
+    await house.limit(1000)
+    batch = await asyncio.gather(
+        house.hold(1, 100), house.hold(1, 600), house.hold(1, 600, credential="tenant")
+    )
+    assert None not in batch
+    [held] = await house.served.owner_sql("SELECT sum(held_nano) AS nano FROM house_budget_period")
+    assert held.nano == 700
     await house.close()
 
 

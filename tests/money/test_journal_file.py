@@ -111,6 +111,17 @@ def test_a_journal_that_cannot_be_written_is_taken_away_and_calls_go_on(tmp_path
     journal.close()
 
 
+def test_a_journal_that_cannot_be_begun_leaves_no_file(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SLOT_BYTES, hard))
+    try:
+        with pytest.raises(OSError, match="large"):
+            Journal(tmp_path, new_id(), HERE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_call_is_not_sent_once_its_journal_is_closed(tmp_path: Path) -> None:
     journal = Journal(tmp_path, new_id(), HERE)
     journal.close()

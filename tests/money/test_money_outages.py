@@ -10,7 +10,8 @@ import httpx2
 import pytest
 
 from gateway.config import Settings
-from tests.harness import Served, error_of, make_settings, owner_connections, served_gateway
+from tests.harness import GPT2, Served, error_of, make_settings, owner_connections, served_gateway
+from tests.image_helpers import png
 from tests.money_helpers import (
     budget_rows,
     client_of,
@@ -255,6 +256,27 @@ async def test_a_settlement_whose_acknowledgement_is_lost_is_posted_once(
             return await served.ledger_total() == total
 
         await eventually(booked)
+
+
+async def test_a_keyed_edit_is_not_bought_while_its_key_cannot_be_looked_up(
+    settings: Settings, stub: Stub, tmp_path: Path
+) -> None:
+    async with served_through_relay(settings, tmp_path) as (_, relay, http):
+
+        async def edit(key: str) -> httpx2.Response:
+            return await http.post(
+                "/v1/images/edits",
+                data={"model": GPT2, "prompt": "a red circle", "quality": "low"},
+                files={"image": png(64, 64)},
+                headers={"Idempotency-Key": key},
+            )
+
+        assert (await edit("one")).status_code == 200
+        relay.mute_answers_to(b'"number"')  # which stands in nothing but a look-up of keys
+        answer = await edit("two")
+        relay.reset()
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
+        assert len(stub.calls) == 2
 
 
 async def test_a_silent_database_connection_stops_no_hold_and_no_settlement(

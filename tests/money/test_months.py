@@ -97,6 +97,9 @@ async def test_months_are_made_ahead_and_again_if_one_is_missing(
     drop = f"DROP TABLE audit_{ahead}, ledger_{ahead}"
     await served.owner_sql(drop)
     assert await ledger.add_missing_months(database) == 1
+    for one in ("audit", "ledger"):
+        await served.owner_sql(f"DROP TABLE {one}_{ahead}")
+        assert await ledger.add_missing_months(database) == 1
     await served.owner_sql(drop)
     async with served_gateway(served.gateway.settings) as other:  # starts
         rows = await other.owner_sql(

@@ -10,6 +10,7 @@ import pytest
 from gateway.config import Settings
 from gateway.request_ids import REQUEST_ID
 from tests.harness import GPT2, HOUSE_KEY, LogAs, Served, served_gateway
+from tests.image_helpers import png
 from tests.mcp_helpers import call, error_of
 from tests.money_helpers import until_states
 from tests.request_log_helpers import Json, Logged, logged, rows_of
@@ -169,6 +170,15 @@ async def test_a_replay_names_the_generation_that_was_bought_before(
     assert bought["generation_id"] == replayed["generation_id"]
     assert ("replayed" in bought, replayed["replayed"]) == (False, True)
     assert bought["cost_nano"] == replayed["cost_nano"] == stub.bill[0].cost_nano_usd
+    async with served.http(await served.key()) as http:
+        for _ in range(2):
+            edit = {"model": GPT2, "prompt": "a red circle", "quality": "low"}
+            files, key = {"image": png(64, 64)}, {"Idempotency-Key": "order-18"}
+            await http.post("/v1/images/edits", data=edit, files=files, headers=key)
+    *_, bought, replayed = await rows_of(served)
+    assert replayed["replayed"] is True
+    for name in ("served_model", "provider", "credential"):
+        assert bought[name] == replayed[name] is not None
 
 
 async def test_a_stream_that_its_client_leaves_is_recorded_once_the_call_is_settled(
