@@ -1,13 +1,21 @@
 """The folder of local image files: made at start alone, and open to its owner alone."""
 
 import asyncio
+import math
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from gateway.file_systems import remote_kind
 
 OWNER_ONLY = 0o700
+QUICK_BYTES = 256 * 1024
+"""A larger file takes longer than handing it to a thread."""
+SLOW_SECONDS = 0.005
+REST_SECONDS = 10.0
 _ROOT = Path("/")
 
 
@@ -18,8 +26,18 @@ class ImageFolder:
     mount point. A folder that is back is used again.
     """
 
-    def __init__(self, path: Path, *, is_mount: Callable[[Path], bool] = Path.is_mount) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        beside: Path | None = None,
+        is_mount: Callable[[Path], bool] = Path.is_mount,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Make the folder if it is missing.
+
+        `beside`: a folder of files to which the event loop writes anyway. On the same disk small
+        files are written by the event loop too.
 
         Raises:
             OSError: it cannot be made.
@@ -33,6 +51,12 @@ class ImageFolder:
         # The look-up of a folder on this machine's own disk does not block; a file server may.
         self._is_remote = remote_kind(path) is not None
         self._known = _identity(self._text)
+        self._is_quick = (
+            not self._is_remote and beside is not None and _are_on_one_disk(path, beside)
+        )
+        self._rests_until = -math.inf
+        self._clock = clock
+        self._numbers = count(os.getpid())
 
     async def expect(self) -> None:
         """Expect the folder to exist, on the mount on which it was at start.
@@ -52,6 +76,37 @@ class ImageFolder:
         # Usually two system calls: a thread for each image would cost a third of the throughput.
         if not self._is_prepared(name):
             await asyncio.to_thread(self._make, name)
+
+    def write_quickly(self, name: str, content: bytes) -> bool:
+        """Write a small file now, complete or not at all; return False if a thread should do it.
+
+        A thread for each file takes a third of the throughput, mostly by contention for the
+        interpreter's lock. After one slow write threads do it for a while: a busy disk must not
+        delay other requests again and again.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        began = self._clock()
+        if not self._is_quick or len(content) > QUICK_BYTES or began < self._rests_until:
+            return False
+        path = f"{self._text}/{name}"
+        unfinished = Path(f"{path}#{next(self._numbers)}")
+        try:
+            with unfinished.open("xb") as file:
+                file.write(content)
+            unfinished.replace(path)
+        except FileExistsError:
+            return False  # left by a killed worker of the same process id
+        except OSError:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
+        finally:
+            ended = self._clock()
+            if ended - began > SLOW_SECONDS:
+                self._rests_until = ended + REST_SECONDS
+        return True
 
     def _is_prepared(self, name: str) -> bool:
         folder = name.rpartition("/")[0]
@@ -76,6 +131,12 @@ class ImageFolder:
         for part in PurePosixPath(name).parts[:-1]:
             folder /= part
             folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
+
+
+def _are_on_one_disk(path: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return path.stat().st_dev == other.stat().st_dev
+    return False
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -28,7 +28,9 @@ def open_keeper(settings: Settings, database: Database, vault: Vault) -> Keeper:
     """
     return Keeper(
         database,
-        open_store(settings.image_storage_url, settings.s3_options),
+        open_store(
+            settings.image_storage_url, settings.s3_options, beside=settings.resolved_journal_dir
+        ),
         Spool(database, vault, settings),
         retry_seconds=settings.store_retry_seconds,
     )

@@ -127,6 +127,8 @@ class ImageStore:
             try:
                 if self.folder is not None:
                     await self.folder.prepare(path)
+                    if self.folder.write_quickly(path, content):
+                        return
                 await self.objects.put_async(path, content, use_multipart=False)
             except FAILED as error:
                 raise StorageFailed(
@@ -249,10 +251,12 @@ class ImageStore:
             raise await self._refusal(error) from error
 
 
-def open_store(url: str, s3: Mapping[str, str] | None = None) -> ImageStore:
+def open_store(
+    url: str, s3: Mapping[str, str] | None = None, *, beside: Path | None = None
+) -> ImageStore:
     """Open the store at `file:///…` or `s3://bucket/prefix`.
 
-    `s3` may name endpoint, region and keys (`Settings.s3_options`).
+    `s3` may name endpoint, region and keys (`Settings.s3_options`). `beside`: see `ImageFolder`.
 
     Raises:
         ConfigurationError: the address cannot be used.
@@ -260,7 +264,7 @@ def open_store(url: str, s3: Mapping[str, str] | None = None) -> ImageStore:
     parts = urlsplit(url)
     try:
         if parts.scheme == "file":
-            folder = ImageFolder(Path(url2pathname(parts.path)))
+            folder = ImageFolder(Path(url2pathname(parts.path)), beside=beside)
             return ImageStore(LocalStore(folder.path, automatic_cleanup=True), folder)
         if parts.scheme == "s3" and parts.netloc:
             options = dict(s3 or {})

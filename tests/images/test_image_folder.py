@@ -1,5 +1,7 @@
 """The folder of local images: the owner's alone, and never made again once it is gone."""
 
+import itertools
+import resource
 import shutil
 import stat
 from collections.abc import Awaitable, Callable
@@ -10,7 +12,12 @@ import pytest
 
 from gateway.config import Settings
 from gateway.errors import NotFound, StorageFailed
-from gateway.library.image_folder import ImageFolder
+from gateway.library.image_folder import (
+    QUICK_BYTES,
+    REST_SECONDS,
+    SLOW_SECONDS,
+    ImageFolder,
+)
 from gateway.library.storage import ImageStore, image_path, new_image_id, open_store
 from tests.hosting_helpers import files_in, hosted_gateway
 from tests.store_helpers import make_known, post, spooled
@@ -87,6 +94,44 @@ async def test_no_file_is_taken_for_deleted_while_the_folder_is_gone(tmp_path: P
     with pytest.raises(NotFound):
         await store.get(path)
     await store.delete(path)
+
+
+async def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    store = open_store(folder.as_uri(), beside=tmp_path)
+    path = image_path(TENANT, new_image_id(), "png")
+    for content in (b"first", b"second" * 10_000):
+        await store.put(path, content)
+        assert await store.get(path) == content
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageFailed):
+            await store.put(path, b"third" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert await store.get(path) == b"second" * 10_000
+    assert [one.name for one in folder.rglob("img_*")] == [path.rpartition("/")[2]]
+
+
+def test_the_event_loop_writes_small_files_to_a_disk_that_is_quick(tmp_path: Path) -> None:
+    now = itertools.count(0.0, SLOW_SECONDS / 2)
+    folder = ImageFolder(tmp_path / "store", beside=tmp_path, clock=lambda: next(now))
+    assert folder.write_quickly("one", b"x" * QUICK_BYTES)
+    assert not folder.write_quickly("large", b"x" * (QUICK_BYTES + 1))
+    now = itertools.count(100.0, SLOW_SECONDS * 2)
+    assert folder.write_quickly("slow", b"x")
+    assert not folder.write_quickly("later", b"x")
+    now = itertools.count(101 + REST_SECONDS, SLOW_SECONDS / 2)
+    assert folder.write_quickly("again", b"x")
+    assert sorted(one.name for one in folder.path.iterdir()) == ["again", "one", "slow"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no second file system to name")
+def test_the_event_loop_writes_to_no_disk_that_it_does_not_use_anyway(tmp_path: Path) -> None:
+    for beside in (None, Path("/proc"), tmp_path / "missing"):
+        folder = ImageFolder(tmp_path / "store", beside=beside)
+        assert not folder.write_quickly("one", b"x")
 
 
 async def test_nothing_is_written_into_a_mount_point_whose_mount_is_gone(tmp_path: Path) -> None:
