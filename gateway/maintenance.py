@@ -34,6 +34,7 @@ from gateway.library.retention import (
     mark_cleaned,
 )
 from gateway.measuring import Measures
+from gateway.processes import trim_heaps
 from gateway.request_log.retention import keep
 from gateway.tenancy.erasure import SWEEP as ERASURES
 from gateway.vault.gateway_secrets import newest_pepper_version, retire_due
@@ -90,6 +91,7 @@ class Sweeper:
             self._check_invariants,
             self._retire_secrets,
             self._sweep_console,
+            self._trim_heaps,
         ):
             name = work.__name__.removeprefix("_")
             telemetry.sweep_success_seconds.labels(name).set_to_current_time()
@@ -224,6 +226,9 @@ class Sweeper:
         if time.monotonic() >= self._measures_due:
             await self._measures.take()
             self._measures_due = time.monotonic() + MEASURE_INTERVAL_SECONDS
+
+    async def _trim_heaps(self) -> None:
+        await asyncio.to_thread(trim_heaps)
 
     async def _check_invariants(self) -> None:
         """Check the books once an hour, in one worker: the new entries, once a week the whole."""
