@@ -1,4 +1,4 @@
-"""Background work that goes on for the life of the process, whatever error one turn meets."""
+"""Background work that goes on for the life of the process, also after an unexpected error."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ async def repeat(work: str, turn: Callable[[], Awaitable[None]]) -> NoReturn:
     """Do `turn` again and again until the task is cancelled.
 
     A turn handles the errors that it expects. Another one is a defect, of a driver perhaps: it is
-    logged under the name `work`, since a task that ends with it would tell no one.
+    logged under the name `work`, since the task would otherwise end silently.
     """
     while True:
         try:

@@ -16,6 +16,7 @@ import aiohttp
 import structlog
 
 from gateway import telemetry
+from gateway.background import repeat
 from gateway.tracing import Attribute, Attributes, TracedStep
 
 BATCH_SPANS = 512
@@ -144,7 +145,7 @@ class OtlpSender:
             return
         self._waiting.append(span)
         if self._task is None:
-            self._task = asyncio.create_task(self._send_for_ever(), name="traces")
+            self._task = asyncio.create_task(repeat("traces", self._send_for_ever), name="traces")
         if len(self._waiting) >= BATCH_SPANS:
             self._is_due.set()
 

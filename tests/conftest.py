@@ -47,7 +47,7 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - in a new folder with a name of its own
 ROOM_BYTES = 2 * 2**30
 LONG = {
     *("test_schemathesis_operators.py", "test_schemathesis_tenants.py"),
-    *("test_workers.py", "test_quickstart.py", "test_rolling_restarts.py"),
+    *("test_workers.py", "test_supervision.py", "test_quickstart.py", "test_rolling_restarts.py"),
 }
 
 

@@ -1,5 +1,6 @@
 """Price versions: rows are immutable; a change is a new row with its own start."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ CACHE_TAG = "price"
 START_BEFORE = datetime(2100, 1, 1, tzinfo=UTC)
 MAX_RATE_NANO = 10_000 * 1_000_000_000
 """Ten thousand dollars per million tokens: a higher rate is a mistake of units."""
+log = logging.getLogger(__name__)
+"""The standard library's: commands that read start faster without structlog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +207,8 @@ async def seed(session: OperatorSession, models: Iterable[Model]) -> int:
 async def enforce(session: OperatorSession, declared: Sequence[DeclaredPrice]) -> list[Price]:
     """Add the versions that bring the declared prices into force; return them.
 
-    One without a start applies from now if the price in force differs, until one of the same name
-    with a start has begun. Entries keep the price that they were made with.
+    One without a start applies from now if the price in force differs, unless a dated one of the
+    same name has begun. Entries keep the price that they were made with.
 
     Raises:
         Conflict: another price has that start already.
@@ -216,6 +219,7 @@ async def enforce(session: OperatorSession, declared: Sequence[DeclaredPrice]) -
     added = []
     for one in declared:
         if one.effective_from is None and one.name in begun:
+            log.info("models_file_price_ended: %s", one.name)
             continue
         versions = table.versions.get(one.name, ())
         same = table.at(one.name, now)

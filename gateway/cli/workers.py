@@ -20,7 +20,7 @@ from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.web.connections.tls import Certificate, read_or_keep
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Waits before a worker that could not start is started again: Postgres may be away."""
 log = structlog.get_logger(__name__)
@@ -47,7 +47,7 @@ class Supervisor(Multiprocess):
         self._tls_files = settings.tls_files
         self._retiring: Process | None = None
         self._has_served = False
-        self._started_again: Process | None = None
+        self._last_restarted: Process | None = None
         self._failures = 0
         self._starts_again_at = 0.0
 
@@ -79,22 +79,18 @@ class Supervisor(Multiprocess):
         """Replace each worker when its replacement serves, until told to stop."""
         for index in range(len(self.processes)):
             replacement = self._start()
-            if not self._waits_for(replacement):
+            if not self._is_ready_in_time(replacement):
                 return
-            self._retiring, self.processes[index] = self.processes[index], replacement
-            self._retire(self._retiring)
-            if self._is_told_to_stop:
+            worker, self.processes[index] = self.processes[index], replacement
+            self._retire(worker)
+            if self._is_told_to_stop():
                 return
-            self._forget(self._retiring)
-            self._retiring = None
 
     def handle_ttou(self) -> None:
-        """Stop one worker."""
-        before = list(self.processes)
-        super().handle_ttou()
-        for process in before:
-            if process not in self.processes:
-                self._forget(process)
+        """Stop one worker, but not the last."""
+        if self.processes_num > 1:
+            self.processes_num -= 1
+            self._retire(self.processes.pop())
 
     def keep_subprocess_alive(self) -> None:
         """Replace workers that have died or hang.
@@ -102,6 +98,8 @@ class Supervisor(Multiprocess):
         The first ones must start. Later ones are started again and again: the others serve.
         """
         for index, process in enumerate(self.processes):
+            if self._is_told_to_stop():
+                return
             # The parent's copy of the worker's end of the pipe: with it, the check would wait for
             # its timeout when a worker dies meanwhile.
             process.child_conn.close()
@@ -110,22 +108,21 @@ class Supervisor(Multiprocess):
                 continue
             process.kill()
             process.join()
-            if self._is_told_to_stop:
+            if self._is_told_to_stop():
                 return
-            if process.exitcode == STARTUP_FAILURE:
-                if not self._has_served:
-                    self.has_failed = True
-                    self.should_exit.set()
-                    return
-                if not self._may_start_again():
-                    continue
+            if process.exitcode == STARTUP_FAILURE and not self._has_served:
+                self.has_failed = True
+                self.should_exit.set()
+                return
+            could_not_start = process.exitcode == STARTUP_FAILURE or process is self._last_restarted
+            if could_not_start and not self._is_restart_due():
+                continue
             log.warning("worker_died", pid=process.pid, status=process.exitcode)
-            self._forget(process)
-            self.processes[index] = self._started_again = self._start()
+            self._remove_metrics(process)
+            self.processes[index] = self._last_restarted = self._start()
 
-    @property
     def _is_told_to_stop(self) -> bool:
-        """True from a signal on, which is handled only after what is being done."""
+        """True once a signal to stop has arrived, even before it is handled."""
         stops = {signal.SIGINT, signal.SIGTERM}
         return self.should_exit.is_set() or not stops.isdisjoint(self.signal_queue)
 
@@ -134,39 +131,44 @@ class Supervisor(Multiprocess):
         process.start()
         return process
 
-    def _waits_for(self, replacement: Process) -> bool:
+    def _is_ready_in_time(self, replacement: Process) -> bool:
         """Wait until a replacement serves; one that does not is ended, and the worker stays."""
         ends_at = time.monotonic() + self.config.timeout_worker_healthcheck
-        while not self._is_told_to_stop and time.monotonic() < ends_at:
-            if replacement.wait_until_ready(LOOK_SECONDS):
+        while not self._is_told_to_stop() and time.monotonic() < ends_at:
+            if replacement.wait_until_ready(POLL_SECONDS):
                 return True
             if not replacement.process.is_alive():
                 break
-        if self._is_told_to_stop:
+        if self._is_told_to_stop():
             self.processes.append(replacement)  # to be stopped with the others
             return False
         log.error("worker_not_replaced", pid=replacement.pid, status=replacement.exitcode)
         replacement.kill()
         replacement.join()
-        self._forget(replacement)
+        self._remove_metrics(replacement)
         return False
 
     def _retire(self, worker: Process) -> None:
-        """Stop a worker whose place is taken, and keep the others alive until it has ended.
+        """Stop a worker that is not needed any more, and keep the others alive until it has ended.
 
         By SIGINT: the delay after SIGTERM is for balancers, and the other workers go on.
         """
+        self._retiring = worker
         if worker.pid is not None and worker.process.is_alive():
             os.kill(worker.pid, signal.SIGINT)
-        while worker.process.is_alive() and not self._is_told_to_stop:
-            worker.process.join(LOOK_SECONDS)
+        while worker.process.is_alive():
+            if self._is_told_to_stop():
+                return  # `join_all` waits for it
+            worker.process.join(POLL_SECONDS)
             self.keep_subprocess_alive()
+        self._remove_metrics(worker)
+        self._retiring = None
 
     def _note_serving(self, process: Process) -> None:
-        if (not self._has_served or process is self._started_again) and process.is_ready():
-            self._has_served, self._started_again, self._failures = True, None, 0
+        if (not self._has_served or process is self._last_restarted) and process.is_ready():
+            self._has_served, self._last_restarted, self._failures = True, None, 0
 
-    def _may_start_again(self) -> bool:
+    def _is_restart_due(self) -> bool:
         """Return True when the wait after the last failed start is over."""
         now = time.monotonic()
         if not self._starts_again_at:
@@ -179,7 +181,7 @@ class Supervisor(Multiprocess):
         self._starts_again_at = 0.0
         return True
 
-    def _forget(self, process: Process) -> None:
+    def _remove_metrics(self, process: Process) -> None:
         """Take the state of an ended worker out of the metrics; what it counted stays."""
         process.parent_conn.close()
         multiprocess.mark_process_dead(  # type: ignore[no-untyped-call]

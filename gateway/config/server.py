@@ -90,7 +90,8 @@ class ServerSettings(SettingsGroup):
         le=300,
         description="The seconds after SIGTERM in which `/ready` answers 503 and requests are "
         "still accepted. Behind a load balancer, set it to the time the balancer needs to stop "
-        "sending requests. Connections that are open then are served for one more second.",
+        "sending requests. Connections that are open then are served for one more second, with "
+        "several workers also without a delay.",
     )
     drain_seconds: float = Field(
         default=25.0,

@@ -92,12 +92,12 @@ def encoding(served: ImageRequest) -> Encoding | None:
 
 
 def _size(request: ImageRequest, serving: Model) -> str | None:
-    """Return the size to ask `serving` for: the nearest one that it has."""
+    """Return the size to ask `serving` for: one that stands for it, else the nearest usual one."""
     size = request.model.continuity.sizes.get(request.size or "", request.size)
     fixed = serving.sizes.fixed
     if size is None or size == "auto" or size in fixed or not fixed:
         return size
-    return fitting_size(serving, parse_size(size))
+    return translation.made_size(serving, size) or fitting_size(serving, parse_size(size))
 
 
 def _prompt(request: ImageRequest, serving: Model) -> str:

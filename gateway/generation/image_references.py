@@ -116,7 +116,7 @@ class InputImageFetcher:
         except OSError as error:
             telemetry.alarm("upload_not_written", error=type(error).__name__)
             raise Unavailable(
-                "Images cannot be stored right now. Nothing was bought; try again.",
+                "Input images cannot be stored right now. Nothing was bought; try again.",
                 retry_after_seconds=1,
             ) from error
 

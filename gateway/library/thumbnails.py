@@ -10,7 +10,7 @@ from gateway.media.temporary_files import new_spool
 
 MAX_EDGE_PIXELS = 512
 LIMITS = GateLimits(most=1, most_of_one=1, max_waiting=128, wait_seconds=10.0)
-"""Links need no key: one tenant's may take half of the room to wait in, and only their turns."""
+"""Links need no key: one tenant may fill at most half of the queue, and tenants take turns."""
 
 
 class Thumbnails:

@@ -36,7 +36,7 @@ class CallerLookup:
     """A batcher of look-ups: while one statement runs, the next batch gathers."""
 
     def __init__(self, database: Database, *, seconds: float) -> None:
-        """Wait at most `seconds` for a batch, or those behind it would wait for a dead one."""
+        """Wait at most `seconds` for a batch: later ones must not wait for a dead connection."""
         self._database = database
         self._seconds = seconds
         self._batches: GroupCommit[Sequence[bytes], FoundCaller | None] = GroupCommit(

@@ -360,7 +360,7 @@ image_output = "25"
 effective_from = 2026-11-01T00:00:00Z
 """
     settings = make_settings(database, tmp_path, models_file=write(tmp_path, text))
-    for _ in "ab":
+    for _ in range(2):
         async with served_gateway(settings) as served:
             assert await served.gateway.hosts.reload()
             rows = await served.owner_sql(

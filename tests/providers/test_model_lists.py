@@ -67,7 +67,11 @@ async def test_models_that_are_shut_down_need_no_longer_be_listed(
 
 
 @pytest.mark.parametrize(
-    ("size", "made"), [("512x512", "1024x1024"), ("1000x1000", "1024x1024"), (None, "1024x1024")]
+    ("size", "made"),
+    [
+        *(("512x512", "1024x1024"), ("1000x1000", "1024x1024"), (None, "1024x1024")),
+        ("2000x2000", "2048x2048"),
+    ],
 )
 async def test_a_successor_without_a_size_makes_the_nearest(
     settings: Settings, gemini: StubGemini, size: str | None, made: str

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(300)
 IN_FLIGHT = "gateway_generations_in_flight"
 
 
-async def gauge(running: GatewayProcess, served: Served, name: str) -> float:
+async def gauge(running: GatewayProcess, served: Served, name: str, **labels: str) -> float:
     async with httpx2.AsyncClient(timeout=60) as http:
         answer = await http.get(
             f"{running.base_url}/metrics",
@@ -40,19 +40,22 @@ async def gauge(running: GatewayProcess, served: Served, name: str) -> float:
         sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
-        if sample.name == name
+        if sample.name == name and labels.items() <= sample.labels.items()
     )
 
 
-async def test_a_stop_is_heard_while_workers_are_replaced(
-    served: Served, settings: Settings, stub: Stub, tmp_path: Path
+async def serving(running: GatewayProcess, served: Served) -> float:
+    """The number of workers that serve: each has opened its pool by then."""
+    connections = await gauge(running, served, "gateway_database_pool_connections", pool="requests")
+    return connections / served.gateway.settings.database_pool_size
+
+
+@pytest.mark.parametrize("workers_replaced", [0, 1])
+async def test_a_stop_takes_effect_while_workers_are_replaced(
+    served: Served, settings: Settings, stub: Stub, tmp_path: Path, workers_replaced: int
 ) -> None:
     stub.faults.add(Fault(hold=True, times=None))
-    environment = process_environment(settings) | {
-        "GATEWAY_DRAIN_SECONDS": "300",
-        # The replaced workers do not wait for a balancer.
-        "GATEWAY_SHUTDOWN_DELAY_SECONDS": "0.1",
-    }
+    environment = process_environment(settings) | {"GATEWAY_DRAIN_SECONDS": "300"}
     with gateway_process(environment, tmp_path / "log", *MANY, from_nothing=True) as running:
         await running.until_ready(tries=2400)
         async with clients_of(served, running, CALLS) as clients:
@@ -62,7 +65,10 @@ async def test_a_stop_is_heard_while_workers_are_replaced(
             running.process.send_signal(signal.SIGHUP)
 
             async def one_is_being_replaced() -> bool:
-                return len(await asyncio.to_thread(workers_of, running)) > len(before)
+                if workers_replaced == 0:
+                    return len(await asyncio.to_thread(workers_of, running)) > len(before)
+                # The replacement serves: its predecessor ends its calls, and the parent waits.
+                return await serving(running, served) > len(before)
 
             await eventually(one_is_being_replaced, seconds=STOP_SECONDS)
             running.process.send_signal(signal.SIGTERM)
@@ -109,6 +115,11 @@ async def test_a_worker_that_cannot_be_replaced_yet_does_not_end_the_others(
     environment = process_environment(settings) | {"GATEWAY_DATABASE_URL": cable.url}
     with gateway_process(environment, tmp_path / "log", *MANY, from_nothing=True) as running:
         await running.until_ready(tries=2400)
+
+        async def are_two() -> bool:
+            return await serving(running, served) == 2
+
+        await eventually(are_two, seconds=STOP_SECONDS)
         [dead, other] = workers_of(running)
         await cable.cut()
         os.kill(dead, signal.SIGKILL)
@@ -121,13 +132,9 @@ async def test_a_worker_that_cannot_be_replaced_yet_does_not_end_the_others(
             assert (await http.get("/health")).status_code == 200
         await cable.plug_in()
 
-        async def are_two() -> bool:
-            now = await asyncio.to_thread(workers_of, running)
-            return len(now) == 2 and other in now
-
         await eventually(are_two, seconds=STOP_SECONDS)
         async with client_of(running.base_url, await served.key()) as http:
-            await running.until_ready(tries=2400)
+            assert other in workers_of(running)
             assert (await http.post(PATH, json=BODY)).status_code == 200
     await cable.cut()
     assert len(stub.bill) == 1

@@ -175,10 +175,10 @@ CREATE OR REPLACE FUNCTION has_available(
     FROM unnest(p_positions) AS u(position)
 $$;
 
--- The outcome of a request whose budgets are too short for its dearest model, by the amount of its
--- first. p_own: the number of its positions that are the tenant's, which come first. If they have the
--- amount, all shards of the operator's budgets are asked before it is refused.
-CREATE OR REPLACE FUNCTION outcome_of_least(
+-- The outcome of a request whose budgets are too short for its dearest model, by the quote of its
+-- first model. p_own: the number of positions of the tenant's own budgets, which come first. If they
+-- have the amount, all shards of the operator's budgets decide before it is refused.
+CREATE OR REPLACE FUNCTION outcome_of_first_model(
     p_periods locked_period[], p_positions int[], p_own int, p_amount_nano bigint, p_whole boolean
 ) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE
@@ -278,7 +278,7 @@ BEGIN
         END LOOP;
         IF outcome = 'budget_exceeded' AND q.amount_nano < v_amount THEN
             v_amount := q.amount_nano;
-            outcome := outcome_of_least(
+            outcome := outcome_of_first_model(
                 v_periods, v_positions, cardinality(v_own), v_amount, p_whole);
         END IF;
         -- A repeated key gets its first answer, also where the budget is spent by now.
