@@ -19,6 +19,7 @@ from gateway.backup.archive import DATABASE, FORMAT, MASTER_KEY, BackupWriter, M
 from gateway.config import Settings
 from gateway.db.embedded import DATABASE_NAME, EmbeddedPostgres, has_cluster
 from gateway.errors import ConfigurationError
+from gateway.vault.rotation import ROTATION_LOCK
 
 _STORED = "SELECT path FROM image WHERE deleted_at IS NULL ORDER BY path"
 
@@ -64,12 +65,19 @@ async def _write(
     settings: Settings, postgres: EmbeddedPostgres, folder: Path, writer: BackupWriter
 ) -> Manifest:
     dump, paths = folder / DATABASE, folder / "images"
-    snapshot = await _dump(postgres, dump, paths)
     key_digest = None
-    if settings.master_key is None:
-        key_digest = await asyncio.to_thread(
-            _add, writer, MASTER_KEY, settings.resolved_master_key_file
-        )
+    url = postgres.owner_url().set(drivername="postgresql")
+    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
+    try:
+        # A key that is retired meanwhile would be missing in the file, but needed by the dump.
+        await connection.execute("SELECT pg_advisory_lock($1)", ROTATION_LOCK)
+        snapshot = await _dump(connection, postgres, dump, paths)
+        if settings.master_key is None:
+            key_digest = await asyncio.to_thread(
+                _add, writer, MASTER_KEY, settings.resolved_master_key_file
+            )
+    finally:
+        await connection.close()
     database_digest = await asyncio.to_thread(_add, writer, DATABASE, dump)
     store = local_store(settings)
     missing = 0 if store is None else await asyncio.to_thread(_add_images, writer, store, paths)
@@ -91,29 +99,26 @@ async def _write(
     return manifest
 
 
-async def _dump(postgres: EmbeddedPostgres, dump: Path, paths: Path) -> _Snapshot:
+async def _dump(
+    connection: asyncpg.Connection, postgres: EmbeddedPostgres, dump: Path, paths: Path
+) -> _Snapshot:
     """Dump the database, and list the images of the same moment."""
-    url = postgres.owner_url().set(drivername="postgresql")
-    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
-    try:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            row = await connection.fetchrow(
-                "SELECT pg_export_snapshot() AS name, now() AS made_at, "
-                "(SELECT version_num FROM alembic_version) AS revision, "
-                "(SELECT count(*) FROM ledger) AS ledger_entries"
-            )
-            with paths.open("w") as out:
-                async for image in connection.cursor(_STORED, prefetch=1000):
-                    out.write(f"{image['path']}\n")
-            # While this transaction lasts, so that its snapshot exists.
-            await asyncio.to_thread(
-                postgres.run_program,
-                "pg_dump",
-                *("--format=custom", f"--snapshot={row['name']}", f"--dbname={DATABASE_NAME}"),
-                output=dump,
-            )
-    finally:
-        await connection.close()
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        row = await connection.fetchrow(
+            "SELECT pg_export_snapshot() AS name, now() AS made_at, "
+            "(SELECT version_num FROM alembic_version) AS revision, "
+            "(SELECT count(*) FROM ledger) AS ledger_entries"
+        )
+        with paths.open("w") as out:
+            async for image in connection.cursor(_STORED, prefetch=1000):
+                out.write(f"{image['path']}\n")
+        # While this transaction lasts, so that its snapshot exists.
+        await asyncio.to_thread(
+            postgres.run_program,
+            "pg_dump",
+            *("--format=custom", f"--snapshot={row['name']}", f"--dbname={DATABASE_NAME}"),
+            output=dump,
+        )
     return _Snapshot(**dict(row))
 
 

@@ -116,17 +116,26 @@ def parse_moment(text: str, param: str, zone: str, *, is_end: bool) -> datetime:
         InvalidRequest: not ISO 8601.
     """
     try:
-        if len(text) == len("2026-11-20"):
-            day = date.fromisoformat(text) + timedelta(days=1 if is_end else 0)
-            moment = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
-        else:
+        day = _date(text)
+        if day is None:
             moment = datetime.fromisoformat(text)
             moment = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))
+        else:
+            day += timedelta(days=1 if is_end else 0)
+            moment = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidRequest(
             f"{param} must be an ISO 8601 date or date-time, such as 2026-11-20.", param=param
         ) from None
+
+
+def _date(text: str) -> date | None:
+    """Parse a date in any form of ISO 8601; None if this is a date-time, or neither."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def last_month(zone: str) -> tuple[str, str]:

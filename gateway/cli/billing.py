@@ -124,6 +124,7 @@ def import_prices(
 
 _TOKEN_RATES = ("text_input", "image_input", "image_output", "text_output")
 _RATES = (*_TOKEN_RATES, "per_image", "per_second")
+_ENTRY_KEYS = frozenset({"model", *_TOKEN_RATES, "per_image", "effective_from"})
 
 
 def _add(entries: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -146,6 +147,11 @@ def _version(number: int, entry: object) -> tuple[str, SeedPrice, datetime]:
     where = f"Price {number}"
     if not isinstance(entry, dict):
         refuse(f"{where} is not a [[prices]] table.")
+    if unknown := entry.keys() - _ENTRY_KEYS:
+        refuse(
+            f"{where} ({entry.get('model', 'no model')}) has an unknown key: {min(unknown)}. "
+            f"Known: {', '.join(sorted(_ENTRY_KEYS))}."
+        )
     try:
         return str(entry["model"]), _rates(entry), _start(entry)
     except KeyError as error:

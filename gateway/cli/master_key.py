@@ -17,6 +17,7 @@ from gateway.tenancy import credentials
 from gateway.vault import gateway_secrets, key_status
 from gateway.vault.key_status import KeyStatus
 from gateway.vault.rotation import (
+    ROTATION_LOCK,
     RotationResult,
     retire_data_keys,
     rewrap_all,
@@ -26,7 +27,6 @@ from gateway.vault.rotation import (
 from gateway.vault.sealing import MasterKeys, new_master_key, write_key_file
 from gateway.webhooks import sealing
 
-ROTATION_LOCK = 4_702_111_234_569
 RESEALERS = (credentials.reseal, sealing.reseal, sealing.reseal_house)
 master_key = typer.Typer(
     help="Keys at rest: the master key and the keys that it wraps.", no_args_is_help=True

@@ -123,5 +123,8 @@ def _transport_security(settings: Settings) -> TransportSecuritySettings:
 def _allowed_hosts(settings: Settings) -> list[str]:
     """The public address, loopback, and the operator's additions (GATEWAY_ALLOWED_HOSTS)."""
     public = urlsplit(settings.public_url).hostname or "127.0.0.1"
-    names = dict.fromkeys((public, *LOOPBACK, *settings.extra_hosts))
+    # An address of IPv6 stands in brackets in the Host header; names are sent in any case.
+    public = f"[{public}]" if ":" in public else public
+    given = (name.lower() for name in settings.extra_hosts)
+    names = dict.fromkeys((public, *LOOPBACK, *settings.extra_hosts, *given))
     return [pattern for name in names for pattern in (name, f"{name}:*")]

@@ -36,8 +36,8 @@ async def generate_image(request: Request, gateway: GatewayDep, caller: ImageWri
     body = await read_json_object(request, gateway.settings)
     arguments = dict(own_arguments("generate_image", body, TOOL_ARGUMENTS))
     key = idempotency_key_of(request)
-    if key is not None:
-        arguments.setdefault("idempotency_key", key)
+    if key is not None and arguments.get("idempotency_key") is None:
+        arguments["idempotency_key"] = key
     image_request = replace(
         await parse_call(gateway, caller, arguments, Operation.GENERATION), response_format="url"
     )

@@ -6,7 +6,8 @@ settles as usual. The sweeper deletes images in batches (`gateway/library/erasur
 
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, cast, delete, func, true, update
+from sqlalchemy import ColumnElement, Text, case, cast, delete, exists, func, true, update
+from sqlalchemy.orm import aliased
 
 from gateway.db import sweeps
 from gateway.db.audit import Action, record
@@ -107,13 +108,20 @@ async def _revoke_keys(
 async def _blank_users(
     session: TenantSession | OperatorSession, tenant_id: UUID, which: ColumnElement[bool]
 ) -> None:
+    named = func.concat(f"{DELETED}-", cast(TenantUserRow.id, Text))
+    other = aliased(TenantUserRow)
+    # Another user may have taken the name, by chance or to prevent the deletion.
+    is_taken = exists().where(other.tenant_id == tenant_id, other.name == named)
     await session.execute(
         update(TenantUserRow)
         .where(TenantUserRow.tenant_id == tenant_id, TenantUserRow.status != DELETED, which)
         .values(
             status=DELETED,
             deleted_at=func.now(),
-            name=func.concat(f"{DELETED}-", cast(TenantUserRow.id, Text)),
+            name=case(
+                (is_taken, func.concat(f"{DELETED}-", cast(func.gen_random_uuid(), Text))),
+                else_=named,
+            ),
         )
         .execution_options(synchronize_session=False)
     )

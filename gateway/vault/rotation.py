@@ -18,6 +18,8 @@ from gateway.db.tables import CredentialRow, DataKeyRow, WebhookSecretRow
 from gateway.domain import new_id
 from gateway.vault.sealing import MasterKeys, Vault, seal, unseal
 
+ROTATION_LOCK = 4_702_111_234_569
+"""Advisory lock of a command that changes the master key file, or needs it to stay as it is."""
 REWRAP_BATCH = 500
 TENANT_BATCH = 100
 SEAL_BATCH = 200

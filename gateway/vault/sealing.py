@@ -129,7 +129,8 @@ class MasterKeys:
             modified_ns = self._path.stat().st_mtime_ns
             if modified_ns == self._modified_ns:
                 return
-            lines = self._path.read_text().split()
+            # Any byte is a character of this encoding: a binary key is refused below, by its form.
+            lines = self._path.read_text(encoding="latin-1").split()
         except OSError as error:
             raise ConfigurationError(
                 f"The master key file {self._path} cannot be read: {error.strerror}"

@@ -143,7 +143,11 @@ class Dispatcher:
             else:
                 if attempt.failure is DeliveryFailure.GONE:
                     buried = await endpoints.disable_gone(
-                        session, claimed.tenant_id, claimed.endpoint_id, told_by=claimed.id
+                        session,
+                        claimed.tenant_id,
+                        claimed.endpoint_id,
+                        url=claimed.url,
+                        told_by=claimed.id,
                     )
                 is_dead = await deliveries.note_failed(session, claimed, attempt)
         _report(claimed, attempt, is_dead=is_dead, buried=buried)

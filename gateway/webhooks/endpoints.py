@@ -202,15 +202,20 @@ async def change(
 
 
 async def disable_gone(
-    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, told_by: UUID
+    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, url: str, told_by: UUID
 ) -> int | None:
-    """Disable an endpoint whose receiver answered 410 Gone to the delivery `told_by`.
+    """Disable an endpoint whose receiver at `url` answered 410 Gone to the delivery `told_by`.
 
-    Returns how many other pending deliveries were marked dead; None if it was disabled before.
+    Returns how many other pending deliveries were marked dead; None if it was disabled before, or
+    has another address by now.
     """
     row = await session.scalar(
         select(WebhookEndpointRow)
-        .where(WebhookEndpointRow.id == endpoint_id, WebhookEndpointRow.disabled_at.is_(None))
+        .where(
+            WebhookEndpointRow.id == endpoint_id,
+            WebhookEndpointRow.url == url,
+            WebhookEndpointRow.disabled_at.is_(None),
+        )
         .with_for_update()
     )
     if row is None:

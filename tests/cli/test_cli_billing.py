@@ -412,6 +412,7 @@ def test_a_file_of_prices_is_imported_whole_or_not_at_all(
         price("2097-01-01T00:00:00Z", model="gpt-image-99"),
         price('"soon"'),
         price("2097-01-01"),
+        price("2097-01-01T00:00:00Z") + "\neffective_form = 2098-01-01T00:00:00Z",
     ],
 )
 def test_a_file_that_holds_no_prices_is_refused(

@@ -23,9 +23,11 @@ async def test_a_plain_call_answers_with_the_data_of_the_tools_result(
         # Bought once, whichever way it is asked for.
         again = content_of(await call(client, "generate_image", **arguments))
         by_header = await http.post(ROUTE, json=MAKE, headers={"Idempotency-Key": "one"})
+        unset = {**MAKE, "idempotency_key": None}
+        with_null = await http.post(ROUTE, json=unset, headers={"Idempotency-Key": "one"})
     made = answer.json()
     assert answer.status_code == HTTPStatus.OK
-    assert again == {**made, "replayed": True} == by_header.json()
+    assert again == {**made, "replayed": True} == by_header.json() == with_null.json()
     assert answer.headers["x-gateway-generation-id"] == made["generation_id"]
     assert answer.headers["x-gateway-cost-usd"] == made["cost_usd"]
     assert len(await download(served, made["url"])) == made["images"][0]["size_bytes"]

@@ -26,6 +26,7 @@ def test_last_month_ends_on_the_day_before_this_month_of_the_zone(zone: str) -> 
         # On that day summer time begins: it is 23 hours long.
         ("2026-03-29", False, datetime(2026, 3, 28, 23, tzinfo=UTC)),
         ("2026-03-29", True, datetime(2026, 3, 29, 22, tzinfo=UTC)),
+        ("20260329", True, datetime(2026, 3, 29, 22, tzinfo=UTC)),
         ("2026-07-01T12:00:00", False, datetime(2026, 7, 1, 10, tzinfo=UTC)),
         ("2026-07-01T12:00:00", True, datetime(2026, 7, 1, 10, tzinfo=UTC)),
         ("2026-07-01T12:00:00-04:00", False, datetime(2026, 7, 1, 16, tzinfo=UTC)),

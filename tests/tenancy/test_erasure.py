@@ -97,6 +97,24 @@ async def test_a_users_name_cannot_become_anothers(served: Served) -> None:
         assert gone == Refusal(404, "not_found", "user_id")
 
 
+async def test_no_name_prevents_a_deletion(served: Served) -> None:
+    names = ("alice", "bob", "carol")
+    for name in names:
+        await served.key(user=name)
+    ids = {name: await user_named(served, name) for name in names}
+    users = f"/tenants/{served.tenant_id}/users"
+    async with admin(served) as http:
+        # Each has the name that the deletion gives to the one before.
+        for name, other in (("bob", "alice"), ("alice", "bob"), ("carol", "alice")):
+            given = f"deleted-{ids[other]}" if name != "carol" else "carol of old"
+            answered(await http.patch(f"{users}/{ids[name]}", json={"name": given}))
+        deleted = answered(await http.delete(f"{users}/{ids['alice']}"))
+        assert (deleted["status"], deleted["name"][:8]) == ("deleted", "deleted-")
+        answered(await http.delete(f"/tenants/{served.tenant_id}"))
+    rows = await served.owner_sql("SELECT DISTINCT status FROM tenant_user")
+    assert [row.status for row in rows] == ["deleted"]
+
+
 async def test_a_deleted_user_is_gone_and_the_costs_stay(served: Served, stub: Stub) -> None:
     async with admin(served) as http:
         answered(await http.patch(f"/tenants/{served.tenant_id}", json={"stores_prompts": True}))

@@ -234,9 +234,9 @@ def test_an_invalid_master_key_is_refused_and_not_repeated(tmp_path: Path) -> No
         else:
             accepted.append(name)
     assert accepted == []
-    for content in ("", "\n", "short\n"):
+    for content in (b"", b"\n", b"short\n", bytes(range(224, 256))):
         path = tmp_path / "keys"
-        path.write_text(content)
+        path.write_bytes(content)
         with pytest.raises(ConfigurationError, match=str(path)):
             MasterKeys(None, path)
     with pytest.raises(ConfigurationError, match="missing"):

@@ -312,6 +312,23 @@ async def test_a_hanging_delivery_is_given_up_after_the_timeout(
     assert outcome(delivery) == ("pending", 1, None, "timeout")
 
 
+async def test_an_address_that_is_gone_does_not_disable_the_one_that_followed_it(
+    served: Served,
+) -> None:
+    async with receiving(410, silent=True) as former, receiving() as present:
+        webhook = await make_webhook(served, former.url)
+        await make_event(served)
+        delivering = asyncio.create_task(deliver(served))
+        await former.until(1)
+        answered(
+            await ask(served, "PATCH", f"/webhooks/{webhook['id']}", json={"url": present.url})
+        )
+        former.opened.set()
+        await delivering
+    kept = answered(await ask(served, "GET", f"/webhooks/{webhook['id']}"))
+    assert kept["disabled_reason"] is None
+
+
 async def test_an_endpoint_that_is_gone_is_disabled_and_its_deliveries_are_dead(
     served: Served,
 ) -> None:

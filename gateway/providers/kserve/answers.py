@@ -7,6 +7,7 @@ as tensors of pixels. A link in an answer is never followed.
 import io
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -183,7 +184,7 @@ def _read_tensor(value: Mapping[str, object]) -> FoundImage | None:
         return None
     try:
         content = _bytes(numbers[: width * height * COLOURS])
-    except (TypeError, ValueError):  # something else than such numbers is among them
+    except (TypeError, ValueError, OverflowError):  # something else than such numbers
         return None
     if is_planar:
         planes = [content[i * width * height : (i + 1) * width * height] for i in range(COLOURS)]
@@ -198,10 +199,11 @@ def _bytes(pixels: list[Any]) -> bytes:
     """Return whole numbers as they are, and fractions in 255 steps. An image has a million of them.
 
     Raises:
-        TypeError, ValueError: these are not numbers of pixels.
+        TypeError, ValueError, OverflowError: these are not numbers of pixels.
     """
     if isinstance(pixels[0], int) and isinstance(pixels[-1], int):
-        return bytes(pixels)
+        with suppress(TypeError):  # fractions whose first and last happen to be whole
+            return bytes(pixels)
     scale = BRIGHTEST if max(pixels) <= 1 else 1
     return bytes([round(scale * one) for one in pixels])
 
