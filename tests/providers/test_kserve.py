@@ -17,6 +17,8 @@ from gateway.catalog.loading import Catalog
 from gateway.config import Settings
 from gateway.domain import Caller, Price, new_id
 from gateway.generation.parameters import parse_image_request
+from gateway.provider_answers import Outcome
+from gateway.providers.base import ProviderFailure
 from gateway.providers.kserve.answers import read_answer
 from gateway.providers.kserve.request import encode_request
 from tests.harness import Served, error_of, make_settings, served_gateway
@@ -110,6 +112,23 @@ def generated(catalog: Catalog, number: int) -> tuple[int, int, int]:
     settled = cost_of_call(request, price, usage=None, images=images, microseconds=microseconds)
     assert settled is not None
     return quote(request, price).amount_nano, settled, charged
+
+
+def read_pixels(catalog: Catalog, pixels: str) -> int:
+    """The number of images in an answer of one pixel."""
+    asked = {"model": "sd-demo", "prompt": "x"}
+    request = parse_image_request(asked, CALLER, catalog, default_model="sd-demo")
+    tensor = f'{{"shape": [1, 1, 1, 3], "datatype": "FP32", "data": {pixels}}}'
+    content = f'{{"outputs": [{tensor}]}}'.encode()
+    return len(read_answer(content, request, seed=0, reply=None).images)
+
+
+def test_a_pixel_is_finite_and_its_colours_are_whole_or_not(catalog: Catalog) -> None:
+    assert read_pixels(catalog, "[0, 0.5, 1]") == 1
+    for pixels in ("[0, 1e999, 1]", "[0.5, Infinity, 0.5]"):
+        with pytest.raises(ProviderFailure) as failed:
+            read_pixels(catalog, pixels)
+        assert failed.value.outcome is Outcome.AMBIGUOUS
 
 
 def test_no_call_costs_more_than_its_hold(catalog: Catalog) -> None:
