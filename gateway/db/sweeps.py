@@ -51,3 +51,21 @@ async def put_off(session: OperatorSession, name: str, *, seconds: float) -> Non
         .values(due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds))
         .execution_options(synchronize_session=False)
     )
+
+
+async def compared_to(session: OperatorSession, name: str) -> datetime | None:
+    """Return the time up to which the work is done; None if it has never been."""
+    found: datetime | None = await session.scalar(
+        select(SweepRow.compared_to).where(SweepRow.name == name)
+    )
+    return found
+
+
+async def note_compared(session: OperatorSession, name: str, to: datetime) -> None:
+    """Note the time up to which the work is done."""
+    await session.execute(
+        update(SweepRow)
+        .where(SweepRow.name == name)
+        .values(compared_to=to)
+        .execution_options(synchronize_session=False)
+    )

@@ -1,6 +1,6 @@
 """Retention of the request log, in days; each day is a partition that is dropped whole."""
 
-from datetime import timedelta
+from datetime import datetime
 
 from sqlalchemy import text
 
@@ -17,12 +17,8 @@ async def keep(database: Database, *, days: int) -> int:
     return int(rows[0][0])
 
 
-async def forget_deleted(session: OperatorSession, *, within: timedelta) -> None:
-    """Delete the rows of tenants that were deleted `within` this time."""
+async def forget_deleted(session: OperatorSession, *, since: datetime) -> None:
+    """Delete the rows of tenants that were deleted after `since`."""
     await session.execute(
-        text(
-            "SELECT forget_requests(id) FROM tenant"
-            " WHERE deleted_at > now() - CAST(:within AS interval)"
-        ),
-        {"within": within},
+        text("SELECT forget_requests(id) FROM tenant WHERE deleted_at > :since"), {"since": since}
     )

@@ -97,6 +97,23 @@ async def test_a_users_name_cannot_become_anothers(served: Served) -> None:
         assert gone == Refusal(404, "not_found", "user_id")
 
 
+@pytest.mark.parametrize("last", ["NULL", "now() - interval '31 days'"])
+async def test_what_was_deleted_while_no_gateway_ran_is_erased(served: Served, last: str) -> None:
+    alice = await served.key(user="alice")
+    async with admin(served) as http, served.http(alice) as own:
+        answered(await own.post(GENERATIONS, json=LOW))
+        users = f"/tenants/{served.tenant_id}/users"
+        answered(await http.delete(f"{users}/{await user_named(served, 'alice')}"))
+    # As if that had been a month ago, and the last sweep a day before.
+    await served.owner_sql(
+        "UPDATE tenant_user SET deleted_at = now() - interval '30 days' WHERE deleted_at < now()"
+    )
+    await served.owner_sql(f"UPDATE sweep SET compared_to = {last} WHERE name = 'erasures'")  # noqa: S608
+    await served.sweep()
+    [image] = await served.owner_sql("SELECT deleted_at FROM image")
+    assert image.deleted_at is not None
+
+
 async def test_no_name_prevents_a_deletion(served: Served) -> None:
     names = ("alice", "bob", "carol")
     for name in names:
