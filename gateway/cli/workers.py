@@ -114,11 +114,11 @@ class Supervisor(Multiprocess):
                 self.has_failed = True
                 self.should_exit.set()
                 return
+            self._remove_metrics(process)
             could_not_start = process.exitcode == STARTUP_FAILURE or process is self._last_restarted
             if could_not_start and not self._is_restart_due():
                 continue
             log.warning("worker_died", pid=process.pid, status=process.exitcode)
-            self._remove_metrics(process)
             self.processes[index] = self._last_restarted = self._start()
 
     def _is_told_to_stop(self) -> bool:
@@ -154,6 +154,7 @@ class Supervisor(Multiprocess):
         By SIGINT: the delay after SIGTERM is for balancers, and the other workers go on.
         """
         self._retiring = worker
+        log.info("worker_retires", pid=worker.pid)
         if worker.pid is not None and worker.process.is_alive():
             os.kill(worker.pid, signal.SIGINT)
         while worker.process.is_alive():

@@ -300,6 +300,8 @@ class Database:
         """Hold an advisory lock against all other processes, on a separate connection."""
         connection = await self.connect()
         try:
+            # Another process may hold it for as long as a backup takes.
+            await connection.execute("SET statement_timeout = 0")
             await connection.execute("SELECT pg_advisory_lock($1)", lock)
             yield
         finally:

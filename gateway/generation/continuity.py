@@ -97,7 +97,9 @@ def _size(request: ImageRequest, serving: Model) -> str | None:
     fixed = serving.sizes.fixed
     if size is None or size == "auto" or size in fixed or not fixed:
         return size
-    return translation.made_size(serving, size) or fitting_size(serving, parse_size(size))
+    percent = serving.sizes.ratio_percent
+    near = None if percent is None else translation.made_size(serving, size)
+    return near or fitting_size(serving, parse_size(size))
 
 
 def _prompt(request: ImageRequest, serving: Model) -> str:

@@ -4,21 +4,20 @@ A call under way when its owner is deleted still settles and may store images af
 run covers every owner deleted since some days before the last one.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Select, delete, func, or_, select, text, tuple_, union, update
+from sqlalchemy import Select, delete, func, or_, select, tuple_, union, update
 
 from gateway.db import sweeps
 from gateway.db.engine import Database, OperatorSession
 from gateway.db.tables import DataKeyRow, ImageRow, TenantRow, TenantUserRow
-from gateway.request_log.retention import forget_deleted
 from gateway.tenancy.erasure import SWEEP
 
 BATCH = 2_000
 LOOK_BACK = timedelta(days=7)
 """Longer than any call, and than an image stays in the spool."""
-EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def erase(database: Database) -> int:
@@ -29,17 +28,34 @@ async def erase(database: Database) -> int:
     total, began = 0, datetime.now(UTC)
     async with database.operator() as session:
         last = await sweeps.compared_to(session, SWEEP)
-    since = EVER if last is None else min(last, began) - LOOK_BACK
+        since = min(last or began, began) - LOOK_BACK
+        owners = await _deleted_owners(session, since)
     while True:
         async with database.operator() as session:
             count = await _erase_images(session, since)
-            await _erase_answers(session, since)
             await _shred_again(session, since)
-            await forget_deleted(session, since=since)
-            if count < BATCH:
-                await sweeps.note_compared(session, SWEEP, began)
-                return total + count
         total += count
+        if count < BATCH:
+            break
+    for tenant_id, user_id in owners:  # each within the time of a statement
+        async with database.operator() as session:
+            await session.execute(select(func.erase_answers(tenant_id, user_id)))
+            if user_id is None:
+                await session.execute(select(func.forget_requests(tenant_id)))
+    async with database.operator() as session:
+        await sweeps.note_compared(session, SWEEP, began)
+    return total
+
+
+async def _deleted_owners(
+    session: OperatorSession, since: datetime
+) -> Sequence[tuple[UUID, UUID | None]]:
+    """List deleted tenants, without a user, and deleted users of living ones."""
+    tenants = (await session.scalars(_deleted_tenants(since))).all()
+    users = await session.execute(
+        select(TenantUserRow.tenant_id, TenantUserRow.id).where(TenantUserRow.deleted_at > since)
+    )
+    return [*((one, None) for one in tenants), *((row.tenant_id, row.id) for row in users)]
 
 
 async def _erase_images(session: OperatorSession, since: datetime) -> int:
@@ -84,15 +100,3 @@ async def _shred_again(session: OperatorSession, since: datetime) -> None:
 
 def _deleted_tenants(since: datetime) -> Select[UUID]:
     return select(TenantRow.id).where(TenantRow.deleted_at > since)
-
-
-async def _erase_answers(session: OperatorSession, since: datetime) -> None:
-    """Blank the revised prompts in the answers kept for repeated requests."""
-    await session.execute(
-        text(
-            "SELECT erase_answers(id, NULL) FROM tenant"
-            " WHERE deleted_at > :since UNION ALL"
-            " SELECT erase_answers(tenant_id, id) FROM tenant_user WHERE deleted_at > :since"
-        ),
-        {"since": since},
-    )

@@ -120,11 +120,15 @@ def _transport_security(settings: Settings) -> TransportSecuritySettings:
     )
 
 
+def _is_bare_ipv6(host: str) -> bool:
+    return host.count(":") > 1 and not host.startswith("[")
+
+
 def _allowed_hosts(settings: Settings) -> list[str]:
     """The public address, loopback, and the operator's additions (GATEWAY_ALLOWED_HOSTS)."""
     public = urlsplit(settings.public_url).hostname or "127.0.0.1"
-    # An address of IPv6 stands in brackets in the Host header; names are sent in any case.
-    public = f"[{public}]" if ":" in public else public
-    given = (name.lower() for name in settings.extra_hosts)
-    names = dict.fromkeys((public, *LOOPBACK, *settings.extra_hosts, *given))
+    # Clients send names in lower case, or as they were given; an address of IPv6 in brackets.
+    given = [name for one in settings.extra_hosts for name in (one, one.lower())]
+    public, *extra = (f"[{one}]" if _is_bare_ipv6(one) else one for one in (public, *given))
+    names = dict.fromkeys((public, *LOOPBACK, *extra))
     return [pattern for name in names for pattern in (name, f"{name}:*")]

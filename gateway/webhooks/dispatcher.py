@@ -138,16 +138,17 @@ class Dispatcher:
             attempt = await self._attempt(claimed)
         is_dead, buried = False, None
         async with self._database.operator() as session:
+            if attempt.failure is DeliveryFailure.GONE and not await endpoints.has_address(
+                session, claimed.endpoint_id, claimed.url
+            ):
+                # Of a former address: the next attempt goes to the present one.
+                attempt = DeliveryAttempt(attempt.status, DeliveryFailure.BAD_STATUS)
             if attempt.failure is None:
                 await deliveries.note_delivered(session, claimed, attempt)
             else:
                 if attempt.failure is DeliveryFailure.GONE:
                     buried = await endpoints.disable_gone(
-                        session,
-                        claimed.tenant_id,
-                        claimed.endpoint_id,
-                        url=claimed.url,
-                        told_by=claimed.id,
+                        session, claimed.tenant_id, claimed.endpoint_id, told_by=claimed.id
                     )
                 is_dead = await deliveries.note_failed(session, claimed, attempt)
         _report(claimed, attempt, is_dead=is_dead, buried=buried)

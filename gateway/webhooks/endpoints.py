@@ -201,21 +201,24 @@ async def change(
     return after
 
 
-async def disable_gone(
-    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, url: str, told_by: UUID
-) -> int | None:
-    """Disable an endpoint whose receiver at `url` answered 410 Gone to the delivery `told_by`.
+async def has_address(session: OperatorSession, endpoint_id: UUID, url: str) -> bool:
+    """Return True if an endpoint still has this address; it keeps it until the transaction ends."""
+    row = await session.scalar(
+        select(WebhookEndpointRow.url).where(WebhookEndpointRow.id == endpoint_id).with_for_update()
+    )
+    return row == url
 
-    Returns how many other pending deliveries were marked dead; None if it was disabled before, or
-    has another address by now.
+
+async def disable_gone(
+    session: Session, tenant_id: UUID | None, endpoint_id: UUID, *, told_by: UUID
+) -> int | None:
+    """Disable an endpoint whose receiver answered 410 Gone to the delivery `told_by`.
+
+    Returns how many other pending deliveries were marked dead; None if it was disabled before.
     """
     row = await session.scalar(
         select(WebhookEndpointRow)
-        .where(
-            WebhookEndpointRow.id == endpoint_id,
-            WebhookEndpointRow.url == url,
-            WebhookEndpointRow.disabled_at.is_(None),
-        )
+        .where(WebhookEndpointRow.id == endpoint_id, WebhookEndpointRow.disabled_at.is_(None))
         .with_for_update()
     )
     if row is None:

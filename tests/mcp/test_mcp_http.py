@@ -67,12 +67,20 @@ async def test_the_public_host_and_those_the_operator_adds_are_accepted(
 
 
 async def test_an_address_of_ipv6_and_names_in_capitals_are_accepted(settings: Settings) -> None:
-    change = {"public_url": "https://[2001:db8::5]:8000", "allowed_hosts": "Internal.Example"}
+    change = {
+        "public_url": "https://[2001:db8::5]:8000",
+        "allowed_hosts": "Internal.Example,2001:db8::6",
+    }
     async with (
         served_gateway(settings.model_copy(update=change)) as served,
         served.http(await served.key()) as http,
     ):
-        for host in ("[2001:db8::5]:8000", "internal.example", "Internal.Example:8000"):
+        for host in (
+            "[2001:db8::5]:8000",
+            "internal.example",
+            "Internal.Example:8000",
+            "[2001:db8::6]",
+        ):
             headers = {**JSON, "Host": host}
             answer = await http.post("/mcp", json=LIST_TOOLS, headers=headers)
             assert answer.status_code == HTTPStatus.OK, host

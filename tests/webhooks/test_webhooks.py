@@ -327,6 +327,8 @@ async def test_an_address_that_is_gone_does_not_disable_the_one_that_followed_it
         await delivering
     kept = answered(await ask(served, "GET", f"/webhooks/{webhook['id']}"))
     assert kept["disabled_reason"] is None
+    [delivery] = await deliveries_of(served, webhook)
+    assert outcome(delivery) == ("pending", 1, 410, "bad_status")
 
 
 async def test_an_endpoint_that_is_gone_is_disabled_and_its_deliveries_are_dead(
