@@ -1,5 +1,7 @@
 """Liveness, readiness and metrics."""
 
+import asyncio
+import struct
 from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
@@ -10,6 +12,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.bootstrap import Gateway
 from gateway.db.engine import DatabaseUnavailable, answered_within
+from gateway.errors import Unavailable
 from gateway.library.store_health import StoreHealth
 from gateway.rest.dependencies import GatewayDep
 from gateway.rest.openapi import shared_headers
@@ -18,6 +21,8 @@ from gateway.web.routes import CONSOLE_PATH
 
 router = APIRouter(tags=["health"])
 READY_TIMEOUT_SECONDS = 1.0
+READ_ATTEMPTS = 5
+READ_AGAIN_SECONDS = 0.05
 
 
 @router.get("/", include_in_schema=False)
@@ -107,8 +112,13 @@ async def metrics(gateway: GatewayDep, request: Request) -> Response:
     generate, media_type = choose_encoder(request.headers.get("accept", ""))
     if gateway.settings.prometheus_multiproc_dir is None:
         return Response(generate(REGISTRY), media_type=media_type)
-    registry = CollectorRegistry()
-    MultiProcessCollector(  # type: ignore[no-untyped-call]  # the library has no annotations
-        registry, path=str(gateway.settings.prometheus_multiproc_dir)
-    )
-    return Response(generate(registry), media_type=media_type)
+    for _ in range(READ_ATTEMPTS):
+        registry = CollectorRegistry()
+        MultiProcessCollector(  # type: ignore[no-untyped-call]  # the library has no annotations
+            registry, path=str(gateway.settings.prometheus_multiproc_dir)
+        )
+        try:
+            return Response(generate(registry), media_type=media_type)
+        except struct.error:  # a worker that starts has just made a file, which is still empty
+            await asyncio.sleep(READ_AGAIN_SECONDS)
+    raise Unavailable("The metrics of a worker cannot be read yet.", retry_after_seconds=1)

@@ -4,6 +4,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from gateway.billing import budgets
 from gateway.config import Settings
 from gateway.db.engine import DatabaseUnavailable
 from gateway.maintenance import Sweeper
+from tests.admin_helpers import admin_secret
 from tests.harness import GPT2, Served, served_gateway
 from tests.money_helpers import eventually
 from tests.store_helpers import Away, hasty_gateway
@@ -214,3 +216,16 @@ async def test_the_page_has_every_documented_metric_and_no_created_series(
     assert value("disk_free_bytes", directory="data") > 0
     assert value("secret_created_timestamp_seconds", secret="link_key") > 0
     assert value("sweep_success_timestamp_seconds", work="sweep_money") > 0
+
+
+async def test_a_file_that_a_starting_worker_has_not_filled_yet_is_read_again(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (empty := tmp_path / "gauge_livesum_1.db").touch()
+    changed = settings.model_copy(update={"prometheus_multiproc_dir": tmp_path})
+    async with served_gateway(changed) as served, served.http(admin_secret(served)) as http:
+        refused = await http.get("/metrics")
+        reading = asyncio.create_task(http.get("/metrics"))
+        empty.unlink()
+        assert (await reading).status_code == 200
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
