@@ -226,11 +226,12 @@ class ChangeListener:
         try:
             await self._listen()
         except LISTEN_ERRORS as error:
-            self._attempted.set()
             log.warning("change_listener_lost: %s", type(error).__name__)
-            await asyncio.sleep(RECONNECT_SECONDS)
+        else:
+            return
         finally:
             self._attempted.set()
+        await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:
         connection = await self._database.connect()

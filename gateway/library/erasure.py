@@ -53,7 +53,10 @@ async def _deleted_owners(
     """List deleted tenants, without a user, and deleted users of living ones."""
     tenants = (await session.scalars(_deleted_tenants(since))).all()
     users = await session.execute(
-        select(TenantUserRow.tenant_id, TenantUserRow.id).where(TenantUserRow.deleted_at > since)
+        select(TenantUserRow.tenant_id, TenantUserRow.id).where(
+            TenantUserRow.deleted_at > since,
+            TenantUserRow.tenant_id.not_in(_deleted_tenants(since)),
+        )
     )
     return [*((one, None) for one in tenants), *((row.tenant_id, row.id) for row in users)]
 

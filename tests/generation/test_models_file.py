@@ -310,10 +310,7 @@ async def test_a_host_that_moves_is_called_at_its_new_address(
         assert (len(kserve.calls), len(second.calls)) == (0, 1)
 
 
-async def test_an_override_of_a_list_price_is_a_version_from_its_start(
-    database: str, tmp_path: Path
-) -> None:
-    text = """
+OVERRIDES = """
 [[prices]]
 model = "gpt-image-2"
 text_input = "4"
@@ -325,8 +322,14 @@ model = "gpt-image-2"
 text_input = "4"
 image_input = "7"
 image_output = "25"
-effective_from = 2099-01-01T00:00:00Z
+effective_from = START
 """
+
+
+async def test_an_override_of_a_list_price_is_a_version_from_its_start(
+    database: str, tmp_path: Path
+) -> None:
+    text = OVERRIDES.replace("START", "2099-01-01T00:00:00Z")
     settings = make_settings(database, tmp_path, models_file=write(tmp_path, text))
     for _ in "ab":  # a second start adds nothing
         async with served_gateway(settings) as served:
@@ -345,20 +348,7 @@ effective_from = 2099-01-01T00:00:00Z
 async def test_a_price_without_a_start_ends_when_one_with_a_start_begins(
     database: str, tmp_path: Path
 ) -> None:
-    text = """
-[[prices]]
-model = "gpt-image-2"
-text_input = "4"
-image_input = "7"
-image_output = "20"
-
-[[prices]]
-model = "gpt-image-2"
-text_input = "4"
-image_input = "7"
-image_output = "25"
-effective_from = 2026-11-01T00:00:00Z
-"""
+    text = OVERRIDES.replace("START", "2026-11-01T00:00:00Z")
     settings = make_settings(database, tmp_path, models_file=write(tmp_path, text))
     for _ in range(2):
         async with served_gateway(settings) as served:

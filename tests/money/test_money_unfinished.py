@@ -15,7 +15,6 @@ from tests.harness import (
     Served,
     error_of,
     gateway_process,
-    make_settings,
     process_environment,
     run_sql,
     served_gateway,
@@ -24,10 +23,11 @@ from tests.image_helpers import file_bytes, mask, png
 from tests.mcp_helpers import MODERN, call_by_http, tool_message
 from tests.mcp_helpers import error_of as tool_error_of
 from tests.money_helpers import GENERATIONS, books, client_of, eventually
-from tests.stub_gemini import running_gemini
+from tests.stub_gemini import StubGemini
 from tests.stub_gemini.api import KEY as GEMINI_KEY
 from tests.stub_openai import Stub
 
+BANANA: dict[str, Any] = {"model": "gemini-nano-banana-2.1", "prompt": "a red fox"}
 SMALL: dict[str, Any] = {"model": "dall-e-2", "prompt": "a red fox", "size": "256x256"}
 STATES = "SELECT state, final_nano FROM reservation ORDER BY admitted_at"
 
@@ -47,58 +47,44 @@ async def test_a_decoder_that_times_out_does_not_lose_the_cost(
         await served.check_invariants()
 
 
+def with_google(settings: Settings, gemini: StubGemini, **changes: Any) -> Settings:
+    """The settings of a gateway with a key of Google's."""
+    google = {"gemini_api_key": SecretStr(GEMINI_KEY), "gemini_base_url": gemini.base_url}
+    return settings.model_copy(update=google | changes)
+
+
 async def test_a_format_that_cannot_be_made_does_not_lose_the_cost(
-    database: str, tmp_path: Path
+    settings: Settings, gemini: StubGemini
 ) -> None:
-    async with running_gemini() as gemini:
-        settings = make_settings(
-            database,
-            tmp_path,
-            GEMINI_API_KEY=SecretStr(GEMINI_KEY),
-            GEMINI_BASE_URL=gemini.base_url,
-            decoder_job_seconds=0.001,
-        )
-        async with served_gateway(settings) as served:
-            async with served.http(await served.key()) as http:
-                answer = await http.post(
-                    GENERATIONS,
-                    json={"model": "gemini-nano-banana-2.1", "prompt": "a red fox"}
-                    | {"output_format": "webp"},
-                )
-            assert (answer.status_code, error_of(answer)["code"]) == (500, "image_unfinished")
-            assert "webp" in error_of(answer)["message"]
-            [line] = await books(served)
-            assert (line.state, line.final_nano) == ("posted", gemini.bill[0].cost_nano_usd)
-            await served.check_invariants()
+    hurried = with_google(settings, gemini, decoder_job_seconds=0.001)
+    async with served_gateway(hurried) as served, served.http(await served.key()) as http:
+        answer = await http.post(GENERATIONS, json=BANANA | {"output_format": "webp"})
+        assert (answer.status_code, error_of(answer)["code"]) == (500, "image_unfinished")
+        assert "webp" in error_of(answer)["message"]
+        [line] = await books(served)
+        assert (line.state, line.final_nano) == ("posted", gemini.bill[0].cost_nano_usd)
+        await served.check_invariants()
 
 
 async def test_a_charged_refusal_whose_cost_is_not_known_is_estimated(
-    database: str, tmp_path: Path
+    settings: Settings, gemini: StubGemini
 ) -> None:
-    async with running_gemini() as gemini:
-        settings = make_settings(
-            database,
-            tmp_path,
-            GEMINI_API_KEY=SecretStr(GEMINI_KEY),
-            GEMINI_BASE_URL=gemini.base_url,
+    gemini.faults.append("refused_image")
+    google = with_google(settings, gemini)
+    async with served_gateway(google) as served, served.http(await served.key()) as http:
+        # A price by the second, as an earlier release stored it; Google's answers have no time.
+        await served.owner_sql(
+            "INSERT INTO price (model, effective_from, text_input_nano, image_input_nano,"
+            " image_output_nano, text_output_nano, per_second_nano)"
+            " VALUES (:model, now() - interval '1 minute', 0, 0, 0, 0, 1000)",
+            model=BANANA["model"],
         )
-        gemini.faults.append("refused_image")
-        async with served_gateway(settings) as served:
-            # A price by the second, as an earlier release stored it; Google's answers have no time.
-            await served.owner_sql(
-                "INSERT INTO price (model, effective_from, text_input_nano, image_input_nano,"
-                " image_output_nano, text_output_nano, per_second_nano) VALUES"
-                " ('gemini-nano-banana-2.1', now() - interval '1 minute', 0, 0, 0, 0, 1000)"
-            )
-            async with served.http(await served.key()) as http:
-                answer = await http.post(
-                    GENERATIONS, json={"model": "gemini-nano-banana-2.1", "prompt": "a red fox"}
-                )
-            assert error_of(answer)["code"] == "moderation_blocked"
-            [line] = await books(served)
-            assert (line.state, line.outcome) == ("posted_est", "success_no_usage")
-            assert line.final_nano == line.held_nano > 0
-            await served.check_invariants()
+        answer = await http.post(GENERATIONS, json=BANANA)
+        assert error_of(answer)["code"] == "moderation_blocked"
+        [line] = await books(served)
+        assert (line.state, line.outcome) == ("posted_est", "success_no_usage")
+        assert line.final_nano == line.held_nano > 0
+        await served.check_invariants()
 
 
 async def test_a_machine_without_room_for_files_still_posts_the_cost(
